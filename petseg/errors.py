@@ -1,0 +1,25 @@
+"""The errors petseg raises for a caller's mistake."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PetsegError(ValueError):
+    """A caller's mistake, told in one line: what was got, what was wanted, what to do.
+
+    The command line prints the message alone and exits with code 2; `--debug` shows the traceback.
+    """
+
+
+def unknown_name(kind: str, got: str, choices: Iterable[str]) -> PetsegError:
+    """Returns the error for a name that is not one of `choices`, nearest choice first.
+
+    >>> str(unknown_name("model", "unett", ["segnet", "unet"]))
+    "model 'unett' is unknown; choose one of: unet, segnet"
+    """
+    known = sorted(choices)
+    nearest = difflib.get_close_matches(got, known, n=len(known) or 1, cutoff=0.5)
+    ordered = nearest + [name for name in known if name not in nearest]
+    return PetsegError(f"{kind} {got!r} is unknown; choose one of: {', '.join(ordered)}")
