@@ -1,0 +1,224 @@
+"""Recipes: one typed description of data, model and training, read from TOML, changed by `--set`.
+
+One description serves the file, the flag, the help text and the run folder. Shipped recipes lie in `petseg/recipes`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from petseg.errors import PetsegError, unknown_name
+
+TaskName = Literal["trimap", "pet", "species"]
+Protocol = Literal["official", "seed"]
+Border = Literal["pet", "background", "ignore"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Config):
+    """Which network; a field left out takes the preset's value (`petseg models` lists the presets)."""
+
+    name: str = "unet"
+    """unet, segnet, unet_paper or segnet_paper."""
+    base_channels: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Channels of the first stage; they double with each halving of the resolution."""
+    depth: Annotated[int, Field(ge=1, le=7)] | None = None
+    """How many times the resolution is halved."""
+    convs: Annotated[int, Field(ge=1, le=8)] | tuple[Annotated[int, Field(ge=1, le=8)], ...] | None = None
+    """3x3 convolutions a stage: one number, or one for each stage (SegNet only)."""
+    batch_norm: bool | None = None
+    """Batch normalisation after each convolution."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Probability of dropping a channel of the deepest stage."""
+    skips: bool | None = None
+    """U-Net only: concatenate the encoder's maps; false is the ablation."""
+    upsampling: Literal["indices", "bilinear"] | None = None
+    """SegNet only: upsample by the pooling's indices, or bilinear, the ablation."""
+
+
+class DataConfig(_Config):
+    """What is learnt, on which pictures, at which size."""
+
+    task: TaskName = "trimap"
+    """trimap: pet, background, border. pet: background, pet. species: background, cat, dog (border ignored)."""
+    border: Border = "pet"
+    """Task `pet` only: what the border counts as."""
+    protocol: Protocol = "official"
+    """official: trainval 3,312 / 368 and the test list. seed: the classic tutorial's split, last 1,000 validate."""
+    size: Annotated[int, Field(ge=16, le=2048)] = 128
+    """Side in pixels of the square that pictures are resized to."""
+
+
+class AugmentConfig(_Config):
+    """Random changes of each training picture, on the training device; image and mask move together."""
+
+    flip: bool = True
+    """Mirror left and right, every other picture."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Zoom by a factor between 1 / (1 + scale) and 1 + scale, log-uniform."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Turn by up to this many degrees either way."""
+    shift: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Move by up to this share of the side either way."""
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Brightness, contrast and saturation change by up to this share either way."""
+
+
+class TrainConfig(_Config):
+    """How the weights are found."""
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    """Passes over the training pictures."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Pictures a step; the last, smaller batch of an epoch is kept unless it is a single picture."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """AdamW's peak rate, reached after the warm-up."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of all steps in which the rate rises linearly; a cosine then takes it to zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decoupled decay, on weights of convolutions only."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    dice_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the soft Dice loss added to cross-entropy."""
+    class_weights: Literal["none", "median_frequency"] = "none"
+    """median_frequency: median(f) / f_c, f_c the share of class c in the pictures that hold it (SegNet's formula)."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay a step of an exponential moving average of the weights, evaluated in their place; 0 keeps none."""
+    augment: AugmentConfig = AugmentConfig()
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Fixes initial weights, order of pictures, augmentation and dropout."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where a check says that the hardware gains from it, fp32 elsewhere."""
+    deterministic: bool = False
+    """Bit-identical runs on one machine, at some cost in speed."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the extra `tensorboard`)."""
+
+
+class RunConfig(_Config):
+    """Everything that defines one training run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class Recipe(RunConfig):
+    """A run's description shared by several models, with what differs for each under `overrides`."""
+
+    models: tuple[str, ...] = ("unet", "segnet")
+    """What `petseg compare` trains, in this order."""
+    overrides: dict[str, dict[str, Any]] = {}
+    """Model name -> dotted field -> value, for example `[overrides.segnet]` with `"train.learning_rate" = 1e-3`."""
+
+    @field_validator("models")
+    @classmethod
+    def _some_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if not models or len(set(models)) != len(models):
+            raise ValueError("name each model once, and at least one")
+        return models
+
+    def for_model(self, name: str) -> RunConfig:
+        """Returns the run of one model: shared fields, then its overrides."""
+        fields = self.model_dump(exclude={"models", "overrides"})
+        fields["model"]["name"] = name
+        for field, value in self.overrides.get(name, {}).items():
+            _put(fields, field, value)
+        return validated(RunConfig, fields, source=f"overrides.{name}")
+
+
+RECIPES = files("petseg") / "recipes"
+ConfigT = TypeVar("ConfigT", bound=_Config)
+
+
+def recipe_names() -> list[str]:
+    """Returns the shipped recipes' names, sorted."""
+    return sorted(entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """Returns a shipped recipe by name, or a TOML file by path, with `field=value` settings applied.
+
+    Raises:
+        PetsegError: unknown recipe, broken TOML, unknown or wrong field, malformed setting.
+    """
+    if name in recipe_names():
+        text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+    elif name.endswith(".toml") or "/" in name:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PetsegError(f"recipe {name}: cannot be read ({error}); name a TOML file or a shipped recipe") from None
+    else:
+        raise unknown_name("recipe", name, recipe_names())
+    try:
+        fields = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PetsegError(f"recipe {name}: not valid TOML ({error}); mend the file") from None
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise PetsegError(f"--set {setting}: got no '='; write --set field=value, for example --set epochs=10")
+        _put(fields, field.strip(), _parse_value(value.strip()))
+    return validated(Recipe, fields, source=f"recipe {name}")
+
+
+def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) -> ConfigT:
+    """Returns `fields` as a `kind`; the first thing wrong becomes one line that names its field.
+
+    Raises:
+        PetsegError: an unknown field (nearest first), or a value of the wrong type or range.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    dotted = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        raise PetsegError(f"{source}: {unknown_name('field', dotted, _field_names(kind))}")
+    raise PetsegError(f"{source}: {dotted} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in kind.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            names += _field_names(nested, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _put(fields: dict[str, Any], field: str, value: Any) -> None:
+    """Sets a dotted field; a last part that is unique in the recipe may stand alone (`epochs`)."""
+    if "." not in field:
+        matches = [name for name in _field_names(Recipe) if name.split(".")[-1] == field]
+        if len(matches) == 1:
+            field = matches[0]
+    *parents, last = field.split(".")
+    for parent in parents:
+        nested = fields.setdefault(parent, {})
+        if not isinstance(nested, dict):
+            raise PetsegError(f"--set {field}: {parent} holds a value, not fields")
+        fields = nested
+    fields[last] = value
+
+
+def _parse_value(text: str) -> Any:
+    """Returns a TOML value, or the bare text where it is none (`--set task=pet` needs no quotes)."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

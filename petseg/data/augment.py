@@ -1,0 +1,82 @@
+"""Batched augmentation on the training device: image and labels move together.
+
+One sampling grid for a whole batch replaces per-picture transforms in loader processes; the random numbers come from a
+generator on the CPU, so the same seed gives the same pictures on any device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from petseg.config import AugmentConfig
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601)."""
+
+
+def augment(
+    images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Returns a batch with each picture flipped, zoomed, turned, shifted and coloured at random.
+
+    Pixels from outside the picture are its mirror image, in the labels too.
+
+    Args:
+        images: float32 [N, 3, H, W] in 0..1.
+        labels: uint8 [N, H, W].
+        config: strengths.
+        generator: on the CPU.
+
+    Returns:
+        Images as above (clamped to 0..1), and labels of the same dtype; only values that occurred occur.
+    """
+    images, labels = _move(images, labels, config, generator)
+    return _recolour(images, config.colour, generator), labels
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def _move(images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    count, _, height, width = images.shape
+    zoom = torch.exp(_uniform(count, -1, 1, generator) * math.log1p(config.scale))
+    angle = _uniform(count, -1, 1, generator) * math.radians(config.rotation)
+    shift_x, shift_y = (_uniform(count, -2, 2, generator) * config.shift for _ in range(2))
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5 * config.flip, -1.0, 1.0)
+    if not (config.scale or config.rotation or config.shift):
+        if not config.flip:
+            return images, labels
+        flipped = (mirror < 0).to(images.device)
+        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        return images, torch.where(flipped[:, None, None], labels.flip(-1), labels)
+    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    aspect = width / height
+    # output to input in normalised coordinates; the aspect keeps a turn rigid on pictures that are not square
+    theta = torch.stack([cos * mirror, -sin / aspect, shift_x, sin * aspect * mirror, cos, shift_y], dim=1)
+    grid = F.affine_grid(theta.view(-1, 2, 3).to(images.device), [count, 1, height, width], align_corners=False)
+    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    moved = F.grid_sample(
+        labels[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False
+    )
+    return images, moved[:, 0].to(labels.dtype)
+
+
+def _recolour(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    if not strength:
+        return images
+    count = images.shape[0]
+    brightness, contrast, saturation = (
+        _uniform(count, 1 - strength, 1 + strength, generator).to(images.device)[:, None, None, None] for _ in range(3)
+    )
+    luma = images.new_tensor(LUMA)[:, None, None]
+    grey = (images * luma).sum(dim=1, keepdim=True)
+    middle = grey.mean(dim=(2, 3), keepdim=True)
+    # saturation about the grey picture, contrast about its mean, brightness about black: one linear map of both
+    images = images * (brightness * contrast * saturation)
+    images = images + grey * (brightness * contrast * (1 - saturation)) + middle * (brightness * (1 - contrast))
+    return images.clamp_(0.0, 1.0)

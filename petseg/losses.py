@@ -1,0 +1,59 @@
+"""Training losses, in float32 whatever the model's precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from petseg.data.oxford_pets import IGNORE, UInt8
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Returns the mean over labelled pixels of -log p(label), in nats; best 0.
+
+    With class weights, the weighted mean (divided by the sum of the weights of the pixels).
+
+    Args:
+        logits: float [N, C, H, W].
+        labels: int64 [N, H, W], 0..C-1 or 255 (ignored). A batch with no labelled pixel gives nan.
+        class_weights: float32 [C] or None.
+    """
+    return F.cross_entropy(logits.float(), labels, weight=class_weights, ignore_index=IGNORE)
+
+
+def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
+    """Returns 1 less the soft Dice, mean over classes, over all pixels of the batch; 0..1, best 0.
+
+    Milletari et al., "V-Net", 2016, arXiv 1606.04797, section 3, with the plain sum in the denominator.
+
+    Args:
+        logits: float [N, C, H, W].
+        labels: int64 [N, H, W], 0..C-1 or 255 (ignored).
+        smooth: pixels added to numerator and denominator, so that an absent class gives no loss.
+    """
+    counted = labels != IGNORE
+    one_hot = F.one_hot(labels.masked_fill(~counted, 0), logits.shape[1]).permute(0, 3, 1, 2) * counted[:, None]
+    probabilities = logits.float().softmax(dim=1) * counted[:, None]
+    overlap = (probabilities * one_hot).sum(dim=(0, 2, 3))
+    total = probabilities.sum(dim=(0, 2, 3)) + one_hot.sum(dim=(0, 2, 3))
+    return 1.0 - ((2.0 * overlap + smooth) / (total + smooth)).mean()
+
+
+def median_frequency_weights(labels: UInt8, num_classes: int) -> Tensor:
+    """Returns float32 [C]: median(f) / f_c, where f_c is the share of class c in the pictures that hold it.
+
+    Eigen and Fergus, 2015, arXiv 1411.4734, section 6.3.2; SegNet's weights. An absent class weighs 0.
+
+    Args:
+        labels: uint8 [N, H, W], 0..C-1 or 255 (not counted).
+        num_classes: C.
+    """
+    counts = np.stack([np.bincount(image.ravel(), minlength=256)[:num_classes] for image in labels]).astype(np.float64)
+    pixels = counts.sum(axis=1, keepdims=True)
+    present = counts > 0
+    totals = (pixels * present).sum(axis=0)
+    frequency = np.divide(counts.sum(axis=0), totals, out=np.zeros(num_classes), where=totals > 0)
+    weights = np.divide(np.median(frequency[frequency > 0]), frequency, out=np.zeros(num_classes), where=frequency > 0)
+    return torch.from_numpy(weights.astype(np.float32))

@@ -1,0 +1,134 @@
+"""The one definition of every score.
+
+All scores but the boundary F-score come from confusion matrices: int64 [C, C], rows truth, columns prediction, counted
+over labelled pixels. Dataset scores add the matrices of all pictures first ("micro"), so a large picture counts more;
+per-image scores are taken picture by picture and then averaged. Every score lies in 0..1, best 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import binary_erosion
+from scipy.spatial import cKDTree
+
+from petseg.data.oxford_pets import IGNORE
+
+Labels = npt.NDArray[np.uint8]
+Confusion = npt.NDArray[np.int64]
+Score = npt.NDArray[np.float64]
+
+BOUNDARY_TOLERANCE = 0.0075
+"""Distance within which a boundary pixel is right, as a share of the picture's diagonal (the DAVIS benchmark's .008)."""
+
+
+def confusion_matrix(truth: Labels, prediction: Labels, num_classes: int) -> Confusion:
+    """Returns int64 [C, C], rows truth, columns prediction; pixels whose truth is 255 are not counted.
+
+    Args:
+        truth: uint8 of any shape, 0..C-1 or 255.
+        prediction: uint8 of the same shape, 0..C-1.
+        num_classes: C.
+
+    >>> confusion_matrix(np.uint8([0, 0, 1, 255]), np.uint8([0, 1, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    counted = truth != IGNORE
+    pairs = truth[counted].astype(np.int64) * num_classes + prediction[counted]
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _ratio(numerator: Confusion | Score, denominator: Confusion | Score) -> Score:
+    """Returns the quotient, nan where the denominator is 0."""
+    top, bottom = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
+    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+
+
+def iou(confusion: Confusion) -> Score:
+    """Returns intersection over union of each class, float64 [..., C]; nan for a class in neither truth nor prediction.
+
+    Args:
+        confusion: [..., C, C]; leading axes (pictures, resamples) stay.
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return _ratio(hits, confusion.sum(axis=-1) + confusion.sum(axis=-2) - hits)
+
+
+def dice(confusion: Confusion) -> Score:
+    """Returns the Dice coefficient (F1) of each class, float64 [..., C]; nan as for `iou`."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return _ratio(2 * hits, confusion.sum(axis=-1) + confusion.sum(axis=-2))
+
+
+def mean_over_classes(scores: Score) -> Score:
+    """Returns the plain mean over the last axis, classes that are nan (absent) left out; nan if all are."""
+    present = ~np.isnan(scores)
+    return _ratio(np.where(present, scores, 0.0).sum(axis=-1), present.sum(axis=-1))
+
+
+def mean_iou(confusion: Confusion) -> Score:
+    """Returns mIoU, float64 [...]: the mean over the classes present of `iou`."""
+    return mean_over_classes(iou(confusion))
+
+
+def pixel_accuracy(confusion: Confusion) -> Score:
+    """Returns the share of labelled pixels that are right, float64 [...]; nan without any."""
+    return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum(axis=(-2, -1)))
+
+
+@dataclass(frozen=True)
+class BoundaryCounts:
+    """Boundary pixels of one class in one picture: of each side, all and those with the other side near."""
+
+    predicted: int
+    predicted_right: int
+    true: int
+    true_found: int
+
+
+def boundary_counts(truth: Labels, prediction: Labels, label: int) -> BoundaryCounts:
+    """Returns how many boundary pixels of a class lie within the tolerance of the other side's boundary.
+
+    A boundary pixel is a pixel of the class with a 4-neighbour outside it; the picture's edge is no boundary. Where
+    the truth is ignored the prediction is taken as outside the class, so that no boundary is counted there.
+
+    Args:
+        truth: uint8 [H, W], 0..C-1 or 255.
+        prediction: uint8 [H, W], 0..C-1.
+        label: the class.
+    """
+    tolerance = BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape))
+    true = _boundary(truth == label)
+    predicted = _boundary((prediction == label) & (truth != IGNORE))
+    return BoundaryCounts(
+        predicted=len(predicted),
+        predicted_right=_near(predicted, true, tolerance),
+        true=len(true),
+        true_found=_near(true, predicted, tolerance),
+    )
+
+
+def _boundary(inside: npt.NDArray[np.bool_]) -> Score:
+    return np.argwhere(inside & ~binary_erosion(inside, border_value=1)).astype(np.float64)
+
+
+def _near(points: Score, others: Score, tolerance: float) -> int:
+    if not len(points) or not len(others):
+        return 0
+    distance, _ = cKDTree(others).query(points, distance_upper_bound=np.nextafter(tolerance, np.inf))
+    return int(np.isfinite(distance).sum())
+
+
+def boundary_f(counts: BoundaryCounts) -> float:
+    """Returns the F-score of one class's boundary in one picture: harmonic mean of precision and recall.
+
+    Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013. nan when the class has a
+    boundary in neither; 0 when in one alone.
+    """
+    if not counts.predicted and not counts.true:
+        return float("nan")
+    precision = counts.predicted_right / counts.predicted if counts.predicted else 0.0
+    recall = counts.true_found / counts.true if counts.true else 0.0
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

@@ -1,0 +1,82 @@
+"""The models by name: `build_model(config, num_classes)`.
+
+Axis letters everywhere in petseg: N batch, C classes, D features, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from petseg.config import ModelConfig
+from petseg.errors import PetsegError, unknown_name
+from petseg.models.segnet import VGG16_CONVS, SegNet
+from petseg.models.unet import UNet
+
+MODELS: dict[str, tuple[type[UNet | SegNet], dict[str, Any]]] = {
+    "unet": (UNet, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True}),
+    "segnet": (SegNet, {"base_channels": 16, "depth": 5, "batch_norm": True}),
+    "unet_paper": (UNet, {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5}),
+    "segnet_paper": (SegNet, {"base_channels": 64, "depth": 5, "batch_norm": True}),
+}
+"""Name -> class and preset; a field of `ModelConfig` that is given replaces the preset's."""
+
+TITLES = {"unet": "U-Net", "segnet": "SegNet", "unet_paper": "U-Net (paper)", "segnet_paper": "SegNet (paper)"}
+"""Name -> how a reader knows it."""
+
+
+def build_model(config: ModelConfig, num_classes: int) -> UNet | SegNet:
+    """Returns the model that `config` names, weights drawn from torch's global generator.
+
+    Raises:
+        PetsegError: an unknown name, or a field that this model does not have.
+    """
+    if config.name not in MODELS:
+        raise unknown_name("model", config.name, MODELS)
+    kind, preset = MODELS[config.name]
+    given = config.model_dump(exclude={"name"}, exclude_none=True)
+    foreign = {"skips", "upsampling"} & set(given) - {"skips" if kind is UNet else "upsampling"}
+    if foreign:
+        field = foreign.pop()
+        owner = "unet" if field == "skips" else "segnet"
+        raise PetsegError(
+            f"model.{field} was given for {config.name!r}, which has no such option; "
+            f'it belongs to {owner!r}: write it under [overrides.{owner}] as "model.{field}"'
+        )
+    options = preset | given
+    convs = options.get("convs")
+    if kind is UNet:
+        if isinstance(convs, tuple):
+            if len(set(convs)) != 1:
+                raise PetsegError(f"model.convs is {list(convs)}; a U-Net takes one number for all its stages")
+            options["convs"] = convs[0]
+    else:
+        depth = options["depth"]
+        if convs is None:
+            options["convs"] = (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
+        elif isinstance(convs, int):
+            options["convs"] = (convs,) * depth
+        elif len(convs) != depth:
+            raise PetsegError(f"model.convs has {len(convs)} numbers for depth {depth}; give one for each stage")
+    return kind(num_classes, **options)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Returns images in -2..2 for a model: values in 0..1 (any layout, float32) less 0.5, over 0.25.
+
+    Fixed numbers, not the data's own mean and deviation, so that a model carries no hidden statistics.
+    """
+    return (images - 0.5) * 4.0
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Returns uint8 [N, H, W, 3] as float32 [N, 3, H, W] in 0..1.
+
+    Planes, not channels_last: augmentation is twice as fast on them, and the model takes either.
+    """
+    return images.permute(0, 3, 1, 2).contiguous().to(torch.float32).mul_(1 / 255)
+
+
+__all__ = ["MODELS", "TITLES", "SegNet", "UNet", "build_model", "normalise", "to_unit_range"]

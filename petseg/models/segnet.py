@@ -1,0 +1,111 @@
+"""SegNet.
+
+Badrinarayanan, Kendall, Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
+2015, arXiv 1511.00561.
+
+The encoder is VGG16's thirteen convolutions in five stages, each ended by a 2x2 max-pooling whose argmax indices are
+kept. The decoder mirrors it: each stage first places the values back where the maximum stood (unpooling), which leaves
+a sparse map with sharp positions, and then fills it by convolutions. Only the indices (2 bits a window in principle)
+cross from encoder to decoder, not the feature maps: that is what should make it light.
+
+We differ from the paper: weights start at random, not from ImageNet; classes may be unweighted; the head is the last
+decoder convolution, a 3x3 as in the paper. With `upsampling="bilinear"` the indices are dropped: the ablation that says
+what they are worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from petseg.models.layers import conv_stage, initialise, stage_channels
+
+VGG16_CONVS = (2, 2, 3, 3, 3)
+"""Convolutions in each of VGG16's five stages."""
+
+
+class SegNet(nn.Module):
+    """Logits [N, num_classes, H, W] of images [N, 3, H, W], for any H and W from 16 up.
+
+    Args:
+        num_classes: C, channels of the logits.
+        base_channels: channels of the first stage; they double each stage up to eight times (VGG16: 64 to 512).
+        depth: stages, and times the resolution is halved (the paper: 5).
+        convs: convolutions of each stage, `depth` numbers (the paper: VGG16's 2, 2, 3, 3, 3).
+        batch_norm: batch normalisation after each convolution (the paper has it).
+        dropout: probability of dropping a channel at the end of the deepest stage, 0 to 1.
+        upsampling: "indices" places values by the pooling's argmax; "bilinear" is the ablation.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        base_channels: int = 16,
+        depth: int = 5,
+        convs: Sequence[int] = VGG16_CONVS,
+        batch_norm: bool = True,
+        dropout: float = 0.0,
+        upsampling: Literal["indices", "bilinear"] = "indices",
+    ) -> None:
+        super().__init__()
+        assert len(convs) == depth, "the config checks that each stage has its number of convolutions"
+        self.upsampling = upsampling
+        channels = stage_channels(base_channels, depth, growth_cap=8)
+        self.encoder = nn.ModuleList(
+            conv_stage([before] + [after] * count, batch_norm=batch_norm)
+            for before, after, count in zip([3, *channels], channels, convs, strict=False)
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.decoder = nn.ModuleList()
+        for level in reversed(range(1, depth)):
+            widths = [channels[level]] * convs[level] + [channels[level - 1]]
+            self.decoder.append(conv_stage(widths, batch_norm=batch_norm))
+        last = conv_stage([base_channels] * convs[0], batch_norm=batch_norm)
+        self.decoder.append(last)
+        self.head = nn.Conv2d(base_channels, num_classes, kernel_size=3, padding=1)
+        initialise(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (see `petseg.models.normalise` for its range)."""
+        poolings: list[tuple[Tensor | None, tuple[int, int]]] = []
+        x = image
+        for stage in self.encoder:
+            x = stage(x)
+            size = (x.shape[-2], x.shape[-1])
+            indices = None
+            if self.upsampling == "indices":
+                # ceil_mode keeps the last row and column of odd sizes, and 1 pixel at 1 pixel
+                x, indices = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True, return_indices=True)
+            else:
+                x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+            poolings.append((indices, size))
+        x = self.dropout(x)
+        for stage in self.decoder:
+            indices, size = poolings.pop()
+            if indices is None:
+                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            else:
+                x = max_unpool(x, indices, size)
+            x = stage(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def max_unpool(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns [N, D, *size]: each value of `x` where its maximum stood, zero elsewhere.
+
+    Args:
+        x: pooled values [N, D, H, W].
+        indices: their places in the flattened plane of `size`, int64 [N, D, H, W], from `max_pool2d`.
+        size: height and width before the pooling; passed on because odd sizes are ambiguous without it.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        # max_unpool2d refuses to run then; windows do not overlap, so a scatter gives the same values to the bit
+        flat = x.new_zeros(*x.shape[:2], size[0] * size[1])
+        return flat.scatter(2, indices.flatten(2), x.flatten(2)).unflatten(2, size)
+    return F.max_unpool2d(x, indices, kernel_size=2, stride=2, output_size=size)

@@ -1,0 +1,80 @@
+"""U-Net.
+
+Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015, arXiv 1505.04597.
+
+An encoder halves the resolution level by level while it doubles the channels; a symmetrical decoder doubles the
+resolution again. At each level the decoder concatenates the encoder's whole feature map (the skip connection), so the
+detail that pooling throws away is kept. The price is memory: each skip stays alive until its decoder stage has used it.
+
+We differ from the paper: convolutions are padded, so the output has the size of the input; batch normalisation may
+follow each convolution (the paper predates it; the `unet_paper` preset leaves it out); dropout is channel-wise and
+optional. With `skips=False` the decoder sees only what comes from below: the ablation that says what skips are worth.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from petseg.models.layers import conv_stage, initialise, stage_channels
+
+
+class UNet(nn.Module):
+    """Logits [N, num_classes, H, W] of images [N, 3, H, W], for any H and W from 16 up.
+
+    Args:
+        num_classes: C, channels of the logits.
+        base_channels: channels of the first level; level i has `base_channels * 2**i`.
+        depth: how many times the resolution is halved (the paper: 4).
+        convs: 3x3 convolutions a stage (the paper: 2).
+        batch_norm: batch normalisation after each convolution.
+        dropout: probability of dropping a channel at the end of the deepest stage, 0 to 1.
+        skips: concatenate the encoder's maps (U-Net's idea); False is the ablation.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        base_channels: int = 16,
+        depth: int = 4,
+        convs: int = 2,
+        batch_norm: bool = True,
+        dropout: float = 0.0,
+        skips: bool = True,
+    ) -> None:
+        super().__init__()
+        self.skips = skips
+        channels = stage_channels(base_channels, depth + 1, growth_cap=2**depth)
+        self.encoder = nn.ModuleList(
+            conv_stage([before] + [after] * convs, batch_norm=batch_norm)
+            for before, after in zip([3, *channels], channels, strict=False)
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.upsample = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        for below, level in zip(channels[:0:-1], channels[-2::-1], strict=True):
+            self.upsample.append(nn.ConvTranspose2d(below, level, kernel_size=2, stride=2))
+            merged = 2 * level if skips else level
+            self.decoder.append(conv_stage([merged] + [level] * convs, batch_norm=batch_norm))
+        self.head = nn.Conv2d(base_channels, num_classes, kernel_size=1)
+        initialise(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (see `petseg.models.normalise` for its range)."""
+        skips: list[Tensor] = []
+        x = image
+        for level, stage in enumerate(self.encoder):
+            if level:
+                # ceil_mode keeps the last row and column of odd sizes, and 1 pixel at 1 pixel
+                x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+            x = stage(x)
+            skips.append(x)
+        x = self.dropout(skips.pop())
+        for upsample, stage in zip(self.upsample, self.decoder, strict=True):
+            skip = skips.pop()
+            x = upsample(x)[..., : skip.shape[-2], : skip.shape[-1]]
+            x = stage(torch.cat([skip, x], dim=1) if self.skips else x)
+        logits: Tensor = self.head(x)
+        return logits

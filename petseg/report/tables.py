@@ -1,0 +1,446 @@
+"""Numbers as people read them: formatters, the page's comparison table and the README's results table.
+
+A share (IoU, Dice, accuracy, F) is stored in 0..1 and shown in percent, so that a difference reads in points.
+A value that does not exist (a class absent from every image, a cost that was not measured) is shown as a dash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petseg.errors import PetsegError
+
+DASH = "–"
+
+ORIGINAL = {"unet": 0.3614, "segnet": 0.4176}
+"""Validation loss after 30 epochs in the comparison petseg descends from, whose split protocol `seed` repeats."""
+
+Number = float | int | None
+
+
+# --- formatters -----------------------------------------------------------------------------------------------------
+
+
+def _missing(value: Number) -> bool:
+    return value is None or math.isnan(value)
+
+
+def percent(value: Number) -> str:
+    """Returns a share of 0..1 in percent with one decimal, without the sign.
+
+    >>> percent(0.7314), percent(1), percent(None)
+    ('73.1', '100.0', '–')
+    """
+    return DASH if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def loss(value: Number) -> str:
+    """Returns a cross-entropy in nats with four decimals, as the original comparison prints it.
+
+    >>> loss(0.36142), loss(None)
+    ('0.3614', '–')
+    """
+    return DASH if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def count(value: Number) -> str:
+    """Returns a count with the prefix k, M, G or T that leaves at least 0.1 before it; below 100 it is exact.
+
+    >>> count(1_944_000), count(730_000_000), count(31_040_000), count(42), count(None)
+    ('1.9 M', '0.73 G', '31.0 M', '42', '–')
+    """
+    if value is None or math.isnan(value):
+        return DASH
+    for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        scaled = value / unit
+        if scaled >= 0.1:
+            return f"{scaled:.{2 if scaled < 0.995 else 1}f} {prefix}"
+    return f"{value:.0f}"
+
+
+def byte_size(value: Number) -> str:
+    """Returns bytes in decimal units (1 MB is 10^6 bytes) with one decimal.
+
+    >>> byte_size(12_345_678), byte_size(999), byte_size(2_500_000_000), byte_size(None)
+    ('12.3 MB', '999 B', '2.5 GB', '–')
+    """
+    if value is None or math.isnan(value):
+        return DASH
+    for prefix, unit in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= 0.99995 * unit:
+            return f"{value / unit:.1f} {prefix}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: Number) -> str:
+    """Returns seconds as s below two minutes, min below two hours, else h.
+
+    >>> duration(1180), duration(45.2), duration(9000), duration(None)
+    ('19.7 min', '45 s', '2.5 h', '–')
+    """
+    if seconds is None or math.isnan(seconds):
+        return DASH
+    if seconds < 119.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def milliseconds(value: Number) -> str:
+    """Returns milliseconds with three significant digits.
+
+    >>> milliseconds(9.12), milliseconds(0.5), milliseconds(123.4), milliseconds(None)
+    ('9.12 ms', '0.500 ms', '123 ms', '–')
+    """
+    if value is None or math.isnan(value):
+        return DASH
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3}f} ms"
+
+
+def whole(value: Number) -> str:
+    """Returns a whole number with commas.
+
+    >>> whole(3669), whole(None)
+    ('3,669', '–')
+    """
+    return DASH if value is None or math.isnan(value) else f"{value:,.0f}"
+
+
+def points(value: float) -> str:
+    """Returns percentage points with one decimal and a true minus sign; never "−0.0".
+
+    >>> points(5.42), points(-0.31), points(-0.04)
+    ('5.4', '−0.3', '0.0')
+    """
+    text = f"{value:.1f}"
+    return "0.0" if text == "-0.0" else text.replace("-", "−")
+
+
+def plural(number: int, noun: str) -> str:
+    """Returns the number with its noun.
+
+    >>> plural(1, "epoch"), plural(3669, "image")
+    ('1 epoch', '3,669 images')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def seed_words(seeds: Sequence[int]) -> str:
+    """Returns how many seeds stand behind the figures, and which.
+
+    >>> seed_words([0]), seed_words([0, 1, 2])
+    ('one seed (0)', '3 seeds (0, 1, 2)')
+    """
+    return f"{'one seed' if len(seeds) == 1 else f'{len(seeds)} seeds'} ({', '.join(str(seed) for seed in seeds)})"
+
+
+def listing(items: Sequence[str]) -> str:
+    """Returns the items as a sentence lists them.
+
+    >>> listing(["a"]), listing(["a", "b"]), listing(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def pick(tree: Mapping[str, Any] | None, *path: str) -> Any:
+    """Returns what stands at `path` in nested mappings, or None where a step is missing.
+
+    >>> pick({"iou": {"pet": 0.8}}, "iou", "pet"), pick({"iou": None}, "iou", "pet")
+    (0.8, None)
+    """
+    found: Any = tree
+    for step in path:
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(step)
+    return found
+
+
+# --- the page's table -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of the table; `best` marks the better of the compared models, never a baseline."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure: its name, a short remark on it, and a cell for each column."""
+
+    label: str
+    remark: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows under one heading."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+def interval_holds_zero(comparison: Mapping[str, Any]) -> bool:
+    """Returns whether the difference between the models is not shown: its interval holds zero, ends included."""
+    low, high = comparison["difference"]["interval"]
+    return bool(low <= 0 <= high)
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> list[Group]:
+    """Returns the page's table: a column for each model, then for each baseline.
+
+    A row whose figures are all missing is left out. The better figure is marked unless both print the same; the
+    mIoU that the comparison's interval speaks about is marked only where that interval excludes zero.
+    """
+    models, baselines = comparison["models"], comparison.get("baselines", [])
+    columns = [*models, *baselines]
+    split = comparison["split"]
+
+    def row(
+        label: str,
+        value: Callable[[Mapping[str, Any]], Any],
+        text: Callable[[Any], str],
+        better: Callable[[Iterable[Any]], Any] | None = None,
+        remark: str = "",
+    ) -> Row | None:
+        values = [value(column) for column in columns]
+        texts = [text(number) for number in values]
+        compared = [number for number in values[: len(models)] if not _missing(number)]
+        marked = better is not None and len(compared) > 1 and len(set(texts[: len(models)]) - {DASH}) > 1
+        best = better(compared) if marked and better is not None else None
+        cells = tuple(
+            Cell(text, best is not None and place < len(models) and number == best)
+            for place, (text, number) in enumerate(zip(texts, values, strict=True))
+        )
+        return Row(label, remark, cells) if set(texts) != {DASH} else None
+
+    def group(title: str, rows: Iterable[Row | None]) -> list[Group]:
+        kept = tuple(row for row in rows if row is not None)
+        return [Group(title, kept)] if kept else []
+
+    def on(name: str, *path: str) -> Callable[[Mapping[str, Any]], Any]:
+        return lambda column: pick(column, "evaluations", name, *path)
+
+    def losses(name: str) -> list[Row | None]:
+        frames = [pick(column, "evaluations", name, "cross_entropy_frame") for column in columns]
+        frame = next((frame for frame in frames if frame), "")
+        return [
+            row("Cross-entropy", on(name, "cross_entropy"), loss, min, f"at {frame}" if frame else ""),
+            row("Cross-entropy", on(name, "cross_entropy_200"), loss, min, "at 200 px"),
+        ]
+
+    shown = None if interval_holds_zero(comparison) else max
+    scored = next((evaluation for column in columns if (evaluation := on(split)(column))), {})
+    quality = [
+        row("mIoU", on(split, "miou"), percent, shown, "%"),
+        *(row(f"IoU {name}", on(split, "iou", name), percent, max, "%") for name in comparison["classes"]),
+        row("Mean Dice", on(split, "mean_dice"), percent, max, "%"),
+        *(row(f"Dice {name}", on(split, "dice", name), percent, max, "%") for name in comparison["classes"]),
+        row("Pixel accuracy", on(split, "pixel_accuracy"), percent, max, "%"),
+        row("Mean boundary F", on(split, "mean_boundary_f"), percent, max, "%"),
+        *(
+            row(f"Boundary F {name}", on(split, "boundary_f", name), percent, max, "%")
+            for name in comparison["classes"]
+        ),
+        row("mIoU of the median image", on(split, "image_miou", "median"), percent, max, "%"),
+        *(losses(split) if split != "val" else []),
+    ]
+    validation = [
+        *losses("val"),
+        row(
+            "Original comparison",
+            lambda column: ORIGINAL.get(column["name"]) if comparison["protocol"] == "seed" else None,
+            loss,
+            remark="its loss on this split after 30 epochs",
+        ),
+        row("mIoU", on("val", "miou"), percent, max, "%") if split != "val" else None,
+        row("Best epoch", lambda column: column.get("best_epoch"), whole, remark="by validation"),
+    ]
+
+    def cost(*path: str) -> Callable[[Mapping[str, Any]], Any]:
+        return lambda column: pick(column, "cost", *path)
+
+    size = f"{comparison['size']} px"
+    batch = pick(models[0], "cost", "latency_ms", "batch")
+    images = f"{plural(batch, 'image')}, {size}" if batch else size
+    costs = [
+        row("Parameters", cost("parameters"), count, min),
+        row("Multiply-accumulates", cost("macs"), count, min, f"one image, {size}"),
+        row("Latency, median", cost("latency_ms", "p50"), milliseconds, min, images),
+        row("Latency, 95th percentile", cost("latency_ms", "p95"), milliseconds, min, images),
+        row("Activation memory, inference", cost("activation_bytes"), byte_size, min, f"one image, {size}"),
+        row(
+            "Activation memory, training",
+            cost("training_activation_bytes_per_image"),
+            byte_size,
+            min,
+            f"one image, {size}",
+        ),
+        row("Training time", cost("train_seconds"), duration, min),
+        row("Training speed", cost("train_images_per_second"), whole, max, "images/s"),
+    ]
+    where = f"{scored['frame']}, {plural(scored['images'], 'image')}" if {"frame", "images"} <= set(scored) else ""
+    return [
+        *group(f"Quality on the {split} split" + (f" ({where})" if where else ""), quality),
+        *group("Validation", validation),
+        *group("Cost", costs),
+    ]
+
+
+def original_note(comparison: Mapping[str, Any]) -> str:
+    """Returns the sentence that sets the original comparison's losses beside these, or keeps them apart."""
+    figures = listing([f"{loss(ORIGINAL[name])} ({title})" for name, title in (("unet", "U-Net"), ("segnet", "SegNet"))])
+    told = f"The comparison petseg descends from printed validation losses of {figures} after 30 epochs"
+    if comparison["protocol"] == "seed":
+        return f"{told}, on the split that protocol seed repeats; they stand in the table."
+    return f"{told} on a split of its own; protocol seed repeats that split, so set them beside its figures, not these."
+
+
+def definitions(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns each metric of the page with its definition in one line."""
+    difference = comparison["difference"]
+    classes = len(comparison["classes"])
+    return [
+        (
+            "Cross-entropy",
+            f"mean over pixels of −ln(probability of the true class), in nats; a uniform guess among {classes} "
+            f"classes scores {loss(math.log(classes))}; lower is better.",
+        ),
+        (
+            "IoU",
+            "intersection over union of a class, TP / (TP + FP + FN), from one confusion matrix over all pixels of "
+            "all images; higher is better.",
+        ),
+        ("mIoU", "plain mean of the IoU of the classes present."),
+        ("Dice", "2 TP / (2 TP + FP + FN) of a class, from the same matrix; mean Dice is their plain mean."),
+        ("Pixel accuracy", "share of pixels whose class is predicted; large classes weigh most."),
+        (
+            "Boundary F",
+            "harmonic mean of precision and recall of a class's outline; a point counts as found within 0.75 % of "
+            "the image's diagonal.",
+        ),
+        ("mIoU of an image", "the same mean from one image's own pixels; IoU by breed pools a breed's images."),
+        ("Multiply-accumulates", f"MACs of one forward pass over one image of {comparison['size']} px."),
+        (
+            "Latency",
+            "wall time of one forward pass on the machine below: the median and the 95th percentile of its repeats.",
+        ),
+        (
+            "Activation memory",
+            "bytes of intermediate results for one image, weights not counted: held during inference, and kept for "
+            "the backward pass in training.",
+        ),
+        (
+            "Interval",
+            f"{percent_words(difference['confidence'])} paired bootstrap over {difference['over']}"
+            + (f"; {plural(difference['resamples'], 'resample')}." if difference.get("resamples") else "."),
+        ),
+    ]
+
+
+def percent_words(share: float) -> str:
+    """Returns a confidence as words say it.
+
+    >>> percent_words(0.95), percent_words(0.999)
+    ('95 %', '99.9 %')
+    """
+    return f"{100 * share:.4g} %"
+
+
+# --- the README's table ---------------------------------------------------------------------------------------------
+
+
+def results_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the README's results as Markdown: a row for each protocol and model, the original figures, the conditions.
+
+    Quality is that of the comparison's own split; the losses are always those of its validation images.
+
+    Raises:
+        PetsegError: a comparison was trained on made pets, whose figures say nothing about real ones.
+    """
+    if not comparisons:
+        return "No results are published yet."
+    for comparison in comparisons:
+        if comparison.get("made_data"):
+            raise PetsegError(
+                f"the comparison of protocol {comparison['protocol']!r} was trained on made pets; the README's table "
+                "holds real results only: compare on the Oxford-IIIT Pet Dataset, or move its file out of results/"
+            )
+    classes = list(dict.fromkeys(name for comparison in comparisons for name in comparison["classes"]))
+    at_200 = any(
+        pick(model, "evaluations", "val", "cross_entropy_200") is not None
+        for comparison in comparisons
+        for model in comparison["models"]
+    )
+    head = ["Protocol", "Model", "Validation loss", *(["at 200 px"] if at_200 else []), "mIoU"]
+    head += [f"IoU {name}" for name in classes]
+    head += ["Pixel accuracy", "Boundary F", "Parameters", "MACs", "Training"]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for comparison in comparisons:
+        for model in comparison["models"]:
+            validation = pick(model, "evaluations", "val")
+            scored = pick(model, "evaluations", comparison["split"])
+            cost = model["cost"]
+            lines.append(
+                [
+                    comparison["protocol"],
+                    model["title"],
+                    loss(pick(validation, "cross_entropy")),
+                    *([loss(pick(validation, "cross_entropy_200"))] if at_200 else []),
+                    percent(pick(scored, "miou")),
+                    *(percent(pick(scored, "iou", name)) for name in classes),
+                    percent(pick(scored, "pixel_accuracy")),
+                    percent(pick(scored, "mean_boundary_f")),
+                    count(cost.get("parameters")),
+                    count(cost.get("macs")),
+                    duration(cost.get("train_seconds")),
+                ]
+            )
+    titles = {model["name"]: model["title"] for comparison in comparisons for model in comparison["models"]}
+    for name, figure in ORIGINAL.items():
+        figures = [DASH, loss(figure)] if at_200 else [loss(figure)]
+        row = ["seed, the original's", titles.get(name, name), *figures]
+        lines.append([*row, *[DASH] * (len(head) - len(row))])
+    sentences = [
+        "Shares are in percent. The original's rows are the validation losses after 30 epochs that the comparison "
+        "petseg descends from printed; protocol `seed` repeats its split.",
+        *(_conditions(comparison) for comparison in comparisons),
+    ]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return table + "\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _conditions(comparison: Mapping[str, Any]) -> str:
+    split, environment = comparison["split"], comparison["environment"]
+    scored = next((e for model in comparison["models"] if (e := pick(model, "evaluations", split))), {})
+    epochs = pick(comparison, "config", "train", "epochs")
+    machine = listing_of_present(
+        [environment.get("device"), environment.get("processor"), _threads(environment), environment.get("precision")]
+    )
+    measured = f", {plural(scored['images'], 'image')}" if "images" in scored else ""
+    measured += f" at {scored['frame']}" if "frame" in scored else ""
+    return (
+        f"`{comparison['protocol']}`: task {comparison['task']}, {split} split{measured}; trained at "
+        f"{comparison['size']} px" + (f" for {plural(epochs, 'epoch')}" if epochs else "") + f", "
+        f"{seed_words(comparison['seeds'])}; {machine}; commit `{environment.get('commit', 'unknown')}`."
+    )
+
+
+def _threads(environment: Mapping[str, Any]) -> str | None:
+    return plural(environment["threads"], "thread") if environment.get("threads") else None
+
+
+def listing_of_present(items: Iterable[str | None]) -> str:
+    """Returns the items that exist, between commas.
+
+    >>> listing_of_present(["cpu", None, "bf16"])
+    'cpu, bf16'
+    """
+    return ", ".join(item for item in items if item)

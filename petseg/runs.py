@@ -1,0 +1,153 @@
+"""A run is a folder of plain files, readable without petseg.
+
+    config.json         the whole RunConfig
+    environment.json    commit, versions, device, precision
+    metrics.jsonl       one line an epoch
+    best.safetensors    weights of the best epoch on validation
+    last.safetensors    weights of the last epoch
+    resume.safetensors  weights, optimiser and average after the last whole epoch; written last
+    evaluations/        one JSON a split, per-image matrices beside it
+
+Each file is written beside its place and moved there whole, so a kill at any moment leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from petseg import __version__
+from petseg.config import RunConfig, validated
+from petseg.errors import PetsegError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a path beside `path`, then moves the file there in one step.
+
+    Raises:
+        PetsegError: the disk is full or the folder not writable; the old file is left as it was.
+    """
+    unfinished = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        raise PetsegError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON that people can read, atomically; nan is not JSON and raises `ValueError`."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object.
+
+    Raises:
+        PetsegError: the file is missing, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PetsegError(f"{path}: no such file; is this the folder of a finished run?") from None
+    except (OSError, ValueError) as error:
+        raise PetsegError(f"{path}: not readable as JSON ({error}); restore it or run again") from None
+    if not isinstance(content, dict):
+        raise PetsegError(f"{path}: holds a {type(content).__name__}; wanted a JSON object")
+    return content
+
+
+def new_folder(folder: Path, *, resume: bool) -> None:
+    """Makes the folder of a run.
+
+    Raises:
+        PetsegError: it holds something and `resume` is false, or it cannot be made.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PetsegError(f"run folder {folder}: cannot be made ({error.strerror or error}); choose another with --out") from None
+
+
+def read_config(run: Path) -> RunConfig:
+    """Returns the config of a run folder.
+
+    Raises:
+        PetsegError: not a run folder, or a config that this version does not understand.
+    """
+    return validated(RunConfig, read_json(run / "config.json"), source=f"{run / 'config.json'}")
+
+
+def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
+    """Returns the epochs of metrics.jsonl, at most the first `up_to`; a half-written last line is dropped."""
+    path = run / "metrics.jsonl"
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows if up_to is None else [row for row in rows if row["epoch"] <= up_to]
+
+
+def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes metrics.jsonl anew, atomically (30 short lines: cheaper than reasoning about appends)."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(run / "metrics.jsonl", lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def environment(*, device: str, precision: str, threads: int) -> dict[str, Any]:
+    """Returns what a figure depends on beside the config: code, versions, machine."""
+    return {
+        "petseg": __version__,
+        "commit": _commit(),
+        "device": device,
+        "processor": _processor(),
+        "threads": threads,
+        "precision": precision,
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "started": now(),
+    }
+
+
+def now() -> str:
+    """Returns the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _commit() -> str:
+    """Returns the commit of the code that runs, "-dirty" if it differs; "" where petseg is installed without git."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return ""
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

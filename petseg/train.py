@@ -1,0 +1,483 @@
+"""Training: `train(config, prepared, run)` fills a run folder.
+
+Every random number of an epoch comes from (seed, epoch), so a resumed run needs no generator's state and both models of
+a comparison see the same pictures in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from petseg import runs
+from petseg.config import RunConfig, TrainConfig
+from petseg.data.augment import augment
+from petseg.data.cache import Prepared
+from petseg.data.oxford_pets import IGNORE, Task, get_task, split_names
+from petseg.errors import PetsegError
+from petseg.losses import cross_entropy, dice_loss, median_frequency_weights
+from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
+from petseg.models import build_model, normalise, to_unit_range
+
+Rows = npt.NDArray[np.int64]
+
+CHECK_EVERY = 50
+"""Steps between looks at the losses for nan: each look waits for the device."""
+
+EVALUATION_BATCH = 32
+"""Pictures a batch where no gradient is kept; scores do not depend on it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress bar needs, after each step."""
+
+    epoch: int
+    step: int
+    steps: int
+    """In the whole run."""
+    loss: float | None
+    """Validation cross-entropy of the last whole epoch."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how precisely to compute."""
+
+    device: torch.device
+    autocast: bool
+    reason: str
+    """Why this precision, in words, for the terminal."""
+
+    @property
+    def precision(self) -> str:
+        """ "bf16" or "fp32"."""
+        return "bf16" if self.autocast else "fp32"
+
+    def context(self) -> torch.autocast:
+        """Returns the autocast context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
+
+def choose_hardware(precision: str = "auto", device: str | None = None) -> Hardware:
+    """Returns the fastest device at hand, and bf16 where its hardware multiplies it faster than fp32.
+
+    Args:
+        precision: "auto", "fp32" or "bf16".
+        device: "cpu", "cuda", "cuda:1", "mps"; None chooses.
+
+    Raises:
+        PetsegError: a device that torch does not know or does not have.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, ValueError):
+        raise PetsegError(f"device {device!r}: torch has no such device here; choose cpu, or leave --device out") from None
+    if precision != "auto":
+        return Hardware(chosen, precision == "bf16", f"{precision} as asked")
+    if chosen.type == "cuda":
+        gains = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Hardware(chosen, gains, "the GPU has bf16 units" if gains else "the GPU has no bf16 units")
+    if chosen.type == "cpu":
+        # avx512_bf16 and AMX multiply bf16 natively; elsewhere oneDNN emulates it, slower than fp32
+        amx = torch.cpu._is_amx_tile_supported()
+        gains = amx or torch.cpu._is_avx512_bf16_supported()
+        unit = "AMX" if amx else "AVX512-BF16"
+        return Hardware(chosen, gains, f"the processor has {unit}" if gains else "the processor has no bf16 units")
+    return Hardware(chosen, False, "bf16 is not tried on this kind of device")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one split on the training device."""
+
+    images: Tensor
+    """uint8 [N, H, W, 3]: the whole prepared array; `rows` says which belong to the split."""
+    labels: Tensor
+    """uint8 [N, H, W]: of the task, 255 ignored."""
+    rows: Rows
+
+    def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] of some rows."""
+        index = torch.from_numpy(rows).to(self.images.device)
+        return to_unit_range(self.images[index]), self.labels[index]
+
+
+def task_labels(prepared: Prepared, task: Task) -> npt.NDArray[np.uint8]:
+    """Returns the task's labels of every prepared picture, uint8 [N, H, W]."""
+    table = task.table()
+    labels = np.empty(prepared.trimaps.shape, np.uint8)
+    for row, (species, trimap) in enumerate(zip(prepared.species, prepared.trimaps, strict=True)):
+        labels[row] = table[species][trimap]  # picture by picture: numpy widens an index to eight bytes
+    return labels
+
+
+def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> dict[str, Pictures]:
+    """Returns "train", "val" and, under protocol `official`, "test".
+
+    Raises:
+        PetsegError: too few pictures for a training and a validation part.
+    """
+    task = get_task(config.data.task, config.data.border)
+    names = split_names(list(prepared.all_listed), prepared.all_listed, config.data.protocol)
+    # copy-on-write: torch wants writable memory, the cache stays as it is and is paged in as it is used
+    images = torch.from_numpy(np.load(prepared.folder / "images.npy", mmap_mode="c")).to(device)
+    labels = torch.from_numpy(task_labels(prepared, task)).to(device)
+    splits = {part: Pictures(images, labels, prepared.rows(part_names)) for part, part_names in names.items()}
+    if len(splits["train"].rows) < 2 or not len(splits["val"].rows):
+        raise PetsegError(
+            f"protocol {config.data.protocol}: {len(splits['train'].rows)} training and {len(splits['val'].rows)} "
+            "validation pictures; wanted at least 2 and 1: is the data folder complete? (`petseg data check`)"
+        )
+    return splits
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Returns the rate of a step (from 0): linear warm-up, then a cosine to zero at the end.
+
+    >>> learning_rate(99, 100, TrainConfig(learning_rate=1.0)) < 1e-3
+    True
+    """
+    warmup = config.warmup * steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
+
+
+def epoch_batches(rows: Rows, epoch: int, config: TrainConfig) -> list[Rows]:
+    """Returns the epoch's batches: every row once, in an order that (seed, epoch) fixes.
+
+    A last batch of a single picture is joined to the one before: batch normalisation needs two.
+    """
+    order = np.random.default_rng([config.seed, epoch]).permutation(rows)
+    cuts = list(range(config.batch_size, len(order), config.batch_size))
+    if cuts and len(order) - cuts[-1] == 1 and config.batch_size > 1:
+        cuts.pop()
+    return list(np.split(order, cuts))
+
+
+def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Returns AdamW (arXiv 1711.05101), weight decay on convolution weights only, one fused kernel a step."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
+
+
+def train(
+    config: RunConfig,
+    prepared: Prepared,
+    run: Path,
+    *,
+    hardware: Hardware | None = None,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Returns the rows of metrics.jsonl after training the model of `config` into the folder `run`.
+
+    Args:
+        config: model, data and training.
+        prepared: the data set at `config.data.size`.
+        run: folder to make; with `resume` it may exist, and a finished run returns at once.
+        hardware: None chooses by `config.train.precision`.
+        resume: go on after the last whole epoch of `run`.
+        on_progress: called after each step.
+        on_epoch: called with each new row.
+
+    Raises:
+        PetsegError: the folder exists, holds another config, or a damaged checkpoint; or the loss is not a number.
+    """
+    hardware = hardware or choose_hardware(config.train.precision)
+    settings = config.train
+    runs.new_folder(run, resume=resume)
+    if resume and (run / "config.json").is_file() and (known := runs.read_config(run)) != config:
+        raise PetsegError(f"run folder {run}: holds another config ({_difference(known, config)}); choose another --out")
+    task = get_task(config.data.task, config.data.border)
+    splits = load_splits(prepared, config, hardware.device)
+
+    torch.manual_seed(settings.seed)
+    model = build_model(config.model, len(task.classes)).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True) if settings.ema else None
+    optimiser = make_optimiser(model, settings)
+    first_epoch = 1
+    if resume and (run / "resume.safetensors").is_file():
+        first_epoch = _restore(run / "resume.safetensors", model, optimiser, average) + 1
+    history = runs.read_metrics(run, up_to=first_epoch - 1)
+    if first_epoch > settings.epochs:
+        return history
+    if not (run / "environment.json").is_file():
+        environment = runs.environment(
+            device=_device_name(hardware.device), precision=hardware.precision, threads=torch.get_num_threads()
+        )
+        runs.write_json(run / "environment.json", environment)
+    runs.write_json(run / "config.json", config.model_dump(mode="json"))
+
+    class_weights = None
+    if settings.class_weights == "median_frequency":
+        labels = splits["train"].labels[torch.from_numpy(splits["train"].rows).to(hardware.device)]
+        class_weights = median_frequency_weights(labels.cpu().numpy(), len(task.classes)).to(hardware.device)
+    board = _tensorboard(run) if settings.tensorboard else None
+    with _determinism(settings.deterministic):
+        for epoch in range(first_epoch, settings.epochs + 1):
+            started = time.perf_counter()
+            train_loss = _train_epoch(
+                epoch, model, average, optimiser, splits["train"], settings, hardware, class_weights, history, on_progress
+            )
+            trained = time.perf_counter()
+            evaluated = average.module if average is not None else model
+            val = validate(evaluated, splits["val"], len(task.classes), hardware)
+            row = {
+                "epoch": epoch,
+                "seconds": round(time.perf_counter() - started, 3),
+                "train_seconds": round(trained - started, 3),
+                "learning_rate": optimiser.param_groups[0]["lr"],
+                "train_loss": train_loss,
+                **val,
+            }
+            history.append(row)
+            _checkpoint(run, epoch, history, model, optimiser, average)
+            if board is not None:
+                for name in ("train_loss", "val_loss", "val_miou", "learning_rate"):
+                    board.add_scalar(name, row[name], epoch)
+            if on_epoch is not None:
+                on_epoch(row)
+    return history
+
+
+def _train_epoch(
+    epoch: int,
+    model: nn.Module,
+    average: AveragedModel | None,
+    optimiser: torch.optim.Optimizer,
+    pictures: Pictures,
+    settings: TrainConfig,
+    hardware: Hardware,
+    class_weights: Tensor | None,
+    history: list[dict[str, Any]],
+    on_progress: Callable[[Progress], None] | None,
+) -> float:
+    """Returns the mean training loss of the epoch, over pictures, augmentation and dropout on."""
+    batches = epoch_batches(pictures.rows, epoch, settings)
+    steps = settings.epochs * len(batches)
+    torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    model.train()
+    losses: list[Tensor] = []
+    for index, rows in enumerate(batches):
+        step = (epoch - 1) * len(batches) + index
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, settings)
+        images, labels = augment(*pictures.batch(rows), settings.augment, generator)
+        with hardware.context():
+            logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
+        targets = labels.long()
+        loss = cross_entropy(logits, targets, class_weights)
+        if settings.dice_weight:
+            loss = loss + settings.dice_weight * dice_loss(logits, targets)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if settings.gradient_clip:
+            nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+        optimiser.step()
+        if average is not None:
+            average.update_parameters(model)
+        losses.append(loss.detach() * len(rows))
+        if (index + 1) % CHECK_EVERY == 0 or index + 1 == len(batches):
+            _check_finite(losses, epoch, step)
+        if on_progress is not None:
+            on_progress(Progress(epoch, step + 1, steps, history[-1]["val_loss"] if history else None))
+    return float(torch.stack(losses).sum()) / len(pictures.rows)
+
+
+def _check_finite(losses: list[Tensor], epoch: int, step: int) -> None:
+    bad = (~torch.isfinite(torch.stack(losses))).nonzero()
+    if len(bad):
+        first = step - (len(losses) - 1 - int(bad[0]))
+        raise PetsegError(
+            f"training: the loss is not a number at step {first + 1} (epoch {epoch}); "
+            "the run is kept as of the last whole epoch: try a lower train.learning_rate"
+        )
+
+
+def validate(model: nn.Module, pictures: Pictures, num_classes: int, hardware: Hardware) -> dict[str, float]:
+    """Returns val_loss (cross-entropy in nats), val_miou and val_accuracy over all pixels at the training size."""
+    total = torch.zeros((), dtype=torch.float64)
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    for rows, logits in predict_logits(model, pictures, pictures.rows, hardware):
+        labels = pictures.labels[torch.from_numpy(rows).to(hardware.device)]
+        counted = int((labels != IGNORE).sum())
+        if counted:
+            total += cross_entropy(logits, labels.long()).double().cpu() * counted
+        confusion += confusion_matrix(labels.cpu().numpy(), logits.argmax(dim=1).to(torch.uint8).cpu().numpy(), num_classes)
+    return {
+        "val_loss": float(total) / int(confusion.sum()),
+        "val_miou": float(mean_iou(confusion)),
+        "val_accuracy": float(pixel_accuracy(confusion)),
+    }
+
+
+def predict_logits(model: nn.Module, pictures: Pictures, rows: Rows, hardware: Hardware) -> Any:
+    """Yields (rows, logits float32 [n, C, H, W] at the training size) batch by batch, no gradient, no dropout."""
+    model.eval()
+    with torch.inference_mode():
+        for batch in np.split(rows, range(EVALUATION_BATCH, len(rows), EVALUATION_BATCH)):
+            images, _ = pictures.batch(batch)
+            with hardware.context():
+                logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
+            yield batch, logits.float()
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """Returns the epoch with the best validation mIoU, the first of equals."""
+    return int(max(history, key=lambda row: row["val_miou"])["epoch"])
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def _checkpoint(
+    run: Path,
+    epoch: int,
+    history: list[dict[str, Any]],
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: AveragedModel | None,
+) -> None:
+    """Writes weights and metrics, and last the file that a resumed run starts from: it names the epoch that is whole."""
+    weights = _plain(average.module if average is not None else model)
+    if best_epoch(history) == epoch:
+        _save(run / "best.safetensors", weights, epoch)
+    _save(run / "last.safetensors", weights, epoch)
+    runs.write_metrics(run, history)
+    state = {f"model.{name}": tensor for name, tensor in _plain(model).items()}
+    for number, values in optimiser.state_dict()["state"].items():
+        state |= {f"optimiser.{number}.{name}": value.contiguous() for name, value in values.items()}
+    if average is not None:
+        state |= {f"average.{name}": tensor for name, tensor in _plain(average).items()}
+    _save(run / "resume.safetensors", state, epoch)
+
+
+def _plain(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _save(path: Path, tensors: dict[str, Tensor], epoch: int) -> None:
+    def write(unfinished: Path) -> None:
+        try:
+            save_file(tensors, unfinished, metadata={"epoch": str(epoch)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    runs.write_atomically(path, write)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Returns the tensors of a safetensors file and the epoch it was written after.
+
+    Raises:
+        PetsegError: missing or damaged.
+    """
+    if not path.is_file():
+        raise PetsegError(f"{path}: no such weights; is this the folder of a trained run?")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["epoch"])  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise PetsegError(f"{path}: damaged ({error}); train again without --resume, into another folder") from None
+
+
+def load_weights(model: nn.Module, path: Path) -> int:
+    """Loads weights into a model and returns the epoch they are of.
+
+    Raises:
+        PetsegError: missing, damaged, or of another model.
+    """
+    tensors, epoch = read_tensors(path)
+    _load(model, tensors, path)
+    return epoch
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise PetsegError(f"{path}: weights of another model than its config.json describes; restore the pair") from None
+
+
+def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: AveragedModel | None) -> int:
+    tensors, epoch = read_tensors(path)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    _load(model, part("model."), path)
+    if average is not None:
+        _load(average, part("average."), path)
+    state = optimiser.state_dict()
+    for name, tensor in part("optimiser.").items():
+        number, _, kind = name.partition(".")
+        state["state"].setdefault(int(number), {})[kind] = tensor
+    optimiser.load_state_dict(state)
+    return epoch
+
+
+# --- around ----------------------------------------------------------------------------------------------------------
+
+
+class _determinism:  # noqa: N801 - used as a context, like contextlib's own
+    """Torch's deterministic algorithms while training, restored after."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __enter__(self) -> None:
+        self.before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(self.enabled or self.before)
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self.before)
+
+
+def _difference(known: RunConfig, wanted: RunConfig) -> str:
+    """Returns the first field that differs, in words."""
+
+    def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in fields.items():
+            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    old, new = flat(known.model_dump()), flat(wanted.model_dump())
+    field = next(name for name in old if old[name] != new[name])
+    return f"{field} is {old[field]!r} there, {new[field]!r} now"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _tensorboard(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise PetsegError("train.tensorboard is true, but tensorboard is missing; pip install 'petseg[tensorboard]'") from None
+    return SummaryWriter(run / "tensorboard")
