@@ -124,8 +124,8 @@ class Recipe(RunConfig):
     @field_validator("models")
     @classmethod
     def _some_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
-        if not models or len(set(models)) != len(models):
-            raise ValueError("name each model once, and at least one")
+        if len(models) < 2 or len(set(models)) != len(models):
+            raise ValueError("a comparison names at least two models, each once")
         return models
 
     def for_model(self, name: str) -> RunConfig:

@@ -23,7 +23,9 @@ def main(annotations: Path, near_duplicates: Path) -> None:
     with near_duplicates.open(encoding="utf-8", newline="") as file:
         barred = frozenset(row[side] for row in csv.DictReader(file) for side in ("a", "b"))
     drawn = stratified_validation(names, share=0.1, seed=0, barred=barred)
-    header = "# The validation part of trainval: drawn by scripts/make_validation_split.py, 10 % of each breed, seed 0\n"
+    header = (
+        "# The validation part of trainval: drawn by scripts/make_validation_split.py, 10 % of each breed, seed 0\n"
+    )
     OUT.write_text(header + "\n".join(drawn) + "\n", encoding="utf-8")
     print(f"{len(drawn)} of {len(names)} names -> {OUT}")
 

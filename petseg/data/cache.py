@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,12 +23,16 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from platformdirs import user_cache_path, user_data_path
 
-from petseg.data.archives import ANNOTATIONS, ARCHIVES, IMAGES, extract, is_official
+from petseg.data.archives import ANNOTATIONS, ARCHIVES, IMAGES, download, extract, is_official
 from petseg.data.oxford_pets import Contents, Pet, UInt8, open_pair, read_contents
+from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError
 
 CACHE_VERSION = 1
 """Raised when the content of a cache changes for the same key."""
+
+UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
+"""The source of such data; the command line says it in one line of warning."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -44,6 +47,52 @@ def cache_root() -> Path:
 def default_data_folder() -> Path:
     """Returns where `petseg data get` puts the archives unless told otherwise."""
     return user_data_path("petseg", appauthor=False) / "oxford-iiit-pet"
+
+
+MADE_PER_BREED = 20
+"""Pictures of each breed in the made set that `petseg compare --quick` falls back to: 740 in all, a fifth of a minute."""
+
+
+def find_data(given: Path | None) -> Path | None:
+    """Returns the data folder: `given`, else PETSEG_DATA, else what `petseg data get` downloaded, else None."""
+    if given is not None:
+        return given
+    if named := os.environ.get("PETSEG_DATA"):
+        return Path(named)
+    default = default_data_folder()
+    return default if all((default / archive.name).is_file() for archive in ARCHIVES) else None
+
+
+def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | None = None, rounds: int = 4) -> None:
+    """Downloads the two official archives into a folder; what is there and verified stays.
+
+    Args:
+        folder: made when it is missing.
+        on_progress: called with (archive's name, bytes here, bytes in all).
+        rounds: how often both hosts are tried.
+
+    Raises:
+        PetsegError: no host gave the files, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PetsegError(f"data folder {folder}: cannot be made ({error.strerror or error}); choose another with --data") from None
+    with FileLock(str(folder / "get.lock")):
+        for archive in ARCHIVES:
+            download(archive, folder, on_progress=on_progress and partial(on_progress, archive.name), rounds=rounds)
+
+
+def made_data() -> Path:
+    """Returns a folder of made pets in the official layout, drawn at the first call."""
+    target = cache_root() / "made_pets" / f"{MADE_PER_BREED}-v{CACHE_VERSION}"
+    with _locked(target):
+        if not target.is_dir():
+            unfinished = target.with_name(f"{target.name}.tmp")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make_pets(unfinished, per_breed=MADE_PER_BREED, breeds=37)
+            unfinished.rename(target)
+    return target
 
 
 def open_data(folder: Path) -> tuple[Contents, str]:
@@ -70,11 +119,9 @@ def open_data(folder: Path) -> tuple[Contents, str]:
     stamp = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
     target = cache_root() / "extracted" / hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
     official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
-    if not official:
-        warnings.warn(f"{folder}: not the official archives by size or checksum; going on (a reduced or mirrored copy?)", stacklevel=2)
     with _locked(target):
         extract(archives, target)
-    return read_contents(target), "the official archives" if official else "archives with other checksums (a reduced or mirrored copy)"
+    return read_contents(target), "the official archives" if official else UNOFFICIAL
 
 
 def _archive_in(folder: Path, name: str) -> Path | None:

@@ -6,11 +6,10 @@ Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012; CC BY-SA 4.0. 7
 from __future__ import annotations
 
 import math
-import os
 import random
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +33,16 @@ IGNORE = 255
 """The label of pixels that neither train nor count."""
 
 
+CLASS_COLOURS = {
+    "pet": "#0072B2",
+    "background": "#BBBBBB",
+    "border": "#E69F00",
+    "cat": "#CC79A7",
+    "dog": "#009E73",
+}
+"""Class name -> colour in every picture and legend (Okabe and Ito's palette, told apart by colour-blind readers)."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a pixel is called: class names, and the label of each (species, trimap value)."""
@@ -42,6 +51,10 @@ class Task:
     classes: tuple[str, ...]
     labels: Mapping[int, Mapping[int, int]]
     """species -> trimap value -> label, 255 where ignored."""
+
+    def palette(self) -> UInt8:
+        """Returns the classes' colours, uint8 [C, 3]."""
+        return np.array([list(bytes.fromhex(CLASS_COLOURS[name][1:])) for name in self.classes], np.uint8)
 
     def table(self) -> UInt8:
         """Returns the same as uint8 [3, 4], indexed by species (1, 2) and trimap value (1, 2, 3)."""
@@ -196,11 +209,6 @@ class Pair:
     notes: tuple[str, ...]
     """What was found and mended, for `petseg data check`."""
 
-    @property
-    def own_size(self) -> tuple[int, int]:
-        """Height and width of the picture as it lies on disk."""
-        return (self.trimap.shape[0], self.trimap.shape[1])
-
 
 def open_pair(pet: Pet, *, draft: int | None = None) -> Pair:
     """Returns the picture as RGB and its trimap, both at the picture's own size and orientation on disk.
@@ -216,18 +224,37 @@ def open_pair(pet: Pet, *, draft: int | None = None) -> Pair:
     """
     notes: list[str] = []
     image, own_size = _open_image(pet.image, draft, notes)
-    trimap = read_trimap(pet.trimap)
+    return Pair(image, _match(read_trimap(pet.trimap), own_size, pet.name, notes), tuple(notes))
+
+
+def open_trimap(pet: Pet) -> UInt8:
+    """Returns the trimap at its image's own size, as `open_pair` does, without decoding the image.
+
+    Raises:
+        PetsegError: as `open_pair`.
+    """
+    try:
+        with Image.open(pet.image) as opened:
+            own_size = opened.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PetsegError(f"{pet.name}: image cannot be decoded ({error})") from None
+    return _match(read_trimap(pet.trimap), own_size, pet.name, [])
+
+
+def _match(trimap: UInt8, own_size: tuple[int, int], name: str, notes: list[str]) -> UInt8:
+    """Returns the trimap at `own_size` (width, height); what was done goes to `notes`."""
     height, width = trimap.shape
     if (width, height) != own_size:
         if abs(math.log(width / height * own_size[1] / own_size[0])) > SAME_ASPECT:
             raise PetsegError(
-                f"{pet.name}: trimap is {width}x{height}, image {own_size[0]}x{own_size[1]}: different shapes cannot be matched"
+                f"{name}: trimap is {width}x{height}, image {own_size[0]}x{own_size[1]}; "
+                "different shapes cannot be matched"
             )
         trimap = np.asarray(Image.fromarray(trimap).resize(own_size, Image.Resampling.NEAREST))
         notes.append("trimap of another size, resized (nearest)")
     if not (trimap == PET).any():
         notes.append("trimap without any pet")
-    return Pair(image, trimap, tuple(notes))
+    return trimap
 
 
 def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.Image, tuple[int, int]]:
@@ -354,17 +381,3 @@ def stratified_validation(
         free = [name for name in members if name not in barred]
         drawn += random.Random(f"{seed} {breed}").sample(free, min(quota[breed], len(free)))  # noqa: S311
     return sorted(drawn)
-
-
-def describe_split(names: Iterable[str]) -> str:
-    """Returns breeds and species of some names in words, for `petseg data check`."""
-    species = Counter(species_of(name) for name in names)
-    return f"{species[CAT]} cats, {species[DOG]} dogs"
-
-
-def data_folder(given: Path | None) -> Path | None:
-    """Returns `given`, else PETSEG_DATA, else None; the command line's one rule."""
-    if given is not None:
-        return given
-    named = os.environ.get("PETSEG_DATA")
-    return Path(named) if named else None

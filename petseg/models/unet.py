@@ -75,6 +75,9 @@ class UNet(nn.Module):
         for upsample, stage in zip(self.upsample, self.decoder, strict=True):
             skip = skips.pop()
             x = upsample(x)[..., : skip.shape[-2], : skip.shape[-1]]
-            x = stage(torch.cat([skip, x], dim=1) if self.skips else x)
+            if self.skips:
+                x = torch.cat([skip, x], dim=1)
+            del skip  # its memory is free while the stage computes
+            x = stage(x)
         logits: Tensor = self.head(x)
         return logits

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,9 +17,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from petseg.data.oxford_pets import CLASS_COLOURS
 from petseg.errors import PetsegError
 from petseg.report import plots, tables
-from petseg.report.tables import DASH, interval_holds_zero, listing, percent, percent_words, pick, points
+from petseg.report.tables import DASH, lead_shown, listing, percent, percent_words, pick, points
+from petseg.runs import write_atomically
 
 MADE_DATA = "Trained on made pets: these figures mean nothing for real cats and dogs"
 
@@ -37,7 +38,14 @@ COSTS = (
     ("activation memory", ("activation_bytes",)),
 )
 
-_KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false", float: "a number"}
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+    float: "a number",
+}
 
 _KEYS: dict[str, type] = {
     "command": str,
@@ -53,9 +61,10 @@ _KEYS: dict[str, type] = {
     "environment": dict,
     "data": dict,
     "models": list,
-    "difference": dict,
 }
 _MODEL_KEYS: dict[str, type] = {"name": str, "title": str, "cost": dict, "history": list, "evaluations": dict}
+_BASELINE_KEYS: dict[str, type] = {"name": str, "title": str, "evaluations": dict}
+_EXAMPLE_KEYS: dict[str, type] = {"name": str, "why": str, "files": dict}
 _DIFFERENCE_KEYS: dict[str, type] = {
     "a": str,
     "b": str,
@@ -96,24 +105,39 @@ def read_comparison(path: Path) -> dict[str, Any]:
         )
     problems = _problems(comparison, _KEYS, "")
     if not problems:
-        for place, model in enumerate(comparison["models"]):
-            problems += _problems(model, _MODEL_KEYS, f"models[{place}].")
-        problems += _problems(comparison["difference"], _DIFFERENCE_KEYS, "difference.")
+        for key, keys in (("models", _MODEL_KEYS), ("baselines", _BASELINE_KEYS), ("examples", _EXAMPLE_KEYS)):
+            for place, item in enumerate(comparison.get(key, [])):
+                problems += _problems(item, keys, f"{key}[{place}].")
+        if not comparison["models"]:
+            problems.append("models is empty")
+        if "difference" not in comparison:
+            problems.append("difference is missing")
+        elif comparison["difference"] is not None:  # None: one model has nothing to differ from
+            problems += _problems(comparison["difference"], _DIFFERENCE_KEYS, "difference.")
     if not problems:
-        names = [model["name"] for model in comparison["models"]]
-        difference = comparison["difference"]
-        problems = [
-            f"difference.{side} is {difference[side]!r}, none of the models {', '.join(names)}"
-            for side in ("a", "b")
-            if difference[side] not in names
-        ]
-        if len(difference["interval"]) != 2:
-            problems.append(f"difference.interval holds {len(difference['interval'])} values, not 2")
+        for place, model in enumerate(comparison["models"]):
+            for row, epoch in enumerate(model["history"]):
+                problems += _problems(epoch, {"epoch": int}, f"models[{place}].history[{row}].")
+        problems += _difference_problems(comparison)
     if problems:
-        raise PetsegError(
-            f"{path}: {'; '.join(problems)}; wanted the keys that `petseg compare` writes: run it again"
-        )
+        raise PetsegError(f"{path}: {'; '.join(problems)}; wanted the keys that `petseg compare` writes: run it again")
     return dict(comparison)
+
+
+def _difference_problems(comparison: Mapping[str, Any]) -> list[str]:
+    difference = comparison["difference"]
+    if difference is None:
+        return []
+    names = [model["name"] for model in comparison["models"]]
+    problems = [
+        f"difference.{side} is {difference[side]!r}, none of the models {', '.join(names)}"
+        for side in ("a", "b")
+        if difference[side] not in names
+    ]
+    interval = difference["interval"]
+    if len(interval) != 2 or not all(isinstance(end, int | float) for end in interval):
+        problems.append(f"difference.interval is {json.dumps(interval)[:40]}, not two numbers")
+    return problems
 
 
 def _problems(got: Any, wanted: Mapping[str, type], where: str) -> list[str]:
@@ -144,10 +168,15 @@ def findings(comparison: Mapping[str, Any]) -> list[str]:
     It costs 1.1 times the multiply-accumulates at 128 px.
     """
     difference = comparison["difference"]
+    made = "On made pets, " if comparison.get("made_data") else ""
+    if difference is None:
+        model, split = comparison["models"][0], comparison["split"]
+        reached = percent(pick(model, "evaluations", split, "miou"))
+        return [f"{made}{model['title']} reaches {reached} % mIoU on the {split} split; it was compared with no model."]
     models = {model["name"]: model for model in comparison["models"]}
     first, second = models[difference["a"]], models[difference["b"]]
     middle, (low, high) = difference["points"], difference["interval"]
-    shown = not interval_holds_zero(comparison)
+    shown = lead_shown(comparison)
     if shown and high < 0:
         first, second, middle, low, high = second, first, -middle, -high, -low
     where = f"{difference['metric']} on the {difference['split']} split"
@@ -156,14 +185,12 @@ def findings(comparison: Mapping[str, Any]) -> list[str]:
         f"{difference['over']})"
     )
     if shown:
-        answer = f"{first['title']} leads {second['title']} by {points(middle)} points of {where} {interval}."
+        answer = f"{made}{first['title']} leads {second['title']} by {points(middle)} points of {where} {interval}."
     else:
         answer = (
-            f"No difference shown: {first['title']} minus {second['title']} is {points(middle)} points of {where} "
-            f"{interval}."
+            f"{made}{'no' if made else 'No'} difference shown: {first['title']} minus {second['title']} is "
+            f"{points(middle)} points of {where} {interval}."
         )
-    if comparison.get("made_data"):
-        answer = f"On made pets: {answer}"
     cost = _cost_words(first, second)
     if cost is None:
         return [answer]
@@ -173,13 +200,15 @@ def findings(comparison: Mapping[str, Any]) -> list[str]:
 
 def _cost_words(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
     """Returns what the first model costs in terms of the second, dearer and equal costs before cheaper ones."""
-    dearer, same, cheaper = [], [], []
+    dearer: list[str] = []
+    same: list[str] = []
+    cheaper: list[str] = []
     for noun, path in COSTS:
         ours, theirs = pick(first["cost"], *path), pick(second["cost"], *path)
         if not ours or not theirs:
             continue
         ratio = ours / theirs
-        if abs(ratio - 1) <= 0.02:
+        if abs(ours - theirs) <= 0.02 * theirs:
             same.append(noun)
         else:
             (dearer if ratio > 1 else cheaper).append(f"{times(ratio)} times the {noun}")
@@ -324,10 +353,9 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
     named = len(comparison.get("examples", []))
     breeds = plots.breed_plot(comparison)
     rows = plots.breed_rows(comparison)
-    gaps = sorted(rows, key=lambda row: (-abs(row[1][0] - row[1][1]), row[0])) if len(models) > 1 else []
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        resources.files("petseg.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(resources.files("petseg.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
 
     def svg(drawing: plots.Drawing | None) -> Markup | None:
         return Markup(drawing.svg) if drawing else None  # noqa: S704  # matplotlib escapes its texts, _inline the label
@@ -337,30 +365,33 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
         models=models,
         styles=styles,
         made_data=MADE_DATA if comparison["made_data"] else "",
-        findings=findings(comparison),
+        findings=[unbroken(sentence) for sentence in findings(comparison)],
+        lead=_lead(comparison) if comparison["difference"] else None,
+        created=moment(comparison["created"]),
         seeds=tables.seed_words(comparison["seeds"]),
         cards=[_card(comparison, model) for model in models],
         interval=svg(plots.interval_plot(comparison)),
-        shown=not interval_holds_zero(comparison),
+        shown=lead_shown(comparison),
         baselines=comparison.get("baselines", []),
         groups=tables.comparison_table(comparison),
+        classes=tables.class_table(comparison),
         original=tables.original_note(comparison),
         loss_curves=svg(plots.loss_curves(comparison)),
         miou_curves=svg(plots.miou_curves(comparison)),
         history=_history(models),
         examples=examples,
         picture_note=picture_note(named, len(examples)),
-        class_colours={name: plots.CLASS_COLOURS.get(name, "#888888") for name in comparison["classes"]},
+        scored="the last" if comparison["protocol"] == "seed" else "the best on validation",
+        commit=pick(comparison, "environment", "commit") or "unknown",
+        class_colours={name: CLASS_COLOURS.get(name, "#888888") for name in comparison["classes"]}
+        | ({"not counted": "#FFFFFF"} if _ignores_pixels(comparison) else {}),
         breeds=svg(breeds),
-        breed_words=plots.breed_words(comparison) if rows else "",
+        breed_words=unbroken(plots.breed_words(comparison)) if rows else "",
         breed_rows=[
             (breed.replace("_", " "), [percent(score) for score in scores], points(100 * (scores[0] - scores[-1])))
             for breed, scores in rows
         ],
-        gaps=[
-            (breed.replace("_", " "), points(100 * abs(a - b)), models[0 if a > b else 1]["title"])
-            for breed, (a, b, *_) in gaps[:6]
-        ],
+        leads=_leads(comparison, rows),
         definitions=tables.definitions(comparison),
         settings=flatten(comparison["config"]),
         environment=flatten(comparison["environment"]),
@@ -371,6 +402,13 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
         ],
         left_out=comparison["data"].get("left_out") or {},
     )
+
+
+def _ignores_pixels(comparison: Mapping[str, Any]) -> bool:
+    """Returns whether the task leaves the border out; such pixels are white in the true masks."""
+    if comparison["task"] == "species":
+        return True
+    return bool(comparison["task"] == "pet" and pick(comparison, "config", "data", "border") == "ignore")
 
 
 def _card(comparison: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -386,6 +424,49 @@ def _card(comparison: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, 
             ("training", tables.duration(cost.get("train_seconds"))),
         ],
     }
+
+
+def _lead(comparison: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the difference in points, and for which model; no model where none is shown to lead."""
+    difference = comparison["difference"]
+    if not lead_shown(comparison):
+        return points(difference["points"]), ""
+    leader = difference["a" if difference["points"] > 0 else "b"]
+    title = next(model["title"] for model in comparison["models"] if model["name"] == leader)
+    return points(abs(difference["points"])), title
+
+
+def _leads(
+    comparison: Mapping[str, Any], rows: Sequence[tuple[str, list[float]]]
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Returns, for each of the first two models, the five breeds it leads most on and by how many points."""
+    if len(comparison["models"]) < 2:
+        return []
+    leads = []
+    for model, sign in zip(comparison["models"][:2], (1, -1), strict=True):
+        gaps = sorted((-sign * (scores[0] - scores[1]), breed) for breed, scores in rows)
+        ahead = [(breed.replace("_", " "), points(-100 * gap)) for gap, breed in gaps[:5] if gap < 0]
+        if ahead:
+            leads.append((model["title"], ahead))
+    return leads
+
+
+def moment(created: str) -> str:
+    """Returns an ISO 8601 time in UTC as people read it; any other text as it is.
+
+    >>> moment("2026-11-22T09:00:00Z"), moment("yesterday")
+    ('2026-11-22 09:00 UTC', 'yesterday')
+    """
+    return f"{created[:10]} {created[11:16]} UTC" if created[10:11] == "T" and created.endswith("Z") else created
+
+
+def unbroken(text: str) -> str:
+    """Returns the text with the space between a number and its unit made non-breaking.
+
+    >>> unbroken("95 % at 128 px").count("\N{NO-BREAK SPACE}")
+    2
+    """
+    return re.sub(r"(?<=\d) (?=%|px)", "\N{NO-BREAK SPACE}", text)
 
 
 def _history(models: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[list[str]]]]:
@@ -418,15 +499,8 @@ def write_report(comparison: Path, out: Path | None = None) -> Path:
         PetsegError: the comparison is missing, invalid or of another kind; see `read_comparison`.
     """
     path = out if out is not None else comparison.with_name("report.html")
+    if path.is_dir():
+        raise PetsegError(f"{path} is a folder; a report is one HTML file: name a file in it, such as report.html")
     text = render(read_comparison(comparison), comparison.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", newline="\n"))
     return path

@@ -19,10 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from petseg.report.tables import interval_holds_zero, loss, percent, percent_words, pick, plural, points
-
-CLASS_COLOURS = {"pet": "#0072B2", "background": "#BBBBBB", "border": "#E69F00"}
-"""Colours of the classes in pictures and legend (Okabe and Ito's palette, which colour-blind readers tell apart)."""
+from petseg.report.tables import lead_shown, loss, percent, percent_words, pick, plural, points
 
 INK, PAPER = "#010203", "#fdfefd"
 """Sentinels: become the page's text colour and its background. Nothing else may be drawn in them."""
@@ -69,7 +66,7 @@ class Drawing:
     label: str
 
 
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "figure.constrained_layout.use": True,
@@ -111,7 +108,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _inline(figure: Figure, name: str, label: str, styles: Mapping[str, ModelStyle]) -> Drawing:
-    """Returns the figure as SVG for an HTML page: no prolog, no metadata, ids only where referenced and with a prefix."""
+    """Returns the figure as SVG for an HTML page: no prolog, no metadata; ids only where referenced, with a prefix."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -158,10 +155,10 @@ def loss_curves(comparison: Mapping[str, Any]) -> Drawing | None:
     styles = model_styles([model["name"] for model in comparison["models"]])
     told = []
     with _look("loss"):
-        figure, axes = _figure(440, 290)
+        figure, axes = _figure(400, 275)
         for model in models:
             style = styles[model["name"]]
-            line = {"color": style.colour, "linestyle": style.dash}
+            line: dict[str, Any] = {"color": style.colour, "linestyle": style.dash}
             lone = style.marker if len(model["history"]) == 1 else ""
             axes.plot(
                 *_series(model, "train_loss"),
@@ -181,7 +178,7 @@ def loss_curves(comparison: Mapping[str, Any]) -> Drawing | None:
                     f"{model['title']}'s validation loss goes from {loss(values[0])} to {loss(values[-1])}, lowest "
                     f"{loss(low)} at epoch {epochs[values.index(low)]}"
                 )
-        axes.set_title("cross-entropy, nats")
+        axes.set_title(f"cross-entropy at {comparison['size']} px, nats")
         _epoch_axis(axes, models)
         axes.legend(loc="upper right", ncols=1)
         epochs_told = plural(max(len(model["history"]) for model in models), "epoch")
@@ -196,7 +193,7 @@ def miou_curves(comparison: Mapping[str, Any]) -> Drawing | None:
     styles = model_styles([model["name"] for model in comparison["models"]])
     told = []
     with _look("miou"):
-        figure, axes = _figure(440, 290)
+        figure, axes = _figure(400, 275)
         for model in models:
             style = styles[model["name"]]
             epochs, values = _series(model, "val_miou")
@@ -208,12 +205,18 @@ def miou_curves(comparison: Mapping[str, Any]) -> Drawing | None:
                 linewidth=2.3,
                 label=model["title"],
             )
-            scaled = {**model, "history": [{**row, "val_miou": 100 * row["val_miou"]} for row in model["history"]
-                                           if row.get("val_miou") is not None]}
+            scaled = {
+                **model,
+                "history": [
+                    {**row, "val_miou": 100 * row["val_miou"]}
+                    for row in model["history"]
+                    if row.get("val_miou") is not None
+                ],
+            }
             _mark_best(axes, scaled, "val_miou", style)
             high = max(values)
             told.append(f"{model['title']} reaches {percent(high)} % at epoch {epochs[values.index(high)]}")
-        axes.set_title("mIoU, %")
+        axes.set_title(f"validation mIoU at {comparison['size']} px, %")
         _epoch_axis(axes, models)
         axes.legend(loc="lower right")
         return _inline(figure, "miou", f"Validation mIoU: {'; '.join(told)}.", styles)
@@ -226,30 +229,33 @@ def _epoch_axis(axes: Axes, models: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel("epoch")
 
 
-def interval_plot(comparison: Mapping[str, Any]) -> Drawing:
-    """Returns the difference with its interval against zero, in points; right of zero the first model leads."""
+def interval_plot(comparison: Mapping[str, Any]) -> Drawing | None:
+    """Returns the difference with its interval against zero, in points; right of zero the first model leads.
+
+    None where one model stands alone.
+    """
     difference = comparison["difference"]
+    if difference is None:
+        return None
     titles = {model["name"]: model["title"] for model in comparison["models"]}
     first, second = titles[difference["a"]], titles[difference["b"]]
     middle, (low, high) = difference["points"], difference["interval"]
     styles = model_styles(list(titles))
     leader = styles[difference["a"] if middle >= 0 else difference["b"]]
-    colour = INK if interval_holds_zero(comparison) else leader.colour
+    colour = leader.colour if lead_shown(comparison) else INK
     left, right = min(low, 0.0), max(high, 0.0)
-    room = max(right - left, 0.1) * 0.16
+    room = max(right - left, 0.1) * 0.12
     with _look("interval"):
-        figure, axes = _figure(330, 84)
-        axes.axvline(0, color=INK, linewidth=1, alpha=0.55)
-        axes.plot([low, high], [0, 0], color=colour, linewidth=5, solid_capstyle="round", alpha=0.45)
+        figure, axes = _figure(290, 76)
+        axes.axvline(0, color=INK, linewidth=1.2, alpha=0.6)
+        axes.plot([low, high], [0, 0], color=colour, linewidth=6, solid_capstyle="butt", alpha=0.4)
         axes.plot(middle, 0, "o", color=colour, markersize=10)
-        axes.annotate(
-            points(middle), (middle, 0), (0, 11), textcoords="offset points", ha="center", fontsize=12, annotation_clip=False
-        )
-        axes.set(xlim=(left - room, right + room), ylim=(-1, 2.6), yticks=[])
+        axes.set(xlim=(left - room, right + room), ylim=(-1, 1), yticks=[])
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        axes.set_xlabel(f"{first} minus {second}, points of {difference['metric']}")
+        axes.tick_params(labelsize=12.5)
+        axes.set_xlabel(f"{first} minus {second}, points", fontsize=12.5)
         label = (
             f"{first} minus {second}: {points(middle)} points of {difference['metric']}, "
             f"{percent_words(difference['confidence'])} interval {points(low)} to {points(high)}."
@@ -258,7 +264,7 @@ def interval_plot(comparison: Mapping[str, Any]) -> Drawing:
 
 
 def breed_rows(comparison: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
-    """Returns (breed, mIoU of each model in 0..1), highest first by the first model; breeds all models were scored on."""
+    """Returns (breed, mIoU of each model in 0..1) where all models have one, the first model's highest first."""
     split = comparison["split"]
     scores = [pick(model, "evaluations", split, "breed_miou") or {} for model in comparison["models"]]
     rows = [
@@ -296,7 +302,7 @@ def breed_plot(comparison: Mapping[str, Any]) -> Drawing | None:
         return None
     styles = model_styles([model["name"] for model in models])
     with _look("breeds"):
-        figure, axes = _figure(460, 90 + 16.5 * len(rows))
+        figure, axes = _figure(400, 85 + 16 * len(rows))
         places = list(range(len(rows)))
         axes.hlines(
             places,
@@ -322,13 +328,13 @@ def breed_plot(comparison: Mapping[str, Any]) -> Drawing | None:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", alpha=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.set_xlabel("mIoU, %")
         figure.legend(loc="outside upper center", ncols=len(models), handletextpad=0.2)
         return _inline(figure, "breeds", f"mIoU by breed: {breed_words(comparison)}", styles)
 
 
 __all__ = [
-    "CLASS_COLOURS",
     "Drawing",
     "ModelStyle",
     "breed_plot",

@@ -19,13 +19,11 @@ ORIGINAL = {"unet": 0.3614, "segnet": 0.4176}
 """Validation loss after 30 epochs in the comparison petseg descends from, whose split protocol `seed` repeats."""
 
 Number = float | int | None
+Format = Callable[[Any], str]
+Better = Callable[[Iterable[Any]], Any]
 
 
 # --- formatters -----------------------------------------------------------------------------------------------------
-
-
-def _missing(value: Number) -> bool:
-    return value is None or math.isnan(value)
 
 
 def percent(value: Number) -> str:
@@ -181,16 +179,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows under one heading."""
+    """Rows under one heading, which `remark` makes precise."""
 
     title: str
+    remark: str
     rows: tuple[Row, ...]
 
 
-def interval_holds_zero(comparison: Mapping[str, Any]) -> bool:
-    """Returns whether the difference between the models is not shown: its interval holds zero, ends included."""
+def lead_shown(comparison: Mapping[str, Any]) -> bool:
+    """Returns whether one model is shown to lead: the difference's interval excludes zero, ends included."""
+    if comparison["difference"] is None:
+        return False
     low, high = comparison["difference"]["interval"]
-    return bool(low <= 0 <= high)
+    return not low <= 0 <= high
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> list[Group]:
@@ -199,113 +200,125 @@ def comparison_table(comparison: Mapping[str, Any]) -> list[Group]:
     A row whose figures are all missing is left out. The better figure is marked unless both print the same; the
     mIoU that the comparison's interval speaks about is marked only where that interval excludes zero.
     """
-    models, baselines = comparison["models"], comparison.get("baselines", [])
-    columns = [*models, *baselines]
-    split = comparison["split"]
+    split, size = comparison["split"], f"{comparison['size']} px"
+    classes, columns = comparison["classes"], _columns(comparison)
+    scored: Mapping[str, Any] = next((found for column in columns if (found := pick(column, "evaluations", split))), {})
+    where = [plural(scored["images"], "image") if "images" in scored else None, scored.get("frame")]
 
-    def row(
-        label: str,
-        value: Callable[[Mapping[str, Any]], Any],
-        text: Callable[[Any], str],
-        better: Callable[[Iterable[Any]], Any] | None = None,
-        remark: str = "",
-    ) -> Row | None:
-        values = [value(column) for column in columns]
-        texts = [text(number) for number in values]
-        compared = [number for number in values[: len(models)] if not _missing(number)]
-        marked = better is not None and len(compared) > 1 and len(set(texts[: len(models)]) - {DASH}) > 1
-        best = better(compared) if marked and better is not None else None
-        cells = tuple(
-            Cell(text, best is not None and place < len(models) and number == best)
-            for place, (text, number) in enumerate(zip(texts, values, strict=True))
-        )
-        return Row(label, remark, cells) if set(texts) != {DASH} else None
-
-    def group(title: str, rows: Iterable[Row | None]) -> list[Group]:
-        kept = tuple(row for row in rows if row is not None)
-        return [Group(title, kept)] if kept else []
-
-    def on(name: str, *path: str) -> Callable[[Mapping[str, Any]], Any]:
-        return lambda column: pick(column, "evaluations", name, *path)
+    def shares(label: str, *path: str, better: Better | None = max) -> Row | None:
+        return _row(comparison, label, "%", ("evaluations", *path), percent, better)
 
     def losses(name: str) -> list[Row | None]:
-        frames = [pick(column, "evaluations", name, "cross_entropy_frame") for column in columns]
-        frame = next((frame for frame in frames if frame), "")
+        frames = (pick(column, "evaluations", name, "cross_entropy_frame") for column in columns)
+        frame = next((f"at {frame}" for frame in frames if frame), "")
         return [
-            row("Cross-entropy", on(name, "cross_entropy"), loss, min, f"at {frame}" if frame else ""),
-            row("Cross-entropy", on(name, "cross_entropy_200"), loss, min, "at 200 px"),
+            _row(comparison, "Cross-entropy", frame, ("evaluations", name, "cross_entropy"), loss, min),
+            _row(comparison, "Cross-entropy", "at 200 px", ("evaluations", name, "cross_entropy_200"), loss, min),
         ]
 
-    shown = None if interval_holds_zero(comparison) else max
-    scored = next((evaluation for column in columns if (evaluation := on(split)(column))), {})
+    def cost(label: str, remark: str, text: Format, *path: str, better: Better = min) -> Row | None:
+        return _row(comparison, label, remark, ("cost", *path), text, better)
+
+    batch = next((found for column in columns if (found := pick(column, "cost", "latency_ms", "batch"))), 1)
+    training_memory = "training_activation_bytes"
+    if any(pick(column, "cost", f"{training_memory}_per_image") is not None for column in columns):
+        training_memory += "_per_image"
+    timed = "" if batch == 1 else f"{plural(batch, 'image')} at once"
     quality = [
-        row("mIoU", on(split, "miou"), percent, shown, "%"),
-        *(row(f"IoU {name}", on(split, "iou", name), percent, max, "%") for name in comparison["classes"]),
-        row("Mean Dice", on(split, "mean_dice"), percent, max, "%"),
-        *(row(f"Dice {name}", on(split, "dice", name), percent, max, "%") for name in comparison["classes"]),
-        row("Pixel accuracy", on(split, "pixel_accuracy"), percent, max, "%"),
-        row("Mean boundary F", on(split, "mean_boundary_f"), percent, max, "%"),
-        *(
-            row(f"Boundary F {name}", on(split, "boundary_f", name), percent, max, "%")
-            for name in comparison["classes"]
-        ),
-        row("mIoU of the median image", on(split, "image_miou", "median"), percent, max, "%"),
+        shares("mIoU", split, "miou", better=max if lead_shown(comparison) else None),
+        *(shares(f"IoU {name}", split, "iou", name) for name in classes),
+        shares("Mean Dice", split, "mean_dice"),
+        shares("Pixel accuracy", split, "pixel_accuracy"),
+        shares("Mean boundary F", split, "mean_boundary_f"),
+        shares("mIoU of the median image", split, "image_miou", "median"),
         *(losses(split) if split != "val" else []),
     ]
+    scored_epoch = "the last" if comparison["protocol"] == "seed" else "best mIoU on validation"
     validation = [
         *losses("val"),
-        row(
-            "Original comparison",
-            lambda column: ORIGINAL.get(column["name"]) if comparison["protocol"] == "seed" else None,
-            loss,
-            remark="its loss on this split after 30 epochs",
-        ),
-        row("mIoU", on("val", "miou"), percent, max, "%") if split != "val" else None,
-        row("Best epoch", lambda column: column.get("best_epoch"), whole, remark="by validation"),
+        _original_row(comparison),
+        shares("mIoU", "val", "miou") if split != "val" else None,
+        _row(comparison, "Epoch scored", scored_epoch, ("best_epoch",), whole, None),
     ]
-
-    def cost(*path: str) -> Callable[[Mapping[str, Any]], Any]:
-        return lambda column: pick(column, "cost", *path)
-
-    size = f"{comparison['size']} px"
-    batch = pick(models[0], "cost", "latency_ms", "batch")
-    images = f"{plural(batch, 'image')}, {size}" if batch else size
     costs = [
-        row("Parameters", cost("parameters"), count, min),
-        row("Multiply-accumulates", cost("macs"), count, min, f"one image, {size}"),
-        row("Latency, median", cost("latency_ms", "p50"), milliseconds, min, images),
-        row("Latency, 95th percentile", cost("latency_ms", "p95"), milliseconds, min, images),
-        row("Activation memory, inference", cost("activation_bytes"), byte_size, min, f"one image, {size}"),
-        row(
-            "Activation memory, training",
-            cost("training_activation_bytes_per_image"),
-            byte_size,
-            min,
-            f"one image, {size}",
-        ),
-        row("Training time", cost("train_seconds"), duration, min),
-        row("Training speed", cost("train_images_per_second"), whole, max, "images/s"),
+        cost("Parameters", "", count, "parameters"),
+        cost("Multiply-accumulates", "", count, "macs"),
+        cost("Latency, median", timed, milliseconds, "latency_ms", "p50"),
+        cost("Latency, 95th percentile", timed, milliseconds, "latency_ms", "p95"),
+        cost("Activation memory, inference", "", byte_size, "activation_bytes"),
+        cost("Activation memory, training", "", byte_size, training_memory),
+        cost("Training time", "", duration, "train_seconds"),
+        cost("Training speed", "images/s", whole, "train_images_per_second", better=max),
     ]
-    where = f"{scored['frame']}, {plural(scored['images'], 'image')}" if {"frame", "images"} <= set(scored) else ""
     return [
-        *group(f"Quality on the {split} split" + (f" ({where})" if where else ""), quality),
-        *group("Validation", validation),
-        *group("Cost", costs),
+        *_group(f"Quality on the {split} split", listing_of_present(where), quality),
+        *_group("Validation", "" if split == "val" else "the split that chose the epoch", validation),
+        *_group("Cost", f"one image of {size}", costs),
     ]
+
+
+def class_table(comparison: Mapping[str, Any]) -> list[Group]:
+    """Returns Dice and boundary F of each class, in the columns of `comparison_table`."""
+    split = comparison["split"]
+    return [
+        group
+        for title, key in (("Dice", "dice"), ("Boundary F", "boundary_f"))
+        for group in _group(
+            title,
+            "%",
+            (
+                _row(comparison, name, "", ("evaluations", split, key, name), percent, max)
+                for name in comparison["classes"]
+            ),
+        )
+    ]
+
+
+def _columns(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*comparison["models"], *comparison.get("baselines", [])]
+
+
+def _group(title: str, remark: str, rows: Iterable[Row | None]) -> list[Group]:
+    kept = tuple(row for row in rows if row is not None)
+    return [Group(title, remark, kept)] if kept else []
+
+
+def _row(
+    comparison: Mapping[str, Any], label: str, remark: str, path: Sequence[str], text: Format, better: Better | None
+) -> Row | None:
+    """Returns the row of what stands at `path` in each column, or None where no column holds it."""
+    values = [pick(column, *path) for column in _columns(comparison)]
+    texts = [text(value) for value in values]
+    compared = len(comparison["models"])
+    best = None
+    if better is not None and len(set(texts[:compared]) - {DASH}) > 1:
+        best = text(better(value for value in values[:compared] if text(value) != DASH))
+    cells = tuple(Cell(text, place < compared and text == best) for place, text in enumerate(texts))
+    return Row(label, remark, cells) if set(texts) != {DASH} else None
+
+
+def _original_row(comparison: Mapping[str, Any]) -> Row | None:
+    if comparison["protocol"] != "seed":
+        return None
+    cells = tuple(Cell(loss(ORIGINAL.get(column["name"]))) for column in _columns(comparison))
+    return Row("Original comparison", "its loss on this split after 30 epochs", cells)
 
 
 def original_note(comparison: Mapping[str, Any]) -> str:
     """Returns the sentence that sets the original comparison's losses beside these, or keeps them apart."""
-    figures = listing([f"{loss(ORIGINAL[name])} ({title})" for name, title in (("unet", "U-Net"), ("segnet", "SegNet"))])
+    figures = listing(
+        [f"{loss(ORIGINAL[name])} ({title})" for name, title in (("unet", "U-Net"), ("segnet", "SegNet"))]
+    )
     told = f"The comparison petseg descends from printed validation losses of {figures} after 30 epochs"
     if comparison["protocol"] == "seed":
         return f"{told}, on the split that protocol seed repeats; they stand in the table."
-    return f"{told} on a split of its own; protocol seed repeats that split, so set them beside its figures, not these."
+    return (
+        f"{told} on a split of its own; only protocol seed, which repeats that split, has figures to set beside them."
+    )
 
 
 def definitions(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns each metric of the page with its definition in one line."""
-    difference = comparison["difference"]
     classes = len(comparison["classes"])
     return [
         (
@@ -323,26 +336,27 @@ def definitions(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Pixel accuracy", "share of pixels whose class is predicted; large classes weigh most."),
         (
             "Boundary F",
-            "harmonic mean of precision and recall of a class's outline; a point counts as found within 0.75 % of "
-            "the image's diagonal.",
+            "harmonic mean of precision and recall of a class's outline in one image, mean over images; a point is "
+            "found within 0.75 % of the image's diagonal.",
         ),
-        ("mIoU of an image", "the same mean from one image's own pixels; IoU by breed pools a breed's images."),
+        ("mIoU of an image", "the same mean over one image's own pixels; by breed, over the images of that breed."),
         ("Multiply-accumulates", f"MACs of one forward pass over one image of {comparison['size']} px."),
-        (
-            "Latency",
-            "wall time of one forward pass on the machine below: the median and the 95th percentile of its repeats.",
-        ),
+        ("Latency", "wall time of one forward pass on the machine below, its median and 95th percentile."),
         (
             "Activation memory",
-            "bytes of intermediate results for one image, weights not counted: held during inference, and kept for "
-            "the backward pass in training.",
+            "most bytes of tensors alive at once for one image, weights not counted: in a forward pass without "
+            "gradients, and in a forward and backward pass.",
         ),
-        (
-            "Interval",
-            f"{percent_words(difference['confidence'])} paired bootstrap over {difference['over']}"
-            + (f"; {plural(difference['resamples'], 'resample')}." if difference.get("resamples") else "."),
-        ),
+        *_interval_definition(comparison["difference"]),
     ]
+
+
+def _interval_definition(difference: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if difference is None:
+        return []
+    resamples = f"; {plural(difference['resamples'], 'resample')}" if difference.get("resamples") else ""
+    told = f"{percent_words(difference['confidence'])} paired bootstrap over {difference['over']}{resamples}."
+    return [("Interval", told)]
 
 
 def percent_words(share: float) -> str:
@@ -358,7 +372,7 @@ def percent_words(share: float) -> str:
 
 
 def results_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the README's results as Markdown: a row for each protocol and model, the original figures, the conditions.
+    """Returns the README's results as Markdown: a row for each protocol and model, the originals, the conditions.
 
     Quality is that of the comparison's own split; the losses are always those of its validation images.
 
@@ -406,10 +420,10 @@ def results_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     titles = {model["name"]: model["title"] for comparison in comparisons for model in comparison["models"]}
     for name, figure in ORIGINAL.items():
         figures = [DASH, loss(figure)] if at_200 else [loss(figure)]
-        row = ["seed, the original's", titles.get(name, name), *figures]
+        row = ["seed, original", titles.get(name, name), *figures]
         lines.append([*row, *[DASH] * (len(head) - len(row))])
     sentences = [
-        "Shares are in percent. The original's rows are the validation losses after 30 epochs that the comparison "
+        "Shares are in percent. The original rows are the validation losses after 30 epochs that the comparison "
         "petseg descends from printed; protocol `seed` repeats its split.",
         *(_conditions(comparison) for comparison in comparisons),
     ]
@@ -419,7 +433,9 @@ def results_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 def _conditions(comparison: Mapping[str, Any]) -> str:
     split, environment = comparison["split"], comparison["environment"]
-    scored = next((e for model in comparison["models"] if (e := pick(model, "evaluations", split))), {})
+    scored: Mapping[str, Any] = next(
+        (e for model in comparison["models"] if (e := pick(model, "evaluations", split))), {}
+    )
     epochs = pick(comparison, "config", "train", "epochs")
     machine = listing_of_present(
         [environment.get("device"), environment.get("processor"), _threads(environment), environment.get("precision")]
@@ -429,7 +445,7 @@ def _conditions(comparison: Mapping[str, Any]) -> str:
     return (
         f"`{comparison['protocol']}`: task {comparison['task']}, {split} split{measured}; trained at "
         f"{comparison['size']} px" + (f" for {plural(epochs, 'epoch')}" if epochs else "") + f", "
-        f"{seed_words(comparison['seeds'])}; {machine}; commit `{environment.get('commit', 'unknown')}`."
+        f"{seed_words(comparison['seeds'])}; {machine}; commit `{environment.get('commit') or 'unknown'}`."
     )
 
 

@@ -1,0 +1,455 @@
+"""The command line: `petseg data | models | train | evaluate | compare | report`.
+
+Each subcommand is a public function. Nothing heavy is imported before a subcommand needs it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from petseg import __version__
+from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.compare import Stage
+    from petseg.data.cache import Prepared
+    from petseg.train import Hardware
+
+app = typer.Typer(
+    name="petseg",
+    help="U-Net or SegNet for cats and dogs: trains both on the Oxford-IIIT Pet Dataset and compares them fairly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: petseg compare --quick",
+)
+data_app = typer.Typer(help="Get, check and prepare the data set.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder with images/ and annotations/, or with the two archives. Default: PETSEG_DATA, then what "
+        "`petseg data get` downloaded.",
+        show_default=False,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field of the recipe, for example --set epochs=10 or --set data.task=pet. Repeatable."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else cpu.", show_default=False)
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folder of an interrupted run.")]
+
+
+def main() -> None:
+    """Runs the command line; a caller's mistake is one line on stderr and exit code 2."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except PetsegError as error:
+        if debug:
+            raise
+        print(f"petseg: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if debug or error.name not in ("torch", "safetensors", "scipy", "matplotlib", "jinja2"):
+            raise
+        print(f"petseg: this command needs {error.name}; pip install 'petseg[train]'", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\npetseg: interrupted; whole epochs are kept: run the same command with --resume to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+) -> None:
+    """Options before any subcommand."""
+    if version:
+        print(f"petseg {__version__}")
+        raise typer.Exit
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@data_app.command("get")
+def data_get(
+    data: Annotated[Path | None, typer.Option("--data", help="Where to put the archives.", show_default="the user's data folder")] = None,
+) -> None:
+    """Download the two official archives (811 MB), verified; an interrupted transfer goes on where it stopped."""
+    from petseg.data.cache import default_data_folder
+
+    folder = data or default_data_folder()
+    _download(folder)
+    print(f"{folder}: images.tar.gz and annotations.tar.gz, checksums right")
+    if data is not None:
+        print(f"Use it with --data {shlex.quote(str(folder))} or PETSEG_DATA")
+
+
+@data_app.command("check")
+def data_check(data: DataOption = None) -> None:
+    """Open every picture and trimap; print what was found and what happens to each. Exit code 1 if a pair is left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.data.cache import open_data
+    from petseg.data.check import check_pairs
+
+    folder = _data_folder(data)
+    contents, source = open_data(folder)
+    with _bar() as advance:
+        findings = check_pairs(contents, on_progress=lambda done, total: advance("check", done, total))
+    table = Table(title=f"{folder}: {source}")
+    for column, justify in (("found", "left"), ("files", "right"), ("what happens", "left"), ("names", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for finding in findings:
+        shown = ", ".join(finding.names[:6]) + (f", ... (+{len(finding.names) - 6})" if len(finding.names) > 6 else "")
+        table.add_row(finding.found, f"{finding.count:,}", finding.action, shown)
+    Console().print(table)
+    if any(finding.left_out for finding in findings):
+        raise typer.Exit(1)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    data: DataOption = None,
+    size: Annotated[int, typer.Option(min=16, max=2048, help="Side of the square in pixels.")] = 128,
+) -> None:
+    """Decode and resize the whole data set once, into the cache that training reads."""
+    prepared = _prepare(_data_folder(data), size)
+    print(f"{prepared.folder}: {len(prepared.pets):,} pairs at {size} px")
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def models(
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the image in pixels.")] = 128,
+    classes: Annotated[int, typer.Option(min=2, max=255, help="Classes of the output.")] = 3,
+) -> None:
+    """List the models with parameters, multiply-accumulates and peak activation memory for one image."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.config import ModelConfig
+    from petseg.cost import count_cost
+    from petseg.models import MODELS, TITLES
+    from petseg.report.tables import byte_size, count
+
+    table = Table(title=f"one image of {size} x {size} px, {classes} classes, float32")
+    for column in ("model", "", "parameters", "MACs", "activations", "activations, training"):
+        table.add_column(column, justify="left" if column in ("model", "") else "right")
+    for name in MODELS:
+        cost = count_cost(ModelConfig(name=name), classes, size)
+        table.add_row(
+            name,
+            TITLES[name],
+            count(cost.parameters),
+            count(cost.macs),
+            byte_size(cost.activation_bytes),
+            byte_size(cost.training_activation_bytes),
+        )
+    Console().print(table)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a TOML file.")] = "default",
+    model: Annotated[str, typer.Option(help="unet, segnet, unet_paper or segnet_paper.")] = "unet",
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE-MODEL")] = None,
+    settings: SetOption = None,
+    resume: ResumeOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Train one model into a run folder."""
+    from petseg.config import load_recipe
+    from petseg.errors import unknown_name
+    from petseg.models import MODELS, TITLES
+    from petseg.train import train as train_model
+
+    if model not in MODELS:
+        raise unknown_name("model", model, MODELS)
+    config = load_recipe(recipe, settings or ()).for_model(model)
+    run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
+    _refuse_existing(run, resume)
+    hardware = _hardware(config.train.precision, device)
+    prepared = _prepare(_data_folder(data), config.data.size)
+    with _bar() as advance:
+        history = train_model(
+            config,
+            prepared,
+            run,
+            hardware=hardware,
+            resume=resume,
+            on_progress=lambda progress: advance(
+                f"train {TITLES[model]}",
+                progress.step,
+                progress.steps,
+                f"epoch {progress.epoch}" + (f", val loss {progress.loss:.4f}" if progress.loss is not None else ""),
+            ),
+        )
+    last = history[-1]
+    print(f"{run}: epoch {last['epoch']}, val loss {last['val_loss']:.4f}, val mIoU {last['val_miou']:.4f} at the training size")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    split: Annotated[str, typer.Option(help="val, or test for the final figure of a finished run.")] = "val",
+    data: DataOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Score a trained run on a split, at each image's own size; kept in the run folder."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.evaluate import evaluate_run
+    from petseg.runs import read_config
+
+    config = read_config(run)
+    hardware = _hardware(config.train.precision, device)
+    prepared = _prepare(_data_folder(data), config.data.size)
+    with _bar() as advance:
+        scores = evaluate_run(
+            run, prepared, hardware, split=split, on_progress=lambda done, total: advance(f"score {split}", done, total)
+        ).scores
+    table = Table(title=f"{run}: {split}, {scores['images']} images, epoch {scores['epoch']}")
+    for column in ("class", "IoU", "Dice", "boundary F"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name in scores["iou"]:
+        table.add_row(name, *(_score(scores[kind][name]) for kind in ("iou", "dice", "boundary_f")))
+    table.add_row("mean", *(_score(scores[kind]) for kind in ("miou", "mean_dice", "mean_boundary_f")), style="bold")
+    Console().print(table)
+    print(f"pixel accuracy {scores['pixel_accuracy']:.4f}, cross-entropy {scores['cross_entropy']:.4f} at {scores['cross_entropy_frame']}")
+
+
+@app.command()
+def compare(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A taste in minutes: small pictures, few epochs, validation only; draws pets if there are no real ones.")
+    ] = False,
+    recipe: Annotated[str, typer.Option(help="A shipped recipe (default, base) or a TOML file.")] = "default",
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-RECIPE")] = None,
+    settings: SetOption = None,
+    resume: ResumeOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
+    from petseg.compare import Stage
+    from petseg.compare import compare as compare_models
+    from petseg.config import load_recipe
+    from petseg.report import write_report
+
+    if quick and recipe != "default":
+        raise PetsegError(f"--quick was given with --recipe {recipe}; choose one: --quick is the recipe `quick`")
+    name = "quick" if quick else recipe
+    loaded = load_recipe(name, settings or ())
+    folder = out or Path("runs") / f"compare-{Path(name).stem}"
+    _refuse_existing(folder, resume)
+    hardware = _hardware(loaded.train.precision, device)
+    found, made = _data_or_made(data) if quick else (_data_or_download(data), False)
+    prepared = _prepare(found, loaded.data.size)
+    started = time.monotonic()
+    with _bar() as advance:
+
+        def show(stage: Stage) -> None:
+            advance(stage.title, stage.done, stage.total, stage.detail)
+
+        comparison = compare_models(
+            loaded,
+            prepared,
+            folder,
+            hardware=hardware,
+            command=shlex.join(["petseg", *sys.argv[1:]]),
+            resume=resume,
+            made_data=made,
+            final=not quick,
+            on_stage=show,
+        )
+    report_path = write_report(folder / "comparison.json")
+    _print_comparison(comparison)
+    print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"report: {report_path.resolve()}")
+
+
+@app.command()
+def report(
+    comparison: Annotated[Path, typer.Argument(help="A comparison.json, or the folder that holds it.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the page.", show_default="report.html beside it")] = None,
+) -> None:
+    """Write the page of a comparison again, from its JSON."""
+    from petseg.report import write_report
+
+    path = comparison / "comparison.json" if comparison.is_dir() else comparison
+    print(f"report: {write_report(path, out).resolve()}")
+
+
+# --- around ----------------------------------------------------------------------------------------------------------
+
+
+def _refuse_existing(folder: Path, resume: bool) -> None:
+    """Says so before minutes of preparation, not after."""
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
+
+
+def _data_folder(given: Path | None) -> Path:
+    from petseg.data.cache import find_data
+
+    folder = find_data(given)
+    if folder is None:
+        raise PetsegError("no data set: neither --data nor PETSEG_DATA is given and nothing was downloaded; run `petseg data get`")
+    return folder
+
+
+def _data_or_download(given: Path | None) -> Path:
+    from petseg.data.cache import default_data_folder, find_data
+
+    folder = find_data(given)
+    if folder is None:
+        folder = default_data_folder()
+        _download(folder)
+    return folder
+
+
+def _data_or_made(given: Path | None) -> tuple[Path, bool]:
+    """Returns a data folder and whether its pets are made; a folder that was named must be right, though."""
+    from petseg.data.cache import default_data_folder, find_data, made_data
+
+    folder = find_data(given)
+    if folder is not None:
+        return folder, False
+    try:
+        _download(default_data_folder(), rounds=1)
+        return default_data_folder(), False
+    except PetsegError:
+        from rich.console import Console
+
+        Console(stderr=True).print(
+            "MADE PETS: the real data set is not at hand and cannot be downloaded; training on drawn cats and dogs, "
+            "whose figures mean nothing for real ones",
+            style="bold white on red",
+        )
+        return made_data(), True
+
+
+def _download(folder: Path, rounds: int = 4) -> None:
+    from petseg.data.cache import get_data
+
+    with _bar(transfer=True) as advance:
+        get_data(folder, rounds=rounds, on_progress=lambda name, done, total: advance(f"download {name}", done, total))
+
+
+def _prepare(folder: Path, size: int) -> Prepared:
+    from petseg.data.cache import UNOFFICIAL, prepare
+
+    with _bar() as advance:
+        prepared = prepare(folder, size, on_progress=lambda done, total: advance(f"prepare {size} px", done, total))
+    if prepared.source == UNOFFICIAL:
+        print(f"petseg: warning: {folder}: {UNOFFICIAL}; figures are of these pictures", file=sys.stderr)
+    for name, reason in prepared.left_out.items():
+        print(f"petseg: left out: {name}: {reason.removeprefix(f'{name}: ')}", file=sys.stderr)
+    return prepared
+
+
+def _hardware(precision: str, device: str | None) -> Hardware:
+    from petseg.train import choose_hardware
+
+    hardware = choose_hardware(precision, device)
+    print(f"computing on {hardware.device} in {hardware.precision} ({hardware.reason})")
+    return hardware
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _print_comparison(comparison: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.report.page import findings
+    from petseg.report.tables import comparison_table
+
+    columns = [*comparison["models"], *comparison["baselines"]]
+    table = Table(title=f"{comparison['split']} split, task {comparison['task']}, {comparison['size']} px")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column["title"], justify="right")
+    for group in comparison_table(comparison):
+        for row in group.rows:
+            table.add_row(row.label, *(cell.text for cell in row.cells))
+        table.add_section()
+    console = Console()
+    console.print(table)
+    for sentence in findings(comparison):
+        console.print(sentence, highlight=False)
+
+
+@contextmanager
+def _bar(*, transfer: bool = False) -> Iterator[Callable[..., None]]:
+    """Yields advance(title, done, total, detail=""): one bar a title, with the time left.
+
+    Without a terminal it prints a line a tenth of the way, so that a log stays readable.
+    """
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        tenths: dict[str, int] = {}
+
+        def log(title: str, done: int, total: int, detail: str = "") -> None:
+            tenth = 10 * done // max(1, total)
+            if tenths.get(title) != tenth:
+                tenths[title] = tenth
+                print(f"{title}: {10 * tenth} % {detail}".rstrip(), file=sys.stderr, flush=True)
+
+        yield log
+        return
+    amount: progress.ProgressColumn = progress.DownloadColumn() if transfer else progress.MofNCompleteColumn()
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        amount,
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[detail]}"),
+        console=console,
+    )
+    ids: dict[str, progress.TaskID] = {}
+    with bar:
+
+        def advance(title: str, done: int, total: int, detail: str = "") -> None:
+            if title not in ids:
+                ids[title] = bar.add_task(title, total=total, detail=detail)
+            bar.update(ids[title], completed=done, total=total, detail=detail)
+
+        yield advance
+
+
+if __name__ == "__main__":
+    main()

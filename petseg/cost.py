@@ -1,0 +1,146 @@
+"""What a model costs: parameters, multiply-accumulates, activation memory, latency."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from petseg.config import ModelConfig
+from petseg.models import build_model
+from petseg.train import Hardware
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Figures that do not depend on the machine, for one square image."""
+
+    parameters: int
+    macs: int
+    """Multiply-accumulates of all convolutions."""
+    activation_bytes: int
+    """Largest sum of tensors alive at once in a forward pass without gradients, float32, weights not counted."""
+    training_activation_bytes: int
+    """The same for a forward and backward pass, gradients of weights counted."""
+
+
+def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
+    """Returns the cost of a model for one image [1, 3, size, size], found without computing a single pixel.
+
+    The model runs on torch's meta device, where tensors have shapes and no values; operations are counted by torch's
+    own flop counter (two operations a multiply-accumulate), memory by following each tensor's life.
+
+    Args:
+        config: the model.
+        num_classes: C.
+        size: side in pixels.
+    """
+    with torch.device("meta"):
+        model = build_model(config, num_classes)
+        image = torch.empty(1, 3, size, size)
+        labels = torch.zeros(1, size, size, dtype=torch.int64)
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    with torch.no_grad(), LiveBytes() as inference:
+        model(image)
+    model.train()
+    with LiveBytes() as training:
+        F.cross_entropy(model(image), labels).backward()  # type: ignore[no-untyped-call]
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+        activation_bytes=inference.peak,
+        training_activation_bytes=training.peak,
+    )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make under it; `peak` is the most bytes alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs the operation and counts each new storage among its outputs until that is freed."""
+        result = func(*args, **(kwargs or {}))
+        before = {_storage_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if not isinstance(leaf, Tensor):
+                continue
+            key = _storage_key(leaf)
+            if key in before or key in self.known:
+                continue
+            storage = leaf.untyped_storage()
+            self.known.add(key)
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._freed, key, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+def _storage_key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass in milliseconds."""
+
+    p50: float
+    p95: float
+    repeats: int
+
+
+def measure_latencies(
+    models: Mapping[str, nn.Module], size: int, hardware: Hardware, *, repeats: int = 40
+) -> dict[str, Latency]:
+    """Returns each model's latency for one image, logits out, models taking turns so that a busy machine hits all alike.
+
+    Args:
+        models: name -> model on the device.
+        size: side in pixels.
+        hardware: where and how precisely.
+        repeats: counted passes a model, after five to warm up.
+    """
+    image = torch.zeros(1, 3, size, size, device=hardware.device).contiguous(memory_format=torch.channels_last)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for turn in range(-5, repeats):
+            for name, model in models.items():
+                model.eval()
+                _wait(hardware)
+                started = time.perf_counter()
+                with hardware.context():
+                    model(image)
+                _wait(hardware)
+                if turn >= 0:
+                    times[name].append(1000 * (time.perf_counter() - started))
+    return {
+        name: Latency(float(np.quantile(taken, 0.5)), float(np.quantile(taken, 0.95)), repeats)
+        for name, taken in times.items()
+    }
+
+
+def _wait(hardware: Hardware) -> None:
+    if hardware.device.type == "cuda":
+        torch.cuda.synchronize(hardware.device)

@@ -1,0 +1,36 @@
+"""What needs no learning: the scores that a network must beat before it may be called one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from petseg.data.oxford_pets import UInt8
+
+
+class MeanMask(nn.Module):
+    """Logits [N, C, H, W] that do not look at the image: log of how often each class stood at each pixel.
+
+    With `everywhere` the frequencies are averaged over the picture too, so that every pixel gets the most frequent
+    class: on the trimaps, background.
+    """
+
+    frequency: Tensor
+
+    def __init__(self, labels: UInt8, num_classes: int, *, everywhere: bool = False) -> None:
+        """Counts the training labels: uint8 [N, H, W], 0..C-1 or 255 (not counted)."""
+        super().__init__()
+        counts = np.stack([(labels == label).sum(axis=0) for label in range(num_classes)]).astype(np.float64)
+        if everywhere:
+            counts[:] = counts.sum(axis=(1, 2), keepdims=True)
+        counts += 1.0  # a class never seen at a pixel is unlikely there, not impossible
+        self.register_buffer("frequency", torch.from_numpy(counts / counts.sum(axis=0)).float())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the same logits for each image of a batch [N, 3, H, W] of the size that the labels had."""
+        return self.frequency.log().expand(len(image), -1, -1, -1)
+
+
+BASELINES = {"background": ("Most frequent class", True), "mean_mask": ("Mean mask", False)}
+"""Name -> title, and whether frequencies are averaged over the picture."""
