@@ -70,20 +70,22 @@ def main() -> None:
             raise
         print(f"petseg: this command needs {error.name}; pip install 'petseg[train]'", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\npetseg: interrupted; whole epochs are kept: run the same command with --resume to go on", file=sys.stderr)
-        sys.exit(130)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"petseg {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
 ) -> None:
-    """Options before any subcommand."""
-    if version:
-        print(f"petseg {__version__}")
-        raise typer.Exit
+    """Options before any subcommand; `main` takes --debug out before they are parsed."""
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ def models(
     from petseg.report.tables import byte_size, count
 
     table = Table(title=f"one image of {size} x {size} px, {classes} classes, float32")
-    for column in ("model", "", "parameters", "MACs", "activations", "activations, training"):
+    for column in ("model", "", "parameters", "MACs", "activations", "each further image, training"):
         table.add_column(column, justify="left" if column in ("model", "") else "right")
     for name in MODELS:
         cost = count_cost(ModelConfig(name=name), classes, size)
@@ -165,7 +167,7 @@ def models(
             count(cost.parameters),
             count(cost.macs),
             byte_size(cost.activation_bytes),
-            byte_size(cost.training_activation_bytes),
+            byte_size(cost.training_activation_bytes_per_image),
         )
     Console().print(table)
 
@@ -185,18 +187,15 @@ def train(
 ) -> None:
     """Train one model into a run folder."""
     from petseg.config import load_recipe
-    from petseg.errors import unknown_name
-    from petseg.models import MODELS, TITLES
+    from petseg.models import TITLES
     from petseg.train import train as train_model
 
-    if model not in MODELS:
-        raise unknown_name("model", model, MODELS)
     config = load_recipe(recipe, settings or ()).for_model(model)
     run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
     _refuse_existing(run, resume)
     hardware = _hardware(config.train.precision, device)
     prepared = _prepare(_data_folder(data), config.data.size)
-    with _bar() as advance:
+    with _resumable(), _bar() as advance:
         history = train_model(
             config,
             prepared,
@@ -273,7 +272,7 @@ def compare(
     found, made = _data_or_made(data) if quick else (_data_or_download(data), False)
     prepared = _prepare(found, loaded.data.size)
     started = time.monotonic()
-    with _bar() as advance:
+    with _resumable(), _bar() as advance:
 
         def show(stage: Stage) -> None:
             advance(stage.title, stage.done, stage.total, stage.detail)
@@ -407,6 +406,16 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
     console.print(table)
     for sentence in findings(comparison):
         console.print(sentence, highlight=False)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Says, after Ctrl-C, how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\npetseg: interrupted; whole epochs are kept: run the same command with --resume to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @contextmanager

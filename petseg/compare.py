@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from petseg import __version__, runs
-from petseg.config import Recipe
+from petseg.config import Recipe, RunConfig
 from petseg.cost import count_cost, measure_latencies
 from petseg.data.cache import Prepared
 from petseg.data.oxford_pets import get_task, open_pair
@@ -101,7 +101,7 @@ def compare(
                 on_progress=lambda done, total, title=bar_title: tell(Stage(title, done, total)),  # type: ignore[misc]
             )
     pictures = load_splits(prepared, configs[recipe.models[0]], hardware.device)
-    baselines = _evaluate_baselines(recipe, prepared, pictures, out, hardware, splits, tell)
+    baselines = _evaluate_baselines(configs[recipe.models[0]], prepared, pictures, out, hardware, splits, tell)
     models = {name: load_run(out / "runs" / name, hardware)[0] for name in configs}
     latencies = measure_latencies(models, recipe.data.size, hardware)
     examples = _write_examples(
@@ -190,7 +190,7 @@ def _difference(names: Sequence[str], evaluations: Mapping[str, Mapping[str, Eva
 
 
 def _evaluate_baselines(
-    recipe: Recipe,
+    config: RunConfig,
     prepared: Prepared,
     pictures: Mapping[str, Pictures],
     out: Path,
@@ -198,7 +198,7 @@ def _evaluate_baselines(
     splits: Sequence[str],
     tell: Callable[[Stage], None],
 ) -> list[dict[str, Any]]:
-    task = get_task(recipe.data.task, recipe.data.border)
+    task = get_task(config.data.task, config.data.border)
     training = pictures["train"]
     labels = training.labels.cpu().numpy()[training.rows]
     found: list[dict[str, Any]] = []
@@ -212,7 +212,7 @@ def _evaluate_baselines(
                     model,
                     prepared,
                     pictures[part],
-                    recipe,
+                    config,
                     hardware,
                     split=part,
                     on_progress=lambda done, total, title=f"score {title} on {part}": tell(Stage(title, done, total)),  # type: ignore[misc]

@@ -6,34 +6,37 @@ One description serves the file, the flag, the help text and the run folder. Shi
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from petseg.errors import PetsegError, unknown_name
 
+ModelName = Literal["unet", "segnet", "unet_paper", "segnet_paper"]
 TaskName = Literal["trimap", "pet", "species"]
 Protocol = Literal["official", "seed"]
 Border = Literal["pet", "background", "ignore"]
 
 
+Convs = Annotated[int, Field(ge=1, le=8)]
+
+
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # strict: true is no number, "3" no count
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class ModelConfig(_Config):
-    """Which network; a field left out takes the preset's value (`petseg models` lists the presets)."""
+class ModelShape(_Config):
+    """The shape of a network; a field left out takes the model's preset (`petseg models` lists them)."""
 
-    name: str = "unet"
-    """unet, segnet, unet_paper or segnet_paper."""
     base_channels: Annotated[int, Field(ge=1, le=256)] | None = None
     """Channels of the first stage; they double with each halving of the resolution."""
     depth: Annotated[int, Field(ge=1, le=7)] | None = None
     """How many times the resolution is halved."""
-    convs: Annotated[int, Field(ge=1, le=8)] | tuple[Annotated[int, Field(ge=1, le=8)], ...] | None = None
+    convs: Convs | Annotated[tuple[Convs, ...], Field(strict=False)] | None = None
     """3x3 convolutions a stage: one number, or one for each stage (SegNet only)."""
     batch_norm: bool | None = None
     """Batch normalisation after each convolution."""
@@ -43,6 +46,13 @@ class ModelConfig(_Config):
     """U-Net only: concatenate the encoder's maps; false is the ablation."""
     upsampling: Literal["indices", "bilinear"] | None = None
     """SegNet only: upsample by the pooling's indices, or bilinear, the ablation."""
+
+
+class ModelConfig(ModelShape):
+    """Which network, and its shape."""
+
+    name: ModelName = "unet"
+    """The preset."""
 
 
 class DataConfig(_Config):
@@ -113,30 +123,42 @@ class RunConfig(_Config):
     train: TrainConfig = TrainConfig()
 
 
-class Recipe(RunConfig):
+class Recipe(_Config):
     """A run's description shared by several models, with what differs for each under `overrides`."""
 
-    models: tuple[str, ...] = ("unet", "segnet")
+    models: Annotated[tuple[ModelName, ...], Field(strict=False)] = ("unet", "segnet")
     """What `petseg compare` trains, in this order."""
-    overrides: dict[str, dict[str, Any]] = {}
-    """Model name -> dotted field -> value, for example `[overrides.segnet]` with `"train.learning_rate" = 1e-3`."""
+    model: ModelShape = ModelShape()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    overrides: dict[ModelName, dict[str, Any]] = {}
+    """Model name -> field -> value, for example `[overrides.segnet.train]` with `learning_rate = 1e-3`."""
 
     @field_validator("models")
     @classmethod
-    def _some_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+    def _several_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
         if len(models) < 2 or len(set(models)) != len(models):
             raise ValueError("a comparison names at least two models, each once")
         return models
 
     def for_model(self, name: str) -> RunConfig:
-        """Returns the run of one model: shared fields, then its overrides."""
+        """Returns the run of one model: shared fields, then its overrides.
+
+        Raises:
+            PetsegError: an unknown model, or an override that is no field.
+        """
+        if name not in MODEL_NAMES:
+            raise unknown_name("model", name, MODEL_NAMES)
         fields = self.model_dump(exclude={"models", "overrides"})
+        for field, value in _flat(self.overrides.get(name, {})):  # type: ignore[call-overload]
+            _put(fields, field, value, source=f"overrides.{name}")
+        if "name" in fields["model"]:
+            raise PetsegError(f"overrides.{name}: model.name cannot be changed; name models under `models`")
         fields["model"]["name"] = name
-        for field, value in self.overrides.get(name, {}).items():
-            _put(fields, field, value)
         return validated(RunConfig, fields, source=f"overrides.{name}")
 
 
+MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 RECIPES = files("petseg") / "recipes"
 ConfigT = TypeVar("ConfigT", bound=_Config)
 
@@ -169,7 +191,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         field, equals, value = setting.partition("=")
         if not equals:
             raise PetsegError(f"--set {setting}: got no '='; write --set field=value, for example --set epochs=10")
-        _put(fields, field.strip(), _parse_value(value.strip()))
+        _put(fields, field.strip(), _parse_value(value.strip()), source="--set")
     return validated(Recipe, fields, source=f"recipe {name}")
 
 
@@ -183,11 +205,17 @@ def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) ->
         return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
+    names = _field_names(kind)
     path = [str(part) for part in first["loc"]]
-    dotted = ".".join(path)
     if first["type"] == "extra_forbidden":
-        raise PetsegError(f"{source}: {unknown_name('field', dotted, _field_names(kind))}")
-    raise PetsegError(f"{source}: {dotted} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}")
+        raise PetsegError(f"{source}: {unknown_name('field', '.'.join(path), names)}")
+    # below a field pydantic's path goes on into its own types
+    dotted = next((".".join(path[:end]) for end in range(len(path), 0, -1) if ".".join(path[:end]) in names), ".".join(path))
+    if first["type"] == "literal_error":
+        choices = [choice.strip("' ") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        raise PetsegError(f"{source}: {unknown_name(dotted, str(first['input']), choices)}")
+    told = first["msg"].removeprefix("Value error, ")
+    raise PetsegError(f"{source}: {dotted} is {first['input']!r}; {told[0].lower()}{told[1:]}")
 
 
 def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
@@ -201,7 +229,16 @@ def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def _put(fields: dict[str, Any], field: str, value: Any) -> None:
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted field, value): TOML reads `train.epochs = 3` as a table in a table."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _put(fields: dict[str, Any], field: str, value: Any, *, source: str) -> None:
     """Sets a dotted field; a last part that is unique in the recipe may stand alone (`epochs`)."""
     if "." not in field:
         matches = [name for name in _field_names(Recipe) if name.split(".")[-1] == field]
@@ -211,7 +248,7 @@ def _put(fields: dict[str, Any], field: str, value: Any) -> None:
     for parent in parents:
         nested = fields.setdefault(parent, {})
         if not isinstance(nested, dict):
-            raise PetsegError(f"--set {field}: {parent} holds a value, not fields")
+            raise PetsegError(f"{source} {field}: {parent} holds a value, not fields; name a field of the recipe")
         fields = nested
     fields[last] = value
 

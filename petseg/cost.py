@@ -30,8 +30,12 @@ class Cost:
     """Multiply-accumulates of all convolutions."""
     activation_bytes: int
     """Largest sum of tensors alive at once in a forward pass without gradients, float32, weights not counted."""
-    training_activation_bytes: int
-    """The same for a forward and backward pass, gradients of weights counted."""
+    training_activation_bytes_per_image: int
+    """What each further image of a batch adds to the same, for a forward and backward pass."""
+
+
+TRAINING_BATCH = 32
+"""Images from which a further one is counted: with few, the weights' gradients would hide what an image needs."""
 
 
 def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
@@ -48,20 +52,24 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
     with torch.device("meta"):
         model = build_model(config, num_classes)
         image = torch.empty(1, 3, size, size)
-        labels = torch.zeros(1, size, size, dtype=torch.int64)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     with torch.no_grad(), LiveBytes() as inference:
         model(image)
     model.train()
-    with LiveBytes() as training:
-        F.cross_entropy(model(image), labels).backward()  # type: ignore[no-untyped-call]
+    training = []
+    for count in (TRAINING_BATCH, 2 * TRAINING_BATCH):
+        labels = torch.zeros(count, size, size, dtype=torch.int64, device="meta")
+        with LiveBytes() as batch:
+            F.cross_entropy(model(image.expand(count, -1, -1, -1)), labels).backward()  # type: ignore[no-untyped-call]
+        training.append(batch.peak)
+        model.zero_grad(set_to_none=True)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=counter.get_total_flops() // 2,
         activation_bytes=inference.peak,
-        training_activation_bytes=training.peak,
+        training_activation_bytes_per_image=(training[1] - training[0]) // TRAINING_BATCH,
     )
 
 

@@ -19,7 +19,12 @@ def unknown_name(kind: str, got: str, choices: Iterable[str]) -> PetsegError:
     >>> str(unknown_name("model", "unett", ["segnet", "unet"]))
     "model 'unett' is unknown; choose one of: unet, segnet"
     """
-    known = sorted(choices)
-    nearest = difflib.get_close_matches(got, known, n=len(known) or 1, cutoff=0.5)
-    ordered = nearest + [name for name in known if name not in nearest]
+
+    def likeness(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, got, name).ratio()
+        # of dotted fields the last part is what people remember
+        last = difflib.SequenceMatcher(None, got.split(".")[-1], name.split(".")[-1]).ratio()
+        return max(whole, last)
+
+    ordered = sorted(choices, key=lambda name: (-likeness(name), name))
     return PetsegError(f"{kind} {got!r} is unknown; choose one of: {', '.join(ordered)}")

@@ -31,7 +31,7 @@ def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
     Args:
         logits: float [N, C, H, W].
         labels: int64 [N, H, W], 0..C-1 or 255 (ignored).
-        smooth: pixels added to numerator and denominator, so that an absent class gives no loss.
+        smooth: pixels added to numerator and denominator, so that a class in neither gives no loss.
     """
     counted = labels != IGNORE
     one_hot = F.one_hot(labels.masked_fill(~counted, 0), logits.shape[1]).permute(0, 3, 1, 2) * counted[:, None]
@@ -55,5 +55,6 @@ def median_frequency_weights(labels: UInt8, num_classes: int) -> Tensor:
     present = counts > 0
     totals = (pixels * present).sum(axis=0)
     frequency = np.divide(counts.sum(axis=0), totals, out=np.zeros(num_classes), where=totals > 0)
-    weights = np.divide(np.median(frequency[frequency > 0]), frequency, out=np.zeros(num_classes), where=frequency > 0)
+    middle = np.median(frequency[frequency > 0]) if frequency.any() else 0.0
+    weights = np.divide(middle, frequency, out=np.zeros(num_classes), where=frequency > 0)
     return torch.from_numpy(weights.astype(np.float32))

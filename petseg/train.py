@@ -433,8 +433,12 @@ def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ave
     if average is not None:
         _load(average, part("average."), path)
     state = optimiser.state_dict()
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for name, tensor in part("optimiser.").items():
         number, _, kind = name.partition(".")
+        if tensor.ndim:
+            # the fused kernel walks memory: its averages must lie as the weights do (channels_last)
+            tensor = torch.empty_like(parameters[int(number)]).copy_(tensor)
         state["state"].setdefault(int(number), {})[kind] = tensor
     optimiser.load_state_dict(state)
     return epoch

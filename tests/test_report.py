@@ -79,7 +79,7 @@ def made_model(name: str, title: str, miou: float, scale: float, rng: np.random.
             "parameters": int(1_620_000 * scale),
             "macs": int(660_000_000 * scale),
             "activation_bytes": int(9_000_000 * scale**4),
-            "training_activation_bytes": int(21_000_000 * scale**2),
+            "training_activation_bytes_per_image": int(21_000_000 * scale**2),
             "latency_ms": {"p50": 7.6 * scale, "p95": 8.8 * scale, "repeats": 50, "batch": 1, "size": 128},
             "train_seconds": 1000.0 * scale,
             "train_images_per_second": 99.0 / scale,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from petseg.config import ModelConfig
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import PetsegError
 from petseg.models.segnet import VGG16_CONVS, SegNet
 from petseg.models.unet import UNet
 
@@ -31,10 +31,8 @@ def build_model(config: ModelConfig, num_classes: int) -> UNet | SegNet:
     """Returns the model that `config` names, weights drawn from torch's global generator.
 
     Raises:
-        PetsegError: an unknown name, or a field that this model does not have.
+        PetsegError: a field that this model does not have.
     """
-    if config.name not in MODELS:
-        raise unknown_name("model", config.name, MODELS)
     kind, preset = MODELS[config.name]
     given = config.model_dump(exclude={"name"}, exclude_none=True)
     foreign = {"skips", "upsampling"} & set(given) - {"skips" if kind is UNet else "upsampling"}
@@ -43,7 +41,7 @@ def build_model(config: ModelConfig, num_classes: int) -> UNet | SegNet:
         owner = "unet" if field == "skips" else "segnet"
         raise PetsegError(
             f"model.{field} was given for {config.name!r}, which has no such option; "
-            f'it belongs to {owner!r}: write it under [overrides.{owner}] as "model.{field}"'
+            f'it belongs to {owner!r}: write it under [overrides.{owner}.model]'
         )
     options = preset | given
     convs = options.get("convs")

@@ -220,9 +220,6 @@ def comparison_table(comparison: Mapping[str, Any]) -> list[Group]:
         return _row(comparison, label, remark, ("cost", *path), text, better)
 
     batch = next((found for column in columns if (found := pick(column, "cost", "latency_ms", "batch"))), 1)
-    training_memory = "training_activation_bytes"
-    if any(pick(column, "cost", f"{training_memory}_per_image") is not None for column in columns):
-        training_memory += "_per_image"
     timed = "" if batch == 1 else f"{plural(batch, 'image')} at once"
     quality = [
         shares("mIoU", split, "miou", better=max if lead_shown(comparison) else None),
@@ -246,7 +243,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> list[Group]:
         cost("Latency, median", timed, milliseconds, "latency_ms", "p50"),
         cost("Latency, 95th percentile", timed, milliseconds, "latency_ms", "p95"),
         cost("Activation memory, inference", "", byte_size, "activation_bytes"),
-        cost("Activation memory, training", "", byte_size, training_memory),
+        cost("Activation memory, training", "per image", byte_size, "training_activation_bytes_per_image"),
         cost("Training time", "", duration, "train_seconds"),
         cost("Training speed", "images/s", whole, "train_images_per_second", better=max),
     ]

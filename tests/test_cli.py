@@ -1,0 +1,178 @@
+"""The command line as a user meets it: real processes, what they print, their exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+
+SETTINGS = [part for setting in TINY for part in ("--set", setting)]
+
+HELP = ["", "data", "data get", "data check", "data prepare", "models", "train", "evaluate", "compare", "report"]
+
+
+def petseg(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "petseg.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=child_environment(**environment),
+        check=False,
+        timeout=240,
+    )
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != "PETSEG_DATA"}
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", **extra}
+
+
+def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in result.stderr.splitlines() if line.startswith("petseg: ") and "warning" not in line]
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", HELP, ids=lambda command: command or "petseg")
+def test_help_says_what_the_command_does(command: str) -> None:
+    result = petseg(*command.split(), "--help")
+    assert result.returncode == 0
+    assert "Usage: " in result.stdout
+    assert "--help" in result.stdout
+
+
+def test_the_commands_are_these() -> None:
+    """A frozen list: renaming or removing one breaks somebody's script."""
+    from typer.main import get_command
+
+    from petseg.cli import app
+
+    group = get_command(app)
+    names = {name: set(getattr(command, "commands", ())) for name, command in group.commands.items()}  # type: ignore[attr-defined]
+    assert names == {
+        "data": {"get", "check", "prepare"},
+        "models": set(),
+        "train": set(),
+        "evaluate": set(),
+        "compare": set(),
+        "report": set(),
+    }
+
+
+def test_version() -> None:
+    assert petseg("--version").stdout.strip() == "petseg 0.1.0"
+
+
+def test_train_evaluate_and_report_from_the_command_line(pets_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trained = petseg("train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS)
+    assert trained.returncode == 0, trained.stderr
+    assert "epoch 2, val loss" in trained.stdout
+    scored = petseg("evaluate", run, "--data", pets_folder, "--split", "test")
+    assert scored.returncode == 0, scored.stderr
+    assert "24 images" in scored.stdout
+    assert (run / "evaluations" / "test.json").is_file()
+    assert "exists; go on with --resume" in one_line_error(
+        petseg("train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS)
+    )
+    assert petseg("train", "--model", "segnet", "--data", pets_folder, "--out", run, "--resume", *SETTINGS).returncode == 0
+
+
+def test_compare_prints_a_table_and_the_report_s_path(pets_folder: Path, tmp_path: Path) -> None:
+    result = petseg("compare", "--data", pets_folder, "--out", tmp_path / "out", *SETTINGS)
+    assert result.returncode == 0, result.stderr
+    assert "U-Net" in result.stdout
+    assert "SegNet" in result.stdout
+    report = Path(result.stdout.splitlines()[-1].removeprefix("report: "))
+    assert report == (tmp_path / "out" / "report.html").resolve()
+    report.unlink()
+    assert petseg("report", tmp_path / "out").returncode == 0
+    assert report.is_file()
+
+
+def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--data", str(pets_folder), "--out", str(tmp_path / "run"), *SETTINGS, "--set", "epochs=200"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "petseg.cli", *arguments], stderr=subprocess.PIPE, text=True, env=child_environment()
+    )
+    assert process.stderr is not None
+    for line in process.stderr:  # the bar's own lines say when training is under way
+        if "val loss" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command with --resume" in rest
+    assert (tmp_path / "run" / "resume.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
+        (["train", "no-such"], "recipe 'no-such' is unknown; choose one of"),
+        (["train", "missing.toml"], "recipe missing.toml: cannot be read"),
+        (["train", "--set", "epoch=3"], "field 'epoch' is unknown; choose one of: train.epochs"),
+        (["train", "--set", "epochs=0"], "train.epochs is 0"),
+        (["train", "--set", "size=15"], "data.size is 15"),
+        (["train", "--set", "task=cats"], "data.task 'cats' is unknown; choose one of: species"),
+        (["train", "--set", "protocol=offical"], "data.protocol 'offical' is unknown; choose one of: official, seed"),
+        (["train", "--device", "tpu"], "device 'tpu'"),
+        (["train"], "no data set"),
+        (["compare", "--quick", "--recipe", "base"], "choose one: --quick is the recipe"),
+        (["compare", "--set", 'models=["unet"]'], "a comparison names at least two models"),
+        (["train", "--data", "nowhere"], "data folder nowhere: not a folder"),
+        (["data", "check", "--data", "."], "images.tar.gz and annotations.tar.gz missing"),
+        (["evaluate", "nowhere"], "no such file; is this the folder of a finished run"),
+        (["report", "nowhere"], "does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = petseg(*arguments, cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "none"))
+    assert message in one_line_error(result)
+    assert not [path for path in tmp_path.iterdir() if path.name != "none"]
+
+
+def test_plain_compare_never_falls_back_to_made_pets(tmp_path: Path) -> None:
+    """With a proxy that refuses every connection, the download fails at once and says what to do."""
+    result = petseg(
+        "compare", "--set", "epochs=1", cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "none"), https_proxy="http://127.0.0.1:9"
+    )
+    line = one_line_error(result)
+    assert "could not be downloaded" in line
+    assert "set PETSEG_DATA" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = petseg("train", "--model", "x", "--debug")
+    assert "Traceback" in result.stderr
+    assert "PetsegError" in result.stderr
+
+
+def test_data_check_prints_each_trap_and_exits_1(tmp_path: Path) -> None:
+    from petseg.data.synthetic import make_pets
+
+    folder = make_pets(tmp_path / "pets", per_breed=2, breeds=2, size=48, traps=True)
+    result = petseg("data", "check", "--data", folder)
+    assert result.returncode == 1, result.stderr
+    for found in ("hidden file among the trimaps", "not a .jpg among the images", "GIF named .jpg", "was it remapped already?"):
+        assert found in result.stdout
+
+
+def test_models_lists_every_model() -> None:
+    result = petseg("models")
+    assert result.returncode == 0
+    for name in ("unet", "segnet", "unet_paper", "segnet_paper"):
+        assert name in result.stdout
+    assert "1.9 M" in result.stdout
