@@ -45,10 +45,13 @@ DataOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a field of the recipe, for example --set epochs=10 or --set data.task=pet. Repeatable."),
+    typer.Option(
+        "--set", help="Change a field of the recipe, for example --set epochs=10 or --set data.task=pet. Repeatable."
+    ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else cpu.", show_default=False)
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else cpu.", show_default=False),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folder of an interrupted run.")]
 
@@ -93,7 +96,9 @@ def options(
 
 @data_app.command("get")
 def data_get(
-    data: Annotated[Path | None, typer.Option("--data", help="Where to put the archives.", show_default="the user's data folder")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where to put the archives.", show_default="the user's data folder")
+    ] = None,
 ) -> None:
     """Download the two official archives (811 MB), verified; an interrupted transfer goes on where it stopped."""
     from petseg.data.cache import default_data_folder
@@ -107,7 +112,7 @@ def data_get(
 
 @data_app.command("check")
 def data_check(data: DataOption = None) -> None:
-    """Open every picture and trimap; print what was found and what happens to each. Exit code 1 if a pair is left out."""
+    """Open every pair; print what was found and what happens to it. Exit code 1 if something is left out."""
     from rich.console import Console
     from rich.table import Table
 
@@ -210,7 +215,10 @@ def train(
             ),
         )
     last = history[-1]
-    print(f"{run}: epoch {last['epoch']}, val loss {last['val_loss']:.4f}, val mIoU {last['val_miou']:.4f} at the training size")
+    print(
+        f"{run}: epoch {last['epoch']}, val loss {last['val_loss']:.4f}, "
+        f"val mIoU {last['val_miou']:.4f} at the training size"
+    )
 
 
 @app.command()
@@ -241,23 +249,31 @@ def evaluate(
         table.add_row(name, *(_score(scores[kind][name]) for kind in ("iou", "dice", "boundary_f")))
     table.add_row("mean", *(_score(scores[kind]) for kind in ("miou", "mean_dice", "mean_boundary_f")), style="bold")
     Console().print(table)
-    print(f"pixel accuracy {scores['pixel_accuracy']:.4f}, cross-entropy {scores['cross_entropy']:.4f} at {scores['cross_entropy_frame']}")
+    print(
+        f"pixel accuracy {scores['pixel_accuracy']:.4f}, "
+        f"cross-entropy {scores['cross_entropy']:.4f} at {scores['cross_entropy_frame']}"
+    )
 
 
 @app.command()
 def compare(
     quick: Annotated[
-        bool, typer.Option("--quick", help="A taste in minutes: small pictures, few epochs, validation only; draws pets if there are no real ones.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="A taste in minutes: small pictures, few epochs, validation only; draws pets if none can be had.",
+        ),
     ] = False,
     recipe: Annotated[str, typer.Option(help="A shipped recipe (default, base) or a TOML file.")] = "default",
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-RECIPE")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-RECIPE")
+    ] = None,
     settings: SetOption = None,
     resume: ResumeOption = False,
     device: DeviceOption = None,
 ) -> None:
     """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
-    from petseg.compare import Stage
     from petseg.compare import compare as compare_models
     from petseg.config import load_recipe
     from petseg.report import write_report
@@ -297,7 +313,9 @@ def compare(
 @app.command()
 def report(
     comparison: Annotated[Path, typer.Argument(help="A comparison.json, or the folder that holds it.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write the page.", show_default="report.html beside it")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the page.", show_default="report.html beside it")
+    ] = None,
 ) -> None:
     """Write the page of a comparison again, from its JSON."""
     from petseg.report import write_report
@@ -320,7 +338,9 @@ def _data_folder(given: Path | None) -> Path:
 
     folder = find_data(given)
     if folder is None:
-        raise PetsegError("no data set: neither --data nor PETSEG_DATA is given and nothing was downloaded; run `petseg data get`")
+        raise PetsegError(
+            "no data set: neither --data nor PETSEG_DATA is given and nothing was downloaded; run `petseg data get`"
+        )
     return folder
 
 
@@ -414,7 +434,9 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\npetseg: interrupted; whole epochs are kept: run the same command with --resume to go on", file=sys.stderr)
+        print(
+            "\npetseg: interrupted; whole epochs are kept: run the same command with --resume to go on", file=sys.stderr
+        )
         raise typer.Exit(130) from None
 
 

@@ -1,9 +1,9 @@
 """The comparison: both models trained under one budget, evaluated on the same pictures, told in one JSON.
 
-    comparison.json     every figure of the report, with config, commit, device, seeds, split
-    runs/MODEL/         the run folders
-    baselines/          evaluations of what needs no learning
-    examples/           photo, truth and predictions of the pictures that the report shows
+comparison.json     every figure of the report, with config, commit, device, seeds, split
+runs/MODEL/         the run folders
+baselines/          evaluations of what needs no learning
+examples/           photo, truth and predictions of the pictures that the report shows
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from petseg.metrics import mean_iou
 from petseg.models import TITLES
 from petseg.models.baselines import BASELINES, MeanMask
 from petseg.stats import paired_bootstrap
-from petseg.train import Hardware, Pictures, Progress, load_splits, predict_logits, train
+from petseg.train import Hardware, Pictures, Progress, environment, load_splits, predict_logits, train
 
 BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4
 """How many pictures of each kind the report shows."""
@@ -75,7 +75,7 @@ def compare(
         PetsegError: as `train` and `evaluate_run`.
     """
     tell = on_stage or (lambda stage: None)
-    configs = {name: recipe.for_model(name) for name in recipe.models}
+    configs: dict[str, RunConfig] = {name: recipe.for_model(name) for name in recipe.models}
     task = get_task(recipe.data.task, recipe.data.border)
     costs = {name: count_cost(config.model, len(task.classes), config.data.size) for name, config in configs.items()}
     runs.new_folder(out, resume=resume)
@@ -105,7 +105,14 @@ def compare(
     models = {name: load_run(out / "runs" / name, hardware)[0] for name in configs}
     latencies = measure_latencies(models, recipe.data.size, hardware)
     examples = _write_examples(
-        recipe, prepared, pictures[split], models, {name: evaluations[name][split] for name in configs}, out, hardware, tell
+        recipe,
+        prepared,
+        pictures[split],
+        models,
+        {name: evaluations[name][split] for name in configs},
+        out,
+        hardware,
+        tell,
     )
 
     environments = {name: runs.read_json(out / "runs" / name / "environment.json") for name in configs}
@@ -124,6 +131,7 @@ def compare(
         "size": recipe.data.size,
         "config": recipe.model_dump(mode="json"),
         "environment": environments[recipe.models[0]],
+        "scoring_environment": environment(hardware),
         "data": {
             "source": "made pets, drawn by petseg" if made_data else prepared.source,
             "pairs": len(prepared.all_listed),
@@ -172,7 +180,9 @@ def _training_time(history: Sequence[Mapping[str, Any]], images: int) -> dict[st
     return {"train_seconds": round(seconds, 1), "train_images_per_second": round(images * len(history) / stepping, 2)}
 
 
-def _difference(names: Sequence[str], evaluations: Mapping[str, Mapping[str, Evaluation]], split: str) -> dict[str, Any]:
+def _difference(
+    names: Sequence[str], evaluations: Mapping[str, Mapping[str, Evaluation]], split: str
+) -> dict[str, Any]:
     first, second = names[0], names[1]
     found = paired_bootstrap(evaluations[first][split].confusions, evaluations[second][split].confusions)
     return {
@@ -268,9 +278,11 @@ def _write_examples(
         pair = open_pair(pet)
         truth = task.table()[pet.species][pair.trimap]
         size = (truth.shape[0], truth.shape[1])
-        files = {}
+        files: dict[str, str] = {}
 
-        def save(image: Image.Image, kind: str, suffix: str, name: str = pet.name, files: dict[str, str] = files) -> None:
+        def save(
+            image: Image.Image, kind: str, suffix: str, name: str = pet.name, files: dict[str, str] = files
+        ) -> None:
             resampling = Image.Resampling.BILINEAR if suffix == "jpg" else Image.Resampling.NEAREST
             scale = min(1.0, EXAMPLE_SIDE / max(image.size))
             small = image.resize((round(image.width * scale), round(image.height * scale)), resampling)
@@ -281,7 +293,7 @@ def _write_examples(
         save(pair.image, "image", "jpg")
         save(Image.fromarray(palette[truth]), "truth", "png")
         for name, model in models.items():
-            (_, logits), = predict_logits(model, pictures, pictures.rows[row : row + 1], hardware)
+            ((_, logits),) = predict_logits(model, pictures, pictures.rows[row : row + 1], hardware)
             prediction = upsample(logits[0], size).argmax(dim=0).cpu().numpy()
             save(Image.fromarray(palette[prediction]), name, "png")
         examples.append(

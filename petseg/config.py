@@ -26,7 +26,9 @@ Convs = Annotated[int, Field(ge=1, le=8)]
 
 class _Config(BaseModel):
     # strict: true is no number, "3" no count
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelShape(_Config):
@@ -180,7 +182,9 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PetsegError(f"recipe {name}: cannot be read ({error}); name a TOML file or a shipped recipe") from None
+            raise PetsegError(
+                f"recipe {name}: cannot be read ({error}); name a TOML file or a shipped recipe"
+            ) from None
     else:
         raise unknown_name("recipe", name, recipe_names())
     try:
@@ -210,7 +214,9 @@ def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) ->
     if first["type"] == "extra_forbidden":
         raise PetsegError(f"{source}: {unknown_name('field', '.'.join(path), names)}")
     # below a field pydantic's path goes on into its own types
-    dotted = next((".".join(path[:end]) for end in range(len(path), 0, -1) if ".".join(path[:end]) in names), ".".join(path))
+    dotted = next(
+        (".".join(path[:end]) for end in range(len(path), 0, -1) if ".".join(path[:end]) in names), ".".join(path)
+    )
     if first["type"] == "literal_error":
         choices = [choice.strip("' ") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
         raise PetsegError(f"{source}: {unknown_name(dotted, str(first['input']), choices)}")

@@ -62,7 +62,7 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
     for count in (TRAINING_BATCH, 2 * TRAINING_BATCH):
         labels = torch.zeros(count, size, size, dtype=torch.int64, device="meta")
         with LiveBytes() as batch:
-            F.cross_entropy(model(image.expand(count, -1, -1, -1)), labels).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(model(image.expand(count, -1, -1, -1)), labels).backward()
         training.append(batch.peak)
         model.zero_grad(set_to_none=True)
     return Cost(
@@ -77,7 +77,7 @@ class LiveBytes(TorchDispatchMode):
     """Follows the storages that operations make under it; `peak` is the most bytes alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self.known: set[int] = set()
@@ -107,7 +107,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _storage_key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Latency:
 def measure_latencies(
     models: Mapping[str, nn.Module], size: int, hardware: Hardware, *, repeats: int = 40
 ) -> dict[str, Latency]:
-    """Returns each model's latency for one image, logits out, models taking turns so that a busy machine hits all alike.
+    """Returns each model's latency for one image, logits out; models take turns, so that a busy machine hits all alike.
 
     Args:
         models: name -> model on the device.

@@ -100,13 +100,15 @@ def evaluate(
                 boundaries.append(edges)
                 if config.data.protocol == "seed":
                     labels = torch.from_numpy(resize_labels(truth, (SEED_SIZE, SEED_SIZE)).copy())
-                    entropy_seed.add(upsample(one_logits, (SEED_SIZE, SEED_SIZE))[None], labels[None].to(hardware.device))
+                    entropy_seed.add(
+                        upsample(one_logits, (SEED_SIZE, SEED_SIZE))[None], labels[None].to(hardware.device)
+                    )
             if on_progress is not None:
                 on_progress(len(confusions), len(pictures.rows))
 
     names = tuple(prepared.pets[row].name for row in pictures.rows)
     breeds = [prepared.pets[row].breed for row in pictures.rows]
-    matrices, edges = np.stack(confusions), np.array(boundaries)
+    matrices, outlines = np.stack(confusions), np.array(boundaries)
     scores = {
         "split": split,
         "images": len(names),
@@ -114,9 +116,9 @@ def evaluate(
         "cross_entropy": entropy.mean(),
         "cross_entropy_frame": f"{config.data.size} px",
         **({f"cross_entropy_{SEED_SIZE}": entropy_seed.mean()} if config.data.protocol == "seed" else {}),
-        **summarise(matrices, edges, breeds, task),
+        **summarise(matrices, outlines, breeds, task),
     }
-    return Evaluation(scores, names, matrices, edges)
+    return Evaluation(scores, names, matrices, outlines)
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -157,7 +159,9 @@ def summarise(confusions: Confusion, boundaries: Score, breeds: Sequence[str], t
         of_breed[breed].append(row)
 
     def by_class(scores: Score) -> dict[str, float | None]:
-        return {name: None if np.isnan(value) else float(value) for name, value in zip(task.classes, scores, strict=True)}
+        return {
+            name: None if np.isnan(value) else float(value) for name, value in zip(task.classes, scores, strict=True)
+        }
 
     return {
         "miou": float(mean_iou(total)),
@@ -168,7 +172,9 @@ def summarise(confusions: Confusion, boundaries: Score, breeds: Sequence[str], t
         "mean_boundary_f": float(mean_over_classes(edges)),
         "boundary_f": by_class(edges),
         "image_miou": {"mean": float(np.nanmean(per_image)), "median": float(np.nanmedian(per_image))},
-        "breed_miou": {breed: float(mean_iou(confusions[rows].sum(axis=0))) for breed, rows in sorted(of_breed.items())},
+        "breed_miou": {
+            breed: float(mean_iou(confusions[rows].sum(axis=0))) for breed, rows in sorted(of_breed.items())
+        },
     }
 
 
@@ -197,7 +203,7 @@ def evaluate_run(
     split: str,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Returns the evaluation of a trained run (`load_run` says which weights), computed once, then read from its folder.
+    """Returns the evaluation of a trained run (`load_run` says of which weights), computed once and then read back.
 
     Raises:
         PetsegError: not a trained run, or a split that the protocol does not have.
@@ -226,7 +232,11 @@ def write_evaluation(evaluation: Evaluation, stored: Path) -> None:
         json.dumps([name, confusion.ravel().tolist(), [None if np.isnan(f) else round(float(f), 4) for f in edges]])
         for name, confusion, edges in zip(evaluation.names, evaluation.confusions, evaluation.boundaries, strict=True)
     ]
-    text = '{"columns": ["name", "confusion, rows truth", "boundary F by class"],\n"images": [\n' + ",\n".join(rows) + "\n]}\n"
+    text = (
+        '{"columns": ["name", "confusion, rows truth", "boundary F by class"],\n"images": [\n'
+        + ",\n".join(rows)
+        + "\n]}\n"
+    )
     runs.write_atomically(_images_file(stored), lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
     runs.write_json(stored, evaluation.scores)
 

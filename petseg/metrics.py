@@ -21,7 +21,7 @@ Confusion = npt.NDArray[np.int64]
 Score = npt.NDArray[np.float64]
 
 BOUNDARY_TOLERANCE = 0.0075
-"""Distance within which a boundary pixel is right, as a share of the picture's diagonal (the DAVIS benchmark's .008)."""
+"""Distance within which a boundary pixel is right, as a share of the picture's diagonal (DAVIS takes .008)."""
 
 
 def confusion_matrix(truth: Labels, prediction: Labels, num_classes: int) -> Confusion:
@@ -43,7 +43,8 @@ def confusion_matrix(truth: Labels, prediction: Labels, num_classes: int) -> Con
 def _ratio(numerator: Confusion | Score, denominator: Confusion | Score) -> Score:
     """Returns the quotient, nan where the denominator is 0."""
     top, bottom = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+    quotient: Score = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+    return quotient
 
 
 def iou(confusion: Confusion) -> Score:

@@ -18,6 +18,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,9 +41,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(unfinished)
         unfinished.replace(path)
     except OSError as error:
-        raise PetsegError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from None
+        raise PetsegError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+        ) from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # never made, or the disk is gone
+            unfinished.unlink()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -79,7 +83,9 @@ def new_folder(folder: Path, *, resume: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PetsegError(f"run folder {folder}: cannot be made ({error.strerror or error}); choose another with --out") from None
+        raise PetsegError(
+            f"run folder {folder}: cannot be made ({error.strerror or error}); choose another with --out"
+        ) from None
 
 
 def read_config(run: Path) -> RunConfig:
@@ -95,11 +101,15 @@ def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]
     """Returns the epochs of metrics.jsonl, at most the first `up_to`; a half-written last line is dropped."""
     path = run / "metrics.jsonl"
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
-            break
+        except ValueError as error:
+            if number < len(lines):
+                raise PetsegError(
+                    f"{path}: line {number} is not JSON ({error}); restore the file or train again"
+                ) from None
     return rows if up_to is None else [row for row in rows if row["epoch"] <= up_to]
 
 

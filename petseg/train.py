@@ -87,7 +87,9 @@ def choose_hardware(precision: str = "auto", device: str | None = None) -> Hardw
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, ValueError):
-        raise PetsegError(f"device {device!r}: torch has no such device here; choose cpu, or leave --device out") from None
+        raise PetsegError(
+            f"device {device!r}: torch has no such device here; choose cpu, or leave --device out"
+        ) from None
     if precision != "auto":
         return Hardware(chosen, precision == "bf16", f"{precision} as asked")
     if chosen.type == "cuda":
@@ -210,13 +212,19 @@ def train(
     settings = config.train
     runs.new_folder(run, resume=resume)
     if resume and (run / "config.json").is_file() and (known := runs.read_config(run)) != config:
-        raise PetsegError(f"run folder {run}: holds another config ({_difference(known, config)}); choose another --out")
+        raise PetsegError(
+            f"run folder {run}: holds another config ({_difference(known, config)}); choose another --out"
+        )
     task = get_task(config.data.task, config.data.border)
     splits = load_splits(prepared, config, hardware.device)
 
     torch.manual_seed(settings.seed)
     model = build_model(config.model, len(task.classes)).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True) if settings.ema else None
+    average = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+        if settings.ema
+        else None
+    )
     optimiser = make_optimiser(model, settings)
     first_epoch = 1
     if resume and (run / "resume.safetensors").is_file():
@@ -225,10 +233,7 @@ def train(
     if first_epoch > settings.epochs:
         return history
     if not (run / "environment.json").is_file():
-        environment = runs.environment(
-            device=_device_name(hardware.device), precision=hardware.precision, threads=torch.get_num_threads()
-        )
-        runs.write_json(run / "environment.json", environment)
+        runs.write_json(run / "environment.json", environment(hardware))
     runs.write_json(run / "config.json", config.model_dump(mode="json"))
 
     class_weights = None
@@ -240,7 +245,16 @@ def train(
         for epoch in range(first_epoch, settings.epochs + 1):
             started = time.perf_counter()
             train_loss = _train_epoch(
-                epoch, model, average, optimiser, splits["train"], settings, hardware, class_weights, history, on_progress
+                epoch,
+                model,
+                average,
+                optimiser,
+                splits["train"],
+                settings,
+                hardware,
+                class_weights,
+                history,
+                on_progress,
             )
             trained = time.perf_counter()
             evaluated = average.module if average is not None else model
@@ -327,7 +341,9 @@ def validate(model: nn.Module, pictures: Pictures, num_classes: int, hardware: H
         counted = int((labels != IGNORE).sum())
         if counted:
             total += cross_entropy(logits, labels.long()).double().cpu() * counted
-        confusion += confusion_matrix(labels.cpu().numpy(), logits.argmax(dim=1).to(torch.uint8).cpu().numpy(), num_classes)
+        confusion += confusion_matrix(
+            labels.cpu().numpy(), logits.argmax(dim=1).to(torch.uint8).cpu().numpy(), num_classes
+        )
     return {
         "val_loss": float(total) / int(confusion.sum()),
         "val_miou": float(mean_iou(confusion)),
@@ -362,7 +378,7 @@ def _checkpoint(
     optimiser: torch.optim.Optimizer,
     average: AveragedModel | None,
 ) -> None:
-    """Writes weights and metrics, and last the file that a resumed run starts from: it names the epoch that is whole."""
+    """Writes weights and metrics, and last the file that a resumed run starts from: it names the whole epoch."""
     weights = _plain(average.module if average is not None else model)
     if best_epoch(history) == epoch:
         _save(run / "best.safetensors", weights, epoch)
@@ -420,7 +436,9 @@ def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise PetsegError(f"{path}: weights of another model than its config.json describes; restore the pair") from None
+        raise PetsegError(
+            f"{path}: weights of another model than its config.json describes; restore the pair"
+        ) from None
 
 
 def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: AveragedModel | None) -> int:
@@ -475,13 +493,18 @@ def _difference(known: RunConfig, wanted: RunConfig) -> str:
     return f"{field} is {old[field]!r} there, {new[field]!r} now"
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def environment(hardware: Hardware) -> dict[str, Any]:
+    """Returns what the figures of this process depend on (`runs.environment`)."""
+    device = hardware.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return runs.environment(device=name, precision=hardware.precision, threads=torch.get_num_threads())
 
 
 def _tensorboard(run: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise PetsegError("train.tensorboard is true, but tensorboard is missing; pip install 'petseg[tensorboard]'") from None
+        raise PetsegError(
+            "train.tensorboard is true, but tensorboard is missing; pip install 'petseg[tensorboard]'"
+        ) from None
     return SummaryWriter(run / "tensorboard")

@@ -415,8 +415,6 @@ DAMAGES = {
     "half the trimaps": ("trimaps.npy", half),
     "half a header": ("images.npy", lambda content: content[:40]),
     "no array": ("images.npy", lambda content: b"x" * len(content)),
-}
-NOT_TOLD = {
     "an index that is a list": ("index.json", lambda content: b"[]"),
     "an index without size": ("index.json", without("size")),
     "an index without left_out": ("index.json", without("left_out")),
@@ -424,18 +422,11 @@ NOT_TOLD = {
     "an empty array": ("images.npy", lambda content: b""),
     "fewer trimaps than rows": ("trimaps.npy", fewer_rows),
 }
-"""Damages that are not told as such yet; they belong into DAMAGES."""
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *DAMAGES,
-        *(pytest.param(damage, marks=pytest.mark.xfail(strict=True, reason="defect: not told")) for damage in NOT_TOLD),
-    ],
-)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache(pets, damage):
-    name, change = (DAMAGES | NOT_TOLD)[damage]
+    name, change = DAMAGES[damage]
     path = prepare(pets, SIZE).folder / name
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(PetsegError, match=r"cache .* is damaged \(.*\); delete it and run again") as caught:
@@ -488,7 +479,6 @@ def test_a_write_that_fails_is_one_line(pets, cache_folder):
     assert len(prepare(pets, SIZE).pets) == 8
 
 
-@pytest.mark.xfail(strict=True, reason="defect: made before anybody listens for OSError", raises=OSError)
 @pytest.mark.parametrize("call", ["prepare", "made_data", "open_data"])
 def test_a_cache_that_cannot_be_written_is_one_line(pets, tmp_path, monkeypatch, call):
     """Below a plain file no folder can be made, whoever asks (root may write anywhere else)."""
@@ -504,7 +494,6 @@ def test_a_cache_that_cannot_be_written_is_one_line(pets, tmp_path, monkeypatch,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: content_key reads it as a file", raises=OSError)
 @pytest.mark.parametrize("place", ["images/beagle_1.jpg", "annotations/trimaps/beagle_1.png"])
 def test_a_folder_that_is_named_like_a_picture_is_passed_over_by_name(copy, place):
     (copy / place).unlink()

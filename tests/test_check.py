@@ -140,9 +140,6 @@ def test_one_kind_is_left_out_by_name(remapped):
     assert all(row.left_out for row in rows[1:])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: the row's title holds the file's name or size, so each picture is a row"
-)
 def test_one_kind_is_one_row(remapped):
     """A folder of 7,390 remapped trimaps must not print 7,390 rows."""
     assert [row.count for row in check_pairs(remapped)] == [0, 4, 4]

@@ -84,7 +84,9 @@ def test_train_evaluate_and_report_from_the_command_line(pets_folder: Path, tmp_
     assert "exists; go on with --resume" in one_line_error(
         petseg("train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS)
     )
-    assert petseg("train", "--model", "segnet", "--data", pets_folder, "--out", run, "--resume", *SETTINGS).returncode == 0
+    assert (
+        petseg("train", "--model", "segnet", "--data", pets_folder, "--out", run, "--resume", *SETTINGS).returncode == 0
+    )
 
 
 def test_compare_prints_a_table_and_the_report_s_path(pets_folder: Path, tmp_path: Path) -> None:
@@ -146,7 +148,12 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments: list[str], messa
 def test_plain_compare_never_falls_back_to_made_pets(tmp_path: Path) -> None:
     """With a proxy that refuses every connection, the download fails at once and says what to do."""
     result = petseg(
-        "compare", "--set", "epochs=1", cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "none"), https_proxy="http://127.0.0.1:9"
+        "compare",
+        "--set",
+        "epochs=1",
+        cwd=tmp_path,
+        XDG_DATA_HOME=str(tmp_path / "none"),
+        https_proxy="http://127.0.0.1:9",
     )
     line = one_line_error(result)
     assert "could not be downloaded" in line
@@ -166,7 +173,12 @@ def test_data_check_prints_each_trap_and_exits_1(tmp_path: Path) -> None:
     folder = make_pets(tmp_path / "pets", per_breed=2, breeds=2, size=48, traps=True)
     result = petseg("data", "check", "--data", folder)
     assert result.returncode == 1, result.stderr
-    for found in ("hidden file among the trimaps", "not a .jpg among the images", "GIF named .jpg", "was it remapped already?"):
+    for found in (
+        "hidden file among the trimaps",
+        "not a .jpg among the images",
+        "GIF named .jpg",
+        "was it remapped already?",
+    ):
         assert found in result.stdout
 
 

@@ -23,7 +23,9 @@ CPU = choose_hardware("fp32", "cpu")
 
 @pytest.fixture
 def finished(prepared: Prepared, tmp_path: Path) -> Path:
-    compare(load_recipe("default", TINY), prepared, tmp_path / "out", hardware=CPU, command="petseg compare", made_data=True)
+    compare(
+        load_recipe("default", TINY), prepared, tmp_path / "out", hardware=CPU, command="petseg compare", made_data=True
+    )
     return tmp_path / "out"
 
 
@@ -72,7 +74,13 @@ def test_example_pictures_show_photo_truth_and_both_models(finished: Path) -> No
 def test_resuming_a_finished_comparison_changes_no_figure(finished: Path, prepared: Prepared) -> None:
     before = read_comparison(finished / "comparison.json")
     after = compare(
-        load_recipe("default", TINY), prepared, finished, hardware=CPU, command="petseg compare", resume=True, made_data=True
+        load_recipe("default", TINY),
+        prepared,
+        finished,
+        hardware=CPU,
+        command="petseg compare",
+        resume=True,
+        made_data=True,
     )
     for one, other in zip(before["models"], after["models"], strict=True):
         assert one["history"] == other["history"]
@@ -83,7 +91,12 @@ def test_resuming_a_finished_comparison_changes_no_figure(finished: Path, prepar
 
 def test_validation_only_leaves_the_test_split_alone(prepared: Prepared, tmp_path: Path) -> None:
     comparison = compare(
-        load_recipe("default", [*TINY, "train.epochs=1"]), prepared, tmp_path / "out", hardware=CPU, command="", final=False
+        load_recipe("default", [*TINY, "train.epochs=1"]),
+        prepared,
+        tmp_path / "out",
+        hardware=CPU,
+        command="",
+        final=False,
     )
     assert comparison["split"] == "val"
     assert not list(tmp_path.glob("out/*/*/evaluations/test*")) + list(tmp_path.glob("out/baselines/*/test*"))

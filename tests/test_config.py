@@ -152,7 +152,10 @@ def test_unknown_recipe():
         ("[train]\nlearning_rate = 'fast'", r"train\.learning_rate is 'fast'; input should be a valid number"),
         ("[train]\ndeterministic = 3", r"train\.deterministic is 3; input should be a valid boolean"),
         ("[data]\ntask = 'cats'", r"data\.task 'cats' is unknown; choose one of: species, pet, trimap"),
-        ("[model]\nupsampling = 'nearest'", r"model\.upsampling 'nearest' is unknown; choose one of: bilinear, indices"),
+        (
+            "[model]\nupsampling = 'nearest'",
+            r"model\.upsampling 'nearest' is unknown; choose one of: bilinear, indices",
+        ),
         ("[model]\nconvs = 'two'", r"model\.convs\S* is 'two'; input should be a valid integer"),
         ("models = 'unet'", r"models is 'unet'; input should be a valid tuple"),
         ("train = 3", r"train is 3; input should be a valid dictionary"),

@@ -46,7 +46,9 @@ class Brightness(nn.Module):
         return torch.stack([image[:, 0], image[:, 1], -image[:, 2]], dim=1)
 
 
-@pytest.mark.parametrize("settings", [(), ("data.task=species",), ("data.task=pet", "data.border=background")], ids=" ".join)
+@pytest.mark.parametrize(
+    "settings", [(), ("data.task=species",), ("data.task=pet", "data.border=background")], ids=" ".join
+)
 def test_scores_equal_scikit_learn_on_all_pixels_at_own_size(settings: tuple[str, ...], prepared: Prepared) -> None:
     given = config(*settings)
     task = get_task(given.data.task, given.data.border)
@@ -89,9 +91,7 @@ def test_the_seed_protocol_adds_the_loss_at_200_px(prepared: Prepared) -> None:
     # a constant's loss is linear in the share of background, which 200 px holds a little differently than 32 px
     assert scores["cross_entropy_200"] == pytest.approx(scores["cross_entropy"], abs=0.05)
     assert scores["cross_entropy_200"] != scores["cross_entropy"]
-    assert "cross_entropy_200" not in evaluate(
-        Constant(1, 3), prepared, pictures, config(), CPU, split="val"
-    ).scores
+    assert "cross_entropy_200" not in evaluate(Constant(1, 3), prepared, pictures, config(), CPU, split="val").scores
 
 
 def test_absent_classes_are_none_and_left_out_of_the_mean() -> None:

@@ -394,7 +394,7 @@ def test_biases_stand_where_no_batch_norm_cancels_them(name):
     [
         (
             ModelConfig(name="segnet", skips=False),
-            r'^model\.skips was given for \'segnet\'.* \[overrides\.unet\.model\]$',
+            r"^model\.skips was given for \'segnet\'.* \[overrides\.unet\.model\]$",
         ),
         (
             ModelConfig(name="segnet_paper", skips=True),
@@ -402,7 +402,7 @@ def test_biases_stand_where_no_batch_norm_cancels_them(name):
         ),
         (
             ModelConfig(name="unet", upsampling="bilinear"),
-            r'^model\.upsampling was given for \'unet\'.* \[overrides\.segnet\.model\]$',
+            r"^model\.upsampling was given for \'unet\'.* \[overrides\.segnet\.model\]$",
         ),
         (
             ModelConfig(name="segnet", convs=(2, 2, 3)),

@@ -179,7 +179,6 @@ def test_a_list_with_a_short_line(copy, name):
         read_contents(copy)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: int() and the codec speak instead of petseg")
 @pytest.mark.parametrize("line", [b"beagle_1 5 dog 4", b"beagle_1 5 7 4", b"b\xe4gle_1 5 2 4"])
 def test_a_list_with_a_wrong_species_or_encoding(copy, line):
     (copy / "annotations" / "list.txt").write_bytes(line + b"\n")
@@ -187,14 +186,12 @@ def test_a_list_with_a_wrong_species_or_encoding(copy, line):
         read_contents(copy)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the second file of a name vanishes without a word")
 def test_two_images_of_one_name_are_told(copy):
     shutil.copy(copy / "images" / "beagle_1.jpg", copy / "images" / "beagle_1.jpeg")
     told = [name for names in read_contents(copy).strays.values() for name in names]
     assert {"beagle_1.jpg", "beagle_1.jpeg"} & {*told}
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the first look takes .jpg alone, the reader any case and .jpeg too")
 def test_capital_suffixes(tmp_path):
     folder = make_pets(tmp_path, per_breed=2, breeds=2, size=32)
     for path in [*(folder / "images").iterdir()]:
@@ -321,7 +318,6 @@ def test_open_trimap_refuses_what_is_no_picture_and_what_does_not_fit(pets):
         open_trimap(pets[name])
 
 
-@pytest.mark.xfail(strict=True, reason="defect: Pillow's message holds the whole path, and goes into comparison.json")
 def test_a_reason_names_no_folder(pets):
     (name,) = of_kind("empty image file")
     with pytest.raises(PetsegError) as caught:
@@ -398,9 +394,6 @@ def test_a_picture_that_claims_too_many_pixels(tmp_path, side):
         open_pair(a_pet(tmp_path, huge_png(side), grey(1)))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: DecompressionBombError is caught for images alone", raises=Image.DecompressionBombError
-)
 def test_a_trimap_that_claims_too_many_pixels(tmp_path):
     pet = a_pet(tmp_path, jpeg(8, 8), huge_png(50_000))
     with pytest.raises(PetsegError, match=r"^beagle_1: trimap cannot be decoded"):
@@ -410,9 +403,6 @@ def test_a_trimap_that_claims_too_many_pixels(tmp_path):
         open_trimap(pet)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: catch_warnings in threads leaves its filter behind", raises=AssertionError
-)
 def test_opening_in_threads_leaves_the_warning_filters_alone(tmp_path, monkeypatch):
     """Two threads are held inside open_pair and leave it in the order in which they came."""
     pet = a_pet(tmp_path, jpeg(8, 8), grey(1))

@@ -93,9 +93,6 @@ def test_official_protocol_of_another_set_validates_on_a_tenth_of_its_own_trainv
     assert {part: len(names) for part, names in splits.items()} == {"train": 36, "val": 4, "test": 1}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: one committed name missing, and the whole validation part is drawn anew"
-)
 def test_official_protocol_with_a_picture_missing_keeps_the_others(listed):
     """Else near-duplicates of training pictures validate, and figures stand beside others of another split."""
     gone = sorted(committed_validation())[7]

@@ -38,14 +38,14 @@ def tiny(model: str, *settings: str) -> RunConfig:
     return load_recipe("default", [*TINY, *settings]).for_model(model)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
-def killed_after(steps: int):  # noqa: ANN201 - a callback
+def killed_after(steps: int):
     def stop(progress: Progress) -> None:
         if progress.step == steps:
-            raise Killed
+            raise KilledError
 
     return stop
 
@@ -59,7 +59,7 @@ def test_a_resumed_run_equals_the_undisturbed_one_to_the_bit(
     whole = train(config, prepared, tmp_path / "whole", hardware=CPU)
     steps = len(epoch_batches(load_splits(prepared, config, CPU.device)["train"].rows, 1, config.train))
     assert steps > 1
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(config, prepared, tmp_path / "cut", hardware=CPU, on_progress=killed_after(2 * steps - 1))
     assert [row["epoch"] for row in read_metrics(tmp_path / "cut")] == [1]
     resumed = train(config, prepared, tmp_path / "cut", hardware=CPU, resume=True)
@@ -86,7 +86,9 @@ def test_same_seed_same_losses_and_another_seed_others(prepared: Prepared, tmp_p
 
 
 def test_training_lowers_the_loss_below_what_class_shares_give(prepared: Prepared, tmp_path: Path) -> None:
-    history = train(tiny("unet", "train.epochs=25", "train.learning_rate=0.01"), prepared, tmp_path / "run", hardware=CPU)
+    history = train(
+        tiny("unet", "train.epochs=25", "train.learning_rate=0.01"), prepared, tmp_path / "run", hardware=CPU
+    )
     shares = np.bincount(prepared.trimaps.ravel(), minlength=4)[1:] / prepared.trimaps.size
     entropy = -float((shares * np.log(shares)).sum())
     assert history[-1]["val_loss"] < entropy
@@ -128,7 +130,9 @@ def test_resuming_with_another_config_is_refused_by_field(prepared: Prepared, tm
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_step(prepared: Prepared, tmp_path: Path) -> None:
-    config = tiny("unet", "train.learning_rate=1e18", "train.warmup=0", "train.gradient_clip=0", "model.batch_norm=false")
+    config = tiny(
+        "unet", "train.learning_rate=1e18", "train.warmup=0", "train.gradient_clip=0", "model.batch_norm=false"
+    )
     with pytest.raises(PetsegError, match=r"the loss is not a number at step [2-9] \(epoch 1\)"):
         train(config, prepared, tmp_path / "run", hardware=CPU)
     assert not (tmp_path / "run" / "last.safetensors").exists()
@@ -200,7 +204,12 @@ def test_norms_and_biases_do_not_decay() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [("train.dice_weight=1",), ("train.class_weights=median_frequency",), ("data.task=species",), ("data.task=pet", "data.border=ignore")],
+    [
+        ("train.dice_weight=1",),
+        ("train.class_weights=median_frequency",),
+        ("data.task=species",),
+        ("data.task=pet", "data.border=ignore"),
+    ],
     ids=" ".join,
 )
 def test_options_of_loss_and_task_train(settings: tuple[str, ...], prepared: Prepared, tmp_path: Path) -> None:

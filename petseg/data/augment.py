@@ -18,9 +18,7 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
 
 
-def augment(
-    images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Returns a batch with each picture flipped, zoomed, turned, shifted and coloured at random.
 
     Pixels from outside the picture are its mirror image, in the labels too.
@@ -60,9 +58,7 @@ def _move(images: Tensor, labels: Tensor, config: AugmentConfig, generator: torc
     theta = torch.stack([cos * mirror, -sin / aspect, shift_x, sin * aspect * mirror, cos, shift_y], dim=1)
     grid = F.affine_grid(theta.view(-1, 2, 3).to(images.device), [count, 1, height, width], align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    moved = F.grid_sample(
-        labels[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False
-    )
+    moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
     return images, moved[:, 0].to(labels.dtype)
 
 

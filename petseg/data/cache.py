@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,7 @@ def default_data_folder() -> Path:
 
 
 MADE_PER_BREED = 20
-"""Pictures of each breed in the made set that `petseg compare --quick` falls back to: 740 in all, a fifth of a minute."""
+"""Pictures of each breed in the made set that `petseg compare --quick` falls back to: 740 in all, drawn in seconds."""
 
 
 def find_data(given: Path | None) -> Path | None:
@@ -77,7 +78,9 @@ def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | Non
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PetsegError(f"data folder {folder}: cannot be made ({error.strerror or error}); choose another with --data") from None
+        raise PetsegError(
+            f"data folder {folder}: cannot be made ({error.strerror or error}); choose another with --data"
+        ) from None
     with FileLock(str(folder / "get.lock")):
         for archive in ARCHIVES:
             download(archive, folder, on_progress=on_progress and partial(on_progress, archive.name), rounds=rounds)
@@ -86,7 +89,7 @@ def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | Non
 def made_data() -> Path:
     """Returns a folder of made pets in the official layout, drawn at the first call."""
     target = cache_root() / "made_pets" / f"{MADE_PER_BREED}-v{CACHE_VERSION}"
-    with _locked(target):
+    with _locked(target), _writing(target):
         if not target.is_dir():
             unfinished = target.with_name(f"{target.name}.tmp")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -105,7 +108,9 @@ def open_data(folder: Path) -> tuple[Contents, str]:
         PetsegError: neither is there, or an archive is damaged.
     """
     if not folder.is_dir():
-        raise PetsegError(f"data folder {folder}: not a folder; run `petseg data get`, or point --data or PETSEG_DATA at one")
+        raise PetsegError(
+            f"data folder {folder}: not a folder; run `petseg data get`, or point --data or PETSEG_DATA at one"
+        )
     if (folder / "images").is_dir() or (folder / "annotations").is_dir():
         return read_contents(folder), "a folder in the official layout"
     found = [_archive_in(folder, archive.name) for archive in (IMAGES, ANNOTATIONS)]
@@ -118,10 +123,13 @@ def open_data(folder: Path) -> tuple[Contents, str]:
         )
     stamp = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
     target = cache_root() / "extracted" / hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
-    official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
-    with _locked(target):
-        extract(archives, target)
-    return read_contents(target), "the official archives" if official else UNOFFICIAL
+    checked = target.with_name(f"{target.name}.source")
+    with _locked(target), _writing(target):
+        if not checked.is_file():  # the checksum of 800 MB takes seconds
+            official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
+            extract(archives, target)
+            checked.write_text("the official archives" if official else UNOFFICIAL, encoding="utf-8")
+    return read_contents(target), checked.read_text(encoding="utf-8")
 
 
 def _archive_in(folder: Path, name: str) -> Path | None:
@@ -129,9 +137,25 @@ def _archive_in(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _locked(target: Path) -> FileLock:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(str(target) + ".lock")
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Tells an OSError in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise PetsegError(f"cache {place}: {error.strerror or error}; free some space or set PETSEG_CACHE") from None
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    with _writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(target) + ".lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -167,8 +191,8 @@ class Prepared:
 def prepare(folder: Path, size: int, *, on_progress: Progress | None = None, workers: int | None = None) -> Prepared:
     """Returns the prepared data set of a data folder, made at the first call and found at the next.
 
-    Pictures are decoded by a thread for each core (Pillow releases the interpreter lock). Two processes may call at once:
-    the second waits and finds the first one's work. A killed call leaves nothing under the cache's name.
+    Pictures are decoded by a thread for each core (Pillow releases the interpreter lock). Two processes may call at
+    once: the second waits and finds the first one's work. A killed call leaves nothing under the cache's name.
 
     Args:
         folder: the data folder (`open_data` says which forms it may have).
@@ -184,14 +208,14 @@ def prepare(folder: Path, size: int, *, on_progress: Progress | None = None, wor
     target = cache_root() / "prepared" / key
     with _locked(target):
         if not (target / "index.json").is_file():
-            try:
+            with _writing(target.parent):
                 _write_cache(contents, size, target, on_progress, workers)
-            except OSError as error:
-                raise PetsegError(f"cache {target.parent}: {error.strerror or error}; free some space or set PETSEG_CACHE") from None
     return _read_cache(target, contents, source)
 
 
-def _write_cache(contents: Contents, size: int, target: Path, on_progress: Progress | None, workers: int | None) -> None:
+def _write_cache(
+    contents: Contents, size: int, target: Path, on_progress: Progress | None, workers: int | None
+) -> None:
     for stale in target.parent.glob(f"{target.name}.tmp*"):
         shutil.rmtree(stale)  # of a killed process: the caller holds the lock
     if target.exists():
@@ -204,11 +228,16 @@ def _write_cache(contents: Contents, size: int, target: Path, on_progress: Progr
     if free < needed:
         unfinished.rmdir()
         raise PetsegError(
-            f"cache {target.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB wanted; free some space or set PETSEG_CACHE"
+            f"cache {target.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB wanted; "
+            "free some space or set PETSEG_CACHE"
         )
     try:
         images = open_memmap(unfinished / "images.npy", "w+", np.uint8, (total, size, size, 3))
         trimaps = open_memmap(unfinished / "trimaps.npy", "w+", np.uint8, (total, size, size))
+        if hasattr(os, "posix_fallocate"):  # a disk that fills under a memory map kills the process
+            for path in (unfinished / "images.npy", unfinished / "trimaps.npy"):
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         rows: list[dict[str, object]] = []
         left_out: dict[str, str] = {}
         for done, (pet, outcome) in enumerate(_decoded(contents, size, workers), start=1):
@@ -264,20 +293,22 @@ def _read_cache(target: Path, contents: Contents, source: str) -> Prepared:
         images = np.load(target / "images.npy", mmap_mode="r")[:count]
         trimaps = np.load(target / "trimaps.npy", mmap_mode="r")[:count]
         pet_of = {pet.name: pet for pet in contents.pets}
-        pets = tuple(pet_of[row["name"]] for row in index["rows"])
-    except (OSError, ValueError, KeyError) as error:
+        size = index["size"]
+        if images.shape != (count, size, size, 3) or trimaps.shape != (count, size, size):
+            raise ValueError(f"arrays of {images.shape} and {trimaps.shape} for {count} pictures of {size} px")
+        return Prepared(
+            folder=target,
+            size=size,
+            images=images,
+            trimaps=trimaps,
+            pets=tuple(pet_of[row["name"]] for row in index["rows"]),
+            left_out=index["left_out"],
+            notes={row["name"]: tuple(row["notes"]) for row in index["rows"] if row["notes"]},
+            source=source,
+            all_listed={pet.name: pet.listed for pet in contents.pets},
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise PetsegError(f"cache {target} is damaged ({error}); delete it and run again") from None
-    return Prepared(
-        folder=target,
-        size=index["size"],
-        images=images,
-        trimaps=trimaps,
-        pets=pets,
-        left_out=index["left_out"],
-        notes={row["name"]: tuple(row["notes"]) for row in index["rows"] if row["notes"]},
-        source=source,
-        all_listed={pet.name: pet.listed for pet in contents.pets},
-    )
 
 
 def content_key(contents: Contents) -> str:
@@ -297,10 +328,11 @@ def content_key(contents: Contents) -> str:
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_pair_digest, contents.pets)
         key = hashlib.sha256("\n".join(digests).encode()).hexdigest()
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = memo.with_name(f"{memo.name}.tmp{os.getpid()}")
-    unfinished.write_text(key, encoding="ascii")
-    unfinished.replace(memo)
+    with _writing(memo.parent):
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = memo.with_name(f"{memo.name}.tmp{os.getpid()}")
+        unfinished.write_text(key, encoding="ascii")
+        unfinished.replace(memo)
     return key
 
 

@@ -16,6 +16,7 @@ STRAYS = {
     "hidden file among the trimaps": "passed over",
     "not a .jpg among the images": "passed over",
     "not a .png among the trimaps": "passed over",
+    "second image of one name": "left out",
     "image without trimap": "left out",
     "trimap without image": "left out",
     "listed, but no image": "left out",
@@ -56,7 +57,7 @@ def check_pairs(contents: Contents, *, on_progress: Callable[[int, int], None] |
     with ThreadPoolExecutor() as pool:
         for done, (pet, outcome) in enumerate(zip(contents.pets, pool.map(_open, contents.pets), strict=True), start=1):
             if isinstance(outcome, str):
-                broken[re.sub(r"\(.*\)", "", outcome.removeprefix(f"{pet.name}: ")).strip()].append(pet.name)
+                broken[_kind(outcome, pet.name)].append(pet.name)
             else:
                 sound += not outcome
                 for note in outcome:
@@ -65,7 +66,8 @@ def check_pairs(contents: Contents, *, on_progress: Callable[[int, int], None] |
                 on_progress(done, len(contents.pets))
     rows = [Finding("sound pair", sound, "used", (), False)]
     rows += [
-        Finding(kind, len(names), MENDED.get(kind, "kept"), tuple(names), False) for kind, names in sorted(by_kind.items())
+        Finding(kind, len(names), MENDED.get(kind, "kept"), tuple(names), False)
+        for kind, names in sorted(by_kind.items())
     ]
     rows += [Finding(reason, len(names), "left out", tuple(names), True) for reason, names in sorted(broken.items())]
     rows += [
@@ -73,6 +75,11 @@ def check_pairs(contents: Contents, *, on_progress: Callable[[int, int], None] |
         for kind, names in contents.strays.items()
     ]
     return rows
+
+
+def _kind(reason: str, name: str) -> str:
+    """Returns the part of a reason that does not differ from picture to picture: no brackets, what stands after ';'."""
+    return re.sub(r"\(.*\)", "", reason.removeprefix(f"{name}: ")).strip().rpartition("; ")[2]
 
 
 def _open(pet: Pet) -> tuple[str, ...] | str:

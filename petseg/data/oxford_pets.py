@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import random
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,9 +111,9 @@ def read_contents(folder: Path) -> Contents:
     images = folder / "images"
     annotations = folder / "annotations"
     trimaps = annotations / "trimaps"
-    wanted = {images: "images/*.jpg", trimaps: "annotations/trimaps/*.png"}
-    for place, content in wanted.items():
-        if not place.is_dir() or not any(place.glob("[!.]*" + content[-4:])):
+    wanted = {images: ("images/*.jpg", IMAGE_SUFFIXES), trimaps: ("annotations/trimaps/*.png", (".png",))}
+    for place, (content, suffixes) in wanted.items():
+        if not place.is_dir() or not any(_is_picture(path, suffixes) for path in place.iterdir()):
             raise PetsegError(
                 f"data folder {folder}: no {content} in it; wanted the official layout or the two archives: "
                 "run `petseg data get`, or point --data or PETSEG_DATA at them"
@@ -123,22 +122,30 @@ def read_contents(folder: Path) -> Contents:
     for split in ("trainval", "test"):
         for name in _read_list(annotations / f"{split}.txt"):
             listed[name] = split
-    species = {name: int(fields[2]) for name, fields in _read_list(annotations / "list.txt").items()}
+    species: dict[str, int] = {}
+    for name, fields in _read_list(annotations / "list.txt").items():
+        if fields[2] not in ("1", "2"):
+            raise PetsegError(
+                f"list.txt: {name} has species {fields[2]!r}; wanted 1 cat or 2 dog: was the file changed?"
+            )
+        species[name] = int(fields[2])
 
     strays: dict[str, list[str]] = defaultdict(list)
     found: dict[str, Path] = {}
     for path in sorted(images.iterdir()):
         if path.name.startswith("."):
             strays["hidden file among the images"].append(path.name)
-        elif path.suffix.lower() not in (".jpg", ".jpeg"):
+        elif not _is_picture(path, IMAGE_SUFFIXES):
             strays["not a .jpg among the images"].append(path.name)
+        elif path.stem in found:
+            strays["second image of one name"].append(path.name)
         else:
             found[path.stem] = path
     masks: dict[str, Path] = {}
     for path in sorted(trimaps.iterdir()):
         if path.name.startswith("."):
             strays["hidden file among the trimaps"].append(path.name)
-        elif path.suffix.lower() != ".png":
+        elif not _is_picture(path, (".png",)):
             strays["not a .png among the trimaps"].append(path.name)
         else:
             masks[path.stem] = path
@@ -161,6 +168,13 @@ def read_contents(folder: Path) -> Contents:
     return Contents(folder, pets, {kind: tuple(names) for kind, names in strays.items() if names})
 
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg")
+
+
+def _is_picture(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() in suffixes and path.is_file()
+
+
 def breed_of(name: str) -> str:
     """Returns the breed that a name starts with.
 
@@ -181,6 +195,8 @@ def species_of(name: str) -> int:
 def _read_list(path: Path) -> dict[str, list[str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise PetsegError(f"{path.name}: not UTF-8 ({error}); unpack annotations.tar.gz again") from None
     except OSError:
         raise PetsegError(
             f"data folder: {path.parent.name}/{path.name} is missing; unpack annotations.tar.gz completely"
@@ -188,7 +204,9 @@ def _read_list(path: Path) -> dict[str, list[str]]:
     rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
     short = next((row for row in rows if len(row) < 4), None)
     if short:
-        raise PetsegError(f"{path.name}: line {' '.join(short)!r} has {len(short)} fields; wanted name, class, species, breed")
+        raise PetsegError(
+            f"{path.name}: line {' '.join(short)!r} has {len(short)} fields; wanted name, class, species, breed"
+        )
     return {row[0]: row for row in rows}
 
 
@@ -236,8 +254,8 @@ def open_trimap(pet: Pet) -> UInt8:
     try:
         with Image.open(pet.image) as opened:
             own_size = opened.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise PetsegError(f"{pet.name}: image cannot be decoded ({error})") from None
+    except UNREADABLE as error:
+        raise PetsegError(f"{pet.name}: image cannot be decoded ({_reason(error, pet.image)})") from None
     return _match(read_trimap(pet.trimap), own_size, pet.name, [])
 
 
@@ -259,21 +277,29 @@ def _match(trimap: UInt8, own_size: tuple[int, int], name: str, notes: list[str]
 
 def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.Image, tuple[int, int]]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                own_size = opened.size
-                if opened.format != "JPEG":
-                    notes.append(f"{opened.format} named {path.suffix}")
-                if opened.getexif().get(0x0112, 1) != 1:
-                    notes.append("EXIF rotation, not applied (the trimap has none)")
-                if draft is not None:
-                    opened.draft("RGB", (draft, draft))
-                return _to_rgb(opened, notes), own_size
-    except PetsegError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PetsegError(f"{path.stem}: image cannot be decoded ({error})") from None
+        with Image.open(path) as opened:
+            own_size = opened.size
+            pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
+            if limit and pixels > limit:  # Pillow warns only, and a warning's filter belongs to all threads
+                raise ValueError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
+            if opened.format != "JPEG":
+                notes.append(f"{opened.format} named {path.suffix}")
+            if opened.getexif().get(0x0112, 1) != 1:
+                notes.append("EXIF rotation, not applied (the trimap has none)")
+            if draft is not None:
+                opened.draft("RGB", (draft, draft))
+            return _to_rgb(opened, notes), own_size
+    except UNREADABLE as error:
+        raise PetsegError(f"{path.stem}: image cannot be decoded ({_reason(error, path)})") from None
+
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""What Pillow raises for files that are no picture, damaged, or too large."""
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Returns Pillow's words without the folder, which is nobody's business in a published comparison."""
+    return str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)
 
 
 def _to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
@@ -300,8 +326,8 @@ def read_trimap(path: Path) -> UInt8:
     try:
         with Image.open(path) as opened:
             values = np.asarray(opened)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PetsegError(f"{path.stem}: trimap cannot be decoded ({error})") from None
+    except UNREADABLE as error:
+        raise PetsegError(f"{path.stem}: trimap cannot be decoded ({_reason(error, path)})") from None
     if values.ndim != 2:
         raise PetsegError(f"{path.stem}: trimap has shape {values.shape}; a trimap has one channel")
     present = np.flatnonzero(np.bincount(values.ravel().astype(np.int64), minlength=4)).tolist()
@@ -347,8 +373,8 @@ def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: P
         validation = min(SEED_VALIDATION, len(shuffled) // 2)
         return {"train": sorted(shuffled[:-validation]), "val": sorted(shuffled[-validation:])}
     trainval = sorted(name for name in all_names if listed[name] == "trainval")
-    chosen = committed_validation()
-    if not chosen <= set(trainval):
+    chosen = committed_validation() & set(trainval)
+    if 2 * len(chosen) < len(committed_validation()):  # another set, not the official one with a few files missing
         chosen = frozenset(stratified_validation(trainval))
     return {
         "train": [name for name in trainval if name not in chosen],

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from petseg.config import ModelConfig
+from petseg.config import ModelConfig, ModelName
 from petseg.errors import PetsegError
 from petseg.models.segnet import VGG16_CONVS, SegNet
 from petseg.models.unet import UNet
 
-MODELS: dict[str, tuple[type[UNet | SegNet], dict[str, Any]]] = {
+MODELS: dict[ModelName, tuple[type[UNet | SegNet], dict[str, Any]]] = {
     "unet": (UNet, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True}),
     "segnet": (SegNet, {"base_channels": 16, "depth": 5, "batch_norm": True}),
     "unet_paper": (UNet, {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5}),
@@ -41,7 +41,7 @@ def build_model(config: ModelConfig, num_classes: int) -> UNet | SegNet:
         owner = "unet" if field == "skips" else "segnet"
         raise PetsegError(
             f"model.{field} was given for {config.name!r}, which has no such option; "
-            f'it belongs to {owner!r}: write it under [overrides.{owner}.model]'
+            f"it belongs to {owner!r}: write it under [overrides.{owner}.model]"
         )
     options = preset | given
     convs = options.get("convs")

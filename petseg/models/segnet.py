@@ -107,5 +107,5 @@ def max_unpool(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
     if torch.are_deterministic_algorithms_enabled():
         # max_unpool2d refuses to run then; windows do not overlap, so a scatter gives the same values to the bit
         flat = x.new_zeros(*x.shape[:2], size[0] * size[1])
-        return flat.scatter(2, indices.flatten(2), x.flatten(2)).unflatten(2, size)
-    return F.max_unpool2d(x, indices, kernel_size=2, stride=2, output_size=size)
+        return flat.scatter(2, indices.flatten(2), x.flatten(2)).view(*x.shape[:2], *size)
+    return F.max_unpool2d(x, indices, kernel_size=[2, 2], stride=[2, 2], output_size=size)
