@@ -21,7 +21,7 @@ from petseg import __version__, runs
 from petseg.config import Recipe, RunConfig
 from petseg.cost import count_cost, measure_latencies
 from petseg.data.cache import Prepared
-from petseg.data.oxford_pets import get_task, open_pair
+from petseg.data.oxford_pets import NO_PET, get_task, open_pair
 from petseg.evaluate import Evaluation, evaluate, evaluate_run, load_run, upsample, write_evaluation
 from petseg.metrics import mean_iou
 from petseg.models import TITLES
@@ -175,9 +175,10 @@ class _TrainingBar:
 
 
 def _training_time(history: Sequence[Mapping[str, Any]], images: int) -> dict[str, float]:
-    seconds = sum(row["seconds"] for row in history)
-    stepping = sum(row["train_seconds"] for row in history)
-    return {"train_seconds": round(seconds, 1), "train_images_per_second": round(images * len(history) / stepping, 2)}
+    """Returns time and speed of training by the median epoch: a pause of the machine is not the model's."""
+    epoch = float(np.median([row["seconds"] for row in history]))
+    stepping = float(np.median([row["train_seconds"] for row in history]))
+    return {"train_seconds": round(epoch * len(history), 1), "train_images_per_second": round(images / stepping, 2)}
 
 
 def _difference(
@@ -269,7 +270,10 @@ def _write_examples(
     task = get_task(recipe.data.task, recipe.data.border)
     palette = np.concatenate([task.palette(), np.full((256 - len(task.classes), 3), 255, np.uint8)])
     scores = {name: mean_iou(evaluation.confusions) for name, evaluation in evaluations.items()}
-    chosen = choose_examples({name: np.nan_to_num(values) for name, values in scores.items()})
+    # a trimap without any pet is a wrong label: it would be everybody's worst picture and say nothing of the models
+    sound = np.flatnonzero([NO_PET not in prepared.notes.get(prepared.pets[row].name, ()) for row in pictures.rows])
+    of_sound = {name: np.nan_to_num(values[sound]) for name, values in scores.items()}
+    chosen = [(int(sound[place]), why) for place, why in choose_examples(of_sound)]
     folder = out / "examples"
     folder.mkdir(exist_ok=True)
     examples = []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from petseg.errors import PetsegError
 from petseg.report import results_table
-from petseg.report.page import read_comparison
+from petseg.report.page import findings, read_comparison
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -54,7 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise PetsegError(f"{path} does not exist; wanted the repository's README.md: name its folder with --root")
         found = sorted((options.root / "results").glob("*/comparison.json"))
         old = path.read_text(encoding="utf-8")
-        new = with_results(old, results_table([read_comparison(file) for file in found]))
+        comparisons = [read_comparison(file) for file in found]
+        answers = [
+            f"- Protocol `{comparison['protocol']}`: {' '.join(findings(comparison))}" for comparison in comparisons
+        ]
+        new = with_results(old, "\n".join([*answers, "", results_table(comparisons)]))
     except PetsegError as error:
         print(error, file=sys.stderr)
         return 2

@@ -177,7 +177,7 @@ def test_data_check_prints_each_trap_and_exits_1(tmp_path: Path) -> None:
         "hidden file among the trimaps",
         "not a .jpg among the images",
         "GIF named .jpg",
-        "was it remapped already?",
+        "image cannot be decoded",
     ):
         assert found in result.stdout
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from petseg.data.oxford_pets import Contents, Pet, open_pair
+from petseg.data.oxford_pets import NO_PET, Contents, Pet, open_pair
 from petseg.errors import PetsegError
 
 STRAYS = {
@@ -26,7 +26,7 @@ STRAYS = {
 
 MENDED = {
     "trimap of another size, resized (nearest)": "kept",
-    "trimap without any pet": "kept: it counts as all background and border, as in everybody's figures",
+    NO_PET: "kept: it counts as all background and border, as in everybody's figures",
     "EXIF rotation, not applied (the trimap has none)": "kept",
 }
 """What `open_pair` notes -> what happens; every other note (formats, modes) says itself what was done."""

@@ -212,6 +212,9 @@ def _read_list(path: Path) -> dict[str, list[str]]:
 
 # --- opening pictures ------------------------------------------------------------------------------------------------
 
+NO_PET = "trimap without any pet"
+"""The note on the official pictures whose trimap is wrong in this way."""
+
 SAME_ASPECT = 0.02
 """A trimap of another size is enlarged when the ratio of its sides differs by less than this share."""
 
@@ -271,7 +274,7 @@ def _match(trimap: UInt8, own_size: tuple[int, int], name: str, notes: list[str]
         trimap = np.asarray(Image.fromarray(trimap).resize(own_size, Image.Resampling.NEAREST))
         notes.append("trimap of another size, resized (nearest)")
     if not (trimap == PET).any():
-        notes.append("trimap without any pet")
+        notes.append(NO_PET)
     return trimap
 
 

@@ -1,0 +1,115 @@
+"""The documents: figures come from results/, commands exist, links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from petseg.cli import app
+from petseg.config import load_recipe, recipe_names
+from petseg.metrics import mean_iou
+from petseg.report.page import read_comparison
+from petseg.stats import paired_bootstrap
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PUBLISHED = sorted((ROOT / "results").glob("*/comparison.json"))
+
+
+def commands() -> list[str]:
+    """Every petseg command in a code block or in backticks of a document, comments cut off."""
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL):
+            for line in block.splitlines():
+                found += [part.strip() for part in line.split("#")[0].split("&&") if part.strip().startswith("petseg ")]
+        found += [match for match in re.findall(r"`(petseg [^`|]+)`", text) if " | " not in match]
+    return sorted(set(found))
+
+
+def test_the_readme_s_table_is_generated_from_results() -> None:
+    result = subprocess.run([sys.executable, str(ROOT / "scripts" / "update_readme.py"), "--check"], check=False)
+    assert result.returncode == 0, "run scripts/update_readme.py"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_in_the_documents_exists_with_its_options(command: str) -> None:
+    from typer.main import get_command
+
+    group = get_command(app)
+    words = shlex.split(command)[1:]
+    while words and words[0] in getattr(group, "commands", {}):
+        group = group.commands[words.pop(0)]  # type: ignore[attr-defined]
+    assert not hasattr(group, "commands") or not words, f"{command}: no such subcommand"
+    options = {name for parameter in group.params for name in parameter.opts} | {"--help"}
+    assert {word for word in words if word.startswith("--")} <= options
+    settings = [after for word, after in pairwise(words) if word == "--set" and "field" not in after]
+    model = words[words.index("--model") + 1] if "--model" in words else "unet"
+    load_recipe("default", settings).for_model(model)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert "petseg compare --quick" in commands()
+    assert len(commands()) > 8
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_pictures_lead_to_files(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_tree_in_the_readme_names_what_exists() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("```\npetseg/\n")[1].split("```")[0]
+    for line in tree.splitlines():
+        names = re.match(r"\s*((?:[\w./]+\s{1,2})+)", line + "  ")
+        assert names is not None
+        inside = ROOT / "petseg" if line.startswith("  ") else ROOT
+        for name in names[1].split():
+            assert (inside / name).exists(), name
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_published_figures_follow_from_the_per_image_counts(path: Path) -> None:
+    comparison = read_comparison(path)
+    split = comparison["split"]
+    matrices = {}
+    for model in comparison["models"]:
+        stored = json.loads((path.parent / "runs" / model["name"] / "evaluations" / f"{split}.images.json").read_text())
+        classes = len(comparison["classes"])
+        matrices[model["name"]] = np.array([row[1] for row in stored["images"]]).reshape(-1, classes, classes)
+        scores = model["evaluations"][split]
+        assert scores["images"] == len(matrices[model["name"]]) == comparison["data"][split]
+        assert scores["miou"] == pytest.approx(float(mean_iou(matrices[model["name"]].sum(axis=0))))
+    claimed = comparison["difference"]
+    found = paired_bootstrap(matrices[claimed["a"]], matrices[claimed["b"]])
+    assert claimed["points"] == pytest.approx(found.points)
+    assert claimed["interval"] == pytest.approx([found.low, found.high])
+    assert not comparison["made_data"]
+    assert comparison["environment"]["commit"]
+    assert not comparison["environment"]["commit"].endswith("dirty")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_s_header_gives_its_command(name: str) -> None:
+    text = (ROOT / "petseg" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    assert re.search(r"^# Command:  petseg compare", text, flags=re.MULTILINE)
+
+
+def test_nothing_of_the_data_set_is_committed() -> None:
+    """The only pictures in the repository are named here."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    pictures = {name for name in listed.stdout.split() if re.search(r"\.(jpe?g|png|npy|gif|webp|html)$", name)}
+    assert pictures <= {"docs/cat.png"}
