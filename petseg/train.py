@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,7 @@ def train(
     history = runs.read_metrics(run, up_to=first_epoch - 1)
     if first_epoch > settings.epochs:
         return history
+    board = _tensorboard(run) if settings.tensorboard else None
     if not (run / "environment.json").is_file():
         runs.write_json(run / "environment.json", environment(hardware))
     runs.write_json(run / "config.json", config.model_dump(mode="json"))
@@ -240,7 +242,6 @@ def train(
     if settings.class_weights == "median_frequency":
         labels = splits["train"].labels[torch.from_numpy(splits["train"].rows).to(hardware.device)]
         class_weights = median_frequency_weights(labels.cpu().numpy(), len(task.classes)).to(hardware.device)
-    board = _tensorboard(run) if settings.tensorboard else None
     with _determinism(settings.deterministic):
         for epoch in range(first_epoch, settings.epochs + 1):
             started = time.perf_counter()
@@ -351,7 +352,9 @@ def validate(model: nn.Module, pictures: Pictures, num_classes: int, hardware: H
     }
 
 
-def predict_logits(model: nn.Module, pictures: Pictures, rows: Rows, hardware: Hardware) -> Any:
+def predict_logits(
+    model: nn.Module, pictures: Pictures, rows: Rows, hardware: Hardware
+) -> Iterator[tuple[Rows, Tensor]]:
     """Yields (rows, logits float32 [n, C, H, W] at the training size) batch by batch, no gradient, no dropout."""
     model.eval()
     with torch.inference_mode():
@@ -465,18 +468,15 @@ def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ave
 # --- around ----------------------------------------------------------------------------------------------------------
 
 
-class _determinism:  # noqa: N801 - used as a context, like contextlib's own
+@contextmanager
+def _determinism(enabled: bool) -> Iterator[None]:
     """Torch's deterministic algorithms while training, restored after."""
-
-    def __init__(self, enabled: bool) -> None:
-        self.enabled = enabled
-
-    def __enter__(self) -> None:
-        self.before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(self.enabled or self.before)
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self.before)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(enabled or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _difference(known: RunConfig, wanted: RunConfig) -> str:

@@ -8,6 +8,9 @@ kept. The decoder mirrors it: each stage first places the values back where the 
 a sparse map with sharp positions, and then fills it by convolutions. Only the indices (2 bits a window in principle)
 cross from encoder to decoder, not the feature maps: that is what should make it light.
 
+Without batch normalisation it hardly learns at five stages: unpooled maps are three quarters zero, and each stage makes
+the signal smaller.
+
 We differ from the paper: weights start at random, not from ImageNet; classes may be unweighted; the head is the last
 decoder convolution, a 3x3 as in the paper. With `upsampling="bilinear"` the indices are dropped: the ablation that says
 what they are worth.
