@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a sign that the terminal lacks must not end a run of hours
+            stream.reconfigure(errors="replace")
     try:
         app()
     except PetsegError as error:
@@ -72,6 +76,11 @@ def main() -> None:
         if debug or error.name not in ("torch", "safetensors", "scipy", "matplotlib", "jinja2"):
             raise
         print(f"petseg: this command needs {error.name}; pip install 'petseg[train]'", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
+            raise
+        print("petseg: the GPU's memory is full; lower train.batch_size or data.size with --set", file=sys.stderr)
         sys.exit(2)
 
 
@@ -192,10 +201,12 @@ def train(
 ) -> None:
     """Train one model into a run folder."""
     from petseg.config import load_recipe
+    from petseg.cost import count_cost
     from petseg.models import TITLES
     from petseg.train import train as train_model
 
     config = load_recipe(recipe, settings or ()).for_model(model)
+    count_cost(config.model, 3, config.data.size)  # an option that the model lacks is told before minutes of work
     run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
     _refuse_existing(run, resume)
     hardware = _hardware(config.train.precision, device)
@@ -277,6 +288,7 @@ def compare(
     from petseg.compare import compare as compare_models
     from petseg.config import load_recipe
     from petseg.report import write_report
+    from petseg.report.page import TASTE
 
     if quick and recipe != "default":
         raise PetsegError(f"--quick was given with --recipe {recipe}; choose one: --quick is the recipe `quick`")
@@ -298,7 +310,7 @@ def compare(
             prepared,
             folder,
             hardware=hardware,
-            command=shlex.join(["petseg", *sys.argv[1:]]),
+            command=_compare_command(quick, recipe, settings or [], device),
             resume=resume,
             made_data=made,
             final=not quick,
@@ -306,6 +318,8 @@ def compare(
         )
     report_path = write_report(folder / "comparison.json")
     _print_comparison(comparison)
+    if quick:
+        print(TASTE)
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     print(f"report: {report_path.resolve()}")
 
@@ -325,6 +339,19 @@ def report(
 
 
 # --- around ----------------------------------------------------------------------------------------------------------
+
+
+def _compare_command(quick: bool, recipe: str, settings: list[str], device: str | None) -> str:
+    """Returns the command that repeats a comparison from its start, wherever data and results lie."""
+    words = [
+        "petseg",
+        "compare",
+        *(["--quick"] if quick else []),
+        *(["--recipe", recipe] if recipe != "default" else []),
+    ]
+    for setting in settings:
+        words += ["--set", setting]
+    return shlex.join([*words, *(["--device", device] if device else [])])
 
 
 def _refuse_existing(folder: Path, resume: bool) -> None:
@@ -364,10 +391,12 @@ def _data_or_made(given: Path | None) -> tuple[Path, bool]:
     try:
         _download(default_data_folder(), rounds=1)
         return default_data_folder(), False
-    except PetsegError:
+    except PetsegError as error:
         from rich.console import Console
 
-        Console(stderr=True).print(
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"petseg: {error}", style="dim", highlight=False)
+        console.print(
             "MADE PETS: the real data set is not at hand and cannot be downloaded; training on drawn cats and dogs, "
             "whose figures mean nothing for real ones",
             style="bold white on red",
@@ -419,8 +448,9 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
     for column in columns:
         table.add_column(column["title"], justify="right")
     for group in comparison_table(comparison):
+        table.add_row(" - ".join(filter(None, (group.title, group.remark))), style="bold")
         for row in group.rows:
-            table.add_row(row.label, *(cell.text for cell in row.cells))
+            table.add_row(f"{row.label} {row.remark}".strip(), *(cell.text for cell in row.cells))
         table.add_section()
     console = Console()
     console.print(table)

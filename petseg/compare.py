@@ -68,7 +68,7 @@ def compare(
         command: how to repeat it, for the report.
         resume: go on in `out`.
         made_data: the pictures are drawn, and every figure says so.
-        final: score the official test split too; false stops at validation (a taste, not a result).
+        final: score the official test split too; false stops at validation and calls the whole a taste, not a result.
         on_stage: called often.
 
     Raises:
@@ -78,12 +78,20 @@ def compare(
     configs: dict[str, RunConfig] = {name: recipe.for_model(name) for name in recipe.models}
     task = get_task(recipe.data.task, recipe.data.border)
     costs = {name: count_cost(config.model, len(task.classes), config.data.size) for name, config in configs.items()}
+    pictures = load_splits(prepared, configs[recipe.models[0]], hardware.device)
     runs.new_folder(out, resume=resume)
+    runs.claim_data(out, prepared.key, prepared.source)
     histories = {}
     for name, config in configs.items():
         bar = _TrainingBar(f"train {TITLES[name]}", tell)
         histories[name] = train(
-            config, prepared, out / "runs" / name, hardware=hardware, resume=resume, on_progress=bar.step
+            config,
+            prepared,
+            out / "runs" / name,
+            hardware=hardware,
+            resume=resume,
+            splits=pictures,
+            on_progress=bar.step,
         )
 
     protocol = recipe.data.protocol
@@ -98,9 +106,9 @@ def compare(
                 prepared,
                 hardware,
                 split=part,
+                splits=pictures,
                 on_progress=lambda done, total, title=bar_title: tell(Stage(title, done, total)),  # type: ignore[misc]
             )
-    pictures = load_splits(prepared, configs[recipe.models[0]], hardware.device)
     baselines = _evaluate_baselines(configs[recipe.models[0]], prepared, pictures, out, hardware, splits, tell)
     models = {name: load_run(out / "runs" / name, hardware)[0] for name in configs}
     latencies = measure_latencies(models, recipe.data.size, hardware)
@@ -123,6 +131,7 @@ def compare(
         "command": command,
         "created": runs.now(),
         "made_data": made_data,
+        "taste": not final,
         "protocol": protocol,
         "task": recipe.data.task,
         "classes": list(task.classes),
@@ -134,6 +143,7 @@ def compare(
         "scoring_environment": environment(hardware),
         "data": {
             "source": "made pets, drawn by petseg" if made_data else prepared.source,
+            "key": prepared.key,
             "pairs": len(prepared.all_listed),
             **{part: len(found.rows) for part, found in pictures.items()},
             "left_out": prepared.left_out,
@@ -218,7 +228,7 @@ def _evaluate_baselines(
         scores = {}
         for part in splits:
             stored = out / "baselines" / name / f"{part}.json"
-            if not stored.is_file():
+            if not stored.is_file() or runs.read_json(stored).get("data") != prepared.key:
                 evaluation = evaluate(
                     model,
                     prepared,
@@ -297,7 +307,7 @@ def _write_examples(
         save(pair.image, "image", "jpg")
         save(Image.fromarray(palette[truth]), "truth", "png")
         for name, model in models.items():
-            ((_, logits),) = predict_logits(model, pictures, pictures.rows[row : row + 1], hardware)
+            ((_, _, logits),) = predict_logits(model, pictures, pictures.rows[row : row + 1], hardware)
             prediction = upsample(logits[0], size).argmax(dim=0).cpu().numpy()
             save(Image.fromarray(palette[prediction]), name, "png")
         examples.append(

@@ -90,8 +90,8 @@ class TrainConfig(_Config):
 
     epochs: Annotated[int, Field(ge=1)] = 30
     """Passes over the training pictures."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Pictures a step; the last, smaller batch of an epoch is kept unless it is a single picture."""
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    """Pictures a step; the last, smaller batch of an epoch is kept, a single picture joined to the batch before."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """AdamW's peak rate, reached after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -107,7 +107,7 @@ class TrainConfig(_Config):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay a step of an exponential moving average of the weights, evaluated in their place; 0 keeps none."""
     augment: AugmentConfig = AugmentConfig()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
     """Fixes initial weights, order of pictures, augmentation and dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where a check says that the hardware gains from it, fp32 elsewhere."""
@@ -129,7 +129,7 @@ class Recipe(_Config):
     """A run's description shared by several models, with what differs for each under `overrides`."""
 
     models: Annotated[tuple[ModelName, ...], Field(strict=False)] = ("unet", "segnet")
-    """What `petseg compare` trains, in this order."""
+    """The two that `petseg compare` trains, in this order."""
     model: ModelShape = ModelShape()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -139,8 +139,8 @@ class Recipe(_Config):
     @field_validator("models")
     @classmethod
     def _several_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
-        if len(models) < 2 or len(set(models)) != len(models):
-            raise ValueError("a comparison names at least two models, each once")
+        if len(set(models)) != 2 or len(models) != 2:
+            raise ValueError("a comparison names two different models")
         return models
 
     def for_model(self, name: str) -> RunConfig:
@@ -156,6 +156,8 @@ class Recipe(_Config):
             _put(fields, field, value, source=f"overrides.{name}")
         if "name" in fields["model"]:
             raise PetsegError(f"overrides.{name}: model.name cannot be changed; name models under `models`")
+        if fields["data"] != self.data.model_dump():
+            raise PetsegError(f"overrides.{name}: data must be the same for both models; change it under [data]")
         fields["model"]["name"] = name
         return validated(RunConfig, fields, source=f"overrides.{name}")
 

@@ -150,5 +150,5 @@ def measure_latencies(
 
 
 def _wait(hardware: Hardware) -> None:
-    if hardware.device.type == "cuda":
-        torch.cuda.synchronize(hardware.device)
+    if hardware.device.type != "cpu":
+        torch.accelerator.synchronize()

@@ -92,8 +92,8 @@ def evaluate(
         return confusion_matrix(truth, prediction, num_classes), edges, truth
 
     with ThreadPoolExecutor() as pool:
-        for rows, logits in predict_logits(model, pictures, pictures.rows, hardware):
-            entropy.add(logits, pictures.labels[torch.from_numpy(rows).to(hardware.device)])
+        for rows, batch_labels, logits in predict_logits(model, pictures, pictures.rows, hardware):
+            entropy.add(logits, batch_labels)
             pets = [prepared.pets[row] for row in rows]
             for one_logits, (confusion, edges, truth) in zip(logits, pool.map(score, logits, pets), strict=True):
                 confusions.append(confusion)
@@ -111,6 +111,7 @@ def evaluate(
     matrices, outlines = np.stack(confusions), np.array(boundaries)
     scores = {
         "split": split,
+        "data": prepared.key,
         "images": len(names),
         "frame": "each image's own size",
         "cross_entropy": entropy.mean(),
@@ -201,6 +202,7 @@ def evaluate_run(
     hardware: Hardware,
     *,
     split: str,
+    splits: Mapping[str, Pictures] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Returns the evaluation of a trained run (`load_run` says of which weights), computed once and then read back.
@@ -210,9 +212,11 @@ def evaluate_run(
     """
     model, config, weights, epoch = load_run(run, hardware)
     stored = run / "evaluations" / f"{split}.json"
-    if stored.is_file() and (found := runs.read_json(stored)).get("epoch") == epoch:
-        return _read(found, runs.read_json(_images_file(stored)))
-    splits = load_splits(prepared, config, hardware.device)
+    if stored.is_file():
+        found = runs.read_json(stored)
+        if (found.get("epoch"), found.get("data")) == (epoch, prepared.key):
+            return _read(found, runs.read_json(_images_file(stored)))
+    splits = splits or load_splits(prepared, config, hardware.device)
     if split not in splits:
         raise unknown_name(f"split of protocol {config.data.protocol}", split, splits)
     found_now = evaluate(model, prepared, splits[split], config, hardware, split=split, on_progress=on_progress)

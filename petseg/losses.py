@@ -20,7 +20,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
         labels: int64 [N, H, W], 0..C-1 or 255 (ignored). A batch with no labelled pixel gives nan.
         class_weights: float32 [C] or None.
     """
-    return F.cross_entropy(logits.float(), labels, weight=class_weights, ignore_index=IGNORE)
+    logits = logits.float()
+    if logits.is_cuda and torch.are_deterministic_algorithms_enabled():
+        # CUDA's kernel for pictures adds in any order and refuses; the one for rows is deterministic
+        logits, labels = logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
+    return F.cross_entropy(logits, labels, weight=class_weights, ignore_index=IGNORE)
 
 
 def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:

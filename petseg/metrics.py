@@ -92,8 +92,8 @@ class BoundaryCounts:
 def boundary_counts(truth: Labels, prediction: Labels, label: int) -> BoundaryCounts:
     """Returns how many boundary pixels of a class lie within the tolerance of the other side's boundary.
 
-    A boundary pixel is a pixel of the class with a 4-neighbour outside it; the picture's edge is no boundary. Where
-    the truth is ignored the prediction is taken as outside the class, so that no boundary is counted there.
+    A boundary pixel is a labelled pixel of the class with a labelled 4-neighbour outside it. The picture's edge is no
+    boundary, nor is the rim of an ignored band: it would score the truth's own outline.
 
     Args:
         truth: uint8 [H, W], 0..C-1 or 255.
@@ -101,8 +101,9 @@ def boundary_counts(truth: Labels, prediction: Labels, label: int) -> BoundaryCo
         label: the class.
     """
     tolerance = BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape))
-    true = _boundary(truth == label)
-    predicted = _boundary((prediction == label) & (truth != IGNORE))
+    ignored = truth == IGNORE
+    true = _boundary(truth == label, ignored)
+    predicted = _boundary((prediction == label) & ~ignored, ignored)
     return BoundaryCounts(
         predicted=len(predicted),
         predicted_right=_near(predicted, true, tolerance),
@@ -111,8 +112,8 @@ def boundary_counts(truth: Labels, prediction: Labels, label: int) -> BoundaryCo
     )
 
 
-def _boundary(inside: npt.NDArray[np.bool_]) -> Score:
-    return np.argwhere(inside & ~binary_erosion(inside, border_value=1)).astype(np.float64)
+def _boundary(inside: npt.NDArray[np.bool_], ignored: npt.NDArray[np.bool_]) -> Score:
+    return np.argwhere(inside & ~binary_erosion(inside | ignored, border_value=1)).astype(np.float64)
 
 
 def _near(points: Score, others: Score, tolerance: float) -> int:

@@ -2,8 +2,9 @@
 
     config.json         the whole RunConfig
     environment.json    commit, versions, device, precision
+    data.json           which pictures: the prepared cache's key
     metrics.jsonl       one line an epoch
-    best.safetensors    weights of the best epoch on validation
+    best.safetensors    weights of the best epoch on validation (best.previous: only while a new best is being kept)
     last.safetensors    weights of the last epoch
     resume.safetensors  weights, optimiser and average after the last whole epoch; written last
     evaluations/        one JSON a split, per-image matrices beside it
@@ -97,6 +98,21 @@ def read_config(run: Path) -> RunConfig:
     return validated(RunConfig, read_json(run / "config.json"), source=f"{run / 'config.json'}")
 
 
+def claim_data(folder: Path, key: str, source: str) -> None:
+    """Writes which pictures a folder's figures come from, or checks that they are these.
+
+    Raises:
+        PetsegError: the folder holds work on other pictures.
+    """
+    path = folder / "data.json"
+    if not path.is_file():
+        write_json(path, {"key": key, "source": source})
+    elif (found := read_json(path)).get("key") != key:
+        raise PetsegError(
+            f"run folder {folder}: holds work on other pictures ({found.get('source')}); choose another with --out"
+        )
+
+
 def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
     """Returns the epochs of metrics.jsonl, at most the first `up_to`; a half-written last line is dropped."""
     path = run / "metrics.jsonl"
@@ -115,7 +131,7 @@ def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]
 
 def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
     """Writes metrics.jsonl anew, atomically (30 short lines: cheaper than reasoning about appends)."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     write_atomically(run / "metrics.jsonl", lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 

@@ -37,6 +37,9 @@ Rows = npt.NDArray[np.int64]
 CHECK_EVERY = 50
 """Steps between looks at the losses for nan: each look waits for the device."""
 
+GPU_SHARE = 0.5
+"""Of a GPU's free memory that the pictures may take; a larger set stays on the host."""
+
 EVALUATION_BATCH = 32
 """Pictures a batch where no gradient is kept; scores do not depend on it."""
 
@@ -86,6 +89,8 @@ def choose_hardware(precision: str = "auto", device: str | None = None) -> Hardw
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda", "mps"):
+            raise ValueError(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, ValueError):
         raise PetsegError(
@@ -107,18 +112,20 @@ def choose_hardware(precision: str = "auto", device: str | None = None) -> Hardw
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of one split on the training device."""
+    """The pictures of one split, on the training device or, where they do not fit, in the host's memory."""
 
     images: Tensor
     """uint8 [N, H, W, 3]: the whole prepared array; `rows` says which belong to the split."""
     labels: Tensor
     """uint8 [N, H, W]: of the task, 255 ignored."""
     rows: Rows
+    device: torch.device
+    """Where batches are wanted."""
 
     def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] of some rows."""
+        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] of some rows, on `device`."""
         index = torch.from_numpy(rows).to(self.images.device)
-        return to_unit_range(self.images[index]), self.labels[index]
+        return to_unit_range(self.images[index].to(self.device)), self.labels[index].to(self.device)
 
 
 def task_labels(prepared: Prepared, task: Task) -> npt.NDArray[np.uint8]:
@@ -134,14 +141,20 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
     """Returns "train", "val" and, under protocol `official`, "test".
 
     Raises:
-        PetsegError: too few pictures for a training and a validation part.
+        PetsegError: another size than the config's, or too few pictures for a training and a validation part.
     """
+    if prepared.size != config.data.size:
+        raise PetsegError(
+            f"pictures are prepared at {prepared.size} px, data.size is {config.data.size}; prepare them at it"
+        )
     task = get_task(config.data.task, config.data.border)
     names = split_names(list(prepared.all_listed), prepared.all_listed, config.data.protocol)
     # copy-on-write: torch wants writable memory, the cache stays as it is and is paged in as it is used
-    images = torch.from_numpy(np.load(prepared.folder / "images.npy", mmap_mode="c")).to(device)
-    labels = torch.from_numpy(task_labels(prepared, task)).to(device)
-    splits = {part: Pictures(images, labels, prepared.rows(part_names)) for part, part_names in names.items()}
+    images = torch.from_numpy(np.load(prepared.folder / "images.npy", mmap_mode="c"))
+    labels = torch.from_numpy(task_labels(prepared, task))
+    if device.type != "cuda" or images.nbytes + labels.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        images, labels = images.to(device), labels.to(device)
+    splits = {part: Pictures(images, labels, prepared.rows(part_names), device) for part, part_names in names.items()}
     if len(splits["train"].rows) < 2 or not len(splits["val"].rows):
         raise PetsegError(
             f"protocol {config.data.protocol}: {len(splits['train'].rows)} training and {len(splits['val'].rows)} "
@@ -192,6 +205,7 @@ def train(
     *,
     hardware: Hardware | None = None,
     resume: bool = False,
+    splits: Mapping[str, Pictures] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -203,6 +217,7 @@ def train(
         run: folder to make; with `resume` it may exist, and a finished run returns at once.
         hardware: None chooses by `config.train.precision`.
         resume: go on after the last whole epoch of `run`.
+        splits: of `load_splits`, where the caller has them already.
         on_progress: called after each step.
         on_epoch: called with each new row.
 
@@ -211,16 +226,16 @@ def train(
     """
     hardware = hardware or choose_hardware(config.train.precision)
     settings = config.train
+    task = get_task(config.data.task, config.data.border)
+    splits = splits or load_splits(prepared, config, hardware.device)
+    torch.manual_seed(settings.seed)
+    model = build_model(config.model, len(task.classes)).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     runs.new_folder(run, resume=resume)
     if resume and (run / "config.json").is_file() and (known := runs.read_config(run)) != config:
         raise PetsegError(
             f"run folder {run}: holds another config ({_difference(known, config)}); choose another --out"
         )
-    task = get_task(config.data.task, config.data.border)
-    splits = load_splits(prepared, config, hardware.device)
-
-    torch.manual_seed(settings.seed)
-    model = build_model(config.model, len(task.classes)).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    runs.claim_data(run, prepared.key, prepared.source)
     average = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
         if settings.ema
@@ -230,6 +245,7 @@ def train(
     first_epoch = 1
     if resume and (run / "resume.safetensors").is_file():
         first_epoch = _restore(run / "resume.safetensors", model, optimiser, average) + 1
+        _settle_best(run, first_epoch - 1)
     history = runs.read_metrics(run, up_to=first_epoch - 1)
     if first_epoch > settings.epochs:
         return history
@@ -240,8 +256,8 @@ def train(
 
     class_weights = None
     if settings.class_weights == "median_frequency":
-        labels = splits["train"].labels[torch.from_numpy(splits["train"].rows).to(hardware.device)]
-        class_weights = median_frequency_weights(labels.cpu().numpy(), len(task.classes)).to(hardware.device)
+        labels = splits["train"].labels.cpu().numpy()[splits["train"].rows]
+        class_weights = median_frequency_weights(labels, len(task.classes)).to(hardware.device)
     with _determinism(settings.deterministic):
         for epoch in range(first_epoch, settings.epochs + 1):
             started = time.perf_counter()
@@ -260,6 +276,8 @@ def train(
             trained = time.perf_counter()
             evaluated = average.module if average is not None else model
             val = validate(evaluated, splits["val"], len(task.classes), hardware)
+            if not math.isfinite(val["val_loss"]):
+                raise _not_a_number("validation loss", f"after epoch {epoch}")
             row = {
                 "epoch": epoch,
                 "seconds": round(time.perf_counter() - started, 3),
@@ -273,6 +291,7 @@ def train(
             if board is not None:
                 for name in ("train_loss", "val_loss", "val_miou", "learning_rate"):
                     board.add_scalar(name, row[name], epoch)
+                board.flush()
             if on_epoch is not None:
                 on_epoch(row)
     return history
@@ -290,13 +309,17 @@ def _train_epoch(
     history: list[dict[str, Any]],
     on_progress: Callable[[Progress], None] | None,
 ) -> float:
-    """Returns the mean training loss of the epoch, over pictures, augmentation and dropout on."""
+    """Returns the mean cross-entropy of the epoch over pictures, augmentation and dropout on.
+
+    Unweighted and without Dice whatever is optimised, so that it stands beside the validation loss.
+    """
     batches = epoch_batches(pictures.rows, epoch, settings)
     steps = settings.epochs * len(batches)
     torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     model.train()
     losses: list[Tensor] = []
+    objectives: list[Tensor] = []
     for index, rows in enumerate(batches):
         step = (epoch - 1) * len(batches) + index
         for group in optimiser.param_groups:
@@ -305,43 +328,49 @@ def _train_epoch(
         with hardware.context():
             logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
         targets = labels.long()
-        loss = cross_entropy(logits, targets, class_weights)
+        objective = loss = cross_entropy(logits, targets)
+        if class_weights is not None:
+            objective = cross_entropy(logits, targets, class_weights)
         if settings.dice_weight:
-            loss = loss + settings.dice_weight * dice_loss(logits, targets)
+            objective = objective + settings.dice_weight * dice_loss(logits, targets)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        objective.backward()
         if settings.gradient_clip:
             nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
         optimiser.step()
         if average is not None:
             average.update_parameters(model)
         losses.append(loss.detach() * len(rows))
+        objectives.append(objective.detach())
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == len(batches):
-            _check_finite(losses, epoch, step)
+            _check_finite(objectives, epoch, step)
         if on_progress is not None:
             on_progress(Progress(epoch, step + 1, steps, history[-1]["val_loss"] if history else None))
     return float(torch.stack(losses).sum()) / len(pictures.rows)
 
 
-def _check_finite(losses: list[Tensor], epoch: int, step: int) -> None:
-    bad = (~torch.isfinite(torch.stack(losses))).nonzero()
+def _check_finite(objectives: list[Tensor], epoch: int, step: int) -> None:
+    bad = (~torch.isfinite(torch.stack(objectives))).nonzero()
     if len(bad):
-        first = step - (len(losses) - 1 - int(bad[0]))
-        raise PetsegError(
-            f"training: the loss is not a number at step {first + 1} (epoch {epoch}); "
-            "the run is kept as of the last whole epoch: try a lower train.learning_rate"
-        )
+        first = step - (len(objectives) - 1 - int(bad[0]))
+        raise _not_a_number("loss", f"at step {first + 1} (epoch {epoch})")
+
+
+def _not_a_number(what: str, where: str) -> PetsegError:
+    return PetsegError(
+        f"training: the {what} is not a number {where}; the run is kept as of the whole epoch before: "
+        "try a lower train.learning_rate in another folder"
+    )
 
 
 def validate(model: nn.Module, pictures: Pictures, num_classes: int, hardware: Hardware) -> dict[str, float]:
     """Returns val_loss (cross-entropy in nats), val_miou and val_accuracy over all pixels at the training size."""
     total = torch.zeros((), dtype=torch.float64)
     confusion = np.zeros((num_classes, num_classes), np.int64)
-    for rows, logits in predict_logits(model, pictures, pictures.rows, hardware):
-        labels = pictures.labels[torch.from_numpy(rows).to(hardware.device)]
+    for _, labels, logits in predict_logits(model, pictures, pictures.rows, hardware):
         counted = int((labels != IGNORE).sum())
         if counted:
-            total += cross_entropy(logits, labels.long()).double().cpu() * counted
+            total += cross_entropy(logits, labels.long()).cpu().double() * counted
         confusion += confusion_matrix(
             labels.cpu().numpy(), logits.argmax(dim=1).to(torch.uint8).cpu().numpy(), num_classes
         )
@@ -354,15 +383,15 @@ def validate(model: nn.Module, pictures: Pictures, num_classes: int, hardware: H
 
 def predict_logits(
     model: nn.Module, pictures: Pictures, rows: Rows, hardware: Hardware
-) -> Iterator[tuple[Rows, Tensor]]:
-    """Yields (rows, logits float32 [n, C, H, W] at the training size) batch by batch, no gradient, no dropout."""
+) -> Iterator[tuple[Rows, Tensor, Tensor]]:
+    """Yields (rows, labels uint8 [n, H, W], logits float32 [n, C, H, W]) batch by batch, no gradient, no dropout."""
     model.eval()
     with torch.inference_mode():
         for batch in np.split(rows, range(EVALUATION_BATCH, len(rows), EVALUATION_BATCH)):
-            images, _ = pictures.batch(batch)
+            images, labels = pictures.batch(batch)
             with hardware.context():
                 logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
-            yield batch, logits.float()
+            yield batch, labels, logits.float()
 
 
 def best_epoch(history: list[dict[str, Any]]) -> int:
@@ -383,8 +412,11 @@ def _checkpoint(
 ) -> None:
     """Writes weights and metrics, and last the file that a resumed run starts from: it names the whole epoch."""
     weights = _plain(average.module if average is not None else model)
+    best, previous = run / BEST, run / PREVIOUS_BEST
     if best_epoch(history) == epoch:
-        _save(run / "best.safetensors", weights, epoch)
+        if best.is_file():
+            best.replace(previous)
+        _save(best, weights, epoch)
     _save(run / "last.safetensors", weights, epoch)
     runs.write_metrics(run, history)
     state = {f"model.{name}": tensor for name, tensor in _plain(model).items()}
@@ -393,6 +425,17 @@ def _checkpoint(
     if average is not None:
         state |= {f"average.{name}": tensor for name, tensor in _plain(average).items()}
     _save(run / "resume.safetensors", state, epoch)
+    previous.unlink(missing_ok=True)
+
+
+BEST, PREVIOUS_BEST = "best.safetensors", "best.previous.safetensors"
+
+
+def _settle_best(run: Path, epoch: int) -> None:
+    """Puts the previous best back if the run was killed after it kept a new one and before it kept the epoch."""
+    best, previous = run / BEST, run / PREVIOUS_BEST
+    if previous.is_file() and (not best.is_file() or read_tensors(best)[1] > epoch):
+        previous.replace(best)
 
 
 def _plain(model: nn.Module) -> dict[str, Tensor]:
@@ -457,9 +500,9 @@ def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ave
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for name, tensor in part("optimiser.").items():
         number, _, kind = name.partition(".")
-        if tensor.ndim:
-            # the fused kernel walks memory: its averages must lie as the weights do (channels_last)
-            tensor = torch.empty_like(parameters[int(number)]).copy_(tensor)
+        # copies: a view would keep the file mapped, and Windows replaces no mapped file. The fused kernel walks memory,
+        # so its averages must lie as the weights do (channels_last)
+        tensor = torch.empty_like(parameters[int(number)]).copy_(tensor) if tensor.ndim else tensor.clone()
         state["state"].setdefault(int(number), {})[kind] = tensor
     optimiser.load_state_dict(state)
     return epoch

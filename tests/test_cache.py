@@ -607,7 +607,7 @@ def test_find_data_takes_given_then_the_variable_then_the_download(tmp_path, mon
 def test_get_data_into_a_place_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(
-        PetsegError, match=r"data folder .*: cannot be made \(Not a directory\); choose another with --data"
+        PetsegError, match=r"data folder .*: cannot be written \(Not a directory\); choose another with --data"
     ):
         get_data(tmp_path / "file" / "data")
 

@@ -131,7 +131,7 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_
         (["train", "--device", "tpu"], "device 'tpu'"),
         (["train"], "no data set"),
         (["compare", "--quick", "--recipe", "base"], "choose one: --quick is the recipe"),
-        (["compare", "--set", 'models=["unet"]'], "a comparison names at least two models"),
+        (["compare", "--set", 'models=["unet"]'], "a comparison names two different models"),
         (["train", "--data", "nowhere"], "data folder nowhere: not a folder"),
         (["data", "check", "--data", "."], "images.tar.gz and annotations.tar.gz missing"),
         (["evaluate", "nowhere"], "no such file; is this the folder of a finished run"),

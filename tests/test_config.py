@@ -172,7 +172,7 @@ def test_wrong_field(write, text, message):
     ("field", "accepted", "refused", "bound"),
     [
         ("train.epochs", 1, 0, "greater than or equal to 1"),
-        ("train.batch_size", 1, 0, "greater than or equal to 1"),
+        ("train.batch_size", 2, 1, "greater than or equal to 2"),
         ("train.learning_rate", 1e-9, 0, "greater than 0"),
         ("train.learning_rate", 1, "nan", "a finite number"),
         ("train.warmup", 0, 1, "less than 1"),
@@ -206,7 +206,7 @@ def test_ranges(field, accepted, refused, bound):
 
 @pytest.mark.parametrize("models", [["unet"], [], ["unet", "unet"]], ids=str)
 def test_a_comparison_needs_two_models(models):
-    with pytest.raises(PetsegError, match="a comparison names at least two models, each once"):
+    with pytest.raises(PetsegError, match="a comparison names two different models"):
         load_recipe("default", [f"models={models}"])
 
 
@@ -326,6 +326,12 @@ def test_a_model_cannot_be_renamed(write):
 def test_a_truth_value_a_text_or_infinity_is_no_number(setting):
     with pytest.raises(PetsegError, match=setting.partition("=")[0]):
         load_recipe("default", [setting])
+
+
+@pytest.mark.parametrize("setting", ["data.size=64", "data.protocol=seed", "data.task=pet"])
+def test_both_models_get_the_same_data(setting):
+    with pytest.raises(PetsegError, match=r"overrides\.segnet: data must be the same for both models"):
+        load_recipe("default", [f"overrides.segnet.{setting}"]).for_model("segnet")
 
 
 def test_every_model_name_has_a_model():

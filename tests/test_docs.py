@@ -106,6 +106,20 @@ def test_a_recipe_s_header_gives_its_command(name: str) -> None:
     assert re.search(r"^# Command:  petseg compare", text, flags=re.MULTILINE)
 
 
+def test_the_default_recipe_s_header_gives_the_published_scores() -> None:
+    text = (ROOT / "petseg" / "recipes" / "default.toml").read_text(encoding="utf-8")
+    official = read_comparison(ROOT / "results" / "official" / "comparison.json")
+    scores = [f"{100 * model['evaluations']['test']['miou']:.1f}" for model in official["models"]]
+    assert f"test mIoU {scores[0]} (U-Net) and {scores[1]} (SegNet), one seed" in text
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_published_training_time_is_the_median_epoch_times_epochs(path: Path) -> None:
+    for model in read_comparison(path)["models"]:
+        seconds = [row["seconds"] for row in model["history"]]
+        assert model["cost"]["train_seconds"] == pytest.approx(float(np.median(seconds)) * len(seconds), abs=0.1)
+
+
 def test_nothing_of_the_data_set_is_committed() -> None:
     """The only pictures in the repository are named here."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -13,8 +13,9 @@ from torch import nn
 from petseg import evaluate as evaluation_module
 from petseg import train as train_module
 from petseg.config import RunConfig, load_recipe
-from petseg.data.cache import Prepared
+from petseg.data.cache import Prepared, prepare
 from petseg.data.oxford_pets import get_task, open_trimap
+from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError
 from petseg.evaluate import evaluate, evaluate_run, summarise, upsample, write_evaluation
 from petseg.train import Pictures, choose_hardware, load_splits, train
@@ -76,7 +77,7 @@ def test_scores_do_not_depend_on_batch_size_or_order(prepared: Prepared, monkeyp
     pictures = load_splits(prepared, given, CPU.device)["test"]
     wanted = evaluate(Brightness(), prepared, pictures, given, CPU, split="test")
     monkeypatch.setattr(train_module, "EVALUATION_BATCH", 5)
-    turned = Pictures(pictures.images, pictures.labels, pictures.rows[::-1].copy())
+    turned = Pictures(pictures.images, pictures.labels, pictures.rows[::-1].copy(), pictures.device)
     got = evaluate(Brightness(), prepared, turned, given, CPU, split="test")
     assert got.scores["cross_entropy"] == pytest.approx(wanted.scores["cross_entropy"], rel=1e-6)
     assert got.scores["miou"] == wanted.scores["miou"]
@@ -121,6 +122,15 @@ def test_a_run_is_scored_once_and_then_read_back_the_same(
     np.testing.assert_allclose(again.boundaries, first.boundaries, atol=5e-5)
     with pytest.raises(AssertionError, match="scored again"):
         evaluate_run(tmp_path / "run", prepared, CPU, split="val")
+
+
+def test_scores_of_other_pictures_are_not_read_back(prepared: Prepared, tmp_path: Path) -> None:
+    train(config(), prepared, tmp_path / "run", hardware=CPU)
+    first = evaluate_run(tmp_path / "run", prepared, CPU, split="val")
+    other = prepare(make_pets(tmp_path / "others", per_breed=6, breeds=4, size=48, seed=5), 32)
+    again = evaluate_run(tmp_path / "run", other, CPU, split="val")
+    assert again.scores["data"] == other.key != first.scores["data"]
+    assert again.names != first.names
 
 
 def test_a_split_that_the_protocol_lacks_is_refused(prepared: Prepared, tmp_path: Path) -> None:

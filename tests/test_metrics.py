@@ -199,7 +199,8 @@ def pairwise_counts(truth: np.ndarray, prediction: np.ndarray, label: int, toler
         found = []
         for row, column in zip(*np.nonzero(inside), strict=True):
             neighbours = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-            if any(0 <= r < height and 0 <= c < width and not inside[r, c] for r, c in neighbours):
+            inner = [(r, c) for r, c in neighbours if 0 <= r < height and 0 <= c < width]
+            if any(not inside[place] and truth[place] != 255 for place in inner):
                 found.append((int(row), int(column)))
         return found
 
@@ -296,3 +297,17 @@ def test_boundary_f_by_hand():
         2 * 0.5 * 0.25 / 0.75
     )
     assert boundary_f(BoundaryCounts(predicted=10, predicted_right=0, true=8, true_found=0)) == 0
+
+
+def test_the_rim_of_an_ignored_band_is_no_boundary():
+    """A disc whose whole outline is ignored: a model that calls everything the class gains nothing from the band."""
+    rows, columns = np.mgrid[:60, :60]
+    distance = np.hypot(rows - 30, columns - 30)
+    truth = np.where(distance < 15, 1, 0).astype(np.uint8)
+    truth[(distance >= 13) & (distance < 17)] = 255
+    everywhere = boundary_counts(truth, np.ones_like(truth), 1)
+    assert (everywhere.predicted, everywhere.true) == (0, 0)
+    assert np.isnan(boundary_f(everywhere))
+    too_wide = boundary_counts(truth, (distance < 22).astype(np.uint8), 1)
+    assert too_wide.predicted > 0
+    assert boundary_f(too_wide) == 0

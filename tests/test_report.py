@@ -765,7 +765,10 @@ def test_update_readme_writes_between_its_markers(comparison: dict[str, Any], tm
     assert "old" in readme.read_text(encoding="utf-8")
     assert update_readme("--root", str(tmp_path)) == 0
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith("# petseg\n<!-- results:begin -->\n\n| Protocol")
+    assert text.startswith(
+        "# petseg\n<!-- results:begin -->\n\n- Protocol `official`: U-Net leads SegNet by 5.4 points"
+    )
+    assert "\n\n| Protocol" in text
     assert text.endswith("\n\n<!-- results:end -->\nafter\n")
     assert "old" not in text
     assert [row[0] for row in cells(text)[2:5]] == ["official", "official", "seed"]

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from petseg.config import Recipe, RunConfig, TrainConfig, load_recipe
-from petseg.data.cache import Prepared
+from petseg.data.cache import Prepared, prepare
 from petseg.data.oxford_pets import get_task
+from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError
 from petseg.models import build_model
 from petseg.runs import read_metrics
@@ -127,6 +128,48 @@ def test_resuming_with_another_config_is_refused_by_field(prepared: Prepared, tm
     train(tiny("unet"), prepared, tmp_path / "run", hardware=CPU)
     with pytest.raises(PetsegError, match=r"train\.learning_rate is 0\.003 there, 0\.1 now"):
         train(tiny("unet", "train.learning_rate=0.1"), prepared, tmp_path / "run", hardware=CPU, resume=True)
+
+
+def test_resuming_on_other_pictures_is_refused(prepared: Prepared, tmp_path: Path) -> None:
+    train(tiny("unet"), prepared, tmp_path / "run", hardware=CPU)
+    other = prepare(make_pets(tmp_path / "others", per_breed=6, breeds=4, size=48, seed=5), 32)
+    with pytest.raises(PetsegError, match="holds work on other pictures"):
+        train(tiny("unet", "train.epochs=2"), other, tmp_path / "run", hardware=CPU, resume=True)
+
+
+def test_pictures_of_another_size_are_refused(prepared: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(PetsegError, match=r"prepared at 32 px, data\.size is 64"):
+        train(tiny("unet", "data.size=64"), prepared, tmp_path / "run", hardware=CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_kill_between_the_best_weights_and_the_epoch_keeps_the_old_best(prepared: Prepared, tmp_path: Path) -> None:
+    config = tiny("unet", "train.epochs=3", "train.deterministic=true")
+    whole = train(config, prepared, tmp_path / "whole", hardware=CPU)
+    steps = len(epoch_batches(load_splits(prepared, config, CPU.device)["train"].rows, 1, config.train))
+    with pytest.raises(KilledError):
+        train(config, prepared, tmp_path / "cut", hardware=CPU, on_progress=killed_after(2 * steps - 1))
+    # as a kill leaves it: a best of an epoch that was never kept, the older best set aside
+    (tmp_path / "cut" / "best.safetensors").replace(tmp_path / "cut" / "best.previous.safetensors")
+    weights = load_file(tmp_path / "cut" / "last.safetensors")
+    save_file(
+        {name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "cut" / "best.safetensors", {"epoch": "2"}
+    )
+    assert train(config, prepared, tmp_path / "cut", hardware=CPU, resume=True)[-1]["val_loss"] == whole[-1]["val_loss"]
+    one, other = (load_file(tmp_path / run / "best.safetensors") for run in ("whole", "cut"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert not (tmp_path / "cut" / "best.previous.safetensors").exists()
+
+
+def test_weights_ruined_by_an_epoch_s_last_step_are_not_kept(prepared: Prepared, tmp_path: Path) -> None:
+    """The losses before each step were fine; only validation sees it."""
+    rows = load_splits(prepared, tiny("unet"), CPU.device)["train"].rows
+    config = tiny(
+        "unet", f"train.batch_size={len(rows)}", "train.learning_rate=1e30", "train.warmup=0", "model.batch_norm=false"
+    )
+    with pytest.raises(PetsegError, match=r"the validation loss is not a number after epoch 1"):
+        train(config, prepared, tmp_path / "run", hardware=CPU)
+    assert not (tmp_path / "run" / "resume.safetensors").exists()
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_step(prepared: Prepared, tmp_path: Path) -> None:

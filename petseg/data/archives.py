@@ -123,11 +123,11 @@ def download(
         have = part.stat().st_size if part.exists() else 0
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise _cannot_write(folder, error, ANOTHER_FOLDER) from error
     if free + have < archive.bytes:
         raise PetsegError(
             f"{folder} has {free:,} bytes free; {archive.name} needs {archive.bytes - have:,}: "
-            "free some space or set PETSEG_DATA to a folder on another disk"
+            f"free some space, or {ANOTHER_FOLDER}"
         )
 
     failures: dict[str, str] = {}
@@ -143,7 +143,7 @@ def download(
             try:
                 part.replace(target)  # atomic
             except OSError as error:
-                raise _cannot_write(target, error) from error
+                raise _cannot_write(target, error, ANOTHER_FOLDER) from error
             return target
 
     told = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
@@ -201,7 +201,7 @@ def _fetch(
             part.unlink()
             raise _SourceError(f"the file's SHA-256 is {got}")
     except OSError as error:
-        raise _cannot_write(part, error) from error
+        raise _cannot_write(part, error, ANOTHER_FOLDER) from error
 
 
 def _transfer(
@@ -274,15 +274,19 @@ def _reason(error: Exception) -> str:
     return str(inner) or type(inner).__name__
 
 
-def _cannot_write(path: Path, error: OSError) -> PetsegError:
+ANOTHER_FOLDER = "choose another folder with `petseg data get --data`"
+ANOTHER_CACHE = "set PETSEG_CACHE to a folder on another disk"
+
+
+def _cannot_write(path: Path, error: OSError, advice: str) -> PetsegError:
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return PetsegError(
             f"no space left on the device for {path}; free some and run again (a download continues where it "
-            "broke off), or set PETSEG_DATA to a folder on another disk"
+            f"broke off), or {advice}"
         )
     return PetsegError(
         f"{path} cannot be written ({error.strerror or error}); a folder that you may write to is wanted: "
-        "change its permissions or set PETSEG_DATA to another folder"
+        f"change its permissions, or {advice}"
     )
 
 
@@ -312,7 +316,7 @@ def extract(paths: Sequence[Path], target: Path) -> None:
                 _remove(entry)
         temporary.mkdir()
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise _cannot_write(target, error, ANOTHER_CACHE) from error
     try:
         budget = _Budget()
         for path in paths:
@@ -320,7 +324,7 @@ def extract(paths: Sequence[Path], target: Path) -> None:
         try:
             temporary.rename(target)  # atomic
         except OSError as error:
-            raise _cannot_write(target, error) from error
+            raise _cannot_write(target, error, ANOTHER_CACHE) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after a successful rename there is nothing of that name
 
@@ -367,7 +371,7 @@ def _extract_one(path: Path, folder: Path, budget: _Budget) -> None:
             "delete the file and download it again"
         ) from error
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise _cannot_write(folder, error, ANOTHER_CACHE) from error
 
 
 # What the decompressors and tarfile raise for bad bytes. gzip.BadGzipFile and a failing disk are both OSError: where

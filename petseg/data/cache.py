@@ -75,15 +75,19 @@ def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | Non
     Raises:
         PetsegError: no host gave the files, or the folder cannot be written.
     """
+    lock = FileLock(str(folder / "get.lock"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except OSError as error:
         raise PetsegError(
-            f"data folder {folder}: cannot be made ({error.strerror or error}); choose another with --data"
+            f"data folder {folder}: cannot be written ({error.strerror or error}); choose another with --data"
         ) from None
-    with FileLock(str(folder / "get.lock")):
+    try:
         for archive in ARCHIVES:
             download(archive, folder, on_progress=on_progress and partial(on_progress, archive.name), rounds=rounds)
+    finally:
+        lock.release()
 
 
 def made_data() -> Path:
@@ -176,6 +180,11 @@ class Prepared:
     source: str
     all_listed: dict[str, str]
     """Every pair's name, the left-out ones too -> "trainval", "test" or "none"."""
+
+    @property
+    def key(self) -> str:
+        """Names the content of the pictures, their size and the cache's version."""
+        return self.folder.name
 
     @property
     def species(self) -> UInt8:
@@ -337,6 +346,9 @@ def content_key(contents: Contents) -> str:
 
 
 def _pair_digest(pet: Pet) -> str:
-    image = hashlib.sha256(pet.image.read_bytes()).hexdigest()
-    trimap = hashlib.sha256(pet.trimap.read_bytes()).hexdigest()
+    try:
+        image = hashlib.sha256(pet.image.read_bytes()).hexdigest()
+        trimap = hashlib.sha256(pet.trimap.read_bytes()).hexdigest()
+    except OSError:  # `open_pair` will leave it out by name
+        return f"{pet.name} unreadable"
     return f"{pet.name} {pet.listed} {pet.species} {image} {trimap}"

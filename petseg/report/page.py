@@ -23,6 +23,8 @@ from petseg.report import plots, tables
 from petseg.report.tables import DASH, lead_shown, listing, percent, percent_words, pick, points
 from petseg.runs import write_atomically
 
+TASTE = "A taste: short training at a small size, scored on validation pictures. `petseg compare` is the real thing."
+
 MADE_DATA = "Trained on made pets: these figures mean nothing for real cats and dogs"
 
 REASONS = {
@@ -365,6 +367,7 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
         models=models,
         styles=styles,
         made_data=MADE_DATA if comparison["made_data"] else "",
+        taste=TASTE if comparison.get("taste") else "",
         findings=[unbroken(sentence) for sentence in findings(comparison)],
         lead=_lead(comparison) if comparison["difference"] else None,
         created=moment(comparison["created"]),
