@@ -146,10 +146,10 @@ def data_check(data: DataOption = None) -> None:
 @data_app.command("prepare")
 def data_prepare(
     data: DataOption = None,
-    size: Annotated[int, typer.Option(min=16, max=2048, help="Side of the square in pixels.")] = 128,
+    size: Annotated[int, typer.Option(help="Side of the square in pixels, 16 to 2048.")] = 128,
 ) -> None:
     """Decode and resize the whole data set once, into the cache that training reads."""
-    prepared = _prepare(_data_folder(data), size)
+    prepared = _prepare(_data_folder(data), _size(size))
     print(f"{prepared.folder}: {len(prepared.pets):,} pairs at {size} px")
 
 
@@ -158,7 +158,7 @@ def data_prepare(
 
 @app.command()
 def models(
-    size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the image in pixels.")] = 128,
+    size: Annotated[int, typer.Option(help="Side of the image in pixels, 16 to 2048.")] = 128,
     classes: Annotated[int, typer.Option(min=2, max=255, help="Classes of the output.")] = 3,
 ) -> None:
     """List the models with parameters, multiply-accumulates and peak activation memory for one image."""
@@ -174,7 +174,7 @@ def models(
     for column in ("model", "", "parameters", "MACs", "activations", "each further image, training"):
         table.add_column(column, justify="left" if column in ("model", "") else "right")
     for name in MODELS:
-        cost = count_cost(ModelConfig(name=name), classes, size)
+        cost = count_cost(ModelConfig(name=name), classes, _size(size))
         table.add_row(
             name,
             TITLES[name],
@@ -339,6 +339,13 @@ def report(
 
 
 # --- around ----------------------------------------------------------------------------------------------------------
+
+
+def _size(size: int) -> int:
+    """Returns the size if a recipe may have it; the recipe's own field says which."""
+    from petseg.config import DataConfig, validated
+
+    return validated(DataConfig, {"size": size}, source="--size").size
 
 
 def _compare_command(quick: bool, recipe: str, settings: list[str], device: str | None) -> str:

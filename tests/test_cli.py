@@ -126,6 +126,11 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_
         (["train", "--set", "epoch=3"], "field 'epoch' is unknown; choose one of: train.epochs"),
         (["train", "--set", "epochs=0"], "train.epochs is 0"),
         (["train", "--set", "size=15"], "data.size is 15"),
+        (
+            ["data", "prepare", "--data", "x", "--size", "15"],
+            "--size: size is 15; input should be greater than or equal to 16",
+        ),
+        (["train", "--model", "segnet", "--set", "model.skips=false"], "model.skips was given for 'segnet'"),
         (["train", "--set", "task=cats"], "data.task 'cats' is unknown; choose one of: species"),
         (["train", "--set", "protocol=offical"], "data.protocol 'offical' is unknown; choose one of: official, seed"),
         (["train", "--device", "tpu"], "device 'tpu'"),
