@@ -120,6 +120,24 @@ def test_published_training_time_is_the_median_epoch_times_epochs(path: Path) ->
         assert model["cost"]["train_seconds"] == pytest.approx(float(np.median(seconds)) * len(seconds), abs=0.1)
 
 
+def numbers(tree: object) -> list[float]:
+    if isinstance(tree, dict | list):
+        return [found for part in (tree.values() if isinstance(tree, dict) else tree) for found in numbers(part)]
+    return [float(tree)] if isinstance(tree, int | float) else []
+
+
+def test_every_measured_figure_of_the_log_stands_in_results() -> None:
+    known = [
+        value for path in (ROOT / "results" / "log").glob("*.json") for value in numbers(json.loads(path.read_text()))
+    ]
+    text = (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
+    figures = re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])|(?<![\d.])\d+(?= (?:ms|%|MB))", text)
+    assert len(figures) > 15
+    for figure in figures:
+        digits = len(figure.partition(".")[2])
+        assert any(abs(value - float(figure)) <= 0.5 * 10**-digits + 1e-9 for value in known), figure
+
+
 def test_nothing_of_the_data_set_is_committed() -> None:
     """The only pictures in the repository are named here."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
