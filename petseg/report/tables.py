@@ -371,7 +371,8 @@ def percent_words(share: float) -> str:
 def results_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """Returns the README's results as Markdown: a row for each protocol and model, the originals, the conditions.
 
-    Quality is that of the comparison's own split; the losses are always those of its validation images.
+    Quality is that of the comparison's own split; the losses are always those of its validation images. No training
+    time stands here: two runs of a shared machine, hours apart, do not compare.
 
     Raises:
         PetsegError: a comparison was trained on made pets, whose figures say nothing about real ones.
@@ -392,7 +393,7 @@ def results_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     )
     head = ["Protocol", "Model", "Validation loss", *(["at 200 px"] if at_200 else []), "mIoU"]
     head += [f"IoU {name}" for name in classes]
-    head += ["Pixel accuracy", "Boundary F", "Parameters", "MACs", "Training"]
+    head += ["Pixel accuracy", "Boundary F", "Parameters", "MACs"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for comparison in comparisons:
         for model in comparison["models"]:
@@ -411,7 +412,6 @@ def results_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
                     percent(pick(scored, "mean_boundary_f")),
                     count(cost.get("parameters")),
                     count(cost.get("macs")),
-                    duration(cost.get("train_seconds")),
                 ]
             )
     titles = {model["name"]: model["title"] for comparison in comparisons for model in comparison["models"]}
