@@ -203,12 +203,13 @@ def train(
     from petseg.config import load_recipe
     from petseg.cost import count_cost
     from petseg.models import TITLES
+    from petseg.runs import refuse_existing
     from petseg.train import train as train_model
 
     config = load_recipe(recipe, settings or ()).for_model(model)
     count_cost(config.model, 3, config.data.size)  # an option that the model lacks is told before minutes of work
     run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
-    _refuse_existing(run, resume)
+    refuse_existing(run, resume=resume)
     hardware = _hardware(config.train.precision, device)
     prepared = _prepare(_data_folder(data), config.data.size)
     with _resumable(), _bar() as advance:
@@ -222,7 +223,7 @@ def train(
                 f"train {TITLES[model]}",
                 progress.step,
                 progress.steps,
-                f"epoch {progress.epoch}" + (f", val loss {progress.loss:.4f}" if progress.loss is not None else ""),
+                progress.words,
             ),
         )
     last = history[-1]
@@ -289,13 +290,14 @@ def compare(
     from petseg.config import load_recipe
     from petseg.report import write_report
     from petseg.report.page import TASTE
+    from petseg.runs import refuse_existing
 
     if quick and recipe != "default":
         raise PetsegError(f"--quick was given with --recipe {recipe}; choose one: --quick is the recipe `quick`")
     name = "quick" if quick else recipe
     loaded = load_recipe(name, settings or ())
     folder = out or Path("runs") / f"compare-{Path(name).stem}"
-    _refuse_existing(folder, resume)
+    refuse_existing(folder, resume=resume)
     hardware = _hardware(loaded.train.precision, device)
     found, made = _data_or_made(data) if quick else (_data_or_download(data), False)
     prepared = _prepare(found, loaded.data.size)
@@ -359,12 +361,6 @@ def _compare_command(quick: bool, recipe: str, settings: list[str], device: str 
     for setting in settings:
         words += ["--set", setting]
     return shlex.join([*words, *(["--device", device] if device else [])])
-
-
-def _refuse_existing(folder: Path, resume: bool) -> None:
-    """Says so before minutes of preparation, not after."""
-    if not resume and folder.is_dir() and any(folder.iterdir()):
-        raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
 
 
 def _data_folder(given: Path | None) -> Path:

@@ -27,7 +27,7 @@ from petseg.metrics import mean_iou
 from petseg.models import TITLES
 from petseg.models.baselines import BASELINES, MeanMask
 from petseg.stats import paired_bootstrap
-from petseg.train import Hardware, Pictures, Progress, environment, load_splits, predict_logits, train
+from petseg.train import Hardware, Pictures, environment, load_splits, predict_logits, train
 
 BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4
 """How many pictures of each kind the report shows."""
@@ -83,7 +83,7 @@ def compare(
     runs.claim_data(out, prepared.key, prepared.source)
     histories = {}
     for name, config in configs.items():
-        bar = _TrainingBar(f"train {TITLES[name]}", tell)
+        train_title = f"train {TITLES[name]}"
         histories[name] = train(
             config,
             prepared,
@@ -91,7 +91,7 @@ def compare(
             hardware=hardware,
             resume=resume,
             splits=pictures,
-            on_progress=bar.step,
+            on_progress=lambda step, title=train_title: tell(Stage(title, step.step, step.steps, step.words)),  # type: ignore[misc]
         )
 
     protocol = recipe.data.protocol
@@ -171,17 +171,6 @@ def compare(
     }
     runs.write_json(out / "comparison.json", comparison)
     return comparison
-
-
-class _TrainingBar:
-    """Turns training progress into stages."""
-
-    def __init__(self, title: str, tell: Callable[[Stage], None]) -> None:
-        self.title, self.tell = title, tell
-
-    def step(self, progress: Progress) -> None:
-        loss = f"epoch {progress.epoch}" + (f", val loss {progress.loss:.4f}" if progress.loss is not None else "")
-        self.tell(Stage(self.title, progress.step, progress.steps, loss))
 
 
 def _training_time(history: Sequence[Mapping[str, Any]], images: int) -> dict[str, float]:

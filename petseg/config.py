@@ -152,7 +152,7 @@ class Recipe(_Config):
         if name not in MODEL_NAMES:
             raise unknown_name("model", name, MODEL_NAMES)
         fields = self.model_dump(exclude={"models", "overrides"})
-        for field, value in _flat(self.overrides.get(name, {})):  # type: ignore[call-overload]
+        for field, value in flat_fields(self.overrides.get(name, {})):  # type: ignore[call-overload]
             _put(fields, field, value, source=f"overrides.{name}")
         if "name" in fields["model"]:
             raise PetsegError(f"overrides.{name}: model.name cannot be changed; name models under `models`")
@@ -237,11 +237,11 @@ def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_fields(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted field, value): TOML reads `train.epochs = 3` as a table in a table."""
     for name, value in fields.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

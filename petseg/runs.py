@@ -73,14 +73,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def refuse_existing(folder: Path, *, resume: bool) -> None:
+    """Checks that a run may use the folder; the command line asks before minutes of preparation.
+
+    Raises:
+        PetsegError: it holds something and `resume` is false.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
+
+
 def new_folder(folder: Path, *, resume: bool) -> None:
     """Makes the folder of a run.
 
     Raises:
         PetsegError: it holds something and `resume` is false, or it cannot be made.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
-        raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
+    refuse_existing(folder, resume=resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from petseg import runs
-from petseg.config import RunConfig, TrainConfig
+from petseg.config import RunConfig, TrainConfig, flat_fields
 from petseg.data.augment import augment
 from petseg.data.cache import Prepared
 from petseg.data.oxford_pets import IGNORE, Task, get_task, split_names
@@ -54,6 +54,11 @@ class Progress:
     """In the whole run."""
     loss: float | None
     """Validation cross-entropy of the last whole epoch."""
+
+    @property
+    def words(self) -> str:
+        """What stands beside the bar."""
+        return f"epoch {self.epoch}" + (f", val loss {self.loss:.4f}" if self.loss is not None else "")
 
 
 @dataclass(frozen=True)
@@ -524,14 +529,7 @@ def _determinism(enabled: bool) -> Iterator[None]:
 
 def _difference(known: RunConfig, wanted: RunConfig) -> str:
     """Returns the first field that differs, in words."""
-
-    def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in fields.items():
-            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        return found
-
-    old, new = flat(known.model_dump()), flat(wanted.model_dump())
+    old, new = dict(flat_fields(known.model_dump())), dict(flat_fields(wanted.model_dump()))
     field = next(name for name in old if old[name] != new[name])
     return f"{field} is {old[field]!r} there, {new[field]!r} now"
 

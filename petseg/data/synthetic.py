@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from petseg.data.oxford_pets import BACKGROUND, BORDER, PET
 from petseg.errors import PetsegError, unknown_name
 
 CATS = (
@@ -34,8 +35,6 @@ DOGS = (
     *("scottish_terrier", "shiba_inu", "staffordshire_bull_terrier", "wheaten_terrier", "yorkshire_terrier"),
 )
 """The official dog breeds; their breed ids are 1..25 in this order."""
-
-PET, BACKGROUND, BORDER = 1, 2, 3
 
 TRAPS: dict[str, str] = {
     "._Abyssinian_1.png": "hidden file beside the trimaps",
