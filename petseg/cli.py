@@ -427,9 +427,11 @@ def _prepare(folder: Path, size: int) -> Prepared:
 
 
 def _hardware(precision: str, device: str | None) -> Hardware:
-    from petseg.train import choose_hardware
+    from petseg.train import choose_hardware, keep_freed_memory
 
     hardware = choose_hardware(precision, device)
+    if hardware.device.type == "cpu":
+        keep_freed_memory()
     print(f"computing on {hardware.device} in {hardware.precision} ({hardware.reason})")
     return hardware
 

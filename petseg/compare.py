@@ -27,7 +27,7 @@ from petseg.metrics import mean_iou
 from petseg.models import TITLES
 from petseg.models.baselines import BASELINES, MeanMask
 from petseg.stats import paired_bootstrap
-from petseg.train import Hardware, Pictures, environment, load_splits, predict_logits, train
+from petseg.train import Hardware, Pictures, environment, load_splits, predict_logits, scored, train
 
 BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4
 """How many pictures of each kind the report shows."""
@@ -134,7 +134,7 @@ def compare(
         "taste": not final,
         "protocol": protocol,
         "task": recipe.data.task,
-        "classes": list(task.classes),
+        "classes": list(task.scored.classes),
         "split": split,
         "seeds": [recipe.train.seed],
         "size": recipe.data.size,
@@ -266,7 +266,8 @@ def _write_examples(
     tell: Callable[[Stage], None],
 ) -> list[dict[str, Any]]:
     """Writes photo, truth and predictions of the chosen pictures, small, as coloured PNGs."""
-    task = get_task(recipe.data.task, recipe.data.border)
+    trained = get_task(recipe.data.task, recipe.data.border)
+    task = trained.scored
     palette = np.concatenate([task.palette(), np.full((256 - len(task.classes), 3), 255, np.uint8)])
     scores = {name: mean_iou(evaluation.confusions) for name, evaluation in evaluations.items()}
     # a trimap without any pet is a wrong label: it would be everybody's worst picture and say nothing of the models
@@ -296,7 +297,8 @@ def _write_examples(
         save(pair.image, "image", "jpg")
         save(Image.fromarray(palette[truth]), "truth", "png")
         for name, model in models.items():
-            ((_, _, logits),) = predict_logits(model, pictures, pictures.rows[row : row + 1], hardware)
+            ((_, labels, logits),) = predict_logits(model, pictures, pictures.rows[row : row + 1], hardware)
+            logits, _ = scored(logits, labels, trained)
             prediction = upsample(logits[0], size).argmax(dim=0).cpu().numpy()
             save(Image.fromarray(palette[prediction]), name, "png")
         examples.append(

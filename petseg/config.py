@@ -8,15 +8,16 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from petseg.errors import PetsegError, unknown_name
 
 ModelName = Literal["unet", "segnet", "unet_paper", "segnet_paper"]
-TaskName = Literal["trimap", "pet", "species"]
+TaskName = Literal["trimap", "pet", "species", "trimap_species"]
 Protocol = Literal["official", "seed"]
 Border = Literal["pet", "background", "ignore"]
 
@@ -61,7 +62,8 @@ class DataConfig(_Config):
     """What is learnt, on which pictures, at which size."""
 
     task: TaskName = "trimap"
-    """trimap: pet, background, border. pet: background, pet. species: background, cat, dog (border ignored)."""
+    """trimap: pet, background, border. pet: background, pet. species: background, cat, dog (border ignored).
+    trimap_species: cat, dog, background, border; scored as trimap, cat and dog together, and by species."""
     border: Border = "pet"
     """Task `pet` only: what the border counts as."""
     protocol: Protocol = "official"
@@ -92,6 +94,9 @@ class TrainConfig(_Config):
     """Passes over the training pictures."""
     batch_size: Annotated[int, Field(ge=2)] = 16
     """Pictures a step; the last, smaller batch of an epoch is kept, a single picture joined to the batch before."""
+    ramp: Annotated[tuple[Annotated[int, Field(ge=16, le=2048)], ...], Field(strict=False)] = ()
+    """Sides in pixels that training starts with, an equal share of the epochs each, before `data.size` takes the last
+    share: small pictures first make the first epochs cheap. Empty trains at `data.size` throughout."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """AdamW's peak rate, reached after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -123,6 +128,26 @@ class RunConfig(_Config):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> RunConfig:
+        sides = [*self.train.ramp, self.data.size]
+        if any(later < earlier for earlier, later in pairwise(sides)) or self.data.size in self.train.ramp:
+            raise ValueError(
+                f"train.ramp is {list(self.train.ramp)} and data.size {self.data.size}; "
+                "a ramp holds smaller sides, rising"
+            )
+        return self
+
+    def side(self, epoch: int) -> int:
+        """Returns the side in pixels at which an epoch (from 1) trains.
+
+        >>> config = RunConfig(data=DataConfig(size=96), train=TrainConfig(epochs=4, ramp=(48, 64)))
+        >>> [config.side(epoch) for epoch in (1, 2, 3, 4)]
+        [48, 48, 64, 96]
+        """
+        sides = (*self.train.ramp, self.data.size)
+        return sides[(epoch - 1) * len(sides) // self.train.epochs]
 
 
 class Recipe(_Config):
@@ -223,6 +248,8 @@ def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) ->
         choices = [choice.strip("' ") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
         raise PetsegError(f"{source}: {unknown_name(dotted, str(first['input']), choices)}")
     told = first["msg"].removeprefix("Value error, ")
+    if not path:  # a rule between fields
+        raise PetsegError(f"{source}: {told}")
     raise PetsegError(f"{source}: {dotted} is {first['input']!r}; {told[0].lower()}{told[1:]}")
 
 

@@ -38,7 +38,7 @@ from petseg.metrics import (
     pixel_accuracy,
 )
 from petseg.models import build_model
-from petseg.train import Hardware, Pictures, load_splits, load_weights, predict_logits
+from petseg.train import Hardware, Pictures, load_splits, load_weights, predict_logits, right_species, scored
 
 SEED_SIZE = 200
 """The classic tutorial's side in pixels: under protocol `seed` the cross-entropy is reported there too."""
@@ -78,9 +78,11 @@ def evaluate(
         split: its name, written into the scores.
         on_progress: called with (done, total) pictures.
     """
-    task = get_task(config.data.task, config.data.border)
+    trained = get_task(config.data.task, config.data.border)
+    task = trained.scored
     num_classes = len(task.classes)
     table = task.table()
+    species: list[bool] = []
     confusions: list[Confusion] = []
     boundaries: list[list[float]] = []
     entropy, entropy_seed = _EntropySum(), _EntropySum()
@@ -93,6 +95,8 @@ def evaluate(
 
     with ThreadPoolExecutor() as pool:
         for rows, batch_labels, logits in predict_logits(model, pictures, pictures.rows, hardware):
+            species += right_species(logits, batch_labels, trained)
+            logits, batch_labels = scored(logits, batch_labels, trained)
             entropy.add(logits, batch_labels)
             pets = [prepared.pets[row] for row in rows]
             for one_logits, (confusion, edges, truth) in zip(logits, pool.map(score, logits, pets), strict=True):
@@ -117,6 +121,7 @@ def evaluate(
         "cross_entropy": entropy.mean(),
         "cross_entropy_frame": f"{config.data.size} px",
         **({f"cross_entropy_{SEED_SIZE}": entropy_seed.mean()} if config.data.protocol == "seed" else {}),
+        **({"species_accuracy": float(np.mean(species)), "species_images": len(species)} if species else {}),
         **summarise(matrices, outlines, breeds, task),
     }
     return Evaluation(scores, names, matrices, outlines)

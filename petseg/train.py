@@ -6,7 +6,9 @@ a comparison see the same pictures in the same order.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from petseg import runs
@@ -127,10 +130,21 @@ class Pictures:
     device: torch.device
     """Where batches are wanted."""
 
-    def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] of some rows, on `device`."""
+    def batch(self, rows: Rows, side: int | None = None) -> tuple[Tensor, Tensor]:
+        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] of some rows, on `device`.
+
+        With `side` both are reduced to that many pixels, images antialiased, labels nearest.
+        """
         index = torch.from_numpy(rows).to(self.images.device)
-        return to_unit_range(self.images[index].to(self.device)), self.labels[index].to(self.device)
+        images, labels = self.images[index].to(self.device), self.labels[index].to(self.device)
+        if side in (None, images.shape[1]):
+            return to_unit_range(images), labels
+        planes = images.permute(0, 3, 1, 2)
+        if planes.device.type != "cpu":
+            planes = planes.float()  # antialiased bytes are the CPU's, and 50 times as fast there
+        planes = F.interpolate(planes, size=(side, side), mode="bilinear", antialias=True)
+        labels = F.interpolate(labels[:, None], size=(side, side), mode="nearest-exact")[:, 0]
+        return to_unit_range(planes.permute(0, 2, 3, 1)), labels
 
 
 def task_labels(prepared: Prepared, task: Task) -> npt.NDArray[np.uint8]:
@@ -272,6 +286,7 @@ def train(
                 average,
                 optimiser,
                 splits["train"],
+                config.side(epoch),
                 settings,
                 hardware,
                 class_weights,
@@ -280,7 +295,7 @@ def train(
             )
             trained = time.perf_counter()
             evaluated = average.module if average is not None else model
-            val = validate(evaluated, splits["val"], len(task.classes), hardware)
+            val = validate(evaluated, splits["val"], task, hardware)
             if not math.isfinite(val["val_loss"]):
                 raise _not_a_number("validation loss", f"after epoch {epoch}")
             row = {
@@ -308,6 +323,7 @@ def _train_epoch(
     average: AveragedModel | None,
     optimiser: torch.optim.Optimizer,
     pictures: Pictures,
+    side: int,
     settings: TrainConfig,
     hardware: Hardware,
     class_weights: Tensor | None,
@@ -329,29 +345,53 @@ def _train_epoch(
         step = (epoch - 1) * len(batches) + index
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, settings)
-        images, labels = augment(*pictures.batch(rows), settings.augment, generator)
-        with hardware.context():
-            logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
-        targets = labels.long()
-        objective = loss = cross_entropy(logits, targets)
-        if class_weights is not None:
-            objective = cross_entropy(logits, targets, class_weights)
-        if settings.dice_weight:
-            objective = objective + settings.dice_weight * dice_loss(logits, targets)
-        optimiser.zero_grad(set_to_none=True)
-        objective.backward()
-        if settings.gradient_clip:
-            nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        optimiser.step()
+        images, labels = augment(*pictures.batch(rows, side), settings.augment, generator)
+        loss, objective = train_step(model, optimiser, images, labels, settings, hardware, class_weights)
         if average is not None:
             average.update_parameters(model)
-        losses.append(loss.detach() * len(rows))
-        objectives.append(objective.detach())
+        losses.append(loss * len(rows))
+        objectives.append(objective)
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == len(batches):
             _check_finite(objectives, epoch, step)
         if on_progress is not None:
             on_progress(Progress(epoch, step + 1, steps, history[-1]["val_loss"] if history else None))
     return float(torch.stack(losses).sum()) / len(pictures.rows)
+
+
+def train_step(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    settings: TrainConfig,
+    hardware: Hardware,
+    class_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns the batch's cross-entropy and what was minimised (scalars, detached), after one step of the optimiser.
+
+    Args:
+        model: in training mode, its weights in channels_last.
+        optimiser: of the model's parameters.
+        images: float32 [N, 3, H, W] in 0..1.
+        labels: uint8 [N, H, W], 255 ignored.
+        settings: Dice's weight and the gradient's clip are read.
+        hardware: says the precision.
+        class_weights: float32 [C] or None.
+    """
+    with hardware.context():
+        logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
+    targets = labels.long()
+    objective = loss = cross_entropy(logits, targets)
+    if class_weights is not None:
+        objective = cross_entropy(logits, targets, class_weights)
+    if settings.dice_weight:
+        objective = objective + settings.dice_weight * dice_loss(logits, targets)
+    optimiser.zero_grad(set_to_none=True)
+    objective.backward()
+    if settings.gradient_clip:
+        nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+    optimiser.step()
+    return loss.detach(), objective.detach()
 
 
 def _check_finite(objectives: list[Tensor], epoch: int, step: int) -> None:
@@ -368,11 +408,18 @@ def _not_a_number(what: str, where: str) -> PetsegError:
     )
 
 
-def validate(model: nn.Module, pictures: Pictures, num_classes: int, hardware: Hardware) -> dict[str, float]:
-    """Returns val_loss (cross-entropy in nats), val_miou and val_accuracy over all pixels at the training size."""
+def validate(model: nn.Module, pictures: Pictures, task: Task, hardware: Hardware) -> dict[str, float]:
+    """Returns val_loss (cross-entropy in nats), val_miou and val_accuracy over all pixels at the training size.
+
+    Of `task.scored`; `trimap_species` adds val_species, the share of pictures whose species is right.
+    """
+    num_classes = len(task.scored.classes)
     total = torch.zeros((), dtype=torch.float64)
     confusion = np.zeros((num_classes, num_classes), np.int64)
+    species: list[bool] = []
     for _, labels, logits in predict_logits(model, pictures, pictures.rows, hardware):
+        species += right_species(logits, labels, task)
+        logits, labels = scored(logits, labels, task)
         counted = int((labels != IGNORE).sum())
         if counted:
             total += cross_entropy(logits, labels.long()).cpu().double() * counted
@@ -383,7 +430,37 @@ def validate(model: nn.Module, pictures: Pictures, num_classes: int, hardware: H
         "val_loss": float(total) / int(confusion.sum()),
         "val_miou": float(mean_iou(confusion)),
         "val_accuracy": float(pixel_accuracy(confusion)),
+        **({"val_species": float(np.mean(species))} if species else {}),
     }
+
+
+def scored(logits: Tensor, labels: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """Returns logits [N, C, H, W] and labels [N, H, W] of `task.scored`.
+
+    The probability of a pet is that of a cat plus that of a dog, so its logit is the logarithm of their sum.
+    """
+    if task.name != "trimap_species":
+        return logits, labels
+    merged = torch.cat([logits[:, :2].logsumexp(dim=1, keepdim=True), logits[:, 2:]], dim=1)
+    # 0 cat and 1 dog become 0; 2 and 3 move down; 255 stays
+    return merged, torch.where((labels == 0) | (labels == IGNORE), labels, labels - 1)
+
+
+def right_species(logits: Tensor, labels: Tensor, task: Task) -> list[bool]:
+    """Returns, for each picture with a pet, whether its species is right; none for a task without species.
+
+    A picture's species is that with the larger sum of probabilities over all pixels.
+
+    Args:
+        logits: float [N, C, H, W].
+        labels: uint8 [N, H, W].
+        task: of both.
+    """
+    if task.name != "trimap_species":
+        return []
+    predicted = logits.softmax(dim=1)[:, :2].sum(dim=(2, 3)).argmax(dim=1)
+    shown = torch.stack([(labels == species).flatten(1).any(dim=1) for species in (0, 1)], dim=1)
+    return (predicted == shown.int().argmax(dim=1))[shown.any(dim=1)].tolist()
 
 
 def predict_logits(
@@ -525,6 +602,26 @@ def _determinism(enabled: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed memory for the process's next blocks; returns whether that was possible.
+
+    A training step frees and takes the same activations again. By default large blocks go back to the system, which
+    zeroes their pages anew at every step (figures in docs/log.md). It changes the whole process, so the command line
+    calls it and the library does not.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return all(mallopt(option, value) == 1 for option, value in GLIBC_KEEPS)
+
+
+GLIBC_KEEPS = ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))
+"""M_MMAP_MAX: no block is mapped by itself; M_TRIM_THRESHOLD: none goes back; M_TOP_PAD: the heap grows by 64 MB."""
 
 
 def _difference(known: RunConfig, wanted: RunConfig) -> str:

@@ -37,8 +37,8 @@ def commands() -> list[str]:
 
 
 def test_the_readme_s_table_is_generated_from_results() -> None:
-    result = subprocess.run([sys.executable, str(ROOT / "scripts" / "update_readme.py"), "--check"], check=False)
-    assert result.returncode == 0, "run scripts/update_readme.py"
+    result = subprocess.run([sys.executable, str(ROOT / "scripts" / "update_docs.py"), "--check"], check=False)
+    assert result.returncode == 0, "run scripts/update_docs.py"
 
 
 @pytest.mark.parametrize("command", commands())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from petseg.errors import PetsegError
 from petseg.report import results_table, tables, write_report
 from petseg.report.page import MADE_DATA, findings, read_examples
 from petseg.report.plots import breed_plot, breed_words, loss_curves, model_styles
+
+ROOT = Path(__file__).parents[1]
 
 # fmt: off
 BREEDS = [
@@ -743,27 +746,25 @@ def test_results_table_refuses_made_pets(comparison: dict[str, Any]) -> None:
         results_table([comparison])
 
 
-def update_readme(*arguments: str) -> int:
-    path = Path(__file__).parents[1] / "scripts" / "update_readme.py"
-    spec = importlib.util.spec_from_file_location("update_readme", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    code: int = module.main(arguments)
+def update_docs(*arguments: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        code: int = importlib.import_module("update_docs").main(arguments)
     return code
 
 
-def test_update_readme_writes_between_its_markers(comparison: dict[str, Any], tmp_path: Path) -> None:
+def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("# petseg\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n", encoding="utf-8")
     for protocol in ("seed", "official"):
         folder = tmp_path / "results" / protocol
         folder.mkdir(parents=True)
         (folder / "comparison.json").write_text(json.dumps(comparison | {"protocol": protocol}), encoding="utf-8")
-    assert update_readme("--check", "--root", str(tmp_path)) == 1
+    shutil.copytree(ROOT / "results" / "benchmarks", tmp_path / "results" / "benchmarks")
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    assert update_docs("--check", "--root", str(tmp_path)) == 1
     assert "old" in readme.read_text(encoding="utf-8")
-    assert update_readme("--root", str(tmp_path)) == 0
+    assert update_docs("--root", str(tmp_path)) == 0
     text = readme.read_text(encoding="utf-8")
     assert text.startswith(
         "# petseg\n<!-- results:begin -->\n\n- Protocol `official`: U-Net leads SegNet by 5.4 points"
@@ -772,15 +773,15 @@ def test_update_readme_writes_between_its_markers(comparison: dict[str, Any], tm
     assert text.endswith("\n\n<!-- results:end -->\nafter\n")
     assert "old" not in text
     assert [row[0] for row in cells(text)[2:5]] == ["official", "official", "seed"]
-    assert update_readme("--check", "--root", str(tmp_path)) == 0
+    assert update_docs("--check", "--root", str(tmp_path)) == 0
 
 
-def test_update_readme_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert update_readme("--root", str(tmp_path)) == 2
+def test_update_docs_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert update_docs("--root", str(tmp_path)) == 2
     assert "README.md does not exist; wanted" in capsys.readouterr().err
     (tmp_path / "README.md").write_text("# petseg\n", encoding="utf-8")
-    assert update_readme("--root", str(tmp_path)) == 2
+    assert update_docs("--root", str(tmp_path)) == 2
     assert "README.md holds <!-- results:begin --> 0 times; wanted once: put" in capsys.readouterr().err
     (tmp_path / "README.md").write_text("<!-- results:end --><!-- results:begin -->", encoding="utf-8")
-    assert update_readme("--root", str(tmp_path)) == 2
+    assert update_docs("--root", str(tmp_path)) == 2
     assert "wanted the other order: swap them" in capsys.readouterr().err

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from petseg.data.cache import Prepared, prepare
 from petseg.data.oxford_pets import get_task
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError
+from petseg.evaluate import evaluate_run
 from petseg.models import build_model
 from petseg.runs import read_metrics
 from petseg.train import (
@@ -26,6 +31,8 @@ from petseg.train import (
     load_splits,
     load_weights,
     make_optimiser,
+    right_species,
+    scored,
     task_labels,
     train,
     validate,
@@ -111,7 +118,7 @@ def test_best_weights_are_those_of_the_best_epoch(prepared: Prepared, tmp_path: 
     model = build_model(config.model, 3)
     epoch = load_weights(model, tmp_path / "run" / "best.safetensors")
     assert epoch == best_epoch(history)
-    scores = validate(model, load_splits(prepared, config, CPU.device)["val"], 3, CPU)
+    scores = validate(model, load_splits(prepared, config, CPU.device)["val"], get_task("trimap"), CPU)
     assert scores["val_miou"] == pytest.approx(history[epoch - 1]["val_miou"], abs=1e-6)
     assert scores["val_miou"] == pytest.approx(max(row["val_miou"] for row in history), abs=1e-6)
 
@@ -264,6 +271,111 @@ def test_the_seed_protocol_has_no_test_split(prepared: Prepared) -> None:
     splits = load_splits(prepared, tiny("unet", "protocol=seed"), CPU.device)
     assert set(splits) == {"train", "val"}
     assert not set(splits["train"].rows) & set(splits["val"].rows)
+
+
+def test_cat_and_dog_are_scored_as_one_pet_and_by_species() -> None:
+    task = get_task("trimap_species")
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 4, 6, 6, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 255], dtype=torch.uint8)[torch.randint(0, 5, (4, 6, 6), generator=generator)]
+    merged, truth = scored(logits, labels, task)
+    probabilities = logits.softmax(dim=1)
+    expected = torch.stack([probabilities[:, 0] + probabilities[:, 1], probabilities[:, 2], probabilities[:, 3]], dim=1)
+    assert torch.allclose(merged.softmax(dim=1), expected, atol=1e-6)
+    for before, after in ((0, 0), (1, 0), (2, 1), (3, 2), (255, 255)):
+        assert (truth[labels == before] == after).all()
+    trimap = get_task("trimap")
+    assert scored(logits, labels, trimap) == (logits, labels)
+    assert right_species(logits, labels, trimap) == []
+
+    # all cats; half of the pictures look like dogs, one shows no pet and does not count
+    labels = torch.zeros(5, 6, 6, dtype=torch.uint8)
+    labels[4] = 2
+    logits = torch.zeros(5, 4, 6, 6)
+    logits[:2, 0] = 1.0
+    logits[2:, 1] = 1.0
+    assert right_species(logits, labels, task) == [True, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["trimap", "trimap_species"])
+def test_both_trimap_tasks_give_the_same_kind_of_scores(name: str, prepared: Prepared, tmp_path: Path) -> None:
+    config = tiny("unet", f"task={name}", "train.epochs=1")
+    (row,) = train(config, prepared, tmp_path / "run", hardware=CPU)
+    evaluation = evaluate_run(tmp_path / "run", prepared, CPU, split="val")
+    assert list(evaluation.scores["iou"]) == ["pet", "background", "border"]
+    assert evaluation.confusions.shape[1:] == (3, 3)
+    assert evaluation.scores["cross_entropy"] == pytest.approx(row["val_loss"], rel=1e-5)
+    if name == "trimap_species":
+        assert evaluation.scores["species_accuracy"] == row["val_species"]
+        assert evaluation.scores["species_images"] == len(evaluation.names)
+
+
+def test_a_batch_can_be_reduced_and_keeps_its_labels_values(prepared: Prepared) -> None:
+    pictures = load_splits(prepared, tiny("unet"), CPU.device)["train"]
+    images, labels = pictures.batch(pictures.rows[:5])
+    small_images, small_labels = pictures.batch(pictures.rows[:5], 16)
+    assert small_images.shape == (5, 3, 16, 16)
+    assert small_labels.shape == (5, 16, 16)
+    assert small_labels.dtype == torch.uint8
+    assert set(small_labels.unique().tolist()) <= set(labels.unique().tolist())
+    # 32 to 16 px: antialiased means stay, and a label is one of its 2x2 block
+    assert torch.allclose(small_images.mean(dim=(2, 3)), images.mean(dim=(2, 3)), atol=0.01)
+    blocks = labels.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)
+    assert (blocks == small_labels[..., None]).any(dim=-1).all()
+
+
+def test_a_ramp_trains_small_first_and_validates_at_the_full_size(prepared: Prepared, tmp_path: Path) -> None:
+    seen = []
+    config = tiny("unet", "train.epochs=3", "train.ramp=[16]")
+    model = build_model(config.model, 3)
+    assert [config.side(epoch) for epoch in (1, 2, 3)] == [16, 16, 32]
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: (
+            seen.append((module.training, inputs[0].shape[-1])) if type(module) is type(model) else None
+        )
+    )
+    try:
+        train(config, prepared, tmp_path / "run", hardware=CPU)
+    finally:
+        handle.remove()
+    sides = {training: [side for was, side in seen if was == training] for training in (True, False)}
+    assert sorted(set(sides[True])) == [16, 32]
+    assert sides[True] == sorted(sides[True])
+    assert set(sides[False]) == {32}
+
+
+def test_a_ramp_above_the_size_is_refused() -> None:
+    with pytest.raises(
+        PetsegError, match=r"^overrides.unet: train.ramp is \[64\] and data.size 32; a ramp holds smaller sides, rising"
+    ):
+        tiny("unet", "train.ramp=[64]")
+
+
+def test_keeping_freed_memory_changes_no_number(pets_folder: Path, tmp_path: Path) -> None:
+    """In a process of its own: the setting cannot be taken back."""
+    script = (
+        "import sys, json, torch; from pathlib import Path; torch.set_num_threads(1)\n"
+        "from petseg.config import load_recipe; from petseg.data.cache import prepare\n"
+        "from petseg.train import train, choose_hardware, keep_freed_memory\n"
+        "kept = keep_freed_memory() if sys.argv[1] == 'keep' else None\n"
+        f"config = load_recipe('default', {list(TINY)}).for_model('segnet')\n"
+        "cpu, pets = choose_hardware('fp32', 'cpu'), prepare(Path(sys.argv[2]), 32)\n"
+        "rows = train(config, pets, Path(sys.argv[3]), hardware=cpu)\n"
+        "print(json.dumps([kept, [row['val_loss'] for row in rows]]))\n"
+    )
+    told = {
+        mode: json.loads(
+            subprocess.run(
+                [sys.executable, "-c", script, mode, str(pets_folder), str(tmp_path / mode)],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for mode in ("keep", "plain")
+    }
+    assert told["keep"][1] == told["plain"][1]
+    assert told["keep"][0] is (sys.platform == "linux" and platform.libc_ver()[0] == "glibc")
 
 
 def test_an_unknown_device_is_refused() -> None:

@@ -51,6 +51,11 @@ class Task:
     labels: Mapping[int, Mapping[int, int]]
     """species -> trimap value -> label, 255 where ignored."""
 
+    @property
+    def scored(self) -> Task:
+        """The task that scores are of: `trimap` for `trimap_species`, whose cat and dog are one pet; else this one."""
+        return get_task("trimap") if self.name == "trimap_species" else self
+
     def palette(self) -> UInt8:
         """Returns the classes' colours, uint8 [C, 3]."""
         return np.array([list(bytes.fromhex(CLASS_COLOURS[name][1:])) for name in self.classes], np.uint8)
@@ -73,6 +78,12 @@ def get_task(name: TaskName, border: Border = "pet") -> Task:
         border_label = {"pet": 1, "background": 0, "ignore": IGNORE}[border]
         labels = {PET: 1, BACKGROUND: 0, BORDER: border_label}
         return Task(name, ("background", "pet"), {CAT: labels, DOG: labels})
+    if name == "trimap_species":
+        return Task(
+            name,
+            ("cat", "dog", "background", "border"),
+            {CAT: {PET: 0, BACKGROUND: 2, BORDER: 3}, DOG: {PET: 1, BACKGROUND: 2, BORDER: 3}},
+        )
     return Task(
         name,
         ("background", "cat", "dog"),
@@ -273,7 +284,7 @@ def _match(trimap: UInt8, own_size: tuple[int, int], name: str, notes: list[str]
             )
         trimap = np.asarray(Image.fromarray(trimap).resize(own_size, Image.Resampling.NEAREST))
         notes.append("trimap of another size, resized (nearest)")
-    if not (trimap == PET).any():
+    if trimap.min() != PET:
         notes.append(NO_PET)
     return trimap
 
@@ -333,8 +344,8 @@ def read_trimap(path: Path) -> UInt8:
         raise PetsegError(f"{path.stem}: trimap cannot be decoded ({_reason(error, path)})") from None
     if values.ndim != 2:
         raise PetsegError(f"{path.stem}: trimap has shape {values.shape}; a trimap has one channel")
-    present = np.flatnonzero(np.bincount(values.ravel().astype(np.int64), minlength=4)).tolist()
-    if not set(present) <= {PET, BACKGROUND, BORDER}:
+    if values.min() < PET or values.max() > BORDER:  # half the time of counting, on each of thousands
+        present = np.unique(values).tolist()
         shown = "{" + ", ".join(str(value) for value in present[:6]) + (", ..." if len(present) > 6 else "") + "}"
         raise PetsegError(
             f"{path.name} holds values {shown}; a trimap holds 1 pet, 2 background, 3 border: was it remapped already?"

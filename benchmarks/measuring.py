@@ -1,0 +1,71 @@
+"""What the benchmarks share: contenders take turns, ratios carry an interval, results are JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petseg import runs
+from petseg.data.cache import find_data
+from petseg.errors import PetsegError
+
+
+def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+    """Returns each contender's figures, one a turn; every second turn goes backwards, so that drift hits all alike."""
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns):
+        for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
+            figures[name].append(contenders[name]())
+            print(f"turn {turn + 1} of {turns}: {name} {figures[name][-1]:.4g}", file=sys.stderr, flush=True)
+    return figures
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+    """Returns the median over turns of first / second, and the lowest and highest turn.
+
+    >>> ratio([4.0, 6.0, 5.0], [1.0, 1.0, 1.0])
+    {'median': 5.0, 'low': 4.0, 'high': 6.0}
+    """
+    found = np.divide(first, second)
+    return {"median": float(np.median(found)), "low": float(found.min()), "high": float(found.max())}
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with what every benchmark takes."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="the data set; default: PETSEG_DATA, then what was downloaded")
+    parser.add_argument("--turns", type=int, default=5, help="how often each contender is measured")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    return parser
+
+
+def data_folder(given: Path | None) -> Path:
+    """Returns the data set's folder.
+
+    Raises:
+        PetsegError: there is none.
+    """
+    if (folder := find_data(given)) is None:
+        raise PetsegError("no data set: give --data or PETSEG_DATA, or run `petseg data get`")
+    return folder
+
+
+def finish(out: Path | None, result: Mapping[str, Any]) -> None:
+    """Writes the result, if asked to, and prints its ratio as the last line."""
+    if out is not None:
+        runs.write_json(out, result)
+    print(f"ratio {result['ratio']['median']:.1f} x")
+
+
+def main(run: Callable[[], None]) -> None:
+    """Runs a benchmark; a caller's mistake is one line and exit code 2."""
+    try:
+        run()
+    except PetsegError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

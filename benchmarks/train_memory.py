@@ -1,0 +1,84 @@
+"""Peak resident memory of one epoch of `petseg train`, beyond what importing torch takes.
+
+    python benchmarks/train_memory.py                                          # megabytes for each model
+    python benchmarks/train_memory.py --out results/benchmarks/train_memory.json
+
+Each model trains in a process of its own: training, validation and checkpoint. The prepared pictures are mapped into
+memory and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from measuring import arguments, data_folder, main
+
+CASES = {
+    "unet": ("U-Net, 16 channels", []),
+    "segnet": ("SegNet, 16 channels", []),
+    "unet32": ("U-Net, 32 channels", ["base_channels=32"]),
+    "segnet32": ("SegNet, 32 channels", ["base_channels=32"]),
+}
+LIMIT_MB = 1500
+
+
+def peak_mb() -> float:
+    """Returns the process's largest resident memory so far, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def one(case: str, folder: Path) -> None:
+    """Trains one epoch of the default recipe in this process and prints its peak as JSON."""
+    import torch  # noqa: F401 - the baseline
+
+    before = peak_mb()
+    from petseg.config import load_recipe
+    from petseg.data.cache import prepare
+    from petseg.train import choose_hardware, environment, keep_freed_memory, train
+
+    keep_freed_memory()
+    config = load_recipe("default", ["epochs=1", *CASES[case][1]]).for_model(case.removesuffix("32"))
+    hardware = choose_hardware()
+    with tempfile.TemporaryDirectory() as scratch:
+        train(config, prepare(folder, config.data.size), Path(scratch) / "run", hardware=hardware)
+    print(json.dumps({"peak_mb": peak_mb() - before, "torch_mb": before, "environment": environment(hardware)}))
+
+
+def run() -> None:
+    """Measures, writes, prints."""
+    parser = arguments(__doc__)
+    parser.add_argument("--one", choices=CASES, help="measure this case in this process")
+    options = parser.parse_args()
+    folder = data_folder(options.data)
+    if options.one:
+        one(options.one, folder)
+        return
+    cases = {}
+    for case, (title, _) in CASES.items():
+        command = [sys.executable, __file__, "--one", case, "--data", str(folder)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        cases[case] = {"title": title, "peak_mb": round(found["peak_mb"]), "torch_mb": round(found["torch_mb"])}
+        print(f"{title:<24} {cases[case]['peak_mb']} MB beyond torch's own {cases[case]['torch_mb']} MB")
+    if options.out is not None:
+        from petseg.runs import write_json
+
+        write_json(
+            options.out,
+            {
+                "kind": "benchmark",
+                "what": "peak resident memory of one training epoch at 128 px beyond that of importing torch",
+                "command": "python benchmarks/train_memory.py",
+                "environment": found["environment"],
+                "limit_mb": LIMIT_MB,
+                "cases": cases,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main(run)

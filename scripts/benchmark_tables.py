@@ -1,0 +1,136 @@
+"""The tables of benchmarks/README.md, from the JSON under results/benchmarks/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petseg.report.tables import duration, loss, percent
+from petseg.runs import read_json
+
+LOSS = 0.3614
+"""Validation loss of the U-Net that petseg descends from, after 30 epochs."""
+
+
+def benchmark_tables(results: Path) -> dict[str, str]:
+    """Returns marker -> Markdown table."""
+    found = {path.stem: read_json(path) for path in sorted((results / "benchmarks").glob("*.json"))}
+    speedrun = read_json(results / "benchmarks" / "speedrun" / "comparison.json")
+    return {
+        "train-speed": train_speed(found["train_speed"]),
+        "time-to-loss": time_to_loss(speedrun, found["plain_recipe"], found["tutorial_loss"], found["train_speed"]),
+        "prepare-speed": prepare_speed(found["prepare_speed"]),
+        "train-memory": train_memory(found["train_memory"]),
+    }
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table, its first column left, the others right.
+
+    >>> print(markdown(["a", "b"], [["1", "2"]]))
+    | a | b |
+    | --- | ---: |
+    | 1 | 2 |
+    """
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def times(ratio: Mapping[str, float]) -> str:
+    """Returns a ratio in words.
+
+    >>> times({"median": 5.04, "low": 4.9, "high": 5.25})
+    '5.0 (4.9 to 5.2)'
+    """
+    return f"{ratio['median']:.1f} ({ratio['low']:.1f} to {ratio['high']:.1f})"
+
+
+def conditions(result: Mapping[str, Any]) -> str:
+    """Returns the line below a table: how to repeat it, and where it was measured."""
+    machine = result["environment"]
+    turns = (
+        f"{result['turns']} turns each in one process; median (lowest to highest turn). " if "turns" in result else ""
+    )
+    return (
+        f"`{result['command']}`. {turns}{machine['processor']}, {machine['threads']} threads, {machine['precision']}, "
+        f"torch {machine['torch']}; commit `{machine['commit']}`."
+    )
+
+
+def train_speed(result: Mapping[str, Any]) -> str:
+    """Returns the table of training loops."""
+    rows = [
+        (
+            loop["title"],
+            str(loop["size"]),
+            str(loop["batch"]),
+            times(loop["ratio"]),
+            f"{percent(float(np.median(loop['data_share'])))} %",
+        )
+        for loop in result["loops"].values()
+    ]
+    head = ["Training loop", "px", "Batch", "petseg's first loop is faster by", "Share of a step spent on data"]
+    return f"{markdown(head, rows)}\n\n{conditions(result)}"
+
+
+def time_to_loss(
+    speedrun: Mapping[str, Any], plain: Mapping[str, Any], tutorial: Mapping[str, Any], speed: Mapping[str, Any]
+) -> str:
+    """Returns the table of the time until the validation loss of the original U-Net."""
+    fastest = reached(speedrun["models"][0]["history"])
+    assert fastest is not None, "the speedrun's U-Net must reach the loss that it is published for"
+    rows = []
+    for model in speedrun["models"]:
+        at_200 = model["evaluations"]["val"]["cross_entropy_200"]
+        rows.append(row(f"`speedrun`, {model['title']}", model["history"], f", {loss(at_200)} at 200 px", fastest))
+    rows.append(row("`default`, U-Net", plain["history"], "", fastest))
+    epoch = speed["training_images"] / float(np.median(speed["loops"]["tutorial"]["images_per_second"]))
+    timed = [{**entry, "seconds": epoch} for entry in tutorial["history"]]
+    rows.append(row("the tutorial's network", timed, "", fastest))
+    text = markdown(["", "Epochs", "Validation loss", "Time", "Times the speedrun's"], rows)
+    return f"{text}\n\n{conditions({**plain, 'command': speedrun['command']})}"
+
+
+def reached(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
+    """Returns the first epoch whose validation loss is at most LOSS, and the seconds until its end.
+
+    >>> reached([{"epoch": 1, "val_loss": 0.5, "seconds": 2.0}, {"epoch": 2, "val_loss": 0.3, "seconds": 2.5}])
+    (2, 4.5)
+    """
+    for place, entry in enumerate(history):
+        if entry["val_loss"] <= LOSS:
+            return entry["epoch"], sum(earlier["seconds"] for earlier in history[: place + 1])
+    return None
+
+
+def row(title: str, history: Sequence[Mapping[str, Any]], remark: str, fastest: tuple[int, float]) -> list[str]:
+    """Returns a row of `time_to_loss`; where the loss was not reached, the time is a lower bound."""
+    found = reached(history)
+    epochs, seconds = found or (len(history), sum(entry["seconds"] for entry in history))
+    more = "" if found else "more than "
+    value = history[epochs - 1]["val_loss"]
+    return [
+        title,
+        f"{more}{epochs}",
+        f"{loss(value)}{remark}",
+        f"{more}{duration(seconds)}",
+        f"{more}{seconds / fastest[1]:.1f}",
+    ]
+
+
+def prepare_speed(result: Mapping[str, Any]) -> str:
+    """Returns the sentence on preparing the cache."""
+    return (
+        f"petseg prepares {times(result['ratio'])} times as many pictures a second as a plain Pillow loop "
+        f"({result['pictures']:,} pictures of a median {result['longest_side_median']} px on the longest side, to "
+        f"{result['size']} px).\n\n{conditions(result)}"
+    )
+
+
+def train_memory(result: Mapping[str, Any]) -> str:
+    """Returns the table of peak memory."""
+    rows = [(case["title"], f"{case['peak_mb']} MB") for case in result["cases"].values()]
+    return f"{markdown(['Recipe `default`', 'Beyond torch'], rows)}\n\n{conditions(result)}"
