@@ -1,4 +1,4 @@
-"""Images a second of petseg's training loop and of the usual one, taking turns in one process.
+"""Images a second of petseg's training loop and of the usual one, taking turns in one run.
 
     python benchmarks/train_speed.py                                           # the last line is `ratio N.N x`
     python benchmarks/train_speed.py --out results/benchmarks/train_speed.json
@@ -9,14 +9,20 @@ every JPEG in every epoch (torchvision's transforms), fp32, NCHW, AdamW. The rat
 network, batch and size. Beside them run segmentation_models.pytorch's U-Net (its default, a ResNet-34 encoder) in the
 usual loop, the classic tutorial's network in the tutorial's setting, and the recipes `default` and `speedrun`.
 
-Needs torchvision and segmentation_models.pytorch: pip install '.[bench]'
+Each loop lives in a process of its own and waits while another has its turn: what one tells the C library about freed
+memory, or leaves behind in its heap, would change the others.
+
+Needs torchvision and segmentation_models.pytorch: pip install '.[train,bench]'
 """
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +39,8 @@ from tutorial import BATCH, SIZE, TutorialNetwork, tutorial_optimiser
 
 from petseg.config import RunConfig, load_recipe
 from petseg.data.augment import augment
-from petseg.data.cache import Prepared, prepare
-from petseg.data.oxford_pets import BACKGROUND, Pet, read_trimap
+from petseg.data.cache import Prepared, open_data, prepare
+from petseg.data.oxford_pets import BACKGROUND, Pet, read_trimap, split_names
 from petseg.models import build_model
 from petseg.train import (
     Hardware,
@@ -141,109 +147,124 @@ def petseg_loop(config: RunConfig, prepared: Prepared, hardware: Hardware) -> St
     return step
 
 
-def run() -> None:
-    """Measures, writes, prints."""
-    options = arguments(__doc__).parse_args()
-    keep_freed_memory()
-    hardware = choose_hardware()
-    folder = data_folder(options.data)
-    wide = load_recipe("default", ["protocol=seed", "base_channels=32"]).for_model("unet")
-    default = load_recipe("default", ["protocol=seed"]).for_model("unet")
-    speedrun = load_recipe("speedrun").for_model("unet")
-    prepared = {size: prepare(folder, size) for size in {wide.data.size, speedrun.data.size}}
-    pets = [
-        prepared[wide.data.size].pets[row]
-        for row in load_splits(prepared[wide.data.size], wide, hardware.device)["train"].rows
-    ]
+def recipe_loop(recipe: str, *settings: str) -> Callable[[Path], tuple[Step, int, int]]:
+    """Returns what builds petseg's loop of a recipe's U-Net under protocol `seed`."""
 
+    def build(folder: Path) -> tuple[Step, int, int]:
+        keep_freed_memory()
+        config = load_recipe(recipe, ["protocol=seed", *settings]).for_model("unet")
+        step = petseg_loop(config, prepare(folder, config.data.size), choose_hardware())
+        return step, config.train.batch_size, config.data.size
+
+    return build
+
+
+def usual(
+    network: Callable[[], nn.Module], size: int = 128, batch: int = 16, *, tutorial: bool = False
+) -> Callable[[Path], tuple[Step, int, int]]:
+    """Returns what builds the usual loop of a network, on the same training pictures."""
+
+    def build(folder: Path) -> tuple[Step, int, int]:
+        device = choose_hardware().device
+        built = network().to(device).train()
+        optimiser = tutorial_optimiser(built) if tutorial else torch.optim.AdamW(built.parameters(), lr=1e-3)
+        pets = training_pets(folder)
+        return usual_loop(built, optimiser, pets, size, batch, device, augmented=not tutorial), batch, size
+
+    return build
+
+
+WIDE = "base_channels=32"
+LOOPS: dict[str, tuple[str, int, Callable[[Path], tuple[Step, int, int]]]] = {
+    "petseg": ("petseg's loop, U-Net of 32 channels", STEPS, recipe_loop("default", WIDE)),
+    "usual": (
+        "the usual loop, the same U-Net",
+        STEPS,
+        usual(lambda: build_model(load_recipe("default", [WIDE]).for_model("unet").model, NUM_CLASSES)),
+    ),
+    "smp": (
+        "the usual loop, segmentation_models.pytorch's U-Net",
+        STEPS,
+        usual(lambda: smp.Unet(encoder_weights=None, classes=NUM_CLASSES)),
+    ),
+    "tutorial": (
+        "the tutorial's network and setting",
+        2,
+        usual(lambda: TutorialNetwork(NUM_CLASSES), SIZE, BATCH, tutorial=True),
+    ),
+    "default": ("petseg's loop, recipe `default`, U-Net", 4 * STEPS, recipe_loop("default")),
+    "speedrun": ("petseg's loop, recipe `speedrun`, U-Net, last size", 8 * STEPS, recipe_loop("speedrun")),
+}
+"""Name -> title, timed steps a turn, and what builds the loop: (step, batch, size)."""
+
+
+def training_pets(folder: Path) -> list[Pet]:
+    """Returns the training pairs of protocol `seed`."""
+    pets = {pet.name: pet for pet in open_data(folder)[0].pets}
+    names = split_names(list(pets), {name: pet.listed for name, pet in pets.items()}, "seed")["train"]
+    return [pets[name] for name in names]
+
+
+def contend(name: str, folder: Path, pipe: Connection) -> None:
+    """Builds a loop in this process and, at each word from the pipe, takes a turn: sends (images a second, share)."""
+    _, steps, build = LOOPS[name]
     torch.manual_seed(0)
-    device, size, batch = hardware.device, wide.data.size, wide.train.batch_size
-    networks = {
-        "usual": build_model(wide.model, NUM_CLASSES),
-        "smp": smp.Unet(encoder_weights=None, classes=NUM_CLASSES),
-        "tutorial": TutorialNetwork(NUM_CLASSES),
-    }
-    for network in networks.values():
-        network.to(device).train()
-    adam = {name: torch.optim.AdamW(networks[name].parameters(), lr=1e-3) for name in ("usual", "smp")}
-    # name -> (title, batch, size, timed steps a turn, step)
-    loops: dict[str, tuple[str, int, int, int, Step]] = {
-        "petseg": (
-            "petseg's loop, U-Net, 32 channels",
-            batch,
-            size,
-            STEPS,
-            petseg_loop(wide, prepared[size], hardware),
-        ),
-        "usual": (
-            "usual loop, the same U-Net",
-            *(batch, size, STEPS),
-            usual_loop(networks["usual"], adam["usual"], pets, size, batch, device),
-        ),
-        "smp": (
-            "usual loop, segmentation_models.pytorch's U-Net",
-            *(batch, size, STEPS),
-            usual_loop(networks["smp"], adam["smp"], pets, size, batch, device),
-        ),
-        "tutorial": (
-            "the tutorial's network and setting",
-            *(BATCH, SIZE, 2),
-            usual_loop(
-                networks["tutorial"],
-                tutorial_optimiser(networks["tutorial"]),
-                pets,
-                SIZE,
-                BATCH,
-                device,
-                augmented=False,
-            ),
-        ),
-        "default": (
-            "recipe `default`, U-Net",
-            *(default.train.batch_size, default.data.size, 4 * STEPS),
-            petseg_loop(default, prepared[default.data.size], hardware),
-        ),
-        "speedrun": (
-            "recipe `speedrun`, U-Net",
-            *(speedrun.train.batch_size, speedrun.data.size, 8 * STEPS),
-            petseg_loop(speedrun, prepared[speedrun.data.size], hardware),
-        ),
-    }
-    data_shares: dict[str, list[float]] = {name: [] for name in loops}
-
-    def turn(name: str) -> float:
-        _, batch, _, steps, step = loops[name]
-        step()  # brings the caches back and lets this loop's loader fill its queue
+    step, batch, size = build(folder)
+    pipe.send((batch, size))
+    while pipe.recv():
+        step()  # brings the caches back and lets the loader's queue fill
         started = time.perf_counter()
         data = sum(step() for _ in range(steps))
         taken = time.perf_counter() - started
-        data_shares[name].append(data / taken)
-        return steps * batch / taken
+        pipe.send((steps * batch / taken, data / taken))
 
-    speeds = take_turns({name: lambda name=name: turn(name) for name in loops}, options.turns)
+
+def run() -> None:
+    """Measures, writes, prints."""
+    options = arguments(__doc__).parse_args()
+    folder = data_folder(options.data)
+    open_data(folder)  # unpacks archives, once
+    spawn = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    frames: dict[str, tuple[int, int]] = {}
+    for name in LOOPS:
+        pipes[name], theirs = spawn.Pipe()
+        spawn.Process(target=contend, args=(name, folder, theirs)).start()
+        frames[name] = pipes[name].recv()
+    shares: dict[str, list[float]] = {name: [] for name in LOOPS}
+
+    def turn(name: str) -> float:
+        pipes[name].send(True)
+        speed, share = pipes[name].recv()
+        shares[name].append(round(share, 4))
+        return round(speed, 3)
+
+    speeds = take_turns({name: lambda name=name: turn(name) for name in LOOPS}, options.turns)
+    for pipe in pipes.values():
+        pipe.send(False)
     result = {
         "kind": "benchmark",
-        "what": "images a second in training; ratios are petseg's loop over the other, turn by turn",
+        "what": "images a second in training; ratios are petseg's first loop over the other, turn by turn",
         "command": "python benchmarks/train_speed.py",
-        "environment": environment(hardware),
-        "training_images": len(pets),
+        "environment": environment(choose_hardware()),
+        "training_images": len(training_pets(folder)),
         "turns": options.turns,
         "loops": {
             name: {
                 "title": title,
-                "batch": batch,
-                "size": size,
-                "images_per_second": [round(speed, 3) for speed in speeds[name]],
-                "data_share": [round(share, 4) for share in data_shares[name]],
+                "batch": frames[name][0],
+                "size": frames[name][1],
+                "images_per_second": speeds[name],
+                "data_share": shares[name],
                 "ratio": ratio(speeds["petseg"], speeds[name]),
             }
-            for name, (title, batch, size, _, _) in loops.items()
+            for name, (title, _, _) in LOOPS.items()
         },
         "ratio": ratio(speeds["petseg"], speeds["usual"]),
     }
     for loop in result["loops"].values():
         found = loop["ratio"]
-        print(f"{loop['title']:<50} {found['median']:6.2f} ({found['low']:.2f} to {found['high']:.2f})")
+        print(f"{loop['title']:<52} {found['median']:6.2f} ({found['low']:.2f} to {found['high']:.2f})")
     finish(options.out, result)
 
 

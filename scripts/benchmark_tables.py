@@ -52,7 +52,7 @@ def conditions(result: Mapping[str, Any]) -> str:
     """Returns the line below a table: how to repeat it, and where it was measured."""
     machine = result["environment"]
     turns = (
-        f"{result['turns']} turns each in one process; median (lowest to highest turn). " if "turns" in result else ""
+        f"{result['turns']} turns each; median (lowest to highest turn). " if "turns" in result else ""
     )
     return (
         f"`{result['command']}`. {turns}{machine['processor']}, {machine['threads']} threads, {machine['precision']}, "
