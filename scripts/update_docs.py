@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmark_tables import benchmark_tables
+from benchmark_tables import benchmark_tables, headline
 
 from petseg.errors import PetsegError
 from petseg.report import results_table
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     changed = []
     try:
         for name, tables in (
-            ("README.md", lambda: {"results": comparison_tables(results)}),
+            ("README.md", lambda: {"results": comparison_tables(results), "speed": headline(results)}),
             ("benchmarks/README.md", lambda: benchmark_tables(results)),
         ):
             path = options.root / name

@@ -20,7 +20,7 @@ from petseg.report.page import read_comparison
 from petseg.stats import paired_bootstrap
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED = sorted((ROOT / "results").glob("*/comparison.json"))
 
 
@@ -62,7 +62,7 @@ def test_there_are_commands_to_check() -> None:
     assert len(commands()) > 8
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
 def test_links_and_pictures_lead_to_files(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
         if not target.startswith("http"):

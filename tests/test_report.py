@@ -755,7 +755,8 @@ def update_docs(*arguments: str) -> int:
 
 def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text("# petseg\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n", encoding="utf-8")
+    markers = "<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n<!-- speed:begin -->\n<!-- speed:end -->\n"
+    readme.write_text(f"# petseg\n{markers}", encoding="utf-8")
     for protocol in ("seed", "official"):
         folder = tmp_path / "results" / protocol
         folder.mkdir(parents=True)
@@ -770,7 +771,7 @@ def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_
         "# petseg\n<!-- results:begin -->\n\n- Protocol `official`: U-Net leads SegNet by 5.4 points"
     )
     assert "\n\n| Protocol" in text
-    assert text.endswith("\n\n<!-- results:end -->\nafter\n")
+    assert "\n\n<!-- results:end -->\nafter\n<!-- speed:begin -->\n\n- petseg's loop trains" in text
     assert "old" not in text
     assert [row[0] for row in cells(text)[2:5]] == ["official", "official", "seed"]
     assert update_docs("--check", "--root", str(tmp_path)) == 0
