@@ -54,7 +54,7 @@ from petseg.train import (
 
 NUM_CLASSES = 3
 STEPS = 6
-"""Steps of a turn that are timed, after one that is not; of the tutorial's batches of 64, two after one."""
+"""Steps of a turn that are timed, after one that is not; of the tutorial's batches of 64, one after one."""
 
 Step = Callable[[], float]
 """Trains on one batch; returns the seconds that its data took."""
@@ -189,7 +189,7 @@ LOOPS: dict[str, tuple[str, int, Callable[[Path], tuple[Step, int, int]]]] = {
     ),
     "tutorial": (
         "the tutorial's network and setting",
-        2,
+        1,
         usual(lambda: TutorialNetwork(NUM_CLASSES), SIZE, BATCH, tutorial=True),
     ),
     "default": ("petseg's loop, recipe `default`, U-Net", 4 * STEPS, recipe_loop("default")),
