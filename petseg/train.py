@@ -605,7 +605,7 @@ def _determinism(enabled: bool) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory for the process's next blocks; returns whether that was possible.
+    """Tells glibc to keep freed memory for the process's next blocks, in huge pages; returns whether that was possible.
 
     A training step frees and takes the same activations again. By default large blocks go back to the system, which
     zeroes their pages anew at every step (figures in docs/log.md). It changes the whole process, so the command line
@@ -614,14 +614,27 @@ def keep_freed_memory() -> bool:
     if sys.platform != "linux":
         return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        mallopt, madvise, malloc, free = libc.mallopt, libc.madvise, libc.malloc, libc.free
     except (OSError, AttributeError):  # another C library
         return False
-    return all(mallopt(option, value) == 1 for option, value in GLIBC_KEEPS)
+    if not all(mallopt(option, value) == 1 for option, value in GLIBC_KEEPS):
+        return False
+    malloc.restype = ctypes.c_void_p
+    # the heap grows by what training will need; asked for, not used, so it takes no memory yet
+    block = malloc(ctypes.c_size_t(HEAP))
+    if block:
+        start = -(-block // HUGE_PAGE) * HUGE_PAGE
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(block + HEAP - start), MADV_HUGEPAGE)
+        free(ctypes.c_void_p(block))
+    return True
 
 
 GLIBC_KEEPS = ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))
 """M_MMAP_MAX: no block is mapped by itself; M_TRIM_THRESHOLD: none goes back; M_TOP_PAD: the heap grows by 64 MB."""
+
+HEAP, HUGE_PAGE, MADV_HUGEPAGE = 1500 * 2**20, 2 * 2**20, 14
+"""Bytes of heap in huge pages (below the threshold, or freeing them gives them back); <sys/mman.h>."""
 
 
 def _difference(known: RunConfig, wanted: RunConfig) -> str:

@@ -135,12 +135,13 @@ def row(title: str, history: Sequence[Mapping[str, Any]], remark: str, fastest: 
 
 
 def prepare_speed(result: Mapping[str, Any]) -> str:
-    """Returns the sentence on preparing the cache."""
-    return (
-        f"petseg prepares {times(result['ratio'])} times as many pictures a second as a plain Pillow loop "
-        f"({result['pictures']:,} pictures of a median {result['longest_side_median']} px on the longest side, to "
-        f"{result['size']} px).\n\n{conditions(result)}"
-    )
+    """Returns the table of preparing the cache."""
+    rows = [
+        (name, f"{found['pictures']:,}", f"{found['longest_side_median']} px", times(found["ratio"]))
+        for name, found in result["sets"].items()
+    ]
+    head = ["Pictures", "Number", "Longest side, median", "petseg is faster than a plain Pillow loop by"]
+    return f"{markdown(head, rows)}\n\n{conditions(result)}"
 
 
 def train_memory(result: Mapping[str, Any]) -> str:

@@ -298,7 +298,8 @@ def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.
                 raise ValueError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
             if opened.format != "JPEG":
                 notes.append(f"{opened.format} named {path.suffix}")
-            if opened.getexif().get(0x0112, 1) != 1:
+            # a JPEG without the segment needs no parsing
+            if (opened.format != "JPEG" or "exif" in opened.info) and opened.getexif().get(0x0112, 1) != 1:
                 notes.append("EXIF rotation, not applied (the trimap has none)")
             if draft is not None:
                 opened.draft("RGB", (draft, draft))
@@ -320,7 +321,7 @@ def _to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
     """Returns an RGB copy; alpha is dropped, since the trimaps describe the colours below it."""
     if opened.mode == "RGB":
         opened.load()
-        return opened.copy()
+        return opened  # its pixels outlive the file
     if opened.mode.startswith("I;16") or opened.mode in ("I", "F"):
         notes.append("16-bit, scaled to 8")
         wide = np.asarray(opened, dtype=np.float64)
