@@ -18,7 +18,8 @@ ORDER = (
     *("petseg.data.cache", "petseg.data.check", "petseg.data.augment"),
     *("petseg.models.layers", "petseg.models.unet", "petseg.models.segnet", "petseg.models.baselines", "petseg.models"),
     *("petseg.losses", "petseg.metrics", "petseg.runs"),
-    *("petseg.train", "petseg.evaluate", "petseg.cost", "petseg.stats", "petseg.compare"),
+    *("petseg.enlarge", "petseg.regions", "petseg.cutout", "petseg.photos", "petseg.predict", "petseg.outputs"),
+    *("petseg.train", "petseg.evaluate", "petseg.export", "petseg.cost", "petseg.stats", "petseg.compare"),
     *("petseg.report.tables", "petseg.report.plots", "petseg.report.page", "petseg.report"),
     "petseg.cli",
 )
