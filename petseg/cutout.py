@@ -27,14 +27,17 @@ WORK = 640
 EDGE = 0.02
 """Half-width of the band around the mask's edge in which opacity may be soft, as a share of the longer side."""
 
+STEEPER = 3.0
+"""How much faster than the model's own certainty opacity rises at the outline; a blunt one blunts the filter."""
+
 NOISE = 1e-4
 """Variance of colour (0..1) below which a window counts as plain and keeps the mask's own softness."""
 
 TILE = (128, 128)
 """Pixels worked on at once; most tiles lie far from the outline and are copied or left out."""
 
-CONTRAST = 0.15
-"""Opacity below this becomes 0, above one less this 1: a filter leaves haze on both sides."""
+CONTRAST = 0.3
+"""Opacity below this becomes 0, above one less this 1: the filter leaves haze on both sides."""
 
 TINT = {PET: (CLASS_COLOURS["pet"], 0.45), BACKGROUND: ("#FFFFFF", 0.55), BORDER: (CLASS_COLOURS["border"], 0.7)}
 """Trimap value -> its colour in an overlay, and that colour's weight over the photo."""
@@ -53,6 +56,7 @@ def cut_out(photo: Image.Image, pet: Floats) -> Image.Image:
     reduced = photo.resize(small_size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     small = np.divide(np.asarray(reduced), 255, dtype=np.float32)
     (soft,) = enlarged(pet[None], small.shape[:2], slice(0, small.shape[0]), slice(0, small.shape[1]))
+    soft = ((soft - 0.5) * STEEPER + 0.5).clip(0, 1)
     radius = max(1, round(EDGE * max(small_size)))
     opacity, inside = _opacity_of_colour(small, soft, radius)
     maps = np.concatenate([inside, opacity, *_colours(small, soft, radius)])
@@ -109,7 +113,7 @@ def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> tuple[Floats
     ag = (irg * rp + igg * gp + igb * bp) / determinant
     ab = (irb * rp + igb * gp + ibb * bp) / determinant
     offset = mp - ar * mr - ag * mg - ab * mb
-    near = _box((soft >= 0.5).astype(np.float32)[None], radius)
+    near = _box(_box((soft >= 0.5).astype(np.float32)[None], radius // 2), radius - radius // 2)
     inside = ((near - 0.5) * 1.02 + 0.5).clip(0, 1)  # rounding must not leave a window of ones at .9999
     return _box(np.stack([ar, ag, ab, offset]), radius // 2), inside
 
@@ -117,9 +121,8 @@ def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> tuple[Floats
 def _colours(image: Floats, soft: Floats, radius: int) -> tuple[Floats, Floats]:
     """Returns the pet's and the background's colours, both [3, h, w], each spread over the other's side."""
     planes = image.transpose(2, 0, 1)
-    weight = ((soft - 0.5) * 3 + 0.5).clip(0, 1)
     spread = []
-    for share in (weight, 1 - weight):
+    for share in (soft, 1 - soft):
         total = np.concatenate([planes * share, share[None]])
         far, near = _box(total, 6 * radius), _box(total, 2 * radius)
         far = far[:3] / np.maximum(far[3], 1e-3)

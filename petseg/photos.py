@@ -23,6 +23,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", "
 Source = str | os.PathLike[str] | bytes | Image.Image | UInt8
 """A path, an encoded file, a PIL image, or uint8 [H, W, 3] RGB."""
 
+DAMAGED = (*UNREADABLE, RuntimeError, TypeError)
+"""What Pillow raises: of damaged AVIF and TIFF files these two as well."""
+
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
 
@@ -52,7 +55,7 @@ class Photo:
                 frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
                 if frames > 1:
                     self.notes = (f"{frames} frames, the first one is used",)
-        except UNREADABLE as error:
+        except DAMAGED as error:
             raise self._unreadable(error) from None
 
     def squeezed(self, size: int) -> UInt8:
@@ -92,7 +95,10 @@ class Photo:
                 )
             return Image.fromarray(source)
         if isinstance(source, Image.Image):
-            return source
+            try:
+                return source.copy()  # a file that is opened lazily is read here, by one thread
+            except DAMAGED as error:
+                raise self._unreadable(error) from None
         if not isinstance(source, bytes):
             try:
                 source = Path(source).read_bytes()
@@ -103,7 +109,7 @@ class Photo:
         return source
 
     def _open(self) -> Image.Image:
-        return Image.open(BytesIO(self._kept)) if isinstance(self._kept, bytes) else self._kept.copy()
+        return Image.open(BytesIO(self._kept)) if isinstance(self._kept, bytes) else self._kept
 
     def _decoded(self, draft: int | None = None) -> Image.Image:
         try:
@@ -111,7 +117,7 @@ class Photo:
                 if draft is not None:
                     opened.draft("RGB", (draft, draft))
                 return to_srgb(ImageOps.exif_transpose(opened))
-        except UNREADABLE as error:
+        except DAMAGED as error:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> PetsegError:

@@ -272,7 +272,8 @@ class Segmenter:
             self.classes: tuple[str, ...] = tuple(self.card["classes"])
             self.size: int = self.card["size"]
         except Exception as error:
-            raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({error})") from None
+            told = str(error).partition("\n")[0]
+            raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({told})") from None
 
     def __call__(self, image: Source) -> Segmentation:
         """Returns what the model sees in one photo.
