@@ -359,7 +359,7 @@ def predict(
         str, typer.Option(help="A shipped model or an ONNX file of `petseg export`.", show_default="unet")
     ] = "",
     run: Annotated[
-        Path | None, typer.Option(help="Use a trained run; needs the extras train and export.", show_default=False)
+        Path | None, typer.Option(help="Use a trained run; needs the extra `export`.", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="beside each photo")] = None,
     only: Annotated[
@@ -386,14 +386,13 @@ def predict(
         _predict_stdin(_segmenter(model, run), kinds)
         return
     jobs = plan([Path(photo) for photo in photos], kinds, out)
-    total = len(jobs)
-    if out is not None:
-        make_folder(out)
     if resume:
-        jobs = [job for job in jobs if not job.done()]
+        total, jobs = len(jobs), [job for job in jobs if not job.done()]
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
     segmenter = _segmenter(model, run, threads=None if len(jobs) == 1 else 1)
-    if total == 1:
+    if out is not None:
+        make_folder(out)
+    if len(photos) == 1 and not Path(photos[0]).is_dir():
         for job in jobs:
             outcome = predict_job(segmenter, job)
             if outcome.error is not None:

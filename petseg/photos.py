@@ -159,7 +159,7 @@ def find_photos(sources: Iterable[Path], ours: Iterable[str]) -> list[tuple[Path
         PetsegError: a path that does not exist, or a folder without images.
     """
     endings = tuple(ours)
-    found: dict[Path, Path] = {}
+    found: dict[Path, tuple[Path, Path]] = {}
     for source in sources:
         if source.is_dir():
             inside = [
@@ -173,9 +173,9 @@ def find_photos(sources: Iterable[Path], ours: Iterable[str]) -> list[tuple[Path
             if not inside:
                 raise PetsegError(f"{source}: no images in this folder; wanted {', '.join(SUFFIXES)}")
             for path in inside:
-                found.setdefault(path, path.relative_to(source))
+                found.setdefault(path.resolve(), (path, path.relative_to(source)))
         elif source.exists():
-            found.setdefault(source, Path(source.name))
+            found.setdefault(source.resolve(), (source, Path(source.name)))
         else:
             raise PetsegError(f"{source}: no such file or folder")
-    return sorted(found.items())
+    return sorted(found.values())

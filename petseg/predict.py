@@ -115,13 +115,13 @@ class Segmentation:
     def boxes(self) -> tuple[Box, ...]:
         """The regions of pet that cover at least a thousandth of the photo, the largest first; empty: no pet."""
         regions = self._regions
-        shares = regions.areas() / self.mask.size
+        shares, corners = regions.areas() / self.mask.size, regions.boxes()
         boxes: list[Box] = []
         for region in np.argsort(-shares, kind="stable").tolist():
             if shares[region] >= SMALLEST:
-                left, top, right, bottom = regions.boxes()[region].tolist()
                 inside = self._region_at == region
                 confidence, species = self._mean_confidence(inside), self._species(inside)
+                left, top, right, bottom = corners[region].tolist()
                 boxes.append(Box(left, top, right, bottom, float(shares[region]), confidence, species))
         return tuple(boxes)
 
@@ -229,10 +229,11 @@ class Segmentation:
         return self._regions.at(rows[:, None], columns)
 
     def _mean_confidence(self, where: npt.NDArray[np.bool_]) -> float:
+        # a region so narrow that it holds no middle of a pixel of the model's lies on the outline, where both are even
         return float(self._share[where].mean()) if where.any() else 0.5
 
     def _species(self, where: npt.NDArray[np.bool_]) -> Species | None:
-        if "cat" not in self.classes:
+        if "cat" not in self.classes or not where.any():
             return None
         cat, dog = (float(self.probabilities[self.classes.index(name)][where].sum()) for name in ("cat", "dog"))
         return Species("cat", cat / (cat + dog)) if cat >= dog else Species("dog", dog / (cat + dog))
@@ -271,7 +272,7 @@ class Segmenter:
             """What the file says of itself: classes, size, scores, licence."""
             self.classes: tuple[str, ...] = tuple(self.card["classes"])
             self.size: int = self.card["size"]
-        except Exception as error:
+        except Exception as error:  # ONNX Runtime's own have no common base but this
             told = str(error).partition("\n")[0]
             raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({told})") from None
 

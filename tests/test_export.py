@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -164,6 +167,36 @@ def test_segnet_s_file_scatters_nothing(run, tmp_path):
     export_run(run, tmp_path / "model.onnx")
     kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert not {kind for kind in kinds if "Scatter" in kind or "Unpool" in kind}
+
+
+@pytest.fixture
+def ship() -> ModuleType:
+    path = Path(__file__).parents[1] / "scripts" / "ship.py"
+    spec = importlib.util.spec_from_file_location("ship", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_shipping_writes_a_model_and_its_card(ship, run, tmp_path):
+    out = ship.ship(run, "segnet_tiny", tmp_path)
+    card = json.loads((tmp_path / "segnet_tiny.json").read_text(encoding="utf-8"))
+    content = out.read_bytes()
+    assert (card["bytes"], card["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert card["scores"]["miou"] == 0.5
+    assert card["environment"]["torch"] == torch.__version__
+    assert "Parkhi" in card["licence"]["data"]
+
+
+def test_shipping_refuses_what_is_unscored_or_too_large(ship, run, tmp_path, monkeypatch):
+    with pytest.raises(PetsegError, match="a model is shipped with its scores: run `petseg evaluate"):
+        ship.ship(tmp_path / "unscored", "segnet_tiny", tmp_path)
+    monkeypatch.setattr(ship, "LARGEST", 1000)
+    with pytest.raises(PetsegError, match=r"makes [\d,]+ bytes of weights; wanted at most 1,000"):
+        ship.ship(run, "segnet_tiny", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path):
