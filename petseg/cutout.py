@@ -59,7 +59,7 @@ def cut_out(photo: Image.Image, pet: Floats) -> Image.Image:
     soft = ((soft - 0.5) * STEEPER + 0.5).clip(0, 1)
     radius = max(1, round(EDGE * max(small_size)))
     opacity, inside = _opacity_of_colour(small, soft, radius)
-    maps = np.concatenate([inside, opacity, *_colours(small, soft, radius)])
+    maps = np.concatenate([inside, opacity, *_colours(small, inside, radius)])
     cut = np.zeros((height, width, 4), np.uint8)
     for window in windows((height, width), TILE):
         (certain,) = enlarged(inside, (height, width), *window)
@@ -118,12 +118,15 @@ def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> tuple[Floats
     return _box(np.stack([ar, ag, ab, offset]), radius // 2), inside
 
 
-def _colours(image: Floats, soft: Floats, radius: int) -> tuple[Floats, Floats]:
-    """Returns the pet's and the background's colours, both [3, h, w], each spread over the other's side."""
+def _colours(image: Floats, inside: Floats, radius: int) -> tuple[Floats, Floats]:
+    """Returns the pet's and the background's colours, both [3, h, w], each spread over the other's side.
+
+    Pixels count the more the farther they lie from the mask's edge, which may be off by some pixels.
+    """
     planes = image.transpose(2, 0, 1)
     spread = []
-    for share in (soft, 1 - soft):
-        total = np.concatenate([planes * share, share[None]])
+    for share in ((2 * inside - 1).clip(0, 1), (1 - 2 * inside).clip(0, 1)):
+        total = np.concatenate([planes * share, share])
         far, near = _box(total, 6 * radius), _box(total, 2 * radius)
         far = far[:3] / np.maximum(far[3], 1e-3)
         spread.append((near[:3] + 0.01 * far) / (near[3] + 0.01))

@@ -113,7 +113,8 @@ def bad_files(folder: Path) -> None:
     # a PNG whose header promises 100,000 x 100,000 pixels
     header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
     checksum = zlib.crc32(header).to_bytes(4, "big")
-    (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + header + checksum)
+    start = b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + header + checksum
+    (folder / "bomb.png").write_bytes(start + b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big"))
     (folder / "none").mkdir()
     (folder / "good.png").write_bytes(b"")
     Image.new("RGB", (30, 20), "red").save(folder / "good.png")
