@@ -1,4 +1,7 @@
-"""petseg: U-Net and SegNet on cats and dogs, trained and compared under one fair budget.
+"""petseg: U-Net and SegNet on cats and dogs, trained and compared under one fair budget, and ready to use.
+
+    >>> found = petseg.Segmenter("unet")("cat.jpg")
+    >>> found.cutout().save("cat.cutout.png")
 
     >>> import petseg
     >>> recipe = petseg.load_recipe("default", ["epochs=10"])
@@ -22,6 +25,9 @@ _HOME = {
     "evaluate_run": "petseg.evaluate",
     "paired_bootstrap": "petseg.stats",
     "count_cost": "petseg.cost",
+    "Segmenter": "petseg.predict",
+    "Segmentation": "petseg.predict",
+    "export_run": "petseg.export",
     "write_report": "petseg.report",
 }
 """Public name -> its module. `train` and `compare` are modules themselves: `from petseg.train import train`."""

@@ -1,10 +1,11 @@
-"""The command line: `petseg data | models | train | evaluate | compare | report`.
+"""The command line: `petseg predict | data | models | train | evaluate | compare | report | export`.
 
 Each subcommand is a public function. Nothing heavy is imported before a subcommand needs it.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -22,6 +23,7 @@ from petseg.errors import PetsegError
 if TYPE_CHECKING:
     from petseg.compare import Stage
     from petseg.data.cache import Prepared
+    from petseg.predict import Segmenter
     from petseg.train import Hardware
 
 app = typer.Typer(
@@ -57,6 +59,13 @@ DeviceOption = Annotated[
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folder of an interrupted run.")]
 
 
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "safetensors", "scipy", "matplotlib", "jinja2"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+}
+"""Package that the light install lacks -> the extra that brings it."""
+
+
 def main() -> None:
     """Runs the command line; a caller's mistake is one line on stderr and exit code 2."""
     debug = "--debug" in sys.argv
@@ -73,9 +82,9 @@ def main() -> None:
         print(f"petseg: {error}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if debug or error.name not in ("torch", "safetensors", "scipy", "matplotlib", "jinja2"):
+        if debug or error.name not in EXTRA_OF:
             raise
-        print(f"petseg: this command needs {error.name}; pip install 'petseg[train]'", file=sys.stderr)
+        print(f"petseg: this command needs {error.name}; pip install 'petseg[{EXTRA_OF[error.name]}]'", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if debug or type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
@@ -340,6 +349,90 @@ def report(
     print(f"report: {write_report(path, out).resolve()}")
 
 
+# --- prediction ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def predict(
+    photos: Annotated[list[str], typer.Argument(help="Photos, folders of photos, or - for one photo on stdin.")],
+    model: Annotated[
+        str, typer.Option(help="A shipped model or an ONNX file of `petseg export`.", show_default="unet")
+    ] = "",
+    run: Annotated[
+        Path | None, typer.Option(help="Use a trained run; needs the extra `export`.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="beside each photo")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="mask, cutout, overlay, trimap or json. Repeatable.", show_default="mask, cutout, overlay"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON a photo; write files only where --only names them.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip photos whose files are all there.")] = False,
+) -> None:
+    """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
+    import warnings
+
+    from petseg.outputs import chosen_kinds, make_folder, plan, predict_job, predict_jobs
+
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in pictures that decode
+    kinds = chosen_kinds(only or ()) if only or not as_json else ()
+    if resume and not kinds:
+        raise PetsegError("--resume was given with --json alone, which writes no file to go by; name files with --only")
+    if photos == ["-"]:
+        if out is not None or resume or len(kinds) + as_json != 1:
+            raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
+        _predict_stdin(_segmenter(model, run), kinds)
+        return
+    jobs = plan([Path(photo) for photo in photos], kinds, out)
+    if resume:
+        total, jobs = len(jobs), [job for job in jobs if not job.done()]
+        print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
+    segmenter = _segmenter(model, run, threads=None if len(jobs) == 1 else 1)
+    if out is not None:
+        make_folder(out)
+    if len(photos) == 1 and not Path(photos[0]).is_dir():
+        for job in jobs:
+            outcome = predict_job(segmenter, job)
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.summary is not None, "no error, so it has one"
+            print(_told(outcome.summary, as_json=as_json))
+        return
+    failed, empty = [], 0
+    with _bar() as advance:
+        for done, outcome in enumerate(predict_jobs(segmenter, jobs), start=1):
+            if outcome.summary is None:
+                failed.append(str(outcome.error))
+            else:
+                empty += not outcome.summary["pet"]
+                if as_json:
+                    print(_told(outcome.summary, as_json=True))
+            advance(f"predict with {segmenter.name}", done, len(jobs))
+    for told in failed:
+        print(f"petseg: {told}", file=sys.stderr)
+    if not as_json:
+        print(
+            f"{len(jobs)} photos: {len(jobs) - len(failed) - empty} with a pet, {empty} without, {len(failed)} failed"
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="A run folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The ONNX file to write.", show_default=False)],
+    fp16: Annotated[bool, typer.Option(help="Store large weights in half the bytes.")] = True,
+) -> None:
+    """Write a trained run as one ONNX file that runs without torch; checked against torch first."""
+    from petseg.export import export_run
+
+    parity = export_run(run, out, fp16=fp16)["parity"]
+    print(f"{out}: agrees with torch on {100 * parity['agreement']:.3f} % of {parity['pixels']:,} pixels")
+
+
 # --- around ----------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +441,40 @@ def _size(size: int) -> int:
     from petseg.config import DataConfig, validated
 
     return validated(DataConfig, {"size": size}, source="--size").size
+
+
+def _segmenter(model: str, run: Path | None, threads: int | None = None) -> Segmenter:
+    from petseg.predict import Segmenter
+
+    if run is None:
+        return Segmenter(model, threads=threads)
+    if model:
+        raise PetsegError(f"--run {run} was given with --model {model}; choose one: a run holds its own model")
+    from petseg.export import exported_run
+
+    return Segmenter(exported_run(run), threads=threads)
+
+
+def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...]) -> None:
+    from petseg.outputs import encoded
+    from petseg.photos import Photo
+
+    (found,) = segmenter.batch([Photo(sys.stdin.buffer.read(), "stdin")])
+    if not kinds:
+        print(_told({"photo": "-", **found.summary()}, as_json=True))
+        return
+    sys.stdout.buffer.write(encoded(found, kinds[0]))
+
+
+def _told(summary: dict[str, Any], *, as_json: bool) -> str:
+    """Returns one photo's prediction in a line."""
+    if as_json:
+        return json.dumps(summary)
+    species = summary["species"]
+    sure = f", {100 * species['probability']:.0f} % sure" if species else ""
+    seen = f"{species['name'] if species else 'pet'}{sure}, {100 * summary['pet_share']:.0f} % of the photo"
+    words = [seen if summary["pet"] else "no pet found", *summary["notes"], *map(str, summary["files"].values())]
+    return f"{summary['photo']}: {'; '.join(words)}"
 
 
 def _compare_command(quick: bool, recipe: str, settings: list[str], device: str | None) -> str:

@@ -14,7 +14,20 @@ from tests.conftest import TINY
 
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 
-HELP = ["", "data", "data get", "data check", "data prepare", "models", "train", "evaluate", "compare", "report"]
+HELP = [
+    "",
+    "predict",
+    "export",
+    "data",
+    "data get",
+    "data check",
+    "data prepare",
+    "models",
+    "train",
+    "evaluate",
+    "compare",
+    "report",
+]
 
 
 def petseg(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,6 +72,8 @@ def test_the_commands_are_these() -> None:
     group = get_command(app)
     names = {name: set(getattr(command, "commands", ())) for name, command in group.commands.items()}  # type: ignore[attr-defined]
     assert names == {
+        "predict": set(),
+        "export": set(),
         "data": {"get", "check", "prepare"},
         "models": set(),
         "train": set(),

@@ -18,7 +18,8 @@ ORDER = (
     *("petseg.data.cache", "petseg.data.check", "petseg.data.augment"),
     *("petseg.models.layers", "petseg.models.unet", "petseg.models.segnet", "petseg.models.baselines", "petseg.models"),
     *("petseg.losses", "petseg.metrics", "petseg.runs"),
-    *("petseg.train", "petseg.evaluate", "petseg.cost", "petseg.stats", "petseg.compare"),
+    *("petseg.enlarge", "petseg.regions", "petseg.cutout", "petseg.photos", "petseg.predict", "petseg.outputs"),
+    *("petseg.train", "petseg.evaluate", "petseg.export", "petseg.cost", "petseg.stats", "petseg.compare"),
     *("petseg.report.tables", "petseg.report.plots", "petseg.report.page", "petseg.report"),
     "petseg.cli",
 )
@@ -144,8 +145,11 @@ def test_importing_the_command_line_is_light(module):
     assert not {"torch", "numpy", "pydantic", "PIL", "scipy", "matplotlib", "jinja2"} & {*loaded}
 
 
-@pytest.mark.parametrize("module", ["petseg.config", "petseg.data.cache", "petseg.data.check", "petseg.runs"])
-def test_reading_data_needs_no_torch(module):
+@pytest.mark.parametrize(
+    "module",
+    ["petseg.config", "petseg.data.cache", "petseg.data.check", "petseg.runs", "petseg.predict", "petseg.outputs"],
+)
+def test_reading_data_and_predicting_need_no_torch(module):
     """What the base install is for: these run where torch is not."""
     code = f"import sys; sys.modules['torch'] = None; import {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)

@@ -303,7 +303,7 @@ def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.
                 notes.append("EXIF rotation, not applied (the trimap has none)")
             if draft is not None:
                 opened.draft("RGB", (draft, draft))
-            return _to_rgb(opened, notes), own_size
+            return to_rgb(opened, notes), own_size
     except UNREADABLE as error:
         raise PetsegError(f"{path.stem}: image cannot be decoded ({_reason(error, path)})") from None
 
@@ -317,7 +317,7 @@ def _reason(error: Exception, path: Path) -> str:
     return str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)
 
 
-def _to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
+def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
     """Returns an RGB copy; alpha is dropped, since the trimaps describe the colours below it."""
     if opened.mode == "RGB":
         opened.load()

@@ -76,12 +76,15 @@ class SegNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (see `petseg.models.normalise` for its range)."""
         poolings: list[tuple[Tensor | None, tuple[int, int]]] = []
+        exporting = torch.compiler.is_exporting()
         x = image
         for stage in self.encoder:
             x = stage(x)
             size = (x.shape[-2], x.shape[-1])
             indices = None
-            if self.upsampling == "indices":
+            if self.upsampling == "indices" and exporting:
+                x, indices = pool_places(x)
+            elif self.upsampling == "indices":
                 # ceil_mode keeps the last row and column of odd sizes, and 1 pixel at 1 pixel
                 x, indices = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True, return_indices=True)
             else:
@@ -92,6 +95,8 @@ class SegNet(nn.Module):
             indices, size = poolings.pop()
             if indices is None:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            elif exporting:
+                x = unpool_places(x, indices, size)
             else:
                 x = max_unpool(x, indices, size)
             x = stage(x)
@@ -112,3 +117,39 @@ def max_unpool(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
         flat = x.new_zeros(*x.shape[:2], size[0] * size[1])
         return flat.scatter(2, indices.flatten(2), x.flatten(2)).view(*x.shape[:2], *size)
     return F.max_unpool2d(x, indices, kernel_size=[2, 2], stride=[2, 2], output_size=size)
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+#
+# The same pooling and unpooling without indices and without scatter, which ONNX Runtime computes faster: it pools fast
+# only where no indices are asked for. An index takes 2 bits here, as the paper says it needs: the place in the window.
+# SegNet at 128 px, 16 channels, one thread of an Intel Xeon, ONNX Runtime 1.31, 2026-11-22, models taking turns:
+# 12.0 ms an image, with scatter 13.6.
+
+
+def pool_places(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `x` [N, D, H, W] pooled, and the maximum's place in each window, both [N, D, ceil(H / 2), ceil(W / 2)].
+
+    Of equal values the first in reading order is the maximum, as in `max_pool2d`.
+    """
+    size = (x.shape[-2], x.shape[-1])
+    pooled = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+    # the earlier place has the larger number, so that the pooling below takes the first of equal values
+    candidates = torch.where(x == _doubled(pooled, size), _places(x, size), x.new_zeros(()))
+    return pooled, F.max_pool2d(candidates, kernel_size=2, stride=2, ceil_mode=True)
+
+
+def unpool_places(x: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns [N, D, *size]: each value of `x` where its maximum stood, zero elsewhere; `places` from `pool_places`."""
+    return torch.where(_doubled(places, size) == _places(x, size), _doubled(x, size), x.new_zeros(()))
+
+
+def _doubled(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns each value as its 2x2 window, cut to `size`."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]]
+
+
+def _places(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns [*size]: 4, 3 in even rows and 2, 1 in odd ones, of the kind of `x`."""
+    window = torch.tensor([[4, 3], [2, 1]], dtype=x.dtype, device=x.device)
+    return window.repeat((size[0] + 1) // 2, (size[1] + 1) // 2)[: size[0], : size[1]]

@@ -1,0 +1,42 @@
+"""Enlarging maps to a photo's size, window by window: a map of a 50-megapixel photo takes 200 MB in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Size = tuple[int, int]
+"""Height and width."""
+
+
+def enlarged(maps: Floats, size: Size, rows: slice, columns: slice) -> Floats:
+    """Returns a window, float32 [D, rows, columns], of maps [D, h, w] at another size, as `evaluate.upsample` has them.
+
+    Bilinear, at sizes larger or smaller: pixel centres keep their place, edges are repeated.
+    """
+    above, below, down = _neighbours(maps.shape[1], size[0], rows)
+    left, right, across = _neighbours(maps.shape[2], size[1], columns)
+    first, last = int(above[0]), int(below[-1]) + 1
+    near = maps[:, first:last]
+    wide = near[:, :, left]
+    wide += (near[:, :, right] - wide) * across
+    window = wide[:, above - first]
+    window += (wide[:, below - first] - window) * down[:, None]
+    return window
+
+
+def windows(size: Size, step: Size) -> Iterator[tuple[slice, slice]]:
+    """Yields rows and columns of windows of at most `step` that cover `size`, row by row."""
+    for top in range(0, size[0], step[0]):
+        for left in range(0, size[1], step[1]):
+            yield slice(top, min(top + step[0], size[0])), slice(left, min(left + step[1], size[1]))
+
+
+def _neighbours(own: int, wanted: int, part: slice) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
+    """Returns for each place of `part` the two it lies between, and how far on the way to the second, 0..1."""
+    at = ((np.arange(part.start, part.stop) + 0.5) * (own / wanted) - 0.5).clip(0, own - 1)
+    first = at.astype(np.int64)
+    return first, np.minimum(first + 1, own - 1), (at - first).astype(np.float32)

@@ -1,0 +1,181 @@
+"""Photos as people have them: any format, size, rotation and colour profile; told in one line where one cannot be used.
+
+A photo is kept encoded and decoded when it is needed: once reduced, for the model, and once whole where a cut-out is
+wanted. H W are the pixels of the photo as it is seen, after its EXIF rotation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from petseg.data.oxford_pets import UNREADABLE, UInt8, to_rgb
+from petseg.errors import PetsegError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
+"""What a folder is searched for; a file that is named is opened whatever it is called."""
+
+Source = str | os.PathLike[str] | bytes | Image.Image | UInt8
+"""A path, an encoded file, a PIL image, or uint8 [H, W, 3] RGB."""
+
+DAMAGED = (*UNREADABLE, RuntimeError, TypeError)
+"""What Pillow raises: of damaged AVIF and TIFF files these two as well."""
+
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
+
+
+class Photo:
+    """A photo, checked as far as its header; decoding it may still find it damaged.
+
+    Raises:
+        PetsegError: not an image, empty, too large, or an array that is not uint8 [H, W, 3].
+    """
+
+    def __init__(self, source: Source, name: str = "") -> None:
+        self.name = name or (str(source) if isinstance(source, str | os.PathLike) else "image")
+        """How errors call it."""
+        self._kept = self._keep(source)
+        self.notes: tuple[str, ...] = ()
+        """What a user should know: of an animation, that its first frame is used."""
+        try:
+            with self._open() as opened:
+                pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
+                if limit and pixels > limit:  # Pillow warns only, and a warning's filter belongs to all threads
+                    raise ValueError(f"{pixels:,} pixels; at most {limit:,} are read")
+                turned = opened.getexif().get(0x0112, 1) in TURNED
+                self.size = (opened.height, opened.width) if not turned else (opened.width, opened.height)
+                """Height and width."""
+                # MPO is a JPEG with the camera's own preview behind it, no animation
+                frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
+                if frames > 1:
+                    self.notes = (f"{frames} frames, the first one is used",)
+        except DAMAGED as error:
+            raise self._unreadable(error) from None
+
+    def squeezed(self, size: int) -> UInt8:
+        """Returns the photo as a model sees it, uint8 [size, size, 3]: squeezed to a square, antialiased.
+
+        Raises:
+            PetsegError: damaged.
+        """
+        # as the pictures of the data set were prepared: twice the size leaves the JPEG decoder's own reduction to what
+        # antialiasing can still mend
+        reduced = self._decoded(draft=2 * size)
+        return np.asarray(reduced.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
+
+    def reduced(self, side: int) -> Image.Image:
+        """Returns the photo with its longer side at most `side` pixels: mode RGB, upright, in sRGB.
+
+        Raises:
+            PetsegError: damaged.
+        """
+        image = self._decoded(draft=side)
+        image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        return image
+
+    def whole(self) -> Image.Image:
+        """Returns the photo at its own size: mode RGB, upright, in sRGB.
+
+        Raises:
+            PetsegError: damaged.
+        """
+        return self._decoded()
+
+    def _keep(self, source: Source) -> bytes | Image.Image:
+        if isinstance(source, np.ndarray):
+            if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+                raise PetsegError(
+                    f"{self.name}: an array of {source.dtype} {list(source.shape)}; wanted uint8 [H, W, 3] in RGB"
+                )
+            return Image.fromarray(source)
+        if isinstance(source, Image.Image):
+            try:
+                return source.copy()  # a file that is opened lazily is read here, by one thread
+            except DAMAGED as error:
+                raise self._unreadable(error) from None
+        if not isinstance(source, bytes):
+            try:
+                source = Path(source).read_bytes()
+            except OSError as error:
+                raise PetsegError(f"{self.name}: cannot be read ({error.strerror or error})") from None
+        if not source:
+            raise PetsegError(f"{self.name}: is empty (zero bytes); was it copied completely?")
+        return source
+
+    def _open(self) -> Image.Image:
+        return Image.open(BytesIO(self._kept)) if isinstance(self._kept, bytes) else self._kept
+
+    def _decoded(self, draft: int | None = None) -> Image.Image:
+        try:
+            with self._open() as opened:
+                if draft is not None:
+                    opened.draft("RGB", (draft, draft))
+                return to_srgb(ImageOps.exif_transpose(opened))
+        except DAMAGED as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> PetsegError:
+        told = "not an image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
+        return PetsegError(f"{self.name}: cannot be decoded ({told})")
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """Returns the image in mode RGB and in sRGB; what is transparent is put on white.
+
+    A colour profile that does not fit is passed over, as browsers do.
+    """
+    profile = image.info.get("icc_profile")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white.convert("RGB")
+    elif image.mode not in ("RGB", "CMYK", "L"):
+        image = to_rgb(image, [])
+    if profile:
+        try:
+            own = ImageCms.ImageCmsProfile(BytesIO(profile))
+            if not ImageCms.getProfileDescription(own).startswith("sRGB"):
+                converted = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                assert converted is not None, "only a conversion in place returns nothing"
+                return converted
+        except (ImageCms.PyCMSError, OSError):
+            pass
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def find_photos(sources: Iterable[Path], ours: Iterable[str]) -> list[tuple[Path, Path]]:
+    """Returns (photo, its path below the folder that was named), sorted, each photo once.
+
+    Folders are searched with their sub-folders for files of `SUFFIXES`; hidden ones and those that end in one of
+    `ours`, the files that predictions are written to, are passed over.
+
+    Raises:
+        PetsegError: a path that does not exist, or a folder without images.
+    """
+    endings = tuple(ours)
+    found: dict[Path, tuple[Path, Path]] = {}
+    for source in sources:
+        if source.is_dir():
+            inside = [
+                path
+                for path in sorted(source.rglob("*"))
+                if path.suffix.lower() in SUFFIXES
+                and not any(part.startswith(".") for part in path.relative_to(source).parts)
+                and not path.name.endswith(endings)
+                and path.is_file()
+            ]
+            if not inside:
+                raise PetsegError(f"{source}: no images in this folder; wanted {', '.join(SUFFIXES)}")
+            for path in inside:
+                found.setdefault(path.resolve(), (path, path.relative_to(source)))
+        elif source.exists():
+            found.setdefault(source.resolve(), (source, Path(source.name)))
+        else:
+            raise PetsegError(f"{source}: no such file or folder")
+    return sorted(found.values())

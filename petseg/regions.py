@@ -1,0 +1,86 @@
+"""Connected regions of a mask at the photo's own size, without a label for each of its pixels.
+
+A mask is taken row by row as runs of set pixels; runs of neighbouring rows that touch belong together. A mask of 50
+megapixels has some ten thousand runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from petseg.data.oxford_pets import UInt8
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """The runs of a mask [H, W] and the region, 0..R-1, that each belongs to."""
+
+    width: int
+    starts: Ints
+    """[runs] first pixel of each run in the flattened mask, rising."""
+    ends: Ints
+    """[runs] one past its last pixel."""
+    owner: Ints
+    """[runs] its region."""
+    count: int
+    """R."""
+
+    def areas(self) -> Ints:
+        """Returns the pixels of each region, int64 [R]."""
+        return np.bincount(self.owner, weights=self.ends - self.starts, minlength=self.count).astype(np.int64)
+
+    def boxes(self) -> Ints:
+        """Returns left, top, right, bottom of each region, int64 [R, 4]; right and bottom are one past the last pixel.
+
+        >>> find_regions(np.array([[0, 255, 0], [0, 255, 255]], np.uint8)).boxes().tolist()
+        [[1, 0, 3, 2]]
+        """
+        rows = self.starts // self.width
+        left = np.full(self.count, self.width)
+        np.minimum.at(left, self.owner, self.starts - rows * self.width)
+        right = np.zeros(self.count, np.int64)
+        np.maximum.at(right, self.owner, self.ends - rows * self.width)
+        top = np.full(self.count, rows.max(initial=0))
+        np.minimum.at(top, self.owner, rows)
+        bottom = np.zeros(self.count, np.int64)
+        np.maximum.at(bottom, self.owner, rows + 1)
+        return np.stack([left, top, right, bottom], axis=1)
+
+    def at(self, rows: Ints, columns: Ints) -> Ints:
+        """Returns the region at each pixel, -1 outside all of them; `rows` and `columns` may broadcast."""
+        places = rows * self.width + columns
+        if not self.count:
+            return np.full(places.shape, -1)
+        run = np.searchsorted(self.starts, places, side="right") - 1
+        return np.where((run >= 0) & (places < self.ends[run]), self.owner[run], -1)
+
+
+def find_regions(mask: UInt8) -> Regions:
+    """Returns the regions of a mask uint8 [H, W], zero outside; pixels belong together that share an edge."""
+    height, width = mask.shape
+    padded = np.zeros((height, width + 1), np.bool_)  # the column of zeros ends a run that reaches the right side
+    padded[:, :width] = mask != 0
+    edges = np.flatnonzero(np.diff(padded.ravel(), prepend=False))
+    rows = edges[::2] // (width + 1)
+    starts, ends = edges[::2] - rows, edges[1::2] - rows
+    parent = list(range(len(starts)))
+
+    def root(run: int) -> int:
+        while parent[run] != run:
+            parent[run] = parent[parent[run]]
+            run = parent[run]
+        return run
+
+    # runs of the row above that overlap a run are neighbours in `starts`: one search finds the first and the last
+    first = np.searchsorted(ends, starts - width, side="right").tolist()
+    past = np.searchsorted(starts, ends - width, side="left").tolist()
+    for run, (begin, end) in enumerate(zip(first, past, strict=True)):
+        for above in range(begin, min(end, run)):
+            parent[root(run)] = root(above)
+    names, owner = np.unique([root(run) for run in range(len(parent))], return_inverse=True)
+    return Regions(width, starts, ends, owner.astype(np.int64), len(names))

@@ -1,0 +1,49 @@
+"""Exports a run into petseg/weights: NAME.onnx, and NAME.json, its card.
+
+python scripts/ship.py runs/compare-base/runs/unet unet
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from petseg import runs
+from petseg.errors import PetsegError
+from petseg.export import export_run
+
+WEIGHTS = Path(__file__).parent.parent / "petseg" / "weights"
+
+LARGEST = 40_000_000
+"""Bytes that all shipped files may take together."""
+
+
+def ship(run: Path, name: str, weights: Path = WEIGHTS) -> Path:
+    """Returns petseg/weights/NAME.onnx, now this run's; its card lies beside it.
+
+    Raises:
+        PetsegError: the run has not been scored, or the package would become too large.
+    """
+    if not any((run / "evaluations" / f"{split}.json").is_file() for split in ("test", "val")):
+        raise PetsegError(f"{run} has no evaluation; a model is shipped with its scores: run `petseg evaluate {run}`")
+    out = weights / f"{name}.onnx"
+    metadata = export_run(run, out)
+    content = out.read_bytes()
+    card = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **metadata}
+    runs.write_json(out.with_suffix(".json"), card)
+    total = sum(path.stat().st_size for path in weights.iterdir())
+    if total > LARGEST:
+        out.unlink()
+        out.with_suffix(".json").unlink()
+        raise PetsegError(
+            f"{name} would make {total:,} bytes of weights; wanted at most {LARGEST:,}: ship fewer models"
+        )
+    return out
+
+
+if __name__ == "__main__":
+    try:
+        print(ship(Path(sys.argv[1]), sys.argv[2]))
+    except PetsegError as error:
+        sys.exit(str(error))

@@ -1,0 +1,204 @@
+"""Export: ONNX Runtime gives torch's answers, and a file that does not is never kept."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch.nn import functional as F
+
+from petseg import export, runs
+from petseg.config import ModelConfig, load_recipe
+from petseg.data.cache import prepare
+from petseg.errors import PetsegError
+from petseg.export import AGREEMENT, drawn_pictures, export_model, export_run, exported_run, stored_in_fp16
+from petseg.models import build_model, normalise, to_unit_range
+from petseg.models.segnet import max_unpool, pool_places, unpool_places
+from petseg.predict import Segmenter
+from petseg.train import choose_hardware, train
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def run(pets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SegNet trained for two epochs, with a made-up evaluation."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PETSEG_CACHE", str(folder.parent / "cache"))
+        config = load_recipe("default", TINY).for_model("segnet")
+        train(config, prepare(pets_folder, 32), folder, hardware=choose_hardware("fp32", "cpu"))
+    runs.write_json(folder / "evaluations" / "val.json", {"split": "val", "miou": 0.5, "breed_miou": {}})
+    return folder
+
+
+def trained_like(name: str, classes: int) -> torch.nn.Module:
+    """A model of random weights whose batch normalisation has seen pictures."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name=name, base_channels=4), classes)
+    pictures = normalise(to_unit_range(torch.from_numpy(drawn_pictures(32))))
+    with torch.no_grad():
+        for _ in range(20):
+            model(pictures)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["unet", "segnet"])
+@pytest.mark.parametrize("size", [32, 37])
+@pytest.mark.parametrize("fp16", [True, False])
+def test_the_file_gives_torch_s_probabilities(tmp_path, name, size, fp16):
+    model = trained_like(name, 3)
+    out = tmp_path / "model.onnx"
+    export_model(model, {"classes": ["pet", "background", "border"], "size": size}, out, fp16=fp16)
+    pictures = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), np.uint8)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    (ours,) = session.run(None, {"image": pictures})
+    with torch.inference_mode():
+        theirs = model(normalise(to_unit_range(torch.from_numpy(pictures)))).softmax(dim=1).numpy()
+    assert np.abs(ours - theirs).max() < (2e-3 if fp16 else 1e-4)
+    assert np.abs(ours.sum(axis=1) - 1).max() < 1e-4
+    (alone,) = session.run(None, {"image": pictures[3:4]})
+    assert np.abs(alone - ours[3:4]).max() < 1e-4
+
+
+def test_metadata_say_what_a_reader_needs(run, tmp_path):
+    out = tmp_path / "model.onnx"
+    export_run(run, out)
+    known = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
+    assert known["classes"] == ["pet", "background", "border"]
+    assert known["size"] == 32
+    assert known["model"] == "segnet"
+    assert known["scores"] == {"split": "val", "miou": 0.5}
+    assert known["config"]["train"]["epochs"] == 2
+    assert known["parity"]["agreement"] >= AGREEMENT
+    assert "CC BY-SA 4.0" in known["licence"]["data"]
+    assert Segmenter(out).classes == ("pet", "background", "border")
+
+
+def test_the_file_holds_no_path_of_this_machine(run, tmp_path):
+    out = tmp_path / "model.onnx"
+    export_run(run, out)
+    content = out.read_bytes()
+    for told in (str(Path(export.__file__).parent), str(tmp_path), "site-packages", 'File "'):
+        assert told.encode() not in content
+
+
+def test_a_file_that_disagrees_is_refused_with_the_difference(run, tmp_path, monkeypatch):
+    def spoilt(file, *, fp32_below):
+        copy = stored_in_fp16(file, fp32_below=fp32_below)
+        for tensor in copy.graph.initializer:
+            if len(tensor.dims) == 4:
+                values = numpy_helper.to_array(tensor)
+                tensor.CopyFrom(numpy_helper.from_array(values * values.dtype.type(1.5), tensor.name))
+        return copy
+
+    monkeypatch.setattr(export, "stored_in_fp16", spoilt)
+    with pytest.raises(PetsegError, match=r"agrees with torch on [\d.]+ % of pixels .*nothing was written"):
+        export_run(run, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exported_run_is_kept_until_its_weights_change(pets_folder, run):
+    first = exported_run(run)
+    stamp = first.stat().st_mtime_ns
+    assert exported_run(run).stat().st_mtime_ns == stamp
+    weights = run / "best.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes((run / "last.safetensors").read_bytes())
+    changed = before != weights.read_bytes()
+    exported_run(run)
+    weights.write_bytes(before)
+    assert (first.stat().st_mtime_ns != stamp) == changed
+
+
+def test_fp16_halves_large_tensors_and_what_it_holds_exactly():
+    large, small = np.linspace(0, 1, 5000, dtype=np.float32), np.array([1, 2], np.float32)
+    exact = np.tile(np.array([1, 2, 4], np.float32), 400)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("large", "small", "exact")],
+        "graph",
+        [],
+        [
+            onnx.helper.make_tensor_value_info(f"{name}_out", onnx.TensorProto.FLOAT, values.shape)
+            for name, values in (("large", large), ("small", small), ("exact", exact))
+        ],
+        [
+            numpy_helper.from_array(values, name)
+            for name, values in (("large", large), ("small", small), ("exact", exact))
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    stored = stored_in_fp16(model, fp32_below=2000)
+    onnx.checker.check_model(stored)
+    kinds = {tensor.name: tensor.data_type for tensor in stored.graph.initializer}
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert kinds == {"large.fp16": half, "small": full, "exact.fp16": half}
+    session = onnxruntime.InferenceSession(stored.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {})
+    assert np.array_equal(outputs[0], large.astype(np.float16).astype(np.float32))
+    assert np.array_equal(outputs[1], small)
+    assert np.array_equal(outputs[2], exact)
+    assert {tensor.name for tensor in model.graph.initializer} == {"large", "small", "exact"}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (2, 1), (1, 2), (5, 1), (13, 6)])
+@pytest.mark.parametrize("values", [2, 100])
+def test_places_pool_and_unpool_as_indices_do_to_the_bit(size, values):
+    """Few values make many ties; ReLU's zeros make more."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-1, values, (2, 3, *size), generator=generator).float().relu()
+    pooled, indices = F.max_pool2d(x, 2, 2, ceil_mode=True, return_indices=True)
+    ours, places = pool_places(x)
+    assert torch.equal(ours, pooled)
+    assert set(places.unique().tolist()) <= {1, 2, 3, 4}
+    y = torch.randn(pooled.shape, generator=generator)
+    assert torch.equal(unpool_places(y, places, size), max_unpool(y, indices, size))
+
+
+def test_segnet_s_file_scatters_nothing(run, tmp_path):
+    export_run(run, tmp_path / "model.onnx")
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert not {kind for kind in kinds if "Scatter" in kind or "Unpool" in kind}
+
+
+@pytest.fixture
+def ship() -> ModuleType:
+    path = Path(__file__).parents[1] / "scripts" / "ship.py"
+    spec = importlib.util.spec_from_file_location("ship", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_shipping_writes_a_model_and_its_card(ship, run, tmp_path):
+    out = ship.ship(run, "segnet_tiny", tmp_path)
+    card = json.loads((tmp_path / "segnet_tiny.json").read_text(encoding="utf-8"))
+    content = out.read_bytes()
+    assert (card["bytes"], card["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert card["scores"]["miou"] == 0.5
+    assert card["environment"]["torch"] == torch.__version__
+    assert "Parkhi" in card["licence"]["data"]
+
+
+def test_shipping_refuses_what_is_unscored_or_too_large(ship, run, tmp_path, monkeypatch):
+    with pytest.raises(PetsegError, match="a model is shipped with its scores: run `petseg evaluate"):
+        ship.ship(tmp_path / "unscored", "segnet_tiny", tmp_path)
+    monkeypatch.setattr(ship, "LARGEST", 1000)
+    with pytest.raises(PetsegError, match=r"makes [\d,]+ bytes of weights; wanted at most 1,000"):
+        ship.ship(run, "segnet_tiny", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_run_is_told(tmp_path):
+    with pytest.raises(PetsegError, match="is this the folder of a finished run"):
+        export_run(tmp_path, tmp_path / "model.onnx")
