@@ -64,9 +64,8 @@ class Photo:
         Raises:
             PetsegError: damaged.
         """
-        # as the pictures of the data set were prepared: twice the size leaves the JPEG decoder's own reduction to what
-        # antialiasing can still mend
-        reduced = self._decoded(draft=2 * size)
+        # the JPEG decoder's own reduction as when the pictures of the data set were prepared
+        reduced = self._decoded(draft=size)
         return np.asarray(reduced.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
     def reduced(self, side: int) -> Image.Image:

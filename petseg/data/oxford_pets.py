@@ -318,7 +318,7 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
-    """Returns an RGB copy; alpha is dropped, since the trimaps describe the colours below it."""
+    """Returns the picture in RGB; alpha is dropped, since the trimaps describe the colours below it."""
     if opened.mode == "RGB":
         opened.load()
         return opened  # its pixels outlive the file
