@@ -194,7 +194,7 @@ def test_shipping_refuses_what_is_unscored_or_too_large(ship, run, tmp_path, mon
     with pytest.raises(PetsegError, match="a model is shipped with its scores: run `petseg evaluate"):
         ship.ship(tmp_path / "unscored", "segnet_tiny", tmp_path)
     monkeypatch.setattr(ship, "LARGEST", 1000)
-    with pytest.raises(PetsegError, match=r"makes [\d,]+ bytes of weights; wanted at most 1,000"):
+    with pytest.raises(PetsegError, match=r"would make [\d,]+ bytes of weights; wanted at most 1,000"):
         ship.ship(run, "segnet_tiny", tmp_path)
     assert not list(tmp_path.iterdir())
 
