@@ -22,7 +22,6 @@ CASES = {
     "unet": ("U-Net, 16 channels", []),
     "segnet": ("SegNet, 16 channels", []),
     "unet32": ("U-Net, 32 channels", ["base_channels=32"]),
-    "segnet32": ("SegNet, 32 channels", ["base_channels=32"]),
 }
 LIMIT_MB = 1500
 

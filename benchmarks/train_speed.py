@@ -4,15 +4,16 @@
     python benchmarks/train_speed.py --out results/benchmarks/train_speed.json
 
 petseg's loop: pictures prepared once, a batch is an index, augmentation in batches, bf16 and channels_last where the
-hardware gains from them, freed memory kept. The usual loop: a DataLoader with two workers decodes, resizes and augments
-every JPEG in every epoch (torchvision's transforms), fp32, NCHW, AdamW. The ratio is of these two with the same
-network, batch and size. Beside them run segmentation_models.pytorch's U-Net (its default, a ResNet-34 encoder) in the
-usual loop, the classic tutorial's network in the tutorial's setting, and the recipes `default` and `speedrun`.
+hardware gains from them, freed memory kept, `train.compile` on. The usual loop: a DataLoader with two workers decodes,
+resizes and augments every JPEG in every epoch (torchvision's transforms), fp32, NCHW, AdamW. The ratio is of these two
+with the same network, batch and size. Beside them run petseg's loop without compiling, segmentation_models.pytorch's
+U-Net (its default, a ResNet-34 encoder) in the usual loop, the classic tutorial's network in the tutorial's setting,
+and the recipes `default` and `speedrun`.
 
 Each loop lives in a process of its own and waits while another has its turn: what one tells the C library about freed
 memory, or leaves behind in its heap, would change the others.
 
-Needs torchvision and segmentation_models.pytorch: pip install '.[train,bench]'
+Needs a C++ compiler, torchvision and segmentation_models.pytorch: pip install '.[train,bench]'
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ from petseg.train import (
 NUM_CLASSES = 3
 STEPS = 6
 """Steps of a turn that are timed, after one that is not; of the tutorial's batches of 64, one after one."""
+
+WARM = 3
+"""Steps before the first turn: kernels are chosen, compiled, and the heap grows."""
 
 Step = Callable[[], float]
 """Trains on one batch; returns the seconds that its data took."""
@@ -123,6 +127,7 @@ def petseg_loop(config: RunConfig, prepared: Prepared, hardware: Hardware) -> St
     """Returns the step of petseg's loop, from the functions that `petseg train` calls."""
     model = build_model(config.model, NUM_CLASSES).to(hardware.device, memory_format=torch.channels_last)
     optimiser = make_optimiser(model.train(), config.train)
+    stepped = torch.compile(model, dynamic=False) if config.train.compile else model
     pictures = load_splits(prepared, config, hardware.device)["train"]
     generator = torch.Generator().manual_seed(0)
 
@@ -140,7 +145,7 @@ def petseg_loop(config: RunConfig, prepared: Prepared, hardware: Hardware) -> St
         started = time.perf_counter()
         images, labels = augment(*pictures.batch(next(batches)), config.train.augment, generator)
         fetched = time.perf_counter()
-        loss, _ = train_step(model, optimiser, images, labels, config.train, hardware)
+        loss, _ = train_step(stepped, optimiser, images, labels, config.train, hardware)
         loss.item()
         return fetched - started
 
@@ -176,7 +181,8 @@ def usual(
 
 WIDE = "base_channels=32"
 LOOPS: dict[str, tuple[str, int, Callable[[Path], tuple[Step, int, int]]]] = {
-    "petseg": ("petseg's loop, U-Net of 32 channels", STEPS, recipe_loop("default", WIDE)),
+    "petseg": ("petseg's loop, U-Net of 32 channels", STEPS, recipe_loop("default", WIDE, "compile=true")),
+    "eager": ("the same, not compiled", STEPS, recipe_loop("default", WIDE)),
     "usual": (
         "the usual loop, the same U-Net",
         STEPS,
@@ -210,6 +216,8 @@ def contend(name: str, folder: Path, pipe: Connection) -> None:
     _, steps, build = LOOPS[name]
     torch.manual_seed(0)
     step, batch, size = build(folder)
+    for _ in range(WARM):
+        step()
     pipe.send((batch, size))
     while pipe.recv():
         step()  # brings the caches back and lets the loader's queue fill

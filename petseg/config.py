@@ -116,6 +116,8 @@ class TrainConfig(_Config):
     """Fixes initial weights, order of pictures, augmentation and dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where a check says that the hardware gains from it, fp32 elsewhere."""
+    compile: bool = False
+    """Compile the model for training: faster steps after half a minute; on a CPU it needs a C++ compiler."""
     deterministic: bool = False
     """Bit-identical runs on one machine, at some cost in speed."""
     tensorboard: bool = False

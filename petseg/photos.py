@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from petseg.data.oxford_pets import UNREADABLE, UInt8, to_rgb
+from petseg.data.oxford_pets import UNREADABLE, UInt8, draft_side, to_rgb
 from petseg.errors import PetsegError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
@@ -65,7 +65,7 @@ class Photo:
             PetsegError: damaged.
         """
         # the JPEG decoder's own reduction as when the pictures of the data set were prepared
-        reduced = self._decoded(draft=size)
+        reduced = self._decoded(draft=draft_side(size))
         return np.asarray(reduced.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
     def reduced(self, side: int) -> Image.Image:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -246,6 +248,8 @@ def train(
     hardware = hardware or choose_hardware(config.train.precision)
     settings = config.train
     task = get_task(config.data.task, config.data.border)
+    if settings.compile:
+        _check_compiler(hardware.device)
     splits = splits or load_splits(prepared, config, hardware.device)
     torch.manual_seed(settings.seed)
     model = build_model(config.model, len(task.classes)).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -339,6 +343,8 @@ def _train_epoch(
     torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     model.train()
+    # a compilation for each size of a batch, and none for validation, which would be one more
+    stepped = torch.compile(model, dynamic=False) if settings.compile else model
     losses: list[Tensor] = []
     objectives: list[Tensor] = []
     for index, rows in enumerate(batches):
@@ -346,7 +352,7 @@ def _train_epoch(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, settings)
         images, labels = augment(*pictures.batch(rows, side), settings.augment, generator)
-        loss, objective = train_step(model, optimiser, images, labels, settings, hardware, class_weights)
+        loss, objective = train_step(stepped, optimiser, images, labels, settings, hardware, class_weights)
         if average is not None:
             average.update_parameters(model)
         losses.append(loss * len(rows))
@@ -602,6 +608,15 @@ def _determinism(enabled: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def _check_compiler(device: torch.device) -> None:
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "cl"]
+    if device.type == "cpu" and not any(map(shutil.which, names)):
+        raise PetsegError(
+            f"train.compile is true, but there is no C++ compiler here (looked for {', '.join(names)}); "
+            "install one, or leave it false"
+        )
 
 
 def keep_freed_memory() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -376,6 +377,28 @@ def test_keeping_freed_memory_changes_no_number(pets_folder: Path, tmp_path: Pat
     }
     assert told["keep"][1] == told["plain"][1]
     assert told["keep"][0] is (sys.platform == "linux" and platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_run_learns_what_the_plain_one_does(prepared: Prepared, tmp_path: Path) -> None:
+    losses = {}
+    for compiled in ("false", "true"):
+        config = tiny("unet", "train.epochs=1", f"train.compile={compiled}", "train.ema=0.9")
+        (row,) = train(config, prepared, tmp_path / compiled, hardware=CPU)
+        losses[compiled] = row["train_loss"], row["val_loss"]
+        assert all("_orig_mod" not in name for name in load_file(tmp_path / compiled / "best.safetensors"))
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)
+
+
+def test_compiling_without_a_compiler_is_refused(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(PetsegError, match=r"train.compile is true, but there is no C\+\+ compiler .*no-such-compiler"):
+        train(tiny("unet", "train.compile=true"), prepared, tmp_path / "run", hardware=CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_device_is_refused() -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from PIL import Image
 from platformdirs import user_cache_path, user_data_path
 
 from petseg.data.archives import ANNOTATIONS, ARCHIVES, IMAGES, download, extract, is_official
-from petseg.data.oxford_pets import Contents, Pet, UInt8, open_pair, read_contents
+from petseg.data.oxford_pets import Contents, Pet, UInt8, draft_side, open_pair, read_contents
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError
 
@@ -280,10 +281,14 @@ CHUNK = 25
 
 def _decoded(contents: Contents, size: int, workers: int | None) -> Iterator[tuple[Pet, Outcome]]:
     """Yields each pet with its arrays, or with the reason why it is left out; in order, some ahead of the reader."""
-    chunks = [contents.pets[start : start + CHUNK] for start in range(0, len(contents.pets), CHUNK)]
+    chunks = _chunks(contents)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for pets, outcomes in zip(chunks, pool.map(partial(_decode_all, size=size), chunks), strict=True):
             yield from zip(pets, outcomes, strict=True)
+
+
+def _chunks(contents: Contents) -> list[tuple[Pet, ...]]:
+    return [contents.pets[start : start + CHUNK] for start in range(0, len(contents.pets), CHUNK)]
 
 
 def _decode_all(pets: tuple[Pet, ...], size: int) -> list[Outcome]:
@@ -292,9 +297,7 @@ def _decode_all(pets: tuple[Pet, ...], size: int) -> list[Outcome]:
 
 def _decode(pet: Pet, size: int) -> Outcome:
     try:
-        # the JPEG decoder halves a picture as long as both sides keep the size: official ones below 188 px, at a third
-        # of the time; what is left to reduce is antialiased
-        pair = open_pair(pet, draft=size)
+        pair = open_pair(pet, draft=draft_side(size))
     except PetsegError as error:
         return str(error)
     image = pair.image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -346,14 +349,18 @@ def content_key(contents: Contents) -> str:
     if memo.is_file() and len(known := memo.read_text(encoding="ascii")) == 64:
         return known
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(_pair_digest, contents.pets)
-        key = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        digests = pool.map(_digests, _chunks(contents))
+        key = hashlib.sha256("\n".join(chain.from_iterable(digests)).encode()).hexdigest()
     with _writing(memo.parent):
         memo.parent.mkdir(parents=True, exist_ok=True)
         unfinished = memo.with_name(f"{memo.name}.tmp{os.getpid()}")
         unfinished.write_text(key, encoding="ascii")
         unfinished.replace(memo)
     return key
+
+
+def _digests(pets: tuple[Pet, ...]) -> list[str]:
+    return [_pair_digest(pet) for pet in pets]
 
 
 def _pair_digest(pet: Pet) -> str:

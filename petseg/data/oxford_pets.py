@@ -259,6 +259,14 @@ def open_pair(pet: Pet, *, draft: int | None = None) -> Pair:
     return Pair(image, _match(read_trimap(pet.trimap), own_size, pet.name, notes), tuple(notes))
 
 
+def draft_side(size: int) -> int:
+    """Returns how many pixels the JPEG decoder, which can halve a picture at once, must leave of each side.
+
+    A quarter more than is wanted: most official pictures (500 x 333 and more) are halved below 134 px, in half the time.
+    """
+    return size + size // 4
+
+
 def open_trimap(pet: Pet) -> UInt8:
     """Returns the trimap at its image's own size, as `open_pair` does, without decoding the image.
 
