@@ -262,7 +262,7 @@ def open_pair(pet: Pet, *, draft: int | None = None) -> Pair:
 def draft_side(size: int) -> int:
     """Returns how many pixels the JPEG decoder, which can halve a picture at once, must leave of each side.
 
-    A quarter more than is wanted: most official pictures (500 x 333 and more) are halved below 134 px, in half the time.
+    A quarter more than is wanted: most official pictures (500 x 333 and more) are halved below 134 px: half the time.
     """
     return size + size // 4
 
