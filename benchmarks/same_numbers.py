@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,8 @@ def run() -> None:
                 raise EnoughError
 
         prepared = prepare(data_folder(options.data), config.data.size)
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                train(config, prepared, Path(scratch) / "run", hardware=hardware, on_epoch=keep)
-            except EnoughError:
-                pass
+        with tempfile.TemporaryDirectory() as scratch, suppress(EnoughError):
+            train(config, prepared, Path(scratch) / "run", hardware=hardware, on_epoch=keep)
         models[published.name] = {
             loss: {
                 "published": [row[loss] for row in before[: options.epochs]],

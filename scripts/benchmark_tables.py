@@ -145,8 +145,8 @@ def same_numbers(result: Mapping[str, Any]) -> str:
         else f"they differ by up to {largest:.2g}"
     )
     return (
-        f"The training and validation losses of the first {first} of `{result['comparison']}`, U-Net and SegNet, computed "
-        f"by this code and as published: {means}.\n\n{conditions(result)}"
+        f"The training and validation losses of the first {first} of `{result['comparison']}`, U-Net and SegNet, by "
+        f"this code and as published: {means}.\n\n{conditions(result)}"
     )
 
 

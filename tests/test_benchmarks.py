@@ -1,0 +1,94 @@
+"""The benchmarks' own arithmetic, and what their committed results claim."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results" / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", ["measuring", "benchmark_tables", "update_docs"])
+def test_examples_in_docstrings_hold(name: str, load) -> None:
+    module: ModuleType = load(name)
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
+
+
+def test_contenders_take_turns_there_and_back(load) -> None:
+    calls: list[str] = []
+
+    def contender(name: str):
+        def turn() -> float:
+            calls.append(name)
+            return float(len(calls))
+
+        return turn
+
+    figures = load("measuring").take_turns({name: contender(name) for name in "ab"}, 3)
+    assert calls == ["a", "b", "b", "a", "a", "b"]
+    assert figures == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+
+
+def test_the_tutorial_s_network_has_its_size_and_shape(load) -> None:
+    tutorial = load("tutorial")
+    network = tutorial.TutorialNetwork(3)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 2_880_643
+    assert network(torch.zeros(1, 3, 40, 40)).shape == (1, 3, 40, 40)
+
+
+def test_a_loss_that_was_not_reached_gives_a_lower_bound(load) -> None:
+    tables = load("benchmark_tables")
+    history = [{"epoch": 1, "val_loss": 0.5, "seconds": 100.0}, {"epoch": 2, "val_loss": 0.4, "seconds": 100.0}]
+    assert tables.row("x", history, "", (1, 50.0)) == [
+        "x",
+        "more than 2",
+        "0.4000",
+        "more than 3.3 min",
+        "more than 4.0",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_result_says_how_where_and_from_which_commit(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    script = ROOT / result["command"].removeprefix("python ").split()[0]
+    assert script.is_file() or result["command"].startswith("petseg ")
+    environment = result["environment"]
+    assert environment["processor"]
+    assert environment["commit"]
+    assert "dirty" not in environment["commit"]
+
+
+def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes(load) -> None:
+    comparison = json.loads((RESULTS / "speedrun" / "comparison.json").read_text(encoding="utf-8"))
+    limit = load("benchmark_tables").LOSS
+    assert [model["name"] for model in comparison["models"]] == ["unet", "segnet"]
+    for model in comparison["models"]:
+        assert model["evaluations"]["val"]["cross_entropy"] <= limit
+        assert model["evaluations"]["val"]["cross_entropy_200"] <= limit
+    assert not comparison["made_data"]
+    assert "dirty" not in comparison["environment"]["commit"]
+
+
+def test_memory_stays_below_its_limit() -> None:
+    result = json.loads((RESULTS / "train_memory.json").read_text(encoding="utf-8"))
+    assert {
+        case: found["peak_mb"] for case, found in result["cases"].items() if found["peak_mb"] > result["limit_mb"]
+    } == {}
