@@ -60,17 +60,18 @@ def plain(contents: Contents) -> None:
 
 
 def petseg(contents: Contents) -> None:
-    """Prepares into a cache of its own."""
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["PETSEG_CACHE"] = cache
-        prepare(contents.folder, SIZE)
+    """Prepares into the cache, which is empty."""
+    prepare(contents.folder, SIZE)
 
 
 def speed(work: Callable[[Contents], None], contents: Contents) -> float:
     """Returns pictures a second."""
-    started = time.perf_counter()
-    work(contents)
-    return round(len(contents.pets) / (time.perf_counter() - started), 1)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["PETSEG_CACHE"] = cache
+        started = time.perf_counter()
+        work(contents)
+        taken = time.perf_counter() - started
+    return round(len(contents.pets) / taken, 1)
 
 
 def run() -> None:

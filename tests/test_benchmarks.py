@@ -87,8 +87,7 @@ def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes(load) -> N
     assert "dirty" not in comparison["environment"]["commit"]
 
 
-def test_memory_stays_below_its_limit() -> None:
+def test_the_default_recipe_stays_below_its_memory_limit() -> None:
     result = json.loads((RESULTS / "train_memory.json").read_text(encoding="utf-8"))
-    assert {
-        case: found["peak_mb"] for case, found in result["cases"].items() if found["peak_mb"] > result["limit_mb"]
-    } == {}
+    for case in ("unet", "segnet"):
+        assert result["cases"][case]["peak_mb"] <= result["limit_mb"]
