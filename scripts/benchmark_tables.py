@@ -62,10 +62,11 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def times(ratio: Mapping[str, float]) -> str:
     """Returns a ratio in words.
 
-    >>> times({"median": 5.04, "low": 4.9, "high": 5.25})
-    '5.0 (4.9 to 5.2)'
+    >>> times({"median": 5.04, "low": 4.9, "high": 5.25}), times({"median": 1.042, "low": 1.02, "high": 1.05})
+    ('5.0 (4.9 to 5.2)', '1.04 (1.02 to 1.05)')
     """
-    return f"{ratio['median']:.1f} ({ratio['low']:.1f} to {ratio['high']:.1f})"
+    digits = 1 if ratio["median"] >= 2 else 2
+    return f"{ratio['median']:.{digits}f} ({ratio['low']:.{digits}f} to {ratio['high']:.{digits}f})"
 
 
 def conditions(result: Mapping[str, Any]) -> str:
@@ -90,7 +91,7 @@ def train_speed(result: Mapping[str, Any]) -> str:
         )
         for loop in result["loops"].values()
     ]
-    head = ["Training loop", "px", "Batch", "petseg's first loop is faster by", "Share of a step spent on data"]
+    head = ["Training loop", "px", "Batch", "petseg's first loop is faster by", "Share of a step waiting for data"]
     return f"{markdown(head, rows)}\n\n{conditions(result)}"
 
 
@@ -101,7 +102,9 @@ def time_to_loss(speedrun: Mapping[str, Any], plain: Mapping[str, Any], speed: M
     rows = []
     for model in speedrun["models"]:
         at_200 = model["evaluations"]["val"]["cross_entropy_200"]
-        rows.append(row(f"`speedrun`, {model['title']}", model["history"], f", {loss(at_200)} at 200 px", fastest))
+        rows.append(
+            row(f"`speedrun`, {model['title']}", model["history"], f"; at the end {loss(at_200)} at 200 px", fastest)
+        )
     rows.append(row("`default`, U-Net", plain["history"], "", fastest))
     epoch = speed["training_images"] / float(np.median(speed["loops"]["tutorial"]["images_per_second"]))
     for epochs in (1, TUTORIAL_EPOCHS):
