@@ -33,21 +33,18 @@ def draw(out: Path) -> None:
         seconds = list(accumulate(row["seconds"] for row in history))
         losses = [row["val_loss"] for row in history]
         axes.plot(seconds, losses, color=style.colour, linestyle=style.dash, marker=style.marker, linewidth=width)
-        axes.annotate(
-            title,
-            (seconds[-1], losses[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            annotation_clip=False,
-        )
+        first = (seconds[0], losses[0])
+        axes.annotate(title, first, xytext=(9, 4), textcoords="offset points", va="center")
     axes.axhline(LOSS, color="#777777", linewidth=0.8)
+    words = f"the original U-Net after 30 epochs, {LOSS}"
     axes.annotate(
-        f"the original U-Net after 30 epochs, {LOSS}",
-        (0, LOSS),
-        xytext=(2, -13),
+        words,
+        (1, LOSS),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -6),
         textcoords="offset points",
-        color="#555555",
+        ha="right",
+        va="top",
     )
     axes.set(xlabel="seconds of training and validation", ylabel="validation cross-entropy", ylim=(0.3, 0.75))
     axes.set_xlim(0, 1.25 * max(sum(row["seconds"] for row in history) for _, history, _, _ in lines))

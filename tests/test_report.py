@@ -780,6 +780,7 @@ def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_
 def test_update_docs_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert update_docs("--root", str(tmp_path)) == 2
     assert "README.md does not exist; wanted" in capsys.readouterr().err
+    shutil.copytree(ROOT / "results", tmp_path / "results")
     (tmp_path / "README.md").write_text("# petseg\n", encoding="utf-8")
     assert update_docs("--root", str(tmp_path)) == 2
     assert "README.md holds <!-- results:begin --> 0 times; wanted once: put" in capsys.readouterr().err
