@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -344,7 +344,7 @@ def _train_epoch(
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     model.train()
     # a compilation for each size of a batch, and none for validation, which would be one more
-    stepped = torch.compile(model, dynamic=False) if settings.compile else model
+    stepped = cast(nn.Module, torch.compile(model, dynamic=False)) if settings.compile else model
     losses: list[Tensor] = []
     objectives: list[Tensor] = []
     for index, rows in enumerate(batches):
