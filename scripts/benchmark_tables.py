@@ -38,10 +38,11 @@ def headline(results: Path) -> str:
     (found, *_) = read_json(results / "benchmarks" / "speedrun" / "comparison.json")["models"]
     epochs_seconds = reached(found["history"])
     assert epochs_seconds is not None, "the speedrun's U-Net must reach the loss that it is published for"
+    machine = speed["environment"]
     return (
-        f"- petseg's loop, compiled, trains a U-Net {times(speed['ratio'])} times as fast as the usual loop (a DataLoader "
-        f"that decodes JPEGs, fp32), same network and batch, on {speed['environment']['threads']} cores of an "
-        f"{speed['environment']['processor']}.\n"
+        f"- petseg's loop, compiled, trains a U-Net {times(speed['ratio'])} times as fast as the usual loop (a "
+        f"DataLoader that decodes JPEGs, fp32), same network and batch, on {machine['threads']} cores of an "
+        f"{machine['processor']}.\n"
         f"- `petseg compare --recipe speedrun` brings U-Net to the validation loss {LOSS}, the original's after 30 "
         f"epochs, in {duration(epochs_seconds[1])} from a prepared cache, validation included (one seed)."
     )
