@@ -771,7 +771,7 @@ def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_
         "# petseg\n<!-- results:begin -->\n\n- Protocol `official`: U-Net leads SegNet by 5.4 points"
     )
     assert "\n\n| Protocol" in text
-    assert "\n\n<!-- results:end -->\nafter\n<!-- speed:begin -->\n\n- petseg's loop trains" in text
+    assert "\n\n<!-- results:end -->\nafter\n<!-- speed:begin -->\n\n- petseg's loop" in text
     assert "old" not in text
     assert [row[0] for row in cells(text)[2:5]] == ["official", "official", "seed"]
     assert update_docs("--check", "--root", str(tmp_path)) == 0
