@@ -1,4 +1,4 @@
-"""The command line: `petseg predict | data | models | train | evaluate | compare | report | export`.
+"""The command line: `petseg predict | serve | export | data | models | train | evaluate | compare | report`.
 
 Each subcommand is a public function. Nothing heavy is imported before a subcommand needs it.
 """
@@ -62,6 +62,7 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folde
 EXTRA_OF = {
     **dict.fromkeys(("torch", "safetensors", "scipy", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
 }
 """Package that the light install lacks -> the extra that brings it."""
 
@@ -431,6 +432,42 @@ def export(
 
     parity = export_run(run, out, fp16=fp16)["parity"]
     print(f"{out}: agrees with torch on {100 * parity['agreement']:.3f} % of {parity['pixels']:,} pixels")
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1, this machine alone")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="7860")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a limit: upload_bytes, pixels, concurrent, queue, held_bytes or seconds. Repeatable.",
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Open a page that tries both models on your own photo, and an API beside it, until Ctrl-C."""
+    import webbrowser
+
+    from petseg.config import load_serving
+
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    config = load_serving(settings or (), **given)
+    from petseg.serve.server import is_loopback
+    from petseg.serve.server import serve as serve_pages
+
+    if not is_loopback(config.host):
+        print(f"petseg: warning: {config.host} lets others on the network in; there is no password", file=sys.stderr)
+
+    def ready(url: str) -> None:
+        print(f"{url}  (Ctrl-C stops it)", flush=True)
+        if show:
+            webbrowser.open(url)
+
+    serve_pages(config, ready)
 
 
 # --- around ----------------------------------------------------------------------------------------------------------
