@@ -62,6 +62,7 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folde
 EXTRA_OF = {
     **dict.fromkeys(("torch", "safetensors", "scipy", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    "openvino": "openvino",
     **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
 }
 """Package that the light install lacks -> the extra that brings it."""
@@ -423,15 +424,27 @@ def predict(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Option(help="A run folder.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The ONNX file to write.", show_default=False)],
-    fp16: Annotated[bool, typer.Option(help="Store large weights in half the bytes.")] = True,
+    out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
+    model: Annotated[str, typer.Option(help="A shipped model.", show_default=False)] = "",
+    run: Annotated[Path | None, typer.Option(help="A trained run; needs the extra export.", show_default=False)] = None,
+    kind: Annotated[
+        str, typer.Option("--format", help="onnx, torch (a torch.export program) or openvino.", show_default="by --out")
+    ] = "",
+    fp16: Annotated[bool, typer.Option(help="Store a run's large weights in half the bytes; not for torch.")] = True,
 ) -> None:
-    """Write a trained run as one ONNX file that runs without torch; checked against torch first."""
-    from petseg.export import export_run
+    """Write a model as one file for other programs; checked against the original first."""
+    from petseg.convert import chosen_format, export_shipped
 
-    parity = export_run(run, out, fp16=fp16)["parity"]
-    print(f"{out}: agrees with torch on {100 * parity['agreement']:.3f} % of {parity['pixels']:,} pixels")
+    if (run is None) == (not model):
+        raise PetsegError("give one of --model NAME, a shipped model, and --run RUN, a trained one")
+    chosen = chosen_format(out, kind)
+    if run is None:
+        parity, original = export_shipped(model, out, chosen).agreement, "the shipped model"
+    else:
+        from petseg.export import export_run
+
+        parity, original = export_run(run, out, chosen, fp16=fp16)["parity"]["agreement"], "torch"
+    print(f"{out}: agrees with {original} on {100 * parity:.3f} % of the pixels of drawn pets")
 
 
 @app.command()

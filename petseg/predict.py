@@ -301,11 +301,16 @@ class Segmenter:
             return []
         pictures = np.stack([photo.squeezed(self.size) for photo in photos])
         started = time.perf_counter()
-        (probabilities,) = self._session.run(["probabilities"], {"image": pictures})
+        probabilities = self.probabilities(pictures)
         seconds = (time.perf_counter() - started) / len(photos)
         return [
             Segmentation(each, self.classes, photo, seconds) for each, photo in zip(probabilities, photos, strict=True)
         ]
+
+    def probabilities(self, pictures: UInt8) -> Floats:
+        """Returns what the network itself gives, [N, C, h, w], of uint8 [N, h, w, 3] at its own size."""
+        probabilities: Floats = self._session.run(["probabilities"], {"image": pictures})[0]
+        return probabilities
 
 
 def shipped_models() -> list[str]:

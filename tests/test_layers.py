@@ -19,6 +19,7 @@ ORDER = (
     *("petseg.models.layers", "petseg.models.unet", "petseg.models.segnet", "petseg.models.baselines", "petseg.models"),
     *("petseg.losses", "petseg.metrics", "petseg.runs"),
     *("petseg.enlarge", "petseg.regions", "petseg.cutout", "petseg.photos", "petseg.predict", "petseg.outputs"),
+    "petseg.convert",
     *("petseg.train", "petseg.evaluate", "petseg.export", "petseg.cost", "petseg.stats", "petseg.compare"),
     *("petseg.report.tables", "petseg.report.plots", "petseg.report.page", "petseg.report"),
     *("petseg.serve.upload", "petseg.serve.work", "petseg.serve.published", "petseg.serve.app"),
