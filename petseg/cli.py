@@ -6,6 +6,7 @@ Each subcommand is a public function. Nothing heavy is imported before a subcomm
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -463,6 +464,7 @@ def serve(
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
     """Open a page that tries both models on your own photo, and an API beside it, until Ctrl-C."""
+    import threading
     import webbrowser
 
     from petseg.config import load_serving
@@ -477,13 +479,18 @@ def serve(
 
     def ready(url: str) -> None:
         print(f"{url}  (Ctrl-C stops it)", flush=True)
-        if show:
-            webbrowser.open(url)
+        if show and _has_screen():
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
     serve_pages(config, ready)
 
 
 # --- around ----------------------------------------------------------------------------------------------------------
+
+
+def _has_screen() -> bool:
+    """Returns whether a window can open; a browser that is text would take the terminal."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _size(size: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from petseg.cli import app
-from petseg.config import load_recipe, recipe_names
+from petseg.config import load_recipe, load_serving, recipe_names
 from petseg.metrics import mean_iou
 from petseg.predict import shipped_models
 from petseg.report.page import read_comparison
