@@ -180,7 +180,7 @@ class ServeConfig(_Config):
     """Requests that may wait beside those; the next one is answered 503."""
     held_bytes: Annotated[int, Field(ge=1)] = 512_000_000
     """Bytes of all uploads in memory together; an upload beyond them is answered 503."""
-    seconds: Annotated[float, Field(gt=0, strict=False)] = 60.0
+    seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest time a request may take, its upload and its wait included."""
 
 

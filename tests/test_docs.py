@@ -55,7 +55,10 @@ def test_a_command_in_the_documents_exists_with_its_options(command: str) -> Non
     assert {word for word in words if word.startswith("--")} <= options
     settings = [after for word, after in pairwise(words) if word == "--set" and "field" not in after]
     model = words[words.index("--model") + 1] if "--model" in words else "unet"
-    if command.startswith("petseg predict "):
+    if command.startswith("petseg serve"):
+        load_serving(settings)
+        return
+    if command.startswith(("petseg predict ", "petseg export ")):
         assert model in shipped_models() or model.endswith(".onnx") or "--model" not in words
         return
     load_recipe("default", settings).for_model(model)

@@ -31,7 +31,7 @@ from petseg.errors import PetsegError, unknown_name
 from petseg.outputs import encoded
 from petseg.predict import Segmentation, Segmenter
 from petseg.serve import published
-from petseg.serve.upload import FIELD, RAW, ClientDisconnect, Held, checked
+from petseg.serve.upload import FIELD, RAW, ClientDisconnect, Held, checked, drain
 from petseg.serve.work import Models, Queue, unless_gone
 
 Output = Literal["mask", "overlay", "cutout", "trimap", "json"]
@@ -141,17 +141,17 @@ EXAMPLE = {
     "width": 451,
     "height": 300,
     "pet": True,
-    "pet_share": 0.672831,
-    "confidence": 0.9312,
+    "pet_share": 0.842328,
+    "confidence": 0.9412,
     "species": None,
     "boxes": [
         {
             "left": 0,
-            "top": 11,
+            "top": 0,
             "right": 451,
             "bottom": 300,
-            "share": 0.672831,
-            "confidence": 0.9312,
+            "share": 0.842084,
+            "confidence": 0.9413,
             "species": None,
         }
     ],
@@ -270,9 +270,13 @@ async def segment(
     state: State = request.app.state.petseg
     segmenter = state.models.get(model) if model else state.models.default
     if segmenter is None:
+        await drain(request)
         raise HTTPException(422, str(unknown_name("model", model, state.models.names())))
     computing = False
     try:
+        if state.queue.full():
+            await drain(request)
+            raise HTTPException(503, "the queue is full; try again in a moment", {"Retry-After": "1"})
         with state.queue.place(), state.held.upload() as upload:
             async with asyncio.timeout(state.config.seconds):
                 content = await upload.read(request, state.config.upload_bytes)
@@ -390,6 +394,7 @@ def _media_type(kind: str) -> str:
 async def _wrong_query(request: Request, error: Exception) -> JSONResponse:
     """Returns 422 with the first thing wrong, in the words that all errors have."""
     assert isinstance(error, RequestValidationError)
+    await drain(request)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:2])
     told = f"{where} is {str(first['input'])[:40]!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 
 from fastapi import HTTPException, Request
@@ -25,6 +26,9 @@ RAW = "application/octet-stream"
 FIELD = "image"
 """The multipart field that holds the photo."""
 
+PATIENCE = 10.0
+"""Seconds in which a refused client may finish sending."""
+
 
 class Upload:
     """The bytes of one request's photo; they count towards `held_bytes` until the request is done."""
@@ -43,7 +47,7 @@ class Upload:
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data" and kind != RAW and not kind.startswith("image/"):
-            await _drain(request)
+            await drain(request)
             raise HTTPException(
                 415,
                 f"content type {kind or 'is missing'}; wanted multipart/form-data with a field {FIELD!r}, or the photo "
@@ -58,20 +62,22 @@ class Upload:
     async def _body(self, request: Request, limit: int) -> bytearray:
         # boundaries, names and headers stand around a photo
         room = limit + 10_000
+        declared = request.headers.get("content-length", "")
+        refused = _too_large(limit) if declared.isdecimal() and int(declared) > room else None
         body = bytearray()
-        if int(request.headers.get("content-length", "0")) > room:
-            await _drain(request)
-            raise _too_large(limit)
         async for chunk in request.stream():
+            if refused:
+                continue  # a client hears nothing before it has sent all
             if len(body) + len(chunk) > room:
-                await _drain(request)
-                raise _too_large(limit)
-            if self._held.bytes + len(chunk) > self._held.limit:
-                await _drain(request)
-                raise HTTPException(503, "too many photos are held at the moment; try again", {"Retry-After": "2"})
-            self._held.bytes += len(chunk)
-            self.bytes += len(chunk)
-            body += chunk
+                refused = _too_large(limit)
+            elif self._held.bytes + len(chunk) > self._held.limit:
+                refused = HTTPException(503, "too many photos are held at the moment; try again", {"Retry-After": "2"})
+            else:
+                self._held.bytes += len(chunk)
+                self.bytes += len(chunk)
+                body += chunk
+        if refused:
+            raise refused
         return body
 
 
@@ -114,10 +120,12 @@ async def _from_multipart(request: Request, body: bytearray) -> bytes:
         await form.close()
 
 
-async def _drain(request: Request) -> None:
-    """Reads the rest of a body that is refused: a client hears nothing before it has sent all."""
-    async for _ in request.stream():
-        pass
+async def drain(request: Request) -> None:
+    """Reads a body that is refused, for a while: a client hears nothing before it has sent all."""
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(PATIENCE):
+            async for _ in request.stream():
+                pass
 
 
 def _too_large(limit: int) -> HTTPException:
@@ -147,4 +155,4 @@ def checked(content: bytes, config: ServeConfig) -> Photo:
         raise HTTPException(400, str(error)) from None
 
 
-__all__ = ["ClientDisconnect", "Held", "Upload", "checked"]
+__all__ = ["ClientDisconnect", "Held", "Upload", "checked", "drain"]

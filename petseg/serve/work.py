@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
@@ -54,15 +54,13 @@ class Queue:
         """Requests that have a place: uploading, waiting or computed."""
         self._pool = ThreadPoolExecutor(config.concurrent, thread_name_prefix="petseg")
 
+    def full(self) -> bool:
+        """Returns whether no place is left."""
+        return self.taken >= self.config.concurrent + self.config.queue
+
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Takes a place until the end of the block.
-
-        Raises:
-            HTTPException: 503, all are taken.
-        """
-        if self.taken >= self.config.concurrent + self.config.queue:
-            raise HTTPException(503, "the queue is full; try again in a moment", {"Retry-After": "1"})
+        """Takes a place until the end of the block."""
         self.taken += 1
         try:
             yield

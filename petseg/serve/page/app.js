@@ -55,6 +55,11 @@ function take(files) {
   items.forEach((item) => URL.revokeObjectURL(item.url));
   items = [...files].map((blob, place) => ({ name: blob.name || `photo-${place + 1}.png`, blob, answers: null, error: null }));
   current = null;
+  for (const side of sides) {
+    side.answer = null;
+    facts(side);
+    links(side, null);
+  }
   complain("");
   find("several").hidden = items.length < 2;
   find("zip").disabled = true;
@@ -65,7 +70,7 @@ function take(files) {
 
 async function work(signal) {
   for (const item of items) {
-    if (current === null || items.length === 1) show(item);
+    if (current === null || current.error) show(item);
     try {
       if (!item.blob.size) throw new Told("the file is empty");
       if (item.blob.size > about.upload_bytes)
@@ -127,13 +132,14 @@ function links(side, item) {
       continue;
     }
     side.urls.push((link.href = URL.createObjectURL(blob)));
-    link.download = fileName(item, side, link.dataset.output);
+    link.download = fileName(stem(item.name), side, link.dataset.output);
   }
   side.root.querySelector("button.copy").disabled = !side.answer;
 }
 
-const fileName = (item, side, output) =>
-  `${item.name.replace(/\.[^.]+$/, "")}.${side.model}.${output === "json" ? "json" : `${output}.png`}`;
+const stem = (name) => name.replace(/\.[^.]+$/, "");
+const fileName = (name, side, output) =>
+  `${name}.${side.model}.${output === "json" ? "json" : `${output}.png`}`;
 
 async function picture(side, kind) {
   if (kind !== "border") return side.answer[kind];
@@ -342,9 +348,9 @@ async function downloadAll() {
   const files = items.flatMap((item) => {
     if (!item.answers) return [];
     // two photos of one name: cat, cat-2
-    const count = (names.get(item.name) ?? 0) + 1;
-    names.set(item.name, count);
-    const own = count === 1 ? item : { name: item.name.replace(/(\.[^.]+)?$/, `-${count}$1`) };
+    const count = (names.get(stem(item.name)) ?? 0) + 1;
+    names.set(stem(item.name), count);
+    const own = stem(item.name) + (count === 1 ? "" : `-${count}`);
     return sides.flatMap((side, place) =>
       OUTPUTS.map((output) => [fileName(own, side, output), item.answers[place][output]]),
     );
