@@ -127,7 +127,7 @@ function weights(own, end, wanted) {
     const first = Math.max(0, Math.trunc(centre - reach + 0.5));
     const last = Math.min(own, Math.trunc(centre + reach + 0.5));
     const shares = Array.from({ length: last - first }, (_, at) =>
-      Math.max(0, 1 - Math.abs((at + first - centre + 0.5) / reach)),
+      Math.max(0, 1 - Math.abs((at + first - centre + 0.5) * (1 / reach))),
     );
     const total = shares.reduce((sum, share) => sum + share, 0);
     return { first, shares: shares.map((share) => Math.trunc(0.5 + (share / total) * 2 ** BITS)) };
