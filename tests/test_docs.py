@@ -51,7 +51,7 @@ def test_a_command_in_the_documents_exists_with_its_options(command: str) -> Non
     while words and words[0] in getattr(group, "commands", {}):
         group = group.commands[words.pop(0)]  # type: ignore[attr-defined]
     assert not hasattr(group, "commands") or not words, f"{command}: no such subcommand"
-    options = {name for parameter in group.params for name in parameter.opts} | {"--help"}
+    options = {name for parameter in group.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
     assert {word for word in words if word.startswith("--")} <= options
     settings = [after for word, after in pairwise(words) if word == "--set" and "field" not in after]
     model = words[words.index("--model") + 1] if "--model" in words else "unet"
@@ -151,4 +151,5 @@ def test_nothing_of_the_data_set_is_committed() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     pictures = {name for name in listed.stdout.split() if re.search(r"\.(jpe?g|png|npy|gif|webp|html)$", name)}
-    assert pictures <= {"docs/cat.png", "petseg/serve/page/cat.jpg", "petseg/serve/page/index.html"}
+    pages = {"petseg/serve/page/index.html", "examples/browser/index.html"}
+    assert pictures <= {"docs/cat.png", "petseg/serve/page/cat.jpg", *pages}

@@ -329,6 +329,21 @@ def test_the_webcam_shows_its_rate_and_keeps_the_last_picture(page):
     done(page)
 
 
+def fitted(page: Page) -> None:
+    """Waits until the frame holds all of the report."""
+    for _ in range(100):
+        frame, inside = page.evaluate(
+            """() => {
+                const report = document.querySelector("#report");
+                return [report.clientHeight, report.contentDocument.documentElement.offsetHeight];
+            }"""
+        )
+        if frame >= inside > 500:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"the frame is {frame} px high, the report {inside}")
+
+
 def test_the_comparison_shows_tables_and_plots_of_results(page, served):
     page.get_by_role("link", name="Comparison").click()
     listed = httpx.get(f"{served.url}/api/results").json()
@@ -339,12 +354,7 @@ def test_the_comparison_shows_tables_and_plots_of_results(page, served):
     expect(report.get_by_role("heading", name="All figures")).to_be_visible()
     assert report.locator("figure svg").count() >= 3
     assert report.locator("table").first.locator("tr").count() > 10
-    page.wait_for_function(
-        """() => {
-            const report = document.querySelector("#report");
-            return report.offsetHeight >= report.contentDocument.documentElement.offsetHeight;
-        }"""
-    )
+    fitted(page)
     page.locator("#choices button").nth(1).click()
     expect(report.locator(".facts")).to_contain_text(f"protocol {listed[1]['name']}")
 

@@ -95,7 +95,10 @@ def test_several_outputs_come_in_one_answer(served):
             yield answer.content
 
         form = await MultiPartParser(Headers({"content-type": answer.headers["content-type"]}), body()).parse()
-        return {name: await part.read() for name, part in form.multi_items()}
+        try:
+            return {name: await part.read() for name, part in form.multi_items()}
+        finally:
+            await form.close()
 
     found = asyncio.run(parts())
     assert tuple(found) == OUTPUTS

@@ -91,25 +91,37 @@ const BITS = 22; // of the weights behind the point
 export function squeezed(photo, size) {
   const factors = [photo.width, photo.height].map((side) => Math.max(1, Math.floor(side / size / 3)));
   const small = reduced(photo, factors);
-  const across = weights(small.width, photo.width / factors[0], size);
-  const down = weights(small.height, photo.height / factors[1], size);
-  const wide = new Uint8Array(small.height * size * 3);
-  for (let y = 0; y < small.height; y++) {
-    for (let x = 0; x < size; x++) {
+  const across = weights(small.width, Math.fround(photo.width / factors[0]), size);
+  const down = weights(small.height, Math.fround(photo.height / factors[1]), size);
+  // as Pillow 13 has it; before, it always went across first, which rounds a few colours differently
+  const downFirst = small.height > size && small.height > small.width;
+  return downFirst
+    ? squeezedAcross(squeezedDown(small.data, small.width, down), small.width, size, across)
+    : squeezedDown(squeezedAcross(small.data, small.width, small.height, across), size, down);
+}
+
+/** Returns [height, places, 3] of [height, width, 3]. */
+function squeezedAcross(values, width, height, places) {
+  const made = new Uint8Array(height * places.length * 3);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < places.length; x++) {
       for (let c = 0; c < 3; c++) {
-        wide[(y * size + x) * 3 + c] = weighted(small.data, (y * small.width + across[x].first) * 3 + c, 3, across[x]);
+        made[(y * places.length + x) * 3 + c] = weighted(values, (y * width + places[x].first) * 3 + c, 3, places[x]);
       }
     }
   }
-  const square = new Uint8Array(size * size * 3);
-  for (let y = 0; y < size; y++) {
-    for (let x = 0; x < size; x++) {
-      for (let c = 0; c < 3; c++) {
-        square[(y * size + x) * 3 + c] = weighted(wide, (down[y].first * size + x) * 3 + c, size * 3, down[y]);
-      }
+  return made;
+}
+
+/** Returns [places, width, 3] of [height, width, 3]. */
+function squeezedDown(values, width, places) {
+  const made = new Uint8Array(places.length * width * 3);
+  for (let y = 0; y < places.length; y++) {
+    for (let at = 0; at < width * 3; at++) {
+      made[y * width * 3 + at] = weighted(values, places[y].first * width * 3 + at, width * 3, places[y]);
     }
   }
-  return square;
+  return made;
 }
 
 function weighted(values, from, step, { shares }) {

@@ -430,6 +430,9 @@ function makeSide(model) {
   stage.addEventListener("pointermove", (event) => event.buttons && follow(event));
   const downloads = root.querySelector(".downloads");
   downloads.setAttribute("aria-label", `Files of ${model.title}`);
+  const word = document.createElement("span");
+  word.textContent = "Download";
+  downloads.append(word);
   for (const output of OUTPUTS) {
     const link = document.createElement("a");
     link.className = "button";
