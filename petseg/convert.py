@@ -76,9 +76,7 @@ def chosen_format(out: Path, wanted: str) -> str:
         raise unknown_name("--format", wanted, ENDINGS)
     by_ending = {ending: name for name, ending in ENDINGS.items()}
     if wanted and out.suffix != ENDINGS[wanted]:
-        raise PetsegError(
-            f"{out}: format {wanted} ends in {ENDINGS[wanted]}; call it {out.with_suffix(ENDINGS[wanted])}"
-        )
+        raise PetsegError(f"{out}: a file of format {wanted} ends in {ENDINGS[wanted]}; call it so")
     if out.suffix not in by_ending:
         told = ", ".join(f"{ending} ({name})" for name, ending in ENDINGS.items())
         raise PetsegError(f"{out}: the ending {out.suffix!r} says no format; end it in {told}")

@@ -127,7 +127,10 @@ def test_the_ending_says_the_format(out, wanted, kind):
     ("arguments", "told"),
     [
         (["--model", "segnet_small", "--out", "a.bin"], "a.bin: the ending '.bin' says no format; end it in .onnx"),
-        (["--model", "segnet_small", "--out", "a.onnx", "--format", "torch"], "a file of format torch ends in .pt2"),
+        (
+            ["--model", "segnet_small", "--out", "a.onnx", "--format", "torch"],
+            "a file of format torch ends in .pt2; call it so",
+        ),
         (["--model", "segnet_small", "--out", "a.onnx", "--format", "onx"], "--format 'onx' is unknown; choose one of"),
         (["--model", "segnet_small", "--out", "a.pt2"], "is shipped as ONNX, without torch's weights; export it as"),
         (["--model", "segnets", "--out", "a.onnx"], "model 'segnets' is unknown; choose one of: segnet"),

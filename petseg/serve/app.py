@@ -225,10 +225,11 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
     if loopback:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
     app.add_middleware(_Guarded)
-    document = app.openapi()
-    names = document["paths"]["/api/segment"]["post"]["parameters"][0]
-    assert names["name"] == "model"
+    operation = app.openapi()["paths"]["/api/segment"]["post"]
+    (names,) = (parameter for parameter in operation["parameters"] if parameter["name"] == "model")
     names["schema"] = {"type": "string", "enum": state.models.names(), "default": state.models.default.name}
+    # FastAPI leaves null out of examples
+    operation["responses"]["200"]["content"]["application/json"]["example"] = EXAMPLE
     return app
 
 
@@ -240,12 +241,9 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
         200: {
             "description": "A PNG, or JSON for output=json; for several outputs, multipart/form-data with a part each. "
             "Server-Timing tells what the network took.",
+            "model": Prediction,
             "content": {
                 "image/png": {"schema": PHOTO},
-                "application/json": {
-                    "schema": {"$ref": "#/components/schemas/Prediction"},
-                    "example": EXAMPLE,
-                },
                 "multipart/form-data": {"schema": {"type": "string", "format": "binary"}},
             },
         },
@@ -255,7 +253,7 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
 )
 async def segment(
     request: Request,
-    model: Annotated[str, Query(description="A shipped model, or a kind: the best one of it.")] = "",
+    model: Annotated[str | None, Query(description="A shipped model, or a kind: the best one of it.")] = None,
     output: Annotated[
         list[Output],
         Query(
@@ -268,8 +266,9 @@ async def segment(
 ) -> Response:
     """Returns what a model sees in the photo: a mask, an overlay, a cut-out, a trimap, or JSON."""
     state: State = request.app.state.petseg
-    segmenter = state.models.get(model) if model else state.models.default
+    segmenter = state.models.default if model is None else state.models.get(model)
     if segmenter is None:
+        assert model is not None
         await drain(request)
         raise HTTPException(422, str(unknown_name("model", model, state.models.names())))
     computing = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -25,6 +26,9 @@ RAW = "application/octet-stream"
 
 FIELD = "image"
 """The multipart field that holds the photo."""
+
+# its warnings of broken forms would go to stderr
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())
 
 PATIENCE = 10.0
 """Seconds in which a refused client may finish sending."""

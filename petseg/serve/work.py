@@ -52,7 +52,7 @@ class Queue:
         self.config = config
         self.taken = 0
         """Requests that have a place: uploading, waiting or computed."""
-        self._pool = ThreadPoolExecutor(config.concurrent, thread_name_prefix="petseg")
+        self._pool = self._threads()
 
     def full(self) -> bool:
         """Returns whether no place is left."""
@@ -72,8 +72,12 @@ class Queue:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def close(self) -> None:
-        """Waits for what is being computed; what only waits is dropped."""
+        """Waits for what is being computed; what only waits is dropped. It may be used again."""
         self._pool.shutdown(cancel_futures=True)
+        self._pool = self._threads()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.config.concurrent, thread_name_prefix="petseg")
 
 
 async def unless_gone(request: Request, job: Coroutine[Any, Any, T]) -> T:
