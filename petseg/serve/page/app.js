@@ -385,6 +385,7 @@ function drawList() {
       const state = document.createElement("span");
       image.src = item.url;
       image.alt = "";
+      image.addEventListener("error", () => (image.style.visibility = "hidden"));
       name.textContent = item.name;
       state.textContent = item.error ?? (item.answers ? "done" : "waits");
       state.className = item.error ? "failed" : "soft";
