@@ -1,4 +1,4 @@
-"""The command line: `petseg predict | data | models | train | evaluate | compare | report | export`.
+"""The command line: `petseg predict | serve | export | data | models | train | evaluate | compare | report`.
 
 Each subcommand is a public function. Nothing heavy is imported before a subcommand needs it.
 """
@@ -6,6 +6,7 @@ Each subcommand is a public function. Nothing heavy is imported before a subcomm
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -62,6 +63,8 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folde
 EXTRA_OF = {
     **dict.fromkeys(("torch", "safetensors", "scipy", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    "openvino": "openvino",
+    **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
 }
 """Package that the light install lacks -> the extra that brings it."""
 
@@ -422,18 +425,72 @@ def predict(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Option(help="A run folder.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The ONNX file to write.", show_default=False)],
-    fp16: Annotated[bool, typer.Option(help="Store large weights in half the bytes.")] = True,
+    out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
+    model: Annotated[str, typer.Option(help="A shipped model.", show_default=False)] = "",
+    run: Annotated[Path | None, typer.Option(help="A trained run; needs the extra export.", show_default=False)] = None,
+    kind: Annotated[
+        str, typer.Option("--format", help="onnx, torch (a torch.export program) or openvino.", show_default="by --out")
+    ] = "",
+    fp16: Annotated[bool, typer.Option(help="Store a run's large weights in half the bytes; not for torch.")] = True,
 ) -> None:
-    """Write a trained run as one ONNX file that runs without torch; checked against torch first."""
-    from petseg.export import export_run
+    """Write a model as one file for other programs; checked against the original first."""
+    from petseg.convert import chosen_format, export_shipped
 
-    parity = export_run(run, out, fp16=fp16)["parity"]
-    print(f"{out}: agrees with torch on {100 * parity['agreement']:.3f} % of {parity['pixels']:,} pixels")
+    if (run is None) == (not model):
+        raise PetsegError("give one of --model NAME, a shipped model, and --run RUN, a trained one")
+    chosen = chosen_format(out, kind)
+    if run is None:
+        parity, original = export_shipped(model, out, chosen).agreement, "the shipped model"
+    else:
+        from petseg.export import export_run
+
+        parity, original = export_run(run, out, chosen, fp16=fp16)["parity"]["agreement"], "torch"
+    print(f"{out}: agrees with {original} on {100 * parity:.3f} % of the pixels of drawn pets")
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1, this machine alone")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="7860")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a limit: upload_bytes, pixels, concurrent, queue, held_bytes or seconds. Repeatable.",
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Open a page that tries both models on your own photo, and an API beside it, until Ctrl-C."""
+    import threading
+    import webbrowser
+
+    from petseg.config import load_serving
+
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    config = load_serving(settings or (), **given)
+    from petseg.serve.server import is_loopback
+    from petseg.serve.server import serve as serve_pages
+
+    if not is_loopback(config.host):
+        print(f"petseg: warning: {config.host} lets others on the network in; there is no password", file=sys.stderr)
+
+    def ready(url: str) -> None:
+        print(f"{url}  (Ctrl-C stops it)", flush=True)
+        if show and _has_screen():
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+    serve_pages(config, ready)
 
 
 # --- around ----------------------------------------------------------------------------------------------------------
+
+
+def _has_screen() -> bool:
+    """Returns whether a window can open; a browser that is text would take the terminal."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _size(size: int) -> int:

@@ -5,6 +5,7 @@ One description serves the file, the flag, the help text and the run folder. Shi
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -189,6 +190,27 @@ class Recipe(_Config):
         return validated(RunConfig, fields, source=f"overrides.{name}")
 
 
+class ServeConfig(_Config):
+    """Where `petseg serve` listens, and how much it takes on."""
+
+    host: str = "127.0.0.1"
+    """The address; any other than loopback lets others in."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 7860
+    """0 takes a free one."""
+    upload_bytes: Annotated[int, Field(ge=1)] = 20_000_000
+    """Largest upload; a larger one is answered 413."""
+    pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    """Largest photo; a larger one is answered 413. A cut-out takes some 20 bytes a pixel while it is made."""
+    concurrent: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
+    """Photos computed at once, on one thread each; a core each is fastest."""
+    queue: Annotated[int, Field(ge=0)] = 256
+    """Requests that may wait beside those; the next one is answered 503."""
+    held_bytes: Annotated[int, Field(ge=1)] = 512_000_000
+    """Bytes of all uploads in memory together; an upload beyond them is answered 503."""
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest time a request may take, its upload and its wait included."""
+
+
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 RECIPES = files("petseg") / "recipes"
 ConfigT = TypeVar("ConfigT", bound=_Config)
@@ -221,11 +243,19 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise PetsegError(f"recipe {name}: not valid TOML ({error}); mend the file") from None
     for setting in settings:
-        field, equals, value = setting.partition("=")
-        if not equals:
-            raise PetsegError(f"--set {setting}: got no '='; write --set field=value, for example --set epochs=10")
-        _put(fields, field.strip(), _parse_value(value.strip()), source="--set")
+        field, value = _parse_setting(setting)
+        _put(fields, field, value, source="--set")
     return validated(Recipe, fields, source=f"recipe {name}")
+
+
+def load_serving(settings: Sequence[str] = (), **given: Any) -> ServeConfig:
+    """Returns what `petseg serve` goes by: `field=value` settings, then the flags that were given.
+
+    Raises:
+        PetsegError: unknown or wrong field, malformed setting.
+    """
+    fields = dict(map(_parse_setting, settings))
+    return validated(ServeConfig, {**fields, **given}, source="serve")
 
 
 def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) -> ConfigT:
@@ -288,6 +318,13 @@ def _put(fields: dict[str, Any], field: str, value: Any, *, source: str) -> None
             raise PetsegError(f"{source} {field}: {parent} holds a value, not fields; name a field of the recipe")
         fields = nested
     fields[last] = value
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    field, equals, value = setting.partition("=")
+    if not equals:
+        raise PetsegError(f"--set {setting}: got no '='; write --set field=value, for example --set epochs=10")
+    return field.strip(), _parse_value(value.strip())
 
 
 def _parse_value(text: str) -> Any:

@@ -1,4 +1,6 @@
-"""Export: `export_run(run, out)` writes a trained run as one ONNX file that needs neither torch nor this package.
+"""Export: `export_run(run, out)` writes a trained run as one file that needs neither its run nor this package.
+
+ONNX for everything else that runs networks, a torch.export program for torch, OpenVINO for Intel's processors:
 
     input   image          uint8   [N, H, W, 3]   RGB; H and W are the size trained at, N is free
     output  probabilities  float32 [N, C, H, W]   0..1, the classes of a pixel add up to 1
@@ -13,9 +15,11 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +33,12 @@ from torch import Tensor, nn
 
 from petseg import runs
 from petseg.config import RunConfig
+from petseg.convert import AGREEMENT, OpenVINO, compare, drawn_pictures, refusal
 from petseg.data.oxford_pets import UInt8, get_task
-from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.errors import PetsegError
 from petseg.evaluate import load_run
 from petseg.models import TITLES, normalise, to_unit_range
-from petseg.photos import Photo
 from petseg.train import choose_hardware
-
-AGREEMENT = 0.9999
-"""Share of pixels whose class must be torch's."""
 
 FP32_BELOW = (40_000, 80_000, 160_000)
 """Tensors of fewer values stay in float32, tried in this order until the file agrees with torch.
@@ -64,14 +64,13 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How far a file agrees with torch on drawn pets."""
+class Made:
+    """A model in some format, not yet kept."""
 
-    pixels: int
-    agreement: float
-    """Share of pixels with the same class, 0..1."""
-    largest_difference: float
-    """Of a probability, 0..1."""
+    answers: Floats
+    """What it gives for the drawn pets."""
+    save: Callable[[Path, Mapping[str, Any]], None]
+    """Writes it with its metadata."""
 
 
 class _Served(nn.Module):
@@ -86,13 +85,14 @@ class _Served(nn.Module):
         return logits.softmax(dim=1)
 
 
-def export_run(run: Path, out: Path, *, fp16: bool = True) -> dict[str, Any]:
-    """Returns the metadata of `out`, now the ONNX file of a trained run (`evaluate.load_run` says of which weights).
+def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -> dict[str, Any]:
+    """Returns the metadata of `out`, now the file of a trained run (`evaluate.load_run` says of which weights).
 
     Args:
         run: the run folder.
         out: the file, replaced in one step.
-        fp16: store large weights in half the bytes; they are computed with in float32 all the same.
+        kind: onnx, torch (a torch.export program) or openvino.
+        fp16: store large weights in half the bytes; they are computed with in float32 all the same. Not for torch.
 
     Raises:
         PetsegError: not a trained run, or the file disagrees with torch.
@@ -104,16 +104,19 @@ def export_run(run: Path, out: Path, *, fp16: bool = True) -> dict[str, Any]:
         "weights_sha256": _digest(run / weights),
         "epoch": epoch,
     }
-    return export_model(model, description, out, fp16=fp16)
+    return export_model(model, description, out, kind, fp16=fp16)
 
 
-def export_model(model: nn.Module, description: Mapping[str, Any], out: Path, *, fp16: bool = True) -> dict[str, Any]:
-    """Returns the metadata of `out`, now the ONNX file of a model: `description`, and how far it agrees with torch.
+def export_model(
+    model: nn.Module, description: Mapping[str, Any], out: Path, kind: str = "onnx", *, fp16: bool = True
+) -> dict[str, Any]:
+    """Returns the metadata of `out`, now the file of a model: `description`, and how far it agrees with torch.
 
     Args:
         model: logits [N, C, H, W] of normalised images, on the CPU.
         description: at least `classes`, C names, and `size`, the side in pixels that photos are squeezed to.
         out: the file, replaced in one step.
+        kind: as `export_run`.
         fp16: as `export_run`.
 
     Raises:
@@ -121,23 +124,78 @@ def export_model(model: nn.Module, description: Mapping[str, Any], out: Path, *,
     """
     served = _Served(model).eval()
     pictures = drawn_pictures(description["size"])
-    exported = _export(served, pictures[:2])
-    files = (stored_in_fp16(exported, fp32_below=below) for below in FP32_BELOW) if fp16 else iter([exported])
-    for file in files:
-        parity = compare_with_torch(file, served, pictures)
+    with torch.inference_mode():
+        theirs = served(torch.from_numpy(pictures)).numpy()
+    for made in MAKERS[kind](served, pictures, fp16 and kind != "torch"):
+        parity = compare(made.answers, theirs)
         if parity.agreement >= AGREEMENT:
             break
     else:
-        raise PetsegError(
-            f"{out}: the exported model agrees with torch on {100 * parity.agreement:.3f} % of pixels (a probability "
-            f"differs by up to {parity.largest_difference:.2g}), wanted {100 * AGREEMENT} %; nothing was written"
-            + ("; try --no-fp16" if fp16 else "")
-        )
-    metadata = {**description, "fp16": fp16, "parity": asdict(parity)}
-    for name, value in metadata.items():
-        file.metadata_props.add(key=name, value=json.dumps(value))
-    runs.write_atomically(out, lambda unfinished: unfinished.write_bytes(file.SerializeToString()))
+        advice = "; try --no-fp16" if fp16 and kind != "torch" else ""
+        raise PetsegError(f"{refusal(out, parity, 'torch')}{advice}")
+    metadata = {**description, "fp16": fp16 and kind != "torch", "parity": asdict(parity)}
+    made.save(out, metadata)
     return metadata
+
+
+def _onnx(served: nn.Module, pictures: UInt8, fp16: bool) -> Iterator[Made]:
+    for file in _onnx_files(served, pictures, fp16):
+
+        def save(out: Path, metadata: Mapping[str, Any], file: onnx.ModelProto = file) -> None:
+            for name, value in metadata.items():
+                file.metadata_props.add(key=name, value=json.dumps(value))
+            runs.write_atomically(out, partial(Path.write_bytes, data=file.SerializeToString()))
+
+        session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+        yield Made(session.run(None, {"image": pictures})[0], save)
+
+
+def _openvino(served: nn.Module, pictures: UInt8, fp16: bool) -> Iterator[Made]:
+    for file in _onnx_files(served, pictures, fp16):
+        converted = OpenVINO(file.SerializeToString())
+        yield Made(converted.probabilities(pictures), converted.save)
+
+
+def _program(served: nn.Module, pictures: UInt8, fp16: bool) -> Iterator[Made]:
+    assert not fp16, "a program keeps torch's own weights"
+    with _quiet():
+        program = torch.export.export(
+            served, (torch.from_numpy(pictures[:2]),), dynamic_shapes={"image": {0: torch.export.Dim("N")}}
+        )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the paths of this machine
+
+    def content(metadata: Mapping[str, Any]) -> bytes:
+        stream = BytesIO()
+        texts = {f"{name}.json": json.dumps(value) for name, value in metadata.items()}
+        torch.export.save(program, stream, extra_files=texts)
+        return stream.getvalue()
+
+    with _quiet():
+        loaded = torch.export.load(BytesIO(content({}))).module()
+    with torch.inference_mode():
+        answers = loaded(torch.from_numpy(pictures)).numpy()
+    yield Made(
+        answers,
+        lambda out, metadata: runs.write_atomically(out, partial(Path.write_bytes, data=content(metadata))),
+    )
+
+
+MAKERS: dict[str, Callable[[nn.Module, UInt8, bool], Iterator[Made]]] = {
+    "onnx": _onnx,
+    "torch": _program,
+    "openvino": _openvino,
+}
+"""Format -> what makes it, the smallest file first; the first that agrees with torch is kept."""
+
+
+def _onnx_files(served: nn.Module, pictures: UInt8, fp16: bool) -> Iterator[onnx.ModelProto]:
+    exported = _export(served, pictures[:2])
+    if not fp16:
+        yield exported
+        return
+    for below in FP32_BELOW:
+        yield stored_in_fp16(exported, fp32_below=below)
 
 
 def exported_run(run: Path) -> Path:
@@ -149,25 +207,6 @@ def exported_run(run: Path) -> Path:
             return out
     export_run(run, out)
     return out
-
-
-def drawn_pictures(size: int) -> UInt8:
-    """Returns 16 made pets, uint8 [16, size, size, 3], the same everywhere: what exports are checked on."""
-    breeds = (*CATS[:8], *DOGS[:8])
-    return np.stack([Photo(draw_pet(breed, 1, size=max(size, 32))[0]).squeezed(size) for breed in breeds])
-
-
-def compare_with_torch(file: onnx.ModelProto, served: nn.Module, pictures: UInt8) -> Parity:
-    """Returns how far ONNX Runtime's answers on `pictures` [N, H, W, 3] agree with torch's."""
-    session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
-    ours: Floats = session.run(None, {"image": pictures})[0]
-    with torch.inference_mode():
-        theirs = served(torch.from_numpy(pictures)).numpy()
-    return Parity(
-        pixels=ours[:, 0].size,
-        agreement=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
-        largest_difference=float(np.abs(ours - theirs).max()),
-    )
 
 
 def stored_in_fp16(file: onnx.ModelProto, *, fp32_below: int) -> onnx.ModelProto:

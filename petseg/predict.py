@@ -12,6 +12,7 @@ Axis letters: N photos, C classes, h w pixels of the model's square, H W pixels 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -87,6 +88,8 @@ class Segmentation:
     classes: tuple[str, ...]
     """C names."""
     photo: Photo = field(repr=False)
+    seconds: float = 0.0
+    """What the network alone took; of a batch, this photo's part."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -297,8 +300,17 @@ class Segmenter:
         if not photos:
             return []
         pictures = np.stack([photo.squeezed(self.size) for photo in photos])
-        (probabilities,) = self._session.run(["probabilities"], {"image": pictures})
-        return [Segmentation(each, self.classes, photo) for each, photo in zip(probabilities, photos, strict=True)]
+        started = time.perf_counter()
+        probabilities = self.probabilities(pictures)
+        seconds = (time.perf_counter() - started) / len(photos)
+        return [
+            Segmentation(each, self.classes, photo, seconds) for each, photo in zip(probabilities, photos, strict=True)
+        ]
+
+    def probabilities(self, pictures: UInt8) -> Floats:
+        """Returns what the network itself gives, [N, C, h, w], of uint8 [N, h, w, 3] at its own size."""
+        probabilities: Floats = self._session.run(["probabilities"], {"image": pictures})[0]
+        return probabilities
 
 
 def shipped_models() -> list[str]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +44,46 @@ def prepared(pets_folder: Path) -> Prepared:
 @pytest.fixture
 def tiny_recipe() -> Recipe:
     return load_recipe("default", TINY)
+
+
+def chromium() -> str | None:
+    """Returns the path of a Chromium or Chrome, None where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "NO BROWSER" in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(
+            f"NO BROWSER: {len(skipped)} tests of the page were SKIPPED; install Chromium to run them", red=True
+        )
+
+
+class Served:
+    """`petseg serve` as a user starts it, on a free port."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "petseg.cli", "serve", "--port", "0", "--no-open", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().partition(" ")[0]
+        assert self.url.startswith("http://127.0.0.1:"), self.process.communicate()[1]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def stop(self) -> tuple[str, str]:
+        """Returns what it printed after its address, and on stderr; it must stop on Ctrl-C with exit code 0."""
+        self.process.send_signal(signal.SIGINT)
+        told = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, told
+        return told
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    server = Served()
+    yield server
+    assert server.stop() == ("", ""), "nothing of any request is logged"

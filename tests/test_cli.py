@@ -17,6 +17,7 @@ SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 HELP = [
     "",
     "predict",
+    "serve",
     "export",
     "data",
     "data get",
@@ -73,6 +74,7 @@ def test_the_commands_are_these() -> None:
     names = {name: set(getattr(command, "commands", ())) for name, command in group.commands.items()}  # type: ignore[attr-defined]
     assert names == {
         "predict": set(),
+        "serve": set(),
         "export": set(),
         "data": {"get", "check", "prepare"},
         "models": set(),

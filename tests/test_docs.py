@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from petseg.cli import app
-from petseg.config import load_recipe, recipe_names
+from petseg.config import load_recipe, load_serving, recipe_names
 from petseg.metrics import mean_iou
 from petseg.predict import shipped_models
 from petseg.report.page import read_comparison
@@ -51,11 +51,14 @@ def test_a_command_in_the_documents_exists_with_its_options(command: str) -> Non
     while words and words[0] in getattr(group, "commands", {}):
         group = group.commands[words.pop(0)]  # type: ignore[attr-defined]
     assert not hasattr(group, "commands") or not words, f"{command}: no such subcommand"
-    options = {name for parameter in group.params for name in parameter.opts} | {"--help"}
+    options = {name for parameter in group.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
     assert {word for word in words if word.startswith("--")} <= options
     settings = [after for word, after in pairwise(words) if word == "--set" and "field" not in after]
     model = words[words.index("--model") + 1] if "--model" in words else "unet"
-    if command.startswith("petseg predict "):
+    if command.startswith("petseg serve"):
+        load_serving(settings)
+        return
+    if command.startswith(("petseg predict ", "petseg export ")):
         assert model in shipped_models() or model.endswith(".onnx") or "--model" not in words
         return
     load_recipe("default", settings).for_model(model)
@@ -148,4 +151,5 @@ def test_nothing_of_the_data_set_is_committed() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     pictures = {name for name in listed.stdout.split() if re.search(r"\.(jpe?g|png|npy|gif|webp|html)$", name)}
-    assert pictures <= {"docs/cat.png"}
+    pages = {"petseg/serve/page/index.html", "examples/browser/index.html"}
+    assert pictures <= {"docs/cat.png", "petseg/serve/page/cat.jpg", *pages}

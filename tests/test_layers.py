@@ -19,11 +19,13 @@ ORDER = (
     *("petseg.models.layers", "petseg.models.unet", "petseg.models.segnet", "petseg.models.baselines", "petseg.models"),
     *("petseg.losses", "petseg.metrics", "petseg.runs"),
     *("petseg.enlarge", "petseg.regions", "petseg.cutout", "petseg.photos", "petseg.predict", "petseg.outputs"),
+    "petseg.convert",
     *("petseg.train", "petseg.evaluate", "petseg.export", "petseg.cost", "petseg.stats", "petseg.compare"),
     *("petseg.report.tables", "petseg.report.plots", "petseg.report.page", "petseg.report"),
-    "petseg.cli",
+    *("petseg.serve.upload", "petseg.serve.work", "petseg.serve.published", "petseg.serve.app"),
+    *("petseg.serve.server", "petseg.serve", "petseg.cli"),
 )
-"""From top to bottom: data -> models -> train -> evaluate -> compare -> report. A new file takes its place here."""
+"""From top to bottom: data, models, train, evaluate, compare, report, serve. A new file takes its place here."""
 
 MAY_IMPORT = {
     "petseg.data": ("petseg.errors", "petseg.config", "petseg.data"),
@@ -142,7 +144,7 @@ def test_importing_the_command_line_is_light(module):
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     loaded = done.stdout.split()
     assert "petseg" in loaded
-    assert not {"torch", "numpy", "pydantic", "PIL", "scipy", "matplotlib", "jinja2"} & {*loaded}
+    assert not {"torch", "numpy", "pydantic", "PIL", "scipy", "matplotlib", "jinja2", "fastapi"} & {*loaded}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,580 @@
+// The page of `petseg serve`: sends a photo to /api/segment, once a model, and shows what comes back.
+
+const OUTPUTS = ["mask", "overlay", "cutout", "trimap", "json"];
+const TITLES = { mask: "Mask", overlay: "Overlay", cutout: "Cut-out", trimap: "Trimap", json: "JSON" };
+const LARGEST_SHOWN = 1600; // side in pixels of what is computed for the eye alone: the border's picture, the agreement
+const WEBCAM_SIDE = 480;
+const GONE = "the server does not answer; is `petseg serve` still running?";
+
+const find = (id) => document.getElementById(id);
+const view = () => document.querySelector("input[name=view]:checked").value;
+
+let about; // GET /api/models
+let sides = []; // one a model: {model, title, root, photo, result, urls}
+let items = []; // one a photo: {name, blob, url, answers: [{json, mask, ...}], error}
+let current = null;
+let working = new AbortController();
+let camera = null;
+
+// --- asking ---
+
+class Told extends Error {} // a problem in words that are meant for the visitor
+
+async function segment(blob, model, outputs, signal) {
+  const query = new URLSearchParams([["model", model], ...outputs.map((output) => ["output", output])]);
+  for (let attempt = 1; ; attempt++) {
+    let answer;
+    try {
+      const headers = { "Content-Type": "application/octet-stream" };
+      answer = await fetch(`api/segment?${query}`, { method: "POST", body: blob, headers, signal });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Told(GONE);
+    }
+    if (answer.ok) {
+      const parts = outputs.length > 1 ? await answer.formData() : new Map([[outputs[0], await answer.blob()]]);
+      const found = Object.fromEntries(outputs.map((output) => [output, parts.get(output)]));
+      if (found.json) found.told = JSON.parse(await found.json.text());
+      return found;
+    }
+    if (answer.status === 503 && attempt < 4) {
+      await new Promise((done) => setTimeout(done, 1000 * Number(answer.headers.get("Retry-After") ?? 1)));
+      continue;
+    }
+    const body = await answer.json().catch(() => ({}));
+    throw new Told(body.detail ?? `The server answered ${answer.status}.`);
+  }
+}
+
+// --- a photo, or several ---
+
+function take(files) {
+  stopWebcam();
+  working.abort();
+  working = new AbortController();
+  items.forEach((item) => URL.revokeObjectURL(item.url));
+  items = [...files].map((blob, place) => ({ name: blob.name || `photo-${place + 1}.png`, blob, answers: null, error: null }));
+  current = null;
+  for (const side of sides) {
+    side.answer = null;
+    facts(side);
+    links(side, null);
+  }
+  complain("");
+  find("several").hidden = items.length < 2;
+  find("zip").disabled = true;
+  items.forEach((item) => (item.url = URL.createObjectURL(item.blob)));
+  drawList();
+  if (items.length) work(working.signal);
+}
+
+async function work(signal) {
+  for (const item of items) {
+    if (current === null || current.error) show(item);
+    try {
+      if (!item.blob.size) throw new Told("the file is empty");
+      if (item.blob.size > about.upload_bytes)
+        throw new Told(`it has ${megabytes(item.blob.size)}; at most ${megabytes(about.upload_bytes)} are taken`);
+      item.answers = await Promise.all(sides.map((side) => segment(item.blob, side.model, OUTPUTS, signal)));
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      if (!(error instanceof Told)) throw error;
+      item.error = error.message;
+    }
+    if (signal.aborted) return;
+    if (item === current) show(item);
+    drawList();
+  }
+  if (items.length > 1) {
+    const good = items.filter((item) => item.answers).length;
+    find("zip").disabled = good === 0;
+    say(`${good} of ${items.length} photos are done`);
+    const failed = items.length - good;
+    if (failed) complain(`${failed} of ${items.length} photos could not be used; the list below says why.`);
+  }
+}
+
+function show(item) {
+  current = item;
+  const waiting = !item.answers && !item.error;
+  find("results").hidden = Boolean(item.error);
+  if (item.error && items.length === 1) complain(`${item.name}: ${item.error}`);
+  for (const [place, side] of sides.entries()) {
+    side.root.setAttribute("aria-busy", waiting);
+    side.photo.src = item.url;
+    side.answer = item.answers?.[place] ?? null;
+    facts(side);
+    links(side, item);
+  }
+  drawList();
+  render().then(() => {
+    if (item.answers && items.length === 1) say(find("agreement").textContent || "Done");
+  });
+}
+
+function facts(side) {
+  const told = side.answer?.told;
+  const set = (name, text) => (side.root.querySelector(`.${name}`).textContent = text);
+  const species = told?.species;
+  set("sees", !told ? "–" : !told.pet ? "no pet" : species ? `${species.name}, ${percent(species.probability)}` : "a pet");
+  set("confidence", told?.confidence == null ? "–" : percent(told.confidence));
+  set("covers", told ? percent(told.pet_share) : "–");
+  set("time", told ? `${told.milliseconds.toFixed(told.milliseconds < 10 ? 1 : 0)} ms` : "–");
+}
+
+function links(side, item) {
+  side.urls.forEach((url) => URL.revokeObjectURL(url));
+  side.urls = [];
+  for (const link of side.root.querySelectorAll(".downloads a")) {
+    const blob = side.answer?.[link.dataset.output];
+    if (!blob) {
+      link.removeAttribute("href");
+      continue;
+    }
+    side.urls.push((link.href = URL.createObjectURL(blob)));
+    link.download = fileName(stem(item.name), side, link.dataset.output);
+  }
+  side.root.querySelector("button.copy").disabled = !side.answer;
+}
+
+const stem = (name) => name.replace(/\.[^.]+$/, "");
+const fileName = (name, side, output) =>
+  `${name}.${side.model}.${output === "json" ? "json" : `${output}.png`}`;
+
+async function picture(side, kind) {
+  if (kind !== "border") return side.answer[kind];
+  side.answer.border ??= await borderPicture(side.answer.trimap);
+  return side.answer.border;
+}
+
+async function render() {
+  const kind = view();
+  find("pair").dataset.view = kind;
+  drawLegend(kind);
+  const shown = current;
+  await Promise.all(
+    sides.map(async (side) => {
+      if (!side.answer) return side.result.removeAttribute("src");
+      const blob = await picture(side, kind);
+      if (shown !== current) return;
+      URL.revokeObjectURL(side.shown);
+      side.shown = URL.createObjectURL(blob);
+      side.result.src = side.shown;
+      side.result.alt = `${side.title}: ${kind === "cutout" ? "cut-out" : kind}`;
+    }),
+  );
+  const masks = sides.map((side) => side.answer?.mask);
+  const same = masks.length === 2 && masks.every(Boolean) ? await agreement(...masks) : null;
+  if (shown === current) {
+    find("agreement").textContent =
+      same === null ? "" : `The two agree on ${(100 * same).toFixed(1)} % of the pixels.`;
+  }
+}
+
+function drawLegend(kind) {
+  const told = { overlay: ["pet", "border"], border: ["pet", "border"], mask: [], cutout: [] }[kind];
+  find("legend").replaceChildren(
+    ...told.map((name) => {
+      const entry = document.createElement("li");
+      const swatch = document.createElement("span");
+      swatch.className = "swatch";
+      swatch.style.background = about.colours[name];
+      entry.append(swatch, name);
+      return entry;
+    }),
+  );
+}
+
+// --- pixels ---
+
+async function pixels(blob, side = LARGEST_SHOWN) {
+  const bitmap = await createImageBitmap(blob);
+  const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));
+  const canvas = new OffscreenCanvas(Math.max(1, Math.round(bitmap.width * scale)), Math.max(1, Math.round(bitmap.height * scale)));
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingEnabled = false; // a value between two classes is none
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return { canvas, context, image: context.getImageData(0, 0, canvas.width, canvas.height) };
+}
+
+async function borderPicture(trimap) {
+  const { canvas, context, image } = await pixels(trimap);
+  const colour = { 1: rgb(about.colours.pet), 2: [255, 255, 255], 3: rgb(about.colours.border) };
+  for (let at = 0; at < image.data.length; at += 4) image.data.set(colour[image.data[at]], at);
+  context.putImageData(image, 0, 0);
+  return canvas.convertToBlob();
+}
+
+async function agreement(first, second) {
+  const [a, b] = await Promise.all([pixels(first), pixels(second)]);
+  let same = 0;
+  for (let at = 0; at < a.image.data.length; at += 4) same += a.image.data[at] === b.image.data[at];
+  return (4 * same) / a.image.data.length;
+}
+
+const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+const percent = (share) => `${Math.round(100 * share)} %`;
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
+
+// --- webcam ---
+
+async function startWebcam() {
+  take([]);
+  if (!navigator.mediaDevices) return complain("The browser lends its webcam to pages on localhost and over https alone.");
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
+  } catch (error) {
+    const why = { NotAllowedError: "it was not allowed", NotFoundError: "there is none" }[error.name] ?? error.message;
+    return complain(`The webcam cannot be used: ${why}.`);
+  }
+  const video = document.createElement("video");
+  video.muted = video.playsInline = true;
+  video.srcObject = stream;
+  await video.play();
+  camera = { stream, video };
+  find("webcam").setAttribute("aria-pressed", "true");
+  find("webcam").textContent = "Stop webcam";
+  find("results").hidden = find("live").hidden = false;
+  say("The webcam runs");
+  const mine = camera;
+  const ends = []; // when the last pictures were done
+  const canvas = new OffscreenCanvas(1, 1);
+  while (camera === mine) {
+    const scale = Math.min(1, WEBCAM_SIDE / Math.max(video.videoWidth, video.videoHeight));
+    canvas.width = Math.round(video.videoWidth * scale);
+    canvas.height = Math.round(video.videoHeight * scale);
+    canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
+    const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.85 });
+    const kind = view();
+    const outputs = [...new Set(["mask", "json", kind === "border" ? "trimap" : kind])];
+    let answers;
+    try {
+      answers = await Promise.all(sides.map((side) => segment(blob, side.model, outputs, working.signal)));
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      if (!(error instanceof Told)) throw error;
+      stopWebcam();
+      return complain(error.message);
+    }
+    if (camera !== mine) return;
+    if (view() !== kind) continue;
+    const url = URL.createObjectURL(blob);
+    URL.revokeObjectURL(current?.url);
+    current = { name: "webcam.jpg", blob, url, answers };
+    sides.forEach((side, place) => {
+      side.answer = answers[place];
+      side.photo.src = url;
+      facts(side);
+    });
+    await render();
+    ends.push(performance.now());
+    if (ends.length > 20) ends.shift();
+    if (ends.length > 1) {
+      find("rate").textContent = ((1000 * (ends.length - 1)) / (ends.at(-1) - ends[0])).toFixed(1);
+    }
+  }
+}
+
+function stopWebcam() {
+  if (!camera) return;
+  camera.stream.getTracks().forEach((track) => track.stop());
+  camera = null;
+  find("webcam").setAttribute("aria-pressed", "false");
+  find("webcam").textContent = "Webcam";
+  find("live").hidden = true;
+  find("rate").textContent = "–";
+  if (current?.answers) {
+    const kept = current;
+    items = [kept]; // the last picture stays, with all its files
+    kept.answers = null;
+    show(kept);
+    working.abort();
+    working = new AbortController();
+    work(working.signal);
+  }
+}
+
+// --- zip ---
+
+const CRC = Uint32Array.from({ length: 256 }, (_, byte) => {
+  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? 0xedb88320 ^ (byte >>> 1) : byte >>> 1;
+  return byte;
+});
+
+function crc32(bytes) {
+  let crc = 0xffffffff;
+  for (const byte of bytes) crc = CRC[(crc ^ byte) & 255] ^ (crc >>> 8);
+  return (crc ^ 0xffffffff) >>> 0;
+}
+
+// Returns a zip of [name, blob] pairs as a blob, stored as they are: PNGs are compressed already.
+async function zip(files) {
+  const parts = [];
+  const directory = [];
+  let offset = 0;
+  for (const [name, blob] of files) {
+    const title = new TextEncoder().encode(name);
+    const bytes = new Uint8Array(await blob.arrayBuffer());
+    const fields = new DataView(new ArrayBuffer(26));
+    fields.setUint16(0, 20, true); // version that unpacks it
+    fields.setUint16(2, 0x0800, true); // names are UTF-8
+    fields.setUint16(8, 0x21, true); // 1 January 1980: no clock is told
+    fields.setUint32(10, crc32(bytes), true);
+    fields.setUint32(14, bytes.length, true);
+    fields.setUint32(18, bytes.length, true);
+    fields.setUint16(22, title.length, true);
+    const entry = new DataView(new ArrayBuffer(46));
+    entry.setUint32(0, 0x02014b50, true);
+    entry.setUint16(4, 20, true);
+    new Uint8Array(entry.buffer).set(new Uint8Array(fields.buffer), 6);
+    entry.setUint32(42, offset, true);
+    directory.push(entry.buffer, title);
+    parts.push(Uint8Array.of(0x50, 0x4b, 3, 4), fields.buffer, title, blob);
+    offset += 30 + title.length + bytes.length;
+  }
+  const length = directory.reduce((sum, part) => sum + part.byteLength, 0);
+  const end = new DataView(new ArrayBuffer(22));
+  end.setUint32(0, 0x06054b50, true);
+  end.setUint16(8, files.length, true);
+  end.setUint16(10, files.length, true);
+  end.setUint32(12, length, true);
+  end.setUint32(16, offset, true);
+  return new Blob([...parts, ...directory, end.buffer], { type: "application/zip" });
+}
+
+async function downloadAll() {
+  const names = new Map();
+  const files = items.flatMap((item) => {
+    if (!item.answers) return [];
+    // two photos of one name: cat, cat-2
+    const count = (names.get(stem(item.name)) ?? 0) + 1;
+    names.set(stem(item.name), count);
+    const own = stem(item.name) + (count === 1 ? "" : `-${count}`);
+    return sides.flatMap((side, place) =>
+      OUTPUTS.map((output) => [fileName(own, side, output), item.answers[place][output]]),
+    );
+  });
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await zip(files));
+  link.download = "petseg.zip";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+// --- the page around ---
+
+function say(text) {
+  find("status").textContent = text;
+}
+
+function complain(text) {
+  find("problem").hidden = !text;
+  find("problem").textContent = text;
+}
+
+function drawList() {
+  if (items.length < 2) return;
+  const focused = [...find("list").children].findIndex((entry) => entry.contains(document.activeElement));
+  find("list").replaceChildren(
+    ...items.map((item) => {
+      const entry = document.createElement("li");
+      const button = document.createElement("button");
+      const image = document.createElement("img");
+      const name = document.createElement("span");
+      const state = document.createElement("span");
+      image.src = item.url;
+      image.alt = "";
+      image.addEventListener("error", () => (image.style.visibility = "hidden"));
+      name.textContent = item.name;
+      state.textContent = item.error ?? (item.answers ? "done" : "waits");
+      state.className = item.error ? "failed" : "soft";
+      button.type = "button";
+      button.setAttribute("aria-current", item === current);
+      button.append(image, name, state);
+      button.addEventListener("click", () => show(item));
+      entry.append(button);
+      return entry;
+    }),
+  );
+  find("list").children[focused]?.firstChild.focus();
+}
+
+function makeSide(model) {
+  const root = find("side").content.firstElementChild.cloneNode(true);
+  const stage = root.querySelector(".stage");
+  const slider = root.querySelector("input[type=range]");
+  const side = {
+    model: model.name,
+    title: model.title,
+    root,
+    photo: root.querySelector(".photo"),
+    result: root.querySelector(".result img"),
+    urls: [],
+    shown: "",
+    answer: null,
+  };
+  root.setAttribute("aria-label", model.title);
+  root.querySelector("h2").textContent = model.title;
+  root.querySelector(".head span").textContent =
+    model.name + (model.miou === null ? "" : `, ${(100 * model.miou).toFixed(1)} % mIoU`);
+  slider.setAttribute("aria-label", `${model.title}: how much of the photo is shown beside the result`);
+  slider.addEventListener("input", () => slideTo(slider.value));
+  const follow = (event) => {
+    const box = stage.getBoundingClientRect();
+    slideTo(Math.min(100, Math.max(0, (100 * (event.clientX - box.left)) / box.width)));
+  };
+  stage.addEventListener("pointerdown", (event) => {
+    stage.setPointerCapture(event.pointerId);
+    follow(event);
+  });
+  stage.addEventListener("pointermove", (event) => event.buttons && follow(event));
+  const downloads = root.querySelector(".downloads");
+  downloads.setAttribute("aria-label", `Files of ${model.title}`);
+  const word = document.createElement("span");
+  word.textContent = "Download";
+  downloads.append(word);
+  for (const output of OUTPUTS) {
+    const link = document.createElement("a");
+    link.className = "button";
+    link.dataset.output = output;
+    link.textContent = TITLES[output];
+    link.setAttribute("aria-label", `Download ${model.title}'s ${TITLES[output]}`);
+    downloads.append(link);
+  }
+  const copy = document.createElement("button");
+  copy.type = "button";
+  copy.className = "copy";
+  copy.textContent = "Copy";
+  copy.setAttribute("aria-label", `Copy ${model.title}'s picture to the clipboard`);
+  copy.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.write([new ClipboardItem({ "image/png": picture(side, view()) })]);
+      say("Copied");
+      copy.textContent = "Copied";
+      setTimeout(() => (copy.textContent = "Copy"), 1500);
+    } catch {
+      complain("The browser did not allow copying; download the picture instead.");
+    }
+  });
+  downloads.append(copy);
+  return side;
+}
+
+// Both sliders move together, so that the same place is compared.
+function slideTo(value) {
+  for (const { root } of sides) {
+    root.querySelector("input[type=range]").value = value;
+    root.querySelector(".stage").style.setProperty("--at", `${value}%`);
+  }
+}
+
+async function drawComparison() {
+  if (find("choices").childElementCount) return;
+  const published = await (await fetch("api/results")).json();
+  const open = (name, url) => {
+    for (const button of find("choices").children) button.setAttribute("aria-pressed", button.dataset.name === name);
+    find("drawing").hidden = false;
+    find("report").hidden = true;
+    find("report").src = url;
+  };
+  for (const { name, answer, url } of published) {
+    const button = document.createElement("button");
+    const title = document.createElement("b");
+    const told = document.createElement("span");
+    button.type = "button";
+    button.dataset.name = name;
+    title.textContent = `Protocol ${name}`;
+    told.textContent = answer.join(" ");
+    button.append(title, told);
+    button.addEventListener("click", () => open(name, url));
+    find("choices").append(button);
+  }
+  if (published.length) open(published[0].name, published[0].url);
+}
+
+function fitReport() {
+  const report = find("report");
+  const body = report.contentDocument?.body;
+  if (body?.childElementCount) report.style.height = `${report.contentDocument.documentElement.offsetHeight + 4}px`;
+}
+
+find("report").addEventListener("load", () => {
+  if (!find("report").getAttribute("src")) return;
+  find("drawing").hidden = true;
+  find("report").hidden = false;
+  fitReport();
+  new ResizeObserver(fitReport).observe(find("report").contentDocument.documentElement);
+});
+
+function turnTo(name, focus) {
+  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (name === "comparison") drawComparison();
+  if (name !== "try") stopWebcam();
+  if (focus) find(`${name}-title`).focus();
+}
+
+const PAGES = ["try", "comparison", "api"];
+const page = () => PAGES.find((name) => location.hash === `#${name}`) ?? "try";
+addEventListener("hashchange", () => location.hash !== "#main" && turnTo(page(), true));
+
+find("file").addEventListener("change", (event) => {
+  if (event.target.files.length) take([...event.target.files]);
+  event.target.value = ""; // the same file may be chosen again
+});
+find("sample").addEventListener("click", async () => {
+  const blob = await (await fetch("cat.jpg")).blob();
+  take([new File([blob], "cat.jpg", { type: blob.type })]);
+});
+find("webcam").addEventListener("click", () => (camera ? stopWebcam() : startWebcam()));
+find("zip").addEventListener("click", downloadAll);
+document.querySelectorAll("input[name=view]").forEach((radio) => radio.addEventListener("change", render));
+
+let inside = 0; // dragenter and dragleave come for each element under way
+addEventListener("dragenter", () => find("drop").classList.toggle("over", ++inside > 0));
+addEventListener("dragleave", () => find("drop").classList.toggle("over", --inside > 0));
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  inside = 0;
+  find("drop").classList.remove("over");
+  if (event.dataTransfer.files.length) take([...event.dataTransfer.files]);
+  else complain("That was no file. Drop a photo from a folder, or copy the picture and paste it here.");
+});
+addEventListener("paste", (event) => {
+  const files = [...event.clipboardData.files];
+  if (files.length) take(files);
+  else complain("The clipboard holds no picture.");
+});
+
+async function start() {
+  try {
+    about = await (await fetch("api/models")).json();
+  } catch {
+    return complain(GONE);
+  }
+  const models = about.pair.map((name) => about.models.find((model) => model.name === name));
+  sides = models.map(makeSide);
+  find("pair").append(...sides.map((side) => side.root));
+  for (const { root, photo } of sides) {
+    photo.addEventListener("load", () => root.classList.remove("alone"));
+    photo.addEventListener("error", () => root.classList.add("alone"));
+  }
+  const from = `${location.origin}/api`;
+  find("commands").textContent = [
+    `curl -F image=@cat.jpg '${from}/segment?model=unet&output=cutout' > cat.png`,
+    `curl -F image=@cat.jpg '${from}/segment?model=segnet&output=json'`,
+    `curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg '${from}/segment' > mask.png`,
+    `curl ${from}/models`,
+  ].join("\n");
+  find("names").textContent = [...new Set([...about.models.map((model) => model.kind), ...about.models.map((model) => model.name)])].join(", ");
+  find("limits").textContent = `${megabytes(about.upload_bytes)} and ${about.pixels / 1e6} megapixels a photo`;
+  turnTo(page(), false);
+  document.body.dataset.ready = "true";
+}
+
+start();

@@ -1,0 +1,40 @@
+"""The published comparisons as pages: the same report that `petseg compare` writes, from the JSON under results/."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from threading import Lock
+
+from petseg.report.page import findings, read_comparison, render
+
+PACKAGE = Path(str(files("petseg")))
+
+RESULTS = next(folder for folder in (PACKAGE / "results", PACKAGE.parent / "results") if folder.is_dir())
+"""A wheel carries the comparisons inside the package; in a checkout they lie beside it."""
+
+_drawing = Lock()  # matplotlib draws one figure at a time
+
+
+def names() -> list[str]:
+    """Returns the published comparisons' names, sorted."""
+    return sorted(path.parent.name for path in RESULTS.glob("*/comparison.json"))
+
+
+@cache
+def answer(name: str) -> list[str]:
+    """Returns what a comparison found, in sentences."""
+    return findings(read_comparison(RESULTS / name / "comparison.json"))
+
+
+def page(name: str) -> str:
+    """Returns a comparison's report, HTML that needs nothing else."""
+    with _drawing:
+        return _page(name)
+
+
+@cache
+def _page(name: str) -> str:
+    path = RESULTS / name / "comparison.json"
+    return render(read_comparison(path), path.parent)

@@ -1,0 +1,106 @@
+"""The models, loaded once, and the queue before them: inference runs off the event loop, a photo a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from petseg.config import ServeConfig
+from petseg.predict import Segmenter, shipped_models
+
+PAIR = ("unet", "segnet")
+"""The page shows the best model of each of these kinds side by side."""
+
+T = TypeVar("T")
+
+
+class Models:
+    """The shipped models, ready; a kind's name stands for its best one."""
+
+    def __init__(self) -> None:
+        loaded = {name: Segmenter(name, threads=1) for name in shipped_models()}
+        self.all = dict(sorted(loaded.items(), key=lambda item: (PAIR.index(item[1].card["model"]), -_miou(item[1]))))
+        """Name -> model: U-Nets first, the better ones first."""
+        self.best = {
+            kind: next(found for found in self.all.values() if found.card["model"] == kind)
+            for kind in PAIR
+            if any(found.card["model"] == kind for found in self.all.values())
+        }
+        """Kind -> its best model."""
+        self.default = next(iter(self.best.values()))
+        """Used where none is named."""
+
+    def names(self) -> list[str]:
+        """Returns what the API takes for a model: the shipped names, and the kinds."""
+        return list(dict.fromkeys([*self.best, *self.all]))
+
+    def get(self, name: str) -> Segmenter | None:
+        """Returns the model of a name, or the best one of a kind; None where there is none."""
+        return self.all.get(name) or self.best.get(name)
+
+
+class Queue:
+    """At most `concurrent` photos are computed at once and at most `queue` more requests wait."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.taken = 0
+        """Requests that have a place: uploading, waiting or computed."""
+        self._pool = self._threads()
+
+    def full(self) -> bool:
+        """Returns whether no place is left."""
+        return self.taken >= self.config.concurrent + self.config.queue
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Takes a place until the end of the block."""
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Returns what `work` returns, called in a thread; cancelled while it waits, it is never called."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        """Waits for what is being computed; what only waits is dropped. It may be used again."""
+        self._pool.shutdown(cancel_futures=True)
+        self._pool = self._threads()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.config.concurrent, thread_name_prefix="petseg")
+
+
+async def unless_gone(request: Request, job: Coroutine[Any, Any, T]) -> T:
+    """Returns what `job` returns, given up as soon as the client goes away; its body must have been read.
+
+    Raises:
+        ClientDisconnect: it went away.
+    """
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work, gone = asyncio.ensure_future(job), asyncio.ensure_future(leave())
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        work.cancel()
+        gone.cancel()
+
+
+def _miou(model: Segmenter) -> float:
+    return float(model.card.get("scores", {}).get("miou", 0))
