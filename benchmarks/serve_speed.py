@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from PIL import Image
 
 from petseg.outputs import encoded
 from petseg.predict import Segmenter, default_model
-from petseg.runs import write_json
+from petseg.runs import environment, write_json
 
 CAT = Path(__file__).parent.parent / "petseg" / "serve" / "page" / "cat.jpg"
 HEADERS = {"Content-Type": "image/jpeg"}
@@ -150,12 +149,12 @@ def main() -> None:
         "output": options.output,
         "photo_width": options.side,
         "requests_a_turn": options.requests,
-        "threads": options.threads,
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
+        "environment": environment(device="cpu", precision="fp32", threads=options.threads),
         "photos_per_second": {name: median(turn[name] for turn in turns) for name in ("bare", "served")},
         "cpu_ms_per_photo": {name: 1000 * median(turn[f"{name}_cpu"] for turn in turns) for name in ("bare", "served")},
         "ratio": median(turn["served"] / turn["bare"] for turn in turns),
+        "ratio_lowest": min(turn["served"] / turn["bare"] for turn in turns),
+        "ratio_highest": max(turn["served"] / turn["bare"] for turn in turns),
         "ratio_cpu": median(turn["bare_cpu"] / turn["served_cpu"] for turn in turns),
         "turns": turns,
         "memory_requests": options.memory,

@@ -34,8 +34,10 @@ def torch_answers(path: Path, pictures: np.ndarray) -> np.ndarray:
         return program.module()(torch.from_numpy(pictures)).numpy()
 
 
-@pytest.mark.parametrize("name", ["unet", "segnet"])
-@pytest.mark.parametrize(("kind", "ending"), [("torch", ".pt2"), ("openvino", ".xml")])
+@pytest.mark.parametrize(
+    ("name", "kind", "ending"),
+    [("unet", "torch", ".pt2"), ("segnet", "torch", ".pt2"), ("segnet", "openvino", ".xml")],
+)
 @pytest.mark.filterwarnings("ignore")  # of torch's own deprecations while it loads
 def test_a_file_gives_torch_s_probabilities(tmp_path, name, kind, ending):
     if kind == "openvino":

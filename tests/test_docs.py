@@ -145,6 +145,15 @@ def test_every_measured_figure_of_the_log_stands_in_results() -> None:
         assert any(abs(value - float(figure)) <= 0.5 * 10**-digits + 1e-9 for value in known), figure
 
 
+def test_what_serving_costs_stands_in_results() -> None:
+    found = json.loads((ROOT / "results" / "benchmarks" / "serve_speed.json").read_text(encoding="utf-8"))
+    text = " ".join((ROOT / "docs" / "serve.md").read_text(encoding="utf-8").split())
+    assert f"gives {100 * found['ratio']:.0f} % of the photos a second" in text
+    assert f"({100 * found['ratio_lowest']:.0f} to {100 * found['ratio_highest']:.0f} % over 7 turns)" in text
+    assert f"its memory grows by {found['memory_growth_bytes'] / 1e6:.1f} MB" in text
+    assert found["ratio"] >= 0.85
+
+
 def test_nothing_of_the_data_set_is_committed() -> None:
     """The only pictures in the repository are named here."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)

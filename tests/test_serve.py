@@ -475,11 +475,11 @@ def test_memory_stays_flat(served):
     def ask(number: int) -> None:
         with httpx.Client(base_url=served.url, timeout=60) as client, ThreadPoolExecutor(4) as pool:
             post = lambda place: client.post(  # noqa: E731
-                "/api/segment?output=cutout", content=photos[place % 10], headers=RAW
+                "/api/segment?output=overlay", content=photos[place % 10], headers=RAW
             ).raise_for_status()
             list(pool.map(post, range(number)))
 
-    ask(20)
+    ask(10)
     before = resident(served.process.pid)
     ask(40)
     assert resident(served.process.pid) - before < 30e6
