@@ -313,9 +313,11 @@ def checkpoint_seeds() -> list[bytes]:
 
 
 def mend_checkpoint(content: bytes) -> bytes:
-    """Returns a safetensors file with the length of its header put right, where its header still ends."""
-    end = content.rfind(b"}", 8, 15_000) + 1
-    return struct.pack("<Q", end - 8) + content[8:] if end > 8 else content
+    """Returns a safetensors file with the length of its header put right, where the header still has its end."""
+    end = content.find(b"}}", 8) + 2
+    while content[end : end + 1] == b" ":
+        end += 1
+    return struct.pack("<Q", end - 8) + content[8:] if end > 9 else content
 
 
 def read_onnx(content: bytes) -> None:
@@ -390,7 +392,8 @@ def card_seeds() -> list[bytes]:
         ["size null", "classes {}"],
         ["size 16", "classes " + "[" * 3000],
     )
-    return ["\n".join(lines).encode() for lines in (right, *others)]
+    alike = (right, right[::-1], [*right, "config {}", 'licence {"weights": "CC BY-SA 4.0"}'], right[:2])
+    return ["\n".join(lines).encode() for lines in (*alike, *others)]
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
