@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmark_tables import benchmark_tables, headline
+from reliability_tables import reliability_tables
 
 from petseg.errors import PetsegError
 from petseg.report import results_table
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, tables in (
             ("README.md", lambda: {"results": comparison_tables(results), "speed": headline(results)}),
             ("benchmarks/README.md", lambda: benchmark_tables(results)),
+            ("docs/reliability.md", lambda: reliability_tables(results)),
         ):
             path = options.root / name
             if not path.is_file():
