@@ -220,8 +220,9 @@ ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
 
 def recipe_names() -> list[str]:
-    """Returns the shipped recipes' names, sorted."""
-    return sorted(entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml"))
+    """Returns the shipped recipes' names, sorted; studies, which lie among them, are `petseg.study.recipe`'s."""
+    names = [entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml")]
+    return sorted(name for name in names if not name.startswith("study"))
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
@@ -270,11 +271,14 @@ def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) ->
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
+        # a misspelt field is unknown and missing at once: the former says what to do
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     names = _field_names(kind)
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         raise PetsegError(f"{source}: {unknown_name('field', '.'.join(path), names)}")
+    if first["type"] == "missing":
+        raise PetsegError(f"{source}: {'.'.join(path)} is missing; give it")
     # below a field pydantic's path goes on into its own types
     dotted = next(
         (".".join(path[:end]) for end in range(len(path), 0, -1) if ".".join(path[:end]) in names), ".".join(path)

@@ -151,7 +151,7 @@ def _drawn(own: Score, resampled: Score, seed: int) -> Score:
     resamples, seeds = resampled.shape
     over_pictures = resampled.mean(axis=1)
     if seeds == 1:
-        return over_pictures
+        return np.asarray(over_pictures)
     covariance = np.cov(resampled, rowvar=False)
     shared = max(0.0, (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
     spread = over_pictures.var(ddof=1)

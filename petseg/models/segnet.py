@@ -57,6 +57,7 @@ class SegNet(nn.Module):
     ) -> None:
         super().__init__()
         assert len(convs) == depth, "the config checks that each stage has its number of convolutions"
+        self.convs = tuple(convs)
         self.upsampling = upsampling
         channels = stage_channels(base_channels, depth, growth_cap=8)
         self.encoder = nn.ModuleList(
