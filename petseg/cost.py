@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from petseg.config import ModelConfig
-from petseg.models import build_model
+from petseg.models import SegNet, UNet, build_model
 from petseg.train import Hardware
 
 
@@ -51,12 +51,7 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
         num_classes: C.
         size: side in pixels.
     """
-    with torch.device("meta"):
-        model = build_model(config, num_classes)
-        image = torch.empty(1, 3, size, size)
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
+    model, image = _on_meta(config, num_classes, size)
     with torch.no_grad(), LiveBytes() as inference:
         model(image)
     with torch.no_grad(), LiveBytes(index_bits=2) as crossing:
@@ -76,11 +71,24 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
         model.zero_grad(set_to_none=True)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        macs=counter.get_total_flops() // 2,
+        macs=count_macs(config, num_classes, size),
         activation_bytes=inference.peak,
         crossing_bytes=kept[0],
         training_activation_bytes_per_image=(training[1] - training[0]) // TRAINING_BATCH,
     )
+
+
+def count_macs(config: ModelConfig, num_classes: int, size: int) -> int:
+    """Returns `Cost.macs` alone, in a tenth of the time; arguments as `count_cost`."""
+    model, image = _on_meta(config, num_classes, size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return int(counter.get_total_flops()) // 2
+
+
+def _on_meta(config: ModelConfig, num_classes: int, size: int) -> tuple[UNet | SegNet, Tensor]:
+    with torch.device("meta"):
+        return build_model(config, num_classes).eval(), torch.empty(1, 3, size, size)
 
 
 class LiveBytes(TorchDispatchMode):

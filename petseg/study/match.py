@@ -16,7 +16,7 @@ import torch
 
 from petseg.config import ModelConfig
 from petseg.convert import drawn_pictures
-from petseg.cost import Latency
+from petseg.cost import Latency, count_macs
 from petseg.errors import PetsegError
 from petseg.export import as_onnx
 from petseg.models import MODELS, SegNet, build_model
@@ -121,14 +121,11 @@ def count_parameters(num_classes: int) -> Measure:
     return lambda shapes: [counted(shape) for shape in shapes]
 
 
-def time_shapes(macs: Callable[[ModelConfig], int], num_classes: int, size: int) -> Measure:
-    """Returns the measure of `latency` in milliseconds; shapes far from the reference in arithmetic are not timed.
+def time_shapes(num_classes: int, size: int) -> Measure:
+    """Returns the measure of `latency` in milliseconds; shapes far from the reference in arithmetic are not timed."""
 
-    Args:
-        macs: multiply-accumulates of a shape.
-        num_classes: C.
-        size: side in pixels.
-    """
+    def macs(shape: ModelConfig) -> int:
+        return count_macs(shape, num_classes, size)
 
     def measure(shapes: Sequence[ModelConfig]) -> list[float]:
         reference = macs(shapes[0])

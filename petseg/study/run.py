@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from petseg import __version__, runs
 from petseg.config import RunConfig
-from petseg.cost import count_cost
+from petseg.cost import count_cost, count_macs
 from petseg.data.cache import Prepared, prepare
 from petseg.data.oxford_pets import get_task, split_names
 from petseg.errors import DivergedError, PetsegError
@@ -156,7 +156,7 @@ def pace(study: Study, manifest: Mapping[str, Any], folder: Path) -> Pace:
     macs = {key: cost["macs"] for key, cost in manifest["costs"].items()}
     for run in found:
         if run.key not in macs:
-            macs[run.key] = count_cost(run.config.model, classes, run.config.data.size).macs
+            macs[run.key] = count_macs(run.config.model, classes, run.config.data.size)
     known = Pace(macs, (manifest["data"] or {}).get("pictures", OFFICIAL_PICTURES))
     known.measure(folder, found)
     return known
@@ -414,12 +414,7 @@ def _find_matches(study: Study, manifest: dict[str, Any], folder: Path, shard: S
         assert quantity is not None, "a matched arm has one"
         tell(Status(f"search {arm} of equal {quantity}", 0, 1))
         config, target = _shapes(study, experiment, arm)
-        size = config.data.size
-        measure = (
-            count_parameters(classes)
-            if quantity == "parameters"
-            else time_shapes(lambda model, size=size: count_cost(model, classes, size).macs, classes, size)  # type: ignore[misc]
-        )
+        measure = count_parameters(classes) if quantity == "parameters" else time_shapes(classes, config.data.size)
         found = find_shape(config.model, target.model, quantity, measure)
         manifest["matches"][key] = {"question": _question(study, experiment, arm), **found}
         _write(study, manifest, folder)
