@@ -163,17 +163,19 @@ def started(recipe: Path, data: Path, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def killed_at(process: subprocess.Popen[str], pattern: str) -> None:
-    """Reads a study's lines up to one that matches, and kills it there."""
+def ended_at(process: subprocess.Popen[str], pattern: str, signal_number: int) -> str:
+    """Reads a study's lines up to one that matches, sends the signal, and returns what was printed after it."""
     assert process.stdout is not None
     seen = ""
     for line in process.stdout:
         seen += line
         if re.search(pattern, line):
-            process.kill()
+            process.send_signal(signal_number)
+            if signal_number == signal.SIGINT:
+                return process.communicate()[0]
             process.wait()
             process.stdout.close()
-            return
+            return ""
     pytest.fail(f"no line matched {pattern}:\n{seen}")
 
 
@@ -187,9 +189,14 @@ def test_killed_twice_it_comes_to_the_same_manifest_and_results(
     manifest = read_manifest(whole)
     kept = {name: manifest[name] for name in ("kind", "version", "recipe", "costs", "latency_environment")}
     (folder / "study.json").write_text(json.dumps({**kept, "runs": []}))
-    killed_at(started(recipe, pets_folder, folder), r"2 of 6, .*epoch 1")
+    process = started(recipe, pets_folder, folder)
+    told = ended_at(process, r"1 of 6, .*epoch 1", signal.SIGINT)
+    assert process.returncode == 130
+    assert "interrupted; whole epochs are kept: run the same command again to go on" in told
+    assert "Traceback" not in told
+    ended_at(started(recipe, pets_folder, folder), r"2 of 6, .*epoch 1", signal.SIGKILL)
     assert [run["state"] for run in read_manifest(folder)["runs"]].count("finished") == 0
-    killed_at(started(recipe, pets_folder, folder), r"4 of 5, .*epoch \d")
+    ended_at(started(recipe, pets_folder, folder), r"4 of 5, .*epoch \d", signal.SIGKILL)
     assert [run["state"] for run in read_manifest(folder)["runs"]].count("finished") == 2
     result = petseg("study", recipe, "--data", pets_folder, "--out", folder)
     assert result.returncode == 0, result.stderr
