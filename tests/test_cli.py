@@ -27,6 +27,7 @@ HELP = [
     "train",
     "evaluate",
     "compare",
+    "study",
     "report",
 ]
 
@@ -81,6 +82,7 @@ def test_the_commands_are_these() -> None:
         "train": set(),
         "evaluate": set(),
         "compare": set(),
+        "study": set(),
         "report": set(),
     }
 
