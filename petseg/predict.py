@@ -37,8 +37,8 @@ Floats = npt.NDArray[np.float32]
 WEIGHTS = files("petseg") / "weights"
 """The shipped models: NAME.onnx, and NAME.json, its card."""
 
-DEFAULTS = ("unet", "unet_small")
-"""The first of these that is shipped is used where none is named: U-Net has the better scores."""
+KINDS = ("unet", "segnet")
+"""Each stands for the best shipped model of its kind; the first for the one used where none is named."""
 
 SMALLEST = 0.001
 """Share of the photo that a region of pet must cover to count as one; what is smaller is a speckle."""
@@ -246,7 +246,8 @@ class Segmenter:
     """A model, loaded and ready. Any number of threads may call one segmenter at once.
 
     Args:
-        model: a shipped model (`shipped_models`), or a path to an ONNX file that `petseg export` wrote.
+        model: a shipped model (`shipped_models`), a kind (`unet`, `segnet`) for the best of it,
+            or a path to an ONNX file that `petseg export` wrote.
         threads: of one call. None takes all cores: the fastest for one photo; where many threads call, take 1.
 
     Raises:
@@ -254,17 +255,15 @@ class Segmenter:
     """
 
     def __init__(self, model: str | Path = "", *, threads: int | None = None) -> None:
-        self.name = str(model) or default_model()
-        path = Path(self.name)
+        path = Path(model)
+        self.name = str(model) if path.suffix == ".onnx" else shipped_model(str(model) or KINDS[0])
         if path.suffix == ".onnx":
             try:
                 content = path.read_bytes()
             except OSError as error:
                 raise PetsegError(f"model {path}: cannot be read ({error.strerror or error})") from None
-        elif self.name in shipped_models():
-            content = (WEIGHTS / f"{self.name}.onnx").read_bytes()
         else:
-            raise unknown_name("model", self.name, shipped_models())
+            content = (WEIGHTS / f"{self.name}.onnx").read_bytes()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0  # 0: a thread a core
         options.log_severity_level = 4  # what goes wrong is raised; the log would tell it a second time
@@ -318,6 +317,17 @@ def shipped_models() -> list[str]:
     return sorted(entry.name.removesuffix(".onnx") for entry in WEIGHTS.iterdir() if entry.name.endswith(".onnx"))
 
 
-def default_model() -> str:
-    """Returns the model that is used where none is named."""
-    return next(name for name in DEFAULTS if name in shipped_models())
+def shipped_model(name: str) -> str:
+    """Returns the shipped model that a name means: its own, or the best one of a kind.
+
+    >>> shipped_model("segnet_small")
+    'segnet_small'
+
+    Raises:
+        PetsegError: no model and no kind has that name.
+    """
+    shipped = shipped_models()
+    meant = next((each for each in (name, f"{name}_base", f"{name}_small") if each in shipped), None)
+    if meant is None:
+        raise unknown_name("model", name, [*KINDS, *shipped])
+    return meant
