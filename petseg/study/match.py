@@ -32,6 +32,9 @@ MACS_RANGE = (0.6, 1.7)
 NEAREST = 3
 """Widths, nearest first, whose stages may take one convolution more or less where no width alone fits."""
 
+UNDISTURBED = 0.1
+"""Of a shape's times, the quantile that is matched: what else runs on the machine makes the others longer."""
+
 REPEATS = 60
 """Passes a candidate, after five to warm up."""
 
@@ -131,8 +134,11 @@ def time_shapes(num_classes: int, size: int) -> Measure:
         reference = macs(shapes[0])
         low, high = (share * reference for share in MACS_RANGE)
         near = {place: shape for place, shape in enumerate(shapes) if not place or low <= macs(shape) <= high}
-        found = measure_onnx_latencies({str(place): (shape, size) for place, shape in near.items()}, num_classes)
-        return [found[str(place)].p50 if place in near else float("inf") for place in range(len(shapes))]
+        found = _onnx_times({str(place): (shape, size) for place, shape in near.items()}, num_classes, REPEATS)
+        return [
+            float(np.quantile(found[str(place)], UNDISTURBED)) if place in near else float("inf")
+            for place in range(len(shapes))
+        ]
 
     return measure
 
@@ -149,6 +155,16 @@ def measure_onnx_latencies(
         num_classes: C.
         repeats: counted passes a shape, taken in turn.
     """
+    return {
+        key: Latency(float(np.quantile(taken, 0.5)), float(np.quantile(taken, 0.95)), repeats)
+        for key, taken in _onnx_times(shapes, num_classes, repeats).items()
+    }
+
+
+def _onnx_times(
+    shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, repeats: int
+) -> dict[str, list[float]]:
+    """Returns the milliseconds of each pass of each shape; arguments as `measure_onnx_latencies`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     sessions = {}
@@ -163,7 +179,4 @@ def measure_onnx_latencies(
             session.run(None, given)
             if turn >= 0:
                 times[key].append(1000 * (time.perf_counter() - started))
-    return {
-        key: Latency(float(np.quantile(taken, 0.5)), float(np.quantile(taken, 0.95)), repeats)
-        for key, taken in times.items()
-    }
+    return times
