@@ -23,11 +23,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from petseg import __version__
-from petseg.config import RunConfig, validated
 from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.config import RunConfig
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -104,6 +106,8 @@ def read_config(run: Path) -> RunConfig:
     Raises:
         PetsegError: not a run folder, or a config that this version does not understand.
     """
+    from petseg.config import RunConfig, validated  # pydantic takes .07 s, and predictions are written without it
+
     return validated(RunConfig, read_json(run / "config.json"), source=f"{run / 'config.json'}")
 
 
