@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ def environment(*, device: str, precision: str, threads: int) -> dict[str, Any]:
         "processor": _processor(),
         "threads": threads,
         "precision": precision,
-        "torch": version("torch"),
+        "torch": version("torch") if find_spec("torch") else "none",
         "numpy": version("numpy"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -23,7 +23,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     return importlib.import_module
 
 
-@pytest.mark.parametrize("name", ["measuring", "benchmark_tables", "update_docs"])
+@pytest.mark.parametrize("name", ["petseg.bench", "measuring", "benchmark_tables", "update_docs"])
 def test_examples_in_docstrings_hold(name: str, load) -> None:
     module: ModuleType = load(name)
     found = doctest.testmod(module)
