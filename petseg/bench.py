@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -60,10 +59,8 @@ class Contender:
     file: bytes
     """ONNX; empty for torch."""
     network: dict[str, Any]
-    """Fields of `ModelConfig`, for torch."""
+    """Fields of `ModelConfig`, for torch, which draws weights at random: time does not depend on them."""
     num_classes: int
-    own_weights: bool
-    """Whether they are the model's, or drawn at random."""
 
 
 def bench(
@@ -80,8 +77,7 @@ def bench(
 
     Args:
         models: shipped models, or ONNX files that `petseg export` wrote.
-        sizes: sides in pixels; empty: each model's own. At another size it is the same network, exported anew with
-            weights drawn at random (extra `export`): time does not depend on them.
+        sizes: sides in pixels, in steps that each level of the network halves evenly; empty: each model's own.
         threads: of one call.
         runtimes: of `CONTENDERS`; empty: all.
         turns: how often each contender is measured.
@@ -98,8 +94,7 @@ def bench(
     missing = {name: told for name in wanted if (told := _missing(name))}
     contenders = []
     for model in dict.fromkeys(models):
-        for size in dict.fromkeys(sizes or (0,)):
-            contenders += _contenders(model, size, threads, wanted, missing, data)
+        contenders += _contenders(model, sizes, threads, [name for name in wanted if name not in missing], data)
     groups: dict[tuple[int, int], list[Contender]] = defaultdict(list)
     for contender in contenders:
         groups[contender.size, contender.threads].append(contender)
@@ -144,50 +139,24 @@ def _missing(runtime: str) -> str:
 
 
 def _contenders(
-    model: str, size: int, threads: Sequence[int], wanted: Sequence[str], missing: dict[str, str], data: Path | None
+    model: str, sizes: Sequence[int], threads: Sequence[int], wanted: Sequence[str], data: Path | None
 ) -> list[Contender]:
-    """Returns what is to be measured of one model at one size, 0 its own; what cannot be is added to `missing`."""
+    """Returns what is to be measured of one model; no sizes: its own."""
     file = model_file(model)
-    card = Segmenter(model, threads=1, runtime="onnxruntime").card
-    network, classes = card["config"]["model"], card["classes"]
-    own = size in (0, card["size"])
-    size = size or card["size"]
-    if not own:
-        if told := _missing("onnxruntime-int8"):  # the same packages export
-            missing[f"{model} at {size} px"] = told
-            return []
-        file = _exported(network, classes, size)
-    contenders = []
-    for runtime in wanted:
-        if runtime not in missing:
-            made = b"" if "torch" in runtime else file
-            if runtime == "onnxruntime-int8":
-                made = _int8(file, card, size, data if own else None)
-            part = partial(Contender, model, size, runtime=runtime, file=made, network=network)
-            weights = own and "torch" not in runtime
-            contenders += [part(count, num_classes=len(classes), own_weights=weights) for count in threads]
-    return contenders
+    loaded = Segmenter(model, threads=1, runtime="onnxruntime")
+    files = dict.fromkeys(wanted, file) | {name: b"" for name in wanted if name.startswith("torch")}
+    if "onnxruntime-int8" in files:
+        files["onnxruntime-int8"] = _int8(file, loaded.card, data)
+    network, classes = loaded.card["config"]["model"], len(loaded.classes)
+    return [
+        Contender(loaded.name, size, count, runtime, made, network, classes)
+        for size in dict.fromkeys(sizes or (loaded.size,))
+        for count in dict.fromkeys(threads)
+        for runtime, made in files.items()
+    ]
 
 
-def _exported(network: Mapping[str, Any], classes: Sequence[str], size: int) -> bytes:
-    """Returns an ONNX file of a network at a size, its weights drawn at random."""
-    import tempfile
-
-    import torch
-
-    from petseg.config import ModelConfig
-    from petseg.export import export_model
-    from petseg.models import build_model
-
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(**network), len(classes)).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "model.onnx"
-        export_model(model, {"classes": classes, "size": size}, out, fp16=False)
-        return out.read_bytes()
-
-
-def _int8(file: bytes, card: Mapping[str, Any], size: int, data: Path | None) -> bytes:
+def _int8(file: bytes, card: Mapping[str, Any], data: Path | None) -> bytes:
     """Returns the file in int8, its scales set by training pictures where there are any."""
     from petseg.config import RunConfig
     from petseg.convert import drawn_pictures
@@ -195,8 +164,9 @@ def _int8(file: bytes, card: Mapping[str, Any], size: int, data: Path | None) ->
     from petseg.quantise import calibration_pictures, quantised
 
     if data is None:
-        return quantised(file, drawn_pictures(size))
-    return quantised(file, calibration_pictures(prepare(data, size), RunConfig.model_validate(card["config"])))
+        return quantised(file, drawn_pictures(card["size"]))
+    prepared = prepare(data, card["size"])
+    return quantised(file, calibration_pictures(prepared, RunConfig.model_validate(card["config"])))
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

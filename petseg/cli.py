@@ -455,7 +455,7 @@ def bench(
         typer.Option(help="A shipped model or an ONNX file. Repeatable.", show_default="all shipped models"),
     ] = None,
     size: Annotated[
-        str, typer.Option(help="Sides in pixels, for example 128,256; others than a model's own need the extra export.")
+        str, typer.Option(help="Sides in pixels, for example 128,256.", show_default="each model's own")
     ] = "",
     threads: Annotated[str, typer.Option(help="Threads of one call, for example 1,2.")] = "1",
     runtime: Annotated[

@@ -37,8 +37,8 @@ Floats = npt.NDArray[np.float32]
 WEIGHTS = files("petseg") / "weights"
 """The shipped models: NAME.onnx, and NAME.json, its card."""
 
-DEFAULTS = ("unet", "unet_small")
-"""The first of these that is shipped is used where none is named: U-Net has the better scores."""
+KINDS = ("unet", "segnet")
+"""Each stands for the best shipped model of its kind; the first for the one used where none is named."""
 
 SMALLEST = 0.001
 """Share of the photo that a region of pet must cover to count as one; what is smaller is a speckle."""
@@ -246,7 +246,8 @@ class Segmenter:
     """A model, loaded and ready. Any number of threads may call one segmenter at once.
 
     Args:
-        model: a shipped model (`shipped_models`), or a path to an ONNX file that `petseg export` wrote.
+        model: a shipped model (`shipped_models`), a kind (`unet`, `segnet`) for the best of it,
+            or a path to an ONNX file that `petseg export` wrote.
         threads: of one call. None takes all cores: the fastest for one photo; where many threads call, take 1.
         runtime: onnxruntime or openvino; None takes the faster one for many photos (`runtimes.chosen_runtime`).
 
@@ -255,7 +256,7 @@ class Segmenter:
     """
 
     def __init__(self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None) -> None:
-        self.name = str(model) or default_model()
+        self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or KINDS[0])
         content = model_file(self.name)
         self.runtime = runtime or chosen_runtime()
         """What runs it."""
@@ -308,7 +309,7 @@ class Segmenter:
 
 
 def model_file(name: str) -> bytes:
-    """Returns the ONNX file of a shipped model, or the file at a path that ends in .onnx.
+    """Returns the ONNX file of a shipped model or the best of a kind, or the file at a path that ends in .onnx.
 
     Raises:
         PetsegError: an unknown name, or a file that cannot be read.
@@ -319,9 +320,7 @@ def model_file(name: str) -> bytes:
             return path.read_bytes()
         except OSError as error:
             raise PetsegError(f"model {path}: cannot be read ({error.strerror or error})") from None
-    if name not in shipped_models():
-        raise unknown_name("model", name, shipped_models())
-    return (WEIGHTS / f"{name}.onnx").read_bytes()
+    return (WEIGHTS / f"{shipped_model(name)}.onnx").read_bytes()
 
 
 def shipped_models() -> list[str]:
@@ -329,6 +328,17 @@ def shipped_models() -> list[str]:
     return sorted(entry.name.removesuffix(".onnx") for entry in WEIGHTS.iterdir() if entry.name.endswith(".onnx"))
 
 
-def default_model() -> str:
-    """Returns the model that is used where none is named."""
-    return next(name for name in DEFAULTS if name in shipped_models())
+def shipped_model(name: str) -> str:
+    """Returns the shipped model that a name means: its own, or the best one of a kind.
+
+    >>> shipped_model("segnet_small")
+    'segnet_small'
+
+    Raises:
+        PetsegError: no model and no kind has that name.
+    """
+    shipped = shipped_models()
+    meant = next((each for each in (name, f"{name}_base", f"{name}_small") if each in shipped), None)
+    if meant is None:
+        raise unknown_name("model", name, [*KINDS, *shipped])
+    return meant

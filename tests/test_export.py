@@ -78,6 +78,25 @@ def test_the_file_gives_torch_s_probabilities(tmp_path, name, size, fp16):
     assert np.abs(alone - ours[3:4]).max() < 1e-4
 
 
+@pytest.mark.parametrize("name", ["unet", "segnet"])
+def test_a_file_takes_pictures_of_other_sizes(name, tmp_path):
+    model = trained_like(name, 3)
+    out = tmp_path / "model.onnx"
+    export_model(model, {"classes": ["pet", "background", "border"], "size": 64}, out, fp16=False)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 96, 160, 3), np.uint8)
+    with torch.inference_mode():
+        theirs = model(normalise(to_unit_range(torch.from_numpy(pictures)))).softmax(dim=1).numpy()
+    assert np.abs(session.run(None, {"image": pictures})[0] - theirs).max() < 1e-3
+
+
+def test_a_size_that_does_not_halve_evenly_stays_fixed(tmp_path):
+    out = tmp_path / "model.onnx"
+    export_model(trained_like("unet", 3), {"classes": ["pet", "background", "border"], "size": 24}, out, fp16=False)
+    axes = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
+    assert [axis.dim_value for axis in axes] == [0, 24, 24, 3]
+
+
 def test_metadata_say_what_a_reader_needs(run, tmp_path):
     out = tmp_path / "model.onnx"
     export_run(run, out)
