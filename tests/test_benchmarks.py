@@ -91,3 +91,13 @@ def test_the_default_recipe_stays_below_its_memory_limit() -> None:
     result = json.loads((RESULTS / "train_memory.json").read_text(encoding="utf-8"))
     for case in ("unet", "segnet"):
         assert result["cases"][case]["peak_mb"] <= result["limit_mb"]
+
+
+def test_segnet_s_maps_do_not_wait_for_the_decoder(load) -> None:
+    """What ONNX Runtime holds for the decoder at the deepest stage: places, a sixteenth of the maps; U-Net, maps."""
+    from petseg.predict import model_file
+
+    found = {name: load("indices").follow(model_file(name), 128) for name in ("unet_small", "segnet_small")}
+    assert found["segnet_small"]["held"] < found["unet_small"]["held"] / 10
+    assert found["segnet_small"]["peak"] < found["unet_small"]["peak"]
+    assert list(found["segnet_small"]["stages"])[-1].startswith("decoder")
