@@ -24,8 +24,9 @@ import torch
 
 from petseg.bench import bench
 from petseg.config import ModelConfig
+from petseg.convert import drawn_pictures
 from petseg.export import export_model
-from petseg.models import build_model
+from petseg.models import build_model, normalise, to_unit_range
 from petseg.runs import read_json, write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -75,10 +76,14 @@ def follow(file: bytes, size: int) -> dict[str, Any]:
 
 
 def exported(config: dict[str, Any], classes: list[str], size: int, out: Path) -> None:
-    """Writes a network of random weights."""
+    """Writes a network of random weights, whose batch normalisation has seen drawn pets."""
     torch.manual_seed(0)
-    network = build_model(ModelConfig(**config), len(classes)).eval()
-    export_model(network, {"classes": classes, "size": size, "config": {"model": config}}, out, fp16=False)
+    network = build_model(ModelConfig(**config), len(classes))
+    pictures = normalise(to_unit_range(torch.from_numpy(drawn_pictures(size))))
+    with torch.no_grad():
+        for _ in range(20):
+            network(pictures)
+    export_model(network.eval(), {"classes": classes, "size": size, "config": {"model": config}}, out, fp16=False)
 
 
 def measure(comparison: Path, turns: int) -> dict[str, Any]:
