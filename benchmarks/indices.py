@@ -100,11 +100,12 @@ def measure(comparison: Path, turns: int) -> dict[str, Any]:
             scores = model["evaluations"][published["split"]]
             models[name] = {"title": model["title"], "miou": scores["miou"], "parameters": model["cost"]["parameters"]}
             exported(config, classes, size, files[name])
-            file = files[name].read_bytes()
-            models[name]["maps"] = {str(side): follow(file, side) for side in sides(size)}
+        sides = [size, LARGE] if all(free(file) for file in files.values()) else [size]
+        for name, file in files.items():
+            models[name]["maps"] = {str(side): follow(file.read_bytes(), side) for side in sides}
         paths = {str(path): name for name, path in files.items()}
         runtimes = ["onnxruntime", "openvino-bf16"]
-        found = bench(list(paths), sides(size), [1], runtimes, turns=turns)
+        found = bench(list(paths), sides, [1], runtimes, turns=turns)
         for row in found["rows"]:
             models[paths[row.pop("model")]].setdefault("speed", []).append(row)
     return {
@@ -119,9 +120,9 @@ def measure(comparison: Path, turns: int) -> dict[str, Any]:
     }
 
 
-def sides(size: int) -> list[int]:
-    """Returns the sides measured: the models' own, and one at which maps take most of the memory."""
-    return [size, LARGE]
+def free(file: Path) -> bool:
+    """Returns whether a file takes pictures of any size, and not of the size trained at alone."""
+    return not onnx.load(file).graph.input[0].type.tensor_type.shape.dim[1].HasField("dim_value")
 
 
 def nearest(comparisons: list[Path]) -> Path:
