@@ -33,6 +33,8 @@ class OnnxRuntime:
     def __init__(self, file: bytes, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0  # 0: a thread a core
+        # it plans all maps side by side: at 512 px 103 instead of 146 MB (U-Net), 97 instead of 152 (SegNet), no slower
+        options.enable_mem_pattern = False
         options.log_severity_level = 4  # what goes wrong is raised; the log would tell it a second time
         self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -103,8 +105,8 @@ def chosen_runtime(photos: int = WORTH_STARTING) -> str:
     """Returns the name of the runtime for so many photos: PETSEG_RUNTIME, else what was measured to be faster.
 
     That is OpenVINO where it is installed, the processor computes in bf16 and the photos are worth its start, and ONNX
-    Runtime everywhere else. In bf16 it is some 4 times as fast and scores the same; in float32 the two take turns in
-    front (benchmarks/README.md).
+    Runtime everywhere else. In bf16 OpenVINO was the faster in every row and scores the same; in float32 it was the
+    slower in most (benchmarks/README.md).
 
     Raises:
         PetsegError: PETSEG_RUNTIME names none.
