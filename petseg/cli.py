@@ -1,4 +1,5 @@
-"""The command line: `petseg predict | serve | export | bench | data | models | train | evaluate | compare | report`.
+"""The command line: `petseg predict | serve | export | bench | data | models | train | evaluate | compare | study |
+report`.
 
 Each subcommand is a public function. Nothing heavy is imported before a subcommand needs it.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from petseg.compare import Stage
     from petseg.data.cache import Prepared
     from petseg.predict import Segmenter
+    from petseg.study.recipe import Study
     from petseg.train import Hardware
 
 app = typer.Typer(
@@ -336,6 +338,58 @@ def compare(
         print(TASTE)
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     print(f"report: {report_path.resolve()}")
+
+
+@app.command()
+def study(
+    recipe: Annotated[str, typer.Argument(help="The shipped study or a TOML file.")] = "study",
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study.", show_default="runs/RECIPE")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Make one shard of the runs, for example 3/8.", show_default=False)
+    ] = None,
+    collect: Annotated[
+        list[Path] | None,
+        typer.Option(help="Copy what a shard's folder holds into this one, and run nothing. Repeatable."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Print the runs and the time they take, and run nothing.")
+    ] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
+    from petseg.report.tables import duration
+    from petseg.study import run as studies
+    from petseg.study.recipe import load_study
+
+    loaded = load_study(recipe)
+    folder = out or Path("runs") / Path(recipe).stem
+    if (only is not None) + bool(collect) + show > 1:
+        raise PetsegError("--only, --collect and --list exclude each other; give one")
+    if show:
+        _print_runs(loaded, folder)
+        return
+    if collect:
+        manifest = studies.collect(loaded, folder, collect)
+    else:
+        shard = studies.parse_shard(only) if only else studies.Shard()
+        found = _data_folder(data)
+        prepared = {size: _prepare(found, size) for size in studies.sizes(loaded)}
+        _hardware(loaded.train.precision, device)
+        with _resumable("run the same command again to go on"), _bar() as advance:
+
+            def tell(status: studies.Status) -> None:
+                left = f"{status.words}; {duration(status.left)} left"
+                advance("study", round(status.done), round(status.total), left)
+                if status.run_ended:
+                    print(left, flush=True)
+
+            manifest = studies.run_study(loaded, folder, found, prepared, shard=shard, device=device, tell=tell)
+    states = [run["state"] for run in manifest["runs"]]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"{folder}: {len(states)} runs: {counts}")
+    if "waiting" in states and not collect:
+        print("What waits needs other shards' runs: merge them with --collect, then run the shards again from there")
 
 
 @app.command()
@@ -733,15 +787,44 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
         console.print(sentence, highlight=False)
 
 
+def _print_runs(study: Study, folder: Path) -> None:
+    """Prints a study's runs in their order, with what they are for, and the time they take."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.report.tables import duration
+    from petseg.study import run as studies
+    from petseg.study.plan import state
+
+    manifest = studies.open_study(study, folder)
+    known = studies.pace(study, manifest, folder)
+    table = Table(title=f"{study.title}: {folder}")
+    for column in ("", "run", "for", "time", "state"):
+        table.add_column(column, justify="right" if column in ("", "time") else "left", overflow="fold")
+    total = left = 0.0
+    for run in studies.planned(study, manifest):
+        rows: dict[str, list[str]] = {}
+        for row in run.rows:
+            rows.setdefault(row.experiment, []).append(row.arm)
+        stands_for = "; ".join(f"{name} {', '.join(arms)}" for name, arms in rows.items())
+        seconds, found = known.seconds(run), state(folder, run)
+        total += seconds
+        left += seconds if found in ("missing", "waiting") else 0
+        # its config is not known yet, so neither is its name
+        name = run.name.rpartition("-")[0] if run.waits else run.name
+        table.add_row(str(run.number), name, stands_for, duration(seconds), found)
+    Console().print(table)
+    measured = "from measured epochs" if known.per_picture else "no epoch measured yet: as on two cores with AMX"
+    print(f"{duration(total)} in all, {duration(left)} left ({measured})")
+
+
 @contextmanager
-def _resumable() -> Iterator[None]:
+def _resumable(advice: str = "run the same command with --resume to go on") -> Iterator[None]:
     """Says, after Ctrl-C, how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        print(
-            "\npetseg: interrupted; whole epochs are kept: run the same command with --resume to go on", file=sys.stderr
-        )
+        print(f"\npetseg: interrupted; whole epochs are kept: {advice}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

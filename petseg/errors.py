@@ -13,6 +13,10 @@ class PetsegError(ValueError):
     """
 
 
+class DivergedError(PetsegError):
+    """Training lost its numbers: a result of its settings, which a study records and goes on."""
+
+
 def unknown_name(kind: str, got: str, choices: Iterable[str]) -> PetsegError:
     """Returns the error for a name that is not one of `choices`, nearest choice first.
 

@@ -141,6 +141,17 @@ def export_model(
     return metadata
 
 
+def as_onnx(model: nn.Module, size: int) -> bytes:
+    """Returns a model as an ONNX file in float32, neither checked nor described: for timing.
+
+    Args:
+        model: logits [N, C, H, W] of normalised images, on the CPU.
+        size: side in pixels.
+    """
+    content: bytes = without_concat(_export(_Served(model).eval(), drawn_pictures(size))).SerializeToString()
+    return content
+
+
 def _onnx(served: _Served, pictures: UInt8, fp16: bool) -> Iterator[Made]:
     for file in _onnx_files(served, pictures, fp16):
 

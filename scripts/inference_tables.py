@@ -144,15 +144,17 @@ def answer(kind: str, pair: Mapping[str, Any]) -> str:
         next(row for row in model["speed"] if (row["size"], row["runtime"]) == (largest, "onnxruntime"))["peak_mb"]
         for model in (segnet, unet)
     ]
-    process = (
-        "" if None in resident else f" The process takes {resident[0]:.0f} and {resident[1]:.0f} MB at {largest} px."
+    told = (
+        ""
+        if None in resident
+        else f" SegNet's process takes {resident[0]:.0f} MB, U-Net's {resident[1]:.0f} MB, at {largest} px."
     )
     return (
         f"At equal {kind} ({pair['size']} px; mIoU {percent(unet['miou'])} and {percent(segnet['miou'])} on "
         f"{pair['split']}, protocol `{pair['protocol']}`) SegNet keeps {ours['held'] / 1e6:.2f} MB for its decoder "
         f"where U-Net keeps {theirs['held'] / 1e6:.2f} MB, and holds at most {ours['peak'] / 1e6:.2f} MB of maps at "
         f"once instead of {theirs['peak'] / 1e6:.2f} MB, {100 - 100 * ours['peak'] / theirs['peak']:.0f} % less."
-        f"{process}"
+        f"{told}"
     )
 
 

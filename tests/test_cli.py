@@ -28,6 +28,7 @@ HELP = [
     "train",
     "evaluate",
     "compare",
+    "study",
     "report",
 ]
 
@@ -83,6 +84,7 @@ def test_the_commands_are_these() -> None:
         "train": set(),
         "evaluate": set(),
         "compare": set(),
+        "study": set(),
         "report": set(),
     }
 

@@ -57,6 +57,7 @@ class SegNet(nn.Module):
     ) -> None:
         super().__init__()
         assert len(convs) == depth, "the config checks that each stage has its number of convolutions"
+        self.convs = tuple(convs)
         self.upsampling = upsampling
         channels = stage_channels(base_channels, depth, growth_cap=8)
         self.encoder = nn.ModuleList(
@@ -76,32 +77,37 @@ class SegNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (see `petseg.models.normalise` for its range)."""
         poolings: list[tuple[Tensor | None, tuple[int, int]]] = []
-        exporting = torch.compiler.is_exporting()
         x = image
         for stage in self.encoder:
             x = stage(x)
             size = (x.shape[-2], x.shape[-1])
-            indices = None
-            if self.upsampling == "indices" and exporting:
-                x, indices = pool_places(x)
-            elif self.upsampling == "indices":
-                # ceil_mode keeps the last row and column of odd sizes, and 1 pixel at 1 pixel
-                x, indices = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True, return_indices=True)
-            else:
-                x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+            x, indices = max_pool(x, indices=self.upsampling == "indices")
             poolings.append((indices, size))
         x = self.dropout(x)
         for stage in self.decoder:
             indices, size = poolings.pop()
-            if indices is None:
-                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-            elif exporting:
-                x = unpool_places(x, indices, size)
-            else:
-                x = max_unpool(x, indices, size)
+            x = enlarge(x, indices, size)
+            del indices  # their memory is free while the stage computes
             x = stage(x)
         logits: Tensor = self.head(x)
         return logits
+
+
+def max_pool(x: Tensor, *, indices: bool) -> tuple[Tensor, Tensor | None]:
+    """Returns `x` [N, D, H, W] pooled 2x2, rounded up, and the maxima's places where `indices` asks for them."""
+    if indices and torch.compiler.is_exporting():
+        return pool_places(x)
+    # ceil_mode keeps the last row and column of odd sizes, and 1 pixel at 1 pixel
+    if indices:
+        return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True, return_indices=True)
+    return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True), None
+
+
+def enlarge(x: Tensor, indices: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """Returns [N, D, *size]: `x` unpooled by the indices of `max_pool`, or bilinear where there are none."""
+    if indices is None:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return unpool_places(x, indices, size) if torch.compiler.is_exporting() else max_unpool(x, indices, size)
 
 
 def max_unpool(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
