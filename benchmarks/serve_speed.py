@@ -145,6 +145,7 @@ def main() -> None:
         server.wait()
     result: dict[str, Any] = {
         "kind": "serve_speed",
+        "command": "python benchmarks/serve_speed.py",
         "model": shipped_model("unet"),
         "output": options.output,
         "photo_width": options.side,

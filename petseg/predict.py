@@ -1,4 +1,4 @@
-"""Prediction with ONNX Runtime alone: `Segmenter("unet")("cat.jpg")`.
+"""Prediction without torch: `Segmenter("unet")("cat.jpg")`.
 
     >>> from petseg import Segmenter
     >>> segmenter = Segmenter("unet_small")
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from PIL import Image
 
 from petseg.cutout import cut_out, overlay
@@ -31,6 +30,7 @@ from petseg.enlarge import Size, enlarged, windows
 from petseg.errors import PetsegError, unknown_name
 from petseg.photos import Photo, Source
 from petseg.regions import Regions, find_regions
+from petseg.runtimes import RUNTIMES, chosen_runtime
 
 Floats = npt.NDArray[np.float32]
 
@@ -249,31 +249,28 @@ class Segmenter:
         model: a shipped model (`shipped_models`), a kind (`unet`, `segnet`) for the best of it,
             or a path to an ONNX file that `petseg export` wrote.
         threads: of one call. None takes all cores: the fastest for one photo; where many threads call, take 1.
+        runtime: onnxruntime or openvino; None takes the faster one for many photos (`runtimes.chosen_runtime`).
 
     Raises:
         PetsegError: an unknown name, or a file that is no exported model.
     """
 
-    def __init__(self, model: str | Path = "", *, threads: int | None = None) -> None:
-        path = Path(model)
-        self.name = str(model) if path.suffix == ".onnx" else shipped_model(str(model) or KINDS[0])
-        if path.suffix == ".onnx":
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise PetsegError(f"model {path}: cannot be read ({error.strerror or error})") from None
-        else:
-            content = (WEIGHTS / f"{self.name}.onnx").read_bytes()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0  # 0: a thread a core
-        options.log_severity_level = 4  # what goes wrong is raised; the log would tell it a second time
+    def __init__(self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None) -> None:
+        self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or KINDS[0])
+        content = model_file(self.name)
+        self.runtime = runtime or chosen_runtime()
+        """What runs it."""
+        if self.runtime not in RUNTIMES:
+            raise unknown_name("runtime", self.runtime, RUNTIMES)
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            metadata = self._session.get_modelmeta().custom_metadata_map
+            self._run = RUNTIMES[self.runtime](content, threads)
+            metadata = self._run.metadata
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in metadata.items()}
             """What the file says of itself: classes, size, scores, licence."""
             self.classes: tuple[str, ...] = tuple(self.card["classes"])
             self.size: int = self.card["size"]
+        except ModuleNotFoundError:
+            raise  # of the runtime
         except Exception as error:  # ONNX Runtime's own have no common base but this
             told = str(error).partition("\n")[0]
             raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({told})") from None
@@ -308,8 +305,22 @@ class Segmenter:
 
     def probabilities(self, pictures: UInt8) -> Floats:
         """Returns what the network itself gives, [N, C, h, w], of uint8 [N, h, w, 3] at its own size."""
-        probabilities: Floats = self._session.run(["probabilities"], {"image": pictures})[0]
-        return probabilities
+        return self._run(pictures)
+
+
+def model_file(name: str) -> bytes:
+    """Returns the ONNX file of a shipped model or the best of a kind, or the file at a path that ends in .onnx.
+
+    Raises:
+        PetsegError: an unknown name, or a file that cannot be read.
+    """
+    path = Path(name)
+    if path.suffix == ".onnx":
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise PetsegError(f"model {path}: cannot be read ({error.strerror or error})") from None
+    return (WEIGHTS / f"{shipped_model(name)}.onnx").read_bytes()
 
 
 def shipped_models() -> list[str]:

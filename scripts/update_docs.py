@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmark_tables import benchmark_tables, headline
+from inference_tables import indices_tables, inference_tables
 from model_tables import model_tables
 
 from petseg.errors import PetsegError
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, tables in (
             ("README.md", lambda: {"results": comparison_tables(results), "speed": headline(results)}),
             ("docs/models.md", lambda: model_tables(weights)),
-            ("benchmarks/README.md", lambda: benchmark_tables(results)),
+            ("benchmarks/README.md", lambda: {**benchmark_tables(results), **inference_tables(results)}),
+            ("docs/indices.md", lambda: indices_tables(results)),
         ):
             path = options.root / name
             if not path.is_file():

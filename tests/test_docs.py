@@ -58,7 +58,7 @@ def test_a_command_in_the_documents_exists_with_its_options(command: str) -> Non
     if command.startswith("petseg serve"):
         load_serving(settings)
         return
-    if command.startswith(("petseg predict ", "petseg export ")):
+    if command.startswith(("petseg predict ", "petseg export ", "petseg bench")):
         assert model.endswith(".onnx") or shipped_model(model)
         return
     load_recipe("default", settings).for_model(model)

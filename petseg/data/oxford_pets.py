@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from petseg.config import Border, Protocol, TaskName
 from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.config import Border, Protocol, TaskName
 
 UInt8 = npt.NDArray[np.uint8]
 
