@@ -22,7 +22,7 @@ from petseg.config import Recipe, RunConfig
 from petseg.cost import count_cost, measure_latencies
 from petseg.data.cache import Prepared
 from petseg.data.oxford_pets import NO_PET, get_task, open_pair
-from petseg.evaluate import Evaluation, evaluate, evaluate_run, load_run, upsample, write_evaluation
+from petseg.evaluate import Evaluation, evaluate, evaluate_run, load_run, read_evaluation, upsample, write_evaluation
 from petseg.metrics import mean_iou
 from petseg.models import TITLES
 from petseg.models.baselines import BASELINES, MeanMask
@@ -79,98 +79,98 @@ def compare(
     task = get_task(recipe.data.task, recipe.data.border)
     costs = {name: count_cost(config.model, len(task.classes), config.data.size) for name, config in configs.items()}
     pictures = load_splits(prepared, configs[recipe.models[0]], hardware.device)
-    runs.new_folder(out, resume=resume)
-    runs.claim_data(out, prepared.key, prepared.source)
-    histories = {}
-    for name, config in configs.items():
-        train_title = f"train {TITLES[name]}"
-        histories[name] = train(
-            config,
+    with runs.new_folder(out, resume=resume):
+        runs.claim_data(out, prepared.key, prepared.source)
+        histories = {}
+        for name, config in configs.items():
+            train_title = f"train {TITLES[name]}"
+            histories[name] = train(
+                config,
+                prepared,
+                out / "runs" / name,
+                hardware=hardware,
+                resume=resume,
+                splits=pictures,
+                on_progress=lambda step, title=train_title: tell(Stage(title, step.step, step.steps, step.words)),  # type: ignore[misc]
+            )
+
+        protocol = recipe.data.protocol
+        splits = ["val", "test"] if protocol == "official" and final else ["val"]
+        split = splits[-1]
+        evaluations: dict[str, dict[str, Evaluation]] = {name: {} for name in configs}
+        for part in splits:
+            for name in configs:
+                bar_title = f"score {TITLES[name]} on {part}"
+                evaluations[name][part] = evaluate_run(
+                    out / "runs" / name,
+                    prepared,
+                    hardware,
+                    split=part,
+                    splits=pictures,
+                    on_progress=lambda done, total, title=bar_title: tell(Stage(title, done, total)),  # type: ignore[misc]
+                )
+        baselines = _evaluate_baselines(configs[recipe.models[0]], prepared, pictures, out, hardware, splits, tell)
+        models = {name: load_run(out / "runs" / name, hardware)[0] for name in configs}
+        latencies = measure_latencies(models, recipe.data.size, hardware)
+        examples = _write_examples(
+            recipe,
             prepared,
-            out / "runs" / name,
-            hardware=hardware,
-            resume=resume,
-            splits=pictures,
-            on_progress=lambda step, title=train_title: tell(Stage(title, step.step, step.steps, step.words)),  # type: ignore[misc]
+            pictures[split],
+            models,
+            {name: evaluations[name][split] for name in configs},
+            out,
+            hardware,
+            tell,
         )
 
-    protocol = recipe.data.protocol
-    splits = ["val", "test"] if protocol == "official" and final else ["val"]
-    split = splits[-1]
-    evaluations: dict[str, dict[str, Evaluation]] = {name: {} for name in configs}
-    for part in splits:
-        for name in configs:
-            bar_title = f"score {TITLES[name]} on {part}"
-            evaluations[name][part] = evaluate_run(
-                out / "runs" / name,
-                prepared,
-                hardware,
-                split=part,
-                splits=pictures,
-                on_progress=lambda done, total, title=bar_title: tell(Stage(title, done, total)),  # type: ignore[misc]
-            )
-    baselines = _evaluate_baselines(configs[recipe.models[0]], prepared, pictures, out, hardware, splits, tell)
-    models = {name: load_run(out / "runs" / name, hardware)[0] for name in configs}
-    latencies = measure_latencies(models, recipe.data.size, hardware)
-    examples = _write_examples(
-        recipe,
-        prepared,
-        pictures[split],
-        models,
-        {name: evaluations[name][split] for name in configs},
-        out,
-        hardware,
-        tell,
-    )
-
-    environments = {name: runs.read_json(out / "runs" / name / "environment.json") for name in configs}
-    comparison: dict[str, Any] = {
-        "kind": "comparison",
-        "version": 1,
-        "petseg": __version__,
-        "command": command,
-        "created": runs.now(),
-        "made_data": made_data,
-        "taste": not final,
-        "protocol": protocol,
-        "task": recipe.data.task,
-        "classes": list(task.scored.classes),
-        "split": split,
-        "seeds": [recipe.train.seed],
-        "size": recipe.data.size,
-        "config": recipe.model_dump(mode="json"),
-        "environment": environments[recipe.models[0]],
-        "scoring_environment": environment(hardware),
-        "data": {
-            "source": "made pets, drawn by petseg" if made_data else prepared.source,
-            "key": prepared.key,
-            "pairs": len(prepared.all_listed),
-            **{part: len(found.rows) for part, found in pictures.items()},
-            "left_out": prepared.left_out,
-        },
-        "models": [
-            {
-                "name": name,
-                "title": TITLES[name],
-                "learning_rate": config.train.learning_rate,
-                "best_epoch": evaluations[name][split].scores["epoch"],
-                "environment": environments[name],
-                "cost": {
-                    **asdict(costs[name]),
-                    "latency_ms": {**asdict(latencies[name]), "batch": 1, "size": config.data.size},
-                    **_training_time(histories[name], len(pictures["train"].rows)),
-                },
-                "history": histories[name],
-                "evaluations": {part: found.scores for part, found in evaluations[name].items()},
-            }
-            for name, config in configs.items()
-        ],
-        "baselines": baselines,
-        "difference": _difference(recipe.models, evaluations, split),
-        "examples": examples,
-    }
-    runs.write_json(out / "comparison.json", comparison)
-    return comparison
+        environments = {name: runs.read_json(out / "runs" / name / "environment.json") for name in configs}
+        comparison: dict[str, Any] = {
+            "kind": "comparison",
+            "version": 1,
+            "petseg": __version__,
+            "command": command,
+            "created": runs.now(),
+            "made_data": made_data,
+            "taste": not final,
+            "protocol": protocol,
+            "task": recipe.data.task,
+            "classes": list(task.scored.classes),
+            "split": split,
+            "seeds": [recipe.train.seed],
+            "size": recipe.data.size,
+            "config": recipe.model_dump(mode="json"),
+            "environment": environments[recipe.models[0]],
+            "scoring_environment": environment(hardware),
+            "data": {
+                "source": "made pets, drawn by petseg" if made_data else prepared.source,
+                "key": prepared.key,
+                "pairs": len(prepared.all_listed),
+                **{part: len(found.rows) for part, found in pictures.items()},
+                "left_out": prepared.left_out,
+            },
+            "models": [
+                {
+                    "name": name,
+                    "title": TITLES[name],
+                    "learning_rate": config.train.learning_rate,
+                    "best_epoch": evaluations[name][split].scores["epoch"],
+                    "environment": environments[name],
+                    "cost": {
+                        **asdict(costs[name]),
+                        "latency_ms": {**asdict(latencies[name]), "batch": 1, "size": config.data.size},
+                        **_training_time(histories[name], len(pictures["train"].rows)),
+                    },
+                    "history": histories[name],
+                    "evaluations": {part: found.scores for part, found in evaluations[name].items()},
+                }
+                for name, config in configs.items()
+            ],
+            "baselines": baselines,
+            "difference": _difference(recipe.models, evaluations, split),
+            "examples": examples,
+        }
+        runs.write_json(out / "comparison.json", comparison)
+        return comparison
 
 
 def _training_time(history: Sequence[Mapping[str, Any]], images: int) -> dict[str, float]:
@@ -217,7 +217,8 @@ def _evaluate_baselines(
         scores = {}
         for part in splits:
             stored = out / "baselines" / name / f"{part}.json"
-            if not stored.is_file() or runs.read_json(stored).get("data") != prepared.key:
+            evaluation = read_evaluation(stored, len(pictures[part].rows), data=prepared.key)
+            if evaluation is None:
                 evaluation = evaluate(
                     model,
                     prepared,
@@ -228,7 +229,7 @@ def _evaluate_baselines(
                     on_progress=lambda done, total, title=f"score {title} on {part}": tell(Stage(title, done, total)),  # type: ignore[misc]
                 )
                 write_evaluation(evaluation, stored)
-            scores[part] = runs.read_json(stored)
+            scores[part] = evaluation.scores
         found.append({"name": name, "title": title, "evaluations": scores})
     return found
 

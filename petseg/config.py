@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import PetsegError, shown, unknown_name
 
 ModelName = Literal["unet", "segnet", "unet_paper", "segnet_paper"]
 TaskName = Literal["trimap", "pet", "species", "trimap_species"]
@@ -244,7 +244,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         raise unknown_name("recipe", name, recipe_names())
     try:
         fields = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in thousands of brackets
         raise PetsegError(f"recipe {name}: not valid TOML ({error}); mend the file") from None
     for setting in settings:
         field, value = _parse_setting(setting)
@@ -289,7 +289,7 @@ def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) ->
     told = first["msg"].removeprefix("Value error, ")
     if not path:  # a rule between fields
         raise PetsegError(f"{source}: {told}")
-    raise PetsegError(f"{source}: {dotted} is {first['input']!r}; {told[0].lower()}{told[1:]}")
+    raise PetsegError(f"{source}: {dotted} is {shown(first['input'])}; {told[0].lower()}{told[1:]}")
 
 
 def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
@@ -330,7 +330,7 @@ def put_field(fields: dict[str, Any], field: str, value: Any, *, source: str) ->
 def _parse_setting(setting: str) -> tuple[str, Any]:
     field, equals, value = setting.partition("=")
     if not equals:
-        raise PetsegError(f"--set {setting}: got no '='; write --set field=value, for example --set epochs=10")
+        raise PetsegError(f"--set {setting[:80]}: got no '='; write --set field=value, for example --set epochs=10")
     return field.strip(), _parse_value(value.strip())
 
 
@@ -338,5 +338,5 @@ def _parse_value(text: str) -> Any:
     """Returns a TOML value, or the bare text where it is none (`--set task=pet` needs no quotes)."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from reprlib import Repr
 
 
 class PetsegError(ValueError):
@@ -17,6 +18,19 @@ class DivergedError(PetsegError):
     """Training lost its numbers: a result of its settings, which a study records and goes on."""
 
 
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """Returns a value as Python writes it, long ones cut in their middle: an error is one line.
+
+    >>> shown("unett"), len(shown("a" * 1000))
+    ("'unett'", 80)
+    """
+    return _SHORT.repr(value)
+
+
 def unknown_name(kind: str, got: str, choices: Iterable[str]) -> PetsegError:
     """Returns the error for a name that is not one of `choices`, nearest choice first.
 
@@ -25,10 +39,10 @@ def unknown_name(kind: str, got: str, choices: Iterable[str]) -> PetsegError:
     """
 
     def likeness(name: str) -> float:
-        whole = difflib.SequenceMatcher(None, got, name).ratio()
+        whole = difflib.SequenceMatcher(None, got[:80], name).ratio()
         # of dotted fields the last part is what people remember
-        last = difflib.SequenceMatcher(None, got.split(".")[-1], name.split(".")[-1]).ratio()
+        last = difflib.SequenceMatcher(None, got[-80:].split(".")[-1], name.split(".")[-1]).ratio()
         return max(whole, last)
 
     ordered = sorted(choices, key=lambda name: (-likeness(name), name))
-    return PetsegError(f"{kind} {got!r} is unknown; choose one of: {', '.join(ordered)}")
+    return PetsegError(f"{kind} {shown(got)} is unknown; choose one of: {', '.join(ordered)}")

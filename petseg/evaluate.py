@@ -23,7 +23,7 @@ from petseg import runs
 from petseg.config import RunConfig
 from petseg.data.cache import Prepared, resize_labels
 from petseg.data.oxford_pets import IGNORE, Pet, Task, UInt8, get_task, open_trimap
-from petseg.errors import unknown_name
+from petseg.errors import PetsegError, unknown_name
 from petseg.losses import cross_entropy
 from petseg.metrics import (
     Confusion,
@@ -38,7 +38,16 @@ from petseg.metrics import (
     pixel_accuracy,
 )
 from petseg.models import build_model
-from petseg.train import Hardware, Pictures, load_splits, load_weights, predict_logits, right_species, scored
+from petseg.train import (
+    Hardware,
+    Pictures,
+    check_task,
+    load_splits,
+    load_weights,
+    predict_logits,
+    right_species,
+    scored,
+)
 
 SEED_SIZE = 200
 """The classic tutorial's side in pixels: under protocol `seed` the cross-entropy is reported there too."""
@@ -77,9 +86,13 @@ def evaluate(
         hardware: where to compute.
         split: its name, written into the scores.
         on_progress: called with (done, total) pictures.
+
+    Raises:
+        PetsegError: the pictures are labelled for another task.
     """
     trained = get_task(config.data.task, config.data.border)
     task = trained.scored
+    check_task(pictures, trained)
     num_classes = len(task.classes)
     table = task.table()
     species: list[bool] = []
@@ -216,14 +229,13 @@ def evaluate_run(
         PetsegError: not a trained run, or a split that the protocol does not have.
     """
     model, config, weights, epoch = load_run(run, hardware)
-    stored = run / "evaluations" / f"{split}.json"
-    if stored.is_file():
-        found = runs.read_json(stored)
-        if (found.get("epoch"), found.get("data")) == (epoch, prepared.key):
-            return _read(found, runs.read_json(_images_file(stored)))
     splits = splits or load_splits(prepared, config, hardware.device)
     if split not in splits:
         raise unknown_name(f"split of protocol {config.data.protocol}", split, splits)
+    stored = run / "evaluations" / f"{split}.json"
+    known = read_evaluation(stored, len(splits[split].rows), weights=weights, epoch=epoch, data=prepared.key)
+    if known is not None:
+        return known
     found_now = evaluate(model, prepared, splits[split], config, hardware, split=split, on_progress=on_progress)
     scores = {"weights": weights, "epoch": epoch, **found_now.scores}
     evaluation = Evaluation(scores, found_now.names, found_now.confusions, found_now.boundaries)
@@ -250,12 +262,22 @@ def write_evaluation(evaluation: Evaluation, stored: Path) -> None:
     runs.write_json(stored, evaluation.scores)
 
 
-def _read(scores: dict[str, Any], images: Mapping[str, Any]) -> Evaluation:
-    num_classes = len(scores["iou"])
-    names, confusions, edges = zip(*images["images"], strict=True)
-    return Evaluation(
-        scores,
-        tuple(names),
-        np.array(confusions, np.int64).reshape(-1, num_classes, num_classes),
-        np.array(edges, np.float64),
-    )
+def read_evaluation(stored: Path, images: int, **wanted: Any) -> Evaluation | None:
+    """Returns a stored evaluation, None where there is none of this many pictures and these `wanted` values.
+
+    A damaged one is none either: scoring again costs seconds and loses nothing.
+    """
+    try:
+        scores, rows = runs.read_json(stored), runs.read_json(_images_file(stored))["images"]
+        if any(scores.get(name) != value for name, value in wanted.items()) or len(rows) != images:
+            return None
+        num_classes = len(scores["iou"])
+        names, confusions, edges = zip(*rows, strict=True)
+        return Evaluation(
+            scores,
+            tuple(names),
+            np.array(confusions, np.int64).reshape(-1, num_classes, num_classes),
+            np.array(edges, np.float64).reshape(-1, num_classes),
+        )
+    except (PetsegError, KeyError, TypeError, ValueError):
+        return None

@@ -17,7 +17,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
@@ -29,6 +29,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -215,9 +216,10 @@ def exported_run(run: Path) -> Path:
     """Returns RUN/model.onnx, exported at the first call and again when the run's weights have changed."""
     out = run / "model.onnx"
     if out.is_file():
-        known = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
-        if _digest(run / known["weights"]) == known["weights_sha256"]:
-            return out
+        with suppress(DecodeError, ValueError, KeyError, TypeError, OSError):  # damaged: exported again
+            known = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
+            if _digest(run / known["weights"]) == known["weights_sha256"]:
+                return out
     export_run(run, out)
     return out
 

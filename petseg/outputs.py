@@ -101,6 +101,16 @@ def plan(sources: Sequence[Path], kinds: Sequence[str], out: Path | None) -> lis
     return jobs
 
 
+def remove_halves(jobs: Sequence[Job]) -> None:
+    """Removes what a killed call left half-written of these jobs."""
+    names: dict[Path, list[str]] = defaultdict(list)
+    for job in jobs:
+        for path in job.files.values():
+            names[path.parent].append(path.name)
+    for folder, inside in names.items():
+        runs.remove_unfinished(folder, inside)
+
+
 def make_folder(out: Path) -> None:
     """Makes the folder that files go to, before any photo is looked at.
 

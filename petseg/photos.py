@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from petseg.data.oxford_pets import UNREADABLE, UInt8, draft_side, to_rgb
+from petseg.data.oxford_pets import UNREADABLE, UInt8, check_pixels, draft_side, formats, to_rgb
 from petseg.errors import PetsegError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
@@ -22,9 +22,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", "
 
 Source = str | os.PathLike[str] | bytes | Image.Image | UInt8
 """A path, an encoded file, a PIL image, or uint8 [H, W, 3] RGB."""
-
-DAMAGED = (*UNREADABLE, RuntimeError, TypeError)
-"""What Pillow raises: of damaged AVIF and TIFF files these two as well."""
 
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
@@ -45,9 +42,7 @@ class Photo:
         """What a user should know: of an animation, that its first frame is used."""
         try:
             with self._open() as opened:
-                pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
-                if limit and pixels > limit:  # Pillow warns only, and a warning's filter belongs to all threads
-                    raise ValueError(f"{pixels:,} pixels; at most {limit:,} are read")
+                check_pixels(opened)
                 turned = opened.getexif().get(0x0112, 1) in TURNED
                 self.size = (opened.height, opened.width) if not turned else (opened.width, opened.height)
                 """Height and width."""
@@ -55,7 +50,7 @@ class Photo:
                 frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
                 if frames > 1:
                     self.notes = (f"{frames} frames, the first one is used",)
-        except DAMAGED as error:
+        except UNREADABLE as error:
             raise self._unreadable(error) from None
 
     def squeezed(self, size: int) -> UInt8:
@@ -96,7 +91,7 @@ class Photo:
         if isinstance(source, Image.Image):
             try:
                 return source.copy()  # a file that is opened lazily is read here, by one thread
-            except DAMAGED as error:
+            except UNREADABLE as error:
                 raise self._unreadable(error) from None
         if not isinstance(source, bytes):
             try:
@@ -108,7 +103,7 @@ class Photo:
         return source
 
     def _open(self) -> Image.Image:
-        return Image.open(BytesIO(self._kept)) if isinstance(self._kept, bytes) else self._kept
+        return Image.open(BytesIO(self._kept), formats=formats()) if isinstance(self._kept, bytes) else self._kept
 
     def _decoded(self, draft: int | None = None) -> Image.Image:
         try:
@@ -116,11 +111,13 @@ class Photo:
                 if draft is not None:
                     opened.draft("RGB", (draft, draft))
                 return to_srgb(ImageOps.exif_transpose(opened))
-        except DAMAGED as error:
+        except UNREADABLE as error:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> PetsegError:
-        told = "not an image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
+        told = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            told = "not an image that can be read"
         return PetsegError(f"{self.name}: cannot be decoded ({told})")
 
 

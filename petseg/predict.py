@@ -46,6 +46,9 @@ SMALLEST = 0.001
 LARGEST_OVERLAY = 2048
 """Longer side in pixels: an overlay is looked at, and a whole one of 12 megapixels takes 15 MB and a second."""
 
+LARGEST_SIZE = 2048
+"""Of a model's square in pixels, as in recipes."""
+
 STRIP = (64, 1 << 20)
 """Rows and columns worked on at once, which fit a processor's cache."""
 
@@ -267,8 +270,7 @@ class Segmenter:
             metadata = self._run.metadata
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in metadata.items()}
             """What the file says of itself: classes, size, scores, licence."""
-            self.classes: tuple[str, ...] = tuple(self.card["classes"])
-            self.size: int = self.card["size"]
+            self.classes, self.size = _checked(self.card)
         except ModuleNotFoundError:
             raise  # of the runtime
         except Exception as error:  # ONNX Runtime's own have no common base but this
@@ -305,7 +307,18 @@ class Segmenter:
 
     def probabilities(self, pictures: UInt8) -> Floats:
         """Returns what the network itself gives, [N, C, h, w], of uint8 [N, h, w, 3] at its own size."""
-        return self._run(pictures)
+        try:
+            probabilities = self._run(pictures)
+        except Exception as error:  # as above
+            told = str(error).partition("\n")[0]
+            raise PetsegError(f"model {self.name}: cannot be computed ({told}); export it again") from None
+        shape = (len(pictures), len(self.classes), *pictures.shape[1:3])
+        if probabilities.shape != shape or not (probabilities.min() >= 0 and probabilities.max() < 1.01):  # nan is not
+            raise PetsegError(
+                f"model {self.name}: gives {list(probabilities.shape)} from {probabilities.min():.3g} to "
+                f"{probabilities.max():.3g}; wanted probabilities {list(shape)}: export it again"
+            )
+        return probabilities
 
 
 def model_file(name: str) -> bytes:
@@ -321,6 +334,24 @@ def model_file(name: str) -> bytes:
         except OSError as error:
             raise PetsegError(f"model {path}: cannot be read ({error.strerror or error})") from None
     return (WEIGHTS / f"{shipped_model(name)}.onnx").read_bytes()
+
+
+def _checked(card: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+    """Returns classes and size of a model.
+
+    Raises:
+        ValueError: the card is not what `petseg export` writes.
+    """
+    classes, size = card["classes"], card["size"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not names")
+    if len({*classes}) < len(classes) or "background" not in classes or not {*classes} & {*PETS}:
+        raise ValueError(f"its classes are {', '.join(classes)[:100]}; wanted background and pet, or cat and dog")
+    if ("cat" in classes) != ("dog" in classes):
+        raise ValueError("of its classes cat and dog one is missing")
+    if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(f"its size is {str(size)[:20]}; wanted 1 to {LARGEST_SIZE}")
+    return tuple(classes), size
 
 
 def shipped_models() -> list[str]:

@@ -4,10 +4,12 @@
     environment.json    commit, versions, device, precision
     data.json           which pictures: the prepared cache's key
     metrics.jsonl       one line an epoch
-    best.safetensors    weights of the best epoch on validation (best.previous: only while a new best is being kept)
+    best.safetensors    weights of the best epoch on validation
     last.safetensors    weights of the last epoch
     resume.safetensors  weights, optimiser and average after the last whole epoch; written last
+    *.previous.*        best and resume of the epoch before, taken where the newer file is damaged
     evaluations/        one JSON a split, per-image matrices beside it
+    .lock               held by the process that works in the folder
 
 Each file is written beside its place and moved there whole, so a kill at any moment leaves the old one or the new one.
 """
@@ -17,20 +19,28 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from petseg import __version__
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
     from petseg.config import RunConfig
+
+LOCK = ".lock"
+
+UNFINISHED = re.compile(r"\.(.+)\.tmp\d+")
+"""What `write_atomically` calls a file until it is whole; the number is its process."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -53,6 +63,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             unfinished.unlink()
 
 
+def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Removes what killed processes left half-written in a folder: all of it, or the halves of some files."""
+    wanted = None if names is None else set(names)
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        found = UNFINISHED.fullmatch(path.name)
+        if found and (wanted is None or found[1] in wanted):
+            with suppress(OSError):  # it is in nobody's way
+                path.unlink()
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON that people can read, atomically; nan is not JSON and raises `ValueError`."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -69,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PetsegError(f"{path}: no such file; is this the folder of a finished run?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PetsegError(f"{path}: not readable as JSON ({error}); restore it or run again") from None
     if not isinstance(content, dict):
         raise PetsegError(f"{path}: holds a {type(content).__name__}; wanted a JSON object")
@@ -82,23 +104,37 @@ def refuse_existing(folder: Path, *, resume: bool) -> None:
     Raises:
         PetsegError: it holds something and `resume` is false.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
+    if not resume and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
 
 
-def new_folder(folder: Path, *, resume: bool) -> None:
-    """Makes the folder of a run.
+@contextmanager
+def new_folder(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Makes the folder of a run and keeps other processes out of it until the end of the block.
 
     Raises:
-        PetsegError: it holds something and `resume` is false, or it cannot be made.
+        PetsegError: it holds something and `resume` is false, another process works in it, or it cannot be made.
     """
     refuse_existing(folder, resume=resume)
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise PetsegError(
+            f"run folder {folder}: another process is at work in it; wait for it, or choose another with --out"
+        ) from None
     except OSError as error:
         raise PetsegError(
             f"run folder {folder}: cannot be made ({error.strerror or error}); choose another with --out"
         ) from None
+    try:
+        refuse_existing(folder, resume=resume)  # the lock may have been another's until now
+        for place in (folder, folder / "evaluations", folder / "examples", *folder.glob("baselines/*")):
+            remove_unfinished(place)
+        yield
+    finally:
+        lock.release()
 
 
 def read_config(run: Path) -> RunConfig:
@@ -128,19 +164,26 @@ def claim_data(folder: Path, key: str, source: str) -> None:
 
 
 def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
-    """Returns the epochs of metrics.jsonl, at most the first `up_to`; a half-written last line is dropped."""
+    """Returns the epochs of metrics.jsonl, at most the first `up_to`; a half-written last line is dropped.
+
+    Raises:
+        PetsegError: another line is damaged, or the epochs are not 1, 2, 3, ...
+    """
     path = run / "metrics.jsonl"
     rows: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise PetsegError(
                     f"{path}: line {number} is not JSON ({error}); restore the file or train again"
                 ) from None
-    return rows if up_to is None else [row for row in rows if row["epoch"] <= up_to]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or row.get("epoch") != number or not isinstance(row.get("val_miou"), float):
+            raise PetsegError(f"{path}: line {number} is not that of epoch {number}; restore the file or train again")
+    return rows if up_to is None else rows[:up_to]
 
 
 def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ a comparison see the same pictures in the same order.
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import os
 import shutil
@@ -131,6 +132,8 @@ class Pictures:
     rows: Rows
     device: torch.device
     """Where batches are wanted."""
+    task: Task
+    """What the labels mean."""
 
     def batch(self, rows: Rows, side: int | None = None) -> tuple[Tensor, Tensor]:
         """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] of some rows, on `device`.
@@ -177,13 +180,28 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
     labels = torch.from_numpy(task_labels(prepared, task))
     if device.type != "cuda" or images.nbytes + labels.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         images, labels = images.to(device), labels.to(device)
-    splits = {part: Pictures(images, labels, prepared.rows(part_names), device) for part, part_names in names.items()}
+    splits = {
+        part: Pictures(images, labels, prepared.rows(part_names), device, task) for part, part_names in names.items()
+    }
     if len(splits["train"].rows) < 2 or not len(splits["val"].rows):
         raise PetsegError(
             f"protocol {config.data.protocol}: {len(splits['train'].rows)} training and {len(splits['val'].rows)} "
             "validation pictures; wanted at least 2 and 1: is the data folder complete? (`petseg data check`)"
         )
     return splits
+
+
+def check_task(pictures: Pictures, task: Task) -> None:
+    """Checks that labels are those of a task.
+
+    Raises:
+        PetsegError: they are another's.
+    """
+    if pictures.task != task:
+        raise PetsegError(
+            f"pictures are labelled for task {pictures.task.name} ({', '.join(pictures.task.classes)}), the run is of "
+            f"{task.name} ({', '.join(task.classes)}); load the splits with the run's own config"
+        )
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -253,74 +271,72 @@ def train(
     if settings.compile:
         _check_compiler(hardware.device)
     splits = splits or load_splits(prepared, config, hardware.device)
+    check_task(splits["train"], task)
     torch.manual_seed(settings.seed)
     model = build_model(config.model, len(task.classes)).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    runs.new_folder(run, resume=resume)
-    if resume and (run / "config.json").is_file() and (known := runs.read_config(run)) != config:
-        raise PetsegError(
-            f"run folder {run}: holds another config ({_difference(known, config)}); choose another --out"
-        )
-    runs.claim_data(run, prepared.key, prepared.source)
-    average = (
-        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
-        if settings.ema
-        else None
-    )
-    optimiser = make_optimiser(model, settings)
-    first_epoch = 1
-    if resume and (run / "resume.safetensors").is_file():
-        first_epoch = _restore(run / "resume.safetensors", model, optimiser, average) + 1
-        _settle_best(run, first_epoch - 1)
-    history = runs.read_metrics(run, up_to=first_epoch - 1)
-    if first_epoch > settings.epochs:
-        return history
-    board = _tensorboard(run) if settings.tensorboard else None
-    if not (run / "environment.json").is_file():
-        runs.write_json(run / "environment.json", environment(hardware))
-    runs.write_json(run / "config.json", config.model_dump(mode="json"))
-
-    class_weights = None
-    if settings.class_weights == "median_frequency":
-        labels = splits["train"].labels.cpu().numpy()[splits["train"].rows]
-        class_weights = median_frequency_weights(labels, len(task.classes)).to(hardware.device)
-    with _determinism(settings.deterministic):
-        for epoch in range(first_epoch, settings.epochs + 1):
-            started = time.perf_counter()
-            train_loss = _train_epoch(
-                epoch,
-                model,
-                average,
-                optimiser,
-                splits["train"],
-                config.side(epoch),
-                settings,
-                hardware,
-                class_weights,
-                history,
-                on_progress,
+    with runs.new_folder(run, resume=resume):
+        if resume and (run / "config.json").is_file() and (known := runs.read_config(run)) != config:
+            raise PetsegError(
+                f"run folder {run}: holds another config ({_difference(known, config)}); choose another --out"
             )
-            trained = time.perf_counter()
-            evaluated = average.module if average is not None else model
-            val = validate(evaluated, splits["val"], task, hardware)
-            if not math.isfinite(val["val_loss"]):
-                raise _not_a_number("validation loss", f"after epoch {epoch}")
-            row = {
-                "epoch": epoch,
-                "seconds": round(time.perf_counter() - started, 3),
-                "train_seconds": round(trained - started, 3),
-                "learning_rate": optimiser.param_groups[0]["lr"],
-                "train_loss": train_loss,
-                **val,
-            }
-            history.append(row)
-            _checkpoint(run, epoch, history, model, optimiser, average)
-            if board is not None:
-                for name in ("train_loss", "val_loss", "val_miou", "learning_rate"):
-                    board.add_scalar(name, row[name], epoch)
-                board.flush()
-            if on_epoch is not None:
-                on_epoch(row)
-    return history
+        runs.claim_data(run, prepared.key, prepared.source)
+        average = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+            if settings.ema
+            else None
+        )
+        optimiser = make_optimiser(model, settings)
+        history = _resume(run, model, optimiser, average) if resume else []
+        first_epoch = len(history) + 1
+        if first_epoch > settings.epochs:
+            return history
+        board = _tensorboard(run) if settings.tensorboard else None
+        if not (run / "environment.json").is_file():
+            runs.write_json(run / "environment.json", environment(hardware))
+        runs.write_json(run / "config.json", config.model_dump(mode="json"))
+
+        class_weights = None
+        if settings.class_weights == "median_frequency":
+            labels = splits["train"].labels.cpu().numpy()[splits["train"].rows]
+            class_weights = median_frequency_weights(labels, len(task.classes)).to(hardware.device)
+        with _determinism(settings.deterministic):
+            for epoch in range(first_epoch, settings.epochs + 1):
+                started = time.perf_counter()
+                train_loss = _train_epoch(
+                    epoch,
+                    model,
+                    average,
+                    optimiser,
+                    splits["train"],
+                    config.side(epoch),
+                    settings,
+                    hardware,
+                    class_weights,
+                    history,
+                    on_progress,
+                )
+                trained = time.perf_counter()
+                evaluated = average.module if average is not None else model
+                val = validate(evaluated, splits["val"], task, hardware)
+                if not math.isfinite(val["val_loss"]):
+                    raise _not_a_number("validation loss", f"after epoch {epoch}")
+                row = {
+                    "epoch": epoch,
+                    "seconds": round(time.perf_counter() - started, 3),
+                    "train_seconds": round(trained - started, 3),
+                    "learning_rate": optimiser.param_groups[0]["lr"],
+                    "train_loss": train_loss,
+                    **val,
+                }
+                history.append(row)
+                _checkpoint(run, epoch, history, model, optimiser, average)
+                if board is not None:
+                    for name in ("train_loss", "val_loss", "val_miou", "learning_rate"):
+                        board.add_scalar(name, row[name], epoch)
+                    board.flush()
+                if on_epoch is not None:
+                    on_epoch(row)
+        return history
 
 
 def _train_epoch(
@@ -502,11 +518,9 @@ def _checkpoint(
 ) -> None:
     """Writes weights and metrics, and last the file that a resumed run starts from: it names the whole epoch."""
     weights = _plain(average.module if average is not None else model)
-    best, previous = run / BEST, run / PREVIOUS_BEST
-    if best_epoch(history) == epoch:
-        if best.is_file():
-            best.replace(previous)
-        _save(best, weights, epoch)
+    new_best = best_epoch(history) == epoch
+    if new_best:
+        _save(run / BEST, weights, epoch, keep=run / PREVIOUS_BEST)
     _save(run / "last.safetensors", weights, epoch)
     runs.write_metrics(run, history)
     state = {f"model.{name}": tensor for name, tensor in _plain(model).items()}
@@ -514,30 +528,87 @@ def _checkpoint(
         state |= {f"optimiser.{number}.{name}": value.contiguous() for name, value in values.items()}
     if average is not None:
         state |= {f"average.{name}": tensor for name, tensor in _plain(average).items()}
-    _save(run / "resume.safetensors", state, epoch)
-    previous.unlink(missing_ok=True)
+    _save(run / RESUME, state, epoch, keep=run / PREVIOUS_RESUME)
+    if not new_best:
+        (run / PREVIOUS_BEST).unlink(missing_ok=True)  # the best is that of both epochs that are kept
 
 
 BEST, PREVIOUS_BEST = "best.safetensors", "best.previous.safetensors"
+RESUME, PREVIOUS_RESUME = "resume.safetensors", "resume.previous.safetensors"
+
+
+def _resume(
+    run: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: AveragedModel | None
+) -> list[dict[str, Any]]:
+    """Returns the rows of the whole epochs that a run goes on after, none for a new run; the model is as after them.
+
+    Where the newest checkpoint or its line of metrics is damaged, the one before is taken and that is said.
+
+    Raises:
+        PetsegError: all that is there is damaged, or of another model.
+    """
+    damage: PetsegError | None = None
+    for path in (run / RESUME, run / PREVIOUS_RESUME):
+        if not path.is_file():
+            continue
+        try:
+            epoch = _restore(path, model, optimiser, average)
+            history = runs.read_metrics(run, up_to=epoch)
+            if len(history) < epoch:
+                raise PetsegError(
+                    f"{run / 'metrics.jsonl'}: holds {len(history)} epochs where {path.name} is after {epoch}; "
+                    "restore the file, or train again into another folder"
+                )
+            _settle_best(run, best_epoch(history))
+        except PetsegError as error:
+            damage = damage or error
+            continue
+        if damage is not None:
+            told = str(damage).partition(";")[0]
+            logging.getLogger("petseg").warning("petseg: warning: %s; going on after epoch %d", told, epoch)
+            shutil.rmtree(run / "evaluations", ignore_errors=True)  # they may be of weights that come out otherwise now
+        return history
+    if damage is not None:
+        raise damage
+    return []
 
 
 def _settle_best(run: Path, epoch: int) -> None:
-    """Puts the previous best back if the run was killed after it kept a new one and before it kept the epoch."""
+    """Sees to it that the best weights are of `epoch`, the best one of those kept.
+
+    A kill after a new best was written and before its epoch was kept leaves the right ones under the previous name.
+
+    Raises:
+        PetsegError: neither file has them.
+    """
     best, previous = run / BEST, run / PREVIOUS_BEST
-    if previous.is_file() and (not best.is_file() or read_tensors(best)[1] > epoch):
-        previous.replace(best)
+    try:
+        found = read_tensors(best)[1]
+    except PetsegError:
+        if not previous.is_file():
+            raise
+        found = 0
+    if found == epoch:
+        return
+    if not previous.is_file() or read_tensors(previous)[1] != epoch:
+        raise PetsegError(f"{best}: not the weights of epoch {epoch}, the best one; restore it, or train again")
+    previous.replace(best)
 
 
 def _plain(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _save(path: Path, tensors: dict[str, Tensor], epoch: int) -> None:
+def _save(path: Path, tensors: dict[str, Tensor], epoch: int, keep: Path | None = None) -> None:
+    """Writes weights; the file that was there goes to `keep` once the new one is whole."""
+
     def write(unfinished: Path) -> None:
         try:
             save_file(tensors, unfinished, metadata={"epoch": str(epoch)})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        if keep is not None and path.is_file():
+            path.replace(keep)
 
     runs.write_atomically(path, write)
 
@@ -552,7 +623,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], int]:
         raise PetsegError(f"{path}: no such weights; is this the folder of a trained run?")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["epoch"])  # noqa: SIM118
+            tensors, epoch = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["epoch"])  # noqa: SIM118
+        if epoch < 1:
+            raise ValueError(f"epoch {epoch}")
+        return tensors, epoch
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise PetsegError(f"{path}: damaged ({error}); train again without --resume, into another folder") from None
 
@@ -588,12 +662,19 @@ def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ave
         _load(average, part("average."), path)
     state = optimiser.state_dict()
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    for name, tensor in part("optimiser.").items():
+    kept = part("optimiser.")
+    expected = {(f"{number}.{kind}") for number in range(len(parameters)) for kind in ("step", "exp_avg", "exp_avg_sq")}
+    if kept.keys() != expected:
+        raise PetsegError(f"{path}: not the optimiser's state of this model; train again, into another folder")
+    state["state"] = {number: {} for number in range(len(parameters))}
+    for name, tensor in kept.items():
         number, _, kind = name.partition(".")
+        like = parameters[int(number)]
+        if tensor.shape != (like.shape if kind != "step" else ()):
+            raise PetsegError(f"{path}: not the optimiser's state of this model; train again, into another folder")
         # copies: a view would keep the file mapped, and Windows replaces no mapped file. The fused kernel walks memory,
         # so its averages must lie as the weights do (channels_last)
-        tensor = torch.empty_like(parameters[int(number)]).copy_(tensor) if tensor.ndim else tensor.clone()
-        state["state"].setdefault(int(number), {})[kind] = tensor
+        state["state"][int(number)][kind] = tensor.clone() if kind == "step" else torch.empty_like(like).copy_(tensor)
     optimiser.load_state_dict(state)
     return epoch
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,16 @@ def prepared(pets_folder: Path) -> Prepared:
 @pytest.fixture
 def tiny_recipe() -> Recipe:
     return load_recipe("default", TINY)
+
+
+@pytest.fixture
+def tried(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Notes how many cases a test went through; `pytest_sessionfinish` writes the notes."""
+
+    def note(count: int = 1) -> None:
+        record_property("tried", count)
+
+    return note
 
 
 def chromium() -> str | None:

@@ -46,6 +46,31 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, b"<html>We have moved.</html>")
         elif kind == "longer":
             self.reply(200, BODY + b"more", tell=False)
+        elif kind in ("429", "500"):
+            self.send_error(int(kind))
+        elif kind == "flipped":
+            self.reply(200, BODY[:-1] + bytes([BODY[-1] ^ 1]))
+        elif kind == "page":  # as long as the archive, and no archive
+            self.reply(200, b"<html>We have moved.</html>".ljust(len(BODY)))
+        elif kind == "promises-more":
+            self.reply(200, b"<html>We have moved.</html>", length=len(BODY))
+        elif kind in ("stalls", "trickles"):
+            self.reply(
+                206 if wanted else 200,
+                BODY[start : start + HALF // 2],
+                length=len(BODY) - start,
+                content_range=f"bytes {start}-{len(BODY) - 1}/{len(BODY)}" if wanted else None,
+            )
+            while not self.server.closing.wait(0.05):
+                if kind == "trickles":
+                    self.wfile.write(b"x")
+        elif kind == "slow":
+            self.send_response(200)
+            self.end_headers()
+            for place in range(0, len(BODY), 4096):
+                if self.server.closing.wait(0.001):
+                    return
+                self.wfile.write(BODY[place : place + 4096])
         elif kind == "ignores-range":
             self.reply(200, BODY)
         elif kind == "wrong-range":
@@ -77,10 +102,11 @@ class Handler(BaseHTTPRequestHandler):
         content_range: str | None = None,
         cut: int | None = None,
         tell: bool = True,
+        length: int | None = None,
     ) -> None:
         self.send_response(status)
         if tell:
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(body) if length is None else length))
         if content_range:
             self.send_header("Content-Range", content_range)
         self.end_headers()
@@ -97,6 +123,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.seen: list[tuple[str, str | None]] = []
+        self.closing = threading.Event()
 
     def url(self, kind: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/{kind}"
@@ -111,6 +138,7 @@ def server() -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.closing.set()
         server.shutdown()
         thread.join()
 
@@ -199,7 +227,10 @@ def test_server_that_ignores_range_starts_anew(server, tmp_path):
     assert server.seen == [("ignores-range", "bytes=1000-")]
 
 
-@pytest.mark.parametrize("first", ["wrong", "missing", "short", "longer", "empty", "to-http"])
+@pytest.mark.parametrize(
+    "first",
+    ["wrong", "flipped", "page", "promises-more", "missing", "429", "500", "short", "longer", "empty", "to-http"],
+)
 def test_bad_source_goes_on_to_the_mirror(server, tmp_path, first):
     assert get(server, tmp_path, first, "good", rounds=1).read_bytes() == BODY
     assert [kind for kind, _ in server.seen] == [first, "good"]
@@ -251,6 +282,21 @@ def test_break_at_every_try_is_told_and_keeps_the_part(server, tmp_path):
     with pytest.raises(PetsegError, match=r"broke off after 524,288 of 1,048,576 bytes"):
         get(server, tmp_path, "breaks-off", rounds=1)
     assert (tmp_path / "pets.tar.gz.part").read_bytes() == BODY[:HALF]
+
+
+@pytest.mark.parametrize(("kind", "told"), [("stalls", "timed out"), ("trickles", "fewer than 1000 bytes a second")])
+def test_host_that_stalls_is_given_up_and_its_part_goes_on_elsewhere(server, tmp_path, kind, told):
+    urls = [server.url(kind)]
+    with pytest.raises(PetsegError, match=told):
+        download(ARCHIVE, tmp_path, urls=urls, timeout=0.3, rounds=2, back_off=0)
+    assert [request[0] for request in server.seen] == [kind] * 2  # bounded
+    part = tmp_path / "pets.tar.gz.part"
+    assert part.stat().st_size >= HALF // 2
+    if kind == "trickles":  # its bytes were wrong ones
+        part.write_bytes(BODY[: HALF // 2])
+    get(server, tmp_path, "good")
+    assert server.seen[-1][1].startswith("bytes=")
+    assert (tmp_path / "pets.tar.gz").read_bytes() == BODY
 
 
 def test_host_that_does_not_answer(server, tmp_path):

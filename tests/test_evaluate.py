@@ -77,7 +77,7 @@ def test_scores_do_not_depend_on_batch_size_or_order(prepared: Prepared, monkeyp
     pictures = load_splits(prepared, given, CPU.device)["test"]
     wanted = evaluate(Brightness(), prepared, pictures, given, CPU, split="test")
     monkeypatch.setattr(train_module, "EVALUATION_BATCH", 5)
-    turned = Pictures(pictures.images, pictures.labels, pictures.rows[::-1].copy(), pictures.device)
+    turned = Pictures(pictures.images, pictures.labels, pictures.rows[::-1].copy(), pictures.device, pictures.task)
     got = evaluate(Brightness(), prepared, turned, given, CPU, split="test")
     assert got.scores["cross_entropy"] == pytest.approx(wanted.scores["cross_entropy"], rel=1e-6)
     assert got.scores["miou"] == wanted.scores["miou"]

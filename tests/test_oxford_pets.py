@@ -410,7 +410,7 @@ def test_opening_in_threads_leaves_the_warning_filters_alone(tmp_path, monkeypat
     both, first_is_out, threads, lock = threading.Barrier(2, timeout=20), threading.Event(), [], threading.Lock()
     really_open = Image.open
 
-    def held(path: Path, *args: object) -> Image.Image:
+    def held(path: Path, *args: object, **named: object) -> Image.Image:
         if Path(path).suffix == ".jpg":
             with lock:
                 threads.append(threading.get_ident())
@@ -419,7 +419,7 @@ def test_opening_in_threads_leaves_the_warning_filters_alone(tmp_path, monkeypat
                 assert first_is_out.wait(20)
         elif threads[0] == threading.get_ident():  # the trimap's turn: the image is done
             first_is_out.set()
-        return really_open(path, *args)
+        return really_open(path, *args, **named)
 
     monkeypatch.setattr(Image, "open", held)
     try:

@@ -16,6 +16,7 @@ from petseg import __version__, runs
 from petseg.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from petseg.errors import PetsegError
 from petseg.runs import (
+    LOCK,
     environment,
     new_folder,
     now,
@@ -174,7 +175,7 @@ def test_a_folder_that_is_no_run(tmp_path):
 
 # metrics.jsonl
 
-ROWS = [{"epoch": epoch, "val_loss": 1 / epoch} for epoch in (1, 2, 3)]
+ROWS = [{"epoch": epoch, "val_loss": 1 / epoch, "val_miou": 0.1 * epoch} for epoch in (1, 2, 3)]
 
 
 def test_metrics_come_back(tmp_path):
@@ -211,9 +212,9 @@ def test_a_broken_line_in_the_middle_is_told(tmp_path):
 
 
 def test_a_new_folder(tmp_path):
-    new_folder(tmp_path / "runs" / "one", resume=False)
-    assert names(tmp_path / "runs" / "one") == []
-    new_folder(tmp_path / "runs" / "one", resume=False)  # empty: nothing to lose
+    for _ in range(2):  # with a lock alone it is empty: nothing to lose
+        with new_folder(tmp_path / "runs" / "one", resume=False):
+            assert set(names(tmp_path / "runs" / "one")) <= {LOCK}
 
 
 def test_a_folder_that_holds_something_is_kept(tmp_path):
@@ -223,9 +224,10 @@ def test_a_folder_that_holds_something_is_kept(tmp_path):
     with pytest.raises(
         PetsegError, match=r"run folder .*run: exists; go on with --resume, or choose another with --out"
     ):
-        new_folder(run, resume=False)
-    new_folder(run, resume=True)
-    assert names(run) == ["config.json"]
+        new_folder(run, resume=False).__enter__()
+    with new_folder(run, resume=True):
+        pass
+    assert set(names(run)) - {LOCK} == {"config.json"}
     assert (run / "config.json").read_text() == "x"
 
 
@@ -234,7 +236,7 @@ def test_a_folder_where_a_file_is(tmp_path):
     for path in (tmp_path / "run", tmp_path / "run" / "below"):
         for resume in (False, True):
             with pytest.raises(PetsegError, match=r"run folder .*: cannot be made \(.*\); choose another with --out"):
-                new_folder(path, resume=resume)
+                new_folder(path, resume=resume).__enter__()
 
 
 # Environment

@@ -35,6 +35,9 @@ MAX_MEMBERS = 50_000
 MAX_BYTES = 4 * 2**30
 """Most bytes that `extract` writes in all; the two archives hold about 0.8 GB."""
 
+SLOWEST = 1000
+"""Bytes a second below which a host is given up: at that pace the archives would take nine days."""
+
 _CHUNK = 2**20
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -104,7 +107,7 @@ def download(
         archive: The file wanted, with its size and checksum.
         folder: Where it goes; made when it is missing.
         urls: Where to ask, in this order; the archive's own by default. https, or http on this machine.
-        timeout: Seconds without a byte after which a host is given up.
+        timeout: Seconds without a byte, or with fewer than SLOWEST each, after which a host is given up.
         on_progress: Called with (bytes here, bytes in all) at the start of each transfer and after each chunk.
         rounds: How often the whole list of urls is tried.
         back_off: Seconds waited after the first round; doubles each round.
@@ -229,6 +232,7 @@ def _transfer(
         with part.open("ab" if start else "wb") as file:
             if on_progress:
                 on_progress(done, archive.bytes)
+            since, before = time.monotonic(), done
             while chunk := _read(response):
                 done += len(chunk)
                 if done > archive.bytes:
@@ -236,6 +240,11 @@ def _transfer(
                 file.write(chunk)
                 if on_progress:
                     on_progress(done, archive.bytes)
+                seconds = time.monotonic() - since
+                if seconds > timeout:
+                    if done - before < SLOWEST * seconds:
+                        raise _SourceError(f"sends fewer than {SLOWEST} bytes a second")
+                    since, before = time.monotonic(), done
     if done > archive.bytes:
         part.unlink()
         raise _SourceError(f"sends more than the {archive.bytes:,} bytes wanted")

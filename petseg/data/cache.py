@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,8 +135,15 @@ def open_data(folder: Path) -> tuple[Contents, str]:
         if not checked.is_file():  # the checksum of 800 MB takes seconds
             official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
             extract(archives, target)
-            checked.write_text("the official archives" if official else UNOFFICIAL, encoding="utf-8")
+            told = "the official archives" if official else UNOFFICIAL
+            _write_text(checked, told)
     return read_contents(target), checked.read_text(encoding="utf-8")
+
+
+def _write_text(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _archive_in(folder: Path, name: str) -> Path | None:
@@ -202,7 +211,8 @@ def prepare(folder: Path, size: int, *, on_progress: Progress | None = None, wor
     """Returns the prepared data set of a data folder, made at the first call and found at the next.
 
     Pictures are decoded by a thread for each core (Pillow releases the interpreter lock). Two processes may call at
-    once: the second waits and finds the first one's work. A killed call leaves nothing under the cache's name.
+    once: the second waits and finds the first one's work. A killed call leaves nothing under the cache's name. A cache
+    that is damaged is made again, and that is said.
 
     Args:
         folder: the data folder (`open_data` says which forms it may have).
@@ -217,10 +227,14 @@ def prepare(folder: Path, size: int, *, on_progress: Progress | None = None, wor
     key = f"{content_key(contents)[:16]}-{size}-v{CACHE_VERSION}"
     target = cache_root() / "prepared" / key
     with _locked(target):
-        if not (target / "index.json").is_file():
-            with _writing(target.parent):
-                _write_cache(contents, size, target, on_progress, workers)
-    return _read_cache(target, contents, source)
+        if (target / "index.json").is_file():
+            try:
+                return _read_cache(target, contents, source)
+            except PetsegError as error:
+                logging.getLogger("petseg").warning("petseg: warning: %s; preparing it again", error)
+        with _writing(target.parent):
+            _write_cache(contents, size, target, on_progress, workers)
+        return _read_cache(target, contents, source)
 
 
 def _write_cache(
@@ -330,8 +344,8 @@ def _read_cache(target: Path, contents: Contents, source: str) -> Prepared:
             source=source,
             all_listed={pet.name: pet.listed for pet in contents.pets},
         )
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise PetsegError(f"cache {target} is damaged ({error}); delete it and run again") from None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PetsegError(f"cache {target} is damaged ({error})") from None
 
 
 def content_key(contents: Contents) -> str:
@@ -346,16 +360,14 @@ def content_key(contents: Contents) -> str:
             status = path.stat()
             stamp.update(f"{path} {status.st_size} {status.st_mtime_ns} {pet.listed} {pet.species}\n".encode())
     memo = cache_root() / "content_keys" / stamp.hexdigest()[:32]
-    if memo.is_file() and len(known := memo.read_text(encoding="ascii")) == 64:
+    if memo.is_file() and re.fullmatch("[0-9a-f]{64}", known := memo.read_text(encoding="ascii", errors="replace")):
         return known
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_digests, _chunks(contents))
         key = hashlib.sha256("\n".join(chain.from_iterable(digests)).encode()).hexdigest()
     with _writing(memo.parent):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = memo.with_name(f"{memo.name}.tmp{os.getpid()}")
-        unfinished.write_text(key, encoding="ascii")
-        unfinished.replace(memo)
+        _write_text(memo, key)
     return key
 
 

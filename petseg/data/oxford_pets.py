@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import random
 import re
+import struct
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -277,7 +279,7 @@ def open_trimap(pet: Pet) -> UInt8:
         PetsegError: as `open_pair`.
     """
     try:
-        with Image.open(pet.image) as opened:
+        with Image.open(pet.image, formats=formats()) as opened:
             own_size = opened.size
     except UNREADABLE as error:
         raise PetsegError(f"{pet.name}: image cannot be decoded ({_reason(error, pet.image)})") from None
@@ -302,11 +304,9 @@ def _match(trimap: UInt8, own_size: tuple[int, int], name: str, notes: list[str]
 
 def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.Image, tuple[int, int]]:
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=formats()) as opened:
             own_size = opened.size
-            pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
-            if limit and pixels > limit:  # Pillow warns only, and a warning's filter belongs to all threads
-                raise ValueError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
+            check_pixels(opened)
             if opened.format != "JPEG":
                 notes.append(f"{opened.format} named {path.suffix}")
             # a JPEG without the segment needs no parsing
@@ -319,8 +319,36 @@ def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.
         raise PetsegError(f"{path.stem}: image cannot be decoded ({_reason(error, path)})") from None
 
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-"""What Pillow raises for files that are no picture, damaged, or too large."""
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+"""What is decoded. Pillow reads more, and some of that with programs of its own, such as Ghostscript."""
+
+
+@lru_cache(maxsize=1)
+def formats() -> tuple[str, ...]:
+    """Returns those of `FORMATS` that this Pillow has."""
+    Image.init()  # all are known before they are chosen from
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, AttributeError, MemoryError),
+    *(LookupError, ArithmeticError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+"""What Pillow raises for files that are no picture, damaged, or too large: whatever a decoder stumbles over."""
+
+
+def check_pixels(opened: Image.Image) -> None:
+    """Checks that a picture is not too large to decode: of up to twice its own limit Pillow warns only.
+
+    Its warnings are no way to know: their filter belongs to all threads.
+
+    Raises:
+        ValueError: it is.
+    """
+    pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
+    if limit and pixels > limit:
+        raise ValueError(f"{pixels:,} pixels; at most {limit:,} are read")
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -350,7 +378,8 @@ def read_trimap(path: Path) -> UInt8:
         PetsegError: not decodable, not one channel, or other values.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=formats()) as opened:
+            check_pixels(opened)
             values = np.asarray(opened)
     except UNREADABLE as error:
         raise PetsegError(f"{path.stem}: trimap cannot be decoded ({_reason(error, path)})") from None

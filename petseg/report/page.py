@@ -90,7 +90,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
         raise PetsegError(f"{path} {found}; a report is made from a comparison.json: name one, or run `petseg compare`")
     try:
         comparison = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PetsegError(
             f"{path} is not valid JSON ({error}); wanted a comparison.json: run `petseg compare` again to write it"
         ) from error

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from petseg.config import ServeConfig
 from petseg.errors import PetsegError
 from petseg.serve.app import make_app
+
+HEAD_SECONDS = 30.0
+"""Longest time that a client may take to send a request's head; uvicorn would wait for ever."""
+
+HEAD_BYTES = 64_000
+"""Largest head: address and headers; uvicorn would keep any."""
+
+READ_SECONDS = 120.0
+"""Longest time that a client may take to read an answer once its connection is closed."""
+
+SPARE_FILES = 64
+"""Of the files that the process may open: not for connections."""
 
 
 def is_loopback(host: str) -> bool:
@@ -38,7 +54,8 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: Non
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
         settings = uvicorn.Config(
             make_app(config, loopback=is_loopback(config.host)),
-            log_level="warning",
+            http=partial(_Bounded, head_seconds=min(HEAD_SECONDS, config.seconds)),  # type: ignore[arg-type]
+            log_level="error",  # warnings are of what clients send: a line each
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=math.ceil(config.seconds),
@@ -56,6 +73,71 @@ def _listening(config: ServeConfig) -> socket.socket:
         raise PetsegError(
             f"{config.host}:{config.port} cannot be had ({error.strerror or error}); choose another with --port"
         ) from None
+
+
+class _Bounded(HttpToolsProtocol):
+    """A connection that is closed when its client is slow over a head, sends a large one, or more than was taken."""
+
+    def __init__(self, *arguments: Any, head_seconds: float, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._head_seconds = head_seconds
+        self._head: asyncio.TimerHandle | None = None
+        """Closes the connection; None while no head is awaited."""
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            transport.abort()
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self.send_400_response(f"The request's head is larger than {HEAD_BYTES} bytes.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_came()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:  # it was answered before it had sent all
+            self.loop.call_later(1, self.transport.close)
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(READ_SECONDS, self.transport.abort)  # closing waits for all to be read
+
+    def _await_head(self) -> None:
+        if self._head is None:
+            self._head = self.loop.call_later(self._head_seconds, self.transport.close)
+            self._head_bytes = 0
+
+    def _head_came(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+
+def most_connections() -> int:
+    """Returns how many connections there may be at once: those that the process may open files for."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 500
+    return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - SPARE_FILES
 
 
 class _Announced(uvicorn.Server):

@@ -15,11 +15,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
+from petseg.data.oxford_pets import formats
 from petseg.errors import PetsegError
 from petseg.photos import Photo
-
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-"""What is decoded for strangers. Pillow reads more, and some of that with programs of its own, such as Ghostscript."""
 
 RAW = "application/octet-stream"
 """Beside image/*, the content type under which the body is the photo itself."""
@@ -142,9 +140,8 @@ def checked(content: bytes, config: ServeConfig) -> Photo:
     Raises:
         HTTPException: 400 not an image, 413 too many pixels.
     """
-    Image.init()  # all formats are known before they are chosen from
     try:
-        with Image.open(BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
+        with Image.open(BytesIO(content), formats=formats()) as opened:
             pixels = opened.width * opened.height
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pixels = None

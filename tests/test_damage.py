@@ -1,0 +1,251 @@
+"""A run's folder damaged, shared or of another version: said, and recovered from the epoch before where possible."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, load_file, save_file
+
+from petseg.compare import compare
+from petseg.config import RunConfig, load_recipe
+from petseg.data.cache import Prepared
+from petseg.errors import PetsegError
+from petseg.evaluate import evaluate_run
+from petseg.runs import LOCK, new_folder
+from petseg.train import choose_hardware, load_splits, train
+from tests.conftest import TINY
+
+CPU = choose_hardware("fp32", "cpu")
+
+
+def config(*settings: str, model: str = "unet") -> RunConfig:
+    deterministic = ("train.epochs=3", "train.deterministic=true", "model.base_channels=2", "data.size=32")
+    return load_recipe("default", [*TINY, *deterministic, *settings]).for_model(model)
+
+
+@pytest.fixture(scope="module")
+def trained(pets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Returns a function that copies a run of three epochs."""
+    from petseg.data.cache import prepare
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PETSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        run = tmp_path_factory.mktemp("trained") / "run"
+        train(config(), prepare(pets_folder, 32), run, hardware=CPU)
+    return lambda place: shutil.copytree(run, place / "run")
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def last_line_lost(path: Path) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def last_line_cut(path: Path) -> None:
+    path.write_text(path.read_text()[:-20])
+
+
+def other_model(path: Path) -> None:
+    save_file({"model.weight": torch.zeros(3)}, path, metadata={"epoch": "3"})
+
+
+def optimiser_lost(path: Path) -> None:
+    kept = {name: tensor for name, tensor in load(path.read_bytes()).items() if not name.startswith("optimiser.0.")}
+    save_file(kept, path, metadata={"epoch": "3"})
+
+
+def optimiser_of_another_shape(path: Path) -> None:
+    save_file({**load(path.read_bytes()), "optimiser.0.exp_avg": torch.zeros(5)}, path, metadata={"epoch": "3"})
+
+
+def without_epoch(path: Path) -> None:
+    save_file(load(path.read_bytes()), path)
+
+
+def before_the_first(path: Path) -> None:
+    save_file(load(path.read_bytes()), path, metadata={"epoch": "-1"})
+
+
+RECOVERED = {
+    "half a checkpoint": ("resume.safetensors", half, r"resume\.safetensors: damaged"),
+    "an empty checkpoint": ("resume.safetensors", lambda path: path.write_bytes(b""), "damaged"),
+    "another model's": ("resume.safetensors", other_model, "weights of another model"),
+    "no optimiser": ("resume.safetensors", optimiser_lost, "not the optimiser's state of this model"),
+    "another optimiser": ("resume.safetensors", optimiser_of_another_shape, "not the optimiser's state of this model"),
+    "no epoch": ("resume.safetensors", without_epoch, "damaged"),
+    "epoch -1": ("resume.safetensors", before_the_first, "damaged"),
+    "a line of metrics lost": ("metrics.jsonl", last_line_lost, r"holds 2 epochs where resume\.safetensors is after 3"),
+    "a line of metrics cut": ("metrics.jsonl", last_line_cut, "holds 2 epochs"),
+}
+
+
+@pytest.mark.parametrize("damage", RECOVERED)
+def test_a_damaged_state_is_said_and_the_epoch_before_taken(
+    damage: str,
+    trained: Callable[[Path], Path],
+    prepared: Prepared,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = trained(tmp_path)
+    wanted = {name: load((run / f"{name}.safetensors").read_bytes()) for name in ("best", "last", "resume")}
+    evaluate_run(run, prepared, CPU, split="val")
+    file, harm, told = RECOVERED[damage]
+    harm(run / file)
+    history = train(config(), prepared, run, hardware=CPU, resume=True)
+    (warning,) = caplog.messages
+    assert warning.startswith("petseg: warning: ")
+    assert warning.endswith("; going on after epoch 2")
+    assert re.search(told, warning)
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    for name, tensors in wanted.items():
+        found = load_file(run / f"{name}.safetensors")
+        assert all(torch.equal(tensor, found[key]) for key, tensor in tensors.items()), name
+    assert not (run / "evaluations").exists()  # of weights that may have come out otherwise
+    train(config(), prepared, run, hardware=CPU, resume=True)
+    assert caplog.messages == [warning]
+
+
+LOST = {
+    "both checkpoints": (("resume.safetensors", "resume.previous.safetensors"), half, "damaged"),
+    "all metrics": (("metrics.jsonl",), lambda path: path.write_text(""), "holds 0 epochs where"),
+    "a line between": (
+        ("metrics.jsonl",),
+        lambda path: path.write_text("x\n" + path.read_text()),
+        "line 1 is not JSON",
+    ),
+    "lines of other epochs": (
+        ("metrics.jsonl",),
+        lambda path: path.write_text(path.read_text() * 2),
+        "line 4 is not that of epoch 4",
+    ),
+    "a line that is a list": (
+        ("metrics.jsonl",),
+        lambda path: path.write_text("[1]\n" + path.read_text()),
+        "line 1 is not that of epoch 1",
+    ),
+    "the config": (("config.json",), half, r"config\.json: not readable as JSON"),
+    "the best weights": (("best.safetensors", "best.previous.safetensors"), half, r"best.*\.safetensors: damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", LOST)
+def test_what_cannot_be_recovered_is_said_and_left_as_it_is(
+    damage: str, trained: Callable[[Path], Path], prepared: Prepared, tmp_path: Path
+) -> None:
+    run = trained(tmp_path)
+    files, harm, told = LOST[damage]
+    for file in files:
+        if (run / file).is_file():
+            harm(run / file)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(PetsegError, match=told) as caught:
+        train(config(), prepared, run, hardware=CPU, resume=True)
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("file", ["val.json", "val.images.json"])
+@pytest.mark.parametrize("harm", [half, lambda path: path.write_text("{}"), lambda path: path.unlink()])
+def test_a_damaged_evaluation_is_scored_again(
+    file: str, harm: Callable[[Path], None], trained: Callable[[Path], Path], prepared: Prepared, tmp_path: Path
+) -> None:
+    run = trained(tmp_path)
+    first = evaluate_run(run, prepared, CPU, split="val")
+    harm(run / "evaluations" / file)
+    again = evaluate_run(run, prepared, CPU, split="val")
+    assert again.scores == first.scores
+    assert (again.confusions == first.confusions).all()
+    assert json.loads((run / "evaluations" / "val.json").read_text()) == first.scores
+
+
+def test_a_config_of_another_version_is_said(
+    trained: Callable[[Path], Path], prepared: Prepared, tmp_path: Path
+) -> None:
+    run = trained(tmp_path)
+    fields = json.loads((run / "config.json").read_text())
+    fields["train"]["momentum"] = 0.9
+    (run / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(PetsegError, match=r"field 'train\.momentum' is unknown"):
+        train(config(), prepared, run, hardware=CPU, resume=True)
+
+
+def test_labels_of_another_task_are_refused(
+    trained: Callable[[Path], Path], prepared: Prepared, tmp_path: Path
+) -> None:
+    """One split of labels may serve many runs; those of one task alone."""
+    run = trained(tmp_path)
+    other = load_splits(prepared, config("data.task=species"), CPU.device)
+    told = r"labelled for task species \(background, cat, dog\), the run is of trimap \(pet, background, border\)"
+    with pytest.raises(PetsegError, match=told):
+        evaluate_run(run, prepared, CPU, split="val", splits=other)
+    with pytest.raises(PetsegError, match=told):
+        train(config(), prepared, tmp_path / "new", hardware=CPU, splits=other)
+    borders = load_splits(prepared, config("data.task=pet", "data.border=ignore"), CPU.device)
+    with pytest.raises(PetsegError, match="labelled for task pet"):
+        train(config("data.task=pet"), prepared, tmp_path / "new", hardware=CPU, splits=borders)
+
+
+# --- two at once -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_training_or_comparison_in_one_folder_is_refused(prepared: Prepared, tmp_path: Path) -> None:
+    told = r"run folder .*: another process is at work in it; wait for it, or choose another with --out"
+    code = (
+        "import sys; from pathlib import Path; from petseg.runs import new_folder\n"
+        "with new_folder(Path(sys.argv[1]), resume=True): print('here', flush=True); sys.stdin.readline()"
+    )
+    for resume in (False, True):
+        command = [sys.executable, "-c", code, str(tmp_path / "run")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "here\n"
+            with pytest.raises(PetsegError, match=told):
+                train(config(), prepared, tmp_path / "run", hardware=CPU, resume=resume)
+            with pytest.raises(PetsegError, match=told):
+                compare(
+                    load_recipe("default", TINY),
+                    prepared,
+                    tmp_path / "run",
+                    hardware=CPU,
+                    command="",
+                    resume=resume,
+                )
+            assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK}
+            other.communicate("\n", timeout=60)
+    assert len(train(config(), prepared, tmp_path / "run", hardware=CPU)) == 3
+
+
+def test_of_trainings_that_start_together_one_trains(prepared: Prepared, tmp_path: Path) -> None:
+    """The others come after its lock or after its end: both are refused, nothing is mixed."""
+    outcomes: list[str] = []
+    start = threading.Barrier(6)
+
+    def begin(number: int) -> None:
+        start.wait()
+        try:
+            with new_folder(tmp_path / "run", resume=False):
+                (tmp_path / "run" / f"{number}.txt").write_text("mine")
+                outcomes.append("worked")
+        except PetsegError as error:
+            outcomes.append("at work" if "at work" in str(error) else "exists" if "exists" in str(error) else "?")
+
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("worked") == 1
+    assert set(outcomes) <= {"worked", "at work", "exists"}
+    assert len(list((tmp_path / "run").glob("*.txt"))) == 1

@@ -1,0 +1,202 @@
+"""Every reader of foreign bytes against mutated files: refusals in petseg's own words, nothing else.
+
+A short run of what `python fuzz/run.py` does for hours; and what that found, one case each.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from petseg.config import load_recipe
+from petseg.data.oxford_pets import Pet, open_pair
+from petseg.errors import PetsegError
+from petseg.export import exported_run
+from petseg.photos import Photo
+from petseg.predict import Segmenter
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
+from targets import CARD, TARGETS, RefusedError, Target, _picture, mend_png, onnx_seeds
+
+EXAMPLES = 300
+"""Cases of each target."""
+
+
+def mutated(target: Target) -> st.SearchStrategy[bytes]:
+    """Returns a strategy of seeds with some bytes changed, cut, repeated or put in, mended or not."""
+    edits = st.tuples(
+        st.sampled_from(["change", "cut", "repeat", "insert"]), st.floats(0, 0.999), st.binary(max_size=8)
+    )
+
+    def edit(seed: bytes, changes: list[tuple[str, float, bytes]], mend: bool) -> bytes:
+        content = bytearray(seed)
+        for kind, where, what in changes:
+            place, size = int(where * (len(content) + 1)), len(what)
+            if kind == "change":
+                content[place : place + size] = what
+            elif kind == "cut":
+                del content[place : place + 1 + size**3]
+            elif kind == "repeat":
+                content[place:place] = content[place : place + 1 + size**3]
+            else:
+                content[place:place] = what
+        return target.mend(bytes(content)) if mend else bytes(content)
+
+    return st.builds(edit, st.sampled_from(target.seeds()), st.lists(edits, max_size=6), st.booleans())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of metadata that it passes over
+def test_a_mutated_file_is_read_or_refused(name, tried):
+    target, counted = TARGETS[name], [0, 0]
+
+    @settings(
+        max_examples=EXAMPLES, deadline=10_000, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(mutated(target))
+    def read(content: bytes) -> None:
+        counted[0] += 1
+        try:
+            target.read(content)
+        except RefusedError:
+            counted[1] += 1
+
+    read()
+    assert counted[0] >= EXAMPLES
+    assert counted[1] > 0, "nothing was refused: is it read at all?"
+    tried(counted[0])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_reads_some_seed(name):
+    """Or its cases would end at the first check."""
+    readable = 0
+    for seed in TARGETS[name].seeds():
+        with suppress(RefusedError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            TARGETS[name].read(seed)
+            readable += 1
+    assert readable
+
+
+# --- what fuzzing and reading found ----------------------------------------------------------------------------------
+
+
+def test_a_gif_that_ends_inside_its_second_frame_is_refused():
+    """Pillow's struct.error was the server's 500."""
+    whole = _picture("GIF", save_all=True, append_images=[Image.new("RGB", (24, 17), "red")], duration=50)
+    place = whole.index(b"!\xf9\x04", whole.index(b"!\xf9\x04") + 1)
+    with pytest.raises(PetsegError, match="photo: cannot be decoded"):
+        Photo(whole[:place] + b"!\xf9\x01\x00", "photo")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trimap_larger_than_what_is_read_is_not_decoded(tmp_path):
+    """118 megapixels of WebP took 9 seconds: Pillow only warns of them."""
+    for name, size in (("image.png", (24, 17)), ("large.png", (10_000, 9_000))):
+        Image.new("L", size, 1).save(tmp_path / name, compress_level=1)
+    for image, trimap in (("image.png", "large.png"), ("large.png", "image.png")):
+        pet = Pet("beagle_1", tmp_path / image, tmp_path / trimap, "beagle", 2, "test")
+        with pytest.raises(PetsegError, match=r"90,000,000 pixels; at most 89,478,485 are read"):
+            open_pair(pet)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "PCX", "TGA"])
+def test_formats_that_nobody_photographs_in_are_not_opened(kind, tmp_path):
+    """Pillow hands EPS to Ghostscript, a program that runs what the file says."""
+    content = _picture(kind)
+    Image.open(BytesIO(content)).close()
+    with pytest.raises(PetsegError, match="not an image that can be read"):
+        Photo(content)
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 3000, "train.epochs = " + "9" * 5000, "a = {b = " * 2000])
+def test_toml_that_python_itself_gives_up_on_is_refused(text, tmp_path):
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(PetsegError, match="not valid TOML"):
+        load_recipe(str(tmp_path / "recipe.toml"))
+    with pytest.raises(PetsegError):
+        load_recipe("default", [text])
+
+
+def test_a_refusal_does_not_repeat_a_whole_file(tmp_path):
+    (tmp_path / "recipe.toml").write_text(f'[train]\n"{"a" * 10_000}" = 1')
+    with pytest.raises(PetsegError, match="is unknown") as caught:
+        load_recipe(str(tmp_path / "recipe.toml"))
+    assert len(str(caught.value)) < 2000
+
+
+def network(tmp_path: Path, card: dict[str, object], seed: int = 0) -> Path:
+
+    file = onnx.ModelProto.FromString(onnx_seeds()[seed])
+    del file.metadata_props[:]
+    for name, value in card.items():
+        file.metadata_props.add(key=name, value=json.dumps(value))
+    (tmp_path / "model.onnx").write_bytes(file.SerializeToString())
+    return tmp_path / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"size": 10**9}, "its size is 1000000000; wanted 1 to 2048"),
+        ({"size": 32}, r"wanted image, uint8 \[N, 32, 32, 3\]"),
+        ({"size": True}, "its size is True"),
+        ({"classes": "pet"}, "its classes are not names"),
+        ({"classes": ["pet", "pet", "background"]}, "its classes are pet, pet, background"),
+        ({"classes": ["pet", "border", "hat"]}, "wanted background and pet"),
+        ({"classes": ["cat", "background", "border"]}, "of its classes cat and dog one is missing"),
+    ],
+)
+def test_a_card_that_lies_is_refused_before_a_photo_is_read(change, told, tmp_path):
+    with pytest.raises(PetsegError, match=f"not a model that `petseg export` wrote .*{told}"):
+        Segmenter(network(tmp_path, {**CARD, **change}))
+
+
+@pytest.mark.parametrize(("seed", "told"), [(3, r"gives \[1, 2, 16, 16\]"), (4, r"gives \[1, 3, 22, 22\]")])
+def test_a_network_that_gives_something_else_is_refused(seed, told, tmp_path):
+    segmenter = Segmenter(network(tmp_path, CARD, seed))
+    with pytest.raises(PetsegError, match=told):
+        segmenter(np.zeros((9, 9, 3), np.uint8))
+
+
+@pytest.mark.parametrize("place", ["/etc/hostname", "../../../../../../etc/hostname"])
+def test_a_model_reads_no_file_beside_itself(place, tmp_path):
+
+    file = onnx.ModelProto.FromString(onnx_seeds()[0])
+    (weight,) = file.graph.initializer
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.ClearField("float_data")
+    for key, value in (("location", place), ("offset", "0"), ("length", "4")):
+        weight.external_data.add(key=key, value=value)
+    (tmp_path / "model.onnx").write_bytes(file.SerializeToString())
+    with pytest.raises(PetsegError, match=r"not a model that `petseg export` wrote \(.*[Ee]xternal data path"):
+        Segmenter(tmp_path / "model.onnx")
+
+
+def test_png_checksums_are_put_right():
+    whole = _picture("PNG")
+    broken = bytearray(whole)
+    broken[20] ^= 1  # the width
+    assert mend_png(whole) == whole
+    with suppress(PetsegError):
+        assert Photo(mend_png(bytes(broken))).size[1] != 24
+
+
+def test_a_damaged_export_is_made_again(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"half")
+    made = []
+    monkeypatch.setattr("petseg.export.export_run", lambda run, out: made.append(out))
+    assert exported_run(tmp_path) == tmp_path / "model.onnx"
+    assert made == [tmp_path / "model.onnx"]
