@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from petseg import runs
+from petseg import bench, runs
 from petseg.data.cache import find_data
 from petseg.errors import PetsegError
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
-    """Returns each contender's figures, one a turn; every second turn goes backwards, so that drift hits all alike."""
+    """Returns each contender's figures, one a turn, told as they come."""
     figures: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(turns):
-        for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
-            figures[name].append(contenders[name]())
-            print(f"turn {turn + 1} of {turns}: {name} {figures[name][-1]:.4g}", file=sys.stderr, flush=True)
+    for name, figure in bench.take_turns(contenders, turns):
+        figures[name].append(figure)
+        print(f"turn {len(figures[name])} of {turns}: {name} {figure:.4g}", file=sys.stderr, flush=True)
     return figures
 
 

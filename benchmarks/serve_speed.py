@@ -27,7 +27,7 @@ from typing import Any
 from PIL import Image
 
 from petseg.outputs import encoded
-from petseg.predict import Segmenter, default_model
+from petseg.predict import Segmenter, shipped_model
 from petseg.runs import environment, write_json
 
 CAT = Path(__file__).parent.parent / "petseg" / "serve" / "page" / "cat.jpg"
@@ -145,7 +145,8 @@ def main() -> None:
         server.wait()
     result: dict[str, Any] = {
         "kind": "serve_speed",
-        "model": default_model(),
+        "command": "python benchmarks/serve_speed.py",
+        "model": shipped_model("unet"),
         "output": options.output,
         "photo_width": options.side,
         "requests_a_turn": options.requests,

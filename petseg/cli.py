@@ -1,4 +1,5 @@
-"""The command line: `petseg predict | serve | export | data | models | train | evaluate | compare | report`.
+"""The command line: `petseg predict | serve | export | bench | data | models | train | evaluate | compare | study |
+report`.
 
 Each subcommand is a public function. Nothing heavy is imported before a subcommand needs it.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from petseg.compare import Stage
     from petseg.data.cache import Prepared
     from petseg.predict import Segmenter
+    from petseg.study.recipe import Study
     from petseg.train import Hardware
 
 app = typer.Typer(
@@ -339,6 +341,58 @@ def compare(
 
 
 @app.command()
+def study(
+    recipe: Annotated[str, typer.Argument(help="The shipped study or a TOML file.")] = "study",
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study.", show_default="runs/RECIPE")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Make one shard of the runs, for example 3/8.", show_default=False)
+    ] = None,
+    collect: Annotated[
+        list[Path] | None,
+        typer.Option(help="Copy what a shard's folder holds into this one, and run nothing. Repeatable."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Print the runs and the time they take, and run nothing.")
+    ] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
+    from petseg.report.tables import duration
+    from petseg.study import run as studies
+    from petseg.study.recipe import load_study
+
+    loaded = load_study(recipe)
+    folder = out or Path("runs") / Path(recipe).stem
+    if (only is not None) + bool(collect) + show > 1:
+        raise PetsegError("--only, --collect and --list exclude each other; give one")
+    if show:
+        _print_runs(loaded, folder)
+        return
+    if collect:
+        manifest = studies.collect(loaded, folder, collect)
+    else:
+        shard = studies.parse_shard(only) if only else studies.Shard()
+        found = _data_folder(data)
+        prepared = {size: _prepare(found, size) for size in studies.sizes(loaded)}
+        _hardware(loaded.train.precision, device)
+        with _resumable("run the same command again to go on"), _bar() as advance:
+
+            def tell(status: studies.Status) -> None:
+                left = f"{status.words}; {duration(status.left)} left"
+                advance("study", round(status.done), round(status.total), left)
+                if status.run_ended:
+                    print(left, flush=True)
+
+            manifest = studies.run_study(loaded, folder, found, prepared, shard=shard, device=device, tell=tell)
+    states = [run["state"] for run in manifest["runs"]]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"{folder}: {len(states)} runs: {counts}")
+    if "waiting" in states and not collect:
+        print("What waits needs other shards' runs: merge them with --collect, then run the shards again from there")
+
+
+@app.command()
 def report(
     comparison: Annotated[Path, typer.Argument(help="A comparison.json, or the folder that holds it.")],
     out: Annotated[
@@ -386,14 +440,14 @@ def predict(
     if photos == ["-"]:
         if out is not None or resume or len(kinds) + as_json != 1:
             raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
-        _predict_stdin(_segmenter(model, run), kinds)
+        _predict_stdin(_segmenter(model, run, photos=1), kinds)
         return
     jobs = plan([Path(photo) for photo in photos], kinds, out)
     if resume:
         remove_halves(jobs)
         total, jobs = len(jobs), [job for job in jobs if not job.done()]
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
-    segmenter = _segmenter(model, run, threads=None if len(jobs) == 1 else 1)
+    segmenter = _segmenter(model, run, photos=len(jobs))
     if out is not None:
         make_folder(out)
     if len(photos) == 1 and not Path(photos[0]).is_dir():
@@ -450,6 +504,81 @@ def export(
 
 
 @app.command()
+def bench(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped model or an ONNX file. Repeatable.", show_default="all shipped models"),
+    ] = None,
+    size: Annotated[
+        str, typer.Option(help="Sides in pixels, for example 128,256.", show_default="each model's own")
+    ] = "",
+    threads: Annotated[str, typer.Option(help="Threads of one call, for example 1,2.")] = "1",
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino or openvino-bf16. Repeatable.",
+            show_default="all at hand",
+        ),
+    ] = None,
+    turns: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 7,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,
+) -> None:
+    """Measure time and memory of one picture, for every runtime at hand, taking turns on this machine."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.bench import bench as bench_models
+    from petseg.data.cache import find_data
+    from petseg.predict import shipped_models
+    from petseg.runs import write_json
+
+    sizes = [_size(side) for side in _whole_numbers(size, "--size")]
+    counts = _whole_numbers(threads, "--threads")
+    with _bar() as advance:
+        found = bench_models(
+            model or shipped_models(),
+            sizes,
+            counts,
+            runtime or (),
+            turns=turns,
+            data=find_data(data),
+            on_progress=lambda done, total: advance("bench", done, total),
+        )
+    machine = found["environment"]
+    extras = ", ".join(found["instructions"])
+    table = Table(
+        padding=(0, 0),
+        title=f"one picture at a time, {turns} turns; {machine['processor']} ({extras})",
+        caption=", ".join(
+            f"{name} {number}" for name, number in {"torch": machine["torch"], **found["versions"]}.items()
+        ),
+    )
+    for column in ("model", "px", "threads", "runtime", "p50 ms", "by turn", "p95", "1/s", "MB"):
+        table.add_column(column, justify="left" if column in ("model", "runtime") else "right", no_wrap=True)
+    for row in sorted(found["rows"], key=lambda row: (row["size"], row["threads"], row["model"])):
+        table.add_row(
+            row["model"],
+            str(row["size"]),
+            str(row["threads"]),
+            row["title"],
+            f"{row['p50_ms']:.2f}",
+            f"{row['p50_low_ms']:.1f}-{row['p50_high_ms']:.1f}",
+            f"{row['p95_ms']:.1f}",
+            f"{row['images_per_second']:.0f}",
+            "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+        )
+    Console().print(table)
+    for name, reason in found["not_measured"].items():
+        print(f"not measured: {name}: {reason}")
+    if out is not None:
+        words = ["petseg", "bench", *(word for name in model or () for word in ("--model", name))]
+        words += [*(("--size", size) if size else ()), "--threads", threads]
+        words += [word for name in runtime or () for word in ("--runtime", name)]
+        write_json(out, {"kind": "benchmark", "command": shlex.join([*words, "--turns", str(turns)]), **found})
+
+
+@app.command()
 def serve(
     host: Annotated[
         str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1, this machine alone")
@@ -494,6 +623,14 @@ def _has_screen() -> bool:
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
+def _whole_numbers(text: str, option: str) -> list[int]:
+    """Returns the numbers of a list like 128,256, each above zero."""
+    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(numbers) != len(text.split(",")) * bool(text) or 0 in numbers:
+        raise PetsegError(f"{option} is {text!r}; wanted whole numbers above zero, for example 1,2")
+    return numbers
+
+
 def _size(size: int) -> int:
     """Returns the size if a recipe may have it; the recipe's own field says which."""
     from petseg.config import DataConfig, validated
@@ -501,16 +638,19 @@ def _size(size: int) -> int:
     return validated(DataConfig, {"size": size}, source="--size").size
 
 
-def _segmenter(model: str, run: Path | None, threads: int | None = None) -> Segmenter:
+def _segmenter(model: str, run: Path | None, photos: int) -> Segmenter:
+    """Returns the model for so many photos: one takes all cores, several take one each."""
     from petseg.predict import Segmenter
+    from petseg.runtimes import chosen_runtime
 
-    if run is None:
-        return Segmenter(model, threads=threads)
-    if model:
+    if run is not None and model:
         raise PetsegError(f"--run {run} was given with --model {model}; choose one: a run holds its own model")
-    from petseg.export import exported_run
+    name: str | Path = model
+    if run is not None:
+        from petseg.export import exported_run
 
-    return Segmenter(exported_run(run), threads=threads)
+        name = exported_run(run)
+    return Segmenter(name, threads=1 if photos > 1 else None, runtime=chosen_runtime(photos))
 
 
 def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...]) -> None:
@@ -648,15 +788,44 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
         console.print(sentence, highlight=False)
 
 
+def _print_runs(study: Study, folder: Path) -> None:
+    """Prints a study's runs in their order, with what they are for, and the time they take."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.report.tables import duration
+    from petseg.study import run as studies
+    from petseg.study.plan import state
+
+    manifest = studies.open_study(study, folder)
+    known = studies.pace(study, manifest, folder)
+    table = Table(title=f"{study.title}: {folder}")
+    for column in ("", "run", "for", "time", "state"):
+        table.add_column(column, justify="right" if column in ("", "time") else "left", overflow="fold")
+    total = left = 0.0
+    for run in studies.planned(study, manifest):
+        rows: dict[str, list[str]] = {}
+        for row in run.rows:
+            rows.setdefault(row.experiment, []).append(row.arm)
+        stands_for = "; ".join(f"{name} {', '.join(arms)}" for name, arms in rows.items())
+        seconds, found = known.seconds(run), state(folder, run)
+        total += seconds
+        left += seconds if found in ("missing", "waiting") else 0
+        # its config is not known yet, so neither is its name
+        name = run.name.rpartition("-")[0] if run.waits else run.name
+        table.add_row(str(run.number), name, stands_for, duration(seconds), found)
+    Console().print(table)
+    measured = "from measured epochs" if known.per_picture else "no epoch measured yet: as on two cores with AMX"
+    print(f"{duration(total)} in all, {duration(left)} left ({measured})")
+
+
 @contextmanager
-def _resumable() -> Iterator[None]:
+def _resumable(advice: str = "run the same command with --resume to go on") -> Iterator[None]:
     """Says, after Ctrl-C, how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        print(
-            "\npetseg: interrupted; whole epochs are kept: run the same command with --resume to go on", file=sys.stderr
-        )
+        print(f"\npetseg: interrupted; whole epochs are kept: {advice}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

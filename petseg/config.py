@@ -26,14 +26,15 @@ Border = Literal["pet", "background", "ignore"]
 Convs = Annotated[int, Field(ge=1, le=8)]
 
 
-class _Config(BaseModel):
-    # strict: true is no number, "3" no count
+class StrictConfig(BaseModel):
+    """What every recipe's part is: frozen, no unknown field, `true` no number and "3" no count."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-class ModelShape(_Config):
+class ModelShape(StrictConfig):
     """The shape of a network; a field left out takes the model's preset (`petseg models` lists them)."""
 
     base_channels: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -48,8 +49,8 @@ class ModelShape(_Config):
     """Probability of dropping a channel of the deepest stage."""
     skips: bool | None = None
     """U-Net only: concatenate the encoder's maps; false is the ablation."""
-    upsampling: Literal["indices", "bilinear"] | None = None
-    """SegNet only: upsample by the pooling's indices, or bilinear, the ablation."""
+    upsampling: Literal["indices", "bilinear", "transposed"] | None = None
+    """By the pooling's indices (SegNet's own), bilinear, or a learnt 2x2 up-convolution (U-Net's own, U-Net only)."""
 
 
 class ModelConfig(ModelShape):
@@ -59,7 +60,7 @@ class ModelConfig(ModelShape):
     """The preset."""
 
 
-class DataConfig(_Config):
+class DataConfig(StrictConfig):
     """What is learnt, on which pictures, at which size."""
 
     task: TaskName = "trimap"
@@ -71,9 +72,11 @@ class DataConfig(_Config):
     """official: trainval 3,312 / 368 and the test list. seed: the classic tutorial's split, last 1,000 validate."""
     size: Annotated[int, Field(ge=16, le=2048)] = 128
     """Side in pixels of the square that pictures are resized to."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training pictures that train, each breed in proportion; a smaller share lies within a larger one."""
 
 
-class AugmentConfig(_Config):
+class AugmentConfig(StrictConfig):
     """Random changes of each training picture, on the training device; image and mask move together."""
 
     flip: bool = True
@@ -88,7 +91,7 @@ class AugmentConfig(_Config):
     """Brightness, contrast and saturation change by up to this share either way."""
 
 
-class TrainConfig(_Config):
+class TrainConfig(StrictConfig):
     """How the weights are found."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
@@ -125,7 +128,7 @@ class TrainConfig(_Config):
     """Also write TensorBoard events (needs the extra `tensorboard`)."""
 
 
-class RunConfig(_Config):
+class RunConfig(StrictConfig):
     """Everything that defines one training run."""
 
     model: ModelConfig = ModelConfig()
@@ -153,7 +156,7 @@ class RunConfig(_Config):
         return sides[(epoch - 1) * len(sides) // self.train.epochs]
 
 
-class Recipe(_Config):
+class Recipe(StrictConfig):
     """A run's description shared by several models, with what differs for each under `overrides`."""
 
     models: Annotated[tuple[ModelName, ...], Field(strict=False)] = ("unet", "segnet")
@@ -181,7 +184,7 @@ class Recipe(_Config):
             raise unknown_name("model", name, MODEL_NAMES)
         fields = self.model_dump(exclude={"models", "overrides"})
         for field, value in flat_fields(self.overrides.get(name, {})):  # type: ignore[call-overload]
-            _put(fields, field, value, source=f"overrides.{name}")
+            put_field(fields, field, value, source=f"overrides.{name}")
         if "name" in fields["model"]:
             raise PetsegError(f"overrides.{name}: model.name cannot be changed; name models under `models`")
         if fields["data"] != self.data.model_dump():
@@ -190,7 +193,7 @@ class Recipe(_Config):
         return validated(RunConfig, fields, source=f"overrides.{name}")
 
 
-class ServeConfig(_Config):
+class ServeConfig(StrictConfig):
     """Where `petseg serve` listens, and how much it takes on."""
 
     host: str = "127.0.0.1"
@@ -213,12 +216,13 @@ class ServeConfig(_Config):
 
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 RECIPES = files("petseg") / "recipes"
-ConfigT = TypeVar("ConfigT", bound=_Config)
+ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
 
 def recipe_names() -> list[str]:
-    """Returns the shipped recipes' names, sorted."""
-    return sorted(entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml"))
+    """Returns the shipped recipes' names, sorted; studies, which lie among them, are `petseg.study.recipe`'s."""
+    names = [entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml")]
+    return sorted(name for name in names if not name.startswith("study"))
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
@@ -244,7 +248,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         raise PetsegError(f"recipe {name}: not valid TOML ({error}); mend the file") from None
     for setting in settings:
         field, value = _parse_setting(setting)
-        _put(fields, field, value, source="--set")
+        put_field(fields, field, value, source="--set")
     return validated(Recipe, fields, source=f"recipe {name}")
 
 
@@ -267,11 +271,14 @@ def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) ->
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
+        # a misspelt field is unknown and missing at once: the former says what to do
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     names = _field_names(kind)
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         raise PetsegError(f"{source}: {unknown_name('field', '.'.join(path), names)}")
+    if first["type"] == "missing":
+        raise PetsegError(f"{source}: {'.'.join(path)} is missing; give it")
     # below a field pydantic's path goes on into its own types
     dotted = next(
         (".".join(path[:end]) for end in range(len(path), 0, -1) if ".".join(path[:end]) in names), ".".join(path)
@@ -305,7 +312,7 @@ def flat_fields(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield prefix + name, value
 
 
-def _put(fields: dict[str, Any], field: str, value: Any, *, source: str) -> None:
+def put_field(fields: dict[str, Any], field: str, value: Any, *, source: str) -> None:
     """Sets a dotted field; a last part that is unique in the recipe may stand alone (`epochs`)."""
     if "." not in field:
         matches = [name for name in _field_names(Recipe) if name.split(".")[-1] == field]

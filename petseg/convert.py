@@ -21,7 +21,7 @@ from petseg.data.oxford_pets import UInt8
 from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.errors import PetsegError, unknown_name
 from petseg.photos import Photo
-from petseg.predict import WEIGHTS, Segmenter, shipped_models
+from petseg.predict import WEIGHTS, Segmenter, shipped_model
 
 AGREEMENT = 0.9999
 """Share of pixels whose class must be the original's."""
@@ -89,8 +89,7 @@ def export_shipped(name: str, out: Path, kind: str = "onnx") -> Parity:
     Raises:
         PetsegError: an unknown model, a format that needs torch's weights, or the file disagrees; nothing is written.
     """
-    if name not in shipped_models():
-        raise unknown_name("model", name, shipped_models())
+    name = shipped_model(name)
     if kind == "torch":
         raise PetsegError(
             f"model {name} is shipped as ONNX, without torch's weights; export it as onnx or openvino, or give --run"

@@ -14,6 +14,10 @@ class PetsegError(ValueError):
     """
 
 
+class DivergedError(PetsegError):
+    """Training lost its numbers: a result of its settings, which a study records and goes on."""
+
+
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 

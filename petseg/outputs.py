@@ -140,8 +140,11 @@ def predict_job(segmenter: Segmenter, job: Job) -> Outcome:
     """Returns what became of one photo; its files are written when all of them are made."""
     try:
         found = segmenter(job.photo)
-        with ThreadPoolExecutor(len(job.files) or 1) as pool:
-            contents = list(pool.map(partial(encoded, found), job.files))
+        if len(job.files) > 1:
+            with ThreadPoolExecutor(len(job.files)) as pool:
+                contents = list(pool.map(partial(encoded, found), job.files))
+        else:  # a pool would take longer than a mask
+            contents = [encoded(found, kind) for kind in job.files]
         for path, content in zip(job.files.values(), contents, strict=True):
             runs.write_atomically(path, partial(Path.write_bytes, data=content))
         files = {kind: str(path) for kind, path in job.files.items()}

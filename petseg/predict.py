@@ -1,4 +1,4 @@
-"""Prediction with ONNX Runtime alone: `Segmenter("unet")("cat.jpg")`.
+"""Prediction without torch: `Segmenter("unet")("cat.jpg")`.
 
     >>> from petseg import Segmenter
     >>> segmenter = Segmenter("unet_small")
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from PIL import Image
 
 from petseg.cutout import cut_out, overlay
@@ -31,14 +30,15 @@ from petseg.enlarge import Size, enlarged, windows
 from petseg.errors import PetsegError, unknown_name
 from petseg.photos import Photo, Source
 from petseg.regions import Regions, find_regions
+from petseg.runtimes import RUNTIMES, Taken, chosen_runtime
 
 Floats = npt.NDArray[np.float32]
 
 WEIGHTS = files("petseg") / "weights"
 """The shipped models: NAME.onnx, and NAME.json, its card."""
 
-DEFAULTS = ("unet", "unet_small")
-"""The first of these that is shipped is used where none is named: U-Net has the better scores."""
+KINDS = ("unet", "segnet")
+"""Each stands for the best shipped model of its kind; the first for the one used where none is named."""
 
 SMALLEST = 0.001
 """Share of the photo that a region of pet must cover to count as one; what is smaller is a speckle."""
@@ -249,34 +249,30 @@ class Segmenter:
     """A model, loaded and ready. Any number of threads may call one segmenter at once.
 
     Args:
-        model: a shipped model (`shipped_models`), or a path to an ONNX file that `petseg export` wrote.
+        model: a shipped model (`shipped_models`), a kind (`unet`, `segnet`) for the best of it,
+            or a path to an ONNX file that `petseg export` wrote.
         threads: of one call. None takes all cores: the fastest for one photo; where many threads call, take 1.
+        runtime: onnxruntime or openvino; None takes the faster one for many photos (`runtimes.chosen_runtime`).
 
     Raises:
         PetsegError: an unknown name, or a file that is no exported model.
     """
 
-    def __init__(self, model: str | Path = "", *, threads: int | None = None) -> None:
-        self.name = str(model) or default_model()
-        path = Path(self.name)
-        if path.suffix == ".onnx":
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise PetsegError(f"model {path}: cannot be read ({error.strerror or error})") from None
-        elif self.name in shipped_models():
-            content = (WEIGHTS / f"{self.name}.onnx").read_bytes()
-        else:
-            raise unknown_name("model", self.name, shipped_models())
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0  # 0: a thread a core
-        options.log_severity_level = 4  # what goes wrong is raised; the log would tell it a second time
+    def __init__(self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None) -> None:
+        self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or KINDS[0])
+        content = model_file(self.name)
+        self.runtime = runtime or chosen_runtime()
+        """What runs it."""
+        if self.runtime not in RUNTIMES:
+            raise unknown_name("runtime", self.runtime, RUNTIMES)
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            metadata = self._session.get_modelmeta().custom_metadata_map
+            self._run = RUNTIMES[self.runtime](content, threads)
+            metadata = self._run.metadata
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in metadata.items()}
             """What the file says of itself: classes, size, scores, licence."""
-            self.classes, self.size = _checked(self.card, self._session)
+            self.classes, self.size = _checked(self.card, self._run.takes)
+        except ModuleNotFoundError:
+            raise  # of the runtime
         except Exception as error:  # ONNX Runtime's own have no common base but this
             told = str(error).partition("\n")[0]
             raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({told})") from None
@@ -312,11 +308,11 @@ class Segmenter:
     def probabilities(self, pictures: UInt8) -> Floats:
         """Returns what the network itself gives, [N, C, h, w], of uint8 [N, h, w, 3] at its own size."""
         try:
-            probabilities: Floats = self._session.run(["probabilities"], {"image": pictures})[0]
+            probabilities = self._run(pictures)
         except Exception as error:  # as above
             told = str(error).partition("\n")[0]
             raise PetsegError(f"model {self.name}: cannot be computed ({told}); export it again") from None
-        shape = (len(pictures), len(self.classes), self.size, self.size)
+        shape = (len(pictures), len(self.classes), *pictures.shape[1:3])
         if probabilities.shape != shape or not (probabilities.min() >= 0 and probabilities.max() < 1.01):  # nan is not
             raise PetsegError(
                 f"model {self.name}: gives {list(probabilities.shape)} from {probabilities.min():.3g} to "
@@ -325,11 +321,26 @@ class Segmenter:
         return probabilities
 
 
-def _checked(card: dict[str, Any], session: onnxruntime.InferenceSession) -> tuple[tuple[str, ...], int]:
+def model_file(name: str) -> bytes:
+    """Returns the ONNX file of a shipped model or the best of a kind, or the file at a path that ends in .onnx.
+
+    Raises:
+        PetsegError: an unknown name, or a file that cannot be read.
+    """
+    path = Path(name)
+    if path.suffix == ".onnx":
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise PetsegError(f"model {path}: cannot be read ({error.strerror or error})") from None
+    return (WEIGHTS / f"{shipped_model(name)}.onnx").read_bytes()
+
+
+def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[str, ...], int]:
     """Returns classes and size of a model.
 
     Raises:
-        ValueError: the card or the network's own signature is not what `petseg export` writes.
+        ValueError: the card, or what the network takes, is not what `petseg export` writes.
     """
     classes, size = card["classes"], card["size"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
@@ -340,9 +351,13 @@ def _checked(card: dict[str, Any], session: onnxruntime.InferenceSession) -> tup
         raise ValueError("of its classes cat and dog one is missing")
     if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
         raise ValueError(f"its size is {str(size)[:20]}; wanted 1 to {LARGEST_SIZE}")
-    signature = [(kind.name, kind.type, kind.shape[1:]) for kind in session.get_inputs()]
-    if signature != [("image", "tensor(uint8)", [size, size, 3])]:
-        raise ValueError(f"it takes {str(signature)[:100]}; wanted image, uint8 [N, {size}, {size}, 3]")
+    name, kind, axes = takes
+    wanted = (None, size, size, 3)
+    fits = (
+        len(axes) == 4 and axes[3] == 3 and all(axis in (None, side) for axis, side in zip(axes, wanted, strict=True))
+    )
+    if (name, kind) != ("image", "uint8") or not fits:
+        raise ValueError(f"it takes {str(takes)[:100]}; wanted image, uint8 [N, {size}, {size}, 3]")
     return tuple(classes), size
 
 
@@ -351,6 +366,17 @@ def shipped_models() -> list[str]:
     return sorted(entry.name.removesuffix(".onnx") for entry in WEIGHTS.iterdir() if entry.name.endswith(".onnx"))
 
 
-def default_model() -> str:
-    """Returns the model that is used where none is named."""
-    return next(name for name in DEFAULTS if name in shipped_models())
+def shipped_model(name: str) -> str:
+    """Returns the shipped model that a name means: its own, or the best one of a kind.
+
+    >>> shipped_model("segnet_small")
+    'segnet_small'
+
+    Raises:
+        PetsegError: no model and no kind has that name.
+    """
+    shipped = shipped_models()
+    meant = next((each for each in (name, f"{name}_base", f"{name}_small") if each in shipped), None)
+    if meant is None:
+        raise unknown_name("model", name, [*KINDS, *shipped])
+    return meant

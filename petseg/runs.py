@@ -25,14 +25,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from petseg import __version__
-from petseg.config import RunConfig, validated
 from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.config import RunConfig
 
 LOCK = ".lock"
 
@@ -140,6 +143,8 @@ def read_config(run: Path) -> RunConfig:
     Raises:
         PetsegError: not a run folder, or a config that this version does not understand.
     """
+    from petseg.config import RunConfig, validated  # pydantic takes .07 s, and predictions are written without it
+
     return validated(RunConfig, read_json(run / "config.json"), source=f"{run / 'config.json'}")
 
 
@@ -196,7 +201,7 @@ def environment(*, device: str, precision: str, threads: int) -> dict[str, Any]:
         "processor": _processor(),
         "threads": threads,
         "precision": precision,
-        "torch": version("torch"),
+        "torch": version("torch") if find_spec("torch") else "none",
         "numpy": version("numpy"),
         "python": platform.python_version(),
         "platform": platform.platform(),

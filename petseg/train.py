@@ -32,8 +32,8 @@ from petseg import runs
 from petseg.config import RunConfig, TrainConfig, flat_fields
 from petseg.data.augment import augment
 from petseg.data.cache import Prepared
-from petseg.data.oxford_pets import IGNORE, Task, get_task, split_names
-from petseg.errors import PetsegError
+from petseg.data.oxford_pets import IGNORE, Task, get_task, split_names, training_part
+from petseg.errors import DivergedError, PetsegError
 from petseg.losses import cross_entropy, dice_loss, median_frequency_weights
 from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from petseg.models import build_model, normalise, to_unit_range
@@ -173,6 +173,8 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
         )
     task = get_task(config.data.task, config.data.border)
     names = split_names(list(prepared.all_listed), prepared.all_listed, config.data.protocol)
+    if config.data.fraction < 1:
+        names["train"] = training_part(names["train"], config.data.fraction)
     # copy-on-write: torch wants writable memory, the cache stays as it is and is paged in as it is used
     images = torch.from_numpy(np.load(prepared.folder / "images.npy", mmap_mode="c"))
     labels = torch.from_numpy(task_labels(prepared, task))
@@ -423,8 +425,8 @@ def _check_finite(objectives: list[Tensor], epoch: int, step: int) -> None:
         raise _not_a_number("loss", f"at step {first + 1} (epoch {epoch})")
 
 
-def _not_a_number(what: str, where: str) -> PetsegError:
-    return PetsegError(
+def _not_a_number(what: str, where: str) -> DivergedError:
+    return DivergedError(
         f"training: the {what} is not a number {where}; the run is kept as of the whole epoch before: "
         "try a lower train.learning_rate in another folder"
     )

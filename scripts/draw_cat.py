@@ -15,7 +15,7 @@ from skimage import data
 from petseg import Segmenter
 
 OUT = Path(__file__).parent.parent / "docs" / "cat.png"
-MODELS = {"U-Net": "unet_small", "SegNet": "segnet_small"}
+MODELS = {"U-Net": "unet", "SegNet": "segnet"}
 PLAIN = "#56B4E9"
 
 

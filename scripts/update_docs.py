@@ -1,4 +1,4 @@
-"""Writes every generated table of the documents, between their markers, from the JSON under results/.
+"""Writes every generated table of the documents, between their markers, from results/ and the shipped models' cards.
 
 python scripts/update_docs.py          # writes
 python scripts/update_docs.py --check  # exits 1 if it would change a document
@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmark_tables import benchmark_tables, headline
+from inference_tables import indices_tables, inference_tables
+from model_tables import model_tables
 from reliability_tables import reliability_tables
 
 from petseg.errors import PetsegError
@@ -52,12 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a document would change")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1], help="the repository")
     options = parser.parse_args(arguments)
-    results = options.root / "results"
+    results, weights = options.root / "results", options.root / "petseg" / "weights"
     changed = []
     try:
         for name, tables in (
             ("README.md", lambda: {"results": comparison_tables(results), "speed": headline(results)}),
-            ("benchmarks/README.md", lambda: benchmark_tables(results)),
+            ("docs/models.md", lambda: model_tables(weights)),
+            ("benchmarks/README.md", lambda: {**benchmark_tables(results), **inference_tables(results)}),
+            ("docs/indices.md", lambda: indices_tables(results)),
             ("docs/reliability.md", lambda: reliability_tables(results)),
         ):
             path = options.root / name
@@ -73,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if options.check and changed:
-        print(f"{', '.join(changed)} differs from results/: run `python scripts/update_docs.py`", file=sys.stderr)
+        print(f"{', '.join(changed)} differs from its sources: run `python scripts/update_docs.py`", file=sys.stderr)
         return 1
     return 0
 

@@ -23,7 +23,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     return importlib.import_module
 
 
-@pytest.mark.parametrize("name", ["measuring", "benchmark_tables", "update_docs"])
+@pytest.mark.parametrize("name", ["petseg.bench", "measuring", "benchmark_tables", "inference_tables", "update_docs"])
 def test_examples_in_docstrings_hold(name: str, load) -> None:
     module: ModuleType = load(name)
     found = doctest.testmod(module)
@@ -91,3 +91,38 @@ def test_the_default_recipe_stays_below_its_memory_limit() -> None:
     result = json.loads((RESULTS / "train_memory.json").read_text(encoding="utf-8"))
     for case in ("unet", "segnet"):
         assert result["cases"][case]["peak_mb"] <= result["limit_mb"]
+
+
+def test_segnet_s_maps_do_not_wait_for_the_decoder(load) -> None:
+    """What ONNX Runtime holds for the decoder at the deepest stage: places, a sixteenth of the maps; U-Net, maps."""
+    from petseg.predict import model_file
+
+    found = {name: load("indices").follow(model_file(name), 128) for name in ("unet_small", "segnet_small")}
+    assert found["segnet_small"]["held"] < found["unet_small"]["held"] / 10
+    assert found["segnet_small"]["peak"] < found["unet_small"]["peak"]
+    assert list(found["segnet_small"]["stages"])[-1].startswith("decoder")
+
+
+def test_int8_and_bf16_lose_no_more_than_their_limit() -> None:
+    result = json.loads((RESULTS / "int8.json").read_text(encoding="utf-8"))
+    for model in result["models"].values():
+        for scores in model["scores"].values():
+            assert scores["int8_loss"] == pytest.approx(scores["fp32"]["miou"] - scores["int8"]["miou"])
+            assert scores["int8_loss"] <= result["limit"]
+            assert abs(scores["fp32"]["miou"] - scores["openvino_bf16"]["miou"]) <= result["limit"]
+
+
+def test_a_start_and_one_photo_stay_within_their_limits() -> None:
+    result = json.loads((RESULTS / "predict_speed.json").read_text(encoding="utf-8"))
+    seconds = {"help": 0.3, "predict_small": 1, "predict_12_megapixels": 2}
+    assert all(result["cold"][name]["seconds"] < limit for name, limit in seconds.items())
+    assert result["cold"]["predict_12_megapixels"]["peak_mb"] < 600
+    assert all(rate["median"] >= 60 for rate in result["one_photo"]["photos_per_second"].values())
+
+
+def test_every_runtime_was_measured_in_one_run() -> None:
+    from petseg.bench import CONTENDERS
+
+    result = json.loads((RESULTS / "inference.json").read_text(encoding="utf-8"))
+    assert {row["runtime"] for row in result["rows"]} == set(CONTENDERS)
+    assert {row["size"] for row in result["rows"]} >= {256}

@@ -19,6 +19,7 @@ HELP = [
     "predict",
     "serve",
     "export",
+    "bench",
     "data",
     "data get",
     "data check",
@@ -27,6 +28,7 @@ HELP = [
     "train",
     "evaluate",
     "compare",
+    "study",
     "report",
 ]
 
@@ -76,11 +78,13 @@ def test_the_commands_are_these() -> None:
         "predict": set(),
         "serve": set(),
         "export": set(),
+        "bench": set(),
         "data": {"get", "check", "prepare"},
         "models": set(),
         "train": set(),
         "evaluate": set(),
         "compare": set(),
+        "study": set(),
         "report": set(),
     }
 
@@ -158,6 +162,10 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_
         (["data", "check", "--data", "."], "images.tar.gz and annotations.tar.gz missing"),
         (["evaluate", "nowhere"], "no such file; is this the folder of a finished run"),
         (["report", "nowhere"], "does not exist"),
+        (["bench", "--runtime", "onnx"], "--runtime 'onnx' is unknown; choose one of: onnxruntime"),
+        (["bench", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
+        (["bench", "--threads", "1,two"], "--threads is '1,two'; wanted whole numbers above zero"),
+        (["bench", "--size", "0"], "--size is '0'; wanted whole numbers above zero"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

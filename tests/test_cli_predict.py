@@ -51,7 +51,7 @@ def test_a_folder_with_a_bad_photo_is_done_and_exits_1_then_resumes(tmp_path):
     for name in ("a.jpg", "deep/b.png", "c.jpg"):
         pet(tmp_path / "photos" / name)
     (tmp_path / "photos" / "bad.jpg").write_bytes(b"words")
-    arguments = ("predict", "photos", "--out", "masks", "--only", "cutout", "--model", "segnet_small")
+    arguments = ("predict", "photos", "--out", "masks", "--only", "cutout", "--model", "segnet")
     result = petseg(*arguments, cwd=tmp_path)
     assert result.returncode == 1
     told = [line for line in result.stderr.splitlines() if line.startswith("petseg: ")]

@@ -155,7 +155,7 @@ def test_unknown_recipe():
         ("[data]\ntask = 'cats'", r"data\.task 'cats' is unknown; choose one of: species, pet, trimap"),
         (
             "[model]\nupsampling = 'nearest'",
-            r"model\.upsampling 'nearest' is unknown; choose one of: bilinear, indices",
+            r"model\.upsampling 'nearest' is unknown; choose one of: bilinear, indices, transposed",
         ),
         ("[model]\nconvs = 'two'", r"model\.convs\S* is 'two'; input should be a valid integer"),
         ("models = 'unet'", r"models is 'unet'; input should be a valid tuple"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from petseg.predict import Segmenter
 from tests.test_cli import one_line_error, petseg
 from tests.test_export import trained_like
 
+ROOT = Path(__file__).parent.parent
 DESCRIPTION = {"classes": ["pet", "background", "border"], "size": 32}
 
 
@@ -106,6 +109,26 @@ def test_an_openvino_file_that_disagrees_is_refused(tmp_path, monkeypatch):
     with pytest.raises(PetsegError, match=r"agrees with ONNX Runtime on [\d.]+ % .*nothing was written"):
         export_shipped("unet_small", tmp_path / "unet.xml", "openvino")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_guide_s_programs_run_as_they_stand(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "petseg" / "serve" / "page" / "cat.jpg", "cat.jpg")
+    export_shipped("segnet_small", Path("segnet.onnx"))
+    model = trained_like("unet", 3)
+    for name, kind in (("pets.pt2", "torch"), ("pets.xml", "openvino")):
+        export_model(model, {**DESCRIPTION, "size": 64}, Path(name), kind, fp16=False)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(encoding="utf-8"), re.DOTALL)
+    known: dict[str, object] = {}
+    answers = []
+    for block in blocks:
+        exec(block, known)
+        answers.append(np.asarray(known["probabilities"].detach() if "torch" in block else known["probabilities"]))
+    shipped = Segmenter("segnet_small")
+    assert np.abs(answers[0] - shipped.probabilities(np.asarray(known["photo"])[None])).max() < 1e-5
+    assert np.abs(answers[1] - answers[2]).mean() < 0.01  # OpenVINO computes in bf16 where the processor can
 
 
 def test_compare_by_hand():

@@ -75,6 +75,26 @@ def test_segnet_by_hand(upsampling):
     assert cost.parameters == weights(SEGNET_3X3 + SEGNET_HEAD) + 2 * channels_out(SEGNET_3X3) + 3
 
 
+SKIPPED = 4 * (256 * 4 + 64 * 8)  # bytes of both levels' maps
+
+
+@pytest.mark.parametrize(
+    ("config", "bytes_kept"),
+    [
+        (ModelConfig(name="unet"), SKIPPED),
+        (ModelConfig(name="unet", skips=False), 0),
+        (ModelConfig(name="unet", skips=False, upsampling="bilinear"), 0),
+        # a float of 32 bits for each value, an index of 2 for each window of four
+        (ModelConfig(name="unet", skips=False, upsampling="indices"), SKIPPED / 64),
+        (ModelConfig(name="segnet", convs=2), SKIPPED / 64),
+        (ModelConfig(name="segnet", convs=2, upsampling="bilinear"), 0),
+    ],
+)
+def test_what_crosses_to_the_decoder(config, bytes_kept):
+    small = config.model_copy(update={"base_channels": 4, "depth": 2})
+    assert count_cost(small, 3, 16).crossing_bytes == bytes_kept
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_four_times_the_pixels(name):
     small, large = (count_cost(ModelConfig(name=name), 3, size) for size in (64, 128))

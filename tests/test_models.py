@@ -26,6 +26,8 @@ CLASSES = 3
 VARIANTS = {
     "unet": ModelConfig(name="unet", base_channels=4),
     "unet without skips": ModelConfig(name="unet", base_channels=4, skips=False),
+    "unet bilinear": ModelConfig(name="unet", base_channels=4, skips=False, upsampling="bilinear"),
+    "unet indices": ModelConfig(name="unet", base_channels=4, skips=False, upsampling="indices"),
     "unet without batch norm": ModelConfig(name="unet", base_channels=4, batch_norm=False),
     "segnet": ModelConfig(name="segnet", base_channels=4),
     "segnet bilinear": ModelConfig(name="segnet", base_channels=4, upsampling="bilinear"),
@@ -346,10 +348,12 @@ def test_deterministic_path_is_bit_identical(size, deterministic):
     assert all(torch.equal(first, second) for first, second in zip(scattered, native, strict=True))
 
 
+@pytest.mark.parametrize("name", ["segnet", "unet"])
 @pytest.mark.parametrize(("upsampling", "depends"), [("indices", True), ("bilinear", False)])
-def test_only_indices_pass_a_levelled_bottleneck(upsampling, depends):
+def test_only_indices_pass_a_levelled_bottleneck(name, upsampling, depends):
     """With every bottleneck value 1, the decoder can know the image by the places of its maxima alone."""
-    model = made(ModelConfig(name="segnet", base_channels=4, upsampling=upsampling)).eval()
+    skips = False if name == "unet" else None
+    model = made(ModelConfig(name=name, base_channels=4, skips=skips, upsampling=upsampling)).eval()
     model.dropout.register_forward_hook(lambda module, inputs, output: torch.ones_like(output))
     with torch.no_grad():
         first, second = model(noise(1, 3, 32, 32, seed=1)), model(noise(1, 3, 32, 32, seed=2))
@@ -401,8 +405,8 @@ def test_biases_stand_where_no_batch_norm_cancels_them(name):
             r"^model\.skips was given for 'segnet_paper', .* it belongs to 'unet'",
         ),
         (
-            ModelConfig(name="unet", upsampling="bilinear"),
-            r"^model\.upsampling was given for \'unet\'.* \[overrides\.segnet\.model\]$",
+            ModelConfig(name="segnet", upsampling="transposed"),
+            r"^model\.upsampling is 'transposed' for 'segnet'; choose one of: indices, bilinear$",
         ),
         (
             ModelConfig(name="segnet", convs=(2, 2, 3)),

@@ -18,11 +18,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from petseg.outputs import encoded
-from petseg.predict import Segmenter
+from petseg.predict import Segmenter, shipped_model
 from tests.conftest import Served, chromium
 
 CAT = Path(__file__).parent.parent / "petseg" / "serve" / "page" / "cat.jpg"
 MODELS = ("U-Net", "SegNet")
+UNET, SEGNET = shipped_model("unet"), shipped_model("segnet")
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -104,7 +105,7 @@ def test_a_photo_gives_both_results_with_their_figures(page):
     choose(page, CAT)
     done(page)
     masks = []
-    for place, name in enumerate(("unet_small", "segnet_small")):
+    for place, name in enumerate((UNET, SEGNET)):
         side = page.get_by_role("article", name=MODELS[place])
         found = Segmenter(name, threads=1)(CAT)
         masks.append(found.mask)
@@ -120,7 +121,7 @@ def test_a_photo_gives_both_results_with_their_figures(page):
 def test_each_view_shows_its_picture(page):
     page.get_by_role("button", name="Sample cat").click()
     done(page)
-    found = Segmenter("segnet_small", threads=1)(CAT)
+    found = Segmenter(SEGNET, threads=1)(CAT)
     page.locator("input[value=mask]").check(force=True)
     expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: mask")
     assert np.array_equal(shown_pixels(page, 1)[..., 0], found.mask)
@@ -158,9 +159,9 @@ def test_downloads_are_the_api_s_files(page):
         with page.expect_download() as download:
             page.locator(f"article >> nth=1 >> [data-output={output}]").click()
         ending = "json" if output == "json" else f"{output}.png"
-        assert download.value.suggested_filename == f"cat.segnet_small.{ending}"
+        assert download.value.suggested_filename == f"cat.{SEGNET}.{ending}"
         content = Path(download.value.path()).read_bytes()
-        found = Segmenter("segnet_small", threads=1)(CAT)
+        found = Segmenter(SEGNET, threads=1)(CAT)
         if output == "json":
             assert json.loads(content).items() >= found.summary().items()
         else:
@@ -175,7 +176,7 @@ def test_the_picture_is_copied(page):
     kinds = page.evaluate("navigator.clipboard.read().then((items) => items[0].types)")
     assert kinds == ["image/png"]
     page.keyboard.press("Control+V")
-    expect(page.locator("[data-output=mask]").first).to_have_attribute("download", "image.unet_small.mask.png")
+    expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"image.{UNET}.mask.png")
     done(page)
 
 
@@ -233,7 +234,7 @@ def test_with_the_keyboard_alone(page):
     tab_to("[data-output=cutout]")
     with page.expect_download() as download:
         page.keyboard.press("Enter")
-    assert download.value.suggested_filename == "cat.unet_small.cutout.png"
+    assert download.value.suggested_filename == f"cat.{UNET}.cutout.png"
     page.keyboard.press("Shift+Tab")
     tab_to("button.copy")
 
@@ -292,8 +293,8 @@ def test_several_photos_end_in_a_zip(page, tmp_path):
         assert archive.testzip() is None
         names = archive.namelist()
         assert len(names) == len({*names}) == 3 * 2 * 5
-        assert {"cat.unet_small.mask.png", "cat-2.segnet_small.cutout.png", "wall.unet_small.json"} <= {*names}
-        assert archive.read("cat.unet_small.mask.png") == encoded(Segmenter("unet_small", threads=1)(CAT), "mask")
+        assert {f"cat.{UNET}.mask.png", f"cat-2.{SEGNET}.cutout.png", f"wall.{UNET}.json"} <= {*names}
+        assert archive.read(f"cat.{UNET}.mask.png") == encoded(Segmenter(UNET, threads=1)(CAT), "mask")
     page.locator("#list button").nth(1).click()
     expect(page.locator("article .sees").first).to_have_text("no pet")
 
@@ -313,7 +314,7 @@ def test_dropped_and_pasted_pictures_are_taken(page):
             [content, event, field],
         )
         done(page)
-        expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"{event}.unet_small.mask.png")
+        expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"{event}.{UNET}.mask.png")
     page.evaluate("dispatchEvent(new ClipboardEvent('paste', { clipboardData: new DataTransfer() }))")
     expect(page.get_by_role("alert")).to_have_text("The clipboard holds no picture.")
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from petseg.config import DataConfig, RunConfig
 from petseg.data.cache import Prepared, open_data
 from petseg.data.oxford_pets import (
     Pet,
@@ -20,8 +23,10 @@ from petseg.data.oxford_pets import (
     species_of,
     split_names,
     stratified_validation,
+    training_part,
 )
 from petseg.data.synthetic import CATS, DOGS
+from petseg.train import load_splits
 
 TRAINVAL = dict.fromkeys(CATS + DOGS, 100) | {
     "Bombay": 96,
@@ -281,3 +286,40 @@ def test_splits_of_the_real_set():
     train, val = tutorial([path.stem for path in (contents.folder / "images").glob("[!.]*.jpg")])
     assert seed == {"train": sorted(train), "val": sorted(val)}
     assert (len(seed["train"]), len(seed["val"])) == (6390, 1000)
+
+
+# Fractions of the training pictures
+
+
+@pytest.mark.parametrize("share", [0.125, 0.25, 0.5, 1.0])
+def test_a_fraction_holds_each_breed_in_proportion(listed, share):
+    names = split_names(list(listed), listed, "official")["train"]
+    part = training_part(reversed(names), share)
+    assert len(part) == round(share * len(names))
+    assert part == sorted(set(part))
+    whole, drawn = Counter(map(breed_of, names)), Counter(map(breed_of, part))
+    for breed, count in whole.items():
+        assert abs(drawn[breed] - share * count) <= 1, breed
+
+
+def test_a_smaller_fraction_lies_within_a_larger_one(listed):
+    names = split_names(list(listed), listed, "official")["train"]
+    shares = [set(training_part(names, share)) for share in (0.01, 0.125, 0.25, 0.5, 1.0)]
+    assert all(smaller < larger for smaller, larger in pairwise(shares))
+    assert shares[-1] == set(names)
+    assert training_part(names, 0.5, seed=1) != sorted(shares[3])
+
+
+def test_a_fraction_of_few_pictures_keeps_two():
+    assert len(training_part(["pug_1", "pug_2", "pug_3"], 0.01)) == 2
+
+
+def test_training_on_a_fraction_leaves_validation_and_test_alone(prepared):
+    whole, half = (
+        load_splits(prepared, RunConfig(data=DataConfig(size=32, fraction=share)), torch.device("cpu"))
+        for share in (1.0, 0.5)
+    )
+    assert len(half["train"].rows) == round(len(whole["train"].rows) / 2)
+    assert set(half["train"].rows) < set(whole["train"].rows)
+    for part in ("val", "test"):
+        assert half[part].rows.tolist() == whole[part].rows.tolist()

@@ -5,25 +5,35 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from petseg.metrics import mean_iou
-from petseg.stats import paired_bootstrap
+from petseg.metrics import iou, mean_iou
+from petseg.stats import bootstrap, paired_bootstrap, permutation_test
 
 
 def made_pictures(count: int, *, lead: float, seed: int, noise: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two models' matrices [N, 2, 2] of the same pictures: the first errs on `lead` fewer pixels of 0..1.
+    """Returns two models' matrices [N, 2, 2] of the same pictures: the first errs on `lead` fewer pixels of 0..1."""
+    first, second = made_trainings(1, count, lead=lead, seed=seed, noise=noise, of_seed=0.0)
+    return first[0], second[0]
 
-    Pictures differ in difficulty and in the share of their pet, which both models share.
+
+def made_trainings(
+    seeds: int, count: int, *, lead: float, seed: int, of_seed: float, noise: float = 0.05
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two models' matrices [S, N, 2, 2]: trainings differ by `of_seed`, pictures of one by `noise`.
+
+    Pictures differ in difficulty and in the share of their pet, which all trainings share.
     """
     generator = np.random.default_rng(seed)
     pet = generator.uniform(0.2, 0.7, count)
     difficulty = generator.beta(2, 10, count) + 0.1
-    errors = [np.clip(difficulty + sign * lead / 2 + generator.normal(0, noise, count), 0.01, 0.9) for sign in (-1, 1)]
 
-    def matrices(error: np.ndarray) -> np.ndarray:
+    def matrices(sign: int) -> np.ndarray:
+        of_training = generator.normal(0, of_seed, seeds)[:, None] if of_seed else 0.0
+        error = difficulty + sign * lead / 2 + of_training + generator.normal(0, noise, (seeds, count))
+        error = np.clip(error, 0.01, 0.9)
         shares = np.array([[(1 - pet) * (1 - error), (1 - pet) * error], [pet * error, pet * (1 - error)]])
-        return np.moveaxis(np.rint(4096 * shares), -1, 0).astype(np.int64)
+        return np.moveaxis(np.rint(4096 * shares), (0, 1), (-2, -1)).astype(np.int64)
 
-    return matrices(errors[0]), matrices(errors[1])
+    return matrices(-1), matrices(1)
 
 
 def test_identical_models_differ_by_nothing():
@@ -125,3 +135,101 @@ def test_unpaired_matrices_are_refused():
     first, second = made_pictures(5, lead=0.0, seed=0)
     with pytest.raises(AssertionError, match="both models score the same pictures"):
         paired_bootstrap(first, second[:4])
+
+
+# Several seeds
+
+
+def test_points_are_the_mean_over_seeds():
+    first, second = made_trainings(3, 40, lead=0.03, seed=0, of_seed=0.01)
+    difference = paired_bootstrap(first, second, resamples=100)
+    alone = [paired_bootstrap(one, other, resamples=100).points for one, other in zip(first, second, strict=True)]
+    assert difference.points == pytest.approx(np.mean(alone))
+
+
+def test_one_seed_with_or_without_its_axis():
+    first, second = made_pictures(40, lead=0.03, seed=0)
+    assert paired_bootstrap(first[None], second[None], resamples=100) == paired_bootstrap(first, second, resamples=100)
+
+
+def test_equal_trainings_have_the_interval_of_one():
+    first, second = made_pictures(200, lead=0.03, seed=0)
+    one = paired_bootstrap(first, second)
+    three = paired_bootstrap(np.stack([first] * 3), np.stack([second] * 3))
+    assert (three.low, three.high) == pytest.approx((one.low, one.high))
+
+
+def test_order_of_pictures_and_seeds_does_not_matter_to_the_points():
+    first, second = made_trainings(3, 30, lead=0.02, seed=1, of_seed=0.01)
+    there = paired_bootstrap(first, second, resamples=10)
+    assert paired_bootstrap(first[::-1, ::-1], second[::-1, ::-1], resamples=10).points == pytest.approx(there.points)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    calm, wild = (
+        paired_bootstrap(*made_trainings(4, 300, lead=0.03, seed=2, of_seed=of_seed)) for of_seed in (1e-9, 0.03)
+    )
+    assert wild.high - wild.low > 2 * (calm.high - calm.low)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("of_seed", [1e-9, 0.003, 0.02])
+def test_coverage_over_pictures_and_seeds(seeds, of_seed):
+    """About 95 of 100 studies hold the truth, whether pictures or seeds make most of the spread."""
+    many = made_trainings(2000, 200, lead=0.03, seed=3, of_seed=of_seed)
+    truth = 100 * float(np.mean(mean_iou(many[0].sum(axis=1)) - mean_iou(many[1].sum(axis=1))))
+    held = 0
+    for study in range(200):
+        difference = paired_bootstrap(
+            *made_trainings(seeds, 60, lead=0.03, seed=100 + study, of_seed=of_seed), resamples=200, seed=study
+        )
+        held += difference.low <= truth <= difference.high
+    assert 0.9 <= held / 200 <= 0.99
+
+
+def test_a_model_s_own_interval_holds_its_score():
+    first, _ = made_trainings(3, 200, lead=0.0, seed=4, of_seed=0.01)
+    found = bootstrap(first)
+    assert found.points == pytest.approx(100 * float(mean_iou(first.sum(axis=1)).mean()))
+    assert found.low < found.points < found.high
+
+
+def test_another_score():
+    first, second = made_trainings(2, 50, lead=0.03, seed=5, of_seed=0.01)
+    difference = paired_bootstrap(first, second, score=lambda confusions: iou(confusions)[..., 1], resamples=50)
+    own = [100 * float(iou(model.sum(axis=1))[:, 1].mean()) for model in (first, second)]
+    assert difference.points == pytest.approx(own[0] - own[1])
+
+
+# The permutation test
+
+
+def test_permutations_by_hand():
+    """Two pictures, four ways to swap: the models' own order and its reverse are the largest differences of all."""
+    first = np.array([[[8, 0], [0, 8]], [[7, 1], [1, 7]]])
+    second = np.array([[[6, 2], [2, 6]], [[4, 4], [4, 4]]])
+    assert permutation_test(first, second, permutations=4000) == pytest.approx(0.5, abs=0.03)
+
+
+def test_identical_models_are_no_surprise():
+    first, _ = made_pictures(40, lead=0.0, seed=0)
+    assert permutation_test(first, first.copy(), permutations=100) == 1
+
+
+def test_a_lead_is_a_surprise():
+    pair = made_trainings(3, 200, lead=0.05, seed=0, of_seed=0.003)
+    assert permutation_test(*pair, permutations=499) == pytest.approx(1 / 500)
+
+
+def test_swapping_the_models_changes_nothing():
+    first, second = made_pictures(60, lead=0.005, seed=6)
+    assert permutation_test(first, second) == pytest.approx(permutation_test(second, first), abs=0.05)
+
+
+def test_equal_models_are_called_different_as_often_as_stated():
+    """Under chance alone a p-value below .1 comes in a tenth of studies."""
+    below = sum(
+        permutation_test(*made_pictures(60, lead=0.0, seed=1000 + study), permutations=199) <= 0.1
+        for study in range(300)
+    )
+    assert 0.06 <= below / 300 <= 0.14

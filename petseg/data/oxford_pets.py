@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from petseg.config import Border, Protocol, TaskName
 from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.config import Border, Protocol, TaskName
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -433,6 +436,33 @@ def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: P
         "val": [name for name in trainval if name in chosen],
         "test": sorted(name for name in all_names if listed[name] == "test"),
     }
+
+
+def training_part(names: Iterable[str], share: float, *, seed: int = 0) -> list[str]:
+    """Returns `share` of the names, sorted, each breed in proportion, at least two names.
+
+    Shares are nested: a smaller one lies within a larger one, so that a learning curve adds pictures and swaps none.
+
+    Args:
+        names: that train.
+        share: above 0, to 1.
+        seed: of the order within each breed, the same for every share.
+
+    >>> names = ["pug_1", "pug_2", "pug_3", "pug_4", "Bombay_1", "Bombay_2"]
+    >>> [len(training_part(names, share)) for share in (0.5, 1.0)]
+    [3, 6]
+    """
+    by_breed: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        by_breed[breed_of(name)].append(name)
+    placed: list[tuple[float, str]] = []  # a breed's pictures spread evenly over 0..1; a share is what lies below it
+    for breed, members in by_breed.items():
+        draw = random.Random(f"{seed} {breed}")  # noqa: S311 - a split, not a secret
+        draw.shuffle(members)
+        offset = draw.random()
+        placed += [((place + offset) / len(members), name) for place, name in enumerate(members)]
+    count = min(len(placed), max(2, round(share * len(placed))))
+    return sorted(name for _, name in sorted(placed)[:count])
 
 
 def stratified_validation(

@@ -35,14 +35,13 @@ def build_model(config: ModelConfig, num_classes: int) -> UNet | SegNet:
     """
     kind, preset = MODELS[config.name]
     given = config.model_dump(exclude={"name"}, exclude_none=True)
-    foreign = {"skips", "upsampling"} & set(given) - {"skips" if kind is UNet else "upsampling"}
-    if foreign:
-        field = foreign.pop()
-        owner = "unet" if field == "skips" else "segnet"
+    if kind is SegNet and "skips" in given:
         raise PetsegError(
-            f"model.{field} was given for {config.name!r}, which has no such option; "
-            f"it belongs to {owner!r}: write it under [overrides.{owner}.model]"
+            f"model.skips was given for {config.name!r}, which has no such option; it belongs to 'unet': write it "
+            "under [overrides.unet.model]"
         )
+    if kind is SegNet and given.get("upsampling") == "transposed":
+        raise PetsegError(f"model.upsampling is 'transposed' for {config.name!r}; choose one of: indices, bilinear")
     options = preset | given
     convs = options.get("convs")
     if kind is UNet:

@@ -57,6 +57,7 @@ class SegNet(nn.Module):
     ) -> None:
         super().__init__()
         assert len(convs) == depth, "the config checks that each stage has its number of convolutions"
+        self.convs = tuple(convs)
         self.upsampling = upsampling
         channels = stage_channels(base_channels, depth, growth_cap=8)
         self.encoder = nn.ModuleList(
@@ -76,32 +77,37 @@ class SegNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (see `petseg.models.normalise` for its range)."""
         poolings: list[tuple[Tensor | None, tuple[int, int]]] = []
-        exporting = torch.compiler.is_exporting()
         x = image
         for stage in self.encoder:
             x = stage(x)
             size = (x.shape[-2], x.shape[-1])
-            indices = None
-            if self.upsampling == "indices" and exporting:
-                x, indices = pool_places(x)
-            elif self.upsampling == "indices":
-                # ceil_mode keeps the last row and column of odd sizes, and 1 pixel at 1 pixel
-                x, indices = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True, return_indices=True)
-            else:
-                x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+            x, indices = max_pool(x, indices=self.upsampling == "indices")
             poolings.append((indices, size))
         x = self.dropout(x)
         for stage in self.decoder:
             indices, size = poolings.pop()
-            if indices is None:
-                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-            elif exporting:
-                x = unpool_places(x, indices, size)
-            else:
-                x = max_unpool(x, indices, size)
+            x = enlarge(x, indices, size)
+            del indices  # their memory is free while the stage computes
             x = stage(x)
         logits: Tensor = self.head(x)
         return logits
+
+
+def max_pool(x: Tensor, *, indices: bool) -> tuple[Tensor, Tensor | None]:
+    """Returns `x` [N, D, H, W] pooled 2x2, rounded up, and the maxima's places where `indices` asks for them."""
+    if indices and torch.compiler.is_exporting():
+        return pool_places(x)
+    # ceil_mode keeps the last row and column of odd sizes, and 1 pixel at 1 pixel
+    if indices:
+        return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True, return_indices=True)
+    return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True), None
+
+
+def enlarge(x: Tensor, indices: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """Returns [N, D, *size]: `x` unpooled by the indices of `max_pool`, or bilinear where there are none."""
+    if indices is None:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return unpool_places(x, indices, size) if torch.compiler.is_exporting() else max_unpool(x, indices, size)
 
 
 def max_unpool(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
@@ -121,35 +127,37 @@ def max_unpool(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
 
 # --- export ----------------------------------------------------------------------------------------------------------
 #
-# The same pooling and unpooling without indices and without scatter, which ONNX Runtime computes faster: it pools fast
-# only where no indices are asked for. An index takes 2 bits here, as the paper says it needs: the place in the window.
-# SegNet at 128 px, 16 channels, one thread of an Intel Xeon, ONNX Runtime 1.31, 2026-11-22, models taking turns:
-# 12.0 ms an image, with scatter 13.6.
+# The same pooling and unpooling without indices and without scatter. An index takes a byte here, of which 2 bits are
+# used: the place in the window. SegNet at 128 px, 16 channels, ONNX Runtime 1.31, 2026-11-22: at most 2.4 MB of maps
+# are alive at once, with places compared at full size and put off until the decoder 4.2 MB, as many as a U-Net's.
 
 
 def pool_places(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns `x` [N, D, H, W] pooled, and the maximum's place in each window, both [N, D, ceil(H / 2), ceil(W / 2)].
+    """Returns `x` [N, D, H, W] pooled, and the maximum's place in each window, [N, D, ceil(H / 2), ceil(W / 2)].
 
-    Of equal values the first in reading order is the maximum, as in `max_pool2d`.
+    Places are uint8, 0 to 3 in reading order; of equal values the first is the maximum, as in `max_pool2d`.
     """
-    size = (x.shape[-2], x.shape[-1])
-    pooled = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
-    # the earlier place has the larger number, so that the pooling below takes the first of equal values
-    candidates = torch.where(x == _doubled(pooled, size), _places(x, size), x.new_zeros(()))
-    return pooled, F.max_pool2d(candidates, kernel_size=2, stride=2, ceil_mode=True)
+    height, width = x.shape[-2:]
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, width % 2, 0, height % 2), value=float("-inf"))
+    # poolings all four, which ONNX Runtime computes in the convolutions' own layout
+    pooled, upper = F.max_pool2d(x, 2, 2), F.max_pool2d(x, (1, 2), 2)
+    first, left = F.max_pool2d(x, 1, 2), F.max_pool2d(x, (2, 1), 2)
+    # where the upper row holds the maximum, its left value is `first`; where not, the lower left is it if `left` is
+    in_upper = torch.where(first == pooled, _byte(0), _byte(1))
+    in_lower = torch.where(left == pooled, _byte(2), _byte(3))
+    places = torch.where(upper == pooled, in_upper, in_lower)
+    # adds nothing, but places must be known before the next stage: ONNX Runtime would otherwise put them off until
+    # the decoder asks, and keep every stage's whole map for them, which is the memory that indices are to save
+    return pooled + (places == 4).to(x.dtype), places
 
 
 def unpool_places(x: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns [N, D, *size]: each value of `x` where its maximum stood, zero elsewhere; `places` from `pool_places`."""
-    return torch.where(_doubled(places, size) == _places(x, size), _doubled(x, size), x.new_zeros(()))
+    windows = torch.arange(4, dtype=torch.uint8).view(4, 1, 1)
+    spread = (places[:, :, None] == windows).to(x.dtype) * x[:, :, None]
+    return F.pixel_shuffle(spread.flatten(1, 2), 2)[..., : size[0], : size[1]]
 
 
-def _doubled(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns each value as its 2x2 window, cut to `size`."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]]
-
-
-def _places(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns [*size]: 4, 3 in even rows and 2, 1 in odd ones, of the kind of `x`."""
-    window = torch.tensor([[4, 3], [2, 1]], dtype=x.dtype, device=x.device)
-    return window.repeat((size[0] + 1) // 2, (size[1] + 1) // 2)[: size[0], : size[1]]
+def _byte(value: int) -> Tensor:
+    return torch.tensor(value, dtype=torch.uint8)

@@ -8,16 +8,20 @@ detail that pooling throws away is kept. The price is memory: each skip stays al
 
 We differ from the paper: convolutions are padded, so the output has the size of the input; batch normalisation may
 follow each convolution (the paper predates it; the `unet_paper` preset leaves it out); dropout is channel-wise and
-optional. With `skips=False` the decoder sees only what comes from below: the ablation that says what skips are worth.
+optional. Two switches take the idea apart. With `skips=False` the decoder sees only what comes from below. `upsampling`
+replaces the up-convolution by a 1x1 convolution to as many channels and an enlargement that learns nothing: bilinear,
+or by SegNet's pooling indices. In the row indices, bilinear, up-convolution, skips each step is one switch.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from petseg.models.layers import conv_stage, initialise, stage_channels
+from petseg.models.segnet import enlarge, max_pool
 
 
 class UNet(nn.Module):
@@ -31,6 +35,7 @@ class UNet(nn.Module):
         batch_norm: batch normalisation after each convolution.
         dropout: probability of dropping a channel at the end of the deepest stage, 0 to 1.
         skips: concatenate the encoder's maps (U-Net's idea); False is the ablation.
+        upsampling: "transposed" learns the 2x2 up-convolution (the paper); "bilinear" and "indices" are ablations.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class UNet(nn.Module):
         batch_norm: bool = True,
         dropout: float = 0.0,
         skips: bool = True,
+        upsampling: Literal["transposed", "bilinear", "indices"] = "transposed",
     ) -> None:
         super().__init__()
         self.skips = skips
+        self.upsampling = upsampling
         channels = stage_channels(base_channels, depth + 1, growth_cap=2**depth)
         self.encoder = nn.ModuleList(
             conv_stage([before] + [after] * convs, batch_norm=batch_norm)
@@ -55,7 +62,11 @@ class UNet(nn.Module):
         self.upsample = nn.ModuleList()
         self.decoder = nn.ModuleList()
         for below, level in zip(channels[:0:-1], channels[-2::-1], strict=True):
-            self.upsample.append(nn.ConvTranspose2d(below, level, kernel_size=2, stride=2))
+            self.upsample.append(
+                nn.ConvTranspose2d(below, level, kernel_size=2, stride=2)
+                if upsampling == "transposed"
+                else nn.Conv2d(below, level, kernel_size=1)
+            )
             merged = 2 * level if skips else level
             self.decoder.append(conv_stage([merged] + [level] * convs, batch_norm=batch_norm))
         self.head = nn.Conv2d(base_channels, num_classes, kernel_size=1)
@@ -63,21 +74,23 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (see `petseg.models.normalise` for its range)."""
-        skips: list[Tensor] = []
-        x = image
-        for level, stage in enumerate(self.encoder):
-            if level:
-                # ceil_mode keeps the last row and column of odd sizes, and 1 pixel at 1 pixel
-                x = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+        crossing: list[tuple[Tensor | None, Tensor | None, tuple[int, int]]] = []  # skip, indices, size of each level
+        x = self.encoder[0](image)
+        for stage in list(self.encoder)[1:]:
+            size = (x.shape[-2], x.shape[-1])
+            skip = x if self.skips else None
+            x, indices = max_pool(x, indices=self.upsampling == "indices")
+            crossing.append((skip, indices, size))
             x = stage(x)
-            skips.append(x)
-        x = self.dropout(skips.pop())
+        x = self.dropout(x)
         for upsample, stage in zip(self.upsample, self.decoder, strict=True):
-            skip = skips.pop()
-            x = upsample(x)[..., : skip.shape[-2], : skip.shape[-1]]
-            if self.skips:
+            skip, indices, size = crossing.pop()
+            x = upsample(x)
+            # the up-convolution doubles; odd sizes lose what pooling's rounding up added
+            x = x[..., : size[0], : size[1]] if self.upsampling == "transposed" else enlarge(x, indices, size)
+            if skip is not None:
                 x = torch.cat([skip, x], dim=1)
-            del skip  # its memory is free while the stage computes
+            del skip, indices  # their memory is free while the stage computes
             x = stage(x)
         logits: Tensor = self.head(x)
         return logits

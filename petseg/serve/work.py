@@ -12,10 +12,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
-from petseg.predict import Segmenter, shipped_models
-
-PAIR = ("unet", "segnet")
-"""The page shows the best model of each of these kinds side by side."""
+from petseg.predict import KINDS, Segmenter, shipped_model, shipped_models
 
 T = TypeVar("T")
 
@@ -25,15 +22,11 @@ class Models:
 
     def __init__(self) -> None:
         loaded = {name: Segmenter(name, threads=1) for name in shipped_models()}
-        self.all = dict(sorted(loaded.items(), key=lambda item: (PAIR.index(item[1].card["model"]), -_miou(item[1]))))
-        """Name -> model: U-Nets first, the better ones first."""
-        self.best = {
-            kind: next(found for found in self.all.values() if found.card["model"] == kind)
-            for kind in PAIR
-            if any(found.card["model"] == kind for found in self.all.values())
-        }
-        """Kind -> its best model."""
-        self.default = next(iter(self.best.values()))
+        self.best = {kind: loaded[shipped_model(kind)] for kind in KINDS}
+        """Kind -> its best model; the page shows these side by side."""
+        self.all = dict(sorted(loaded.items(), key=lambda item: (KINDS.index(item[1].card["model"]), item[0])))
+        """Name -> model: U-Nets first, each base before its small."""
+        self.default = self.best[KINDS[0]]
         """Used where none is named."""
 
     def names(self) -> list[str]:
@@ -100,7 +93,3 @@ async def unless_gone(request: Request, job: Coroutine[Any, Any, T]) -> T:
     finally:
         work.cancel()
         gone.cancel()
-
-
-def _miou(model: Segmenter) -> float:
-    return float(model.card.get("scores", {}).get("miou", 0))

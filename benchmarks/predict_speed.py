@@ -1,0 +1,184 @@
+"""From the command to the mask: cold starts, one photo, a whole folder, each on all cores.
+
+    python benchmarks/predict_speed.py --python light/bin/python --out results/benchmarks/predict_speed.json
+
+Cold starts run `--python`, an environment without torch (`pip install .`), one process each. One photo goes from
+decoded, 256 px a side, to its mask. A folder of 451 px photos is decoded, resized, predicted and written as masks; the
+model alone gets the same pictures decoded and resized, in as many threads, taking turns with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import ratio, take_turns
+from PIL import Image
+from serve_speed import cats
+
+from petseg.outputs import WORKERS, plan, predict_jobs
+from petseg.photos import Photo
+from petseg.predict import Segmenter, shipped_models
+from petseg.runs import environment, write_json
+from petseg.runtimes import cores
+
+SIDE = 256
+LARGE = (4000, 3000)
+"""Twelve megapixels."""
+
+PHOTOS = 100
+"""In the folder."""
+
+
+def cold(python: str, arguments: list[str], folder: Path) -> tuple[float, float]:
+    """Returns seconds and peak resident MB of one process."""
+    command = [python, "-m", "petseg.cli", *arguments]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, env=clean, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    taken = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, command
+    return taken, usage.ru_maxrss * 1024 / 1e6
+
+
+def one_photo(segmenter: Segmenter, picture: np.ndarray, repeats: int) -> float:
+    """Returns photos a second, one after the other, from a decoded photo to its mask."""
+    segmenter(picture)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        segmenter(picture).mask  # noqa: B018 - computed when asked for
+    return repeats / (time.perf_counter() - started)
+
+
+def whole_folder(segmenter: Segmenter, photos: Path, out: Path) -> float:
+    """Returns photos a second, from files to masks in files."""
+    jobs = plan([photos], ("mask",), out)
+    started = time.perf_counter()
+    outcomes = list(predict_jobs(segmenter, jobs))
+    taken = time.perf_counter() - started
+    assert all(outcome.error is None for outcome in outcomes)
+    return len(jobs) / taken
+
+
+def model_alone(segmenter: Segmenter, pictures: list[np.ndarray]) -> float:
+    """Returns pictures a second of the network alone, in as many threads as a folder gets."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        started = time.perf_counter()
+        list(pool.map(segmenter.probabilities, pictures))
+        return len(pictures) / (time.perf_counter() - started)
+
+
+def measure_cold(python: str, photos: Path, turns: int) -> dict[str, Any]:
+    """Returns seconds and peak memory of cold starts, taking turns."""
+    commands = {
+        "help": ["--help"],
+        "predict_small": ["predict", "small.jpg"],
+        "predict_12_megapixels": ["predict", "large.jpg"],
+    }
+    for arguments in commands.values():
+        cold(python, arguments, photos)  # the files' own cache is warm, as after any first use
+    peaks: dict[str, list[float]] = {name: [] for name in commands}
+
+    def start(name: str) -> float:
+        taken, peak = cold(python, commands[name], photos)
+        peaks[name].append(peak)
+        return taken
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    seconds = take_turns({name: partial(start, name) for name in commands}, turns)
+    return {
+        name: {
+            "command": " ".join(["petseg", *commands[name]]),
+            "seconds": round(statistics.median(seconds[name]), 3),
+            "seconds_low": round(min(seconds[name]), 3),
+            "seconds_high": round(max(seconds[name]), 3),
+            # a new process is counted from its parent's memory on: what takes less than this one is not known
+            "peak_mb": round(max(peaks[name])) if max(peaks[name]) > 1.05 * own else None,
+        }
+        for name in commands
+    }
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--python", default=sys.executable, help="of an environment without torch, for cold starts")
+    parser.add_argument("--runtime", action="append", help="onnxruntime or openvino; default: both where at hand")
+    parser.add_argument("--turns", type=int, default=7, help="how often each is measured")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    options = parser.parse_args()
+    runtimes = options.runtime or ["onnxruntime", "openvino"]
+    names = shipped_models()
+    with tempfile.TemporaryDirectory() as scratch:
+        alone, many = Path(scratch) / "alone", Path(scratch) / "many"
+        for folder in (alone, many):
+            folder.mkdir()
+        photos = cats(PHOTOS, 451)
+        for place, photo in enumerate(photos):
+            (many / f"{place:03}.jpg").write_bytes(photo)
+        (alone / "small.jpg").write_bytes(photos[0])
+        with Image.open(BytesIO(photos[0])) as image:
+            image.resize(LARGE, Image.Resampling.BICUBIC).save(alone / "large.jpg", quality=90)
+            picture = np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
+        starts = measure_cold(options.python, alone, options.turns)
+        contenders: dict[str, Callable[[], float]] = {}
+        for name in names:
+            for runtime in runtimes:
+                segmenter = Segmenter(name, runtime=runtime)
+                contenders[f"{name} {runtime}"] = partial(one_photo, segmenter, picture, 30)
+        one = take_turns(contenders, options.turns)
+        contenders = {}
+        for runtime in runtimes:
+            segmenter = Segmenter(names[-1], threads=1, runtime=runtime)
+            pictures = [np.asarray(Photo(photo).squeezed(segmenter.size))[None] for photo in photos]
+            contenders[f"{runtime} folder"] = partial(whole_folder, segmenter, many, Path(scratch) / runtime)
+            contenders[f"{runtime} model alone"] = partial(model_alone, segmenter, pictures)
+        folders = take_turns(contenders, options.turns)
+    result = {
+        "kind": "benchmark",
+        "what": "cold starts, one photo from decoded to mask, and a folder of photos beside the model alone",
+        "command": "python benchmarks/predict_speed.py",
+        "environment": environment(device="cpu", precision="as told", threads=cores()),
+        "turns": options.turns,
+        "cold": starts,
+        "one_photo": {
+            "side": SIDE,
+            "photos_per_second": {
+                name: {"median": statistics.median(found), "low": min(found), "high": max(found)}
+                for name, found in one.items()
+            },
+        },
+        "folder": {
+            "model": names[-1],
+            "photos": PHOTOS,
+            "workers": WORKERS,
+            "photos_per_second": {name: statistics.median(found) for name, found in folders.items()},
+            "ratio": {name: ratio(folders[f"{name} folder"], folders[f"{name} model alone"]) for name in runtimes},
+        },
+    }
+    for name, found in starts.items():
+        print(f"{name}: {found['seconds']} s, {found['peak_mb'] or '-'} MB")
+    for name, rate in result["one_photo"]["photos_per_second"].items():  # type: ignore[index]
+        print(f"{name}: {rate['median']:.0f} photos a second")
+    print(f"folder / model alone: {result['folder']['ratio']}")  # type: ignore[index]
+    if options.out is not None:
+        write_json(options.out, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What runs a model file: ONNX Runtime, which is always there, or OpenVINO where it is installed and faster."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from petseg.data.oxford_pets import UInt8
+from petseg.errors import unknown_name
+
+Floats = npt.NDArray[np.float32]
+
+WORTH_STARTING = 32
+"""Photos from which OpenVINO saves more than it costs: it starts .25 s later and takes 8 ms less for each photo
+(U-Net of 16 channels at 128 px, one thread of an Intel Xeon with AMX, OpenVINO 2026.4, 2026-11-22)."""
+
+
+Taken = tuple[str, str, tuple[int | None, ...]]
+"""What a network takes: name, kind of number, axes; None is a free one."""
+
+
+def _axes(shape: Sequence[Any]) -> tuple[int | None, ...]:
+    return tuple(axis if isinstance(axis, int) else None for axis in shape)
+
+
+class OnnxRuntime:
+    """A loaded model: probabilities [N, C, h, w] of uint8 [N, h, w, 3], from any number of threads.
+
+    Args:
+        file: a model that `petseg export` wrote.
+        threads: of one call; None takes all cores.
+    """
+
+    def __init__(self, file: bytes, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0  # 0: a thread a core
+        # it plans all maps side by side: at 512 px 103 instead of 146 MB (U-Net), 97 instead of 152 (SegNet), no slower
+        options.enable_mem_pattern = False
+        options.log_severity_level = 4  # what goes wrong is raised; the log would tell it a second time
+        self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        (taken,) = self._session.get_inputs()
+        self.takes: Taken = (taken.name, taken.type.removeprefix("tensor(").removesuffix(")"), _axes(taken.shape))
+
+    def __call__(self, pictures: UInt8) -> Floats:
+        """Returns what the network gives."""
+        probabilities: Floats = self._session.run(["probabilities"], {"image": pictures})[0]
+        return probabilities
+
+
+class OpenVino:
+    """The same by OpenVINO.
+
+    Args:
+        file: a model that `petseg export` wrote, as ONNX.
+        threads: of one call; None takes all cores.
+        streams: calls that are computed at once.
+        precision: f32 or bf16; "" lets OpenVINO choose bf16 where the processor has it.
+    """
+
+    def __init__(self, file: bytes, threads: int | None = None, streams: int = 1, precision: str = "") -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        self._model = self._core.read_model(file)
+        self._settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(streams * (threads or cores()))}
+        if precision:
+            self._settings["INFERENCE_PRECISION_HINT"] = precision
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._lock = threading.Lock()
+        self._own = threading.local()
+        told = self._model.get_rt_info()
+        stored = told["framework"] if "framework" in told else {}  # noqa: SIM401 - it has no `get`
+        self.metadata: dict[str, str] = {name: value.astype(str) for name, value in stored.items()}
+        (taken,) = self._model.inputs
+        kind = {"u8": "uint8"}.get(taken.element_type.get_type_name(), "another kind")
+        axes = _axes([axis.get_length() if axis.is_static else None for axis in taken.partial_shape])
+        self.takes: Taken = (taken.any_name, kind, axes)
+
+    def __call__(self, pictures: UInt8) -> Floats:
+        """Returns what the network gives, computed picture by picture."""
+        request = self._request(pictures.shape[1:])
+        return np.concatenate([request.infer([picture])[0] for picture in pictures[:, None]])
+
+    def _request(self, shape: tuple[int, ...]) -> Any:
+        """Returns this thread's request for pictures [H, W, 3]; a request computes one call at a time.
+
+        The model is compiled for one picture of that size: for any number and size it takes 22 % (U-Net) and 42 %
+        (SegNet) longer (128 px, 16 channels, bf16, one thread of an Intel Xeon, 2026-11-22).
+        """
+        requests = self._own.__dict__
+        if (key := str(shape)) not in requests:
+            with self._lock:
+                if shape not in self._compiled:
+                    self._model.reshape([1, *shape])
+                    self._compiled[shape] = self._core.compile_model(self._model, "CPU", self._settings)
+            requests[key] = self._compiled[shape].create_infer_request()
+        return requests[key]
+
+
+Runtime = OnnxRuntime | OpenVino
+
+RUNTIMES: dict[str, Callable[[bytes, int | None], Runtime]] = {
+    "onnxruntime": OnnxRuntime,
+    # where each call takes one thread, many threads call
+    "openvino": lambda file, threads: OpenVino(file, threads, streams=cores() if threads == 1 else 1),
+}
+"""Name -> what loads a file, given the threads of one call."""
+
+
+def chosen_runtime(photos: int = WORTH_STARTING) -> str:
+    """Returns the name of the runtime for so many photos: PETSEG_RUNTIME, else what was measured to be faster.
+
+    That is OpenVINO where it is installed, the processor computes in bf16 and the photos are worth its start, and ONNX
+    Runtime everywhere else. In bf16 OpenVINO was the faster in every row and scores the same; in float32 it was the
+    slower in most (benchmarks/README.md).
+
+    Raises:
+        PetsegError: PETSEG_RUNTIME names none.
+    """
+    if wanted := os.environ.get("PETSEG_RUNTIME"):
+        if wanted not in RUNTIMES:
+            raise unknown_name("PETSEG_RUNTIME", wanted, RUNTIMES)
+        return wanted
+    if photos < WORTH_STARTING or find_spec("openvino") is None:
+        return "onnxruntime"
+    import openvino
+
+    return "openvino" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "onnxruntime"
+
+
+def cores() -> int:
+    """Returns the cores of this machine."""
+    return os.cpu_count() or 1

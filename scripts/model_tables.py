@@ -1,0 +1,60 @@
+"""The shipped models' tables, from the cards in petseg/weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from petseg.report.tables import percent
+from petseg.runs import read_json
+
+
+def model_tables(weights: Path) -> dict[str, str]:
+    """Returns the table of scores and the list of recipes of every card in a folder."""
+    cards = [read_json(path) for path in sorted(weights.glob("*.json"))]
+    cards.sort(key=lambda card: -card["scores"]["miou"])
+    heads = [
+        "Model",
+        "File",
+        "Photos at",
+        "mIoU",
+        "Pet",
+        "Background",
+        "Border",
+        "Pixel accuracy",
+        "Boundary F",
+        "Cat or dog",
+    ]
+    rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *map(_scores, cards)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return {"models": table, "recipes": "\n".join(map(_recipe, cards))}
+
+
+def _scores(card: Mapping[str, Any]) -> list[str]:
+    scores = card["scores"]
+    species = scores.get("species_accuracy")
+    return [
+        f"`{card['name']}`",
+        f"{card['bytes'] / 1e6:.1f} MB",
+        f"{card['size']} px",
+        *map(percent, (scores["miou"], *scores["iou"].values(), scores["pixel_accuracy"], scores["mean_boundary_f"])),
+        "–" if species is None else percent(species),
+    ]
+
+
+def _recipe(card: Mapping[str, Any]) -> str:
+    model, train, made = card["config"]["model"], card["config"]["train"], card["environment"]
+    ramp = train.get("ramp")
+    sides = (
+        f"{', '.join(map(str, dict.fromkeys(ramp)))} and at last {card['size']} px" if ramp else f"{card['size']} px"
+    )
+    loss = f"cross-entropy + {train['dice_weight']:g} Dice" if train["dice_weight"] else "cross-entropy"
+    average = f", weights averaged (EMA {train['ema']:g})" if train["ema"] else ""
+    return (
+        f"- `{card['name']}`: {card['title']}, {model['base_channels']} base channels; {train['epochs']} epochs of "
+        f"{train['batch_size']} pictures a step at {sides}; AdamW, highest rate {train['learning_rate']:g}, "
+        f"{loss}{average}; seed {train['seed']}, epoch {card['epoch']} chosen on validation; {made['device']}, "
+        f"{made['processor']}, {made['precision']}; commit `{made['commit']}`; scored on the "
+        f"{card['scores']['split']} split, {card['scores']['images']:,} pictures."
+    )

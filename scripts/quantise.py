@@ -1,0 +1,102 @@
+"""Quantises shipped models to int8 and scores float32, int8 and OpenVINO's bf16 side by side on the data set.
+
+python scripts/quantise.py --out results/benchmarks/int8.json               # validation
+python scripts/quantise.py --test --out results/benchmarks/int8.json        # validation and test
+python scripts/quantise.py --model unet_small --files .                      # unet_small_int8.onnx
+
+The scales come from training pictures. Models of protocol `official` alone: the others have no test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from petseg import runs
+from petseg.config import RunConfig
+from petseg.data.cache import find_data, prepare
+from petseg.errors import PetsegError
+from petseg.predict import WEIGHTS, Segmenter, model_file, shipped_models
+from petseg.quantise import accuracy, calibration_pictures, quantised
+from petseg.runtimes import OnnxRuntime, OpenVino
+
+LARGEST_LOSS = 0.005
+"""Of mIoU below float32."""
+
+LARGEST = 40_000_000
+"""Bytes that all shipped files may take together, as in scripts/ship.py."""
+
+
+def measure(name: str, data: Path, splits: list[str], files: Path | None) -> dict[str, Any]:
+    """Returns the scores of a shipped model in each precision, and the size of its int8 file."""
+    card = Segmenter(name, threads=1, runtime="onnxruntime").card
+    config = RunConfig.model_validate(card["config"])
+    prepared = prepare(data, config.data.size)
+    file = model_file(name)
+    smaller = quantised(file, calibration_pictures(prepared, config))
+    if files is not None:
+        out = files / f"{name}_int8.onnx"
+        runs.write_atomically(out, partial(Path.write_bytes, data=smaller))
+        print(out)
+    contenders = {
+        "fp32": OnnxRuntime(file),
+        "int8": OnnxRuntime(smaller),
+        "openvino_bf16": OpenVino(file, precision="bf16"),
+    }
+    scores: dict[str, dict[str, Any]] = {}
+    for split in splits:
+        scores[split] = {}
+        for precision, network in contenders.items():
+            found = accuracy(network, prepared, config, split).scores
+            kept = ("miou", "iou", "pixel_accuracy", "mean_boundary_f", "images", "frame")
+            scores[split][precision] = {field: found[field] for field in kept}
+            print(f"{name} {split} {precision}: mIoU {found['miou']:.4f}", flush=True)
+    return {"size": config.data.size, "bytes": {"fp16": len(file), "int8": len(smaller)}, "scores": scores}
+
+
+def main() -> None:
+    """Quantises, scores, writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", action="append", help="a shipped model; default: all")
+    parser.add_argument("--data", type=Path, help="the data set; default: PETSEG_DATA, then what was downloaded")
+    parser.add_argument("--test", action="store_true", help="score the test split too")
+    parser.add_argument("--files", type=Path, help="folder to write the int8 files to")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    options = parser.parse_args()
+    data = find_data(options.data)
+    if data is None:
+        raise PetsegError("no data set: give --data or PETSEG_DATA, or run `petseg data get`")
+    splits = ["val", "test"] if options.test else ["val"]
+    found = {name: measure(name, data, splits, options.files) for name in options.model or shipped_models()}
+    total = sum(path.stat().st_size for path in Path(str(WEIGHTS)).iterdir())
+    for name, model in found.items():
+        for split in splits:
+            scored = model["scores"][split]
+            loss = scored["fp32"]["miou"] - scored["int8"]["miou"]
+            model["scores"][split]["int8_loss"] = loss
+            verdict = "within" if loss <= LARGEST_LOSS else "MORE THAN"
+            print(f"{name} {split}: int8 loses {loss:+.4f}, {verdict} {LARGEST_LOSS}")
+    if options.out is not None:
+        runs.write_json(
+            options.out,
+            {
+                "kind": "benchmark",
+                "what": "mIoU of the shipped models in float32, int8 and bf16, and the bytes of their files",
+                "command": f"python scripts/quantise.py{' --test' if options.test else ''}",
+                "environment": runs.environment(device="cpu", precision="as told", threads=1),
+                "limit": LARGEST_LOSS,
+                "weights_bytes": total,
+                "weights_bytes_limit": LARGEST,
+                "models": found,
+            },
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PetsegError as error:
+        sys.exit(str(error))
