@@ -21,6 +21,7 @@ ROWS: dict[str, dict[str, tuple[str, ...]]] = {
         "training, again and again in one folder": ("test_kills.py::test_a_run_killed_again_and_again_ends_the_same",),
         "evaluation and report": ("test_kills.py::test_a_killed_evaluation_or_report_is_made_again",),
         "a comparison": ("test_kills.py::test_a_killed_comparison_goes_on",),
+        "a study": ("test_study.py::test_killed_twice_it_comes_to_the_same_manifest_and_results",),
         "preparing the cache": (
             "test_kills.py::test_a_killed_preparation_is_done_again",
             "test_cache.py::test_a_killed_process_leaves_nothing_under_the_name",
