@@ -212,9 +212,8 @@ def _faults(counted: dict[str, Any]) -> str:
     lines = ["| | Tried | Cases | Test |", "| --- | --- | ---: | --- |"]
     for area, rows in ROWS.items():
         for what, tests in rows.items():
-            links = " ".join(f"[{number}](../tests/{test.split('::')[0]})" for number, test in enumerate(tests, 1))
-            names = ", ".join(f"`{test.split('::')[1]}`" for test in tests)
-            lines.append(f"| {area} | {what} | {sum(cases[test] for test in tests):,} | {links} {names} |")
+            links = ", ".join(f"[`{name}`](../tests/{file})" for file, name in (test.split("::") for test in tests))
+            lines.append(f"| {area} | {what} | {sum(cases[test] for test in tests):,} | {links} |")
             area = ""
     total = sum(cases[test] for test in named_tests())
     told = f"{total:,} cases in all; counted on {counted['platform']}, Python {counted['python']}"
@@ -235,7 +234,7 @@ def _fuzz(fuzzed: dict[str, Any]) -> str:
     environment = fuzzed["environment"]
     versions = ", ".join(f"{name} {environment[name]}" for name in ("atheris", "pillow", "safetensors", "onnxruntime"))
     limits = f"at most {fuzzed['seconds_a_case']} s a case and {fuzzed['megabytes']:,} MB a process"
-    return "\n".join([*lines, "", f"{limits}; {versions}; commit `{environment['commit']}`."])
+    return "\n".join([*lines, "", f"Limits: {limits}; {versions}; commit `{environment['commit']}`."])
 
 
 def _soak(soaked: dict[str, Any]) -> str:
