@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 
-UNFINISHED = re.compile(r"\.(.+)\.tmp\d+")
-"""What `write_atomically` calls a file until it is whole; the number is its process."""
+UNFINISHED = re.compile(r"\.(.+)\.tmp\d+|\.tmp\w{6}")
+"""What `write_atomically` calls a file until it is whole; the number is its process. safetensors writes to a name of
+its own first, the second one."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
