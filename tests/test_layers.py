@@ -23,7 +23,10 @@ ORDER = (
     "petseg.convert",
     *("petseg.train", "petseg.evaluate", "petseg.export", "petseg.quantise", "petseg.cost", "petseg.stats"),
     *("petseg.bench", "petseg.compare"),
-    *("petseg.report.tables", "petseg.report.plots", "petseg.report.page", "petseg.report"),
+    *("petseg.study.recipe", "petseg.study.results", "petseg.study.plan", "petseg.study.match", "petseg.study.run"),
+    *("petseg.study.findings", "petseg.study"),
+    *("petseg.report.tables", "petseg.report.plots", "petseg.report.page"),
+    *("petseg.report.study_plots", "petseg.report.study", "petseg.report"),
     *("petseg.serve.upload", "petseg.serve.work", "petseg.serve.published", "petseg.serve.app"),
     *("petseg.serve.server", "petseg.serve", "petseg.cli"),
 )

@@ -22,7 +22,8 @@ from petseg.models import build_model
 from petseg.study.match import count_parameters, find_shape
 from petseg.study.plan import Pace, plain, plan, state
 from petseg.study.recipe import claims, load_study, matched_to, study_names
-from petseg.study.run import Shard, collect, open_study, parse_shard, planned, read_manifest, run_study, sizes
+from petseg.study.results import read_manifest
+from petseg.study.run import Shard, collect, open_study, parse_shard, planned, run_study, sizes
 from tests.test_cli import child_environment, petseg
 
 TINY = """

@@ -16,12 +16,7 @@ from petseg.config import ModelConfig, RunConfig
 from petseg.models import MODELS, SegNet
 from petseg.models.segnet import VGG16_CONVS
 from petseg.study.recipe import Experiment, Study, matched_to, tuning_cells
-
-TUNING = "tuning"
-"""Name of the first experiment, which the recipe's [tuning] describes."""
-
-DIVERGED = "diverged.json"
-"""In a run folder: training lost its numbers, which is a result too."""
+from petseg.study.results import DIVERGED, TUNING
 
 State = Literal["finished", "diverged", "missing", "waiting"]
 

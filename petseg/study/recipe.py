@@ -52,6 +52,8 @@ class Variant(StrictConfig):
     to: str = ""
     """A model, whose arm in this variant is matched by the other models' arms; or a variant, whose arm of the same
     model is matched."""
+    line: str = ""
+    """Names the line of the experiment's curve that the variant lies on, where there are several a model."""
 
 
 class Experiment(StrictConfig):
@@ -69,6 +71,8 @@ class Experiment(StrictConfig):
     """Take each model's best learning rate and warm-up of the tuning grid."""
     test: bool = False
     """Score the test split too."""
+    curve: Literal["latency", "pictures"] | None = None
+    """Draw mIoU over this, a line for each model."""
     fields: dict[str, Any] = Field(default_factory=dict)
     """Recipe fields that hold for all arms."""
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Variant] = Field(default_factory=dict)
@@ -87,6 +91,8 @@ class Tuning(StrictConfig):
     seed: Seed = 0
     expected: str
     """In words."""
+    loses_more: ModelName | None = None
+    """The model that is expected to lose more at the other's best setting."""
     fields: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -31,7 +31,6 @@ from petseg.data.oxford_pets import get_task, split_names
 from petseg.errors import DivergedError, PetsegError
 from petseg.evaluate import evaluate_run
 from petseg.study.plan import (
-    DIVERGED,
     OFFICIAL_PICTURES,
     Pace,
     Run,
@@ -42,9 +41,8 @@ from petseg.study.plan import (
     tuning_outcome,
 )
 from petseg.study.recipe import Experiment, Study, matched_to
+from petseg.study.results import DIVERGED, MANIFEST, read_manifest
 from petseg.train import Progress, choose_hardware, environment, keep_freed_memory, load_splits, train
-
-MANIFEST = "study.json"
 
 
 @dataclass(frozen=True)
@@ -90,24 +88,6 @@ class Status:
 
 
 Tell = Callable[[Status], None]
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns study.json of a study's folder.
-
-    Raises:
-        PetsegError: no such file, or another kind or version.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise PetsegError(f"{folder}: no {MANIFEST} in it; name a study's folder, or start one with `petseg study`")
-    manifest = runs.read_json(path)
-    if (manifest.get("kind"), manifest.get("version")) != ("study", 1):
-        raise PetsegError(
-            f"{path}: kind {manifest.get('kind')!r}, version {manifest.get('version')!r}; this petseg reads studies of "
-            "version 1"
-        )
-    return manifest
 
 
 def open_study(study: Study, folder: Path) -> dict[str, Any]:
