@@ -73,17 +73,19 @@ def _corpus(name: str, work: Path) -> Path:
 
 
 def _fuzz(name: str, corpus: Path, cases: int, seed: int) -> dict[str, Any]:
-    """Returns what one process did: cases, seconds, slowest_seconds, peak_megabytes, findings."""
+    """Returns what one process did: cases, those read rather than refused, time, memory, findings."""
     findings = HERE / "findings"
     findings.mkdir(exist_ok=True)
     started = time.monotonic()
+    read = corpus.with_suffix(".read")
+    read.write_bytes(bytes(8))
     limits = [f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={LONGEST}", f"-runs={cases}"]
     kept = [f"-artifact_prefix={findings}/{name}-", f"-seed={seed}", "-print_final_stats=1"]
     done = subprocess.run(
         [sys.executable, str(HERE / "targets.py"), name, str(corpus), *limits, *kept],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PETSEG_FUZZ_READ": str(read)},
         check=False,
     )
     told = done.stderr.decode(errors="replace")
@@ -96,6 +98,7 @@ def _fuzz(name: str, corpus: Path, cases: int, seed: int) -> dict[str, Any]:
         (findings / f"{name}-{seed}.txt").write_text(told[-20_000:], encoding="utf-8")
     return {
         "cases": stats.get("number_of_executed_units", 0),
+        "read": int.from_bytes(read.read_bytes(), sys.byteorder),
         "seconds": time.monotonic() - started,
         "slowest_seconds": stats.get("slowest_unit_time_sec", 0),
         "peak_megabytes": stats.get("peak_rss_mb", 0),
@@ -105,6 +108,7 @@ def _fuzz(name: str, corpus: Path, cases: int, seed: int) -> dict[str, Any]:
 
 def _add(found: dict[str, Any], chunk: dict[str, Any]) -> None:
     found["cases"] += chunk["cases"]
+    found["read"] = found.get("read", 0) + chunk["read"]
     found["seconds"] = round(found["seconds"] + chunk["seconds"], 1)
     found["findings"] += chunk["findings"]
     for key in ("slowest_seconds", "peak_megabytes"):
@@ -114,7 +118,7 @@ def _add(found: dict[str, Any], chunk: dict[str, Any]) -> None:
 def _tell(name: str, found: dict[str, Any], wanted: int) -> None:
     left = (wanted - found["cases"]) * found["seconds"] / max(1, found["cases"])
     print(
-        f"\r{name}: {found['cases']:,} of {wanted:,} cases, {len(found['findings'])} findings, "
+        f"\r{name}: {found['cases']:,} of {wanted:,} cases, {found['read']:,} read, {len(found['findings'])} findings, "
         f"{left / 60:.0f} minutes left   ",
         end="",
         flush=True,

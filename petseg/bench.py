@@ -26,7 +26,8 @@ from petseg.data.oxford_pets import UInt8
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict import Segmenter, model_file
 
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 
 CONTENDERS = {
     "torch": ("torch, fp32", ("torch",), "train"),

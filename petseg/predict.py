@@ -30,7 +30,7 @@ from petseg.enlarge import Size, enlarged, windows
 from petseg.errors import PetsegError, unknown_name
 from petseg.photos import Photo, Source
 from petseg.regions import Regions, find_regions
-from petseg.runtimes import RUNTIMES, chosen_runtime
+from petseg.runtimes import RUNTIMES, Taken, chosen_runtime
 
 Floats = npt.NDArray[np.float32]
 
@@ -270,7 +270,7 @@ class Segmenter:
             metadata = self._run.metadata
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in metadata.items()}
             """What the file says of itself: classes, size, scores, licence."""
-            self.classes, self.size = _checked(self.card)
+            self.classes, self.size = _checked(self.card, self._run.takes)
         except ModuleNotFoundError:
             raise  # of the runtime
         except Exception as error:  # ONNX Runtime's own have no common base but this
@@ -336,11 +336,11 @@ def model_file(name: str) -> bytes:
     return (WEIGHTS / f"{shipped_model(name)}.onnx").read_bytes()
 
 
-def _checked(card: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[str, ...], int]:
     """Returns classes and size of a model.
 
     Raises:
-        ValueError: the card is not what `petseg export` writes.
+        ValueError: the card, or what the network takes, is not what `petseg export` writes.
     """
     classes, size = card["classes"], card["size"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
@@ -351,6 +351,13 @@ def _checked(card: dict[str, Any]) -> tuple[tuple[str, ...], int]:
         raise ValueError("of its classes cat and dog one is missing")
     if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
         raise ValueError(f"its size is {str(size)[:20]}; wanted 1 to {LARGEST_SIZE}")
+    name, kind, axes = takes
+    wanted = (None, size, size, 3)
+    fits = (
+        len(axes) == 4 and axes[3] == 3 and all(axis in (None, side) for axis, side in zip(axes, wanted, strict=True))
+    )
+    if (name, kind) != ("image", "uint8") or not fits:
+        raise ValueError(f"it takes {str(takes)[:100]}; wanted image, uint8 [N, {size}, {size}, 3]")
     return tuple(classes), size
 
 

@@ -170,7 +170,7 @@ def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]
         PetsegError: another line is damaged, or the epochs are not 1, 2, 3, ...
     """
     path = run / "metrics.jsonl"
-    rows: list[dict[str, Any]] = []
+    rows: list[Any] = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:

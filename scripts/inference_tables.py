@@ -109,7 +109,7 @@ def predict_speed(result: Mapping[str, Any]) -> str:
     cold, one, folder = result["cold"], result["one_photo"], result["folder"]
     rows = [
         [
-            f"`{found['command']}`, cold",
+            f"{found['command']}, cold",
             f"{found['seconds']:.2f} s ({found['seconds_low']:.2f} to {found['seconds_high']:.2f})",
             "–" if found["peak_mb"] is None else f"{found['peak_mb']} MB",
         ]

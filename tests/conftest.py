@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,6 +57,32 @@ def tried(record_property: Callable[[str, object], None]) -> Callable[..., None]
         record_property("tried", count)
 
     return note
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With PETSEG_TRIED, adds to that file how many cases the tests named in docs/reliability.md went through.
+
+    A test that takes `tried` says how many; any other counts once for each of its parameters.
+    """
+    path = os.environ.get("PETSEG_TRIED")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not path or reporter is None:
+        return
+    from petseg.runs import environment, write_json
+
+    scripts = Path(__file__).parents[1] / "scripts"
+    sys.path.insert(0, str(scripts))
+    from reliability_tables import named_tests
+
+    named, cases = named_tests(), Counter[str]()
+    for report in reporter.stats.get("passed", []):
+        test = report.nodeid.partition("[")[0].removeprefix("tests/")
+        if report.when == "call" and test in named:
+            cases[test] += dict(report.user_properties).get("tried", 1)
+    known = json.loads(Path(path).read_text(encoding="utf-8"))["cases"] if Path(path).is_file() else {}
+    here = environment(device="cpu", precision="fp32", threads=1)
+    kept = {name: here[name] for name in ("commit", "platform", "python", "torch")}
+    write_json(Path(path), {**kept, "cases": dict(sorted({**known, **cases}.items()))})
 
 
 def chromium() -> str | None:

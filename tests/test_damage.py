@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from safetensors.torch import load, load_file, save_file
 
 from petseg.compare import compare
 from petseg.config import RunConfig, load_recipe
-from petseg.data.cache import Prepared
+from petseg.data.cache import Prepared, get_data
 from petseg.errors import PetsegError
 from petseg.evaluate import evaluate_run
 from petseg.runs import LOCK, new_folder
 from petseg.train import choose_hardware, load_splits, train
 from tests.conftest import TINY
+from tests.test_archives import ARCHIVE, BODY, Server
 
 CPU = choose_hardware("fp32", "cpu")
 
@@ -249,3 +251,24 @@ def test_of_trainings_that_start_together_one_trains(prepared: Prepared, tmp_pat
     assert outcomes.count("worked") == 1
     assert set(outcomes) <= {"worked", "at work", "exists"}
     assert len(list((tmp_path / "run").glob("*.txt"))) == 1
+
+
+def test_a_second_download_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And finds its work done: the host is asked once."""
+    with Server() as server:
+        host = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        host.start()
+        try:
+            archive = replace(ARCHIVE, urls=(server.url("slow"),))
+            monkeypatch.setattr("petseg.data.cache.ARCHIVES", (archive,))
+            threads = [threading.Thread(target=get_data, args=(tmp_path,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            server.closing.set()
+            server.shutdown()
+            host.join()
+    assert [kind for kind, _ in server.seen] == ["slow"]
+    assert (tmp_path / ARCHIVE.name).read_bytes() == BODY

@@ -16,7 +16,7 @@ ORDER = (
     *("petseg", "petseg.errors", "petseg.config"),
     *("petseg.data", "petseg.data.archives", "petseg.data.oxford_pets", "petseg.data.synthetic"),
     *("petseg.data.cache", "petseg.data.check", "petseg.data.augment"),
-    *("petseg.models.layers", "petseg.models.unet", "petseg.models.segnet", "petseg.models.baselines", "petseg.models"),
+    *("petseg.models.layers", "petseg.models.segnet", "petseg.models.unet", "petseg.models.baselines", "petseg.models"),
     *("petseg.losses", "petseg.metrics", "petseg.runs"),
     *("petseg.enlarge", "petseg.regions", "petseg.cutout", "petseg.photos", "petseg.runtimes"),
     *("petseg.predict", "petseg.outputs"),

@@ -91,7 +91,7 @@ def test_a_network_made_symmetrical_is_so(model, settings):
     assert torch.allclose(straight, mirrored, atol=1e-5)
 
 
-def test_scores_do_not_depend_on_threads_or_other_splits(prepared):
+def test_scores_do_not_depend_on_threads(prepared):
     config = load_recipe("default", ["data.size=32", "model.base_channels=4"]).for_model("unet")
     torch.manual_seed(1)
     network = build_model(config.model, 3)

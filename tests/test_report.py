@@ -523,6 +523,23 @@ def test_values_are_escaped(comparison: dict[str, Any], write: Callable[[Any], P
     assert all(tag != "script" for tag, _ in Page(html).elements)
 
 
+def test_a_picture_named_with_a_script_tag_stays_text(
+    comparison: dict[str, Any], write: Callable[[Any], Path], tmp_path: Path
+) -> None:
+    """The file itself is called so, as a user's own data set may have it."""
+    name = "<script>alert('pet')<\u2215script>_1"  # a slash, which no file name holds, is one that looks like it
+    example = made_example(name, "best")
+    example["files"] = {role: f"examples/{name}.{role}.png" for role in example["files"]}
+    comparison |= {"examples": [example]}
+    (tmp_path / "examples").mkdir()
+    for file in example["files"].values():
+        Image.new("RGB", (8, 8)).save(tmp_path / file)
+    html = write_report(write(comparison)).read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(&#39;pet&#39;)") > 1  # as a name and as words for each picture
+    assert all(tag != "script" for tag, _ in Page(html).elements)
+
+
 @pytest.mark.parametrize(
     ("kept", "told"),
     [(0, "The pictures are not part of this copy."), (3, "The pictures of 1 of 4 examples are not part of this copy.")],

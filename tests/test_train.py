@@ -193,7 +193,8 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_step(prepared: Prepared
 def test_a_damaged_checkpoint_is_said(damage: bytes, message: str, prepared: Prepared, tmp_path: Path) -> None:
     config = tiny("unet")
     train(config, prepared, tmp_path / "run", hardware=CPU)
-    (tmp_path / "run" / "resume.safetensors").write_bytes(damage)
+    for name in ("resume", "resume.previous"):
+        (tmp_path / "run" / f"{name}.safetensors").write_bytes(damage)
     with pytest.raises(PetsegError, match=message):
         train(config, prepared, tmp_path / "run", hardware=CPU, resume=True)
 

@@ -188,6 +188,8 @@ def _fetch(
 ) -> None:
     """Completes `part` from one url and verifies it; on a wrong checksum deletes it.
 
+    A part that was there may hold another host's wrong bytes, so this url is then asked for the whole once more.
+
     Raises:
         _SourceError: The url did not give the file. A `part` that may still be right stays for the next url.
         PetsegError: `part` cannot be written.
@@ -202,6 +204,9 @@ def _fetch(
         got = sha256(part)
         if got != archive.sha256:
             part.unlink()
+            if have:
+                _fetch(url, part, archive, timeout, on_progress)
+                return
             raise _SourceError(f"the file's SHA-256 is {got}")
     except OSError as error:
         raise _cannot_write(part, error, ANOTHER_FOLDER) from error

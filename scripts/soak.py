@@ -1,0 +1,198 @@
+"""Training and serving for as long as you like, with memory, open files and threads written down: they must not grow.
+
+    python scripts/soak.py                 # 30 minutes each, into results/reliability/soak.json
+
+Linux alone: the figures are read from /proc. Growth is the median of the last quarter less that of the second, so that
+what is taken once at the start does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from PIL import Image
+
+from petseg.data.synthetic import draw_pet, make_pets
+from petseg.runs import environment, write_json
+
+MOST_MEGABYTES, MOST_FILES, MOST_THREADS = 20.0, 3, 1
+"""Growth that is none: the allocator's own, a connection under way."""
+
+
+def sample(process: int) -> dict[str, float]:
+    """Returns megabytes in memory, open files and threads of a process."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    found = {name: int(value) for name, value in re.findall(r"(VmRSS|Threads):\s+(\d+)", status)}
+    files = len(list(Path(f"/proc/{process}/fd").iterdir()))
+    return {"megabytes": round(found["VmRSS"] / 1024, 1), "files": files, "threads": found["Threads"]}
+
+
+def watch(process: int, minutes: float, work: Callable[[], int]) -> dict[str, Any]:
+    """Returns samples of a process while `work` is called again and again, what it did in all, and the growth."""
+    samples: list[dict[str, float]] = []
+    started, done = time.monotonic(), 0
+    while (now := time.monotonic() - started) < 60 * minutes:
+        done += work()
+        if now >= len(samples) * 60 * minutes / 120:  # 120 samples
+            samples.append({"minute": round(now / 60, 2), **sample(process)})
+            if sys.stderr.isatty():
+                print(f"\r{now / 60:.1f} of {minutes:g} minutes, {samples[-1]}   ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    quarter = len(samples) // 4
+    growth = {
+        key: round(
+            median(each[key] for each in samples[-quarter:])
+            - median(each[key] for each in samples[quarter : 2 * quarter]),
+            1,
+        )
+        for key in ("megabytes", "files", "threads")
+    }
+    return {"minutes": minutes, "done": done, "growth": growth, "samples": samples}
+
+
+def flat(growth: dict[str, float]) -> bool:
+    """Returns whether nothing grew."""
+    limits = {"megabytes": MOST_MEGABYTES, "files": MOST_FILES, "threads": MOST_THREADS}
+    return all(growth[key] <= limit for key, limit in limits.items())
+
+
+def command(*words: str) -> list[str]:
+    """Returns a petseg command of this very checkout."""
+    return [sys.executable, "-m", "petseg.cli", *words]
+
+
+def soak_training(minutes: float, folder: Path) -> dict[str, Any]:
+    """Returns the figures of one run that trains, validates and writes checkpoints all the time; `done` is epochs."""
+    pets = make_pets(folder / "pets", per_breed=8, breeds=12, size=96)
+    settings = ("epochs=1000000", "data.size=64", "model.base_channels=8", "train.ema=0.9", "train.warmup=0")
+    words = [word for setting in settings for word in ("--set", setting)]
+    run = folder / "run"
+    log = (folder / "log.txt").open("wb")
+    process = subprocess.Popen(
+        command("train", "--data", str(pets), "--out", str(run), *words),
+        stdout=log,
+        stderr=log,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PETSEG_CACHE": str(folder / "cache")},
+    )
+    try:
+        metrics = run / "metrics.jsonl"
+        while not metrics.is_file():
+            if process.poll() is not None:
+                raise RuntimeError((folder / "log.txt").read_text(encoding="utf-8"))
+            time.sleep(0.05)
+
+        def wait() -> int:
+            assert process.poll() is None, (folder / "log.txt").read_text(encoding="utf-8")
+            time.sleep(min(1, 60 * minutes / 200))
+            return 0
+
+        found = watch(process.pid, minutes, wait)
+        return {**found, "done": len(metrics.read_text(encoding="utf-8").splitlines())}
+    finally:
+        process.kill()
+        process.wait(60)
+        log.close()
+
+
+def requests() -> list[tuple[str, bytes, int]]:
+    """Returns (query, body, status): photos of several sizes and formats, and what is refused."""
+    found = []
+    for number, (kind, side) in enumerate((("JPEG", 200), ("PNG", 120), ("WEBP", 333), ("GIF", 90), ("JPEG", 700))):
+        stream = BytesIO()
+        Image.fromarray(draw_pet("beagle", number, size=side)[0]).save(stream, kind)
+        for query in ("output=json", "output=mask&output=cutout", "model=segnet&output=overlay"):
+            found.append((query, stream.getvalue(), 200))
+        found.append(("", stream.getvalue()[: 60 + number], 400))
+    return [*found, ("", b"words", 400), ("", b"", 422), ("output=no", b"x", 422), ("", bytes(20_100_000), 413)]
+
+
+def soak_serving(minutes: float, folder: Path) -> dict[str, Any]:
+    """Returns the figures of a server under mixed requests, some of them half sent; `done` is requests."""
+    process = subprocess.Popen(
+        command("serve", "--port", "0", "--no-open"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().partition(" ")[0]
+        port = int(url.rpartition(":")[2])
+        todo = requests()
+
+        def ask(query: str, body: bytes, wanted: int) -> None:
+            kind = {"Content-Type": "application/octet-stream"}
+            try:
+                with urlopen(Request(f"{url}/api/segment?{query}", body, kind), timeout=60) as answer:  # noqa: S310
+                    answer.read()
+                    status = answer.status
+            except HTTPError as error:
+                error.read()
+                error.close()
+                status = error.code
+            assert status == wanted, (query, len(body), status, wanted)
+
+        failures: list[BaseException] = []
+
+        def client(mine: list[tuple[str, bytes, int]]) -> None:
+            try:
+                for request in mine:
+                    ask(*request)
+            except BaseException as error:
+                failures.append(error)
+
+        def work() -> int:
+            with socket.create_connection(("127.0.0.1", port)) as gone:
+                gone.sendall(b"POST /api/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999\r\n\r\nhalf")
+            clients = [threading.Thread(target=client, args=(todo[place::3],)) for place in range(3)]
+            for thread in clients:
+                thread.start()
+            for thread in clients:
+                thread.join()
+            if failures:
+                raise failures[0]
+            return len(todo) + 1
+
+        return watch(process.pid, minutes, work)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+SOAKS = {"training": soak_training, "serving": soak_serving}
+
+
+def main() -> int:
+    """Returns the exit code: 0 flat, 1 something grew."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0, help="of each")
+    parser.add_argument("--only", choices=SOAKS, help="one of them")
+    out = Path(__file__).resolve().parents[1] / "results" / "reliability" / "soak.json"
+    parser.add_argument("--out", type=Path, default=out)
+    options = parser.parse_args()
+    found: dict[str, Any] = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
+    for name, soak in SOAKS.items():
+        if options.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                found[name] = soak(options.minutes, Path(folder))
+            found["environment"] = environment(device="cpu", precision="fp32", threads=1)
+            write_json(options.out, found)
+            print(f"{name}: {found[name]['done']:,} done, growth {found[name]['growth']}")
+    return int(not all(flat(found[name]["growth"]) for name in SOAKS if name in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
