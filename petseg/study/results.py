@@ -64,6 +64,8 @@ class Result:
     state: str
     cost: Mapping[str, Any]
     """As in the manifest; empty where it is not known yet."""
+    splits: tuple[str, ...]
+    """What it is scored on."""
     folder: Path
 
     @cached_property
@@ -122,7 +124,8 @@ class Results:
         found = {}
         for run in self.manifest["runs"]:
             cost = self.manifest["costs"].get(run["cost"], {})
-            result = Result(run["name"], run["state"], cost, self.folder / "runs" / run["name"])
+            place = self.folder / "runs" / run["name"]
+            result = Result(run["name"], run["state"], cost, tuple(run["splits"]), place)
             for row in run["rows"]:
                 found[row["experiment"], row["arm"], row["seed"]] = result
         return found
@@ -160,6 +163,10 @@ class Results:
                 raise PetsegError(f"{run.folder / COUNTS}: no section {section}; restore the file")
             self._known.update({(run.name, name): counts for name, counts in found.items()})
         return self._known[key]
+
+    def sections(self, run: Result) -> dict[str, Counts]:
+        """Returns all counts of a finished run, by section."""
+        return {section: self.counts(run, section) for section in run.splits}
 
     @cached_property
     def _pictures(self) -> dict[str, tuple[tuple[str, ...], Confusion]]:
