@@ -11,10 +11,13 @@ import numpy as np
 
 from petseg import runs
 from petseg.config import ModelConfig
+from petseg.data.corrupt import changes
 from petseg.data.oxford_pets import get_task
 from petseg.evaluate import Evaluation, summarise, write_evaluation
+from petseg.robustness import EVERY
 from petseg.study.plan import Run, plan
 from petseg.study.recipe import Study, load_study
+from petseg.study.results import ROBUSTNESS
 
 BREEDS = ("Abyssinian", "Bombay", "beagle", "pug")
 TRAPS = ("Abyssinian_177", "Birman_165")
@@ -144,6 +147,9 @@ def make_run(place: Path, run: Run, pictures: dict[str, int]) -> None:
         )
     runs.write_metrics(place, rows)
     for split in run.splits:
+        if split == ROBUSTNESS:
+            make_robustness(place / "evaluations", quality, pictures["test"], rng)
+            continue
         count = pictures[split]
         counts = drawn_counts(truths(split, count), quality, rng)
         names = names_of(split, count)
@@ -156,3 +162,13 @@ def make_run(place: Path, run: Run, pictures: dict[str, int]) -> None:
             **summarise(counts, outlines, breeds, get_task("trimap")),
         }
         write_evaluation(Evaluation(scores, names, counts, outlines), place / "evaluations" / f"{split}.json")
+
+
+def make_robustness(place: Path, quality: float, test: int, rng: np.random.Generator) -> None:
+    names = names_of("test", test)[::EVERY]
+    rows = {}
+    for change in changes():
+        counts = drawn_counts(truths("test", test)[::EVERY], quality - 0.06 * change.strength, rng)
+        rows[change.name] = [[name, matrix.ravel().tolist()] for name, matrix in zip(names, counts, strict=True)]
+    (place / "robustness.images.json").write_text(json.dumps({"changes": rows}))
+    runs.write_json(place / "robustness.json", {"every": EVERY, "images": len(names), "split": "test"})

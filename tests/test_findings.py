@@ -192,7 +192,7 @@ def test_the_page_holds_answers_expectations_figures_and_their_data(findings: di
     }
     assert set(data) == {
         *("latency-main.csv", "latency-width.csv", "forest.csv", "pictures-data.csv"),
-        *("training-val-miou.csv", "training-val-loss.csv"),
+        *("training-val-miou.csv", "training-val-loss.csv", "robustness.csv", "breeds.csv"),
     }
     for rows in data.values():
         widths = {len(row.split(",")) for row in rows.splitlines() if '"' not in row}

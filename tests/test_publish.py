@@ -62,7 +62,7 @@ def test_it_holds_json_and_counts_alone(whole: Path, published: Path) -> None:
     assert not list(published.rglob("*.images.json"))
     run = read_json(whole / "study.json")["runs"][20]["name"]
     assert sorted(path.name for path in (published / "runs" / run).rglob("*.*")) == [
-        *("config.json", "counts.gz", "environment.json", "metrics.jsonl", "test.json", "val.json"),
+        *("config.json", "counts.gz", "environment.json", "metrics.jsonl", "robustness.json", "test.json", "val.json"),
     ]
 
 
@@ -101,12 +101,12 @@ def test_counts_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_a_whole_study_stays_small(publish: Publish, tmp_path: Path) -> None:
-    """One run of the real size; the study's 20 MB are shared by 117, of which a quarter is scored on test."""
+    """Runs of the real size: 20 of the 117 are scored on worse pictures too, and the others take a twentieth."""
     folder = make_study(tmp_path / "big", val=368, test=3669, leave_out=lambda run: run.rows[0].arm != "unet/width")
     target = publish(folder, "study", tmp_path)
     sizes = [sum(path.stat().st_size for path in run.rglob("*.*")) for run in (target / "runs").iterdir()]
     assert len(sizes) == 5
-    assert max(sizes) < 75_000
+    assert max(sizes) < 300_000
 
 
 def test_made_pets_are_not_published(whole: Path, publish: Publish, tmp_path: Path) -> None:
@@ -135,7 +135,10 @@ def test_damaged_counts_are_one_line(published: Path, tmp_path: Path) -> None:
     whole = gzip.decompress((run / "counts.gz").read_bytes())
     for content, told in (
         (b"not gzip", r"cannot be read \("),
-        (gzip.compress(b"\n".join(whole.splitlines()[:-2])), r"holds \d pictures of 6 counts, pictures\.gz \d of 3 classes; restore both"),
+        (
+            gzip.compress(b"\n".join(whole.splitlines()[:-2])),
+            r"holds \d pictures of 6 counts, pictures\.gz \d of 3 classes; restore both",
+        ),
         (gzip.compress(whole.replace(b"1", b"x")), r"a row is not all numbers"),
     ):
         (tmp_path / "counts.gz").write_bytes(content)

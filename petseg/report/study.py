@@ -6,7 +6,7 @@ Nothing is measured or resampled here, so the same JSON gives the same bytes.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,14 @@ def turned(finding: Finding) -> Finding:
     """Returns the same difference seen from the other side."""
     costs = {name: 1 / ratio for name, ratio in finding.get("costs", {}).items()}
     ends = {"points": -finding["points"], "low": -finding["high"], "high": -finding["low"]}
-    return {**finding, **ends, "left": finding["right"], "right": finding["left"], "costs": costs}
+    share = 1 - finding.get("share_left_better", 0.0)
+    sides = {"left": finding["right"], "right": finding["left"]}
+    return {**finding, **ends, **sides, "costs": costs, "share_left_better": share}
+
+
+def led(finding: Finding) -> Finding:
+    """Returns the difference from the side of the leader, as it is where none is shown."""
+    return turned(finding) if shown(finding) and finding["points"] < 0 else finding
 
 
 def lead_words(finding: Finding, left: str, right: str) -> str:
@@ -80,7 +87,7 @@ def lead_words(finding: Finding, left: str, right: str) -> str:
     >>> lead_words({**found, "low": -0.1}, "U-Net", "SegNet")
     'no difference shown: U-Net minus SegNet is 1.8 points of mIoU, 95 % interval −0.1 to 2.4, at 1.3 times the latency'
     """
-    if shown(finding) and finding["points"] < 0:
+    if led(finding) is not finding:
         return lead_words(turned(finding), right, left)
     size = f"{points(finding['points'])} {metric_words(finding['metric'])}, {interval_words(finding)}"
     ratio = finding.get("costs", {}).get("latency")
@@ -189,6 +196,19 @@ def pictures_words(experiment: Mapping[str, Any], models: Mapping[str, str]) -> 
     return told
 
 
+def breed_sentences(breeds: Mapping[str, Any], models: Mapping[str, str]) -> list[str]:
+    """Returns in how many breeds each model is shown to lead, and what the plot shows."""
+    left, right = (models[breeds[side].partition("/")[0]] for side in ("left", "right"))
+    for_left = sum(row["low"] > 0 for row in breeds["rows"])
+    for_right = sum(row["high"] < 0 for row in breeds["rows"])
+    count = plural(len(breeds["rows"]), "breed")
+    return [
+        f"{left} is shown to lead {right} on {for_left} of {count}, {right} to lead {left} on {for_right}; of so "
+        "many intervals one in twenty leaves zero out by chance.",
+        plots.breed_words(study_plots.as_comparison(breeds, models)),
+    ]
+
+
 def missing_words(findings: Mapping[str, Any]) -> list[str]:
     """Returns what the study lacks, experiment by experiment; empty where it is complete."""
     runs = findings["runs"]
@@ -272,13 +292,14 @@ ARM_COLUMNS = (
 )
 
 
-def _finding_rows(experiment: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    names = Names(experiment, models)
-    for finding in experiment["contrasts"]:
+def _finding_rows(names: Names, contrasts: Sequence[Finding], about: str = "") -> Iterator[dict[str, Any]]:
+    """Yields a row for each contrast; `about` stands before the sentence."""
+    for finding in contrasts:
         resampled = "points" in finding
         yield {
             "sentence": unbroken(names.sentence(finding)),
-            "share": f"{100 * finding['share_left_better']:.1f} %" if resampled else DASH,
+            "about": about or finding.get("kind", ""),
+            "share": f"{100 * led(finding)['share_left_better']:.1f} %" if resampled else DASH,
             "p": f"{finding['p_value']:.4f}" if resampled else DASH,
             "expected": [(claim["text"], VERDICTS[claim["verdict"]]) for claim in finding["expected"]],
         }
@@ -319,6 +340,44 @@ def _forest(findings: Mapping[str, Any]) -> Chart | None:
     return study_plots.forest_chart(groups)
 
 
+def _robustness(findings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the section on worse pictures, None before it has a score."""
+    robustness, models = findings["robustness"], findings["models"]
+    if not robustness or not robustness["arms"]:
+        return None
+    names = Names(_experiment(findings, robustness["experiment"]), models)
+    return {
+        "every": robustness["every"],
+        "pictures": tables.whole(robustness["pictures"]),
+        "chart": _figure(study_plots.robustness_chart(robustness, models)),
+        "findings": list(_finding_rows(names, robustness["contrasts"])),
+    }
+
+
+def _honesty(findings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the section on other views, None before it has a score."""
+    honesty, models = findings["honesty"], findings["models"]
+    if not honesty or not honesty["views"]:
+        return None
+    names = Names(_experiment(findings, honesty["experiment"]), models)
+    breeds = honesty["breeds"]
+    return {
+        "findings": [
+            row
+            for view in honesty["views"]
+            for row in _finding_rows(
+                names, view["contrasts"], f"{view['title']} ({tables.whole(view['pictures'])} pictures)"
+            )
+        ],
+        "breeds": _figure(study_plots.breeds_chart(breeds, models)) if breeds else None,
+        "breed_words": [unbroken(told) for told in breed_sentences(breeds, models)] if breeds else [],
+    }
+
+
+def _experiment(findings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return next(experiment for experiment in findings["experiments"] if experiment["name"] == name)
+
+
 def render_study(findings: Mapping[str, Any]) -> str:
     """Returns the page's HTML; the same findings give the same bytes."""
     models = findings["models"]
@@ -354,13 +413,15 @@ def render_study(findings: Mapping[str, Any]) -> str:
                 "where": f"{experiment['split']} split, {experiment['size']} px, "
                 f"{plural(len(experiment['seeds']), 'seed')}",
                 "arms": list(_arm_rows(experiment, models)),
-                "findings": list(_finding_rows(experiment, models)),
+                "findings": list(_finding_rows(Names(experiment, models), experiment["contrasts"])),
             }
             for experiment in findings["experiments"]
         ],
         tuning_words=[unbroken(told) for told in tuning_words(findings)] if findings["tuning"] else [],
         tuning_rows=_tuning_table(findings) if findings["tuning"] else [],
         verdict=VERDICTS.get((findings["tuning"] or {}).get("verdict") or "", ""),
+        robustness=_robustness(findings),
+        honesty=_honesty(findings),
         total=tables.duration(training["seconds"]),
         machines=[flatten(machine) for machine in training["machines"]],
         latency_environment=flatten(findings["latency_environment"] or {}),

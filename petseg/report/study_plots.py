@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from petseg.report.plots import INK, PAPER, Drawing, ModelStyle, inline, look, model_styles, new_figure
+from petseg.report.plots import INK, PAPER, Drawing, ModelStyle, breed_plot, inline, look, model_styles, new_figure
 from petseg.report.tables import milliseconds, plural, points, whole
 
 
@@ -194,6 +195,63 @@ def forest_chart(
     return Chart(name, drawing, rows)
 
 
+def robustness_chart(robustness: Mapping[str, Any], models: Mapping[str, str]) -> Chart | None:
+    """Returns mIoU over the strength of each kind of change, for the first variant's arms; None before a score."""
+    arms = robustness["arms"]
+    arms = [arm for arm in arms if arm["arm"].partition("/")[2] == arms[0]["arm"].partition("/")[2]]
+    if not arms:
+        return None
+    styles = model_styles(list(models))
+    told = []
+    rows: list[list[Any]] = [["model", "change", "amount", "miou", "low", "high"]]
+    with look("robustness"):
+        figure = Figure(figsize=(820 / 72, 470 / 72))
+        grid = figure.subplots(2, 3, sharey=True)
+        for axes, (kind, amounts) in zip(grid.flat, robustness["amounts"].items(), strict=True):
+            for arm in arms:
+                scores = arm["scores"][kind]
+                label = models[arm["model"]]
+                _curve(axes, range(4), [{"miou": score} for score in scores], styles[arm["model"]], label=label)
+                told.append(f"{label}, {kind}: {', '.join(points(score['points']) for score in scores)} %")
+                rows += [
+                    [arm["model"], kind, amount, *_values(score)]
+                    for amount, score in zip(["", *amounts], scores, strict=True)
+                ]
+            axes.set_xticks(range(4), ["as it is", *(f"{amount:g}" for amount in amounts)])
+            axes.set_title(robustness["units"][kind])
+        grid[0, 0].set_ylabel("mIoU, %")
+        grid[1, 0].set_ylabel("mIoU, %")
+        grid[0, 0].legend(loc="lower left")
+        drawing = inline(figure, "robustness", f"mIoU by strength of a change. {'; '.join(told)}.", styles)
+    return Chart("robustness", drawing, rows)
+
+
+def breeds_chart(breeds: Mapping[str, Any], models: Mapping[str, str]) -> Chart:
+    """Returns mIoU by breed as the comparison's page draws it."""
+    drawing = breed_plot(as_comparison(breeds, models))
+    assert drawing is not None, "there are breeds"
+    columns = ("breed", "pictures", "left", "right", "points", "low", "high")
+    names = [breeds[side].partition("/")[0] for side in ("left", "right")]
+    head = ["breed", "pictures", *names, "difference", "low", "high"]
+    return Chart("breeds", drawing, [head, *([row[key] for key in columns] for row in breeds["rows"])])
+
+
+def as_comparison(breeds: Mapping[str, Any], models: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the breeds in the form of a comparison, for what draws and tells those."""
+    sides = {side: breeds[side].partition("/")[0] for side in ("left", "right")}
+    return {
+        "split": "test",
+        "models": [
+            {
+                "name": model,
+                "title": models[model],
+                "evaluations": {"test": {"breed_miou": {row["breed"]: row[side] / 100 for row in breeds["rows"]}}},
+            }
+            for side, model in sides.items()
+        ],
+    }
+
+
 CURVES = {
     "val_miou": ("validation mIoU at the training size, %", 100),
     "val_loss": ("validation cross-entropy, nats", 1),
@@ -234,6 +292,3 @@ def training_chart(experiment: Mapping[str, Any], models: Mapping[str, str], key
         )
         drawing = inline(figure, name, f"{title[0].upper()}{title[1:]}: {told}.", styles)
     return Chart(name, drawing, rows)
-
-
-__all__ = ["Chart", "forest_chart", "latency_chart", "learning_chart", "scored", "training_chart"]

@@ -14,11 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from petseg import runs
+from petseg.data.corrupt import STRENGTHS, UNITS, Change, changes
+from petseg.data.oxford_pets import breed_of, committed_leaks
 from petseg.metrics import Confusion, Score, iou, mean_iou
 from petseg.models import TITLES
 from petseg.stats import Difference, Estimate, Scoring, bootstrap, paired_bootstrap, permutation_test
-from petseg.study.recipe import Experiment, Tuning, claims, tuning_cells
-from petseg.study.results import TUNING, Result, Results
+from petseg.study.recipe import VIEWS, Claim, Experiment, Tuning, claims, rechecked, tuning_cells
+from petseg.study.results import ROBUSTNESS, TUNING, Result, Results
 
 FINDINGS = "findings.json"
 
@@ -58,6 +60,8 @@ def find(folder: Path) -> dict[str, Any]:
         "reached_loss": REACHED,
         "tuning": _tuning(results),
         "experiments": [_experiment(results, experiment) for experiment in study.experiments],
+        "robustness": _robustness(results),
+        "honesty": _honesty(results),
     }
 
 
@@ -280,9 +284,8 @@ def _history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str,
 def _contrasts(results: Results, experiment: Experiment, split: str) -> Iterator[dict[str, Any]]:
     """Yields each pair of arms that is compared, in the order of the page; claims stand with what they are about."""
     wanted: dict[tuple[str, str, str], list[Any]] = {}
-    for variant in experiment.variants:
-        for first, second in zip(experiment.models, experiment.models[1:], strict=False):
-            wanted[f"{first}/{variant}", f"{second}/{variant}", "miou"] = []
+    for left, right in _model_pairs(experiment):
+        wanted[left, right, "miou"] = []
     plain, *others = experiment.variants
     for variant in others:
         if experiment.variants[variant].line != experiment.variants[plain].line:
@@ -304,16 +307,7 @@ def _contrasts(results: Results, experiment: Experiment, split: str) -> Iterator
             classes = list(arms[0][seeds[0]].scores(split)["iou"])
             found |= compare(first, second, _scoring(metric, classes))
             found["costs"] = _cost_ratios(arms[0][seeds[0]].cost, arms[1][seeds[0]].cost)
-        complete = len(seeds) == len(experiment.seeds)
-        found["expected"] = [
-            {
-                "text": claim.text,
-                "verdict": verdict(found["low"], found["high"], equal=claim.equal, by=claim.points)
-                if complete
-                else "open",
-            }
-            for claim in told
-        ]
+        found["expected"] = _verdicts(told, left, right, metric, found, experiment, seeds)
         yield found
 
 
@@ -415,6 +409,210 @@ def _loss_score(pair: Confusion) -> Score:
     """Returns the first matrix's mIoU less the second's, of pairs [..., 2C, C]."""
     half = pair.shape[-2] // 2
     return np.asarray(mean_iou(pair[..., :half, :]) - mean_iou(pair[..., half:, :]))
+
+
+# --- looked at again -------------------------------------------------------------------------------------------------
+
+
+def _robustness(results: Results) -> dict[str, Any] | None:
+    """Returns each arm's scores on worse pictures, the models' differences, and what was expected of these."""
+    recheck = results.study.robustness
+    if recheck is None:
+        return None
+    experiment = rechecked(results.study, recheck, "robustness")
+    arms = _distinct({arm: _scored_worse(results, experiment, arm) for arm in experiment.arms()})
+    scored = next((run for arm in arms.values() for run in arm.values()), None)
+    told = claims(experiment, recheck.expected, tuple(STRENGTHS), where="robustness")
+    found: dict[str, Any] = {
+        "experiment": experiment.name,
+        "every": None if scored is None else scored.scores(ROBUSTNESS)["every"],
+        "pictures": None if scored is None else scored.scores(ROBUSTNESS)["images"],
+        "amounts": {kind: list(amounts) for kind, amounts in STRENGTHS.items()},
+        "units": dict(UNITS),
+        "expected": list(recheck.expected),
+        "arms": [],
+        "contrasts": [],
+    }
+    if scored is None:
+        return found
+    worse = results.counts(scored, next(iter(changes())).name)[0]
+    for name, arm in arms.items():
+        if arm:
+            scores = {
+                kind: [_estimate(bootstrap(counts)) for counts in _by_strength(results, kind, [arm], worse)[0]]
+                for kind in STRENGTHS
+            }
+            found["arms"].append({"arm": name, "model": name.partition("/")[0], "scores": scores})
+    for kind in STRENGTHS:
+        for left, right in _model_pairs(experiment):
+            sides = [_scored_worse(results, experiment, arm) for arm in (left, right)]
+            seeds, _ = stacked(results, sides, "test")
+            first, second = _by_strength(results, kind, sides, worse) if seeds else ([], [])
+            by_strength = [_difference(paired_bootstrap(*pair)) for pair in zip(first, second, strict=True)]
+            together = compare(sum(first[1:]), sum(second[1:])) if seeds else {}  # type: ignore[arg-type]
+            found["contrasts"].append(
+                {
+                    **{"left": left, "right": right, "metric": "miou", "kind": kind, "seeds": seeds},
+                    **together,
+                    "by_strength": by_strength,
+                    "expected": _verdicts(told, left, right, kind, together, experiment, seeds),
+                }
+            )
+    return found
+
+
+def _scored_worse(results: Results, experiment: Experiment, arm: str) -> dict[int, Result]:
+    """Returns an arm's finished runs that were scored on worse pictures; an older study's were not."""
+    return {seed: run for seed, run in results.arm(experiment, arm).items() if ROBUSTNESS in run.splits}
+
+
+def _by_strength(
+    results: Results, kind: str, arms: Sequence[Mapping[int, Result]], worse: Sequence[str]
+) -> list[list[Confusion]]:
+    """Returns, for each arm, matrices [S, N, C, C] of the same pictures unchanged and in each strength."""
+    names = results.counts(next(iter(arms[0].values())), "test")[0]
+    places = [names.index(name) for name in worse]
+    found = [[counts[:, places]] for counts in stacked(results, arms, "test")[1]]
+    for strength in (1, 2, 3):
+        for arm, counts in zip(found, stacked(results, arms, Change(kind, strength).name)[1], strict=True):
+            arm.append(counts)
+    return found
+
+
+def _honesty(results: Results) -> dict[str, Any] | None:
+    """Returns each arm's scores and the models' differences in other views of the same counts, and by breed."""
+    recheck = results.study.honesty
+    if recheck is None:
+        return None
+    experiment = rechecked(results.study, recheck, "honesty")
+    told = claims(experiment, recheck.expected, tuple(VIEWS), where="honesty")
+    arms = {arm: results.arm(experiment, arm) for arm in experiment.arms()}
+    found: dict[str, Any] = {
+        "experiment": experiment.name,
+        "expected": list(recheck.expected),
+        "views": [],
+        "breeds": None,
+    }
+    scored = next((run for arm in arms.values() for run in arm.values()), None)
+    if scored is None:
+        return found
+    names, counts = results.counts(scored, "test")
+    for view, title in VIEWS.items():
+        if view.startswith("border") and list(scored.scores("test")["iou"]) != ["pet", "background", "border"]:
+            continue
+        look = partial(seen, view=view, names=names, true=counts.sum(axis=2))
+        contrasts = []
+        for left, right in _model_pairs(experiment):
+            seeds, (first, second) = stacked(results, [arms[left], arms[right]], "test")
+            finding = compare(look(first), look(second)) if seeds else {}
+            expected = _verdicts(told, left, right, view, finding, experiment, seeds)
+            pair = {"left": left, "right": right, "metric": "miou", "seeds": seeds}
+            contrasts.append({**pair, **finding, "expected": expected})
+        scores = {
+            name: _estimate(bootstrap(look(stacked(results, [arm], "test")[1][0])))
+            for name, arm in _distinct(arms).items()
+            if arm
+        }
+        pictures = look(counts[None]).shape[1]
+        found["views"].append(
+            {"view": view, "title": title, "pictures": pictures, "scores": scores, "contrasts": contrasts}
+        )
+    found["breeds"] = _breeds(results, arms, _model_pairs(experiment)[:1], names)
+    return found
+
+
+def seen(counts: Confusion, view: str, names: Sequence[str], true: Confusion) -> Confusion:
+    """Returns the matrices of one of `VIEWS`: fewer pictures, or fewer classes.
+
+    Args:
+        counts: int64 [S, N, C, C]; for the border views pet, background, border.
+        view: its name.
+        names: of the N pictures.
+        true: true pixels by class of each, int64 [N, C]; the pet is the first.
+    """
+    if view == "unleaked":
+        return counts[:, [name not in committed_leaks() for name in names]]
+    if view in SIZES:
+        order = np.argsort(true[:, 0] / true.sum(axis=1), kind="stable")
+        return counts[:, np.sort(np.array_split(order, len(SIZES))[SIZES.index(view)])]
+    if view == "border_ignored":
+        counts = counts[..., :2, :]
+    return _merged(counts, into=1 if view == "border_background" else 0)
+
+
+SIZES = ("small", "medium", "large")
+
+
+def _merged(counts: Confusion, into: int) -> Confusion:
+    """Returns matrices [..., 2, 2] whose third class is another one."""
+    for axis in (-1, -2):
+        moved = np.moveaxis(counts, axis, -1)
+        if moved.shape[-1] == 3:
+            kept = moved[..., :2].copy()
+            kept[..., into] += moved[..., 2]
+            counts = np.moveaxis(kept, -1, axis)
+    return counts
+
+
+def _breeds(
+    results: Results, arms: Mapping[str, Mapping[int, Result]], pairs: Sequence[tuple[str, str]], names: Sequence[str]
+) -> dict[str, Any] | None:
+    """Returns, for the first pair of arms, both scores and the difference on each breed's pictures."""
+    if not pairs:
+        return None
+    left, right = pairs[0]
+    seeds, (first, second) = stacked(results, [arms[left], arms[right]], "test")
+    if not seeds:
+        return None
+    breeds = np.array([breed_of(name) for name in names])
+    rows = []
+    for breed in sorted(set(breeds.tolist())):
+        own, other = first[:, breeds == breed], second[:, breeds == breed]
+        scores = [_round(100 * float(mean_iou(counts.sum(axis=1)).mean())) for counts in (own, other)]
+        pictures = int((breeds == breed).sum())
+        difference = _difference(paired_bootstrap(own, other))
+        rows.append({"breed": breed, "pictures": pictures, "left": scores[0], "right": scores[1], **difference})
+    return {"left": left, "right": right, "seeds": seeds, "rows": rows}
+
+
+def _model_pairs(experiment: Experiment) -> list[tuple[str, str]]:
+    """Returns the arms of one variant, model against model."""
+    return [
+        (f"{first}/{variant}", f"{second}/{variant}")
+        for variant in experiment.variants
+        for first, second in zip(experiment.models, experiment.models[1:], strict=False)
+    ]
+
+
+def _distinct(arms: Mapping[str, Mapping[int, Result]]) -> dict[str, Mapping[int, Result]]:
+    """Returns the arms without those whose runs another arm has already."""
+    kept: dict[tuple[str, ...], str] = {}
+    for name, arm in arms.items():
+        kept.setdefault(tuple(run.name for run in arm.values()), name)
+    return {name: arms[name] for name in kept.values()}
+
+
+def _verdicts(
+    told: Sequence[Claim],
+    left: str,
+    right: str,
+    metric: str,
+    finding: Mapping[str, Any],
+    experiment: Experiment,
+    seeds: Sequence[int],
+) -> list[dict[str, str]]:
+    """Returns the claims about a pair of arms, in either order, with their verdicts."""
+    found = []
+    for claim in told:
+        if claim.metric != metric or {claim.left, claim.right} != {left, right}:
+            continue
+        known = "open"
+        if len(seeds) == len(experiment.seeds) and "points" in finding:
+            low, high = finding["low"], finding["high"]
+            ends = (low, high) if claim.left == left else (-high, -low)
+            known = verdict(*ends, equal=claim.equal, by=claim.points)
+        found.append({"text": claim.text, "verdict": known})
+    return found
 
 
 # --- the machines ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from petseg import runs
+from petseg.data.corrupt import changes
 from petseg.errors import PetsegError
 from petseg.metrics import Confusion
 from petseg.study.recipe import Experiment, Study
@@ -31,6 +32,9 @@ DIVERGED = "diverged.json"
 
 TUNING = "tuning"
 """Name of the first experiment, which the recipe's [tuning] describes."""
+
+ROBUSTNESS = "robustness"
+"""Among a run's splits: the test pictures, changed in every way of `petseg.data.corrupt`; a section each."""
 
 PICTURES, COUNTS = "pictures.gz", "counts.gz"
 
@@ -148,7 +152,7 @@ class Results:
 
         Args:
             run: a finished run.
-            section: a split.
+            section: a split, or a change of `petseg.data.corrupt`.
 
         Raises:
             PetsegError: they are missing or damaged.
@@ -158,7 +162,7 @@ class Results:
             if (run.folder / COUNTS).is_file():
                 found = read_counts(self._pictures, run.folder / COUNTS)
             else:
-                found = {section: _working_counts(run.folder, section)}
+                found = _working_counts(run.folder, section)
             if section not in found:
                 raise PetsegError(f"{run.folder / COUNTS}: no section {section}; restore the file")
             self._known.update({(run.name, name): counts for name, counts in found.items()})
@@ -166,16 +170,25 @@ class Results:
 
     def sections(self, run: Result) -> dict[str, Counts]:
         """Returns all counts of a finished run, by section."""
-        return {section: self.counts(run, section) for section in run.splits}
+        sections = [split for split in run.splits if split != ROBUSTNESS]
+        if ROBUSTNESS in run.splits:
+            sections += [change.name for change in changes()]
+        return {section: self.counts(run, section) for section in sections}
 
     @cached_property
     def _pictures(self) -> dict[str, tuple[tuple[str, ...], Confusion]]:
         return read_pictures(self.folder / PICTURES)
 
 
-def _working_counts(folder: Path, section: str) -> Counts:
-    path = folder / "evaluations" / f"{section}.images.json"
-    return _parsed(runs.read_json(path)["images"], path)
+def _working_counts(folder: Path, section: str) -> dict[str, Counts]:
+    worse = section in {change.name for change in changes()}
+    path = folder / "evaluations" / f"{ROBUSTNESS if worse else section}.images.json"
+    content = runs.read_json(path)
+    try:
+        rows = content["changes"] if worse else {section: content["images"]}
+        return {name: _parsed(part, path) for name, part in rows.items()}
+    except (AttributeError, KeyError) as error:
+        raise PetsegError(f"{path}: not per-picture counts ({error}); score the run again") from None
 
 
 def _parsed(rows: Sequence[Any], path: Path) -> Counts:

@@ -30,6 +30,7 @@ from petseg.data.cache import Prepared, prepare
 from petseg.data.oxford_pets import get_task, split_names
 from petseg.errors import DivergedError, PetsegError
 from petseg.evaluate import evaluate_run
+from petseg.robustness import evaluate_robustness
 from petseg.study.plan import (
     OFFICIAL_PICTURES,
     Pace,
@@ -41,7 +42,7 @@ from petseg.study.plan import (
     tuning_outcome,
 )
 from petseg.study.recipe import Experiment, Study, matched_to
-from petseg.study.results import DIVERGED, MANIFEST, read_manifest
+from petseg.study.results import DIVERGED, MANIFEST, ROBUSTNESS, read_manifest
 from petseg.train import Progress, choose_hardware, environment, keep_freed_memory, load_splits, train
 
 
@@ -111,6 +112,13 @@ def open_study(study: Study, folder: Path) -> dict[str, Any]:
                 raise PetsegError(
                     f"study: experiment {name!r}: its `expected` changed after runs were made; an expectation stands "
                     "before its result: restore it, or choose another folder with --out"
+                )
+        for part in ("robustness", "honesty"):
+            recheck, before = getattr(study, part), manifest["recipe"].get(part)
+            if recheck and before and recheck.experiment in made and before["expected"] != list(recheck.expected):
+                raise PetsegError(
+                    f"study: {part}: its `expected` changed after runs were made; an expectation stands before its "
+                    "result: restore it, or choose another folder with --out"
                 )
     manifest |= {"petseg": __version__, "title": study.title, "recipe": study.model_dump(mode="json")}
     empty: dict[str, Any] = {
@@ -297,16 +305,15 @@ def _train_and_score(
         if checkpoint.is_file() or len(runs.read_metrics(place)) < config.train.epochs:
             train(config, prepared, place, hardware=hardware, resume=True, splits=pictures, on_progress=step)
         for split in splits:
-            evaluate_run(
-                place,
-                prepared,
-                hardware,
-                split=split,
-                splits=pictures,
-                on_progress=lambda done, total, split=split: pipe.send(  # type: ignore[misc]
-                    ("progress", 0.9 + 0.1 * done / total, f"score {split}")
-                ),
-            )
+
+            def tell(done: int, total: int, split: str = split) -> None:
+                pipe.send(("progress", 0.9 + 0.1 * done / total, f"score {split}"))
+
+            if split == ROBUSTNESS:
+                test = pictures["test"]
+                evaluate_robustness(place, prepared, hardware, pictures=test, on_progress=tell)
+            else:
+                evaluate_run(place, prepared, hardware, split=split, splits=pictures, on_progress=tell)
         checkpoint.unlink(missing_ok=True)  # of no use any more, and three times the weights
 
 
