@@ -69,7 +69,8 @@ def evaluate_robustness(
         return confusion_matrix(truth, prediction, num_classes)
 
     def opened(pet: Pet) -> UInt8:
-        return table[pet.species][open_trimap(pet)]
+        truth: UInt8 = table[pet.species][open_trimap(pet)]
+        return truth
 
     with ThreadPoolExecutor() as pool:
         for batch in np.split(rows, range(BATCH, len(rows), BATCH)):

@@ -453,7 +453,7 @@ def test_the_time_of_a_run_follows_measured_epochs(tmp_path: Path) -> None:
     guessed = pace.seconds(run)
     place = tmp_path / "runs" / run.name
     place.mkdir(parents=True)
-    rows = [{"epoch": epoch, "seconds": 21.0, "train_seconds": 20.0} for epoch in (1, 2)]
+    rows = [{"epoch": epoch, "seconds": 21.0, "train_seconds": 20.0, "val_miou": 0.5} for epoch in (1, 2)]
     (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pace.measure(tmp_path, found)
     assert pace.seconds(run) - run.config.train.epochs * 21 == pytest.approx(6 + 0.8)

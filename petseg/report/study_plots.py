@@ -93,7 +93,7 @@ def latency_chart(experiment: Mapping[str, Any], models: Mapping[str, str]) -> C
         axes.set_xlabel(f"milliseconds a picture of {experiment['size']} px, one thread, median")
         axes.legend(loc="lower right")
         drawing = inline(figure, name, f"Accuracy against latency. {'; '.join(told)}.", styles)
-    rows = [["model", "variant", "p50_ms", "p95_ms", "miou", "low", "high", "seeds"]]
+    rows: list[list[Any]] = [["model", "variant", "p50_ms", "p95_ms", "miou", "low", "high", "seeds"]]
     rows += [
         [
             arm["model"],
@@ -142,7 +142,7 @@ def learning_chart(experiment: Mapping[str, Any], models: Mapping[str, str]) -> 
         axes.set_xlabel("training pictures, equal steps")
         axes.legend(loc="lower right")
         drawing = inline(figure, name, f"Learning curves. {'; '.join(told)}.", styles)
-    rows = [["model", "line", "pictures", "miou", "low", "high", "seeds"]]
+    rows: list[list[Any]] = [["model", "line", "pictures", "miou", "low", "high", "seeds"]]
     rows += [[arm["model"], arm["line"], arm["pictures"], *_values(arm["miou"]), len(arm["seeds"])] for arm in arms]
     return Chart(name, drawing, rows)
 
@@ -186,7 +186,8 @@ def forest_chart(
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
         axes.set_xlabel("difference in points, 95 % interval")
         drawing = inline(figure, name, f"Differences in points: {'; '.join(told)}.", {})
-    heading, rows = "", [["experiment", "difference", "points", "low", "high", "p_value"]]
+    heading = ""
+    rows: list[list[Any]] = [["experiment", "difference", "points", "low", "high", "p_value"]]
     for label, finding in lines:
         if finding is None:
             heading = label
@@ -267,7 +268,7 @@ def training_chart(experiment: Mapping[str, Any], models: Mapping[str, str], key
         return None
     title, scale = CURVES[key]
     name = f"training-{key.replace('_', '-')}"
-    rows = [["model", "epoch", "mean", "low", "high", "seeds"]]
+    rows: list[list[Any]] = [["model", "epoch", "mean", "low", "high", "seeds"]]
     with look(name):
         figure, axes = new_figure(430, 290)
         for arm in arms:

@@ -620,7 +620,8 @@ def _verdicts(
 
 def _training(results: Results) -> dict[str, Any]:
     """Returns how long all runs took and on what, each kind of machine once."""
-    seconds, machines = 0.0, {}
+    seconds = 0.0
+    machines: dict[str, dict[str, Any]] = {}
     for run in results.all_runs():
         if run.state == "finished":
             seconds += sum(row["seconds"] for row in run.history)

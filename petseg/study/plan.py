@@ -96,7 +96,7 @@ def _rows(
                 config = study.config(model, study.tuning.seed, changes, source="study: tuning")
                 yield Row(TUNING, arm, study.tuning.seed), plain(config), ("val",), ""
     for experiment in study.experiments:
-        splits = ("val", "test") if experiment.test else ("val",)
+        splits: tuple[str, ...] = ("val", "test") if experiment.test else ("val",)
         if study.robustness is not None and study.robustness.experiment == experiment.name:
             splits += (ROBUSTNESS,)
         for seed in experiment.seeds:
@@ -262,7 +262,7 @@ class Pace:
         per_picture = self.per_picture.get(run.key, rate * self.macs[run.key])
         beside = self.per_epoch.get(run.key, 0.4 * per_picture * self.pictures["val"])
         epoch = self._trained(run) * per_picture + beside
-        scored = sum(self.pictures[split] for split in run.splits if split != ROBUSTNESS)
+        scored = float(sum(self.pictures[split] for split in run.splits if split != ROBUSTNESS))
         if ROBUSTNESS in run.splits:
             scored += len(changes()) * self.pictures["test"] * ROBUSTNESS_SHARE
         return START_SECONDS + run.config.train.epochs * epoch + SCORING_SECONDS * scored
