@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -81,13 +82,20 @@ def _fuzz(name: str, corpus: Path, cases: int, seed: int) -> dict[str, Any]:
     read.write_bytes(bytes(8))
     limits = [f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={LONGEST}", f"-runs={cases}"]
     kept = [f"-artifact_prefix={findings}/{name}-", f"-seed={seed}", "-print_final_stats=1"]
-    done = subprocess.run(
-        [sys.executable, str(HERE / "targets.py"), name, str(corpus), *limits, *kept],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PETSEG_FUZZ_READ": str(read)},
-        check=False,
-    )
+    memory = Path("/dev/shm")  # noqa: S108 - a name of its own is made below it
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
+        done = subprocess.run(
+            [sys.executable, str(HERE / "targets.py"), name, str(corpus), *limits, *kept],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PETSEG_FUZZ_READ": str(read),
+                "PETSEG_FUZZ_SCRATCH": scratch,  # libFuzzer ends its process without cleaning up
+            },
+            check=False,
+        )
     told = done.stderr.decode(errors="replace")
     stats = {key: int(value) for key, value in re.findall(r"stat::(\w+):\s+(\d+)", told)}
     found = re.findall(r"Test unit written to (\S+)", told)

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 
-UNFINISHED = re.compile(r"\.(.+)\.tmp\d+")
-"""What `write_atomically` calls a file until it is whole; the number is its process."""
+UNFINISHED = re.compile(r"\.(.+)\.tmp\d+|\.tmp\w{6}")
+"""What `write_atomically` calls a file until it is whole; the number is its process. safetensors writes to a name of
+its own first, the second one."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -181,7 +182,7 @@ def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]
                     f"{path}: line {number} is not JSON ({error}); restore the file or train again"
                 ) from None
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or row.get("epoch") != number or not isinstance(row.get("val_miou"), float):
+        if not isinstance(row, dict) or row.get("epoch") != number:
             raise PetsegError(f"{path}: line {number} is not that of epoch {number}; restore the file or train again")
     return rows if up_to is None else rows[:up_to]
 

@@ -559,6 +559,8 @@ def _resume(
                     f"{run / 'metrics.jsonl'}: holds {len(history)} epochs where {path.name} is after {epoch}; "
                     "restore the file, or train again into another folder"
                 )
+            if not all(isinstance(row.get("val_miou"), float) for row in history):
+                raise PetsegError(f"{run / 'metrics.jsonl'}: a line lacks val_miou; restore the file or train again")
             _settle_best(run, best_epoch(history))
         except PetsegError as error:
             damage = damage or error

@@ -21,6 +21,7 @@ ROWS: dict[str, dict[str, tuple[str, ...]]] = {
         "training, again and again in one folder": ("test_kills.py::test_a_run_killed_again_and_again_ends_the_same",),
         "evaluation and report": ("test_kills.py::test_a_killed_evaluation_or_report_is_made_again",),
         "a comparison": ("test_kills.py::test_a_killed_comparison_goes_on",),
+        "a study": ("test_study.py::test_killed_twice_it_comes_to_the_same_manifest_and_results",),
         "preparing the cache": (
             "test_kills.py::test_a_killed_preparation_is_done_again",
             "test_cache.py::test_a_killed_process_leaves_nothing_under_the_name",
@@ -212,9 +213,8 @@ def _faults(counted: dict[str, Any]) -> str:
     lines = ["| | Tried | Cases | Test |", "| --- | --- | ---: | --- |"]
     for area, rows in ROWS.items():
         for what, tests in rows.items():
-            links = " ".join(f"[{number}](../tests/{test.split('::')[0]})" for number, test in enumerate(tests, 1))
-            names = ", ".join(f"`{test.split('::')[1]}`" for test in tests)
-            lines.append(f"| {area} | {what} | {sum(cases[test] for test in tests):,} | {links} {names} |")
+            links = ", ".join(f"[`{name}`](../tests/{file})" for file, name in (test.split("::") for test in tests))
+            lines.append(f"| {area} | {what} | {sum(cases[test] for test in tests):,} | {links} |")
             area = ""
     total = sum(cases[test] for test in named_tests())
     told = f"{total:,} cases in all; counted on {counted['platform']}, Python {counted['python']}"
@@ -235,7 +235,7 @@ def _fuzz(fuzzed: dict[str, Any]) -> str:
     environment = fuzzed["environment"]
     versions = ", ".join(f"{name} {environment[name]}" for name in ("atheris", "pillow", "safetensors", "onnxruntime"))
     limits = f"at most {fuzzed['seconds_a_case']} s a case and {fuzzed['megabytes']:,} MB a process"
-    return "\n".join([*lines, "", f"{limits}; {versions}; commit `{environment['commit']}`."])
+    return "\n".join([*lines, "", f"Limits: {limits}; {versions}; commit `{environment['commit']}`."])
 
 
 def _soak(soaked: dict[str, Any]) -> str:

@@ -137,6 +137,11 @@ LOST = {
         lambda path: path.write_text("[1]\n" + path.read_text()),
         "line 1 is not that of epoch 1",
     ),
+    "scores in the metrics": (
+        ("metrics.jsonl",),
+        lambda path: path.write_text(path.read_text().replace("val_miou", "val_xxxx")),
+        "a line lacks val_miou",
+    ),
     "the config": (("config.json",), half, r"config\.json: not readable as JSON"),
     "the best weights": (("best.safetensors", "best.previous.safetensors"), half, r"best.*\.safetensors: damaged"),
 }

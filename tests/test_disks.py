@@ -149,7 +149,10 @@ def calls(disk: Disk, prepared: Prepared, pets_folder: Path) -> dict[str, Callab
 
 
 def test_a_full_disk_is_one_line_for_every_command(
-    disk: Disk, calls: dict[str, Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+    disk: Disk,
+    calls: dict[str, Callable[[], object]],
+    monkeypatch: pytest.MonkeyPatch,
+    tried: Callable[[int], None],
 ) -> None:
     monkeypatch.setenv("PETSEG_CACHE", str(disk.place / "cache"))
     disk.fill()
@@ -160,10 +163,14 @@ def test_a_full_disk_is_one_line_for_every_command(
         after = content(disk.place)
         assert {file: after.get(file) for file in before} == before, name
         assert not [file for file in set(after) - set(before) if "cache" not in file], name
+    tried(len(calls))
 
 
 def test_a_read_only_disk_is_one_line_for_every_command(
-    disk: Disk, calls: dict[str, Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+    disk: Disk,
+    calls: dict[str, Callable[[], object]],
+    monkeypatch: pytest.MonkeyPatch,
+    tried: Callable[[int], None],
 ) -> None:
     monkeypatch.setenv("PETSEG_CACHE", str(disk.place / "cache"))
     before = content(disk.place)
@@ -177,3 +184,4 @@ def test_a_read_only_disk_is_one_line_for_every_command(
     assert content(disk.place) == before
     assert calls["train"]()
     assert calls["report"]()
+    tried(len(calls))

@@ -43,6 +43,20 @@ def test_the_readme_s_table_is_generated_from_results() -> None:
     assert result.returncode == 0, "run scripts/update_docs.py"
 
 
+def test_every_row_of_the_reliability_page_names_a_test() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from reliability_tables import named_tests
+
+    for test in named_tests():
+        file, _, name = test.partition("::")
+        assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), flags=re.MULTILINE), (
+            test
+        )
+    counted = json.loads((ROOT / "results" / "reliability" / "tests.json").read_text(encoding="utf-8"))["cases"]
+    assert set(counted) == named_tests()
+    assert min(counted.values()) > 0
+
+
 @pytest.mark.parametrize("command", commands())
 def test_a_command_in_the_documents_exists_with_its_options(command: str) -> None:
     from typer.main import get_command

@@ -781,6 +781,7 @@ def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_
     shutil.copytree(ROOT / "results" / "benchmarks", tmp_path / "results" / "benchmarks")
     for folder in ("benchmarks", "docs", "petseg/weights"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copytree(ROOT / "results" / "reliability", tmp_path / "results" / "reliability")
     assert update_docs("--check", "--root", str(tmp_path)) == 1
     assert "old" in readme.read_text(encoding="utf-8")
     assert update_docs("--root", str(tmp_path)) == 0

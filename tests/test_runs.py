@@ -23,6 +23,7 @@ from petseg.runs import (
     read_config,
     read_json,
     read_metrics,
+    remove_unfinished,
     write_atomically,
     write_json,
     write_metrics,
@@ -102,6 +103,19 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
     assert len(names(tmp_path)) == 2  # the half stands beside it, hidden, under a name that nobody reads
     assert names(tmp_path)[0].startswith(".file.txt.tmp")
+
+
+def test_what_killed_writes_left_is_swept_and_nothing_else(tmp_path):
+    def left() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
+    # the second is safetensors' own
+    for name in (".mask.png.tmp12", ".tmp9RhjQI", ".tmp-of-somebody", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, ["mask.png"])
+    assert left() == {".tmp9RhjQI", ".tmp-of-somebody", "metrics.jsonl"}, "a folder of photos is not ours to sweep"
+    remove_unfinished(tmp_path)
+    assert left() == {".tmp-of-somebody", "metrics.jsonl"}
 
 
 def test_json_is_read_as_it_was_written(tmp_path):

@@ -14,7 +14,7 @@ from soak import SOAKS, flat, watch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="figures are read from /proc")
 
-MINUTES = 0.1
+MINUTES = 0.08
 
 
 @pytest.mark.parametrize("name", SOAKS)
@@ -22,7 +22,7 @@ def test_nothing_grows_in_seconds(name, tmp_path, tried):
     found = SOAKS[name](MINUTES, tmp_path)
     assert flat(found["growth"]), found["growth"]
     assert found["done"] > 5
-    assert len(found["samples"]) >= 8
+    assert len(found["samples"]) >= 4
     tried(found["done"])
 
 

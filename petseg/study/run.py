@@ -43,7 +43,16 @@ from petseg.study.plan import (
 )
 from petseg.study.recipe import Experiment, Study, matched_to
 from petseg.study.results import DIVERGED, MANIFEST, ROBUSTNESS, read_manifest
-from petseg.train import Progress, choose_hardware, environment, keep_freed_memory, load_splits, train
+from petseg.train import (
+    PREVIOUS_RESUME,
+    RESUME,
+    Progress,
+    choose_hardware,
+    environment,
+    keep_freed_memory,
+    load_splits,
+    train,
+)
 
 
 @dataclass(frozen=True)
@@ -301,7 +310,7 @@ def _train_and_score(
         def step(progress: Progress) -> None:
             pipe.send(("progress", 0.9 * progress.step / progress.steps, progress.words))
 
-        checkpoint = place / "resume.safetensors"
+        checkpoint = place / RESUME
         if checkpoint.is_file() or len(runs.read_metrics(place)) < config.train.epochs:
             train(config, prepared, place, hardware=hardware, resume=True, splits=pictures, on_progress=step)
         for split in splits:
@@ -314,7 +323,8 @@ def _train_and_score(
                 evaluate_robustness(place, prepared, hardware, pictures=test, on_progress=tell)
             else:
                 evaluate_run(place, prepared, hardware, split=split, splits=pictures, on_progress=tell)
-        checkpoint.unlink(missing_ok=True)  # of no use any more, and three times the weights
+        for name in (RESUME, PREVIOUS_RESUME):
+            (place / name).unlink(missing_ok=True)  # of no use any more, and three times the weights
 
 
 # --- what is found on the way ----------------------------------------------------------------------------------------
