@@ -394,15 +394,27 @@ def study(
 
 @app.command()
 def report(
-    comparison: Annotated[Path, typer.Argument(help="A comparison.json, or the folder that holds it.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="A comparison's or a study's folder, a comparison.json or a findings.json."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Where to write the page.", show_default="report.html beside it")
     ] = None,
 ) -> None:
-    """Write the page of a comparison again, from its JSON."""
-    from petseg.report import write_report
+    """Write the page of a comparison or of a study, complete or not, from its JSON."""
+    from petseg.report import write_report, write_study_report
 
-    path = comparison / "comparison.json" if comparison.is_dir() else comparison
+    if (source / "study.json").is_file():
+        from petseg.study.findings import write_findings
+
+        source = write_findings(source)
+    if source.name == "findings.json":
+        print(f"report: {write_study_report(source, out).resolve()}")
+        return
+    path = source / "comparison.json" if source.is_dir() else source
     print(f"report: {write_report(path, out).resolve()}")
 
 

@@ -1,6 +1,7 @@
-"""Copies what a finished comparison may publish into results/: every JSON, no picture, no weights.
+"""Copies what a finished comparison or a study may publish into results/: every JSON, no picture, no weights.
 
 python scripts/publish.py runs/compare-default official
+python scripts/publish.py runs/study study
 """
 
 from __future__ import annotations
@@ -11,24 +12,89 @@ from pathlib import Path
 
 from petseg.errors import PetsegError
 from petseg.report.page import read_comparison
+from petseg.study.findings import OFFICIAL, write_findings
+from petseg.study.results import (
+    COUNTS,
+    DIVERGED,
+    MANIFEST,
+    PICTURES,
+    Counts,
+    Result,
+    Results,
+    write_counts,
+    write_pictures,
+)
 
 RESULTS = Path(__file__).parent.parent / "results"
 
 
-def publish(comparison: Path, name: str, results: Path = RESULTS) -> Path:
-    """Returns results/NAME, now with the comparison's JSON files; what stood there before is gone."""
+def publish(source: Path, name: str, results: Path = RESULTS) -> Path:
+    """Returns results/NAME, now with what a comparison or a study publishes; what stood there before is gone.
+
+    Raises:
+        PetsegError: neither is there, or it is of other pictures than the real data set's.
+    """
+    if (source / MANIFEST).is_file():
+        return _publish_study(source, results / name)
+    return _publish_comparison(source, results / name)
+
+
+def _publish_comparison(comparison: Path, target: Path) -> Path:
     found = read_comparison(comparison / "comparison.json")
     if found["made_data"]:
         raise PetsegError(f"{comparison} was trained on made pets; only results on the real data set are published")
-    target = results / name
     if target.exists():
         shutil.rmtree(target)
     for path in sorted([*comparison.rglob("*.json"), *comparison.rglob("*.jsonl")]):
-        copy = target / path.relative_to(comparison)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        _copy(path, target / path.relative_to(comparison))
     return target
 
 
+def _publish_study(source: Path, target: Path) -> Path:
+    """Writes the manifest, each run's JSON and its counts in the compact form, and the findings from these."""
+    results = Results.read(source)
+    pictures = (results.manifest["data"] or {}).get("pictures")
+    if pictures != OFFICIAL:
+        raise PetsegError(
+            f"{source} is a study of {pictures}; only results on the whole real data set, {OFFICIAL}, are published"
+        )
+    if target.exists():
+        shutil.rmtree(target)
+    _copy(source / MANIFEST, target / MANIFEST)
+    sections: dict[str, Counts] = {}
+    for run in results.all_runs():
+        _publish_run(results, run, target, sections)
+    write_pictures(target / PICTURES, sections)
+    write_findings(target)
+    return target
+
+
+def _publish_run(results: Results, run: Result, target: Path, sections: dict[str, Counts]) -> None:
+    if run.state not in ("finished", "diverged"):
+        return
+    place = target / "runs" / run.name
+    for name in ("config.json", "environment.json", "metrics.jsonl", DIVERGED):
+        if (run.folder / name).is_file():
+            _copy(run.folder / name, place / name)
+    if run.state == "diverged":
+        return
+    for split in run.splits:
+        _copy(run.folder / "evaluations" / f"{split}.json", place / "evaluations" / f"{split}.json")
+    counts = results.sections(run)
+    for section, (names, confusions) in counts.items():
+        known, true = sections.setdefault(section, (names, confusions))
+        if known != names or (true.sum(axis=2) != confusions.sum(axis=2)).any():
+            raise PetsegError(f"{run.folder}: its {section} pictures are not those of the other runs; score it again")
+    write_counts(place / COUNTS, counts)
+
+
+def _copy(path: Path, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, copy)
+
+
 if __name__ == "__main__":
-    print(publish(Path(sys.argv[1]), sys.argv[2]))
+    try:
+        print(publish(Path(sys.argv[1]), sys.argv[2]))
+    except PetsegError as error:
+        sys.exit(str(error))

@@ -15,6 +15,7 @@ from benchmark_tables import benchmark_tables, headline
 from inference_tables import indices_tables, inference_tables
 from model_tables import model_tables
 from reliability_tables import reliability_tables
+from study_tables import study_texts
 
 from petseg.errors import PetsegError
 from petseg.report import results_table
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ("docs/models.md", lambda: model_tables(weights)),
             ("benchmarks/README.md", lambda: {**benchmark_tables(results), **inference_tables(results)}),
             ("docs/indices.md", lambda: indices_tables(results)),
+            ("docs/unet-or-segnet.md", lambda: study_texts(results)),
             ("docs/reliability.md", lambda: reliability_tables(results)),
         ):
             path = options.root / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 import shlex
@@ -166,6 +167,12 @@ def test_what_serving_costs_stands_in_results() -> None:
     assert f"({100 * found['ratio_lowest']:.0f} to {100 * found['ratio_highest']:.0f} % over 7 turns)" in text
     assert f"its memory grows by {found['memory_growth_bytes'] / 1e6:.1f} MB" in text
     assert found["ratio"] >= 0.85
+
+
+def test_the_worked_example_of_the_metrics_runs() -> None:
+    found = doctest.testfile(str(ROOT / "docs" / "metrics.md"), module_relative=False)
+    assert found.failed == 0
+    assert found.attempted > 15
 
 
 def test_nothing_of_the_data_set_is_committed() -> None:

@@ -22,7 +22,8 @@ from petseg.models import build_model
 from petseg.study.match import count_parameters, find_shape
 from petseg.study.plan import Pace, plain, plan, state
 from petseg.study.recipe import claims, load_study, matched_to, study_names
-from petseg.study.run import Shard, collect, open_study, parse_shard, planned, read_manifest, run_study, sizes
+from petseg.study.results import read_manifest
+from petseg.study.run import Shard, collect, open_study, parse_shard, planned, run_study, sizes
 from tests.test_cli import child_environment, petseg
 
 TINY = """
@@ -42,6 +43,9 @@ learning_rate = [1e30, 3e-3]
 warmup = [0.1]
 expected = "the larger rate diverges"
 fields = { train.epochs = 1 }
+[robustness]
+experiment = "skips"
+expected = ["skips > none in blur"]
 [[experiments]]
 name = "skips"
 title = "Skips"
@@ -117,9 +121,13 @@ def test_a_study_makes_each_run_once_and_scores_it(whole: Path, recipe: Path) ->
         assert config["train"]["seed"] == run["rows"][0]["seed"]
         for split in run["splits"]:
             scores = json.loads((place / "evaluations" / f"{split}.json").read_text())
-            images = json.loads((place / "evaluations" / f"{split}.images.json").read_text())["images"]
-            assert len(images) == scores["images"] == manifest["data"]["pictures"][split]
-    assert [run["splits"] for run in manifest["runs"]] == [["val"], ["val"], ["val", "test"], ["val", "test"], ["val"]]
+            stored = json.loads((place / "evaluations" / f"{split}.images.json").read_text())
+            if split == "robustness":
+                assert {len(rows) for rows in stored["changes"].values()} == {scores["images"]} == {8}
+            else:
+                assert len(stored["images"]) == scores["images"] == manifest["data"]["pictures"][split]
+    tested = ["val", "test", "robustness"]
+    assert [run["splits"] for run in manifest["runs"]] == [["val"], ["val"], tested, tested, ["val"]]
 
 
 def test_the_best_setting_is_taken_and_identical_runs_are_shared(whole: Path) -> None:
@@ -364,7 +372,7 @@ def test_the_shipped_study() -> None:
     assert all(len(experiment.seeds) >= 3 for experiment in study.experiments)
     main = [run for run in found if run.rows[0].experiment == "main"]
     assert all(run.config.data.size >= 96 and run.config.train.epochs >= 30 for run in main)
-    assert all(run.splits == ("val", "test") for run in main)
+    assert all(run.splits == ("val", "test", "robustness") for run in main)
     grids = {
         model: {
             (run.config.train.learning_rate, run.config.train.warmup)

@@ -407,7 +407,17 @@ def committed_validation() -> frozenset[str]:
 
     Written by `scripts/make_validation_split.py`: stratified by breed, no near-duplicate of a training picture.
     """
-    text = (files("petseg") / "data" / "splits" / "official_val.txt").read_text(encoding="utf-8")
+    return _committed("official_val.txt")
+
+
+@lru_cache(maxsize=1)
+def committed_leaks() -> frozenset[str]:
+    """Returns the 22 names of the official test split that have a near-identical picture in trainval."""
+    return _committed("official_leaks.txt")
+
+
+def _committed(name: str) -> frozenset[str]:
+    text = (files("petseg") / "data" / "splits" / name).read_text(encoding="utf-8")
     return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
 
 

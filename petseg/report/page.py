@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from petseg.data.oxford_pets import CLASS_COLOURS
@@ -347,6 +347,22 @@ def _plain(value: Any) -> str:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
+def template(name: str) -> Template:
+    """Returns one of the report's templates; values are escaped, and a missing one is an error."""
+    return Environment(
+        loader=FunctionLoader(lambda part: (resources.files("petseg.report") / part).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(name)
+
+
+def svg(drawing: plots.Drawing | None) -> Markup | None:
+    """Returns a drawing as it stands in a page."""
+    return Markup(drawing.svg) if drawing else None  # noqa: S704  # matplotlib escapes its texts, `inline` the label
+
+
 def render(comparison: Mapping[str, Any], folder: Path) -> str:
     """Returns the page's HTML; the same comparison and pictures give the same bytes."""
     models = comparison["models"]
@@ -355,14 +371,8 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
     named = len(comparison.get("examples", []))
     breeds = plots.breed_plot(comparison)
     rows = plots.breed_rows(comparison)
-    template = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(resources.files("petseg.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
-
-    def svg(drawing: plots.Drawing | None) -> Markup | None:
-        return Markup(drawing.svg) if drawing else None  # noqa: S704  # matplotlib escapes its texts, _inline the label
-
-    return template.render(
+    return template("page.html.j2").render(
+        version=comparison.get("petseg", ""),
         comparison=comparison,
         models=models,
         styles=styles,

@@ -1,6 +1,6 @@
 """The report's figures as inline SVG: they take the page's text colour and font, and repeat byte for byte.
 
-Matplotlib draws in sentinel colours; `_inline` turns those into `currentColor` and CSS variables, so that one drawing
+Matplotlib draws in sentinel colours; `inline` turns those into `currentColor` and CSS variables, so that one drawing
 serves light, dark and print. Models differ by dash and marker too, never by colour alone.
 """
 
@@ -95,19 +95,19 @@ _LOOK: dict[Any, Any] = {
 
 
 @contextmanager
-def _look(name: str) -> Iterator[None]:
+def look(name: str) -> Iterator[None]:
     """Draws and saves in the report's look, whatever the user's matplotlibrc says; `name` salts the ids."""
     with mpl.style.context("default"), mpl.rc_context({**_LOOK, "svg.hashsalt": f"petseg-{name}"}):
         yield
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """Returns a figure of `width` x `height` SVG units (one unit is one CSS pixel where nothing scales it)."""
     figure = Figure(figsize=(width / 72, height / 72))
     return figure, figure.add_subplot()
 
 
-def _inline(figure: Figure, name: str, label: str, styles: Mapping[str, ModelStyle]) -> Drawing:
+def inline(figure: Figure, name: str, label: str, styles: Mapping[str, ModelStyle]) -> Drawing:
     """Returns the figure as SVG for an HTML page: no prolog, no metadata; ids only where referenced, with a prefix."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -123,7 +123,7 @@ def _inline(figure: Figure, name: str, label: str, styles: Mapping[str, ModelSty
     text = re.sub(r" ?font-family: [^;\"]*;?", "", text)
     box = re.search(r'viewBox="[^"]+"', text)
     assert box is not None
-    text = f'<svg {box[0]} role="img" aria-label="{_escape(label)}">' + text[text.index(">") + 1 :]
+    text = f'<svg {box[0]} role="img" aria-label="{escape(label)}">' + text[text.index(">") + 1 :]
     text = re.sub(INK, "currentColor", text, flags=re.IGNORECASE)
     text = re.sub(PAPER, "var(--paper)", text, flags=re.IGNORECASE)
     for style in styles.values():
@@ -131,7 +131,7 @@ def _inline(figure: Figure, name: str, label: str, styles: Mapping[str, ModelSty
     return Drawing(re.sub(r"\n\s*", "\n", text).strip(), label)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
@@ -154,8 +154,8 @@ def loss_curves(comparison: Mapping[str, Any]) -> Drawing | None:
         return None
     styles = model_styles([model["name"] for model in comparison["models"]])
     told = []
-    with _look("loss"):
-        figure, axes = _figure(400, 275)
+    with look("loss"):
+        figure, axes = new_figure(400, 275)
         for model in models:
             style = styles[model["name"]]
             line: dict[str, Any] = {"color": style.colour, "linestyle": style.dash}
@@ -182,7 +182,7 @@ def loss_curves(comparison: Mapping[str, Any]) -> Drawing | None:
         _epoch_axis(axes, models)
         axes.legend(loc="upper right", ncols=1)
         epochs_told = plural(max(len(model["history"]) for model in models), "epoch")
-        return _inline(figure, "loss", f"Loss over {epochs_told}: {'; '.join(told)}.", styles)
+        return inline(figure, "loss", f"Loss over {epochs_told}: {'; '.join(told)}.", styles)
 
 
 def miou_curves(comparison: Mapping[str, Any]) -> Drawing | None:
@@ -192,8 +192,8 @@ def miou_curves(comparison: Mapping[str, Any]) -> Drawing | None:
         return None
     styles = model_styles([model["name"] for model in comparison["models"]])
     told = []
-    with _look("miou"):
-        figure, axes = _figure(400, 275)
+    with look("miou"):
+        figure, axes = new_figure(400, 275)
         for model in models:
             style = styles[model["name"]]
             epochs, values = _series(model, "val_miou")
@@ -219,7 +219,7 @@ def miou_curves(comparison: Mapping[str, Any]) -> Drawing | None:
         axes.set_title(f"validation mIoU at {comparison['size']} px, %")
         _epoch_axis(axes, models)
         axes.legend(loc="lower right")
-        return _inline(figure, "miou", f"Validation mIoU: {'; '.join(told)}.", styles)
+        return inline(figure, "miou", f"Validation mIoU: {'; '.join(told)}.", styles)
 
 
 def _epoch_axis(axes: Axes, models: Sequence[Mapping[str, Any]]) -> None:
@@ -245,8 +245,8 @@ def interval_plot(comparison: Mapping[str, Any]) -> Drawing | None:
     colour = leader.colour if lead_shown(comparison) else INK
     left, right = min(low, 0.0), max(high, 0.0)
     room = max(right - left, 0.1) * 0.12
-    with _look("interval"):
-        figure, axes = _figure(290, 76)
+    with look("interval"):
+        figure, axes = new_figure(290, 76)
         axes.axvline(0, color=INK, linewidth=1.2, alpha=0.6)
         axes.plot([low, high], [0, 0], color=colour, linewidth=6, solid_capstyle="butt", alpha=0.4)
         axes.plot(middle, 0, "o", color=colour, markersize=10)
@@ -260,7 +260,7 @@ def interval_plot(comparison: Mapping[str, Any]) -> Drawing | None:
             f"{first} minus {second}: {points(middle)} points of {difference['metric']}, "
             f"{percent_words(difference['confidence'])} interval {points(low)} to {points(high)}."
         )
-        return _inline(figure, "interval", label, styles)
+        return inline(figure, "interval", label, styles)
 
 
 def breed_rows(comparison: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
@@ -301,8 +301,8 @@ def breed_plot(comparison: Mapping[str, Any]) -> Drawing | None:
     if not rows:
         return None
     styles = model_styles([model["name"] for model in models])
-    with _look("breeds"):
-        figure, axes = _figure(400, 85 + 16 * len(rows))
+    with look("breeds"):
+        figure, axes = new_figure(400, 85 + 16 * len(rows))
         places = list(range(len(rows)))
         axes.hlines(
             places,
@@ -331,7 +331,7 @@ def breed_plot(comparison: Mapping[str, Any]) -> Drawing | None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.set_xlabel("mIoU, %")
         figure.legend(loc="outside upper center", ncols=len(models), handletextpad=0.2)
-        return _inline(figure, "breeds", f"mIoU by breed: {breed_words(comparison)}", styles)
+        return inline(figure, "breeds", f"mIoU by breed: {breed_words(comparison)}", styles)
 
 
 __all__ = [

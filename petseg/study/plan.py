@@ -13,15 +13,11 @@ import numpy as np
 
 from petseg import runs
 from petseg.config import ModelConfig, RunConfig
+from petseg.data.corrupt import changes
 from petseg.models import MODELS, SegNet
 from petseg.models.segnet import VGG16_CONVS
 from petseg.study.recipe import Experiment, Study, matched_to, tuning_cells
-
-TUNING = "tuning"
-"""Name of the first experiment, which the recipe's [tuning] describes."""
-
-DIVERGED = "diverged.json"
-"""In a run folder: training lost its numbers, which is a result too."""
+from petseg.study.results import DIVERGED, ROBUSTNESS, TUNING
 
 State = Literal["finished", "diverged", "missing", "waiting"]
 
@@ -43,6 +39,7 @@ class Run:
     """Its place in the study, from 1; shards go by it."""
     config: RunConfig
     splits: tuple[str, ...]
+    """What it is scored on; beside splits "robustness", worse test pictures."""
     rows: tuple[Row, ...]
     waits: str = ""
     """What must be known before its config is: the shape of a matched arm, or the outcome of the tuning."""
@@ -76,9 +73,8 @@ def plan(study: Study, matches: Mapping[str, Mapping[str, Any]], tuned: Mapping[
     found: dict[tuple[str, str], Run] = {}
     numbers: dict[tuple[str, str], int] = {}
     # a number must not depend on what is known yet: shards go by it, and may know different things
-    for unknown, (row, config, test, waits) in zip(_rows(study, {}, {}), _rows(study, matches, tuned), strict=True):
+    for unknown, (row, config, splits, waits) in zip(_rows(study, {}, {}), _rows(study, matches, tuned), strict=True):
         number = numbers.setdefault((run_name(unknown[1]), unknown[3]), len(numbers) + 1)
-        splits = ("val", "test") if test else ("val",)
         # what waits for the same thing is the same run
         key = (run_name(config), waits)
         if key in found:
@@ -91,19 +87,22 @@ def plan(study: Study, matches: Mapping[str, Mapping[str, Any]], tuned: Mapping[
 
 def _rows(
     study: Study, matches: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Mapping[str, Any]]
-) -> Iterator[tuple[Row, RunConfig, bool, str]]:
+) -> Iterator[tuple[Row, RunConfig, tuple[str, ...], str]]:
     if study.tuning is not None:
         for cell in tuning_cells(study.tuning):
             for model in study.tuning.models:
                 arm = f"{model}/{cell['learning_rate']:g}-{cell['warmup']:g}"
                 changes = [study.tuning.fields, {"train": cell}]
                 config = study.config(model, study.tuning.seed, changes, source="study: tuning")
-                yield Row(TUNING, arm, study.tuning.seed), plain(config), False, ""
+                yield Row(TUNING, arm, study.tuning.seed), plain(config), ("val",), ""
     for experiment in study.experiments:
+        splits: tuple[str, ...] = ("val", "test") if experiment.test else ("val",)
+        if study.robustness is not None and study.robustness.experiment == experiment.name:
+            splits += (ROBUSTNESS,)
         for seed in experiment.seeds:
             for arm in experiment.arms():
                 config, waits = _arm_config(study, experiment, arm, seed, matches, tuned)
-                yield Row(experiment.name, arm, seed), config, experiment.test, waits
+                yield Row(experiment.name, arm, seed), config, splits, waits
 
 
 def _arm_config(
@@ -226,6 +225,9 @@ START_SECONDS = 6.0
 SCORING_SECONDS = 0.008
 """A picture, at its own size with boundaries."""
 
+ROBUSTNESS_SHARE = 0.2
+"""A third of the pictures, and no boundaries."""
+
 OFFICIAL_PICTURES = {"train": 3312, "val": 368, "test": 3669}
 """Assumed before the data set was looked at."""
 
@@ -260,7 +262,9 @@ class Pace:
         per_picture = self.per_picture.get(run.key, rate * self.macs[run.key])
         beside = self.per_epoch.get(run.key, 0.4 * per_picture * self.pictures["val"])
         epoch = self._trained(run) * per_picture + beside
-        scored = sum(self.pictures[split] for split in run.splits)
+        scored = float(sum(self.pictures[split] for split in run.splits if split != ROBUSTNESS))
+        if ROBUSTNESS in run.splits:
+            scored += len(changes()) * self.pictures["test"] * ROBUSTNESS_SHARE
         return START_SECONDS + run.config.train.epochs * epoch + SCORING_SECONDS * scored
 
     def _trained(self, run: Run) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,6 +28,7 @@ from petseg.config import (
     put_field,
     validated,
 )
+from petseg.data.corrupt import STRENGTHS
 from petseg.errors import PetsegError, unknown_name
 
 Quantity = Literal["parameters", "latency"]
@@ -52,6 +53,8 @@ class Variant(StrictConfig):
     to: str = ""
     """A model, whose arm in this variant is matched by the other models' arms; or a variant, whose arm of the same
     model is matched."""
+    line: str = ""
+    """Names the line of the experiment's curve that the variant lies on, where there are several a model."""
 
 
 class Experiment(StrictConfig):
@@ -69,6 +72,8 @@ class Experiment(StrictConfig):
     """Take each model's best learning rate and warm-up of the tuning grid."""
     test: bool = False
     """Score the test split too."""
+    curve: Literal["latency", "pictures"] | None = None
+    """Draw mIoU over this, a line for each model."""
     fields: dict[str, Any] = Field(default_factory=dict)
     """Recipe fields that hold for all arms."""
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Variant] = Field(default_factory=dict)
@@ -87,7 +92,18 @@ class Tuning(StrictConfig):
     seed: Seed = 0
     expected: str
     """In words."""
+    loses_more: ModelName | None = None
+    """The model that is expected to lose more at the other's best setting."""
     fields: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recheck(StrictConfig):
+    """The runs of an experiment looked at again, without training."""
+
+    experiment: str
+    """Its name; it has `test`."""
+    expected: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    """Claims as an experiment's; each names with `in` what it is about."""
 
 
 class Study(StrictConfig):
@@ -98,6 +114,10 @@ class Study(StrictConfig):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     tuning: Tuning | None = None
+    robustness: Recheck | None = None
+    """On worse test pictures; a claim is about a kind of `petseg.data.corrupt`, all strengths together."""
+    honesty: Recheck | None = None
+    """On a part of the test pictures, or with the border counted otherwise; a claim is about one of `VIEWS`."""
     experiments: Annotated[tuple[Experiment, ...], Field(strict=False, min_length=1)]
 
     def config(self, model: str, seed: int, changes: Iterable[Mapping[str, Any]] = (), *, source: str) -> RunConfig:
@@ -144,28 +164,47 @@ class Claim:
 CLAIM = re.compile(
     r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?(?: in (?P<metric>\w+))?(?:: .+)?"
 )
+VIEWS = {
+    "unleaked": "without the test pictures that have a near-identical one in trainval",
+    "border_pet": "border counted as pet, two classes",
+    "border_background": "border counted as background, two classes",
+    "border_ignored": "border pixels not counted, predicted border as pet, two classes",
+    "small": "the third of the pictures with the smallest pets",
+    "medium": "the middle third",
+    "large": "the third with the largest pets",
+}
+"""Other ways to look at the same counts."""
+
 METRICS = ("miou", "pet", "background", "border")
 """What a claim may be about: mIoU, or the IoU of a class."""
 
 
-def claims(experiment: Experiment) -> list[Claim]:
-    """Returns an experiment's claims about single arms.
+def claims(
+    experiment: Experiment, expected: Sequence[str] = (), metrics: Sequence[str] = METRICS, *, where: str = ""
+) -> list[Claim]:
+    """Returns claims about single arms of an experiment.
+
+    Args:
+        experiment: whose arms.
+        expected: the claims; none: the experiment's own.
+        metrics: what a claim may be about; without `in` it is about the first.
+        where: the recipe's part that the claims stand in, for errors; "": the experiment's.
 
     Raises:
         PetsegError: a claim that cannot be read, or names no arm.
     """
     found = []
-    for text in experiment.expected:
-        source = f"study: experiment {experiment.name!r}: expected {text!r}"
+    for text in expected or experiment.expected:
+        source = f"study: {where or f'experiment {experiment.name!r}'}: expected {text!r}"
         read = CLAIM.fullmatch(text)
         if read is None:
             raise PetsegError(
                 f"{source} cannot be read; write `unet > segnet`, `unet/a > unet/b by 1.5`, `a = b` or `a > b in "
                 "border`, and the reason after a colon"
             )
-        metric = read["metric"] or "miou"
-        if metric not in METRICS:
-            raise unknown_name(f"{source}: score", metric, METRICS)
+        metric = read["metric"] or metrics[0]
+        if metric not in metrics:
+            raise unknown_name(f"{source}: score", metric, metrics)
         sides = [_side(experiment, read[side], source) for side in ("left", "right")]
         shared = [key for key in sides[0] if key in sides[1]]
         if not shared:
@@ -288,9 +327,27 @@ def _check(study: Study) -> None:
             )
         if experiment.test and study.data.protocol != "official":
             raise PetsegError(f"study: experiment {experiment.name!r} has test, which protocol 'seed' has not")
+    if study.robustness is not None:
+        experiment = rechecked(study, study.robustness, "robustness")
+        claims(experiment, study.robustness.expected, tuple(STRENGTHS), where="robustness")
+    if study.honesty is not None:
+        experiment = rechecked(study, study.honesty, "honesty")
+        claims(experiment, study.honesty.expected, tuple(VIEWS), where="honesty")
     if study.tuning is not None:
         for model in study.tuning.models:
             study.config(model, 0, [study.tuning.fields], source="study: tuning")
+
+
+def rechecked(study: Study, recheck: Recheck, where: str) -> Experiment:
+    """Returns the experiment whose runs are looked at again.
+
+    Raises:
+        PetsegError: there is none of this name with `test`.
+    """
+    known = {experiment.name: experiment for experiment in study.experiments if experiment.test}
+    if recheck.experiment not in known:
+        raise unknown_name(f"study: {where}: experiment with test", recheck.experiment, known)
+    return known[recheck.experiment]
 
 
 def tuning_cells(tuning: Tuning) -> list[dict[str, float]]:

@@ -30,8 +30,8 @@ from petseg.data.cache import Prepared, prepare
 from petseg.data.oxford_pets import get_task, split_names
 from petseg.errors import DivergedError, PetsegError
 from petseg.evaluate import evaluate_run
+from petseg.robustness import evaluate_robustness
 from petseg.study.plan import (
-    DIVERGED,
     OFFICIAL_PICTURES,
     Pace,
     Run,
@@ -42,6 +42,7 @@ from petseg.study.plan import (
     tuning_outcome,
 )
 from petseg.study.recipe import Experiment, Study, matched_to
+from petseg.study.results import DIVERGED, MANIFEST, ROBUSTNESS, read_manifest
 from petseg.train import (
     PREVIOUS_RESUME,
     RESUME,
@@ -52,8 +53,6 @@ from petseg.train import (
     load_splits,
     train,
 )
-
-MANIFEST = "study.json"
 
 
 @dataclass(frozen=True)
@@ -101,24 +100,6 @@ class Status:
 Tell = Callable[[Status], None]
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns study.json of a study's folder.
-
-    Raises:
-        PetsegError: no such file, or another kind or version.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise PetsegError(f"{folder}: no {MANIFEST} in it; name a study's folder, or start one with `petseg study`")
-    manifest = runs.read_json(path)
-    if (manifest.get("kind"), manifest.get("version")) != ("study", 1):
-        raise PetsegError(
-            f"{path}: kind {manifest.get('kind')!r}, version {manifest.get('version')!r}; this petseg reads studies of "
-            "version 1"
-        )
-    return manifest
-
-
 def open_study(study: Study, folder: Path) -> dict[str, Any]:
     """Returns the manifest of a study that goes on in `folder`, or a new one, not yet written.
 
@@ -140,6 +121,13 @@ def open_study(study: Study, folder: Path) -> dict[str, Any]:
                 raise PetsegError(
                     f"study: experiment {name!r}: its `expected` changed after runs were made; an expectation stands "
                     "before its result: restore it, or choose another folder with --out"
+                )
+        for part in ("robustness", "honesty"):
+            recheck, before = getattr(study, part), manifest["recipe"].get(part)
+            if recheck and before and recheck.experiment in made and before["expected"] != list(recheck.expected):
+                raise PetsegError(
+                    f"study: {part}: its `expected` changed after runs were made; an expectation stands before its "
+                    "result: restore it, or choose another folder with --out"
                 )
     manifest |= {"petseg": __version__, "title": study.title, "recipe": study.model_dump(mode="json")}
     empty: dict[str, Any] = {
@@ -326,16 +314,15 @@ def _train_and_score(
         if checkpoint.is_file() or len(runs.read_metrics(place)) < config.train.epochs:
             train(config, prepared, place, hardware=hardware, resume=True, splits=pictures, on_progress=step)
         for split in splits:
-            evaluate_run(
-                place,
-                prepared,
-                hardware,
-                split=split,
-                splits=pictures,
-                on_progress=lambda done, total, split=split: pipe.send(  # type: ignore[misc]
-                    ("progress", 0.9 + 0.1 * done / total, f"score {split}")
-                ),
-            )
+
+            def tell(done: int, total: int, split: str = split) -> None:
+                pipe.send(("progress", 0.9 + 0.1 * done / total, f"score {split}"))
+
+            if split == ROBUSTNESS:
+                test = pictures["test"]
+                evaluate_robustness(place, prepared, hardware, pictures=test, on_progress=tell)
+            else:
+                evaluate_run(place, prepared, hardware, split=split, splits=pictures, on_progress=tell)
         for name in (RESUME, PREVIOUS_RESUME):
             (place / name).unlink(missing_ok=True)  # of no use any more, and three times the weights
 

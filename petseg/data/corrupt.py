@@ -1,0 +1,154 @@
+"""Worse pictures: blur, noise, JPEG, darkness, small pets and turned pictures, each in three strengths.
+
+What changes light or detail is done to the square that the network sees (as in Hendrycks and Dietterich, "Benchmarking
+Neural Network Robustness to Common Corruptions and Perturbations", arXiv 1903.12261); what moves pixels is done to the
+picture in its own proportions and to its truth alike. The same picture is always changed in the same way.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from petseg.data.oxford_pets import IGNORE, UInt8
+from petseg.errors import unknown_name
+
+STRENGTHS: dict[str, tuple[float, float, float]] = {
+    "blur": (0.01, 0.02, 0.03),
+    "noise": (0.08, 0.16, 0.32),
+    "jpeg": (25, 12, 6),
+    "dark": (0.5, 0.25, 0.12),
+    "small": (0.75, 0.5, 0.33),
+    "rotated": (20, 45, 90),
+}
+"""Kind -> its three strengths: a Gaussian's width as a share of the side; noise's as a share of the range; JPEG's
+quality; what is left of the light; of the sides; degrees, to the left or the right."""
+
+UNITS = {
+    "blur": "blur, share of the side",
+    "noise": "noise, share of the range",
+    "jpeg": "JPEG quality",
+    "dark": "light left",
+    "small": "size left",
+    "rotated": "degrees turned",
+}
+"""Kind -> what its strengths count."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One kind of change in one strength, 1 to 3."""
+
+    kind: str
+    strength: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in STRENGTHS:
+            raise unknown_name("change", self.kind, STRENGTHS)
+        assert 1 <= self.strength <= 3, "three strengths"
+
+    @property
+    def name(self) -> str:
+        """How it is called in files.
+
+        >>> Change("blur", 2).name
+        'blur-2'
+        """
+        return f"{self.kind}-{self.strength}"
+
+    @property
+    def amount(self) -> float:
+        """The strength in the kind's own unit."""
+        return STRENGTHS[self.kind][self.strength - 1]
+
+    def image(self, image: UInt8, name: str, own_size: tuple[int, int]) -> UInt8:
+        """Returns the square picture changed, uint8 [S, S, 3].
+
+        Args:
+            image: uint8 [S, S, 3], squeezed to a square.
+            name: the picture's; noise and the side of a turn follow from it.
+            own_size: height and width before it was squeezed.
+        """
+        opened = Image.fromarray(image)
+        if self.kind == "blur":
+            return np.asarray(opened.filter(ImageFilter.GaussianBlur(self.amount * len(image))))
+        if self.kind == "noise":
+            noise = np.random.default_rng([zlib.crc32(name.encode()), self.strength]).normal(0, 1, image.shape)
+            return np.clip(np.round(image + 255 * self.amount * noise), 0, 255).astype(np.uint8)
+        if self.kind == "jpeg":
+            file = io.BytesIO()
+            opened.save(file, "JPEG", quality=round(self.amount))
+            return np.asarray(Image.open(file, formats=["JPEG"]))
+        if self.kind == "dark":
+            return np.round(image * self.amount).astype(np.uint8)
+        mean = tuple(int(value) for value in image.reshape(-1, 3).mean(axis=0).round())
+        if self.kind == "small":
+            side = self._small_side(len(image))
+            canvas = Image.new("RGB", opened.size, mean)
+            start = (len(image) - side) // 2
+            canvas.paste(opened.resize((side, side), Image.Resampling.BILINEAR), (start, start))
+            return np.asarray(canvas)
+        height, width = own_size
+        turn = _turned(self._angle(name), aspect=height / width, size=opened.size)
+        return np.asarray(opened.transform(opened.size, *turn, Image.Resampling.BILINEAR, fillcolor=mean))
+
+    def truth(self, labels: UInt8, name: str, side: int) -> UInt8:
+        """Returns the labels where the change moved them, uint8 [H, W]; 255 where nothing of the picture came.
+
+        Args:
+            labels: uint8 [H, W] at the picture's own size.
+            name: as in `image`.
+            side: S of `image`.
+        """
+        if self.kind not in ("small", "rotated"):
+            return labels
+        opened = Image.fromarray(labels)
+        if self.kind == "rotated":
+            way = _turned(self._angle(name), aspect=1.0, size=opened.size)
+        else:
+            small = self._small_side(side)
+            start = (side - small) // 2
+            width, height = opened.size
+            scale = side / small
+            shift = -start * scale / side
+            way = (Image.Transform.AFFINE, (scale, 0.0, shift * width, 0.0, scale, shift * height))
+        return np.asarray(opened.transform(opened.size, *way, Image.Resampling.NEAREST, fillcolor=IGNORE))
+
+    def _small_side(self, side: int) -> int:
+        return max(1, round(self.amount * side))
+
+    def _angle(self, name: str) -> float:
+        return self.amount if zlib.crc32(name.encode()) % 2 else -self.amount
+
+
+def changes() -> list[Change]:
+    """Returns every change, kind by kind."""
+    return [Change(kind, strength) for kind in STRENGTHS for strength in (1, 2, 3)]
+
+
+def _turned(
+    degrees: float, *, aspect: float, size: tuple[int, int]
+) -> tuple[Image.Transform, tuple[float, float, float, float, float, float]]:
+    """Returns a turn about the middle for `Image.transform`, which asks where each new pixel comes from.
+
+    Args:
+        degrees: of the picture in its own proportions.
+        aspect: how many times as high as wide a pixel of this frame is there.
+        size: width and height of the frame.
+    """
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    x, y = size[0] / 2, size[1] / 2
+    across, down = sine * aspect, -sine / aspect
+    return Image.Transform.AFFINE, (
+        cosine,
+        across,
+        x - cosine * x - across * y,
+        down,
+        cosine,
+        y - down * x - cosine * y,
+    )

@@ -1,0 +1,447 @@
+"""The study's page: reads one findings.json, says in sentences what its numbers show, writes one HTML file.
+
+Nothing is measured or resampled here, so the same JSON gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petseg.errors import PetsegError
+from petseg.report import plots, study_plots, tables
+from petseg.report.page import flatten, svg, template, times, unbroken
+from petseg.report.study_plots import Chart
+from petseg.report.tables import DASH, percent_words, plural, points
+from petseg.runs import read_json, write_atomically
+
+Finding = Mapping[str, Any]
+
+
+def read_findings(path: Path) -> dict[str, Any]:
+    """Returns what `path` holds.
+
+    Raises:
+        PetsegError: no such file, not JSON, or another kind or version.
+    """
+    found = read_json(path)
+    if (found.get("kind"), found.get("version")) != ("findings", 1):
+        raise PetsegError(
+            f"{path}: kind {found.get('kind')!r}, version {found.get('version')!r}; wanted findings of version 1: run "
+            "`petseg report` on the study's folder"
+        )
+    return found
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+
+def interval_words(finding: Finding) -> str:
+    """Returns the interval as a sentence tells it.
+
+    >>> interval_words({"low": 1.2, "high": 2.4, "confidence": 0.95})
+    '95 % interval 1.2 to 2.4'
+    """
+    low, high = points(finding["low"]), points(finding["high"])
+    return f"{percent_words(finding.get('confidence', 0.95))} interval {low} to {high}"
+
+
+def metric_words(metric: str) -> str:
+    """Returns the score's name after a number of points.
+
+    >>> metric_words("miou"), metric_words("border")
+    ('points of mIoU', 'points of border IoU')
+    """
+    return "points of mIoU" if metric == "miou" else f"points of {metric} IoU"
+
+
+def shown(finding: Finding) -> bool:
+    """Returns whether a difference is shown: its interval leaves zero out, ends included."""
+    return not finding["low"] <= 0 <= finding["high"]
+
+
+def turned(finding: Finding) -> Finding:
+    """Returns the same difference seen from the other side."""
+    costs = {name: 1 / ratio for name, ratio in finding.get("costs", {}).items()}
+    ends = {"points": -finding["points"], "low": -finding["high"], "high": -finding["low"]}
+    share = 1 - finding.get("share_left_better", 0.0)
+    sides = {"left": finding["right"], "right": finding["left"]}
+    return {**finding, **ends, **sides, "costs": costs, "share_left_better": share}
+
+
+def led(finding: Finding) -> Finding:
+    """Returns the difference from the side of the leader, as it is where none is shown."""
+    return turned(finding) if shown(finding) and finding["points"] < 0 else finding
+
+
+def lead_words(finding: Finding, left: str, right: str) -> str:
+    """Returns a difference as a sentence without its stop; the leader stands first.
+
+    >>> found = {"left": "a", "right": "b", "metric": "miou", "points": 1.8, "low": 1.2, "high": 2.4,
+    ...          "costs": {"latency": 1.31}}
+    >>> lead_words(found, "U-Net", "SegNet")
+    'U-Net leads SegNet by 1.8 points of mIoU, 95 % interval 1.2 to 2.4, at 1.3 times the latency'
+    >>> lead_words({**found, "low": -0.1}, "U-Net", "SegNet")
+    'no difference shown: U-Net minus SegNet is 1.8 points of mIoU, 95 % interval −0.1 to 2.4, at 1.3 times the latency'
+    """
+    if led(finding) is not finding:
+        return lead_words(turned(finding), right, left)
+    size = f"{points(finding['points'])} {metric_words(finding['metric'])}, {interval_words(finding)}"
+    ratio = finding.get("costs", {}).get("latency")
+    cost = (
+        "" if ratio is None else f", at {'the same' if abs(ratio - 1) <= 0.02 else f'{times(ratio)} times the'} latency"
+    )
+    if shown(finding):
+        return f"{left} leads {right} by {size}{cost}"
+    return f"no difference shown: {left} minus {right} is {size}{cost}"
+
+
+@dataclass(frozen=True)
+class Names:
+    """How an experiment's arms are called in sentences and plots."""
+
+    experiment: Mapping[str, Any]
+    models: Mapping[str, str]
+
+    def pair(self, left: str, right: str) -> tuple[str, str, str]:
+        """Returns what two arms share, and what tells each apart."""
+        (model, first), (other, second) = (self._parts(arm) for arm in (left, right))
+        if left.partition("/")[2] == right.partition("/")[2]:
+            return (first if len(self._variants()) > 1 else "", model, other)
+        if model == other:
+            return (
+                model if len({arm["model"] for arm in self.experiment["arms"]}) > 1 else "",
+                f"“{first}”",
+                f"“{second}”",
+            )
+        return "", f"{model} ({first})", f"{other} ({second})"
+
+    def _parts(self, name: str) -> tuple[str, str]:
+        arm = next(arm for arm in self.experiment["arms"] if arm["arm"] == name)
+        return self.models[arm["model"]], arm["title"]
+
+    def _variants(self) -> set[str]:
+        return {arm["variant"] for arm in self.experiment["arms"]}
+
+    def label(self, finding: Finding) -> str:
+        """Returns what is subtracted from what."""
+        where, left, right = self.pair(finding["left"], finding["right"])
+        what = "" if finding["metric"] == "miou" else f" ({finding['metric']})"
+        return f"{where}: {left} minus {right}{what}" if where else f"{left} minus {right}{what}"
+
+    def sentence(self, finding: Finding) -> str:
+        """Returns what a contrast shows, or that its runs are missing."""
+        where, left, right = self.pair(finding["left"], finding["right"])
+        if "points" not in finding:
+            told = f"{left} against {right}: not run yet"
+        else:
+            told = lead_words(finding, left, right)
+            wanted, had = len(self.experiment["seeds"]), len(finding["seeds"])
+            told += (
+                f" ({had} of {plural(wanted, 'seed')} so far)" if had < wanted else " (one seed)" if had == 1 else ""
+            )
+        told = f"{where}: {told}" if where else told
+        return f"{told[0].upper()}{told[1:]}."
+
+
+def answers(findings: Mapping[str, Any]) -> list[str]:
+    """Returns the first experiment's sentences on the models, mIoU alone: the study's answer."""
+    experiment = findings["experiments"][0]
+    names = Names(experiment, findings["models"])
+    return [
+        names.sentence(finding)
+        for finding in experiment["contrasts"]
+        if finding["metric"] == "miou"
+        and "points" in finding
+        and _variant(finding["left"]) == _variant(finding["right"])
+    ]
+
+
+def _variant(arm: str) -> str:
+    return arm.partition("/")[2]
+
+
+def tuning_words(findings: Mapping[str, Any]) -> list[str]:
+    """Returns what each model loses at the other's best setting."""
+    tuning, models = findings["tuning"], findings["models"]
+    told = []
+    for model, lost in tuning["at_the_other_s_best"].items():
+        other = next(models[name] for name in tuning["at_the_other_s_best"] if name != model)
+        if lost is None:
+            told.append(f"{models[model]} at {other}'s best setting: not known yet.")
+        elif lost["diverged"]:
+            told.append(f"At {other}'s best setting {models[model]} diverges.")
+        elif lost["same"]:
+            told.append(f"{models[model]} has the same best setting as {other}, and loses nothing.")
+        else:
+            size = f"{points(lost['points'])} points of mIoU on validation"
+            told.append(f"At {other}'s best setting {models[model]} loses {size} ({interval_words(lost)}; one seed).")
+    return told
+
+
+def pictures_words(experiment: Mapping[str, Any], models: Mapping[str, str]) -> list[str]:
+    """Returns what another thousand pictures would buy, if the next doubling bought what the last did."""
+    told = []
+    for model, found in experiment.get("another_thousand", {}).items():
+        first, last, doubling = found["from"], found["to"], found["measured"]
+        told.append(
+            f"{models[model]}: from {tables.whole(first)} to {tables.whole(last)} pictures it gains "
+            f"{points(doubling['points'])} points of mIoU ({interval_words(doubling)}). If the next doubling gains as "
+            f"much, another {tables.whole(found['more'])} pictures gain {points(found['points'])} points "
+            f"({points(found['low'])} to {points(found['high'])}): an extrapolation."
+        )
+    return told
+
+
+def breed_sentences(breeds: Mapping[str, Any], models: Mapping[str, str]) -> list[str]:
+    """Returns in how many breeds each model is shown to lead, and what the plot shows."""
+    left, right = (models[breeds[side].partition("/")[0]] for side in ("left", "right"))
+    for_left = sum(row["low"] > 0 for row in breeds["rows"])
+    for_right = sum(row["high"] < 0 for row in breeds["rows"])
+    count = plural(len(breeds["rows"]), "breed")
+    return [
+        f"{left} is shown to lead {right} on {for_left} of {count}, {right} to lead {left} on {for_right}; of so "
+        "many intervals one in twenty leaves zero out by chance.",
+        plots.breed_words(study_plots.as_comparison(breeds, models)),
+    ]
+
+
+def missing_words(findings: Mapping[str, Any]) -> list[str]:
+    """Returns what the study lacks, experiment by experiment; empty where it is complete."""
+    runs = findings["runs"]
+    told = []
+    lacking = sum(count for state, count in runs.items() if state in ("missing", "waiting"))
+    if lacking or not runs:
+        told.append(
+            f"{plural(lacking, 'run')} of {sum(runs.values()):,} are not made yet; what stands here may change."
+        )
+    for experiment in findings["experiments"]:
+        names = Names(experiment, findings["models"])
+        for arm in experiment["arms"]:
+            absent = len(experiment["seeds"]) - len(arm["seeds"]) - len(arm["diverged"])
+            title = f"{experiment['title']}: {names.models[arm['model']]}, {arm['title']}"
+            if absent:
+                told.append(f"{title}: {absent} of {plural(len(experiment['seeds']), 'seed')} missing.")
+            if arm["diverged"]:
+                told.append(f"{title}: diverged with {tables.listing([f'seed {seed}' for seed in arm['diverged']])}.")
+    return told
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+VERDICTS = {"held": "✓ held", "did not hold": "✗ did not hold", "open": "? open"}
+
+
+def _figure(chart: Chart | None) -> dict[str, Any] | None:
+    if chart is None:
+        return None
+    data = base64.b64encode(chart.csv.encode()).decode()
+    return {"svg": svg(chart.drawing), "file": f"{chart.name}.csv", "csv": f"data:text/csv;base64,{data}"}
+
+
+def _estimate(value: Finding | None) -> str:
+    if value is None:
+        return DASH
+    return f"{points(value['points'])} ({points(value['low'])} to {points(value['high'])})"
+
+
+def _arm_rows(experiment: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[list[str]]:
+    for arm in study_plots.scored(experiment["arms"]):
+        cost = arm["cost"]
+        latency = cost.get("latency_ms", {})
+        reached = arm["reached"]
+        yield [
+            f"{models[arm['model']]}, {arm['title']}",
+            _estimate(arm["miou"]),
+            _estimate(arm["iou"].get("border")),
+            DASH if arm["boundary_f"] is None else points(arm["boundary_f"]),
+            tables.loss(arm["cross_entropy"]),
+            str(len(arm["seeds"])),
+            tables.count(cost.get("parameters")),
+            tables.count(cost.get("macs")),
+            tables.milliseconds(latency.get("p50")),
+            tables.milliseconds(latency.get("p95")),
+            tables.byte_size(cost.get("activation_bytes")),
+            tables.byte_size(cost.get("crossing_bytes")),
+            tables.byte_size(cost.get("training_activation_bytes_per_image")),
+            tables.duration(arm["train_seconds"]),
+            f"{tables.duration(reached['seconds'])} ({reached['runs']} of {len(arm['seeds'])})"
+            if reached["runs"]
+            else DASH,
+        ]
+
+
+ARM_COLUMNS = (
+    *(
+        "Arm",
+        "mIoU %",
+        "Border IoU %",
+        "Boundary F",
+        "Cross-entropy",
+        "Seeds",
+        "Parameters",
+        "MACs",
+        "Latency p50",
+        "p95",
+    ),
+    *("Memory, inference", "of it crossing", "Memory, training, per image", "Training", "Time to loss"),
+)
+
+
+def _finding_rows(names: Names, contrasts: Sequence[Finding], about: str = "") -> Iterator[dict[str, Any]]:
+    """Yields a row for each contrast; `about` stands before the sentence."""
+    for finding in contrasts:
+        resampled = "points" in finding
+        yield {
+            "sentence": unbroken(names.sentence(finding)),
+            "about": about or finding.get("kind", ""),
+            "share": f"{100 * led(finding)['share_left_better']:.1f} %" if resampled else DASH,
+            "p": f"{finding['p_value']:.4f}" if resampled else DASH,
+            "expected": [(claim["text"], VERDICTS[claim["verdict"]]) for claim in finding["expected"]],
+        }
+
+
+def _tuning_table(findings: Mapping[str, Any]) -> list[list[str]]:
+    """Returns a row for each setting: rate, warm-up, each model's score; the best is marked."""
+    tuning = findings["tuning"]
+    cells = {(cell["model"], cell["learning_rate"], cell["warmup"]): cell for cell in tuning["cells"]}
+    rows = []
+    for rate, warmup in dict.fromkeys((cell["learning_rate"], cell["warmup"]) for cell in tuning["cells"]):
+        row = [f"{rate:g}", f"{warmup:g}"]
+        for model in dict.fromkeys(cell["model"] for cell in tuning["cells"]):
+            cell, best = cells[model, rate, warmup], tuning["best"].get(model, {})
+            text = (
+                points(cell["miou"])
+                if cell["miou"] is not None
+                else "diverged"
+                if cell["state"] == "diverged"
+                else DASH
+            )
+            row.append(f"✓ {text}" if (best.get("learning_rate"), best.get("warmup")) == (rate, warmup) else text)
+        rows.append(row)
+    return rows
+
+
+def _forest(findings: Mapping[str, Any]) -> Chart | None:
+    groups = []
+    for experiment in findings["experiments"]:
+        names = Names(experiment, findings["models"])
+        where = f"{experiment['title']} ({experiment['split']}, {experiment['size']} px)"
+        rows = [
+            (names.label(finding), finding)
+            for finding in experiment["contrasts"]
+            if finding["metric"] == "miou" and "points" in finding
+        ]
+        groups.append((where, rows))
+    return study_plots.forest_chart(groups)
+
+
+def _robustness(findings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the section on worse pictures, None before it has a score."""
+    robustness, models = findings["robustness"], findings["models"]
+    if not robustness or not robustness["arms"]:
+        return None
+    names = Names(_experiment(findings, robustness["experiment"]), models)
+    return {
+        "every": robustness["every"],
+        "pictures": tables.whole(robustness["pictures"]),
+        "chart": _figure(study_plots.robustness_chart(robustness, models)),
+        "findings": list(_finding_rows(names, robustness["contrasts"])),
+    }
+
+
+def _honesty(findings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the section on other views, None before it has a score."""
+    honesty, models = findings["honesty"], findings["models"]
+    if not honesty or not honesty["views"]:
+        return None
+    names = Names(_experiment(findings, honesty["experiment"]), models)
+    breeds = honesty["breeds"]
+    return {
+        "findings": [
+            row
+            for view in honesty["views"]
+            for row in _finding_rows(
+                names, view["contrasts"], f"{view['title']} ({tables.whole(view['pictures'])} pictures)"
+            )
+        ],
+        "breeds": _figure(study_plots.breeds_chart(breeds, models)) if breeds else None,
+        "breed_words": [unbroken(told) for told in breed_sentences(breeds, models)] if breeds else [],
+    }
+
+
+def _experiment(findings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return next(experiment for experiment in findings["experiments"] if experiment["name"] == name)
+
+
+def render_study(findings: Mapping[str, Any]) -> str:
+    """Returns the page's HTML; the same findings give the same bytes."""
+    models = findings["models"]
+    main = findings["experiments"][0]
+    latency, learning = {}, {}
+    for experiment in findings["experiments"]:
+        if experiment["curve"] == "latency":
+            latency[experiment["title"]] = _figure(study_plots.latency_chart(experiment, models))
+        elif experiment["curve"] == "pictures":
+            learning[experiment["title"]] = (
+                _figure(study_plots.learning_chart(experiment, models)),
+                pictures_words(experiment, models),
+            )
+    training = findings["training"]
+    return template("study.html.j2").render(
+        version=findings["petseg"],
+        findings=findings,
+        styles=plots.model_styles(list(models)),
+        answers=[unbroken(sentence) for sentence in answers(findings)],
+        missing=missing_words(findings),
+        latency={title: figure for title, figure in latency.items() if figure},
+        learning={title: found for title, found in learning.items() if found[0]},
+        forest=_figure(_forest(findings)),
+        training=[
+            figure for key in study_plots.CURVES if (figure := _figure(study_plots.training_chart(main, models, key)))
+        ],
+        main=main,
+        columns=ARM_COLUMNS,
+        experiments=[
+            {
+                "name": experiment["name"],
+                "title": experiment["title"],
+                "where": f"{experiment['split']} split, {experiment['size']} px, "
+                f"{plural(len(experiment['seeds']), 'seed')}",
+                "arms": list(_arm_rows(experiment, models)),
+                "findings": list(_finding_rows(Names(experiment, models), experiment["contrasts"])),
+            }
+            for experiment in findings["experiments"]
+        ],
+        tuning_words=[unbroken(told) for told in tuning_words(findings)] if findings["tuning"] else [],
+        tuning_rows=_tuning_table(findings) if findings["tuning"] else [],
+        verdict=VERDICTS.get((findings["tuning"] or {}).get("verdict") or "", ""),
+        robustness=_robustness(findings),
+        honesty=_honesty(findings),
+        total=tables.duration(training["seconds"]),
+        machines=[flatten(machine) for machine in training["machines"]],
+        latency_environment=flatten(findings["latency_environment"] or {}),
+        settings=flatten(findings["settings"]),
+        loss=tables.loss(findings["reached_loss"]),
+        pictures={
+            name: tables.whole(count) for name, count in ((findings["data"] or {}).get("pictures") or {}).items()
+        },
+    )
+
+
+def write_study_report(findings: Path, out: Path | None = None) -> Path:
+    """Returns the path of the page written from a findings.json: `out`, or report.html beside it.
+
+    Raises:
+        PetsegError: as `read_findings`, or the page cannot be written.
+    """
+    path = out if out is not None else findings.with_name("report.html")
+    if path.is_dir():
+        raise PetsegError(f"{path} is a folder; a report is one HTML file: name a file in it, such as report.html")
+    text = render_study(read_findings(findings))
+    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", newline="\n"))
+    return path

@@ -1,0 +1,196 @@
+"""docs/unet-or-segnet.md: the answers for three readers and the rows behind them, from results/study/findings.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark_tables import markdown
+
+from petseg.report.study import Names, read_findings
+from petseg.report.study_plots import scored
+from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points
+
+NOT_RUN = "The study has not been run: there is no answer here yet, and no figure."
+
+Finding = Mapping[str, Any]
+
+
+def study_texts(results: Path) -> dict[str, str]:
+    """Returns marker -> text of docs/unet-or-segnet.md."""
+    path = results / "study" / "findings.json"
+    if not path.is_file():
+        return {"study-answers": NOT_RUN, "study-rows": NOT_RUN}
+    findings = read_findings(path)
+    return {"study-answers": answers(findings), "study-rows": rows(findings)}
+
+
+def answers(findings: Mapping[str, Any]) -> str:
+    """Returns what each reader should take, claims linked to their rows."""
+    main = findings["experiments"][0]
+    told = []
+    for reader, claims in (
+        ("Best masks", [*best(main, findings), *links(main, findings, ("miou", "border"), first=True)]),
+        ("Smallest device", [*links(main, findings, ("miou",), first=False), *smallest(findings)]),
+        ("Least memory", memory(main, findings)),
+    ):
+        told.append(f"**{reader}.** " + (" ".join(claims) if claims else "Not run yet."))
+    return "\n\n".join(told)
+
+
+def best(main: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
+    """Returns which arm of the main comparison scores highest."""
+    arms = scored(main["arms"])
+    if not arms:
+        return []
+    arm = max(arms, key=lambda arm: arm["miou"]["points"])
+    return [f"{called(arm, findings)} scores highest: {score(arm)} {link(main, arm['arm'])}."]
+
+
+def links(
+    main: Mapping[str, Any], findings: Mapping[str, Any], metrics: Sequence[str], *, first: bool
+) -> Iterator[str]:
+    """Yields the models' differences, in the first variant or in the others."""
+    names, plain = Names(main, findings["models"]), main["arms"][0]["variant"]
+    for finding in main["contrasts"]:
+        variants = {finding[side].partition("/")[2] for side in ("left", "right")}
+        if (
+            len(variants) == 1
+            and (variants == {plain}) == first
+            and finding["metric"] in metrics
+            and "points" in finding
+        ):
+            yield f"{names.sentence(finding)[:-1]} {link(main, finding)}."
+
+
+def smallest(findings: Mapping[str, Any]) -> Iterator[str]:
+    """Yields each model's arm of fewest parameters among all, with its score."""
+    found = [
+        (experiment, arm)
+        for experiment in findings["experiments"]
+        for arm in scored(experiment["arms"])
+        if arm["cost"] and experiment["curve"] == "latency"
+    ]
+    for model in findings["models"]:
+        own = [(experiment, arm) for experiment, arm in found if arm["model"] == model]
+        if own:
+            experiment, arm = min(own, key=lambda pair: pair[1]["cost"]["parameters"])
+            cost = arm["cost"]
+            latency = milliseconds(cost.get("latency_ms", {}).get("p50"))
+            yield (
+                f"The smallest {findings['models'][model]} here ({arm['title']}, {experiment['size']} px) has "
+                f"{count(cost['parameters'])} parameters, takes {latency} and scores {score(arm)} on the "
+                f"{experiment['split']} split {link(experiment, arm['arm'])}."
+            )
+
+
+def memory(main: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
+    """Returns what each model holds at once, and what skips over indices buy for what they keep."""
+    told = []
+    plain = main["arms"][0]["variant"]
+    for arm in main["arms"]:
+        if arm["variant"] == plain and "miou" in arm and arm["cost"]:
+            cost = arm["cost"]
+            told.append(
+                f"{called(arm, findings)} holds {byte_size(cost['activation_bytes'])} at once at {main['size']} px, "
+                f"keeps {byte_size(cost['crossing_bytes'])} of them for its decoder and scores {score(arm)} "
+                f"{link(main, arm['arm'])}."
+            )
+    for experiment in findings["experiments"]:
+        names = Names(experiment, findings["models"])
+        variants = [finding["left"].partition("/")[2] for finding in experiment["contrasts"]]
+        for finding, left in zip(experiment["contrasts"], variants, strict=True):
+            pair = {left, finding["right"].partition("/")[2]}
+            if pair == {"skips", "indices"} and finding["metric"] == "miou" and "points" in finding:
+                told.append(
+                    f"In one network otherwise equal: {names.sentence(finding)[:-1]} {link(experiment, finding)}."
+                )
+    return told
+
+
+def called(arm: Mapping[str, Any], findings: Mapping[str, Any]) -> str:
+    """Returns model and variant."""
+    return f"{findings['models'][arm['model']]} ({arm['title']})"
+
+
+def score(arm: Mapping[str, Any]) -> str:
+    """Returns mIoU with its interval."""
+    found = arm["miou"]
+    low, high = points(found["low"]), points(found["high"])
+    return f"{points(found['points'])} % mIoU ({low} to {high}; {plural(len(arm['seeds']), 'seed')})"
+
+
+def anchor(experiment: Mapping[str, Any], what: Finding | str) -> str:
+    """Returns the name of a row: an arm's, or a difference's."""
+    parts = [what] if isinstance(what, str) else [what["left"], what["right"], what["metric"]]
+    return "-".join([experiment["name"], *parts]).replace("/", "-").replace("_", "-")
+
+
+def link(experiment: Mapping[str, Any], what: Finding | str) -> str:
+    """Returns a link to a row."""
+    return f"([row](#{anchor(experiment, what)}))"
+
+
+def rows(findings: Mapping[str, Any]) -> str:
+    """Returns two tables: every arm, and every difference."""
+    arms = [["Experiment", "Arm", "Split", "Seeds", "mIoU %", "Border IoU %", "Parameters", "MACs", "Latency"]]
+    arms[0] += ["At once", "For the decoder", "Training"]
+    differences = [["Experiment", "Difference", "Points", "95 % interval", "p", "Seeds", "Expected"]]
+    for experiment in findings["experiments"]:
+        names = Names(experiment, findings["models"])
+        for arm in experiment["arms"]:
+            if "miou" in arm:
+                arms.append(arm_row(experiment, arm, findings))
+        for finding in experiment["contrasts"]:
+            if "points" in finding:
+                claims = [f"{claim['text'].partition(':')[0]}: {claim['verdict']}" for claim in finding["expected"]]
+                differences.append(
+                    [
+                        f'<a id="{anchor(experiment, finding)}"></a>{experiment["name"]}',
+                        names.label(finding),
+                        points(finding["points"]),
+                        f"{points(finding['low'])} to {points(finding['high'])}",
+                        f"{finding['p_value']:.4f}",
+                        str(len(finding["seeds"])),
+                        "; ".join(claims) or DASH,
+                    ]
+                )
+    return "\n\n".join([*(table(lines) for lines in (arms, differences) if len(lines) > 1), where(findings)])
+
+
+def arm_row(experiment: Mapping[str, Any], arm: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
+    """Returns an arm's row."""
+    cost = arm["cost"]
+    estimate, border = arm["miou"], arm["iou"].get("border")
+    return [
+        f'<a id="{anchor(experiment, arm["arm"])}"></a>{experiment["name"]}',
+        called(arm, findings),
+        f"{experiment['split']}, {experiment['size']} px",
+        str(len(arm["seeds"])),
+        f"{points(estimate['points'])} ({points(estimate['low'])} to {points(estimate['high'])})",
+        DASH if border is None else points(border["points"]),
+        count(cost.get("parameters")),
+        count(cost.get("macs")),
+        milliseconds(cost.get("latency_ms", {}).get("p50")),
+        byte_size(cost.get("activation_bytes")),
+        byte_size(cost.get("crossing_bytes")),
+        duration(arm["train_seconds"]),
+    ]
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Returns lines, the head first, as Markdown."""
+    return markdown(lines[0], lines[1:])
+
+
+def where(findings: Mapping[str, Any]) -> str:
+    """Returns on what, and how long, the study ran."""
+    training = findings["training"]
+    machines = "; ".join(
+        f"{plural(machine['runs'], 'run')} on {machine['device']}, {machine['processor']}, {machine['precision']}, "
+        f"commit `{machine['commit']}`"
+        for machine in training["machines"]
+    )
+    runs = plural(findings["runs"].get("finished", 0), "run")
+    return f"{runs}, {duration(training['seconds'])} of training{': ' if machines else ''}{machines}."

@@ -1,0 +1,314 @@
+"""What a study found: its numbers follow from its counts, its sentences from its numbers, its page from both."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from petseg.errors import PetsegError
+from petseg.metrics import mean_iou
+from petseg.report import study_plots, write_study_report
+from petseg.report.study import (
+    Names,
+    answers,
+    missing_words,
+    pictures_words,
+    read_findings,
+    render_study,
+    tuning_words,
+)
+from petseg.runs import read_json, write_json
+from petseg.stats import paired_bootstrap
+from petseg.study.findings import find, verdict, write_findings
+from petseg.study.results import Results
+from tests.made_studies import make_study
+from tests.test_cli import one_line_error, petseg
+from tests.test_report import Page
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_study(tmp_path_factory.mktemp("studies") / "whole")
+
+
+@pytest.fixture(scope="module")
+def findings(whole: Path) -> dict[str, Any]:
+    return read_findings(write_findings(whole))
+
+
+def experiment(findings: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(found for found in findings["experiments"] if found["name"] == name)
+
+
+def contrast(findings: dict[str, Any], name: str, left: str, right: str, metric: str = "miou") -> dict[str, Any]:
+    wanted = (left, right, metric)
+    return next(c for c in experiment(findings, name)["contrasts"] if (c["left"], c["right"], c["metric"]) == wanted)
+
+
+# Numbers
+
+
+def test_a_difference_is_the_bootstrap_s_over_the_runs_own_files(whole: Path, findings: dict[str, Any]) -> None:
+    counts = []
+    for model in ("unet", "segnet"):
+        arm = next(arm for arm in experiment(findings, "main")["arms"] if arm["arm"] == f"{model}/width")
+        files = [whole / "runs" / run / "evaluations" / "test.images.json" for run in arm["runs"]]
+        counts.append(np.array([[row[1] for row in read_json(file)["images"]] for file in files]).reshape(5, -1, 3, 3))
+    wanted = paired_bootstrap(*counts)
+    found = contrast(findings, "main", "unet/width", "segnet/width")
+    assert [found[key] for key in ("points", "low", "high")] == pytest.approx(
+        [wanted.points, wanted.low, wanted.high], abs=1e-4
+    )
+    assert found["seeds"] == [0, 1, 2, 3, 4]
+    assert 0 < found["p_value"] <= 0.01
+    border = contrast(findings, "main", "unet/width", "segnet/width", "border")
+    assert border["points"] != found["points"]
+
+
+def test_an_arm_has_its_score_cost_and_time(findings: dict[str, Any]) -> None:
+    arm = experiment(findings, "main")["arms"][0]
+    assert arm["miou"]["low"] < arm["miou"]["points"] < arm["miou"]["high"]
+    assert arm["miou"]["points"] == pytest.approx(np.mean(list(arm["by_seed"].values())), abs=1e-3)
+    assert arm["train_seconds"] == 21.0 * 30
+    assert arm["reached"]["runs"] == 5
+    assert arm["cost"]["latency_ms"]["p95"] > arm["cost"]["latency_ms"]["p50"]
+    assert len(arm["history"]) == 30
+
+
+def test_one_run_under_two_names_is_compared_with_nothing(findings: dict[str, Any]) -> None:
+    pairs = {(c["left"], c["right"]) for c in experiment(findings, "main")["contrasts"]}
+    assert ("unet/width", "unet/parameters") not in pairs
+    assert ("segnet/parameters", "segnet/width") in pairs
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "options", "told"),
+    [
+        (0.1, 2, {"equal": False}, "held"),
+        (-0.1, 2, {"equal": False}, "open"),
+        (-2, -0.1, {"equal": False}, "did not hold"),
+        (2.1, 3, {"equal": False, "by": 2}, "held"),
+        (1.2, 3, {"equal": False, "by": 2}, "open"),
+        (0.5, 1.9, {"equal": False, "by": 2}, "did not hold"),
+        (-0.1, 2, {"equal": True}, "held"),
+        (0.1, 2, {"equal": True}, "did not hold"),
+    ],
+)
+def test_an_expectation_is_held_against_the_interval(
+    low: float, high: float, options: dict[str, Any], told: str
+) -> None:
+    assert verdict(low, high, **options) == told
+
+
+def test_every_claim_of_the_recipe_has_a_verdict(findings: dict[str, Any]) -> None:
+    for found in findings["experiments"]:
+        told = {claim["text"] for contrast in found["contrasts"] for claim in contrast["expected"]}
+        assert told == set(found["expected"])
+
+
+def test_what_is_lost_at_the_other_s_best_setting(findings: dict[str, Any], whole: Path) -> None:
+    tuning = findings["tuning"]
+    lost = tuning["at_the_other_s_best"]
+    cells = {(cell["model"], cell["learning_rate"], cell["warmup"]): cell["miou"] for cell in tuning["cells"]}
+    assert lost["segnet"]["points"] == pytest.approx(cells["segnet", 1e-3, 0.3] - cells["segnet", 4e-3, 0.05], abs=2e-4)
+    assert tuning["more_lost"]["points"] == pytest.approx(lost["segnet"]["points"] - lost["unet"]["points"], abs=2e-4)
+    assert tuning["verdict"] == "held"
+    assert re.fullmatch(
+        r"At SegNet's best setting U-Net loses \d\.\d points of mIoU on validation "
+        r"\(95 % interval −?\d\.\d to \d\.\d; one seed\)\.",
+        tuning_words(findings)[0],
+    )
+
+
+def test_another_thousand_pictures_follow_the_last_doubling(findings: dict[str, Any]) -> None:
+    data = experiment(findings, "data")
+    found = data["another_thousand"]["segnet"]
+    assert (found["from"], found["to"], found["more"]) == (1656, 3312, 1000)
+    share = np.log(4312 / 3312) / np.log(2)
+    assert found["points"] == pytest.approx(share * found["measured"]["points"], abs=1e-3)
+    assert "another 1,000 pictures gain" in pictures_words(data, findings["models"])[1]
+
+
+def test_the_same_study_gives_the_same_findings(whole: Path, findings: dict[str, Any]) -> None:
+    assert find(whole) == findings
+
+
+# Sentences
+
+
+def said(points: float, low: float, high: float, **more: Any) -> str:
+    models = {"unet": "U-Net", "segnet": "SegNet"}
+    arms = [
+        {"arm": f"{model}/{variant}", "model": model, "variant": variant, "title": title}
+        for model in models
+        for variant, title in (("a", "same width"), ("b", "same latency"))
+    ]
+    finding = {"left": "unet/a", "right": "segnet/a", "metric": "miou", "seeds": [0, 1]}
+    finding |= {"points": points, "low": low, "high": high, "costs": {"latency": 1.3}} | more
+    return Names({"arms": arms, "seeds": [0, 1]}, models).sentence(finding)
+
+
+def test_a_sentence_names_the_leader_the_interval_and_the_cost() -> None:
+    assert said(1.8, 1.2, 2.4) == (
+        "Same width: U-Net leads SegNet by 1.8 points of mIoU, 95 % interval 1.2 to 2.4, at 1.3 times the latency."
+    )
+    assert said(-1.8, -2.4, -1.2) == (
+        "Same width: SegNet leads U-Net by 1.8 points of mIoU, 95 % interval 1.2 to 2.4, at 0.77 times the latency."
+    )
+    assert said(0.2, -0.3, 0.7, costs={"latency": 1.01}) == (
+        "Same width: no difference shown: U-Net minus SegNet is 0.2 points of mIoU, 95 % interval −0.3 to 0.7, at the "
+        "same latency."
+    )
+    assert said(1.8, 1.2, 2.4, right="unet/b", metric="border", costs={}) == (
+        "U-Net: “same width” leads “same latency” by 1.8 points of border IoU, 95 % interval 1.2 to 2.4."
+    )
+    assert said(1.8, 1.2, 2.4, right="segnet/b", costs={}, seeds=[0]) == (
+        "U-Net (same width) leads SegNet (same latency) by 1.8 points of mIoU, 95 % interval 1.2 to 2.4 (1 of 2 seeds "
+        "so far)."
+    )
+
+
+# The page
+
+
+def test_the_page_holds_answers_expectations_figures_and_their_data(findings: dict[str, Any]) -> None:
+    page = render_study(findings)
+    text = Page(page).text
+    for sentence in answers(findings):
+        assert sentence in text
+    assert "unet > segnet by 2: a skip hands over the whole map" in text
+    assert "✓ held" in text
+    assert "diverged" not in text
+    assert "these figures say nothing" in text, "48 test pictures are not the data set"
+    data = {
+        name: base64.b64decode(csv).decode()
+        for name, csv in re.findall(r'download="(.*?)" href="data:text/csv;base64,(.*?)"', page)
+    }
+    assert set(data) == {
+        *("latency-main.csv", "latency-width.csv", "forest.csv", "pictures-data.csv"),
+        *("training-val-miou.csv", "training-val-loss.csv", "robustness.csv", "breeds.csv"),
+    }
+    for rows in data.values():
+        widths = {len(row.split(",")) for row in rows.splitlines() if '"' not in row}
+        assert len(widths) == 1
+    assert data["pictures-data.csv"].startswith("model,line,pictures,miou,low,high,seeds\nunet,,3312,")
+    assert page.count("<svg viewBox") >= len(data)
+
+
+def test_the_page_loads_nothing_and_repeats_byte_for_byte(
+    whole: Path, findings: dict[str, Any], tmp_path: Path
+) -> None:
+    written = [write_study_report(whole / "findings.json", tmp_path / f"{name}.html").read_bytes() for name in "ab"]
+    assert written[0] == written[1]
+    assert not re.findall(r'(?:src|href)="(?!data:|https://creativecommons|#)', written[0].decode())
+    ids = re.findall(r' id="([^"]+)"', written[0].decode())
+    assert len(ids) == len(set(ids))
+
+
+def test_the_whole_data_set_carries_no_warning(findings: dict[str, Any]) -> None:
+    assert "these figures say nothing" not in render_study({**findings, "official": True})
+
+
+def test_a_chart_s_words_and_rows_hold_its_numbers(findings: dict[str, Any]) -> None:
+    chart = study_plots.latency_chart(experiment(findings, "width"), findings["models"])
+    assert chart is not None
+    arm = experiment(findings, "width")["arms"][0]
+    assert f"U-Net, 8 channels: {arm['miou']['points']:.1f} % at" in chart.drawing.label
+    assert f",{arm['miou']['points']},{arm['miou']['low']},{arm['miou']['high']},3" in chart.csv
+
+
+# Studies that are not complete
+
+
+def test_a_study_without_a_run_says_so(tmp_path: Path) -> None:
+    found = find(make_study(tmp_path / "none", leave_out=lambda run: True))
+    page = Page(render_study(found)).text
+    assert "No comparison has been run yet." in page
+    assert "117 runs of 117 are not made yet" in page
+    assert "U-Net against SegNet: not run yet." in page
+    assert "held" not in {
+        claim["verdict"] for part in found["experiments"] for c in part["contrasts"] for claim in c["expected"]
+    }
+
+
+def test_a_part_tells_what_it_has_and_what_is_missing(tmp_path: Path) -> None:
+    def later(run: Any) -> bool:
+        row = run.rows[0]
+        return row.experiment not in ("tuning", "main") or (row.experiment == "main" and row.seed > 2)
+
+    found = find(make_study(tmp_path / "part", leave_out=later))
+    lead = contrast(found, "main", "unet/width", "segnet/width")
+    assert lead["seeds"] == [0, 1, 2]
+    assert lead["expected"][0]["verdict"] == "open"
+    assert answers(found)[0].endswith("(3 of 5 seeds so far).")
+    assert "U-Net against SegNet at equal footing: U-Net, same base width: 2 of 5 seeds missing." in missing_words(
+        found
+    )
+    assert "Batch normalisation on and off: SegNet, off: 3 of 3 seeds missing." in missing_words(found)
+    assert "so far" in render_study(found)
+
+
+def test_a_run_that_diverged_is_a_result(tmp_path: Path, whole: Path) -> None:
+    folder = make_study(tmp_path / "diverged")
+    manifest = read_json(folder / "study.json")
+    for run in manifest["runs"]:
+        if {"experiment": "batch_norm", "arm": "segnet/off", "seed": 1} in run["rows"] or (
+            {"experiment": "tuning", "arm": "segnet/0.004-0.05", "seed": 0} in run["rows"]
+        ):
+            run["state"] = "diverged"
+            write_json(folder / "runs" / run["name"] / "diverged.json", {"reason": "not a number"})
+    write_json(folder / "study.json", manifest)
+    found = find(folder)
+    assert found["runs"] == {"finished": 115, "diverged": 2}
+    assert missing_words(found) == ["Batch normalisation on and off: SegNet, off: diverged with seed 1."]
+    assert contrast(found, "batch_norm", "segnet/on", "segnet/off")["seeds"] == [0, 2]
+    assert tuning_words(found)[1] == "At U-Net's best setting SegNet diverges."
+    assert found["tuning"]["verdict"] == "held"
+    assert "diverged" in Page(render_study(found)).text
+
+
+# Files
+
+
+def test_the_command_writes_findings_and_page(whole: Path, tmp_path: Path) -> None:
+    result = petseg("report", whole, "--out", tmp_path / "page.html")
+    assert result.returncode == 0, result.stderr
+    again = petseg("report", whole / "findings.json", "--out", tmp_path / "again.html")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "page.html").read_bytes() == (tmp_path / "again.html").read_bytes()
+
+
+def test_wrong_files_are_one_line(tmp_path: Path, whole: Path) -> None:
+    (tmp_path / "findings.json").write_text('{"kind": "comparison", "version": 1}')
+    told = one_line_error(petseg("report", tmp_path / "findings.json"))
+    assert "kind 'comparison', version 1; wanted findings of version 1: run `petseg report` on the study's" in told
+    manifest = read_json(whole / "study.json")
+    write_json(tmp_path / "study.json", {**manifest, "recipe": {"title": 3}})
+    with pytest.raises(PetsegError, match=r"its recipe cannot be read .*; read it with the petseg that made it"):
+        Results.read(tmp_path)
+
+
+def test_scores_and_counts_agree(whole: Path) -> None:
+    results = Results.read(whole)
+    run = results.run("main", "unet/width", 0)
+    assert run is not None
+    names, counts = results.counts(run, "test")
+    assert len(names) == len(counts) == 48
+    assert mean_iou(counts.sum(axis=0)) == pytest.approx(run.scores("test")["miou"])
+
+
+def test_damaged_counts_are_one_line(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "damaged")
+    results = Results.read(folder)
+    run = results.run("main", "unet/width", 0)
+    assert run is not None
+    file = run.folder / "evaluations" / "test.images.json"
+    file.write_text(json.dumps({"images": [["a", [1, 2]]]}))
+    with pytest.raises(PetsegError, match=r"test\.images\.json: not per-picture counts \(.*\); score the run again"):
+        results.counts(run, "test")
