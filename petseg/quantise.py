@@ -115,17 +115,18 @@ def accuracy(network: Network, prepared: Prepared, config: RunConfig, split: str
     """
     hardware = choose_hardware("fp32", "cpu")
     pictures = load_splits(prepared, config, hardware.device)[split]
-    return evaluate(_Logits(network), prepared, pictures, config, hardware, split=split)
+    return evaluate(LogProbabilities(network), prepared, pictures, config, hardware, split=split)
 
 
-class _Logits(nn.Module):
-    """Log of probabilities, which are logits, of normalised images [N, 3, H, W]."""
+class LogProbabilities(nn.Module):
+    """Any network as a module: logarithms of its probabilities, which are logits, of normalised images [N, 3, H, W]."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns logits [N, C, H, W]."""
         pictures = ((images / 4 + 0.5) * 255).round().to(torch.uint8)  # `normalise` and `to_unit_range`, undone
         probabilities = self.network(pictures.permute(0, 2, 3, 1).contiguous().numpy())
         return torch.from_numpy(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))

@@ -10,8 +10,8 @@ from petseg.report.tables import percent
 from petseg.runs import read_json
 
 
-def model_tables(weights: Path) -> dict[str, str]:
-    """Returns the table of scores and the list of recipes of every card in a folder."""
+def model_tables(weights: Path, results: Path) -> dict[str, str]:
+    """Returns the table of scores and the list of recipes of every card in a folder, and how the files were checked."""
     cards = [read_json(path) for path in sorted(weights.glob("*.json"))]
     cards.sort(key=lambda card: -card["scores"]["miou"])
     heads = [
@@ -28,7 +28,10 @@ def model_tables(weights: Path) -> dict[str, str]:
     ]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *map(_scores, cards)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return {"models": table, "recipes": "\n".join(map(_recipe, cards))}
+    names = {card["name"] for card in cards}
+    checked = read_json(results / "benchmarks" / "weights.json")["models"]
+    files = [_file(name, found) for name, found in sorted(checked.items()) if name in names]
+    return {"models": table, "recipes": "\n".join(map(_recipe, cards)), "files": "\n".join(files)}
 
 
 def _scores(card: Mapping[str, Any]) -> list[str]:
@@ -57,4 +60,13 @@ def _recipe(card: Mapping[str, Any]) -> str:
         f"{loss}{average}; seed {train['seed']}, epoch {card['epoch']} chosen on validation; {made['device']}, "
         f"{made['processor']}, {made['precision']}; commit `{made['commit']}`; scored on the "
         f"{card['scores']['split']} split, {card['scores']['images']:,} pictures."
+    )
+
+
+def _file(name: str, found: Mapping[str, Any]) -> str:
+    made = found["environment"]
+    return (
+        f"- `{name}`: the same class on {100 * found['agreement']:.4f} % of {found['pixels']:,} pixels; mIoU "
+        f"{100 * found['miou']['file']:.2f} instead of {100 * found['miou']['run']:.2f}; {found['split']} split, "
+        f"{found['images']:,} pictures; torch {made['torch']}, commit `{made['commit']}`."
     )

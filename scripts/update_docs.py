@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name, tables in (
             ("README.md", lambda: {"results": comparison_tables(results), "speed": headline(results)}),
-            ("docs/models.md", lambda: model_tables(weights)),
+            ("docs/models.md", lambda: model_tables(weights, results)),
             ("benchmarks/README.md", lambda: {**benchmark_tables(results), **inference_tables(results)}),
             ("docs/indices.md", lambda: indices_tables(results)),
             ("docs/unet-or-segnet.md", lambda: study_texts(results)),

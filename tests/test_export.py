@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,8 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from petseg import export, runs
@@ -246,8 +249,12 @@ def test_convolutions_of_the_parts_are_the_convolution_of_the_whole():
 
 @pytest.fixture
 def ship() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "ship.py"
-    spec = importlib.util.spec_from_file_location("ship", path)
+    return script("ship")
+
+
+def script(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -277,3 +284,23 @@ def test_shipping_refuses_what_is_unscored_or_too_large(ship, run, tmp_path, mon
 def test_a_folder_that_is_no_run_is_told(tmp_path):
     with pytest.raises(PetsegError, match="is this the folder of a finished run"):
         export_run(tmp_path, tmp_path / "model.onnx")
+
+
+def test_a_file_is_held_against_its_run_on_pictures(run, pets_folder, tmp_path):
+    check = script("check_weights").check
+    export_run(run, tmp_path / "pet.onnx")
+    found = check(tmp_path / "pet.onnx", run, pets_folder, "test")
+    assert found["images"] == 24
+    assert found["agreement"] > 0.9999
+    assert found["loss"] == pytest.approx(0, abs=1e-3)
+    other = shutil.copytree(run, tmp_path / "run")
+    with safe_open(other / "best.safetensors", "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file({name: -tensor for name, tensor in weights.items()}, other / "best.safetensors", metadata)
+    assert check(tmp_path / "pet.onnx", other, pets_folder, "test")["agreement"] < 0.9
+    config = runs.read_json(other / "config.json")
+    config["train"]["seed"] = 1
+    runs.write_json(other / "config.json", config)
+    with pytest.raises(PetsegError, match="was not made from it; name the run that was exported"):
+        check(tmp_path / "pet.onnx", other, pets_folder, "test")

@@ -1,0 +1,122 @@
+"""Holds shipped files against the runs they come from, on every test picture: same class by pixel, same mIoU.
+
+python scripts/check_weights.py unet_base=runs/base/unet segnet_base=runs/base/segnet
+
+A file holds fp16 weights and runs in ONNX Runtime; the run's weights are fp32 and run in torch, in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from petseg import runs
+from petseg.data.cache import find_data, prepare
+from petseg.data.oxford_pets import Pet, UInt8, get_task, open_trimap
+from petseg.errors import PetsegError
+from petseg.evaluate import load_run, upsample
+from petseg.metrics import confusion_matrix, mean_iou
+from petseg.predict import Segmenter
+from petseg.quantise import LogProbabilities
+from petseg.train import choose_hardware, load_splits, predict_logits, scored
+
+OUT = Path(__file__).parent.parent / "results" / "benchmarks" / "weights.json"
+
+SMALLEST_AGREEMENT = 0.9999
+"""Of pixels that get the same class."""
+
+LARGEST_LOSS = 0.002
+"""Of mIoU."""
+
+
+def check(model: str | Path, run: Path, data: Path, split: str = "test") -> dict[str, Any]:
+    """Returns how far a shipped model, or an exported file, gives what its run gives, at each picture's own size.
+
+    Raises:
+        PetsegError: the run is not the one that the file was made from.
+    """
+    hardware = choose_hardware("fp32", "cpu")
+    trained_model, config, _, epoch = load_run(run, hardware)
+    segmenter = Segmenter(model, runtime="onnxruntime")
+    if (segmenter.card["config"], segmenter.card["epoch"]) != (config.model_dump(mode="json"), epoch):
+        raise PetsegError(f"{run}: {model} was not made from it; name the run that was exported")
+    prepared = prepare(data, config.data.size)
+    pictures = load_splits(prepared, config, hardware.device)[split]
+    trained = get_task(config.data.task, config.data.border)
+    classes, table = len(trained.scored.classes), trained.scored.table()
+
+    def compare(pet: Pet, ours: Tensor, theirs: Tensor) -> tuple[Any, Any, int, int]:
+        truth = table[pet.species][open_trimap(pet)]
+        size = (truth.shape[0], truth.shape[1])
+        first, second = (_classes(logits, size) for logits in (ours, theirs))
+        same = int((first == second).sum())
+        return confusion_matrix(truth, first, classes), confusion_matrix(truth, second, classes), same, first.size
+
+    both = _Both(LogProbabilities(segmenter.probabilities), trained_model)
+    found = []
+    with ThreadPoolExecutor() as pool:
+        for rows, labels, logits in predict_logits(both, pictures, pictures.rows, hardware):
+            ours, theirs = (scored(each, labels, trained)[0] for each in logits.chunk(2, dim=1))
+            found += pool.map(compare, [prepared.pets[row] for row in rows], ours, theirs)
+    in_file, in_run, same, pixels = (sum(column) for column in zip(*found, strict=True))
+    miou = {"file": float(mean_iou(in_file)), "run": float(mean_iou(in_run))}
+    return {
+        "split": split,
+        "images": len(found),
+        "frame": "each image's own size",
+        "pixels": pixels,
+        "agreement": same / pixels,
+        "miou": miou,
+        "loss": miou["run"] - miou["file"],
+        "epoch": epoch,
+        "environment": runs.environment(device="cpu", precision="fp32", threads=torch.get_num_threads()),
+    }
+
+
+class _Both(nn.Module):
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits of both, [N, 2C, H, W]."""
+        return torch.cat([self.first(images), self.second(images)], dim=1)
+
+
+def _classes(logits: Tensor, size: tuple[int, int]) -> UInt8:
+    labels: UInt8 = upsample(logits, size).argmax(dim=0).to(torch.uint8).numpy()
+    return labels
+
+
+def main() -> None:
+    """Checks each and writes what was found beside what is known of other files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("models", nargs="+", metavar="NAME=RUN", help="a shipped model and the run it was made from")
+    parser.add_argument("--data", type=Path, help="the data set; default: PETSEG_DATA, then what was downloaded")
+    options = parser.parse_args()
+    data = find_data(options.data)
+    if data is None:
+        raise PetsegError("no data set: give --data or PETSEG_DATA, or run `petseg data get`")
+    known = runs.read_json(OUT) if OUT.is_file() else {"kind": "benchmark", "models": {}}
+    for model in options.models:
+        name, _, run = model.partition("=")
+        found = known["models"][name] = check(name, Path(run), data)
+        runs.write_json(OUT, known)
+        good = found["agreement"] >= SMALLEST_AGREEMENT and found["loss"] <= LARGEST_LOSS
+        print(
+            f"{name}: same class on {100 * found['agreement']:.4f} % of {found['pixels']:,} pixels, mIoU "
+            f"{found['miou']['file']:.4f} instead of {found['miou']['run']:.4f}: {'good' if good else 'NOT GOOD'}"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PetsegError as error:
+        sys.exit(str(error))
