@@ -228,6 +228,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     """Returns a shipped recipe by name, or a TOML file by path, with `field=value` settings applied.
 
+    A setting holds for every model: it goes before what the file's `overrides` say.
+
     Raises:
         PetsegError: unknown recipe, broken TOML, unknown or wrong field, malformed setting.
     """
@@ -246,8 +248,10 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         fields = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in thousands of brackets
         raise PetsegError(f"recipe {name}: not valid TOML ({error}); mend the file") from None
-    for setting in settings:
-        field, value = _parse_setting(setting)
+    parsed = [_parse_setting(setting) for setting in settings]
+    for field, _ in parsed:
+        _drop_overrides(fields, _full_name(field))
+    for field, value in parsed:
         put_field(fields, field, value, source="--set")
     return validated(Recipe, fields, source=f"recipe {name}")
 
@@ -314,17 +318,25 @@ def flat_fields(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 def put_field(fields: dict[str, Any], field: str, value: Any, *, source: str) -> None:
     """Sets a dotted field; a last part that is unique in the recipe may stand alone (`epochs`)."""
-    if "." not in field:
-        matches = [name for name in _field_names(Recipe) if name.split(".")[-1] == field]
-        if len(matches) == 1:
-            field = matches[0]
-    *parents, last = field.split(".")
+    *parents, last = _full_name(field).split(".")
     for parent in parents:
         nested = fields.setdefault(parent, {})
         if not isinstance(nested, dict):
             raise PetsegError(f"{source} {field}: {parent} holds a value, not fields; name a field of the recipe")
         fields = nested
     fields[last] = value
+
+
+def _full_name(field: str) -> str:
+    matches = [name for name in _field_names(Recipe) if name.split(".")[-1] == field]
+    return matches[0] if "." not in field and len(matches) == 1 else field
+
+
+def _drop_overrides(fields: dict[str, Any], field: str) -> None:
+    overrides = fields.get("overrides")
+    for name, own in overrides.items() if isinstance(overrides, dict) else ():
+        if isinstance(own, dict):
+            overrides[name] = {key: value for key, value in flat_fields(own) if _full_name(key) != field}
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

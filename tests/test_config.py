@@ -309,6 +309,16 @@ def test_overrides_may_be_tables_and_leave_the_rest_of_a_section(write):
     assert load_recipe(write(shared), ["overrides.segnet.train.epochs=3"]).for_model("segnet").train.epochs == 3
 
 
+@pytest.mark.parametrize("field", ["learning_rate", "train.learning_rate"])
+def test_a_setting_goes_before_overrides(write, field):
+    recipe = write("[overrides.segnet.train]\nlearning_rate = 0.001\nwarmup = 0.3\n")
+    segnet = load_recipe(recipe, [f"{field}=0.002"]).for_model("segnet")
+    assert (segnet.train.learning_rate, segnet.train.warmup) == (0.002, 0.3)
+    own = ["overrides.segnet.train.learning_rate=0.004", f"{field}=0.002"]
+    assert load_recipe(recipe, own).for_model("segnet").train.learning_rate == 0.004
+    assert load_recipe(recipe, own).for_model("unet").train.learning_rate == 0.002
+
+
 def test_overrides_of_an_unknown_model_are_refused(write):
     with pytest.raises(PetsegError, match=r"overrides.* 'segnt' is unknown; choose one of: segnet, "):
         load_recipe(write("[overrides.segnt]\nlearning_rate = 0.001"))
