@@ -29,8 +29,12 @@ def model_tables(weights: Path, results: Path) -> dict[str, str]:
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *map(_scores, cards)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     names = {card["name"] for card in cards}
-    checked = read_json(results / "benchmarks" / "weights.json")["models"]
+    path = results / "benchmarks" / "weights.json"
+    checked = read_json(path)["models"] if path.is_file() else {}
     files = [_file(name, found) for name, found in sorted(checked.items()) if name in names]
+    unchecked = sorted(names - checked.keys())
+    if unchecked:
+        files.append(f"- not checked yet: {', '.join(f'`{name}`' for name in unchecked)}")
     return {"models": table, "recipes": "\n".join(map(_recipe, cards)), "files": "\n".join(files)}
 
 
