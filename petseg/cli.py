@@ -355,6 +355,7 @@ def study(
     show: Annotated[
         bool, typer.Option("--list", help="Print the runs and the time they take, and run nothing.")
     ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs made at once; they share the cores.")] = 1,
     device: DeviceOption = None,
 ) -> None:
     """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
@@ -384,7 +385,9 @@ def study(
                 if status.run_ended:
                     print(left, flush=True)
 
-            manifest = studies.run_study(loaded, folder, found, prepared, shard=shard, device=device, tell=tell)
+            manifest = studies.run_study(
+                loaded, folder, found, prepared, shard=shard, device=device, at_once=jobs, tell=tell
+            )
     states = [run["state"] for run in manifest["runs"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{folder}: {len(states)} runs: {counts}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import shutil
 import signal
@@ -23,7 +24,7 @@ from petseg.study.match import count_parameters, find_shape
 from petseg.study.plan import Pace, plain, plan, state
 from petseg.study.recipe import claims, load_study, matched_to, study_names
 from petseg.study.results import read_manifest
-from petseg.study.run import Shard, collect, open_study, parse_shard, planned, run_study, sizes
+from petseg.study.run import Shard, Status, collect, open_study, parse_shard, planned, run_study, sizes
 from tests.test_cli import child_environment, petseg
 
 TINY = """
@@ -211,6 +212,21 @@ def test_killed_twice_it_comes_to_the_same_manifest_and_results(
     assert "3 of 5" not in result.stdout, "finished runs are skipped"
     assert read_manifest(folder) == manifest
     assert results(folder) == results(whole)
+
+
+def test_two_runs_at_a_time_give_the_same(whole: Path, recipe: Path, pets_folder: Path, tmp_path: Path) -> None:
+    study, at_once, told = load_study(str(recipe)), [], []
+
+    def tell(status: Status) -> None:
+        at_once.append(len(multiprocessing.active_children()))
+        told.append(status)
+
+    prepared = {size: prepare(pets_folder, size) for size in sizes(study)}
+    manifest = run_study(study, tmp_path / "two", pets_folder, prepared, at_once=2, tell=tell)
+    assert max(at_once) == 2
+    assert [status.words[0] for status in told if status.run_ended] == ["1", "2", "3", "4", "5"]
+    assert [run["state"] for run in manifest["runs"]] == [run["state"] for run in read_manifest(whole)["runs"]]
+    assert results(tmp_path / "two") == results(whole)
 
 
 def test_a_finished_study_makes_nothing_again(whole: Path, recipe: Path, pets_folder: Path) -> None:

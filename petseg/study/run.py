@@ -15,12 +15,14 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
 from petseg import __version__, runs
@@ -86,7 +88,7 @@ class Status:
     words: str
     """What is being done."""
     done: float
-    """Of the shard's work, in estimated seconds."""
+    """Of the shard's work, in estimated seconds until all of it is done."""
     total: float
     run_ended: bool = False
     """Whether these are a run's last words, worth a line of the log."""
@@ -167,6 +169,7 @@ def run_study(
     *,
     shard: Shard = Shard(),
     device: str | None = None,
+    at_once: int = 1,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Returns the manifest after every run of the shard that can be made is made.
@@ -181,6 +184,9 @@ def run_study(
         prepared: side in pixels -> the data set at that size, for every size of the study.
         shard: which runs to make.
         device: as `choose_hardware`.
+        at_once: runs made at a time, which share torch's threads. Small networks gain by it: of 16 channels two runs
+            with a thread each were 1.21 times as fast at 64 px as one after the other with two threads, 1.14 times at
+            96 px (2 cores of an Intel Xeon with AMX, torch 2.13, 2026-11-22).
         tell: called often.
 
     Raises:
@@ -192,95 +198,130 @@ def run_study(
     _write(study, manifest, folder)
     _find_matches(study, manifest, folder, shard, tell)
     _count_costs(study, manifest, folder, shard, tell)
-    while True:
-        manifest["tuned"] = tuning_outcome(study, folder)
-        _write(study, manifest, folder)
-        mine = [run for run in planned(study, manifest) if shard.holds(run)]
-        states = {run.name: state(folder, run) for run in mine}
-        todo = [run for run in mine if states[run.name] == "missing"]
-        if not todo:
-            break
-        _make(todo[0], mine, states, study, manifest, folder, data, device, tell)
+    jobs: list[_Job] = []
+    try:
+        while True:
+            manifest["tuned"] = tuning_outcome(study, folder)
+            _write(study, manifest, folder)
+            mine = [run for run in planned(study, manifest) if shard.holds(run)]
+            states = {run.name: state(folder, run) for run in mine}
+            started = {job.run.name for job in jobs}
+            todo = [run for run in mine if states[run.name] == "missing" and run.name not in started]
+            jobs += [_start(run, folder, data, device, at_once) for run in todo[: at_once - len(jobs)]]
+            if not jobs:
+                break
+            known = pace(study, manifest, folder)
+            jobs.remove(_follow(jobs, {run: known.seconds(run) for run in mine}, states, at_once, tell))
+    finally:
+        for job in jobs:
+            job.stop()
     _refuse_hopeless(study, folder)
     return manifest
 
 
-def _make(
-    run: Run,
-    mine: Sequence[Run],
-    states: Mapping[str, str],
-    study: Study,
-    manifest: Mapping[str, Any],
-    folder: Path,
-    data: Path,
-    device: str | None,
-    tell: Tell,
-) -> None:
-    """Makes one run and tells how the shard's work goes on meanwhile."""
-    known = pace(study, manifest, folder)
-    seconds = {other: known.seconds(other) for other in mine}
-    done = sum(seconds[other] for other in mine if states[other.name] in ("finished", "diverged"))
-    count = sum(states[other.name] in ("finished", "diverged") for other in mine)
-    total = sum(seconds.values())
-    title = f"{count + 1} of {len(mine)}, {run.name}"
-    for share, words in execute(run, folder, data, device):
-        tell(Status(f"{title}: {words}", done + share * seconds[run], total))
-    place = run_folder(folder, run)
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    """A run that is being made in a process of its own."""
+
+    run: Run
+    place: Path
+    process: BaseProcess
+    receiver: Connection
+    share: float = 0.0
+    """Done, 0 to 1."""
+    words: str = ""
+
+    def listen(self) -> bool:
+        """Waits for the process's next word; returns whether the run has ended.
+
+        Raises:
+            PetsegError: the run's own, or its process was killed.
+        """
+        try:
+            kind, *message = self.receiver.recv()
+        except EOFError:
+            self.process.join()
+            raise PetsegError(
+                f"run {self.run.name}: its process ended with exit code {self.process.exitcode} (out of memory?); the "
+                "same command goes on after its last whole epoch"
+            ) from None
+        if kind == "progress":
+            self.share, self.words = message
+            return False
+        self.process.join()
+        if kind == "error":
+            raise PetsegError(f"run {self.run.name}: {message[0]}")
+        self.share, self.words = 1.0, _outcome(self.place)
+        return True
+
+    def stop(self) -> None:
+        """Ends the process; its whole epochs are kept."""
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
+        self.receiver.close()
+
+
+def _outcome(place: Path) -> str:
     if (place / DIVERGED).is_file():
-        outcome = runs.read_json(place / DIVERGED)["reason"]
-    else:
-        outcome = f"validation mIoU {100 * runs.read_json(place / 'evaluations' / 'val.json')['miou']:.1f}"
-    tell(Status(f"{title}: {outcome}", done + seconds[run], total, run_ended=True))
+        return str(runs.read_json(place / DIVERGED)["reason"])
+    return f"validation mIoU {100 * runs.read_json(place / 'evaluations' / 'val.json')['miou']:.1f}"
 
 
-# --- one run ---------------------------------------------------------------------------------------------------------
-
-
-def execute(run: Run, folder: Path, data: Path, device: str | None = None) -> Iterator[tuple[float, str]]:
-    """Makes a run in a process of its own; yields (share done 0..1, words) meanwhile.
-
-    Raises:
-        PetsegError: the run's own, or its process was killed.
-    """
+def _start(run: Run, folder: Path, data: Path, device: str | None, at_once: int) -> _Job:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     place = run_folder(folder, run)
-    process = context.Process(
-        target=_work, args=(sender, run.config.model_dump_json(), place, data, run.splits, device), daemon=True
-    )
+    threads = max(1, torch.get_num_threads() // at_once)
+    arguments = (sender, run.config.model_dump_json(), place, data, run.splits, device, threads)
+    process = context.Process(target=_work, args=arguments, daemon=True)
     process.start()
     sender.close()
-    outcome = None
-    try:
-        while outcome is None:
-            try:
-                kind, *message = receiver.recv()
-            except EOFError:
-                break
-            if kind == "progress":
-                yield message[0], message[1]
-            else:
-                outcome = (kind, *message)
-        process.join()
-    finally:
-        if process.is_alive():
-            process.terminate()
-            process.join()
-        receiver.close()
-    if outcome is None:
-        raise PetsegError(
-            f"run {run.name}: its process ended with exit code {process.exitcode} (out of memory?); the same command "
-            "goes on after its last whole epoch"
-        )
-    if outcome[0] == "error":
-        raise PetsegError(f"run {run.name}: {outcome[1]}")
+    return _Job(run, place, process, receiver)
+
+
+def _follow(
+    jobs: Sequence[_Job], seconds: Mapping[Run, float], states: Mapping[str, str], at_once: int, tell: Tell
+) -> _Job:
+    """Returns the first job that ends, and tells until then how the shard's work goes on.
+
+    Args:
+        jobs: those that are running.
+        seconds: how long each run of the shard takes.
+        states: name -> state when the jobs were started.
+        at_once: how many there may be.
+        tell: called with each word of a job.
+    """
+    by_name = {run.name: length for run, length in seconds.items()}
+    running = {job.run.name for job in jobs}  # one may have ended on disk and not yet said so
+    ended = [run for run in seconds if states[run.name] in ("finished", "diverged") and run.name not in running]
+    while True:
+        for ready in wait([job.receiver for job in jobs]):
+            job = next(job for job in jobs if job.receiver is ready)
+            has_ended = job.listen()
+            done = sum(seconds[run] for run in ended) + sum(job.share * by_name[job.run.name] for job in jobs)
+            words = f"{len(ended) + 1} of {len(seconds)}, {job.run.name}: {job.words}"
+            tell(Status(words, done / at_once, sum(seconds.values()) / at_once, run_ended=has_ended))
+            if has_ended:
+                job.stop()
+                return job
 
 
 def _work(
-    pipe: Connection, config_json: str, place: Path, data: Path, splits: Sequence[str], device: str | None
+    pipe: Connection,
+    config_json: str,
+    place: Path,
+    data: Path,
+    splits: Sequence[str],
+    device: str | None,
+    threads: int,
 ) -> None:
     """The run's process: trains, scores, and reports through the pipe; ends when nobody listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's, which ends this process
+    torch.set_num_threads(threads)
     try:
         try:
             _train_and_score(pipe, RunConfig.model_validate_json(config_json), place, data, splits, device)
