@@ -334,7 +334,9 @@ def _full_name(field: str) -> str:
 
 def _drop_overrides(fields: dict[str, Any], field: str) -> None:
     overrides = fields.get("overrides")
-    for name, own in overrides.items() if isinstance(overrides, dict) else ():
+    if not isinstance(overrides, dict):
+        return  # which is refused later
+    for name, own in overrides.items():
         if isinstance(own, dict):
             overrides[name] = {key: value for key, value in flat_fields(own) if _full_name(key) != field}
 
