@@ -268,7 +268,8 @@ def evaluate(
         scores = evaluate_run(
             run, prepared, hardware, split=split, on_progress=lambda done, total: advance(f"score {split}", done, total)
         ).scores
-    table = Table(title=f"{run}: {split}, {scores['images']} images, epoch {scores['epoch']}")
+    print(f"{run}: {split}, {scores['images']} images, epoch {scores['epoch']}")
+    table = Table()
     for column in ("class", "IoU", "Dice", "boundary F"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name in scores["iou"]:

@@ -109,7 +109,10 @@ def test_a_photo_gives_both_results_with_their_figures(page):
         side = page.get_by_role("article", name=MODELS[place])
         found = Segmenter(name, threads=1)(CAT)
         masks.append(found.mask)
-        expect(side.locator(".sees")).to_have_text("a pet")
+        seen = found.species
+        expect(side.locator(".sees")).to_have_text(
+            f"{seen.name}, {100 * seen.probability:.0f} %" if seen is not None else "a pet"
+        )
         expect(side.locator(".confidence")).to_have_text(f"{100 * found.confidence:.0f} %")
         expect(side.locator(".covers")).to_have_text(f"{100 * found.pet_share:.0f} %")
         expect(side.locator(".time")).to_have_text(re.compile(r"^[\d.]+ ms$"))
