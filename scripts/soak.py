@@ -44,10 +44,13 @@ def sample(process: int) -> dict[str, float]:
 
 
 def watch(process: int, minutes: float, work: Callable[[], int]) -> dict[str, Any]:
-    """Returns samples of a process while `work` is called again and again, what it did in all, and the growth."""
+    """Returns samples of a process while `work` is called again and again, what it did in all, and the growth.
+
+    It goes on after its minutes until each quarter has two samples: a slow machine must not leave one empty.
+    """
     samples: list[dict[str, float]] = []
     started, done = time.monotonic(), 0
-    while (now := time.monotonic() - started) < 60 * minutes:
+    while (now := time.monotonic() - started) < 60 * minutes or len(samples) < 8:
         done += work()
         if now >= len(samples) * 60 * minutes / 120:  # 120 samples
             samples.append({"minute": round(now / 60, 2), **sample(process)})
