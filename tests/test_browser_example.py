@@ -61,7 +61,7 @@ def page() -> Iterator[Page]:
 
 
 def seen(page: Page, content: bytes, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns mask and labels [H, W] and the squeezed picture [128, 128, 3], as the browser has them."""
+    """Returns mask and labels [H, W] and the squeezed picture [S, S, 3], as the browser has them."""
     found = page.evaluate(
         """async ([content, name]) => {
             const { load, pixels, segment, squeezed } = await import("./segment.js");
@@ -71,34 +71,36 @@ def seen(page: Page, content: bytes, model: str) -> tuple[np.ndarray, np.ndarray
             const model = await load(name);
             const { mask, labels } = await segment(model, photo);
             const text = (values) => btoa(values.reduce((all, value) => all + String.fromCharCode(value), ""));
-            return [photo.height, photo.width, text(mask), text(labels), text(squeezed(photo, model.size))];
+            return [photo.height, photo.width, text(mask), text(labels), text(squeezed(photo, model.size)), model.size];
         }""",
         [base64.b64encode(content).decode(), model],
     )
-    height, width, *arrays = found
+    height, width, *arrays, side = found
     mask, labels, squeezed = (np.frombuffer(base64.b64decode(array), np.uint8) for array in arrays)
-    return mask.reshape(height, width), labels.reshape(height, width), squeezed.reshape(128, 128, 3)
+    return mask.reshape(height, width), labels.reshape(height, width), squeezed.reshape(side, side, 3)
 
 
 @pytest.mark.parametrize("model", ["unet_small", "segnet_small"])
 def test_the_masks_of_the_sample_are_python_s(page, model):
     mask, labels, squeezed = seen(page, CAT.read_bytes(), model)
-    found = Segmenter(model)(CAT)
-    assert np.array_equal(squeezed, Photo(CAT).squeezed(128))
+    segmenter = Segmenter(model)
+    found = segmenter(CAT)
+    assert np.array_equal(squeezed, Photo(CAT).squeezed(segmenter.size))
     assert np.array_equal(mask, found.mask)
     assert np.array_equal(np.array([2, 1, 3])[labels], found.trimap)
 
 
-@pytest.mark.parametrize("size", [(1000, 777), (100, 60), (60, 100), (128, 128), (1153, 385), (385, 1153), (40, 900)])
+@pytest.mark.parametrize("size", [(1000, 777), (100, 60), (60, 100), (160, 160), (1153, 385), (385, 1153), (40, 900)])
 def test_resizing_is_pillow_s_to_the_bit(page, size):
     """Larger, smaller, equal, narrow; with and without the boxes that come before."""
-    if size[1] > max(size[0], 128) and int(PIL.__version__.partition(".")[0]) < 13:
+    side = Segmenter("unet_small").size
+    if size[1] > max(size[0], side) and int(PIL.__version__.partition(".")[0]) < 13:
         pytest.skip("before version 13 Pillow took another order for what is high")
     with Image.open(CAT) as cat:
         stream = BytesIO()
         cat.resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
     _, _, squeezed = seen(page, stream.getvalue(), "unet_small")
-    assert np.array_equal(squeezed, Photo(stream.getvalue()).squeezed(128))
+    assert np.array_equal(squeezed, Photo(stream.getvalue()).squeezed(side))
 
 
 def test_the_page_shows_the_sample_and_the_webcam(page):
