@@ -73,7 +73,8 @@ class DataConfig(StrictConfig):
     size: Annotated[int, Field(ge=16, le=2048)] = 128
     """Side in pixels of the square that pictures are resized to."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training pictures that train, each breed in proportion; a smaller share lies within a larger one."""
+    """Share of the training pictures that train, each breed in proportion, drawn by `train.seed`; a smaller share lies
+    within a larger one of the same seed."""
 
 
 class AugmentConfig(StrictConfig):

@@ -174,7 +174,7 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
     task = get_task(config.data.task, config.data.border)
     names = split_names(list(prepared.all_listed), prepared.all_listed, config.data.protocol)
     if config.data.fraction < 1:
-        names["train"] = training_part(names["train"], config.data.fraction)
+        names["train"] = training_part(names["train"], config.data.fraction, seed=config.train.seed)
     # copy-on-write: torch wants writable memory, the cache stays as it is and is paged in as it is used
     images = torch.from_numpy(np.load(prepared.folder / "images.npy", mmap_mode="c"))
     labels = torch.from_numpy(task_labels(prepared, task))

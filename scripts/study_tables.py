@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmark_tables import markdown
 
-from petseg.report.study import Names, read_findings
+from petseg.report.study import Names, read_findings, total_words
 from petseg.report.study_plots import scored
 from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points
 
@@ -193,4 +193,4 @@ def where(findings: Mapping[str, Any]) -> str:
         for machine in training["machines"]
     )
     runs = plural(findings["runs"].get("finished", 0), "run")
-    return f"{runs}, {duration(training['seconds'])} of training{': ' if machines else ''}{machines}."
+    return f"{runs}, {total_words(training)}{': ' if machines else ''}{machines}."

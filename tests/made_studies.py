@@ -90,6 +90,7 @@ def make_study(
         "costs": {run.key: made_cost(run.config.model, run.config.data.size) for run in found},
         "latency_environment": {"engine": "ONNX Runtime, one thread, batch 1, float32", "processor": "made"},
         "tuned": TUNED,
+        "at_once": [1, 2],
         "runs": [],
     }
     for run in found:

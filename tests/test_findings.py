@@ -119,6 +119,12 @@ def test_what_is_lost_at_the_other_s_best_setting(findings: dict[str, Any], whol
     assert lost["segnet"]["points"] == pytest.approx(cells["segnet", 1e-3, 0.3] - cells["segnet", 4e-3, 0.05], abs=2e-4)
     assert tuning["more_lost"]["points"] == pytest.approx(lost["segnet"]["points"] - lost["unet"]["points"], abs=2e-4)
     assert tuning["verdict"] == "held"
+    assert not any("the grid's last" in told for told in tuning_words(findings))
+    best = {"unet": {"learning_rate": 8e-3, "warmup": 0.05}, "segnet": {"learning_rate": 5e-4, "warmup": 0.3}}
+    assert tuning_words(findings | {"tuning": tuning | {"best": best}})[:2] == [
+        "U-Net's best rate, 0.008, is the grid's last: a higher one may be better.",
+        "SegNet's best rate, 0.0005, is the grid's last: a lower one may be better.",
+    ]
     assert re.fullmatch(
         r"At SegNet's best setting U-Net loses \d\.\d points of mIoU on validation "
         r"\(95 % interval −?\d\.\d to \d\.\d; one seed\)\.",
@@ -259,7 +265,7 @@ def test_a_run_that_diverged_is_a_result(tmp_path: Path, whole: Path) -> None:
     folder = make_study(tmp_path / "diverged")
     manifest = read_json(folder / "study.json")
     for run in manifest["runs"]:
-        if {"experiment": "batch_norm", "arm": "segnet/off", "seed": 1} in run["rows"] or (
+        if {"experiment": "batch_norm", "arm": "unet/off", "seed": 1} in run["rows"] or (
             {"experiment": "tuning", "arm": "segnet/0.004-0.05", "seed": 0} in run["rows"]
         ):
             run["state"] = "diverged"
@@ -267,11 +273,31 @@ def test_a_run_that_diverged_is_a_result(tmp_path: Path, whole: Path) -> None:
     write_json(folder / "study.json", manifest)
     found = find(folder)
     assert found["runs"] == {"finished": len(manifest["runs"]) - 2, "diverged": 2}
-    assert missing_words(found) == ["Batch normalisation on and off: SegNet, off: diverged with seed 1."]
-    assert contrast(found, "batch_norm", "segnet/on", "segnet/off")["seeds"] == [0, 2]
+    off = contrast(found, "batch_norm", "unet/on", "unet/off")
+    sentence = Names(experiment(found, "batch_norm"), found["models"]).sentence(off)
+    assert sentence.endswith("(2 of 3 seeds; “off” diverged in 1 of 3 seeds).")
+    assert {claim["verdict"] for claim in off["expected"]} == {"open"}
+    assert missing_words(found) == ["Batch normalisation on and off: U-Net, off: diverged with seed 1."]
+    assert contrast(found, "batch_norm", "unet/on", "unet/off")["seeds"] == [0, 2]
     assert tuning_words(found)[1] == "At U-Net's best setting SegNet diverges."
     assert found["tuning"]["verdict"] == "held"
     assert "diverged" in Page(render_study(found)).text
+
+
+def test_an_arm_that_diverges_in_every_seed_has_lost(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "diverged")
+    manifest = read_json(folder / "study.json")
+    for run in manifest["runs"]:
+        if any((row["experiment"], row["arm"]) == ("batch_norm", "unet/off") for row in run["rows"]):
+            run["state"] = "diverged"
+            write_json(folder / "runs" / run["name"] / "diverged.json", {"reason": "not a number"})
+    write_json(folder / "study.json", manifest)
+    found = find(folder)
+    lost = contrast(found, "batch_norm", "unet/on", "unet/off")
+    assert [claim["verdict"] for claim in lost["expected"]] == ["held"]
+    names = Names(experiment(found, "batch_norm"), found["models"])
+    assert names.sentence(lost) == "U-Net: “on” against “off”: “off” diverged in every seed."
+    assert "“off” diverged in every seed" in Page(render_study(found)).text
 
 
 # Files

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from petseg.config import DataConfig, RunConfig
+from petseg.config import DataConfig, RunConfig, TrainConfig
 from petseg.data.cache import Prepared, open_data
 from petseg.data.oxford_pets import (
     Pet,
@@ -312,6 +312,15 @@ def test_a_smaller_fraction_lies_within_a_larger_one(listed):
 
 def test_a_fraction_of_few_pictures_keeps_two():
     assert len(training_part(["pug_1", "pug_2", "pug_3"], 0.01)) == 2
+
+
+def test_each_seed_draws_its_own_fraction(prepared):
+    data = DataConfig(size=32, fraction=0.5)
+    first, second, again = (
+        load_splits(prepared, RunConfig(data=data, train=TrainConfig(seed=seed)), torch.device("cpu"))["train"].rows
+        for seed in (0, 1, 0)
+    )
+    assert first.tolist() == again.tolist() != second.tolist()
 
 
 def test_training_on_a_fraction_leaves_validation_and_test_alone(prepared):

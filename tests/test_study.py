@@ -225,8 +225,28 @@ def test_two_runs_at_a_time_give_the_same(whole: Path, recipe: Path, pets_folder
     manifest = run_study(study, tmp_path / "two", pets_folder, prepared, at_once=2, tell=tell)
     assert max(at_once) == 2
     assert [status.words[0] for status in told if status.run_ended] == ["1", "2", "3", "4", "5"]
+    assert manifest["at_once"] == [2]
     assert [run["state"] for run in manifest["runs"]] == [run["state"] for run in read_manifest(whole)["runs"]]
     assert results(tmp_path / "two") == results(whole)
+
+
+def test_a_run_that_fails_stops_no_other(whole: Path, recipe: Path, pets_folder: Path, tmp_path: Path) -> None:
+    known = [run for run in read_manifest(whole)["runs"] if run["rows"][0]["experiment"] != "size"]
+    folder = part(whole, tmp_path / "failing", [run["name"] for run in known])
+    study = load_study(str(recipe))
+    prepared = {size: prepare(pets_folder, size) for size in sizes(study)}
+    lost = next(run["name"] for run in read_manifest(whole)["runs"] if run["rows"][0]["arm"] == "segnet/parameters")
+    (folder / "runs" / lost).write_text("no folder")
+    with pytest.raises(
+        PetsegError, match=rf"^run {lost}: .*\(the same command tries again, from the last whole epoch\)$"
+    ):
+        run_study(study, folder, pets_folder, prepared)
+    states = {run["name"]: run["state"] for run in read_manifest(folder)["runs"]}
+    assert states.pop(lost) == "missing"
+    assert set(states.values()) == {"finished", "diverged"}
+    (folder / "runs" / lost).unlink()
+    run_study(study, folder, pets_folder, prepared)
+    assert results(folder) == results(whole)
 
 
 def test_a_finished_study_makes_nothing_again(whole: Path, recipe: Path, pets_folder: Path) -> None:
@@ -315,6 +335,9 @@ def test_expectations_may_not_change_after_the_runs(whole: Path, recipe: Path, t
     changed = tmp_path / "changed.toml"
     changed.write_text(TINY.replace("skips = none", "skips > none"), encoding="utf-8")
     with pytest.raises(PetsegError, match=r"'skips': its `expected` changed after runs were made; .*restore"):
+        open_study(load_study(str(changed)), whole)
+    changed.write_text(TINY.replace("the larger rate diverges", "it does not"), encoding="utf-8")
+    with pytest.raises(PetsegError, match=r"study: tuning: what was expected changed after runs were made; .*restore"):
         open_study(load_study(str(changed)), whole)
 
 
@@ -407,10 +430,10 @@ def test_the_shipped_study() -> None:
 def test_the_order_is_tuning_then_seed_by_seed() -> None:
     rows = [run.rows[0] for run in plan(load_study("study"), {}, {})]
     order = [row.experiment for row in rows]
-    assert order[:16] == ["tuning"] * 16
+    assert order[:20] == ["tuning"] * 20
     main = [row.seed for row in rows if row.experiment == "main"]
     assert main == sorted(main)
-    assert order.index("mechanism") == 16 + len(main)
+    assert order.index("mechanism") == 20 + len(main)
 
 
 def test_tuned_settings_go_to_the_model_that_they_were_found_for() -> None:
@@ -421,7 +444,9 @@ def test_tuned_settings_go_to_the_model_that_they_were_found_for() -> None:
     }
     for run in plan(study, {}, best):
         if run.rows[0].experiment != "tuning":
-            assert run.config.train.learning_rate == best[run.config.model.name]["learning_rate"]
+            own = best[run.config.model.name]["learning_rate"]
+            rates = {1e-3 if row.arm.endswith("off_low") else own for row in run.rows}
+            assert rates == {run.config.train.learning_rate}
             assert run.config.train.warmup == best[run.config.model.name]["warmup"]
             assert "tuning" not in run.waits
 

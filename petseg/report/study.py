@@ -135,14 +135,20 @@ class Names:
     def sentence(self, finding: Finding) -> str:
         """Returns what a contrast shows, or that its runs are missing."""
         where, left, right = self.pair(finding["left"], finding["right"])
+        wanted, had = len(self.experiment["seeds"]), len(finding["seeds"])
+        seeds, called = plural(wanted, "seed"), {finding["left"]: left, finding["right"]: right}
+        diverged = " and ".join(
+            f"{called[arm]} diverged in {'every seed' if count == wanted else f'{count} of {seeds}'}"
+            for arm, count in finding.get("diverged", {}).items()
+        )
         if "points" not in finding:
-            told = f"{left} against {right}: not run yet"
+            told = f"{left} against {right}: {diverged or 'not run yet'}"
         else:
             told = lead_words(finding, left, right)
-            wanted, had = len(self.experiment["seeds"]), len(finding["seeds"])
-            told += (
-                f" ({had} of {plural(wanted, 'seed')} so far)" if had < wanted else " (one seed)" if had == 1 else ""
-            )
+            if had < wanted:
+                told += f" ({had} of {seeds}{f'; {diverged}' if diverged else ' so far'})"
+            elif had == 1:
+                told += " (one seed)"
         told = f"{where}: {told}" if where else told
         return f"{told[0].upper()}{told[1:]}."
 
@@ -164,10 +170,23 @@ def _variant(arm: str) -> str:
     return arm.partition("/")[2]
 
 
+def total_words(training: Mapping[str, Any]) -> str:
+    """Returns how long the runs took, one after the other or several at a time."""
+    at_once = training["at_once"]
+    together = f", up to {at_once} runs at a time on the same cores" if at_once > 1 else ""
+    return f"{tables.duration(training['seconds'])} of training{together}"
+
+
 def tuning_words(findings: Mapping[str, Any]) -> list[str]:
-    """Returns what each model loses at the other's best setting."""
+    """Returns whose best rate is the grid's last, and what each model loses at the other's best setting."""
     tuning, models = findings["tuning"], findings["models"]
     told = []
+    rates = [cell["learning_rate"] for cell in tuning["cells"]]
+    for model, best in tuning["best"].items():
+        rate = best["learning_rate"]
+        if rate in (min(rates), max(rates)):
+            beyond = "higher" if rate == max(rates) else "lower"
+            told.append(f"{models[model]}'s best rate, {rate:g}, is the grid's last: a {beyond} one may be better.")
     for model, lost in tuning["at_the_other_s_best"].items():
         other = next(models[name] for name in tuning["at_the_other_s_best"] if name != model)
         if lost is None:
@@ -422,7 +441,7 @@ def render_study(findings: Mapping[str, Any]) -> str:
         verdict=VERDICTS.get((findings["tuning"] or {}).get("verdict") or "", ""),
         robustness=_robustness(findings),
         honesty=_honesty(findings),
-        total=tables.duration(training["seconds"]),
+        total=total_words(findings["training"]),
         machines=[flatten(machine) for machine in training["machines"]],
         latency_environment=flatten(findings["latency_environment"] or {}),
         settings=flatten(findings["settings"]),

@@ -302,7 +302,11 @@ def _contrasts(results: Results, experiment: Experiment, split: str) -> Iterator
         if any(run.name == other.name for seed, run in arms[0].items() if (other := arms[1].get(seed)) is not None):
             continue  # the same run under two names
         seeds, (first, second) = stacked(results, arms, split)
-        found: dict[str, Any] = {"left": left, "right": right, "metric": metric, "seeds": seeds}
+        diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in (left, right)}
+        found: dict[str, Any] = {
+            **{"left": left, "right": right, "metric": metric, "seeds": seeds},
+            "diverged": {arm: count for arm, count in diverged.items() if count},
+        }
         if seeds:
             classes = list(arms[0][seeds[0]].scores(split)["iou"])
             found |= compare(first, second, _scoring(metric, classes))
@@ -611,6 +615,9 @@ def _verdicts(
             low, high = finding["low"], finding["high"]
             ends = (low, high) if claim.left == left else (-high, -low)
             known = verdict(*ends, equal=claim.equal, by=claim.points)
+        diverged = [finding.get("diverged", {}).get(arm) == len(experiment.seeds) for arm in (claim.left, claim.right)]
+        if any(diverged) and not all(diverged):  # in every seed: it has no score, and lost
+            known = "held" if diverged[1] and not claim.equal else "did not hold"
         found.append({"text": claim.text, "verdict": known})
     return found
 
@@ -619,7 +626,7 @@ def _verdicts(
 
 
 def _training(results: Results) -> dict[str, Any]:
-    """Returns how long all runs took and on what, each kind of machine once."""
+    """Returns how long all runs took, how many at a time, and on what, each kind of machine once."""
     seconds = 0.0
     machines: dict[str, dict[str, Any]] = {}
     for run in results.all_runs():
@@ -629,4 +636,5 @@ def _training(results: Results) -> dict[str, Any]:
             machine = {key: run.environment.get(key) for key in keys}
             known = machines.setdefault(str(machine), {**machine, "runs": 0})
             known["runs"] += 1
-    return {"seconds": _round(seconds), "machines": list(machines.values())}
+    at_once = max(results.manifest["at_once"], default=1)
+    return {"seconds": _round(seconds), "at_once": at_once, "machines": list(machines.values())}

@@ -144,7 +144,7 @@ def time_shapes(num_classes: int, size: int) -> Measure:
 
 
 def measure_onnx_latencies(
-    shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, *, repeats: int = REPEATS
+    shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, *, repeats: int = 200
 ) -> dict[str, Latency]:
     """Returns each shape's latency in ONNX Runtime for one picture on one thread, probabilities out.
 

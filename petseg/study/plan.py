@@ -115,20 +115,20 @@ def _arm_config(
 ) -> tuple[RunConfig, str]:
     """Returns an arm's config, and what it still waits for ("" for nothing)."""
     model = arm.partition("/")[0]
-    changes: list[Mapping[str, Any]] = []
+    known: dict[str, Mapping[str, Any]] = {}
     waits = []
     if matched_to(experiment, arm) is not None:
         key = match_key(experiment, arm)
         if key in matches:
-            changes.append({"model": matches[key]["model"]})
+            known["matched"] = matches[key]["model"]
         else:
             waits.append(f"the shape of {key}")
     if experiment.tuned:
         if model in tuned:
-            changes.append({"train": {name: tuned[model][name] for name in ("learning_rate", "warmup")}})
+            known["tuned"] = {name: tuned[model][name] for name in ("learning_rate", "warmup")}
         else:
             waits.append(f"the tuning of {model}")
-    return plain(study.arm_config(experiment, arm, seed, changes)), " and ".join(waits)
+    return plain(study.arm_config(experiment, arm, seed, **known)), " and ".join(waits)
 
 
 def match_key(experiment: Experiment, arm: str) -> str:

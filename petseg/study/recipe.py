@@ -69,7 +69,7 @@ class Experiment(StrictConfig):
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
     models: Models = ("unet", "segnet")
     tuned: bool = False
-    """Take each model's best learning rate and warm-up of the tuning grid."""
+    """Take each model's best learning rate and warm-up of the tuning grid, where a variant does not give its own."""
     test: bool = False
     """Score the test split too."""
     curve: Literal["latency", "pictures"] | None = None
@@ -136,9 +136,15 @@ class Study(StrictConfig):
         return validated(RunConfig, tree, source=source)
 
     def arm_config(
-        self, experiment: Experiment, arm: str, seed: int = 0, changes: Iterable[Mapping[str, Any]] = ()
+        self,
+        experiment: Experiment,
+        arm: str,
+        seed: int = 0,
+        *,
+        tuned: Mapping[str, Any] | None = None,
+        matched: Mapping[str, Any] | None = None,
     ) -> RunConfig:
-        """Returns an arm's config: the experiment's fields, its variant's, then `changes`.
+        """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape found for it.
 
         Raises:
             PetsegError: as `config`.
@@ -146,7 +152,8 @@ class Study(StrictConfig):
         model, _, name = arm.partition("/")
         variant = experiment.variants[name]
         own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]  # type: ignore[call-overload]
-        return self.config(model, seed, [*own, *changes], source=f"study: experiment {experiment.name!r}: {arm}")
+        changes = [{"train": tuned or {}}, *own, {"model": matched or {}}]
+        return self.config(model, seed, changes, source=f"study: experiment {experiment.name!r}: {arm}")
 
 
 @dataclass(frozen=True)

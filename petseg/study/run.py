@@ -44,7 +44,7 @@ from petseg.study.plan import (
     tuning_outcome,
 )
 from petseg.study.recipe import Experiment, Study, matched_to
-from petseg.study.results import DIVERGED, MANIFEST, ROBUSTNESS, read_manifest
+from petseg.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUNING, read_manifest
 from petseg.train import (
     PREVIOUS_RESUME,
     RESUME,
@@ -55,6 +55,9 @@ from petseg.train import (
     load_splits,
     train,
 )
+
+MOST_FAILURES = 3
+"""After which a study stops: what failed so often is not the run."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,15 @@ def open_study(study: Study, folder: Path) -> dict[str, Any]:
                     f"study: experiment {name!r}: its `expected` changed after runs were made; an expectation stands "
                     "before its result: restore it, or choose another folder with --out"
                 )
-        for part in ("robustness", "honesty"):
-            recheck, before = getattr(study, part), manifest["recipe"].get(part)
-            if recheck and before and recheck.experiment in made and before["expected"] != list(recheck.expected):
-                raise PetsegError(
-                    f"study: {part}: its `expected` changed after runs were made; an expectation stands before its "
-                    "result: restore it, or choose another folder with --out"
-                )
+        for part in ("tuning", "robustness", "honesty"):
+            now, before = (study.model_dump(mode="json")[part], manifest["recipe"].get(part))
+            if now and before and now.get("experiment", TUNING) in made:
+                told = [{name: recipe.get(name) for name in ("expected", "loses_more")} for recipe in (now, before)]
+                if told[0] != told[1]:
+                    raise PetsegError(
+                        f"study: {part}: what was expected changed after runs were made; an expectation stands before "
+                        "its result: restore it, or choose another folder with --out"
+                    )
     manifest |= {"petseg": __version__, "title": study.title, "recipe": study.model_dump(mode="json")}
     empty: dict[str, Any] = {
         "data": None,
@@ -138,6 +143,7 @@ def open_study(study: Study, folder: Path) -> dict[str, Any]:
         "costs": {},
         "latency_environment": None,
         "tuned": {},
+        "at_once": [],
         "runs": [],
     }
     return manifest | {name: manifest.get(name, nothing) for name, nothing in empty.items()}
@@ -190,7 +196,8 @@ def run_study(
         tell: called often.
 
     Raises:
-        PetsegError: as `open_study`; other pictures than the folder's; no shape of equal cost; or a run failed.
+        PetsegError: as `open_study`; other pictures than the folder's; no shape of equal cost; or runs failed. The
+            others are made first, unless `MOST_FAILURES` failed.
     """
     tell = tell or (lambda status: None)
     manifest = open_study(study, folder)
@@ -198,23 +205,31 @@ def run_study(
     _write(study, manifest, folder)
     _find_matches(study, manifest, folder, shard, tell)
     _count_costs(study, manifest, folder, shard, tell)
+    manifest["at_once"] = sorted({*manifest["at_once"], at_once})
     jobs: list[_Job] = []
+    failed: dict[str, str] = {}
     try:
-        while True:
+        while len(failed) < MOST_FAILURES:
             manifest["tuned"] = tuning_outcome(study, folder)
             _write(study, manifest, folder)
             mine = [run for run in planned(study, manifest) if shard.holds(run)]
             states = {run.name: state(folder, run) for run in mine}
-            started = {job.run.name for job in jobs}
-            todo = [run for run in mine if states[run.name] == "missing" and run.name not in started]
+            taken = {*failed, *(job.run.name for job in jobs)}
+            todo = [run for run in mine if states[run.name] == "missing" and run.name not in taken]
             jobs += [_start(run, folder, data, device, at_once) for run in todo[: at_once - len(jobs)]]
             if not jobs:
                 break
             known = pace(study, manifest, folder)
-            jobs.remove(_follow(jobs, {run: known.seconds(run) for run in mine}, states, at_once, tell))
+            ended = _follow(jobs, {run: known.seconds(run) for run in mine}, states, at_once, tell)
+            jobs.remove(ended)
+            if ended.failure:
+                failed[ended.run.name] = ended.failure
     finally:
         for job in jobs:
             job.stop()
+    if failed:
+        told = "; ".join(f"run {name}: {why}" for name, why in failed.items())
+        raise PetsegError(f"{told} (the same command tries again, from the last whole epoch)")
     _refuse_hopeless(study, folder)
     return manifest
 
@@ -233,28 +248,24 @@ class _Job:
     share: float = 0.0
     """Done, 0 to 1."""
     words: str = ""
+    failure: str = ""
+    """Why it ended without a result."""
 
     def listen(self) -> bool:
-        """Waits for the process's next word; returns whether the run has ended.
-
-        Raises:
-            PetsegError: the run's own, or its process was killed.
-        """
+        """Waits for the process's next word; returns whether the run has ended, or failed."""
         try:
             kind, *message = self.receiver.recv()
         except EOFError:
             self.process.join()
-            raise PetsegError(
-                f"run {self.run.name}: its process ended with exit code {self.process.exitcode} (out of memory?); the "
-                "same command goes on after its last whole epoch"
-            ) from None
+            kind, message = "error", [f"its process ended with exit code {self.process.exitcode} (out of memory?)"]
         if kind == "progress":
             self.share, self.words = message
             return False
         self.process.join()
         if kind == "error":
-            raise PetsegError(f"run {self.run.name}: {message[0]}")
-        self.share, self.words = 1.0, _outcome(self.place)
+            self.failure = self.words = message[0]
+        else:
+            self.share, self.words = 1.0, _outcome(self.place)
         return True
 
     def stop(self) -> None:
@@ -528,6 +539,7 @@ def collect(study: Study, folder: Path, shards: Sequence[Path]) -> dict[str, Any
             if "latency_ms" not in manifest["costs"].get(key, {}):
                 manifest["costs"][key] = cost
         manifest["latency_environment"] = manifest["latency_environment"] or theirs["latency_environment"]
+        manifest["at_once"] = sorted({*manifest["at_once"], *theirs["at_once"]})
     folder.mkdir(parents=True, exist_ok=True)
     for _ in range(2):  # tuning first: it tells which the other runs are
         for run in planned(study, manifest):
