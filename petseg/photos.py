@@ -23,8 +23,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", "
 Source = str | os.PathLike[str] | bytes | Image.Image | UInt8
 """A path, an encoded file, a PIL image, or uint8 [H, W, 3] RGB."""
 
+ORIENTATION, STORED_WIDTH = 0x0112, 0x0100
+"""Tags of EXIF, which are TIFF's own."""
+
 TURNED = (5, 6, 7, 8)
-"""EXIF orientations that swap height and width."""
+"""Orientations that swap height and width."""
 
 
 class Photo:
@@ -38,18 +41,14 @@ class Photo:
         self.name = name or (str(source) if isinstance(source, str | os.PathLike) else "image")
         """How errors call it."""
         self._kept = self._keep(source)
-        self.notes: tuple[str, ...] = ()
-        """What a user should know: of an animation, that its first frame is used."""
         try:
             with self._open() as opened:
                 check_pixels(opened)
-                turned = opened.getexif().get(0x0112, 1) in TURNED
+                turned = opened.getexif().get(ORIENTATION, 1) in TURNED and not _turned_already(opened)
                 self.size = (opened.height, opened.width) if not turned else (opened.width, opened.height)
                 """Height and width."""
-                # MPO is a JPEG with the camera's own preview behind it, no animation
-                frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
-                if frames > 1:
-                    self.notes = (f"{frames} frames, the first one is used",)
+                self.notes = _frames_told(source if isinstance(source, Image.Image) else opened)
+                """What a user should know: of an animation, that its first frame is used."""
         except UNREADABLE as error:
             raise self._unreadable(error) from None
 
@@ -119,6 +118,18 @@ class Photo:
         if isinstance(error, UnidentifiedImageError):
             told = "not an image that can be read"
         return PetsegError(f"{self.name}: cannot be decoded ({told})")
+
+
+def _turned_already(opened: Image.Image) -> bool:
+    """Returns whether Pillow has swapped height and width at opening, as newer versions do of a TIFF."""
+    return opened.format == "TIFF" and opened.width != opened.getexif().get(STORED_WIDTH, opened.width)
+
+
+def _frames_told(opened: Image.Image) -> tuple[str, ...]:
+    # MPO is a JPEG with the camera's own preview behind it, no animation
+    frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
+    # who gives a PIL image at a later frame means that one
+    return (f"{frames} frames, the first one is used",) if frames > 1 and opened.tell() == 0 else ()
 
 
 def to_srgb(image: Image.Image) -> Image.Image:

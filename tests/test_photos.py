@@ -37,7 +37,7 @@ def test_a_lossless_file_gives_its_pixels(kind):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_rotation_is_applied(kind, orientation):
     """Black above, white below, red at the left: after turning, Pillow's own answer for each part."""
     upright = Image.new("RGB", (64, 96), "white")
@@ -47,6 +47,7 @@ def test_exif_rotation_is_applied(kind, orientation):
     photo = Photo(encoded(stored, kind, exif=exif(orientation)))
     assert photo.size == (96, 64)
     shown = np.asarray(photo.whole()).astype(int)
+    assert shown.shape[:2] == photo.size
     assert np.abs(shown - np.asarray(upright)).mean() < 3
     squeezed = photo.squeezed(32)
     assert squeezed[:12].mean() < 20
