@@ -12,7 +12,21 @@ Names are imported when they are first used: importing this package imports neit
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers alone, which cannot follow `__getattr__`
+    from petseg.config import Recipe as Recipe
+    from petseg.config import load_recipe as load_recipe
+    from petseg.cost import count_cost as count_cost
+    from petseg.data.cache import prepare as prepare
+    from petseg.errors import PetsegError as PetsegError
+    from petseg.evaluate import evaluate_run as evaluate_run
+    from petseg.export import export_run as export_run
+    from petseg.models import build_model as build_model
+    from petseg.predict import Segmentation as Segmentation
+    from petseg.predict import Segmenter as Segmenter
+    from petseg.report import write_report as write_report
+    from petseg.stats import paired_bootstrap as paired_bootstrap
 
 __version__ = "0.1.0"
 

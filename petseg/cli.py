@@ -442,12 +442,15 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON a photo; write files only where --only names them.")
     ] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average with the mirrored photo: twice the time, a little better.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip photos whose files are all there.")] = False,
 ) -> None:
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
     import warnings
 
-    from petseg.outputs import chosen_kinds, make_folder, plan, predict_job, predict_jobs, remove_halves
+    from petseg.outputs import check_folders, chosen_kinds, plan, predict_job, predict_jobs, remove_halves
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in pictures that decode
     kinds = chosen_kinds(only or ()) if only or not as_json else ()
@@ -456,16 +459,16 @@ def predict(
     if photos == ["-"]:
         if out is not None or resume or len(kinds) + as_json != 1:
             raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
-        _predict_stdin(_segmenter(model, run, photos=1), kinds)
+        _predict_stdin(_segmenter(model, run, flip, photos=1), kinds)
         return
     jobs = plan([Path(photo) for photo in photos], kinds, out)
     if resume:
         remove_halves(jobs)
         total, jobs = len(jobs), [job for job in jobs if not job.done()]
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
-    segmenter = _segmenter(model, run, photos=len(jobs))
-    if out is not None:
-        make_folder(out)
+    if kinds:
+        check_folders([out] if out is not None else [job.photo.parent for job in jobs])
+    segmenter = _segmenter(model, run, flip, photos=len(jobs))
     if len(photos) == 1 and not Path(photos[0]).is_dir():
         for job in jobs:
             outcome = predict_job(segmenter, job)
@@ -474,7 +477,7 @@ def predict(
             assert outcome.summary is not None, "no error, so it has one"
             print(_told(outcome.summary, as_json=as_json))
         return
-    failed, empty = [], 0
+    failed, noted, empty = [], [], 0
     with _bar() as advance:
         for done, outcome in enumerate(predict_jobs(segmenter, jobs), start=1):
             if outcome.summary is None:
@@ -483,9 +486,13 @@ def predict(
                 empty += not outcome.summary["pet"]
                 if as_json:
                     print(_told(outcome.summary, as_json=True))
+                elif outcome.summary["notes"] or not outcome.summary["pet"]:
+                    noted.append(_told(outcome.summary, as_json=False))
             advance(f"predict with {segmenter.name}", done, len(jobs))
     for told in failed:
         print(f"petseg: {told}", file=sys.stderr)
+    for told in noted:
+        print(told)
     if not as_json:
         print(
             f"{len(jobs)} photos: {len(jobs) - len(failed) - empty} with a pet, {empty} without, {len(failed)} failed"
@@ -654,7 +661,7 @@ def _size(size: int) -> int:
     return validated(DataConfig, {"size": size}, source="--size").size
 
 
-def _segmenter(model: str, run: Path | None, photos: int) -> Segmenter:
+def _segmenter(model: str, run: Path | None, flip: bool, photos: int) -> Segmenter:
     """Returns the model for so many photos: one takes all cores, several take one each."""
     from petseg.predict import Segmenter
     from petseg.runtimes import chosen_runtime
@@ -666,7 +673,7 @@ def _segmenter(model: str, run: Path | None, photos: int) -> Segmenter:
         from petseg.export import exported_run
 
         name = exported_run(run)
-    return Segmenter(name, threads=1 if photos > 1 else None, runtime=chosen_runtime(photos))
+    return Segmenter(name, threads=1 if photos > 1 else None, runtime=chosen_runtime(photos), flip=flip)
 
 
 def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...]) -> None:
@@ -677,6 +684,8 @@ def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...]) -> None:
     if not kinds:
         print(_told({"photo": "-", **found.summary()}, as_json=True))
         return
+    for told in (*(() if found.boxes else ("no pet found",)), *found.photo.notes):
+        print(f"petseg: stdin: {told}", file=sys.stderr)
     sys.stdout.buffer.write(encoded(found, kinds[0]))
 
 

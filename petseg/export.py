@@ -213,14 +213,17 @@ def _onnx_files(served: _Served, pictures: UInt8, fp16: bool) -> Iterator[onnx.M
 
 
 def exported_run(run: Path) -> Path:
-    """Returns RUN/model.onnx, exported at the first call and again when the run's weights have changed."""
+    """Returns RUN/model.onnx, exported at the first call and again when the run's weights or scores have changed."""
     out = run / "model.onnx"
     if out.is_file():
         with suppress(DecodeError, ValueError, KeyError, TypeError, OSError):  # damaged: exported again
             known = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
-            if _digest(run / known["weights"]) == known["weights_sha256"]:
+            if _digest(run / known["weights"]) == known["weights_sha256"] and known["scores"] == _scores(run):
                 return out
-    export_run(run, out)
+    try:
+        export_run(run, out)
+    except PetsegError:  # fp16 disagrees with torch; the reason of any other error comes again
+        export_run(run, out, fp16=False)
     return out
 
 
@@ -341,8 +344,6 @@ def _quiet() -> Iterator[None]:
 
 def _description(run: Path, config: RunConfig) -> dict[str, Any]:
     """Returns what a file says of itself beside its weights."""
-    stored = [run / "evaluations" / f"{split}.json" for split in ("test", "val")]
-    evaluation = next((runs.read_json(path) for path in stored if path.is_file()), {})
     return {
         "model": config.model.name,
         "title": TITLES[config.model.name],
@@ -350,11 +351,17 @@ def _description(run: Path, config: RunConfig) -> dict[str, Any]:
         "size": config.data.size,
         "preprocessing": "uint8 RGB [N, H, W, 3], squeezed to the square by antialiased bilinear resizing; "
         "normalisation is part of the graph",
-        "scores": {name: evaluation[name] for name in SCORES if name in evaluation},
+        "scores": _scores(run),
         "config": config.model_dump(),
         "environment": runs.read_json(run / "environment.json"),
         "licence": LICENCE,
     }
+
+
+def _scores(run: Path) -> dict[str, Any]:
+    stored = [run / "evaluations" / f"{split}.json" for split in ("test", "val")]
+    evaluation = next((runs.read_json(path) for path in stored if path.is_file()), {})
+    return {name: evaluation[name] for name in SCORES if name in evaluation}
 
 
 def _digest(path: Path) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -111,16 +112,20 @@ def remove_halves(jobs: Sequence[Job]) -> None:
         runs.remove_unfinished(folder, inside)
 
 
-def make_folder(out: Path) -> None:
-    """Makes the folder that files go to, before any photo is looked at.
+def check_folders(folders: Iterable[Path]) -> None:
+    """Checks that files can be written to folders, which need not be there yet, before any photo is looked at.
 
     Raises:
-        PetsegError: it cannot be made.
+        PetsegError: to one of them they cannot.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PetsegError(f"{out}: cannot be made ({error.strerror or error}); choose another with --out") from None
+    for folder in dict.fromkeys(folders):
+        try:
+            there = next(each for each in (folder, *folder.parents) if each.exists())
+            tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:
+            raise PetsegError(
+                f"{folder}: cannot be written to ({error.strerror or error}); choose another folder with --out"
+            ) from None
 
 
 def predict_jobs(segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKERS) -> Iterator[Outcome]:
@@ -145,12 +150,14 @@ def predict_job(segmenter: Segmenter, job: Job) -> Outcome:
                 contents = list(pool.map(partial(encoded, found), job.files))
         else:  # a pool would take longer than a mask
             contents = [encoded(found, kind) for kind in job.files]
-        for path, content in zip(job.files.values(), contents, strict=True):
-            runs.write_atomically(path, partial(Path.write_bytes, data=content))
+        writes = [partial(Path.write_bytes, data=content) for content in contents]
+        runs.write_together(dict(zip(job.files.values(), writes, strict=True)))
         files = {kind: str(path) for kind, path in job.files.items()}
         return Outcome(job, {"photo": str(job.photo), **found.summary(), "files": files}, None)
     except PetsegError as error:
         return Outcome(job, None, error)
+    except MemoryError:
+        return Outcome(job, None, PetsegError(f"{job.photo}: too large for this machine's memory; reduce it first"))
 
 
 def encoded(found: Segmentation, kind: str) -> bytes:

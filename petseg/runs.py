@@ -50,18 +50,31 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         PetsegError: the disk is full or the folder not writable; the old file is left as it was.
     """
-    unfinished = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    write_together({path: write})
+
+
+def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """As `write_atomically`, of several files: none is moved to its place before all are written.
+
+    Raises:
+        PetsegError: as `write_atomically`.
+    """
+    unfinished = {path: path.with_name(f".{path.name}.tmp{os.getpid()}") for path in files}
+    path = Path()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(unfinished)
-        unfinished.replace(path)
+        for path, write in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(unfinished[path])
+        for path, half in unfinished.items():
+            half.replace(path)
     except OSError as error:
         raise PetsegError(
             f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
         ) from None
     finally:
-        with suppress(OSError):  # never made, or the disk is gone
-            unfinished.unlink()
+        for half in unfinished.values():
+            with suppress(OSError):  # never made, or the disk is gone
+                half.unlink()
 
 
 def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:

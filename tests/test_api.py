@@ -21,6 +21,16 @@ from petseg.train import read_tensors
 PACKAGE = Path(petseg.__file__).parent
 
 
+def test_type_checkers_see_every_public_name() -> None:
+    """What `__getattr__` imports when it is asked for stands as an import for them too."""
+    tree = ast.parse(Path(petseg.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == petseg._HOME
+
+
 @pytest.mark.parametrize("name", [name for name in petseg.__all__ if name != "__version__"])
 def test_a_public_name_resolves_and_is_documented(name: str) -> None:
     assert getattr(petseg, name).__doc__

@@ -103,6 +103,13 @@ def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
     result = petseg("predict", "a.gif", cwd=tmp_path)
     assert result.returncode == 0
     assert "3 frames, the first one is used" in result.stdout
+    whole = petseg("predict", ".", "--only", "mask", cwd=tmp_path)
+    assert whole.stdout.splitlines() == [
+        "a.gif: no pet found; 3 frames, the first one is used; a.mask.png",
+        "1 photos: 0 with a pet, 1 without, 0 failed",
+    ]
+    told = piped((tmp_path / "a.gif").read_bytes(), "--only", "mask").stderr.decode().splitlines()
+    assert told == ["petseg: stdin: no pet found", "petseg: stdin: 3 frames, the first one is used"]
 
 
 def bad_files(folder: Path) -> None:
@@ -130,7 +137,9 @@ def bad_files(folder: Path) -> None:
         (["bomb.png"], "bomb.png: cannot be decoded (Image size (10000000000 pixels) exceeds limit"),
         (["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
         (["none"], "none: no images in this folder"),
-        (["good.png", "--out", "words.jpg"], "words.jpg: cannot be made"),
+        (["good.png", "--out", "words.jpg"], "words.jpg: cannot be written to (Not a directory)"),
+        (["words.jpg", "--out", "new"], "words.jpg: cannot be decoded"),
+        (["none/..", "--out", "/proc"], "/proc: cannot be written to"),
         (["good.png", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
         (["good.png", "--model", "nowhere.onnx"], "model nowhere.onnx: cannot be read"),
         (["good.png", "--only", "masks"], "--only 'masks' is unknown; choose one of: mask"),
@@ -144,9 +153,9 @@ def bad_files(folder: Path) -> None:
 )
 def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path):
     bad_files(tmp_path)
-    before = below(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
     assert message in one_line_error(petseg("predict", *arguments, cwd=tmp_path))
-    assert below(tmp_path) == before
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_without_torch_a_run_says_what_to_install(tmp_path):

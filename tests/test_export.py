@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -135,6 +136,30 @@ def test_a_file_that_disagrees_is_refused_with_the_difference(run, tmp_path, mon
     with pytest.raises(PetsegError, match=r"agrees with torch on [\d.]+ % of pixels .*nothing was written"):
         export_run(run, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_fp16_would_change_is_kept_in_fp32(run, tmp_path, monkeypatch):
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    (place / "model.onnx").unlink(missing_ok=True)
+    made = export.export_model
+
+    def refused(*arguments: Any, fp16: bool) -> dict[str, Any]:
+        if fp16:
+            raise PetsegError("agrees too little")
+        return made(*arguments, fp16=fp16)
+
+    monkeypatch.setattr(export, "export_model", refused)
+    assert Segmenter(exported_run(place)).card["fp16"] is False
+
+
+def test_an_exported_run_has_the_scores_of_today(run, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    shutil.rmtree(place / "evaluations", ignore_errors=True)
+    assert Segmenter(exported_run(place)).card["scores"] == {}
+    runs.write_json(place / "evaluations" / "val.json", {"split": "val", "images": 3, "miou": 0.5})
+    assert Segmenter(exported_run(place)).card["scores"]["miou"] == 0.5
 
 
 def test_an_exported_run_is_kept_until_its_weights_change(pets_folder, run):

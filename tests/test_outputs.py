@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import permutations
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from PIL import Image
 
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
-from petseg.outputs import ENDINGS, USUAL, chosen_kinds, encoded, make_folder, plan, predict_job, predict_jobs
-from petseg.predict import Segmenter
+from petseg.outputs import ENDINGS, USUAL, check_folders, chosen_kinds, encoded, plan, predict_job, predict_jobs
+from petseg.predict import Segmentation, Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +90,7 @@ def test_files_do_not_depend_on_workers(segmenter, tmp_path):
     for workers in (1, 4):
         list(predict_jobs(segmenter, plan([tmp_path / "in"], list(ENDINGS), tmp_path / str(workers)), workers))
     for name in below(tmp_path / "1"):
-        if not name.endswith(".json"):
-            assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
     assert len(below(tmp_path / "4")) == 4 * len(ENDINGS)
 
 
@@ -128,10 +128,36 @@ def test_predictions_are_never_taken_for_photos(segmenter, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_told(segmenter, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(PetsegError, match=r"file: cannot be made .*choose another with --out"):
-        make_folder(tmp_path / "file")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(PetsegError, match=r"file.*: cannot be written to .*choose another folder with --out"):
+            check_folders([tmp_path, folder])
+    check_folders([tmp_path / "not" / "yet"])
+    assert below(tmp_path) == {"file"}
+    assert not (tmp_path / "not").exists()
     (job,) = plan([pet(tmp_path / "a.jpg")], ["mask"], tmp_path / "file" / "deeper")
     outcome = predict_job(segmenter, job)
     assert "cannot be written" in str(outcome.error)
     assert outcome.summary is None
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_of_several_files_all_are_written_or_none(segmenter, tmp_path):
+    (job,) = plan([pet(tmp_path / "a.jpg")], ["mask", "cutout"], None)
+    job.files["mask"].write_bytes(b"before")
+    in_the_way = job.files["cutout"].with_name(f".{job.files['cutout'].name}.tmp{os.getpid()}")
+    in_the_way.mkdir()
+    assert "a.cutout.png: cannot be written" in str(predict_job(segmenter, job).error)
+    assert below(tmp_path) == {"a.jpg", "a.mask.png"}
+    assert job.files["mask"].read_bytes() == b"before"
+
+
+def test_a_photo_too_large_for_the_memory_is_told(segmenter, tmp_path, monkeypatch):
+    def no_room(self: Segmentation) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Segmentation, "cutout", no_room)
+    (job,) = plan([pet(tmp_path / "a.jpg")], USUAL, None)
+    assert str(predict_job(segmenter, job).error).endswith(
+        "a.jpg: too large for this machine's memory; reduce it first"
+    )
+    assert below(tmp_path) == {"a.jpg"}

@@ -43,6 +43,12 @@ def seen(
     return Segmentation((probabilities / probabilities.sum(axis=0)).astype(np.float32), classes, photo)
 
 
+def merged(found: Segmentation) -> torch.Tensor:
+    """Pet, background, border [3, h, w], of whatever classes."""
+    of = dict(zip(found.classes, torch.from_numpy(found.probabilities), strict=True))
+    return torch.stack([of["pet"] if "pet" in of else of["cat"] + of["dog"], of["background"], of["border"]])
+
+
 def squares(*places: tuple[slice, slice]) -> np.ndarray:
     """Probabilities [3, 20, 20]: pet in each place, background elsewhere."""
     probabilities = np.full((3, 20, 20), 0.05)
@@ -90,7 +96,7 @@ def test_shipped_models_take_at_most_40_mb():
 def test_the_mask_is_where_pet_is_likelier_than_background(segmenter):
     for picture in PICTURES:
         found = segmenter(picture)
-        logits = upsample(torch.from_numpy(found.probabilities).log(), found.size).numpy()
+        logits = upsample(merged(found).log(), found.size).numpy()
         assert ((found.mask == 255) == (logits[0] > logits[1])).mean() > 0.9999
         assert set(np.unique(found.mask)) <= {0, 255}
 
@@ -99,7 +105,7 @@ def test_the_trimap_is_what_evaluation_scores(segmenter):
     """Enlarged log-probabilities differ from enlarged logits by the same number in every class."""
     for picture in PICTURES:
         found = segmenter(picture)
-        labels = upsample(torch.from_numpy(found.probabilities).log(), found.size).argmax(dim=0).numpy()
+        labels = upsample(merged(found).log(), found.size).argmax(dim=0).numpy()
         assert (found.trimap == np.array([PET, BACKGROUND, BORDER])[labels]).mean() > 0.9999
 
 
@@ -182,6 +188,19 @@ def test_three_classes_have_no_species():
     assert found.boxes
     assert found.species is None
     assert found.summary()["boxes"][0]["species"] is None
+
+
+# --- mirrored --------------------------------------------------------------------------------------------------------
+
+
+def test_with_flip_a_mirrored_photo_has_the_mirrored_answer():
+    flipping, plain = (Segmenter("unet_small", threads=1, flip=flip) for flip in (True, False))
+    for picture in PICTURES[:2]:
+        found = flipping(picture)
+        mirrored = flipping(np.ascontiguousarray(picture[:, ::-1]))
+        assert np.abs(found.probabilities - mirrored.probabilities[..., ::-1]).max() < 1e-6
+        assert np.allclose(found.probabilities.sum(axis=0), 1, atol=1e-5)
+        assert np.abs(found.probabilities - plain(picture).probabilities).max() > 1e-3
 
 
 # --- the same from anywhere ------------------------------------------------------------------------------------------
