@@ -36,8 +36,8 @@ from petseg.runs import environment, write_json
 from petseg.runtimes import cores
 
 SIDE = 256
-LARGE = (4000, 3000)
-"""Twelve megapixels."""
+LARGE, HUGE = (4000, 3000), (8660, 5774)
+"""Twelve and fifty megapixels."""
 
 PHOTOS = 100
 """In the folder."""
@@ -89,6 +89,7 @@ def measure_cold(python: str, photos: Path, turns: int) -> dict[str, Any]:
         "help": ["--help"],
         "predict_small": ["predict", "small.jpg"],
         "predict_12_megapixels": ["predict", "large.jpg"],
+        "predict_50_megapixels": ["predict", "huge.jpg"],
     }
     for arguments in commands.values():
         cold(python, arguments, photos)  # the files' own cache is warm, as after any first use

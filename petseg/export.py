@@ -55,9 +55,28 @@ LARGEST = 4096
 
 LICENCE = {
     "weights": "CC BY-SA 4.0",
+    "url": "https://creativecommons.org/licenses/by-sa/4.0/",
     "data": 'The Oxford-IIIT Pet Dataset by Omkar M. Parkhi, Andrea Vedaldi, Andrew Zisserman and C. V. Jawahar ("Cats '
     'and Dogs", CVPR 2012), CC BY-SA 4.0',
 }
+
+DATA_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
+
+DEFINITIONS = {
+    "miou": "mean over pet, background and border of iou; cat and dog count as pet",
+    "iou": "true positives / (true positives + false positives + false negatives), from one confusion matrix over all "
+    "pixels of the split",
+    "pixel_accuracy": "share of pixels whose class is right",
+    "mean_boundary_f": "mean over classes and pictures of the boundary F measure, within .75 % of the diagonal",
+    "species_accuracy": "share of the pictures with a pet whose species is right",
+}
+
+LIMITS = (
+    "cats and dogs alone: other animals, toys and drawings may be called pet or not",
+    "trained on photos of one pet of 37 breeds, most of it in view",
+    "a photo is squeezed to a square of `size` pixels: a pet that is small in it is seen coarsely; crop first",
+    "border is a band around the pet's outline as the data set's annotators saw it",
+)
 
 SCORES = ("split", "images", "frame", "miou", "iou", "pixel_accuracy", "mean_boundary_f", "species_accuracy")
 """What of an evaluation a file's metadata repeat, where it has it."""
@@ -352,6 +371,14 @@ def _description(run: Path, config: RunConfig) -> dict[str, Any]:
         "preprocessing": "uint8 RGB [N, H, W, 3], squeezed to the square by antialiased bilinear resizing; "
         "normalisation is part of the graph",
         "scores": _scores(run),
+        "definitions": DEFINITIONS,
+        "limits": LIMITS,
+        "data": {
+            "name": "Oxford-IIIT Pet Dataset",
+            "url": DATA_URL,
+            "protocol": config.data.protocol,
+            "copy": runs.read_json(run / "data.json")["source"],
+        },
         "config": config.model_dump(),
         "environment": runs.read_json(run / "environment.json"),
         "licence": LICENCE,

@@ -1,4 +1,5 @@
-"""Holds shipped files against the runs they come from, on every test picture: same class by pixel, same mIoU.
+"""Holds shipped files against the runs they come from, on every test picture: same class by pixel, same mIoU; and
+scores what `--flip` gains.
 
 python scripts/check_weights.py unet_base=runs/base/unet segnet_base=runs/base/segnet
 
@@ -51,21 +52,21 @@ def check(model: str | Path, run: Path, data: Path, split: str = "test") -> dict
     trained = get_task(config.data.task, config.data.border)
     classes, table = len(trained.scored.classes), trained.scored.table()
 
-    def compare(pet: Pet, ours: Tensor, theirs: Tensor) -> tuple[Any, Any, int, int]:
+    def compare(pet: Pet, *views: Tensor) -> tuple[Any, ...]:
         truth = table[pet.species][open_trimap(pet)]
         size = (truth.shape[0], truth.shape[1])
-        first, second = (_classes(logits, size) for logits in (ours, theirs))
-        same = int((first == second).sum())
-        return confusion_matrix(truth, first, classes), confusion_matrix(truth, second, classes), same, first.size
+        found = [_classes(logits, size) for logits in views]
+        same = int((found[0] == found[1]).sum())
+        return same, truth.size, *(confusion_matrix(truth, labels, classes) for labels in found)
 
-    both = _Both(LogProbabilities(segmenter.probabilities), trained_model)
+    model_and_file = _Views(LogProbabilities(segmenter.probabilities), trained_model)
     found = []
     with ThreadPoolExecutor() as pool:
-        for rows, labels, logits in predict_logits(both, pictures, pictures.rows, hardware):
-            ours, theirs = (scored(each, labels, trained)[0] for each in logits.chunk(2, dim=1))
-            found += pool.map(compare, [prepared.pets[row] for row in rows], ours, theirs)
-    in_file, in_run, same, pixels = (sum(column) for column in zip(*found, strict=True))
-    miou = {"file": float(mean_iou(in_file)), "run": float(mean_iou(in_run))}
+        for rows, labels, logits in predict_logits(model_and_file, pictures, pictures.rows, hardware):
+            views = [scored(each, labels, trained)[0] for each in logits.chunk(len(VIEWS), dim=1)]
+            found += pool.map(compare, [prepared.pets[row] for row in rows], *views)
+    same, pixels, *confusions = (sum(column) for column in zip(*found, strict=True))
+    miou = {name: float(mean_iou(confusion)) for name, confusion in zip(VIEWS, confusions, strict=True)}
     return {
         "split": split,
         "images": len(found),
@@ -79,14 +80,19 @@ def check(model: str | Path, run: Path, data: Path, split: str = "test") -> dict
     }
 
 
-class _Both(nn.Module):
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+VIEWS = ("file", "run", "flip")
+"""The shipped file, the run in torch, and the file as `petseg predict --flip` uses it."""
+
+
+class _Views(nn.Module):
+    def __init__(self, file: nn.Module, run: nn.Module) -> None:
         super().__init__()
-        self.first, self.second = first, second
+        self.file, self.run = file, run
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits of both, [N, 2C, H, W]."""
-        return torch.cat([self.first(images), self.second(images)], dim=1)
+        """Returns the logits of `VIEWS`, [N, 3C, H, W]."""
+        plain, mirrored = self.file(images), self.file(images.flip(-1)).flip(-1)
+        return torch.cat([plain, self.run(images), torch.logaddexp(plain, mirrored)], dim=1)
 
 
 def _classes(logits: Tensor, size: tuple[int, int]) -> UInt8:
@@ -111,7 +117,8 @@ def main() -> None:
         good = found["agreement"] >= SMALLEST_AGREEMENT and found["loss"] <= LARGEST_LOSS
         print(
             f"{name}: same class on {100 * found['agreement']:.4f} % of {found['pixels']:,} pixels, mIoU "
-            f"{found['miou']['file']:.4f} instead of {found['miou']['run']:.4f}: {'good' if good else 'NOT GOOD'}"
+            f"{found['miou']['file']:.4f} instead of {found['miou']['run']:.4f}: {'good' if good else 'NOT GOOD'}; "
+            f"mirrored too, {found['miou']['flip']:.4f}"
         )
 
 

@@ -69,8 +69,9 @@ def _recipe(card: Mapping[str, Any]) -> str:
 
 def _file(name: str, found: Mapping[str, Any]) -> str:
     made = found["environment"]
+    file, run, flip = (f"{100 * found['miou'][view]:.2f}" for view in ("file", "run", "flip"))
     return (
-        f"- `{name}`: the same class on {100 * found['agreement']:.4f} % of {found['pixels']:,} pixels; mIoU "
-        f"{100 * found['miou']['file']:.2f} instead of {100 * found['miou']['run']:.2f}; {found['split']} split, "
-        f"{found['images']:,} pictures; torch {made['torch']}, commit `{made['commit']}`."
+        f"- `{name}`: the same class on {100 * found['agreement']:.4f} % of {found['pixels']:,} pixels; mIoU {file} "
+        f"instead of {run}, with `--flip` {flip}; {found['split']} split, {found['images']:,} pictures; torch "
+        f"{made['torch']}, commit `{made['commit']}`."
     )

@@ -1,11 +1,12 @@
-"""Exports a run into petseg/weights: NAME.onnx, and NAME.json, its card.
+"""Exports a run into petseg/weights: NAME.onnx, and NAME.json, its card; its JSON goes to results/models/NAME.
 
-python scripts/ship.py runs/compare-base/runs/unet unet
+python scripts/ship.py runs/compare-base/runs/unet unet_base
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,14 +14,15 @@ from petseg import runs
 from petseg.errors import PetsegError
 from petseg.export import export_run
 
-WEIGHTS = Path(__file__).parent.parent / "petseg" / "weights"
+ROOT = Path(__file__).parent.parent
+WEIGHTS, RESULTS = ROOT / "petseg" / "weights", ROOT / "results" / "models"
 
 LARGEST = 40_000_000
 """Bytes that all shipped files may take together."""
 
 
-def ship(run: Path, name: str, weights: Path = WEIGHTS) -> Path:
-    """Returns petseg/weights/NAME.onnx, now this run's; its card lies beside it.
+def ship(run: Path, name: str, weights: Path = WEIGHTS, results: Path = RESULTS) -> Path:
+    """Returns petseg/weights/NAME.onnx, now this run's; its card lies beside it, what the run wrote in `results`.
 
     Raises:
         PetsegError: the run has not been scored, or the package would become too large.
@@ -39,6 +41,11 @@ def ship(run: Path, name: str, weights: Path = WEIGHTS) -> Path:
         raise PetsegError(
             f"{name} would make {total:,} bytes of weights; wanted at most {LARGEST:,}: ship fewer models"
         )
+    shutil.rmtree(results / name, ignore_errors=True)
+    for path in (*run.glob("*.json"), *run.glob("metrics.jsonl"), *run.glob("evaluations/*.json")):
+        target = results / name / path.relative_to(run)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     return out
 
 

@@ -59,7 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     changed = []
     try:
         for name, tables in (
-            ("README.md", lambda: {"results": comparison_tables(results), "speed": headline(results)}),
+            (
+                "README.md",
+                lambda: {
+                    "results": comparison_tables(results),
+                    "speed": headline(results),
+                    "models": model_tables(weights, results)["models"],
+                },
+            ),
             ("docs/models.md", lambda: model_tables(weights, results)),
             ("benchmarks/README.md", lambda: {**benchmark_tables(results), **inference_tables(results)}),
             ("docs/indices.md", lambda: indices_tables(results)),

@@ -112,6 +112,24 @@ def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
     assert told == ["petseg: stdin: no pet found", "petseg: stdin: 3 frames, the first one is used"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in other units elsewhere")
+def test_a_photo_of_fifty_megapixels_gets_every_file(tmp_path):
+    size = (8660, 5774)
+    drawn = Image.fromarray(draw_pet("beagle", 1, size=200)[0])
+    drawn.resize(size, Image.Resampling.NEAREST).save(tmp_path / "large.jpg")
+    words = [word for kind in ENDINGS for word in ("--only", kind)]
+    command = [sys.executable, "-m", "petseg.cli", "predict", "large.jpg", "--model", "unet_small", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert below(tmp_path) == {"large.jpg", *(f"large{ending}" for ending in ENDINGS.values())}
+    for kind in ("mask", "cutout", "trimap"):
+        with Image.open(tmp_path / f"large{ENDINGS[kind]}") as image:
+            assert image.size == size
+    assert usage.ru_maxrss * 1024 < 2e9
+
+
 def bad_files(folder: Path) -> None:
     stream = BytesIO()
     Image.new("RGB", (300, 200), "red").save(stream, "JPEG")

@@ -288,21 +288,26 @@ def script(name: str) -> ModuleType:
 
 
 def test_shipping_writes_a_model_and_its_card(ship, run, tmp_path):
-    out = ship.ship(run, "segnet_tiny", tmp_path)
+    results = tmp_path / "results"
+    out = ship.ship(run, "segnet_tiny", tmp_path, results)
     card = json.loads((tmp_path / "segnet_tiny.json").read_text(encoding="utf-8"))
     content = out.read_bytes()
     assert (card["bytes"], card["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
     assert card["scores"]["miou"] == 0.5
     assert card["environment"]["torch"] == torch.__version__
     assert "Parkhi" in card["licence"]["data"]
+    assert {"data", "definitions", "limits"} <= set(card)
+    kept = {path.relative_to(results / "segnet_tiny").as_posix() for path in results.rglob("*") if path.is_file()}
+    assert {"config.json", "environment.json", "data.json", "metrics.jsonl", "evaluations/val.json"} <= kept
+    assert not any(name.endswith(".safetensors") for name in kept)
 
 
 def test_shipping_refuses_what_is_unscored_or_too_large(ship, run, tmp_path, monkeypatch):
     with pytest.raises(PetsegError, match="a model is shipped with its scores: run `petseg evaluate"):
-        ship.ship(tmp_path / "unscored", "segnet_tiny", tmp_path)
+        ship.ship(tmp_path / "unscored", "segnet_tiny", tmp_path, tmp_path)
     monkeypatch.setattr(ship, "LARGEST", 1000)
     with pytest.raises(PetsegError, match=r"would make [\d,]+ bytes of weights; wanted at most 1,000"):
-        ship.ship(run, "segnet_tiny", tmp_path)
+        ship.ship(run, "segnet_tiny", tmp_path, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -318,6 +323,7 @@ def test_a_file_is_held_against_its_run_on_pictures(run, pets_folder, tmp_path):
     assert found["images"] == 24
     assert found["agreement"] > 0.9999
     assert found["loss"] == pytest.approx(0, abs=1e-3)
+    assert found["miou"]["flip"] != found["miou"]["file"]
     other = shutil.copytree(run, tmp_path / "run")
     with safe_open(other / "best.safetensors", "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

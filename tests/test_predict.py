@@ -85,6 +85,13 @@ def test_each_shipped_model_has_its_card(name):
     assert {field: card[field] for field in known} == known
     assert card["parity"]["agreement"] >= 0.9999
     assert "Parkhi" in card["licence"]["data"]
+    assert {*card["scores"]} - {"split", "images", "frame"} <= {*card["definitions"]}
+    assert card["limits"]
+    assert card["data"]["protocol"] == "official"
+    published = Path(__file__).parents[1] / "results" / "models" / name
+    evaluation = json.loads((published / "evaluations" / "test.json").read_text(encoding="utf-8"))
+    assert card["scores"] == {key: evaluation[key] for key in card["scores"]}
+    assert json.loads((published / "config.json").read_text(encoding="utf-8"))["train"] == card["config"]["train"]
     assert card["scores"]["miou"] > 0.5
 
 
