@@ -306,7 +306,7 @@ class Segmenter:
         probabilities = self.probabilities(pictures)
         if self.flip:
             mirrored = self.probabilities(np.ascontiguousarray(pictures[:, :, ::-1]))
-            probabilities = (probabilities + mirrored[..., ::-1]) / 2
+            probabilities = np.float32(0.5) * (probabilities + mirrored[..., ::-1])
         seconds = (time.perf_counter() - started) / len(photos)
         return [
             Segmentation(each, self.classes, photo, seconds) for each, photo in zip(probabilities, photos, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from petseg.data.synthetic import draw_pet
+from petseg.outputs import ENDINGS
 from tests.test_cli import child_environment, one_line_error, petseg
 from tests.test_outputs import below, pet
 
