@@ -104,17 +104,27 @@ def precisions(result: Mapping[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\n{measured_on(result)}"
 
 
-def predict_speed(result: Mapping[str, Any]) -> str:
-    """Returns the table of cold starts, single photos and folders."""
-    cold, one, folder = result["cold"], result["one_photo"], result["folder"]
-    rows = [
+def start_table(results: Path) -> dict[str, str]:
+    """Returns the table of cold starts."""
+    result = read_json(results / "benchmarks" / "predict_speed.json")
+    return {"start": f"{markdown(['What', 'Measured', 'Peak memory'], _cold_rows(result))}\n\n{measured_on(result)}"}
+
+
+def _cold_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    return [
         [
-            f"{found['command']}, cold",
+            f"{found['command']}, cold{', ' + result['default_model'] if '.jpg' in found['command'] else ''}",
             f"{found['seconds']:.2f} s ({found['seconds_low']:.2f} to {found['seconds_high']:.2f})",
             "–" if found["peak_mb"] is None else f"{found['peak_mb']} MB",
         ]
-        for found in cold.values()
+        for found in result["cold"].values()
     ]
+
+
+def predict_speed(result: Mapping[str, Any]) -> str:
+    """Returns the table of cold starts, single photos and folders."""
+    one, folder = result["one_photo"], result["folder"]
+    rows = _cold_rows(result)
     rows += [
         [
             f"one decoded photo of {one['side']} px to its mask, {name.replace(' ', ', ')}",
@@ -125,11 +135,11 @@ def predict_speed(result: Mapping[str, Any]) -> str:
     ]
     rows += [
         [
-            f"a folder to masks in files, {folder['model']}, {name}",
+            f"a folder to masks in files, {name.replace(' ', ', ')}",
             f"{100 * ratio['median']:.0f} % of the model alone ({100 * ratio['low']:.0f} to {100 * ratio['high']:.0f})",
             "–",
         ]
-        for name, ratio in folder["ratio"].items()
+        for name, ratio in folder["of_model_alone"].items()
     ]
     return f"{markdown(['What', 'Measured', 'Peak memory'], rows)}\n\n{measured_on(result)}"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmark_tables import benchmark_tables, headline
-from inference_tables import indices_tables, inference_tables
+from inference_tables import indices_tables, inference_tables, start_table
 from model_tables import model_tables
 from reliability_tables import reliability_tables
 from study_tables import study_texts
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ),
             ("docs/models.md", lambda: model_tables(weights, results)),
             ("benchmarks/README.md", lambda: {**benchmark_tables(results), **inference_tables(results)}),
+            ("docs/predict.md", lambda: start_table(results)),
             ("docs/indices.md", lambda: indices_tables(results)),
             ("docs/unet-or-segnet.md", lambda: study_texts(results)),
             ("docs/reliability.md", lambda: reliability_tables(results)),
