@@ -66,6 +66,7 @@ EXTRA_OF = {
     **dict.fromkeys(("torch", "safetensors", "scipy", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "openvino": "openvino",
+    "pymatting": "matting",
     **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
 }
 """Package that the light install lacks -> the extra that brings it."""
@@ -445,6 +446,10 @@ def predict(
     flip: Annotated[
         bool, typer.Option("--flip", help="Average with the mirrored photo: twice the time, a little better.")
     ] = False,
+    matting: Annotated[
+        bool,
+        typer.Option("--matting", help="Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip photos whose files are all there.")] = False,
 ) -> None:
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
@@ -454,12 +459,17 @@ def predict(
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in pictures that decode
     kinds = chosen_kinds(only or ()) if only or not as_json else ()
+    if matting:
+        import pymatting  # noqa: F401 - told now if it is missing, not after the first photo
+
+        if "cutout" not in kinds:
+            raise PetsegError("--matting is of cut-outs, and none is written; add --only cutout or leave it out")
     if resume and not kinds:
         raise PetsegError("--resume was given with --json alone, which writes no file to go by; name files with --only")
     if photos == ["-"]:
         if out is not None or resume or len(kinds) + as_json != 1:
             raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
-        _predict_stdin(_segmenter(model, run, flip, photos=1), kinds)
+        _predict_stdin(_segmenter(model, run, flip, photos=1), kinds, matting)
         return
     jobs = plan([Path(photo) for photo in photos], kinds, out)
     if resume:
@@ -471,7 +481,7 @@ def predict(
     segmenter = _segmenter(model, run, flip, photos=len(jobs))
     if len(photos) == 1 and not Path(photos[0]).is_dir():
         for job in jobs:
-            outcome = predict_job(segmenter, job)
+            outcome = predict_job(segmenter, job, matting=matting)
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.summary is not None, "no error, so it has one"
@@ -479,7 +489,7 @@ def predict(
         return
     failed, noted, empty = [], [], 0
     with _bar() as advance:
-        for done, outcome in enumerate(predict_jobs(segmenter, jobs), start=1):
+        for done, outcome in enumerate(predict_jobs(segmenter, jobs, matting=matting), start=1):
             if outcome.summary is None:
                 failed.append(str(outcome.error))
             else:
@@ -676,7 +686,7 @@ def _segmenter(model: str, run: Path | None, flip: bool, photos: int) -> Segment
     return Segmenter(name, threads=1 if photos > 1 else None, runtime=chosen_runtime(photos), flip=flip)
 
 
-def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...]) -> None:
+def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], matting: bool) -> None:
     from petseg.outputs import encoded
     from petseg.photos import Photo
 
@@ -686,7 +696,7 @@ def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...]) -> None:
         return
     for told in (*(() if found.boxes else ("no pet found",)), *found.photo.notes):
         print(f"petseg: stdin: {told}", file=sys.stderr)
-    sys.stdout.buffer.write(encoded(found, kinds[0]))
+    sys.stdout.buffer.write(encoded(found, kinds[0], matting=matting))
 
 
 def _told(summary: dict[str, Any], *, as_json: bool) -> str:

@@ -8,9 +8,14 @@ A half-covered pixel shows pet and background mixed. The pet's part of it is est
 outwards and the background's inwards (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021).
 
 We differ from the papers: opacity is fixed away from the mask's edge, where a filter finds holes in patterned fur.
+
+With matting, opacity in what the model calls border is solved for on the reduced photo instead (Levin, Lischinski,
+Weiss, "A Closed-Form Solution to Natural Image Matting", TPAMI 2008, by pymatting), and taken to the whole one alike.
 """
 
 from __future__ import annotations
+
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -39,16 +44,26 @@ TILE = (128, 128)
 CONTRAST = 0.3
 """Opacity below this becomes 0, above one less this 1: the filter leaves haze on both sides."""
 
+MATTED_RADIUS = 3
+"""Of the windows in which the whole photo's opacity follows a matte, in pixels of the reduced photo."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""numba, which pymatting computes with, may not be entered by two threads at once."""
+
 TINT = {PET: (CLASS_COLOURS["pet"], 0.45), BACKGROUND: ("#FFFFFF", 0.55), BORDER: (CLASS_COLOURS["border"], 0.7)}
 """Trimap value -> its colour in an overlay, and that colour's weight over the photo."""
 
 
-def cut_out(photo: Image.Image, pet: Floats) -> Image.Image:
+def cut_out(photo: Image.Image, pet: Floats, trimap: UInt8 | None = None) -> Image.Image:
     """Returns the pet alone, mode RGBA at the photo's own size; pixels that are fully transparent are black.
 
     Args:
         photo: mode RGB.
         pet: float32 [h, w] in 0..1 at any size: how much pet each place holds, .5 at the outline.
+        trimap: uint8 [h, w] of 1 pet, 2 background, 3 border at any size: opacity by matting.
+
+    Raises:
+        ModuleNotFoundError: matting needs the extra `matting`.
     """
     width, height = photo.size
     scale = min(1.0, WORK / max(width, height))
@@ -58,7 +73,13 @@ def cut_out(photo: Image.Image, pet: Floats) -> Image.Image:
     (soft,) = enlarged(pet[None], small.shape[:2], slice(0, small.shape[0]), slice(0, small.shape[1]))
     soft = ((soft - 0.5) * STEEPER + 0.5).clip(0, 1)
     radius = max(1, round(EDGE * max(small_size)))
-    opacity, inside = _opacity_of_colour(small, soft, radius)
+    matte = None
+    if trimap is not None:
+        matte = _matte(small, np.asarray(Image.fromarray(trimap).resize(small_size, Image.Resampling.NEAREST)))
+    if matte is None:
+        opacity, inside = _opacity_of_colour(small, soft, radius), _inside(soft, radius)
+    else:
+        opacity, inside = _opacity_of_colour(small, matte, MATTED_RADIUS), _sure(matte)
     maps = np.concatenate([inside, opacity, *_colours(small, inside, radius)])
     cut = np.zeros((height, width, 4), np.uint8)
     for window in windows((height, width), TILE):
@@ -92,11 +113,41 @@ def _edge(photo: UInt8, maps: Floats) -> UInt8:
     return (rgba * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
-def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> tuple[Floats, Floats]:
-    """Returns how opacity follows from colour, and where it need not.
+def _matte(image: Floats, trimap: UInt8) -> Floats | None:
+    """Returns opacity [h, w], 0..1; None where there is no pet or no background to go by.
 
-    [4, h, w]: opacity is maps 0..2 times the colour, plus map 3; and [1, h, w]: 0 far outside the pet, 1 far inside.
+    Border, and a few pixels beside it or where pet meets background without one, is what is solved for.
     """
+    from pymatting import estimate_alpha_cf
+
+    known = np.full(trimap.shape, 0.5)
+    for value, opacity in ((PET, 1.0), (BACKGROUND, 0.0)):
+        known[_all_around(trimap == value, MATTED_RADIUS)] = opacity
+    if 1 not in known or 0 not in known:
+        return None
+    with _ONE_AT_A_TIME:
+        matte: Floats = estimate_alpha_cf(image.astype(np.float64), known).astype(np.float32)
+    return matte
+
+
+def _sure(matte: Floats) -> Floats:
+    """Returns [1, h, w]: 1 where a matte is opaque all around, 0 where it is transparent, else .5."""
+    return 0.5 + 0.5 * np.float32([_all_around(matte > 0.99, 2)]) - 0.5 * np.float32([_all_around(matte < 0.01, 2)])
+
+
+def _all_around(where: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
+    """Returns where all of a square of 2 * radius + 1 pixels is, [h, w]."""
+    return _box(where[None].astype(np.float32), radius)[0] > 0.999
+
+
+def _inside(soft: Floats, radius: int) -> Floats:
+    """Returns [1, h, w]: 0 far outside the pet, 1 far inside, where opacity need not follow from colour."""
+    near = _box(_box((soft >= 0.5).astype(np.float32)[None], radius // 2), radius - radius // 2)
+    return ((near - 0.5) * 1.02 + 0.5).clip(0, 1)  # rounding must not leave a window of ones at .9999
+
+
+def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> Floats:
+    """Returns how opacity follows from colour, [4, h, w]: it is maps 0..2 times the colour, plus map 3."""
     mean = _box(np.concatenate([image.transpose(2, 0, 1), soft[None]]), radius)
     r, g, b, p = *image.transpose(2, 0, 1), soft
     mr, mg, mb, mp = mean
@@ -113,9 +164,7 @@ def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> tuple[Floats
     ag = (irg * rp + igg * gp + igb * bp) / determinant
     ab = (irb * rp + igb * gp + ibb * bp) / determinant
     offset = mp - ar * mr - ag * mg - ab * mb
-    near = _box(_box((soft >= 0.5).astype(np.float32)[None], radius // 2), radius - radius // 2)
-    inside = ((near - 0.5) * 1.02 + 0.5).clip(0, 1)  # rounding must not leave a window of ones at .9999
-    return _box(np.stack([ar, ag, ab, offset]), radius // 2), inside
+    return _box(np.stack([ar, ag, ab, offset]), radius // 2)
 
 
 def _colours(image: Floats, inside: Floats, radius: int) -> tuple[Floats, Floats]:

@@ -128,7 +128,9 @@ def check_folders(folders: Iterable[Path]) -> None:
             ) from None
 
 
-def predict_jobs(segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKERS) -> Iterator[Outcome]:
+def predict_jobs(
+    segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKERS, *, matting: bool = False
+) -> Iterator[Outcome]:
     """Yields what became of each job, in order; a photo that cannot be used does not stop the others.
 
     Each worker takes a photo from its decoding to its files. While one waits for the model another decodes or writes,
@@ -136,20 +138,20 @@ def predict_jobs(segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKE
     """
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(partial(predict_job, segmenter), jobs)
+        yield from pool.map(partial(predict_job, segmenter, matting=matting), jobs)
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, photos under way are finished and no more begun
 
 
-def predict_job(segmenter: Segmenter, job: Job) -> Outcome:
+def predict_job(segmenter: Segmenter, job: Job, *, matting: bool = False) -> Outcome:
     """Returns what became of one photo; its files are written when all of them are made."""
     try:
         found = segmenter(job.photo)
         if len(job.files) > 1:
             with ThreadPoolExecutor(len(job.files)) as pool:
-                contents = list(pool.map(partial(encoded, found), job.files))
+                contents = list(pool.map(partial(encoded, found, matting=matting), job.files))
         else:  # a pool would take longer than a mask
-            contents = [encoded(found, kind) for kind in job.files]
+            contents = [encoded(found, kind, matting=matting) for kind in job.files]
         writes = [partial(Path.write_bytes, data=content) for content in contents]
         runs.write_together(dict(zip(job.files.values(), writes, strict=True)))
         files = {kind: str(path) for kind, path in job.files.items()}
@@ -160,12 +162,12 @@ def predict_job(segmenter: Segmenter, job: Job) -> Outcome:
         return Outcome(job, None, PetsegError(f"{job.photo}: too large for this machine's memory; reduce it first"))
 
 
-def encoded(found: Segmentation, kind: str) -> bytes:
-    """Returns the file of one kind: a PNG, or JSON with a line's end."""
+def encoded(found: Segmentation, kind: str, *, matting: bool = False) -> bytes:
+    """Returns the file of one kind: a PNG, or JSON with a line's end; `matting` as `Segmentation.cutout`."""
     if kind == "json":
         return (json.dumps(found.summary(), indent=1) + "\n").encode()
     if kind == "cutout":
-        image = found.cutout()
+        image = found.cutout(matting=matting)
     elif kind == "overlay":
         image = found.overlay()
     else:

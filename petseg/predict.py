@@ -152,10 +152,19 @@ class Segmentation:
         """
         return self._species(np.ones(self.probabilities.shape[1:], np.bool_)) if self.boxes else None
 
-    def cutout(self) -> Image.Image:
-        """Returns the pet alone at the photo's size, mode RGBA: soft edge, the background's colour taken out of it."""
+    def cutout(self, *, matting: bool = False) -> Image.Image:
+        """Returns the pet alone at the photo's size, mode RGBA: soft edge, the background's colour taken out of it.
+
+        Args:
+            matting: solve for opacity in what the model calls border: finer hair, no holes in fur, more time.
+
+        Raises:
+            ModuleNotFoundError: matting needs the extra `matting`.
+        """
         speckle = np.append(self._regions.areas() < SMALLEST * self.mask.size, False)[self._region_at]
-        return cut_out(self.photo.whole(), np.where(speckle, 0, self._share))
+        height, width = self._share.shape
+        trimap = np.where(speckle, np.uint8(BACKGROUND), self._trimap((height, width))) if matting else None
+        return cut_out(self.photo.whole(), np.where(speckle, 0, self._share), trimap)
 
     def overlay(self) -> Image.Image:
         """Returns the photo, at most 2048 px a side, with pet tinted blue, border orange and background paler: RGB."""

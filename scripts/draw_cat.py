@@ -1,4 +1,4 @@
-"""Draws docs/cat.png: a photo, what both shipped networks see in it, and a cut-out on a plain colour.
+"""Draws docs/cat.png: a photo, what both shipped networks see in it, and U-Net's cut-outs on a plain colour.
 
     python scripts/draw_cat.py
 
@@ -19,17 +19,22 @@ MODELS = {"U-Net": "unet", "SegNet": "segnet"}
 PLAIN = "#56B4E9"
 
 
+def on_plain(cut: Image.Image) -> Image.Image:
+    """Returns an RGBA picture on a plain colour, RGB."""
+    plain = Image.new("RGBA", cut.size, PLAIN)
+    plain.alpha_composite(cut)
+    return plain.convert("RGB")
+
+
 def main() -> None:
     """Writes the picture."""
     photo = data.chelsea()
     found = {title: Segmenter(name)(photo) for title, name in MODELS.items()}
-    cut = found["U-Net"].cutout()
-    plain = Image.new("RGBA", cut.size, PLAIN)
-    plain.alpha_composite(cut)
     panels = {
         "photo": Image.fromarray(photo),
         **{title: segmentation.overlay() for title, segmentation in found.items()},
-        "cut out": plain.convert("RGB"),
+        "cut out": on_plain(found["U-Net"].cutout()),
+        "cut out --matting": on_plain(found["U-Net"].cutout(matting=True)),
     }
     height, width, _ = photo.shape
     gap, caption = 12, 34

@@ -133,6 +133,33 @@ def test_a_photo_of_fifty_megapixels_gets_every_file(tmp_path):
     assert usage.ru_maxrss * 1024 < 2e9
 
 
+def test_matting_changes_the_cut_out_alone(tmp_path):
+    pytest.importorskip("pymatting")
+    pet(tmp_path / "a.png")
+    for folder, more in (("plain", ()), ("matted", ("--matting",))):
+        result = petseg("predict", "a.png", "--out", folder, *more, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    for kind, same in (("mask", True), ("overlay", True), ("cutout", False)):
+        files = [tmp_path / folder / f"a{ENDINGS[kind]}" for folder in ("plain", "matted")]
+        assert (files[0].read_bytes() == files[1].read_bytes()) == same, kind
+
+
+def test_without_pymatting_it_says_what_to_install(tmp_path):
+    code = "import sys; sys.modules['pymatting'] = None; sys.argv = ['petseg', 'predict', 'x.png', '--matting']\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "from petseg.cli import main; main()"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env=child_environment(),
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "petseg: this command needs pymatting; pip install 'petseg[matting]'\n",
+    )
+
+
 def bad_files(folder: Path) -> None:
     stream = BytesIO()
     Image.new("RGB", (300, 200), "red").save(stream, "JPEG")
@@ -166,6 +193,7 @@ def bad_files(folder: Path) -> None:
         (["good.png", "--only", "masks"], "--only 'masks' is unknown; choose one of: mask"),
         (["good.png", "--run", "none"], "is this the folder of a finished run"),
         (["good.png", "--run", "none", "--model", "unet"], "choose one: a run holds its own model"),
+        (["good.png", "--only", "mask", "--matting"], "--matting is of cut-outs, and none is written"),
         (["good.png", "--json", "--resume"], "--resume was given with --json alone"),
         (["-"], "give a single --only, or --json, and no --out"),
         (["-", "good.png"], "-: no such file or folder"),

@@ -47,6 +47,44 @@ def test_far_inside_it_is_the_photo_and_far_outside_it_is_nothing():
     assert (rgba[outside] == 0).all()
 
 
+def trimap_of(opacity: np.ndarray, band: float) -> np.ndarray:
+    """Border where opacity is within `band` of a half, uint8 [H, W]."""
+    sides = np.where(opacity >= 0.5, np.uint8(PET), np.uint8(BACKGROUND))
+    return np.where(np.abs(opacity - 0.5) < band, np.uint8(BORDER), sides)
+
+
+def test_matting_finds_the_disc_again():
+    pytest.importorskip("pymatting")
+    opacity = disc(240, 320, 80)
+    coarse = disc(24, 32, 8.3, soft=3).astype(np.float32)
+    rgba = np.asarray(cut_out(composed(opacity), coarse, trimap_of(coarse, 0.4))).astype(float)
+    assert np.abs(rgba[..., 3] / 255 - opacity).mean() < 0.01
+    fringe = (rgba[..., 3] > 30) & (rgba[..., 3] < 225)
+    assert fringe.sum() > 100
+    assert np.abs(rgba[fringe][:, :3] - RED).mean() < 20
+
+
+def test_matting_closes_a_hole_that_looks_like_the_pet():
+    """What the model calls border in the middle of it, half pet and half background, is as red as the rest."""
+    pytest.importorskip("pymatting")
+    opacity = disc(240, 320, 80)
+    hole = disc(240, 320, 12) > 0
+    mask = np.where(hole, 0.3, opacity).astype(np.float32)
+    trimap = np.where(hole, np.uint8(BORDER), trimap_of(opacity, 0.49))
+    plain, matted = (np.asarray(cut_out(composed(opacity), mask, each))[120, 160, 3] for each in (None, trimap))
+    assert plain < 128
+    assert matted > 250
+
+
+@pytest.mark.parametrize("value", [PET, BACKGROUND, BORDER])
+def test_without_both_sides_there_is_nothing_to_matte(value):
+    pytest.importorskip("pymatting")
+    photo = Image.fromarray(draw_pet("beagle", 1, size=100)[0])
+    opacity = disc(100, 100, 30).astype(np.float32)
+    trimap = np.full((32, 32), value, np.uint8)
+    assert np.array_equal(np.asarray(cut_out(photo, opacity, trimap)), np.asarray(cut_out(photo, opacity)))
+
+
 @pytest.mark.parametrize("whole", [0.0, 1.0])
 def test_all_or_nothing(whole):
     photo = Image.fromarray(draw_pet("beagle", 1, size=200)[0])
