@@ -103,8 +103,10 @@ def memory(main: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
         for finding, left in zip(experiment["contrasts"], variants, strict=True):
             pair = {left, finding["right"].partition("/")[2]}
             if pair == {"skips", "indices"} and finding["metric"] == "miou" and "points" in finding:
+                kept = {arm["variant"]: byte_size(arm["cost"].get("crossing_bytes")) for arm in experiment["arms"]}
                 told.append(
-                    f"In one network otherwise equal: {names.sentence(finding)[:-1]} {link(experiment, finding)}."
+                    f"In one network, but for what crosses and what takes it up: {names.sentence(finding)[:-1]}; skips "
+                    f"keep {kept['skips']} for the decoder, indices {kept['indices']} {link(experiment, finding)}."
                 )
     return told
 

@@ -189,6 +189,7 @@ def test_the_page_holds_answers_expectations_figures_and_their_data(findings: di
     for sentence in answers(findings):
         assert sentence in text
     assert "unet > segnet by 2: a skip hands over the whole map" in text
+    assert "SegNet, same parameters: 101 for 100 parameters, 1.0 % off." in text
     assert "✓ held" in text
     assert "diverged" not in text
     assert "these figures say nothing" in text, "48 test pictures are not the data set"

@@ -201,6 +201,18 @@ def tuning_words(findings: Mapping[str, Any]) -> list[str]:
     return told
 
 
+def match_words(experiment: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[str]:
+    """Yields how near each searched shape comes to the cost that it was to have."""
+    for arm in experiment["arms"]:
+        if (match := arm["match"]) is not None:
+            by_time = match["quantity"] == "latency"
+            tell = tables.milliseconds if by_time else tables.whole
+            found, wanted = tell(match["found"]), tell(match["wanted"])
+            what = "in the quickest tenth of passes" if by_time else "parameters"
+            off = tables.percent(match["found"] / match["wanted"] - 1)
+            yield f"{models[arm['model']]}, {arm['title']}: {found} for {wanted} {what}, {off} % off."
+
+
 def pictures_words(experiment: Mapping[str, Any], models: Mapping[str, str]) -> list[str]:
     """Returns what another thousand pictures would buy, if the next doubling bought what the last did."""
     told = []
@@ -432,6 +444,7 @@ def render_study(findings: Mapping[str, Any]) -> str:
                 "where": f"{experiment['split']} split, {experiment['size']} px, "
                 f"{plural(len(experiment['seeds']), 'seed')}",
                 "arms": list(_arm_rows(experiment, models)),
+                "matches": [unbroken(told) for told in match_words(experiment, models)],
                 "findings": list(_finding_rows(Names(experiment, models), experiment["contrasts"])),
             }
             for experiment in findings["experiments"]
