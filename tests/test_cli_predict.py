@@ -144,22 +144,6 @@ def test_matting_changes_the_cut_out_alone(tmp_path):
         assert (files[0].read_bytes() == files[1].read_bytes()) == same, kind
 
 
-def test_without_pymatting_it_says_what_to_install(tmp_path):
-    code = "import sys; sys.modules['pymatting'] = None; sys.argv = ['petseg', 'predict', 'x.png', '--matting']\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code + "from petseg.cli import main; main()"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-        env=child_environment(),
-    )
-    assert (done.returncode, done.stderr) == (
-        2,
-        "petseg: this command needs pymatting; pip install 'petseg[matting]'\n",
-    )
-
-
 def bad_files(folder: Path) -> None:
     stream = BytesIO()
     Image.new("RGB", (300, 200), "red").save(stream, "JPEG")
@@ -207,8 +191,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_without_torch_a_run_says_what_to_install(tmp_path):
-    code = "import sys; sys.modules['onnx'] = None; sys.argv = ['petseg', 'predict', 'x.png', '--run', 'y']\n"
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [("onnx", ["--run", "y"], "export"), ("pymatting", ["--matting"], "matting")],
+)
+def test_what_the_light_install_lacks_is_told_with_its_extra(module, arguments, extra, tmp_path):
+    code = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['petseg', 'predict', 'x.png', *{arguments}]\n"
     Image.new("RGB", (3, 3)).save(tmp_path / "x.png")
     done = subprocess.run(
         [sys.executable, "-c", code + "from petseg.cli import main; main()"],
@@ -218,7 +206,8 @@ def test_without_torch_a_run_says_what_to_install(tmp_path):
         check=False,
         env=child_environment(),
     )
-    assert (done.returncode, done.stderr) == (2, "petseg: this command needs onnx; pip install 'petseg[export]'\n")
+    told = f"petseg: this command needs {module}; pip install 'petseg[{extra}]'\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 def test_a_trained_run_predicts_and_exports(pets_folder, tmp_path):
