@@ -134,7 +134,7 @@ class Segmentation:
     @property
     def pet_share(self) -> float:
         """Share of the photo that `mask` calls pet, 0 to 1."""
-        return np.count_nonzero(self.mask) / self.mask.size
+        return float(np.count_nonzero(self.mask) / self.mask.size)
 
     @cached_property
     def confidence(self) -> float | None:

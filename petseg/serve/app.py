@@ -137,22 +137,22 @@ class Problem(BaseModel):
 
 EXAMPLE = {
     "model": "unet_small",
-    "milliseconds": 9.1,
+    "milliseconds": 3.6,
     "width": 451,
     "height": 300,
     "pet": True,
-    "pet_share": 0.842328,
-    "confidence": 0.9412,
-    "species": None,
+    "pet_share": 0.750636,
+    "confidence": 0.8711,
+    "species": {"name": "cat", "probability": 0.8132},
     "boxes": [
         {
             "left": 0,
             "top": 0,
-            "right": 451,
+            "right": 398,
             "bottom": 300,
-            "share": 0.842084,
-            "confidence": 0.9413,
-            "species": None,
+            "share": 0.750229,
+            "confidence": 0.8713,
+            "species": {"name": "cat", "probability": 0.8125},
         }
     ],
     "notes": [],
