@@ -132,12 +132,15 @@ def _matte(image: Floats, trimap: UInt8) -> Floats | None:
 
 def _sure(matte: Floats) -> Floats:
     """Returns [1, h, w]: 1 where a matte is opaque all around, 0 where it is transparent, else .5."""
-    return 0.5 + 0.5 * np.float32([_all_around(matte > 0.99, 2)]) - 0.5 * np.float32([_all_around(matte < 0.01, 2)])
+    opaque, transparent = _all_around(matte > 0.99, 2), _all_around(matte < 0.01, 2)
+    sure: Floats = np.where(opaque, 1, np.where(transparent, 0, 0.5)).astype(np.float32)[None]
+    return sure
 
 
 def _all_around(where: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
     """Returns where all of a square of 2 * radius + 1 pixels is, [h, w]."""
-    return _box(where[None].astype(np.float32), radius)[0] > 0.999
+    everywhere: npt.NDArray[np.bool_] = _box(where[None].astype(np.float32), radius)[0] > 0.999
+    return everywhere
 
 
 def _inside(soft: Floats, radius: int) -> Floats:
