@@ -90,7 +90,9 @@ def test_the_masks_of_the_sample_are_python_s(page, model):
     assert np.array_equal(np.array([2, 1, 3])[labels], found.trimap)
 
 
-@pytest.mark.parametrize("size", [(1000, 777), (100, 60), (60, 100), (160, 160), (1153, 385), (385, 1153), (40, 900)])
+@pytest.mark.parametrize(
+    "size", [(1000, 777), (100, 60), (60, 100), (160, 160), (1153, 385), (385, 1153), (40, 900), (300, 440), (300, 441)]
+)
 def test_resizing_is_pillow_s_to_the_bit(page, size):
     """Larger, smaller, equal, narrow; with and without the boxes that come before."""
     side = Segmenter("unet_small").size

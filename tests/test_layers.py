@@ -80,6 +80,8 @@ def broken(root: Path) -> list[str]:
     place = {name: number for number, name in enumerate(ORDER)}
     found = [f"{name} has no place in ORDER" for name in files if name not in place]
     for name, path in files.items():
+        if name == "petseg":
+            continue  # the public names, for type checkers alone: they are imported when they are first used
         package = next((package for package in MAY_IMPORT if name == package or name.startswith(f"{package}.")), None)
         for line, target in imports(name, path, frozenset(files)):
             where = f"{path.relative_to(root).as_posix()}:{line}: {name} imports {target}"

@@ -152,7 +152,7 @@ def test_of_several_files_all_are_written_or_none(segmenter, tmp_path):
 
 
 def test_a_photo_too_large_for_the_memory_is_told(segmenter, tmp_path, monkeypatch):
-    def no_room(self: Segmentation) -> None:
+    def no_room(self: Segmentation, *, matting: bool) -> None:
         raise MemoryError
 
     monkeypatch.setattr(Segmentation, "cutout", no_room)

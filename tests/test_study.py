@@ -462,7 +462,7 @@ def test_a_run_s_number_does_not_depend_on_what_is_known() -> None:
 
 def test_a_run_s_name_follows_from_its_config_alone() -> None:
     found = plan(load_study("study"), {}, {})
-    assert len({run.name for run in found if not run.waits}) == 16
+    assert len({run.name for run in found if not run.waits}) == 20
     assert found[0].name == plan(load_study("study"), {"x": {}}, {})[0].name
 
 

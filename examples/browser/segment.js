@@ -93,8 +93,8 @@ export function squeezed(photo, size) {
   const small = reduced(photo, factors);
   const across = weights(small.width, Math.fround(photo.width / factors[0]), size);
   const down = weights(small.height, Math.fround(photo.height / factors[1]), size);
-  // as Pillow 13 has it; before, it always went across first, which rounds a few colours differently
-  const downFirst = small.height > size && small.height > small.width;
+  // as Pillow 13 has it, found by trying; before, it always went across first, which rounds a few colours differently
+  const downFirst = small.height > Math.max(size, 2 * small.width - size);
   return downFirst
     ? squeezedAcross(squeezedDown(small.data, small.width, down), small.width, size, across)
     : squeezedDown(squeezedAcross(small.data, small.width, small.height, across), size, down);
