@@ -444,7 +444,7 @@ def predict(
         bool, typer.Option("--json", help="Print a line of JSON a photo; write files only where --only names them.")
     ] = False,
     flip: Annotated[
-        bool, typer.Option("--flip", help="Average with the mirrored photo: twice the time, a little better.")
+        bool, typer.Option("--flip", help="Average with what is seen in the mirrored photo, at twice the time.")
     ] = False,
     matting: Annotated[
         bool,

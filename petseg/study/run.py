@@ -127,15 +127,16 @@ def open_study(study: Study, folder: Path) -> dict[str, Any]:
                     f"study: experiment {name!r}: its `expected` changed after runs were made; an expectation stands "
                     "before its result: restore it, or choose another folder with --out"
                 )
+        recipe = study.model_dump(mode="json")
         for part in ("tuning", "robustness", "honesty"):
-            now, before = (study.model_dump(mode="json")[part], manifest["recipe"].get(part))
-            if now and before and now.get("experiment", TUNING) in made:
-                told = [{name: recipe.get(name) for name in ("expected", "loses_more")} for recipe in (now, before)]
-                if told[0] != told[1]:
-                    raise PetsegError(
-                        f"study: {part}: what was expected changed after runs were made; an expectation stands before "
-                        "its result: restore it, or choose another folder with --out"
-                    )
+            now, before = recipe[part], manifest["recipe"].get(part)
+            if not now or not before or now.get("experiment", TUNING) not in made:
+                continue
+            if any(now.get(name) != before.get(name) for name in ("expected", "loses_more")):
+                raise PetsegError(
+                    f"study: {part}: what was expected changed after runs were made; an expectation stands before "
+                    "its result: restore it, or choose another folder with --out"
+                )
     manifest |= {"petseg": __version__, "title": study.title, "recipe": study.model_dump(mode="json")}
     empty: dict[str, Any] = {
         "data": None,
