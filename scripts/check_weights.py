@@ -76,7 +76,7 @@ def check(model: str | Path, run: Path, data: Path, split: str = "test") -> dict
         "miou": miou,
         "loss": miou["run"] - miou["file"],
         "epoch": epoch,
-        "environment": runs.environment(device="cpu", precision="fp32", threads=torch.get_num_threads()),
+        "sha256": segmenter.card.get("sha256"),
     }
 
 
@@ -101,25 +101,30 @@ def _classes(logits: Tensor, size: tuple[int, int]) -> UInt8:
 
 
 def main() -> None:
-    """Checks each and writes what was found beside what is known of other files."""
+    """Checks each and writes what was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="NAME=RUN", help="a shipped model and the run it was made from")
     parser.add_argument("--data", type=Path, help="the data set; default: PETSEG_DATA, then what was downloaded")
     options = parser.parse_args()
+    pairs = [(name, run) for name, _, run in (model.partition("=") for model in options.models)]
     data = find_data(options.data)
     if data is None:
         raise PetsegError("no data set: give --data or PETSEG_DATA, or run `petseg data get`")
-    known = runs.read_json(OUT) if OUT.is_file() else {"kind": "benchmark", "models": {}}
-    for model in options.models:
-        name, _, run = model.partition("=")
-        found = known["models"][name] = check(name, Path(run), data)
-        runs.write_json(OUT, known)
+    result: dict[str, Any] = {
+        "kind": "benchmark",
+        "command": "python scripts/check_weights.py " + " ".join(f"{name}=RUN" for name, _ in pairs),
+        "environment": runs.environment(device="cpu", precision="fp32", threads=torch.get_num_threads()),
+        "models": {},
+    }
+    for name, run in pairs:
+        found = result["models"][name] = check(name, Path(run), data)
         good = found["agreement"] >= SMALLEST_AGREEMENT and found["loss"] <= LARGEST_LOSS
         print(
             f"{name}: same class on {100 * found['agreement']:.4f} % of {found['pixels']:,} pixels, mIoU "
             f"{found['miou']['file']:.4f} instead of {found['miou']['run']:.4f}: {'good' if good else 'NOT GOOD'}; "
             f"mirrored too, {found['miou']['flip']:.4f}"
         )
+    runs.write_json(OUT, result)
 
 
 if __name__ == "__main__":

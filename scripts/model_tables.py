@@ -28,13 +28,9 @@ def model_tables(weights: Path, results: Path) -> dict[str, str]:
     ]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *map(_scores, cards)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    names = {card["name"] for card in cards}
     path = results / "benchmarks" / "weights.json"
-    checked = read_json(path)["models"] if path.is_file() else {}
-    files = [_file(name, found) for name, found in sorted(checked.items()) if name in names]
-    unchecked = sorted(names - checked.keys())
-    if unchecked:
-        files.append(f"- not checked yet: {', '.join(f'`{name}`' for name in unchecked)}")
+    checked = read_json(path) if path.is_file() else {"models": {}}
+    files = [_file(card, checked) for card in cards]
     return {"models": table, "recipes": "\n".join(map(_recipe, cards)), "files": "\n".join(files)}
 
 
@@ -67,8 +63,11 @@ def _recipe(card: Mapping[str, Any]) -> str:
     )
 
 
-def _file(name: str, found: Mapping[str, Any]) -> str:
-    made = found["environment"]
+def _file(card: Mapping[str, Any], checked: Mapping[str, Any]) -> str:
+    name, found = card["name"], checked["models"].get(card["name"])
+    if found is None or found["sha256"] != card["sha256"]:
+        return f"- `{name}`: not checked yet."
+    made = checked["environment"]
     file, run, flip = (f"{100 * found['miou'][view]:.2f}" for view in ("file", "run", "flip"))
     return (
         f"- `{name}`: the same class on {100 * found['agreement']:.4f} % of {found['pixels']:,} pixels; mIoU {file} "

@@ -316,6 +316,17 @@ def test_a_folder_that_is_no_run_is_told(tmp_path):
         export_run(tmp_path, tmp_path / "model.onnx")
 
 
+def test_every_shipped_file_gives_its_run_s_classes_and_score_on_the_test_pictures():
+    check = script("check_weights")
+    found = runs.read_json(check.OUT)["models"]
+    for name in shipped_models():
+        one = found[name]
+        assert one["sha256"] == runs.read_json(WEIGHTS / f"{name}.json")["sha256"], "check what is shipped: scripts/check_weights.py"
+        assert one["images"] == 3669
+        assert one["agreement"] >= check.SMALLEST_AGREEMENT
+        assert one["loss"] <= check.LARGEST_LOSS
+
+
 def test_a_file_is_held_against_its_run_on_pictures(run, pets_folder, tmp_path):
     check = script("check_weights").check
     export_run(run, tmp_path / "pet.onnx")
