@@ -320,8 +320,8 @@ def test_every_shipped_file_gives_its_run_s_classes_and_score_on_the_test_pictur
     check = script("check_weights")
     found = runs.read_json(check.OUT)["models"]
     for name in shipped_models():
-        one = found[name]
-        assert one["sha256"] == runs.read_json(WEIGHTS / f"{name}.json")["sha256"], "check what is shipped: scripts/check_weights.py"
+        one, card = found[name], runs.read_json(WEIGHTS / f"{name}.json")
+        assert one["sha256"] == card["sha256"], "run scripts/check_weights.py on what is shipped"
         assert one["images"] == 3669
         assert one["agreement"] >= check.SMALLEST_AGREEMENT
         assert one["loss"] <= check.LARGEST_LOSS
