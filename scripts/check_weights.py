@@ -9,6 +9,7 @@ A file holds fp16 weights and runs in ONNX Runtime; the run's weights are fp32 a
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from petseg.data.oxford_pets import Pet, UInt8, get_task, open_trimap
 from petseg.errors import PetsegError
 from petseg.evaluate import load_run, upsample
 from petseg.metrics import confusion_matrix, mean_iou
-from petseg.predict import Segmenter
+from petseg.predict import Segmenter, model_file
 from petseg.quantise import LogProbabilities
 from petseg.train import choose_hardware, load_splits, predict_logits, scored
 
@@ -76,7 +77,7 @@ def check(model: str | Path, run: Path, data: Path, split: str = "test") -> dict
         "miou": miou,
         "loss": miou["run"] - miou["file"],
         "epoch": epoch,
-        "sha256": segmenter.card.get("sha256"),
+        "sha256": hashlib.sha256(model_file(str(model))).hexdigest(),
     }
 
 
