@@ -2,9 +2,9 @@
 
     python benchmarks/indices.py --out results/benchmarks/indices.json
 
-Two pairs of published models: equal width, the comparison `official`; equal accuracy, the published comparison whose
-models differ least in mIoU. Networks are built from the published configs; memory and time do not depend on weights,
-which are drawn at random. Maps are followed through ONNX Runtime's own order of steps, which its profile tells.
+Two pairs of shipped models: equal width, `unet_small` and `segnet_small`, trained by one recipe; equal accuracy, those
+that differ least in mIoU, each at its own size. Maps are followed through ONNX Runtime's own order of steps, which its
+profile tells.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import argparse
 import json
 import re
 import tempfile
+from collections.abc import Sequence
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 
 from petseg.bench import bench
-from petseg.config import ModelConfig
-from petseg.convert import drawn_pictures
-from petseg.errors import PetsegError
-from petseg.export import export_model
-from petseg.models import build_model, normalise, to_unit_range
+from petseg.predict import WEIGHTS, model_file, shipped_models
 from petseg.runs import read_json, write_json
 
-RESULTS = Path(__file__).parent.parent / "results"
 BYTES = {"float": 4, "int64": 8, "uint8": 1, "bool": 1}
 LARGE = 512
 """Side in pixels at which maps, and not weights, take most of the memory."""
@@ -76,72 +72,33 @@ def follow(file: bytes, size: int) -> dict[str, Any]:
     return {"peak": peak, "held": held, "stages": stages}
 
 
-def exported(config: dict[str, Any], classes: list[str], size: int, out: Path) -> None:
-    """Writes a network of random weights, whose batch normalisation has seen drawn pets."""
-    pictures = normalise(to_unit_range(torch.from_numpy(drawn_pictures(size))))
-    for seed in range(5):
-        torch.manual_seed(seed)
-        network = build_model(ModelConfig(**config), len(classes))
-        with torch.no_grad():
-            for _ in range(20):
-                network(pictures)
-        description = {"classes": classes, "size": size, "config": {"model": config}}
-        try:
-            export_model(network.eval(), description, out, fp16=False)
-            return
-        except PetsegError:  # untrained, it may stand so near the edge between classes that rounding decides
-            if seed == 4:
-                raise
-
-
-def measure(comparison: Path, turns: int) -> dict[str, Any]:
-    """Returns the figures of the two models of a published comparison."""
-    published = read_json(comparison)
-    size, classes = published["size"], published["classes"]
+def measure(names: Sequence[str], found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures of two shipped models, a U-Net and a SegNet, of what `bench` found."""
     models: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {}
-        for model in published["models"]:
-            name = model["name"]
-            config = read_json(comparison.parent / "runs" / name / "config.json")["model"]
-            files[name] = Path(folder) / f"{name}.onnx"
-            scores = model["evaluations"][published["split"]]
-            models[name] = {"title": model["title"], "miou": scores["miou"], "parameters": model["cost"]["parameters"]}
-            exported(config, classes, size, files[name])
-        sides = [size, LARGE] if all(free(file) for file in files.values()) else [size]
-        for name, file in files.items():
-            models[name]["maps"] = {str(side): follow(file.read_bytes(), side) for side in sides}
-        paths = {str(path): name for name, path in files.items()}
-        runtimes = ["onnxruntime", "openvino-bf16"]
-        found = bench(list(paths), sides, [1], runtimes, turns=turns)
-        for row in found["rows"]:
-            models[paths[row.pop("model")]].setdefault("speed", []).append(row)
-    return {
-        "comparison": comparison.parent.relative_to(RESULTS).as_posix(),
-        "size": size,
-        "split": published["split"],
-        "protocol": published["protocol"],
-        "models": models,
-        "not_measured": found["not_measured"],
-        "environment": found["environment"],
-        "versions": found["versions"],
-    }
+    for name in names:
+        card, file = read_json(WEIGHTS / f"{name}.json"), model_file(name)
+        speed = [row for row in found["rows"] if row["model"] == name]
+        models[card["model"]] = {
+            "name": name,
+            "title": card["title"],
+            "size": card["size"],
+            "split": card["scores"]["split"],
+            "miou": card["scores"]["miou"],
+            "maps": {str(side): follow(file, side) for side in sorted({row["size"] for row in speed})},
+            "speed": speed,
+        }
+    return models
 
 
-def free(file: Path) -> bool:
-    """Returns whether a file takes pictures of any size, and not of the size trained at alone."""
-    return not onnx.load(file).graph.input[0].type.tensor_type.shape.dim[1].HasField("dim_value")
+def nearest() -> tuple[str, str]:
+    """Returns the shipped U-Net and SegNet that differ least in mIoU."""
 
-
-def nearest(comparisons: list[Path]) -> Path:
-    """Returns the comparison whose two models differ least in mIoU."""
-
-    def gap(path: Path) -> float:
-        published = read_json(path)
-        first, second = (model["evaluations"][published["split"]]["miou"] for model in published["models"])
+    def gap(pair: tuple[str, str]) -> float:
+        first, second = (read_json(WEIGHTS / f"{name}.json")["scores"]["miou"] for name in pair)
         return abs(float(first) - float(second))
 
-    return min(comparisons, key=gap)
+    kinds = [[name for name in shipped_models() if name.startswith(kind)] for kind in ("unet_", "segnet_")]
+    return min(product(*kinds), key=gap)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -150,18 +107,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help="how often each contender is measured")
     parser.add_argument("--out", type=Path, help="JSON to write")
     options = parser.parse_args()
-    comparisons = sorted(RESULTS.rglob("comparison.json"))
-    pairs = {
-        "width": measure(RESULTS / "official" / "comparison.json", options.turns),
-        "accuracy": measure(nearest(comparisons), options.turns),
-    }
-    for kind, pair in pairs.items():
-        for model in pair["models"].values():
-            maps = {side: round(found["peak"] / 1e6, 2) for side, found in model["maps"].items()}
-            print(f"equal {kind}: {model['title']}, mIoU {model['miou']:.4f}: MB of maps by side {maps}")
-    environment = pairs["width"].pop("environment")
-    versions = pairs["width"].pop("versions")
-    del pairs["accuracy"]["environment"], pairs["accuracy"]["versions"]
+    names = {"width": ("unet_small", "segnet_small"), "accuracy": nearest()}
+    sides = {"width": [read_json(WEIGHTS / "unet_small.json")["size"], LARGE], "accuracy": []}
+    runtimes = ["onnxruntime", "openvino-bf16"]
+    found = {kind: bench(names[kind], sides[kind], [1], runtimes, turns=options.turns) for kind in names}
+    pairs = {kind: measure(names[kind], found[kind]) for kind in names}
+    for kind, models in pairs.items():
+        for model in models.values():
+            maps = {side: round(at["peak"] / 1e6, 2) for side, at in model["maps"].items()}
+            print(f"equal {kind}: {model['name']}, mIoU {model['miou']:.4f}: MB of maps by side {maps}")
     if options.out is not None:
         write_json(
             options.out,
@@ -169,9 +123,7 @@ def main() -> None:
                 "kind": "benchmark",
                 "what": "maps alive at once in ONNX Runtime, peak memory and latency of U-Net and SegNet",
                 "command": "python benchmarks/indices.py",
-                "environment": environment,
-                "versions": versions,
-                "turns": options.turns,
+                **{key: found["width"][key] for key in ("environment", "versions", "turns", "not_measured")},
                 "pairs": pairs,
             },
         )

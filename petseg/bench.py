@@ -98,7 +98,7 @@ def bench(
         contenders += _contenders(model, sizes, threads, [name for name in wanted if name not in missing], data)
     groups: dict[tuple[int, int], list[Contender]] = defaultdict(list)
     for contender in contenders:
-        groups[contender.size, contender.threads].append(contender)
+        groups[contender.size if sizes else 0, contender.threads].append(contender)  # own sizes: models take turns
     rows, done = [], 0
     for group in groups.values():
         with _processes(group) as measured:

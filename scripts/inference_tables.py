@@ -145,26 +145,27 @@ def predict_speed(result: Mapping[str, Any]) -> str:
 
 
 def answer(kind: str, pair: Mapping[str, Any]) -> str:
-    """Returns the sentences that a reader may quote: what is saved, and what of that is left in the process."""
-    side = str(pair["size"])
-    unet, segnet = pair["models"]["unet"], pair["models"]["segnet"]
-    theirs, ours = unet["maps"][side], segnet["maps"][side]
-    largest = max(row["size"] for row in unet["speed"])
-    resident = [
-        next(row for row in model["speed"] if (row["size"], row["runtime"]) == (largest, "onnxruntime"))["peak_mb"]
+    """Returns the sentences that a reader may quote: what is saved, what of that is left in the process, the time."""
+    unet, segnet = pair["unet"], pair["segnet"]
+    theirs, ours = (model["maps"][str(model["size"])] for model in (unet, segnet))
+    more = 100 * (ours["peak"] / theirs["peak"] - 1)
+    fast = against(*(_speeds(model, model["size"])["onnxruntime"] for model in (segnet, unet)))
+    largest = [
+        max((row for row in model["speed"] if row["runtime"] == "onnxruntime"), key=lambda row: row["size"])
         for model in (segnet, unet)
     ]
+    resident = [f"{row['peak_mb'] or 0:.0f} MB at {row['size']} px" for row in largest]
     told = (
-        ""
-        if None in resident
-        else f" SegNet's process takes {resident[0]:.0f} MB, U-Net's {resident[1]:.0f} MB, at {largest} px."
+        f" SegNet's process takes {resident[0]}, U-Net's {resident[1]}."
+        if all(row["peak_mb"] for row in largest)
+        else ""
     )
     return (
-        f"At equal {kind} ({pair['size']} px; mIoU {percent(unet['miou'])} and {percent(segnet['miou'])} on "
-        f"{pair['split']}, protocol `{pair['protocol']}`) SegNet keeps {ours['held'] / 1e6:.2f} MB for its decoder "
-        f"where U-Net keeps {theirs['held'] / 1e6:.2f} MB, and holds at most {ours['peak'] / 1e6:.2f} MB of maps at "
-        f"once instead of {theirs['peak'] / 1e6:.2f} MB, {100 - 100 * ours['peak'] / theirs['peak']:.0f} % less."
-        f"{told}"
+        f"At equal {kind} (`{unet['name']}` at {unet['size']} px and `{segnet['name']}` at {segnet['size']} px; mIoU "
+        f"{percent(unet['miou'])} and {percent(segnet['miou'])} on {unet['split']}) SegNet keeps "
+        f"{ours['held'] / 1e6:.2f} MB for its decoder where U-Net keeps {theirs['held'] / 1e6:.2f} MB, and holds at "
+        f"most {ours['peak'] / 1e6:.2f} MB of maps at once instead of {theirs['peak'] / 1e6:.2f} MB, "
+        f"{abs(more):.0f} % {'less' if more < 0 else 'more'}. In ONNX Runtime it is {fast} times as fast.{told}"
     )
 
 
@@ -172,33 +173,35 @@ def figures(result: Mapping[str, Any]) -> str:
     """Returns the table of both pairs: memory and time."""
     rows = []
     for kind, pair in result["pairs"].items():
-        for side in map(str, sorted({row["size"] for row in pair["models"]["unet"]["speed"]})):
-            for model in pair["models"].values():
-                speed = {row["runtime"]: row for row in model["speed"] if str(row["size"]) == side}
-                theirs = {row["runtime"]: row for row in pair["models"]["unet"]["speed"] if str(row["size"]) == side}
-                maps = model["maps"][side]
+        sides = zip(*(sorted(map(int, model["maps"])) for model in pair.values()), strict=True)
+        for at in sides:
+            theirs = _speeds(pair["unet"], at[list(pair).index("unet")])
+            for model, side in zip(pair.values(), at, strict=True):
+                speeds, maps = _speeds(model, side), model["maps"][str(side)]
+                peak = speeds["onnxruntime"]["peak_mb"]
                 rows.append(
                     [
-                        f"equal {kind}, {side} px: {model['title']}",
-                        percent(model["miou"]),
+                        f"equal {kind}: `{model['name']}`, {side} px",
+                        percent(model["miou"]) if side == model["size"] else "–",
                         f"{maps['held'] / 1e6:.2f} MB",
                         f"{maps['peak'] / 1e6:.2f} MB",
-                        *(
-                            "–" if speed[name]["peak_mb"] is None else f"{speed[name]['peak_mb']:.0f} MB"
-                            for name in ("onnxruntime",)
-                        ),
-                        *(against(row, theirs[name]) for name, row in speed.items()),
+                        "–" if peak is None else f"{peak:.0f} MB",
+                        *(against(row, theirs[name]) for name, row in speeds.items()),
                     ]
                 )
-    titles = [row["title"] for row in result["pairs"]["width"]["models"]["unet"]["speed"]]
+    titles = [row["title"] for row in result["pairs"]["width"]["unet"]["speed"]]
     head = ["Pair", "mIoU", "Kept for the decoder", "Maps at once, most", "Peak resident"]
     return markdown([*head, *(f"Times as fast as U-Net: {title}" for title in dict.fromkeys(titles))], rows)
 
 
+def _speeds(model: Mapping[str, Any], side: int) -> dict[str, Mapping[str, Any]]:
+    """Returns runtime -> row of one model at one side."""
+    return {row["runtime"]: row for row in model["speed"] if row["size"] == side}
+
+
 def stages(pair: Mapping[str, Any]) -> str:
     """Returns the table of maps alive in each stage."""
-    side = str(pair["size"])
-    found = {model["title"]: model["maps"][side]["stages"] for model in pair["models"].values()}
+    found = {model["title"]: model["maps"][str(model["size"])]["stages"] for model in pair.values()}
     names = sorted(
         {name for each in found.values() for name in each}, key=lambda name: (name != "input", name[0] != "e", name)
     )

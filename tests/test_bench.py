@@ -48,6 +48,20 @@ def test_each_runtime_of_each_size_has_a_row(small, tmp_path):
     assert found["not_measured"] == {}
 
 
+def test_models_at_their_own_sizes_take_turns(small, monkeypatch):
+    together = []
+
+    def taken(contenders, turns):
+        together.append(len(contenders))
+        return take_turns(contenders, turns)
+
+    take_turns = bench.take_turns
+    monkeypatch.setattr(bench, "take_turns", taken)
+    found = bench.bench([small, "unet_small"], runtimes=["onnxruntime"], turns=1)
+    assert together == [2]
+    assert len({row["size"] for row in found["rows"]}) == 2
+
+
 def test_a_runtime_that_is_not_installed_is_told_and_no_error(small, monkeypatch):
     there = bench.find_spec
     monkeypatch.setattr(bench, "find_spec", lambda name: None if name in ("openvino", "torch", "onnx") else there(name))

@@ -103,6 +103,16 @@ def test_segnet_s_maps_do_not_wait_for_the_decoder(load) -> None:
     assert list(found["segnet_small"]["stages"])[-1].startswith("decoder")
 
 
+def test_what_indices_save_was_measured_with_the_models_that_are_shipped() -> None:
+    from petseg.predict import WEIGHTS
+
+    pairs = json.loads((RESULTS / "indices.json").read_text(encoding="utf-8"))["pairs"]
+    for kind, model in ((kind, pair[kind]) for pair in pairs.values() for kind in ("unet", "segnet")):
+        assert model["name"].startswith(kind)
+        card = json.loads((WEIGHTS / f"{model['name']}.json").read_text(encoding="utf-8"))
+        assert (model["size"], model["miou"]) == (card["size"], card["scores"]["miou"])
+
+
 def test_int8_and_bf16_lose_no_more_than_their_limit() -> None:
     result = json.loads((RESULTS / "int8.json").read_text(encoding="utf-8"))
     for model in result["models"].values():
