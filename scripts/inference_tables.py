@@ -150,7 +150,8 @@ def answer(kind: str, pair: Mapping[str, Any]) -> str:
     """Returns the sentences that a reader may quote: what is saved, what of that is left in the process, the time."""
     unet, segnet = pair["unet"], pair["segnet"]
     theirs, ours = (model["maps"][str(model["size"])] for model in (unet, segnet))
-    more = 100 * (ours["peak"] / theirs["peak"] - 1)
+    ratio = ours["peak"] / theirs["peak"]
+    held = f"{100 - 100 * ratio:.0f} % less" if ratio < 1 else f"{ratio:.1f} times as much"
     fast = against(*(_speeds(model, model["size"])["onnxruntime"] for model in (segnet, unet)))
     largest = [
         max((row for row in model["speed"] if row["runtime"] == "onnxruntime"), key=lambda row: row["size"])
@@ -164,10 +165,10 @@ def answer(kind: str, pair: Mapping[str, Any]) -> str:
     )
     return (
         f"At equal {kind} (`{unet['name']}` at {unet['size']} px and `{segnet['name']}` at {segnet['size']} px; mIoU "
-        f"{percent(unet['miou'])} and {percent(segnet['miou'])} on {unet['split']}) SegNet keeps "
+        f"{percent(unet['miou'])} and {percent(segnet['miou'])} on {unet['split']}, one seed each) SegNet keeps "
         f"{ours['held'] / 1e6:.2f} MB for its decoder where U-Net keeps {theirs['held'] / 1e6:.2f} MB, and holds at "
         f"most {ours['peak'] / 1e6:.2f} MB of maps at once instead of {theirs['peak'] / 1e6:.2f} MB, "
-        f"{abs(more):.0f} % {'less' if more < 0 else 'more'}. In ONNX Runtime it is {fast} times as fast.{told}"
+        f"{held}. In ONNX Runtime it is {fast} times as fast.{told}"
     )
 
 

@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 lambda: {
                     "results": comparison_tables(results),
                     "speed": headline(results),
+                    "indices": indices_tables(results)["indices-answer"],
                     "models": model_tables(weights, results)["models"],
                 },
             ),
