@@ -772,7 +772,7 @@ def update_docs(*arguments: str) -> int:
 
 def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    markers = "<!-- results:begin -->\nout of date\n<!-- results:end -->\nafter\n<!-- speed:begin -->\n<!-- speed:end -->\n"
+    markers = "<!-- results:begin -->\nstale\n<!-- results:end -->\nafter\n<!-- speed:begin -->\n<!-- speed:end -->\n"
     markers += "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("models", "indices"))
     readme.write_text(f"# petseg\n{markers}", encoding="utf-8")
     for protocol in ("seed", "official"):
@@ -784,7 +784,7 @@ def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copytree(ROOT / "results" / "reliability", tmp_path / "results" / "reliability")
     assert update_docs("--check", "--root", str(tmp_path)) == 1
-    assert "out of date" in readme.read_text(encoding="utf-8")
+    assert "stale" in readme.read_text(encoding="utf-8")
     assert update_docs("--root", str(tmp_path)) == 0
     text = readme.read_text(encoding="utf-8")
     assert text.startswith(
@@ -792,7 +792,7 @@ def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_
     )
     assert "\n\n| Protocol" in text
     assert "\n\n<!-- results:end -->\nafter\n<!-- speed:begin -->\n\n- petseg's loop" in text
-    assert "out of date" not in text
+    assert "stale" not in text
     assert [row[0] for row in cells(text)[2:5]] == ["official", "official", "seed"]
     assert update_docs("--check", "--root", str(tmp_path)) == 0
 
