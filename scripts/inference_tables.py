@@ -151,24 +151,22 @@ def answer(kind: str, pair: Mapping[str, Any]) -> str:
     unet, segnet = pair["unet"], pair["segnet"]
     theirs, ours = (model["maps"][str(model["size"])] for model in (unet, segnet))
     ratio = ours["peak"] / theirs["peak"]
-    held = f"{100 - 100 * ratio:.0f} % less" if ratio < 1 else f"{ratio:.1f} times as much"
+    compared = f"{100 - 100 * ratio:.0f} % less" if ratio < 1 else f"{ratio:.1f} times as much"
     fast = against(*(_speeds(model, model["size"])["onnxruntime"] for model in (segnet, unet)))
     largest = [
         max((row for row in model["speed"] if row["runtime"] == "onnxruntime"), key=lambda row: row["size"])
         for model in (segnet, unet)
     ]
-    resident = [f"{row['peak_mb'] or 0:.0f} MB at {row['size']} px" for row in largest]
-    told = (
-        f" SegNet's process takes {resident[0]}, U-Net's {resident[1]}."
-        if all(row["peak_mb"] for row in largest)
-        else ""
-    )
+    told = ""
+    if all(row["peak_mb"] for row in largest):
+        resident = [f"{row['peak_mb']:.0f} MB at {row['size']} px" for row in largest]
+        told = f" SegNet's process takes {resident[0]}, U-Net's {resident[1]}."
     return (
         f"At equal {kind} (`{unet['name']}` at {unet['size']} px and `{segnet['name']}` at {segnet['size']} px; mIoU "
         f"{percent(unet['miou'])} and {percent(segnet['miou'])} on {unet['split']}, one seed each) SegNet keeps "
         f"{ours['held'] / 1e6:.2f} MB for its decoder where U-Net keeps {theirs['held'] / 1e6:.2f} MB, and holds at "
         f"most {ours['peak'] / 1e6:.2f} MB of maps at once instead of {theirs['peak'] / 1e6:.2f} MB, "
-        f"{held}. In ONNX Runtime it is {fast} times as fast.{told}"
+        f"{compared}. In ONNX Runtime it is {fast} times as fast.{told}"
     )
 
 
@@ -176,10 +174,10 @@ def figures(result: Mapping[str, Any]) -> str:
     """Returns the table of both pairs: memory and time."""
     rows = []
     for kind, pair in result["pairs"].items():
-        sides = zip(*(sorted(map(int, model["maps"])) for model in pair.values()), strict=True)
-        for at in sides:
-            theirs = _speeds(pair["unet"], at[list(pair).index("unet")])
-            for model, side in zip(pair.values(), at, strict=True):
+        models = pair["unet"], pair["segnet"]
+        for sides in zip(*(sorted(map(int, model["maps"])) for model in models), strict=True):
+            theirs = _speeds(models[0], sides[0])
+            for model, side in zip(models, sides, strict=True):
                 speeds, maps = _speeds(model, side), model["maps"][str(side)]
                 peak = speeds["onnxruntime"]["peak_mb"]
                 rows.append(

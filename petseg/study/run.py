@@ -111,6 +111,7 @@ def open_study(study: Study, folder: Path) -> dict[str, Any]:
     Raises:
         PetsegError: the folder holds something else, or expectations changed after their runs were made.
     """
+    recipe = study.model_dump(mode="json")
     if not (folder / MANIFEST).is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise PetsegError(f"study folder {folder}: holds no {MANIFEST}, but other files; choose another with --out")
@@ -127,7 +128,6 @@ def open_study(study: Study, folder: Path) -> dict[str, Any]:
                     f"study: experiment {name!r}: its `expected` changed after runs were made; an expectation stands "
                     "before its result: restore it, or choose another folder with --out"
                 )
-        recipe = study.model_dump(mode="json")
         for part in ("tuning", "robustness", "honesty"):
             now, before = recipe[part], manifest["recipe"].get(part)
             if not now or not before or now.get("experiment", TUNING) not in made:
@@ -137,7 +137,7 @@ def open_study(study: Study, folder: Path) -> dict[str, Any]:
                     f"study: {part}: what was expected changed after runs were made; an expectation stands before "
                     "its result: restore it, or choose another folder with --out"
                 )
-    manifest |= {"petseg": __version__, "title": study.title, "recipe": study.model_dump(mode="json")}
+    manifest |= {"petseg": __version__, "title": study.title, "recipe": recipe}
     empty: dict[str, Any] = {
         "data": None,
         "matches": {},
