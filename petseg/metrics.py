@@ -134,3 +134,29 @@ def boundary_f(counts: BoundaryCounts) -> float:
     precision = counts.predicted_right / counts.predicted if counts.predicted else 0.0
     recall = counts.true_found / counts.true if counts.true else 0.0
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+PARTS = 10_000
+"""Of a boundary F-score, as stored: four decimals."""
+
+
+def boundary_sums(scores: Score) -> Confusion:
+    """Returns pictures' boundary F-scores as whole numbers that can be added: int64 [..., 2, C].
+
+    The first row holds ten-thousandths, the second 1 where the class has a boundary.
+
+    Args:
+        scores: float64 [..., C], nan where a class has no boundary.
+    """
+    present = ~np.isnan(scores)
+    found = np.where(present, np.round(scores * PARTS), 0)
+    return np.stack([found, present], axis=-2).astype(np.int64)
+
+
+def mean_boundary_f(sums: Confusion) -> Score:
+    """Returns the boundary F-score, float64 [...]: the mean over classes of the mean over pictures that have one.
+
+    Args:
+        sums: int64 [..., 2, C], added `boundary_sums`.
+    """
+    return mean_over_classes(_ratio(sums[..., 0, :], PARTS * sums[..., 1, :]))

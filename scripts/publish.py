@@ -16,12 +16,14 @@ from petseg.study.findings import OFFICIAL, write_findings
 from petseg.study.results import (
     COUNTS,
     DIVERGED,
+    EDGES,
     MANIFEST,
     PICTURES,
     Counts,
     Result,
     Results,
     write_counts,
+    write_edges,
     write_pictures,
 )
 
@@ -86,6 +88,7 @@ def _publish_run(results: Results, run: Result, target: Path, sections: dict[str
         if known != names or (true.sum(axis=2) != confusions.sum(axis=2)).any():
             raise PetsegError(f"{run.folder}: its {section} pictures are not those of the other runs; score it again")
     write_counts(place / COUNTS, counts)
+    write_edges(place / EDGES, {split: results.edges(run, split) for split in results.splits(run)})
 
 
 def _copy(path: Path, copy: Path) -> None:

@@ -71,6 +71,28 @@ def test_a_difference_is_the_bootstrap_s_over_the_runs_own_files(whole: Path, fi
     assert border["points"] != found["points"]
 
 
+def test_boundary_f_has_its_interval_too(whole: Path, findings: dict[str, Any]) -> None:
+    means = {}
+    for arm in experiment(findings, "main")["arms"]:
+        files = [whole / "runs" / run / "evaluations" / "test.json" for run in arm["runs"]]
+        means[arm["arm"]] = 100 * np.mean([read_json(file)["mean_boundary_f"] for file in files])
+        assert arm["boundary_f"]["points"] == pytest.approx(means[arm["arm"]], abs=0.01)
+        assert arm["boundary_f"]["low"] < arm["boundary_f"]["points"] < arm["boundary_f"]["high"]
+    found = contrast(findings, "main", "unet/width", "segnet/width", "boundary_f")
+    assert found["points"] == pytest.approx(means["unet/width"] - means["segnet/width"], abs=0.01)
+    assert found["low"] < found["points"] < found["high"]
+    assert 0 < found["p_value"] <= 1
+    names = Names(experiment(findings, "main"), findings["models"])
+    assert " points of boundary F, 95 % interval " in names.sentence(found)
+    assert names.label(found) == "same base width: U-Net minus SegNet (boundary F)"
+
+
+def test_cross_entropy_has_an_interval_over_seeds(findings: dict[str, Any]) -> None:
+    found = experiment(findings, "main")["arms"][0]["cross_entropy"]
+    assert found["low"] < found["mean"] < found["high"]
+    assert f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})" in Page(render_study(findings)).text
+
+
 def test_an_arm_has_its_score_cost_and_time(findings: dict[str, Any]) -> None:
     arm = experiment(findings, "main")["arms"][0]
     assert arm["miou"]["low"] < arm["miou"]["points"] < arm["miou"]["high"]
@@ -315,7 +337,7 @@ def test_the_command_writes_findings_and_page(whole: Path, tmp_path: Path) -> No
 def test_wrong_files_are_one_line(tmp_path: Path, whole: Path) -> None:
     (tmp_path / "findings.json").write_text('{"kind": "comparison", "version": 1}')
     told = one_line_error(petseg("report", tmp_path / "findings.json"))
-    assert "kind 'comparison', version 1; wanted findings of version 1: run `petseg report` on the study's" in told
+    assert "kind 'comparison', version 1; wanted findings of version 2: run `petseg report` on the study's" in told
     manifest = read_json(whole / "study.json")
     write_json(tmp_path / "study.json", {**manifest, "recipe": {"title": 3}})
     with pytest.raises(PetsegError, match=r"its recipe cannot be read .*; read it with the petseg that made it"):

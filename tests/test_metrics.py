@@ -17,9 +17,11 @@ from petseg.metrics import (
     BoundaryCounts,
     boundary_counts,
     boundary_f,
+    boundary_sums,
     confusion_matrix,
     dice,
     iou,
+    mean_boundary_f,
     mean_iou,
     mean_over_classes,
     pixel_accuracy,
@@ -311,3 +313,13 @@ def test_the_rim_of_an_ignored_band_is_no_boundary():
     too_wide = boundary_counts(truth, (distance < 22).astype(np.uint8), 1)
     assert too_wide.predicted > 0
     assert boundary_f(too_wide) == 0
+
+
+def test_boundary_scores_add_up_to_their_mean():
+    scores = np.array([[0.5, 1.0, np.nan], [0.25, np.nan, np.nan], [0.0, 0.5, np.nan]])
+    sums = boundary_sums(scores)
+    assert sums.dtype == np.int64
+    assert sums.shape == (3, 2, 3)
+    assert mean_boundary_f(sums.sum(axis=0)) == pytest.approx((0.25 + 0.75) / 2)
+    assert mean_boundary_f(sums[0]) == pytest.approx(0.75)
+    assert np.isnan(mean_boundary_f(boundary_sums(np.full((1, 3), np.nan))[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,15 @@ from petseg.errors import PetsegError
 from petseg.report import write_study_report
 from petseg.runs import read_json
 from petseg.study.findings import find, write_findings
-from petseg.study.results import Results, read_counts, read_pictures, write_counts, write_pictures
+from petseg.study.results import (
+    Results,
+    read_counts,
+    read_edges,
+    read_pictures,
+    write_counts,
+    write_edges,
+    write_pictures,
+)
 from tests.made_studies import make_study
 from tests.test_layers import ROOT
 
@@ -57,12 +66,13 @@ def test_the_page_comes_out_of_the_published_study_byte_for_byte(whole: Path, pu
 
 
 def test_it_holds_json_and_counts_alone(whole: Path, published: Path) -> None:
-    kinds = {path.name if path.name in ("pictures.gz", "counts.gz") else path.suffix for path in published.rglob("*.*")}
-    assert kinds == {"pictures.gz", "counts.gz", ".json", ".jsonl"}
+    kinds = {path.name if path.name.endswith(".gz") else path.suffix for path in published.rglob("*.*")}
+    assert kinds == {"pictures.gz", "counts.gz", "edges.gz", ".json", ".jsonl"}
     assert not list(published.rglob("*.images.json"))
     run = read_json(whole / "study.json")["runs"][20]["name"]
     assert sorted(path.name for path in (published / "runs" / run).rglob("*.*")) == [
-        *("config.json", "counts.gz", "environment.json", "metrics.jsonl", "robustness.json", "test.json", "val.json"),
+        *("config.json", "counts.gz", "edges.gz", "environment.json", "metrics.jsonl"),
+        *("robustness.json", "test.json", "val.json"),
     ]
 
 
@@ -98,6 +108,21 @@ def test_counts_come_back_as_they_were(tmp_path: Path) -> None:
     again = (tmp_path / "a").read_bytes()
     write_counts(tmp_path / "a", runs["a"])
     assert (tmp_path / "a").read_bytes() == again
+
+
+def test_boundary_scores_come_back_with_four_decimals(tmp_path: Path) -> None:
+    scores = np.array([[0.12344, 1.0, 0.0], [np.nan, 0.5, 0.25]])
+    write_edges(tmp_path / "edges.gz", {"test": scores})
+    assert gzip.decompress((tmp_path / "edges.gz").read_bytes()) == b"# test\n1234 10000 0\n-1 5000 2500\n"
+    assert np.allclose(read_edges(tmp_path / "edges.gz")["test"], scores.round(4), equal_nan=True)
+
+
+def test_boundary_scores_of_other_pictures_are_one_line(published: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(published, tmp_path / "copy")
+    run = next(run for run in Results.read(folder).all_runs() if "test" in run.splits)
+    write_edges(run.folder / "edges.gz", {"test": np.zeros((3, 3))})
+    with pytest.raises(PetsegError, match=r"edges\.gz: not the scores of the test pictures; restore the file"):
+        find(folder)
 
 
 def test_a_whole_study_stays_small(publish: Publish, tmp_path: Path) -> None:

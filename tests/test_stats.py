@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from petseg.metrics import iou, mean_iou
-from petseg.stats import bootstrap, paired_bootstrap, permutation_test
+from petseg.stats import bootstrap, paired_bootstrap, permutation_test, seed_interval
 
 
 def made_pictures(count: int, *, lead: float, seed: int, noise: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -233,3 +234,10 @@ def test_equal_models_are_called_different_as_often_as_stated():
         for study in range(300)
     )
     assert 0.06 <= below / 300 <= 0.14
+
+
+def test_the_interval_over_seeds_is_student_s():
+    values = [0.31, 0.29, 0.33, 0.3, 0.32]
+    wanted = scipy.stats.t.interval(0.9, 4, np.mean(values), scipy.stats.sem(values))
+    assert seed_interval(values, 0.9) == pytest.approx(wanted)
+    assert seed_interval([0.3]) is None

@@ -28,9 +28,9 @@ def read_findings(path: Path) -> dict[str, Any]:
         PetsegError: no such file, not JSON, or another kind or version.
     """
     found = read_json(path)
-    if (found.get("kind"), found.get("version")) != ("findings", 1):
+    if (found.get("kind"), found.get("version")) != ("findings", 2):
         raise PetsegError(
-            f"{path}: kind {found.get('kind')!r}, version {found.get('version')!r}; wanted findings of version 1: run "
+            f"{path}: kind {found.get('kind')!r}, version {found.get('version')!r}; wanted findings of version 2: run "
             "`petseg report` on the study's folder"
         )
     return found
@@ -52,10 +52,14 @@ def interval_words(finding: Finding) -> str:
 def metric_words(metric: str) -> str:
     """Returns the score's name after a number of points.
 
-    >>> metric_words("miou"), metric_words("border")
-    ('points of mIoU', 'points of border IoU')
+    >>> metric_words("miou"), metric_words("border"), metric_words("boundary_f")
+    ('points of mIoU', 'points of border IoU', 'points of boundary F')
     """
-    return "points of mIoU" if metric == "miou" else f"points of {metric} IoU"
+    return f"points of {METRICS.get(metric, f'{metric} IoU')}"
+
+
+METRICS = {"miou": "mIoU", "boundary_f": "boundary F"}
+"""Names of scores that are no IoU of a class."""
 
 
 def shown(finding: Finding) -> bool:
@@ -129,7 +133,8 @@ class Names:
     def label(self, finding: Finding) -> str:
         """Returns what is subtracted from what."""
         where, left, right = self.pair(finding["left"], finding["right"])
-        what = "" if finding["metric"] == "miou" else f" ({finding['metric']})"
+        metric = finding["metric"]
+        what = "" if metric == "miou" else f" ({METRICS.get(metric, metric)})"
         return f"{where}: {left} minus {right}{what}" if where else f"{left} minus {right}{what}"
 
     def sentence(self, finding: Finding) -> str:
@@ -280,6 +285,11 @@ def _estimate(value: Finding | None) -> str:
     return f"{points(value['points'])} ({points(value['low'])} to {points(value['high'])})"
 
 
+def _loss(found: Mapping[str, float | None]) -> str:
+    mean, low, high = (tables.loss(found[key]) for key in ("mean", "low", "high"))
+    return mean if found["low"] is None else f"{mean} ({low} to {high})"
+
+
 def _arm_rows(experiment: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[list[str]]:
     for arm in study_plots.scored(experiment["arms"]):
         cost = arm["cost"]
@@ -289,8 +299,8 @@ def _arm_rows(experiment: Mapping[str, Any], models: Mapping[str, str]) -> Itera
             f"{models[arm['model']]}, {arm['title']}",
             _estimate(arm["miou"]),
             _estimate(arm["iou"].get("border")),
-            DASH if arm["boundary_f"] is None else points(arm["boundary_f"]),
-            tables.loss(arm["cross_entropy"]),
+            _estimate(arm["boundary_f"]),
+            _loss(arm["cross_entropy"]),
             str(len(arm["seeds"])),
             tables.count(cost.get("parameters")),
             tables.count(cost.get("macs")),

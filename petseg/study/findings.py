@@ -16,9 +16,9 @@ import numpy as np
 from petseg import runs
 from petseg.data.corrupt import STRENGTHS, UNITS, Change, changes
 from petseg.data.oxford_pets import breed_of, committed_leaks
-from petseg.metrics import Confusion, Score, iou, mean_iou
+from petseg.metrics import Confusion, Score, boundary_sums, iou, mean_boundary_f, mean_iou
 from petseg.models import TITLES
-from petseg.stats import Difference, Estimate, Scoring, bootstrap, paired_bootstrap, permutation_test
+from petseg.stats import Difference, Estimate, Scoring, bootstrap, paired_bootstrap, permutation_test, seed_interval
 from petseg.study.recipe import VIEWS, Claim, Experiment, Tuning, claims, rechecked, tuning_cells
 from petseg.study.results import ROBUSTNESS, TUNING, Result, Results
 
@@ -45,7 +45,7 @@ def find(folder: Path) -> dict[str, Any]:
     pictures = (manifest["data"] or {}).get("pictures", {})
     return {
         "kind": "findings",
-        "version": 1,
+        "version": 2,
         "petseg": manifest["petseg"],
         "title": study.title,
         "models": {name: TITLES[name] for name in _models(results)},
@@ -117,6 +117,13 @@ def _mean(values: Sequence[float]) -> float | None:
     return _round(float(np.mean(values))) if len(values) else None
 
 
+def _over_seeds(values: Sequence[float]) -> dict[str, float | None]:
+    """Returns the mean of what is one number a run, and its interval where there are several seeds."""
+    ends = seed_interval(values)
+    low, high = (None, None) if ends is None else map(_round, ends)
+    return {"mean": _mean(values), "low": low, "high": high}
+
+
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -126,15 +133,28 @@ def class_iou(confusion: Confusion, place: int) -> Score:
 
 
 def _scoring(metric: str, classes: Sequence[str]) -> Scoring:
+    if metric == BOUNDARY:
+        return mean_boundary_f
     return mean_iou if metric == "miou" else partial(class_iou, place=classes.index(metric))
 
 
-def stacked(results: Results, arms: Sequence[Mapping[int, Result]], section: str) -> tuple[list[int], list[Confusion]]:
-    """Returns the seeds that all arms have, and the matrices int64 [S, N, C, C] of each arm."""
+BOUNDARY = "boundary_f"
+"""The metric that is no score of confusion matrices."""
+
+
+def stacked(
+    results: Results, arms: Sequence[Mapping[int, Result]], section: str, metric: str = "miou"
+) -> tuple[list[int], list[Confusion]]:
+    """Returns the seeds that all arms have, and what each arm's score is made from.
+
+    That is matrices int64 [S, N, C, C], and for the boundary F-score its sums, int64 [S, N, 2, C].
+    """
     seeds = sorted(set.intersection(*(set(arm) for arm in arms)))
-    return seeds, [
-        np.stack([results.counts(arm[seed], section)[1] for seed in seeds]) if seeds else _NONE for arm in arms
-    ]
+
+    def of_pictures(run: Result) -> Confusion:
+        return boundary_sums(results.edges(run, section)) if metric == BOUNDARY else results.counts(run, section)[1]
+
+    return seeds, [np.stack([of_pictures(arm[seed]) for seed in seeds]) if seeds else _NONE for arm in arms]
 
 
 _NONE = np.zeros((0, 0, 0, 0), np.int64)
@@ -232,16 +252,15 @@ def _arm(results: Results, experiment: Experiment, name: str, split: str) -> dic
         return found
     scores = [run.scores(split) for run in finished.values()]
     seeds, (counts,) = stacked(results, [finished], split)
+    _, (edges,) = stacked(results, [finished], split, BOUNDARY)
     classes = list(scores[0]["iou"])
     reached = [seconds for run in finished.values() if (seconds := _seconds_to(run.history, REACHED)) is not None]
     return found | {
         "miou": _estimate(bootstrap(counts)),
         "iou": {label: _estimate(bootstrap(counts, score=_scoring(label, classes))) for label in classes},
         "by_seed": {str(seed): _round(100 * score["miou"]) for seed, score in zip(seeds, scores, strict=True)},
-        "boundary_f": _mean(
-            [100 * score["mean_boundary_f"] for score in scores if score["mean_boundary_f"] is not None]
-        ),
-        "cross_entropy": _mean([score["cross_entropy"] for score in scores]),
+        BOUNDARY: _estimate(bootstrap(edges, score=mean_boundary_f)),
+        "cross_entropy": _over_seeds([score["cross_entropy"] for score in scores]),
         "train_seconds": _mean([_train_seconds(run.history) for run in finished.values()]),
         "reached": {"runs": len(reached), "seconds": _mean(reached)},
         # the page draws those of the first experiment; the others' stand in their runs' metrics.jsonl
@@ -286,6 +305,8 @@ def _contrasts(results: Results, experiment: Experiment, split: str) -> Iterator
     wanted: dict[tuple[str, str, str], list[Any]] = {}
     for left, right in _model_pairs(experiment):
         wanted[left, right, "miou"] = []
+        if experiment is results.study.experiments[0]:
+            wanted[left, right, BOUNDARY] = []
     plain, *others = experiment.variants
     for variant in others:
         if experiment.variants[variant].line != experiment.variants[plain].line:
@@ -301,7 +322,7 @@ def _contrasts(results: Results, experiment: Experiment, split: str) -> Iterator
         arms = [results.arm(experiment, arm) for arm in (left, right)]
         if any(run.name == other.name for seed, run in arms[0].items() if (other := arms[1].get(seed)) is not None):
             continue  # the same run under two names
-        seeds, (first, second) = stacked(results, arms, split)
+        seeds, (first, second) = stacked(results, arms, split, metric)
         diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in (left, right)}
         found: dict[str, Any] = {
             **{"left": left, "right": right, "metric": metric, "seeds": seeds},

@@ -4,8 +4,9 @@ A study that was published has its counts in a compact form, from which the same
 
     pictures.gz            a section for each split: name and true pixels by class of each picture
     runs/NAME/counts.gz    the same sections: of each picture the wrong pixels, by true and predicted class
+    runs/NAME/edges.gz     the splits' sections: of each picture the boundary F-score of each class
 
-Both are gzipped text (`zcat`); the right pixels are the true ones less the wrong ones.
+All are gzipped text (`zcat`); the right pixels are the true ones less the wrong ones.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 from petseg import runs
 from petseg.data.corrupt import changes
 from petseg.errors import PetsegError
-from petseg.metrics import Confusion
+from petseg.metrics import PARTS, Confusion, Score
 from petseg.study.recipe import Experiment, Study
 
 MANIFEST = "study.json"
@@ -36,7 +37,7 @@ TUNING = "tuning"
 ROBUSTNESS = "robustness"
 """Among a run's splits: the test pictures, changed in every way of `petseg.data.corrupt`; a section each."""
 
-PICTURES, COUNTS = "pictures.gz", "counts.gz"
+PICTURES, COUNTS, EDGES = "pictures.gz", "counts.gz", "edges.gz"
 
 Counts = tuple[tuple[str, ...], Confusion]
 """Names of pictures, and their confusion matrices int64 [N, C, C]."""
@@ -168,9 +169,30 @@ class Results:
             self._known.update({(run.name, name): counts for name, counts in found.items()})
         return self._known[key]
 
+    def edges(self, run: Result, split: str) -> Score:
+        """Returns the boundary F-score of each class in each picture, float64 [N, C], nan where it has no boundary.
+
+        Raises:
+            PetsegError: they are missing or damaged.
+        """
+        if (run.folder / EDGES).is_file():
+            found = read_edges(run.folder / EDGES)
+            if split not in found or found[split].shape != self.counts(run, split)[1].shape[:2]:
+                raise PetsegError(f"{run.folder / EDGES}: not the scores of the {split} pictures; restore the file")
+            return found[split]
+        path = run.folder / "evaluations" / f"{split}.images.json"
+        try:
+            return np.array([row[2] for row in runs.read_json(path)["images"]], np.float64)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise PetsegError(f"{path}: no boundary scores in it ({error}); score the run again") from None
+
+    def splits(self, run: Result) -> list[str]:
+        """Returns the splits that a run is scored on as they are."""
+        return [split for split in run.splits if split != ROBUSTNESS]
+
     def sections(self, run: Result) -> dict[str, Counts]:
         """Returns all counts of a finished run, by section."""
-        sections = [split for split in run.splits if split != ROBUSTNESS]
+        sections = self.splits(run)
         if ROBUSTNESS in run.splits:
             sections += [change.name for change in changes()]
         return {section: self.counts(run, section) for section in sections}
@@ -225,6 +247,29 @@ def write_counts(path: Path, sections: Mapping[str, Counts]) -> None:
             for section, (_, counts) in sections.items()
         },
     )
+
+
+def write_edges(path: Path, splits: Mapping[str, Score]) -> None:
+    """Writes one run's boundary F-scores [N, C] in ten-thousandths, -1 where a class has no boundary."""
+    _write_sections(
+        path,
+        {
+            split: [
+                " ".join(map(str, row)) for row in np.nan_to_num(np.round(scores * PARTS), nan=-1).astype(int).tolist()
+            ]
+            for split, scores in splits.items()
+        },
+    )
+
+
+def read_edges(path: Path) -> dict[str, Score]:
+    """Returns split -> boundary F-scores, float64 [N, C], nan where a class has no boundary.
+
+    Raises:
+        PetsegError: the file is damaged.
+    """
+    found = {split: _numbers(rows, path) for split, rows in _read_sections(path)}
+    return {split: np.where(parts < 0, np.nan, parts / PARTS) for split, parts in found.items()}
 
 
 def read_pictures(path: Path) -> dict[str, tuple[tuple[str, ...], Confusion]]:
