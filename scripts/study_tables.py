@@ -8,22 +8,51 @@ from typing import Any
 
 from benchmark_tables import markdown
 
+from petseg.report import study as report
 from petseg.report.study import Names, read_findings, total_words
 from petseg.report.study_plots import scored
 from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points
 
 NOT_RUN = "The study has not been run: there is no answer here yet, and no figure."
 
+MECHANISM = "mechanism"
+"""The experiment that takes one network apart."""
+
 Finding = Mapping[str, Any]
 
 
 def study_texts(results: Path) -> dict[str, str]:
     """Returns marker -> text of docs/unet-or-segnet.md."""
-    path = results / "study" / "findings.json"
-    if not path.is_file():
+    findings = published(results)
+    if findings is None:
         return {"study-answers": NOT_RUN, "study-rows": NOT_RUN}
-    findings = read_findings(path)
     return {"study-answers": answers(findings), "study-rows": rows(findings)}
+
+
+def study_headline(results: Path) -> str:
+    """Returns the README's text."""
+    findings = published(results)
+    return NOT_RUN if findings is None else headline(findings)
+
+
+def published(results: Path) -> dict[str, Any] | None:
+    """Returns the published study's findings, None before there are any."""
+    path = results / "study" / "findings.json"
+    return read_findings(path) if path.is_file() else None
+
+
+def headline(findings: Mapping[str, Any]) -> str:
+    """Returns the models' differences and what crosses from encoder to decoder is worth, a bullet each."""
+    told = report.answers(findings)
+    for experiment in findings["experiments"]:
+        if experiment["name"] == MECHANISM:
+            names = Names(experiment, findings["models"])
+            told += [
+                f"In one network: {names.sentence(finding)}"
+                for finding in experiment["contrasts"]
+                if finding["metric"] == "miou" and finding["expected"] and "points" in finding
+            ]
+    return "\n".join([*(f"- {sentence}" for sentence in told), "", where(findings)])
 
 
 def answers(findings: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from benchmark_tables import benchmark_tables, headline
 from inference_tables import indices_tables, inference_tables, start_table
 from model_tables import model_tables
 from reliability_tables import reliability_tables
-from study_tables import study_texts
+from study_tables import study_headline, study_texts
 
 from petseg.errors import PetsegError
 from petseg.report import results_table
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "speed": headline(results),
                     "indices": indices_tables(results)["indices-answer"],
                     "models": model_tables(weights, results)["models"],
+                    "study": study_headline(results),
                 },
             ),
             ("docs/models.md", lambda: model_tables(weights, results)),

@@ -773,7 +773,7 @@ def update_docs(*arguments: str) -> int:
 def test_update_docs_writes_between_its_markers(comparison: dict[str, Any], tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     markers = "<!-- results:begin -->\nstale\n<!-- results:end -->\nafter\n<!-- speed:begin -->\n<!-- speed:end -->\n"
-    markers += "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("models", "indices"))
+    markers += "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("models", "indices", "study"))
     readme.write_text(f"# petseg\n{markers}", encoding="utf-8")
     for protocol in ("seed", "official"):
         folder = tmp_path / "results" / protocol

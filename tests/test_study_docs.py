@@ -64,10 +64,16 @@ def untraced(text: str, findings: dict[str, Any]) -> list[str]:
     return lost
 
 
-def test_every_number_of_the_page_stands_in_the_published_study(tables: ModuleType) -> None:
-    text = (ROOT / "docs" / "unet-or-segnet.md").read_text(encoding="utf-8")
-    parts = re.findall(r"<!-- (study-\w+):begin -->\n(.*?)\n<!-- \1:end -->", text, re.DOTALL)
-    assert [name for name, _ in parts] == ["study-answers", "study-rows"]
+@pytest.mark.parametrize(
+    ("document", "markers"),
+    [("README.md", ["study"]), ("docs/unet-or-segnet.md", ["study-answers", "study-rows"])],
+)
+def test_every_number_of_a_page_stands_in_the_published_study(
+    document: str, markers: list[str], tables: ModuleType
+) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    parts = re.findall(r"<!-- (study(?:-\w+)?):begin -->\n(.*?)\n<!-- \1:end -->", text, re.DOTALL)
+    assert [name for name, _ in parts] == markers
     for _, part in parts:
         if PUBLISHED.is_file():
             assert untraced(part, read_json(PUBLISHED)) == []
@@ -79,6 +85,9 @@ def test_every_number_of_the_page_stands_in_the_published_study(tables: ModuleTy
 def test_three_readers_get_answers_with_rows(tables: ModuleType, findings: dict[str, Any], tmp_path: Path) -> None:
     write_json(tmp_path / "study" / "findings.json", findings)
     texts = tables.study_texts(tmp_path)
+    told = tables.study_headline(tmp_path)
+    assert "- Same base width: U-Net leads SegNet by" in told
+    assert "- In one network: “concatenated skips” leads “no skips, pooling indices” by" in told
     for reader in ("Best masks", "Smallest device", "Least memory"):
         assert f"**{reader}.** " in texts["study-answers"]
     assert "U-Net leads SegNet by" in texts["study-answers"]
@@ -93,7 +102,7 @@ def test_three_readers_get_answers_with_rows(tables: ModuleType, findings: dict[
 
 
 def test_every_number_traces_and_a_changed_one_does_not(tables: ModuleType, findings: dict[str, Any]) -> None:
-    for text in (tables.answers(findings), tables.rows(findings)):
+    for text in (tables.answers(findings), tables.rows(findings), tables.headline(findings)):
         assert untraced(text, findings) == []
     told = tables.answers(findings)
     lead = re.search(r"leads SegNet by (\d+\.\d)", told)

@@ -337,7 +337,9 @@ def _contrasts(results: Results, experiment: Experiment, split: str) -> Iterator
 
 
 def _cost_ratios(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what the first costs in units of the second, where both were measured."""
+    """Returns what the first costs in units of the second, where both were measured; nothing of one same shape."""
+    if first == second:
+        return {}
     flat = [
         {**cost, "latency": cost["latency_ms"]["p50"]} if "latency_ms" in cost else dict(cost)
         for cost in (first, second)
