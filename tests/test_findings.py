@@ -255,6 +255,11 @@ def test_a_chart_s_words_and_rows_hold_its_numbers(findings: dict[str, Any]) -> 
 # Studies that are not complete
 
 
+def test_an_arm_under_two_names_stands_once_where_it_came_first(findings: dict[str, Any]) -> None:
+    found = [arm["arm"] for arm in study_plots.scored(experiment(findings, "main")["arms"])]
+    assert found == ["unet/width", "segnet/width", "segnet/parameters", "segnet/latency", "segnet/stages"]
+
+
 def test_a_study_without_a_run_says_so(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "none", leave_out=lambda run: True)
     found, count = find(folder), len(read_json(folder / "study.json")["runs"])

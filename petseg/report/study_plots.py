@@ -34,9 +34,12 @@ class Chart:
 
 
 def scored(arms: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns the arms that have a score, each set of runs once."""
-    found = {tuple(arm["runs"]): arm for arm in reversed(arms) if "miou" in arm}
-    return list(reversed(found.values()))
+    """Returns the arms that have a score, each set of runs once, under its first name."""
+    found: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for arm in arms:
+        if "miou" in arm:
+            found.setdefault(tuple(arm["runs"]), arm)
+    return list(found.values())
 
 
 def _error_bars(arms: Sequence[Mapping[str, Any]]) -> list[list[float]]:
@@ -206,7 +209,8 @@ def robustness_chart(robustness: Mapping[str, Any], models: Mapping[str, str]) -
     told = []
     rows: list[list[Any]] = [["model", "change", "amount", "miou", "low", "high"]]
     with look("robustness"):
-        figure = Figure(figsize=(820 / 72, 470 / 72))
+        figure = Figure(figsize=(820 / 72, 490 / 72))
+        figure.set_layout_engine("constrained", hspace=0.08)
         grid = figure.subplots(2, 3, sharey=True)
         for axes, (kind, amounts) in zip(grid.flat, robustness["amounts"].items(), strict=True):
             for arm in arms:
