@@ -23,7 +23,7 @@ BREEDS = ("Abyssinian", "Bombay", "beagle", "pug")
 TRAPS = ("Abyssinian_177", "Birman_165")
 """Names that lie on both sides of the official split."""
 
-MATCHES = {
+MATCHES: dict[str, Any] = {
     "main:segnet/parameters": {"convs": [2, 2, 4, 3, 3]},
     "main:segnet/latency": {"base_channels": 17},
     "depth:unet/deeper": {"base_channels": 8},
@@ -69,14 +69,20 @@ def quality_of(run: Run) -> float:
 
 
 def make_study(
-    folder: Path, study: Study | None = None, *, val: int = 24, test: int = 48, leave_out: Any = lambda run: False
+    folder: Path,
+    study: Study | None = None,
+    *,
+    val: int = 24,
+    test: int = 48,
+    shapes: dict[str, Any] = MATCHES,
+    leave_out: Any = lambda run: False,
 ) -> Path:
     """Returns the folder, now with study.json and every run that `leave_out` does not name."""
     study = study or load_study("study")
     pictures = {"train": 3312, "val": val, "test": test}
     matches = {
         key: {"question": {}, "model": model, "quantity": "parameters", "wanted": 100, "found": 101}
-        for key, model in MATCHES.items()
+        for key, model in shapes.items()
     }
     found = plan(study, matches, TUNED)
     manifest: dict[str, Any] = {

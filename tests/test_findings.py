@@ -27,7 +27,7 @@ from petseg.runs import read_json, write_json
 from petseg.stats import paired_bootstrap
 from petseg.study.findings import find, verdict, write_findings
 from petseg.study.results import Results
-from tests.made_studies import make_study
+from tests.made_studies import MATCHES, make_study
 from tests.test_cli import one_line_error, petseg
 from tests.test_report import Page
 
@@ -258,6 +258,17 @@ def test_a_chart_s_words_and_rows_hold_its_numbers(findings: dict[str, Any]) -> 
 def test_an_arm_under_two_names_stands_once_where_it_came_first(findings: dict[str, Any]) -> None:
     found = [arm["arm"] for arm in study_plots.scored(experiment(findings, "main")["arms"])]
     assert found == ["unet/width", "segnet/width", "segnet/parameters", "segnet/latency", "segnet/stages"]
+
+
+def test_two_views_of_the_same_runs_are_told_once(tmp_path: Path) -> None:
+    """Where SegNet of U-Net's latency is SegNet as it is, main has both footings and the rest one."""
+    folder = make_study(tmp_path / "equal", shapes=MATCHES | {"main:segnet/latency": {}})
+    found = find(folder)
+    assert len(answers(found)) == 4
+    assert contrast(found, "main", "unet/latency", "segnet/latency")["points"]
+    for part in (found["robustness"]["contrasts"], *(view["contrasts"] for view in found["honesty"]["views"])):
+        pairs = {c["left"] for c in part}
+        assert pairs == {"unet/width", "unet/parameters", "unet/stages"}
 
 
 def test_a_study_without_a_run_says_so(tmp_path: Path) -> None:

@@ -471,7 +471,7 @@ def _robustness(results: Results) -> dict[str, Any] | None:
             }
             found["arms"].append({"arm": name, "model": name.partition("/")[0], "scores": scores})
     for kind in STRENGTHS:
-        for left, right in _model_pairs(experiment):
+        for left, right in _distinct_pairs(results, experiment):
             sides = [_scored_worse(results, experiment, arm) for arm in (left, right)]
             seeds, _ = stacked(results, sides, "test")
             first, second = _by_strength(results, kind, sides, worse) if seeds else ([], [])
@@ -529,7 +529,7 @@ def _honesty(results: Results) -> dict[str, Any] | None:
             continue
         look = partial(seen, view=view, names=names, true=counts.sum(axis=2))
         contrasts = []
-        for left, right in _model_pairs(experiment):
+        for left, right in _distinct_pairs(results, experiment):
             seeds, (first, second) = stacked(results, [arms[left], arms[right]], "test")
             finding = compare(look(first), look(second)) if seeds else {}
             expected = _verdicts(told, left, right, view, finding, experiment, seeds)
@@ -609,6 +609,19 @@ def _model_pairs(experiment: Experiment) -> list[tuple[str, str]]:
         for variant in experiment.variants
         for first, second in zip(experiment.models, experiment.models[1:], strict=False)
     ]
+
+
+def _distinct_pairs(results: Results, experiment: Experiment) -> list[tuple[str, str]]:
+    """Returns `_model_pairs` without those of the same runs as an earlier one: a shape that was equal all along."""
+    kept: dict[tuple[Any, ...], tuple[str, str]] = {}
+    for pair in _model_pairs(experiment):
+        runs_of_both = tuple(
+            run.name if (run := results.run(experiment.name, arm, seed)) is not None else (arm, seed)
+            for arm in pair
+            for seed in experiment.seeds
+        )
+        kept.setdefault(runs_of_both, pair)
+    return list(kept.values())
 
 
 def _distinct(arms: Mapping[str, Mapping[int, Result]]) -> dict[str, Mapping[int, Result]]:
