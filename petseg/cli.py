@@ -415,7 +415,8 @@ def report(
     if (source / "study.json").is_file():
         from petseg.study.findings import write_findings
 
-        source = write_findings(source)
+        with _bar() as advance:
+            source = write_findings(source, lambda done, total: advance("resample", done, total))
     if source.name == "findings.json":
         print(f"report: {write_study_report(source, out).resolve()}")
         return

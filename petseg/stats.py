@@ -107,12 +107,11 @@ def permutation_test(
     """
     assert first.shape == second.shape, "paired: both models score the same pictures, from the same seeds"
     first, second = (_by_seed(confusions) for confusions in (first, second))
-    swapped = np.random.default_rng(seed).integers(0, 2, (permutations, first.shape[1])).astype(np.float64)
 
     def difference(one: Confusion, other: Confusion) -> Score:
         return np.asarray((score(one) - score(other)).mean(axis=0))
 
-    moved = np.stack([_weighted(swapped, model) for model in second - first])  # [S, permutations, C, C]
+    moved = _weighted(_coins(first.shape[1], permutations, seed), second - first)
     totals = (first.sum(axis=1)[:, None], second.sum(axis=1)[:, None])
     by_chance = difference(totals[0] + moved, totals[1] - moved)
     own = difference(*totals)[0]
@@ -121,24 +120,31 @@ def permutation_test(
     return float((1 + at_least.sum()) / (1 + permutations))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _times_drawn(count: int, resamples: int, seed: int) -> Score:
     """Returns how often each resample holds each picture, float64 [resamples, N]."""
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     return drawn.astype(np.float64)
 
 
+@lru_cache(maxsize=2)
+def _coins(count: int, permutations: int, seed: int) -> Score:
+    """Returns whether each permutation swaps each picture, float64 [permutations, N] of 0 and 1."""
+    return np.random.default_rng(seed).integers(0, 2, (permutations, count)).astype(np.float64)
+
+
 def _weighted(weights: Score, confusions: Confusion) -> Confusion:
-    """Returns the sums [R, C, C] of matrices [N, C, C], each taken as often as weights [R, N] say."""
-    # floats carry these counts exactly (below 2**53) and use the fast matrix product
-    flat = weights @ confusions.reshape(len(confusions), -1).astype(np.float64)
-    return flat.astype(np.int64).reshape(len(weights), *confusions.shape[1:])
+    """Returns the sums [S, R, C, C] of matrices [S, N, C, C], each picture taken as often as weights [R, N] say."""
+    # floats carry these counts exactly (below 2**53) and use the fast matrix product; all seeds in one, since what
+    # takes time is to read the weights
+    seeds, count, *matrix = confusions.shape
+    flat = weights @ confusions.swapaxes(0, 1).reshape(count, -1).astype(np.float64)
+    return flat.astype(np.int64).reshape(len(weights), seeds, *matrix).swapaxes(0, 1)
 
 
 def _resampled(confusions: Confusion, score: Scoring, resamples: int, seed: int) -> Score:
     """Returns the score of each resample of pictures, float64 [resamples, S], of matrices [S, N, C, C]."""
-    weights = _times_drawn(confusions.shape[1], resamples, seed)
-    return np.stack([score(_weighted(weights, model)) for model in confusions], axis=1)
+    return score(_weighted(_times_drawn(confusions.shape[1], resamples, seed), confusions)).T
 
 
 def _drawn(own: Score, resampled: Score, seed: int) -> Score:

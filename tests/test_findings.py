@@ -345,6 +345,7 @@ def test_an_arm_that_diverges_in_every_seed_has_lost(tmp_path: Path) -> None:
 def test_the_command_writes_findings_and_page(whole: Path, tmp_path: Path) -> None:
     result = petseg("report", whole, "--out", tmp_path / "page.html")
     assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == "resample: 100 %"
     again = petseg("report", whole / "findings.json", "--out", tmp_path / "again.html")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "page.html").read_bytes() == (tmp_path / "again.html").read_bytes()

@@ -6,10 +6,11 @@ machines. A finding that needs runs which are not there is None, or has fewer se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -32,14 +33,27 @@ OFFICIAL = {"train": 3312, "val": 368, "test": 3669}
 
 Verdict = Literal["held", "did not hold", "open"]
 
+Part = TypeVar("Part")
 
-def find(folder: Path) -> dict[str, Any]:
+
+def find(folder: Path, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Returns the findings of the study in a folder, complete or not, ready for JSON.
+
+    Args:
+        folder: of the study.
+        on_progress: called with the parts that are resampled, and how many there are.
 
     Raises:
         PetsegError: no study, or a damaged one.
     """
     results = Results.read(folder)
+    parts, ready = 3 + len(results.study.experiments), itertools.count(1)
+
+    def told(part: Part) -> Part:
+        if on_progress is not None:
+            on_progress(next(ready), parts)
+        return part
+
     manifest, study = results.manifest, results.study
     states = [run["state"] for run in manifest["runs"]]
     pictures = (manifest["data"] or {}).get("pictures", {})
@@ -58,21 +72,17 @@ def find(folder: Path) -> dict[str, Any]:
         "training": _training(results),
         "latency_environment": manifest["latency_environment"],
         "reached_loss": REACHED,
-        "tuning": _tuning(results),
-        "experiments": [_experiment(results, experiment) for experiment in study.experiments],
-        "robustness": _robustness(results),
-        "honesty": _honesty(results),
+        "tuning": told(_tuning(results)),
+        "experiments": [told(_experiment(results, experiment)) for experiment in study.experiments],
+        "robustness": told(_robustness(results)),
+        "honesty": told(_honesty(results)),
     }
 
 
-def write_findings(folder: Path) -> Path:
-    """Returns FOLDER/findings.json, written anew.
-
-    Raises:
-        PetsegError: as `find`.
-    """
+def write_findings(folder: Path, on_progress: Callable[[int, int], None] | None = None) -> Path:
+    """Returns FOLDER/findings.json, written anew; arguments and errors are those of `find`."""
     path = folder / FINDINGS
-    runs.write_json(path, find(folder))
+    runs.write_json(path, find(folder, on_progress))
     return path
 
 
