@@ -14,7 +14,8 @@ from petseg.metrics import Confusion, Score, mean_iou
 RESAMPLES = 2000
 
 Scoring = Callable[[Confusion], Score]
-"""Matrices [..., C, C] to scores [...]; mIoU unless told otherwise."""
+"""Matrices [..., C, C] to scores [...]; mIoU unless told otherwise. Other sums than confusion matrices do as well, such
+as `petseg.metrics.boundary_sums`, int64 [..., 2, C]."""
 
 
 @dataclass(frozen=True)

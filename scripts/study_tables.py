@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmark_tables import markdown
 
-from petseg.report import study as report
 from petseg.report.study import Names, read_findings, total_words
+from petseg.report.study import answers as model_answers
 from petseg.report.study_plots import scored
 from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points
 
@@ -43,7 +43,7 @@ def published(results: Path) -> dict[str, Any] | None:
 
 def headline(findings: Mapping[str, Any]) -> str:
     """Returns the models' differences and what crosses from encoder to decoder is worth, a bullet each."""
-    told = report.answers(findings)
+    told = model_answers(findings)
     for experiment in findings["experiments"]:
         if experiment["name"] == MECHANISM:
             names = Names(experiment, findings["models"])

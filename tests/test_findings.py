@@ -252,9 +252,6 @@ def test_a_chart_s_words_and_rows_hold_its_numbers(findings: dict[str, Any]) -> 
     assert f",{arm['miou']['points']},{arm['miou']['low']},{arm['miou']['high']},3" in chart.csv
 
 
-# Studies that are not complete
-
-
 def test_an_arm_under_two_names_stands_once_where_it_came_first(findings: dict[str, Any]) -> None:
     found = [arm["arm"] for arm in study_plots.scored(experiment(findings, "main")["arms"])]
     assert found == ["unet/width", "segnet/width", "segnet/parameters", "segnet/latency", "segnet/stages"]
@@ -269,6 +266,9 @@ def test_two_views_of_the_same_runs_are_told_once(tmp_path: Path) -> None:
     for part in (found["robustness"]["contrasts"], *(view["contrasts"] for view in found["honesty"]["views"])):
         pairs = {c["left"] for c in part}
         assert pairs == {"unet/width", "unet/parameters", "unet/stages"}
+
+
+# Studies that are not complete
 
 
 def test_a_study_without_a_run_says_so(tmp_path: Path) -> None:
