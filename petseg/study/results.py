@@ -106,6 +106,7 @@ class Results:
     manifest: Mapping[str, Any]
     study: Study
     _known: dict[tuple[str, str], Counts] = field(default_factory=dict)
+    _known_edges: dict[tuple[str, str], Score] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Results:
@@ -175,16 +176,16 @@ class Results:
         Raises:
             PetsegError: they are missing or damaged.
         """
-        if (run.folder / EDGES).is_file():
-            found = read_edges(run.folder / EDGES)
-            if split not in found or found[split].shape != self.counts(run, split)[1].shape[:2]:
-                raise PetsegError(f"{run.folder / EDGES}: not the scores of the {split} pictures; restore the file")
-            return found[split]
-        path = run.folder / "evaluations" / f"{split}.images.json"
-        try:
-            return np.array([row[2] for row in runs.read_json(path)["images"]], np.float64)
-        except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise PetsegError(f"{path}: no boundary scores in it ({error}); score the run again") from None
+        key = (run.name, split)
+        if key not in self._known_edges:
+            if (run.folder / EDGES).is_file():
+                found = read_edges(run.folder / EDGES)
+                if split not in found or found[split].shape != self.counts(run, split)[1].shape[:2]:
+                    raise PetsegError(f"{run.folder / EDGES}: not the scores of the {split} pictures; restore the file")
+            else:
+                found = {split: _working_edges(run.folder, split)}
+            self._known_edges.update({(run.name, name): scores for name, scores in found.items()})
+        return self._known_edges[key]
 
     def splits(self, run: Result) -> list[str]:
         """Returns the splits that a run is scored on as they are."""
@@ -211,6 +212,14 @@ def _working_counts(folder: Path, section: str) -> dict[str, Counts]:
         return {name: _parsed(part, path) for name, part in rows.items()}
     except (AttributeError, KeyError) as error:
         raise PetsegError(f"{path}: not per-picture counts ({error}); score the run again") from None
+
+
+def _working_edges(folder: Path, split: str) -> Score:
+    path = folder / "evaluations" / f"{split}.images.json"
+    try:
+        return np.array([row[2] for row in runs.read_json(path)["images"]], np.float64)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise PetsegError(f"{path}: no boundary scores in it ({error}); score the run again") from None
 
 
 def _parsed(rows: Sequence[Any], path: Path) -> Counts:
