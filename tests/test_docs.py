@@ -16,6 +16,7 @@ import pytest
 
 from petseg.cli import app
 from petseg.config import load_recipe, load_serving, recipe_names
+from petseg.data.archives import ARCHIVES
 from petseg.metrics import mean_iou
 from petseg.predict import shipped_model
 from petseg.report.page import read_comparison
@@ -128,11 +129,26 @@ def test_a_recipe_s_header_gives_its_command(name: str) -> None:
     assert re.search(r"^# Command:  petseg compare", text, flags=re.MULTILINE)
 
 
-def test_the_default_recipe_s_header_gives_the_published_scores() -> None:
-    text = (ROOT / "petseg" / "recipes" / "default.toml").read_text(encoding="utf-8")
-    official = read_comparison(ROOT / "results" / "official" / "comparison.json")
-    scores = [f"{100 * model['evaluations']['test']['miou']:.1f}" for model in official["models"]]
-    assert f"test mIoU {scores[0]} (U-Net) and {scores[1]} (SegNet), one seed" in text
+def published_score(recipe: str, model: str) -> float:
+    """Returns the mIoU on the test split of one model of a recipe's published runs, 0 to 1."""
+    if recipe == "default":
+        official = read_comparison(ROOT / "results" / "official" / "comparison.json")
+        return float(next(run["evaluations"]["test"]["miou"] for run in official["models"] if run["name"] == model))
+    evaluation = ROOT / "results" / "models" / f"{model}_{recipe}" / "evaluations" / "test.json"
+    return float(json.loads(evaluation.read_text(encoding="utf-8"))["miou"])
+
+
+@pytest.mark.parametrize("name", ["default", "base", "small"])
+def test_a_recipe_s_header_gives_the_published_scores(name: str) -> None:
+    text = (ROOT / "petseg" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    unet, segnet = (f"{100 * published_score(name, model):.1f}" for model in ("unet", "segnet"))
+    assert f"test mIoU {unet} (U-Net) and {segnet} (SegNet), one seed" in text
+
+
+def test_the_size_of_the_download_is_that_of_the_archives() -> None:
+    said = f"({sum(archive.bytes for archive in ARCHIVES) / 1e6:.0f} MB)"
+    assert said in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert said in (ROOT / "petseg" / "cli.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
