@@ -175,7 +175,7 @@ def rows(findings: Mapping[str, Any]) -> str:
                 arms.append(arm_row(experiment, arm, findings))
         for finding in experiment["contrasts"]:
             if "points" in finding:
-                claims = [f"{claim['text'].partition(':')[0]}: {claim['verdict']}" for claim in finding["expected"]]
+                claims = [f"{names.claim(claim)}: {claim['verdict']}" for claim in finding["expected"]]
                 differences.append(
                     [
                         f'<a id="{anchor(experiment, finding)}"></a>{experiment["name"]}',

@@ -13,7 +13,7 @@ import pytest
 
 from petseg.errors import PetsegError
 from petseg.metrics import mean_iou
-from petseg.report import study_plots, write_study_report
+from petseg.report import study_plots, tables, write_study_report
 from petseg.report.study import (
     Names,
     answers,
@@ -21,6 +21,7 @@ from petseg.report.study import (
     pictures_words,
     read_findings,
     render_study,
+    settings_words,
     tuning_words,
 )
 from petseg.runs import read_json, write_json
@@ -210,7 +211,7 @@ def test_the_page_holds_answers_expectations_figures_and_their_data(findings: di
     text = Page(page).text
     for sentence in answers(findings):
         assert sentence in text
-    assert "unet > segnet by 2: a skip hands over the whole map" in text
+    assert "U-Net > SegNet by 2 points: a skip hands over the whole map" in text
     assert "SegNet, same parameters: 101 for 100 parameters, 1.0 % off." in text
     assert "✓ held" in text
     assert "diverged" not in text
@@ -244,6 +245,26 @@ def test_the_whole_data_set_carries_no_warning(findings: dict[str, Any]) -> None
     assert "these figures say nothing" not in render_study({**findings, "official": True})
 
 
+def test_every_value_of_a_setting_in_any_run_is_told(whole: Path, findings: dict[str, Any]) -> None:
+    configs = [read_json(path) for path in whole.glob("runs/*/config.json")]
+    told = findings["settings"]["train.learning_rate"]
+    assert sorted(told) == sorted({config["train"]["learning_rate"] for config in configs})
+    assert len(told) > 1
+    assert settings_words("train.learning_rate", told) in Page(render_study(findings)).text
+
+
+def test_where_each_model_leads_is_told_before_the_rows(findings: dict[str, Any]) -> None:
+    text = Page(render_study(findings)).text
+    of_width = [c for c in findings["robustness"]["contrasts"] if c["left"] == "unet/width"]
+    leads = [findings["robustness"]["titles"][c["kind"]] for c in of_width if c["low"] > 0]
+    assert 0 < len(leads) <= len(of_width)
+    assert f"Same base width: U-Net is shown to lead with {tables.listing(leads)}" in text
+    views = [c for view in findings["honesty"]["views"] for c in view["contrasts"] if c["left"] == "unet/width"]
+    assert (
+        f"Same base width: U-Net is shown to lead SegNet on {sum(c['low'] > 0 for c in views)} of {len(views)}" in text
+    )
+
+
 def test_a_chart_s_words_and_rows_hold_its_numbers(findings: dict[str, Any]) -> None:
     chart = study_plots.latency_chart(experiment(findings, "width"), findings["models"])
     assert chart is not None
@@ -262,6 +283,7 @@ def test_two_views_of_the_same_runs_are_told_once(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "equal", shapes=MATCHES | {"main:segnet/latency": {}})
     found = find(folder)
     assert len(answers(found)) == 4
+    assert answers(found)[2] == "Same latency: the same networks as with the same base width."
     assert contrast(found, "main", "unet/latency", "segnet/latency")["points"]
     for part in (found["robustness"]["contrasts"], *(view["contrasts"] for view in found["honesty"]["views"])):
         pairs = {c["left"] for c in part}

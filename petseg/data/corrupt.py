@@ -29,6 +29,16 @@ STRENGTHS: dict[str, tuple[float, float, float]] = {
 """Kind -> its three strengths: a Gaussian's width as a share of the side; noise's as a share of the range; JPEG's
 quality; what is left of the light; of the sides; degrees, to the left or the right."""
 
+KINDS = {
+    "blur": "blur",
+    "noise": "noise",
+    "jpeg": "JPEG",
+    "dark": "darkness",
+    "small": "small scale",
+    "rotated": "rotation",
+}
+"""Kind -> its name in a sentence."""
+
 UNITS = {
     "blur": "blur, share of the side",
     "noise": "noise, share of the range",

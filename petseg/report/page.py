@@ -330,17 +330,22 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             leaves += flatten(value, f"{prefix}{key}.")
         else:
-            leaves.append((f"{prefix}{key}", _plain(value)))
+            leaves.append((f"{prefix}{key}", plain(value)))
     return leaves
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Returns a value of a config as a reader writes it.
+
+    >>> plain(None), plain(True), plain([3, 2]), plain([])
+    ('none', 'yes', '3, 2', 'none')
+    """
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_plain(item) for item in value)
+        return ", ".join(plain(item) for item in value) or "none"
     return str(value)
 
 
@@ -409,7 +414,7 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
         settings=flatten(comparison["config"]),
         environment=flatten(comparison["environment"]),
         data=[
-            (key.replace("_", " "), tables.whole(value) if isinstance(value, int) else _plain(value))
+            (key.replace("_", " "), tables.whole(value) if isinstance(value, int) else plain(value))
             for key, value in comparison["data"].items()
             if key != "left_out"
         ],

@@ -13,7 +13,7 @@ from typing import Any
 
 from petseg.errors import PetsegError
 from petseg.report import plots, study_plots, tables
-from petseg.report.page import flatten, svg, template, times, unbroken
+from petseg.report.page import flatten, plain, svg, template, times, unbroken
 from petseg.report.study_plots import Chart
 from petseg.report.tables import DASH, percent_words, plural, points
 from petseg.runs import read_json, write_atomically
@@ -103,6 +103,16 @@ def lead_words(finding: Finding, left: str, right: str) -> str:
     return f"no difference shown: {left} minus {right} is {size}{cost}"
 
 
+def sentence(where: str, told: str) -> str:
+    """Returns words as a sentence, after what they are about.
+
+    >>> sentence("same width", "no difference shown"), sentence("", "no difference shown")
+    ('Same width: no difference shown.', 'No difference shown.')
+    """
+    whole = f"{where}: {told}" if where else told
+    return f"{whole[0].upper()}{whole[1:]}."
+
+
 @dataclass(frozen=True)
 class Names:
     """How an experiment's arms are called in sentences and plots."""
@@ -137,6 +147,12 @@ class Names:
         what = "" if metric == "miou" else f" ({METRICS.get(metric, metric)})"
         return f"{where}: {left} minus {right}{what}" if where else f"{left} minus {right}{what}"
 
+    def claim(self, claim: Mapping[str, Any]) -> str:
+        """Returns an expectation without its reason; its score is that of the finding beside it."""
+        _, left, right = self.pair(claim["left"], claim["right"])
+        size = f" by {claim['points']:g} points" if claim["points"] else ""
+        return f"{left} {'=' if claim['equal'] else '>'} {right}{size}"
+
     def sentence(self, finding: Finding) -> str:
         """Returns what a contrast shows, or that its runs are missing."""
         where, left, right = self.pair(finding["left"], finding["right"])
@@ -154,21 +170,28 @@ class Names:
                 told += f" ({had} of {seeds}{f'; {diverged}' if diverged else ' so far'})"
             elif had == 1:
                 told += " (one seed)"
-        told = f"{where}: {told}" if where else told
-        return f"{told[0].upper()}{told[1:]}."
+        return sentence(where, told)
 
 
 def answers(findings: Mapping[str, Any]) -> list[str]:
-    """Returns the first experiment's sentences on the models, mIoU alone: the study's answer."""
+    """Returns the first experiment's sentences on the models, mIoU alone: the study's answer.
+
+    A footing whose networks are those of an earlier one is told as that.
+    """
     experiment = findings["experiments"][0]
     names = Names(experiment, findings["models"])
-    return [
-        names.sentence(finding)
-        for finding in experiment["contrasts"]
-        if finding["metric"] == "miou"
-        and "points" in finding
-        and _variant(finding["left"]) == _variant(finding["right"])
-    ]
+    trained = {arm["arm"]: tuple(arm["runs"]) for arm in experiment["arms"]}
+    told = []
+    first: dict[tuple[tuple[str, ...], ...], str] = {}
+    for finding in experiment["contrasts"]:
+        sides = finding["left"], finding["right"]
+        if finding["metric"] != "miou" or "points" not in finding or _variant(sides[0]) != _variant(sides[1]):
+            continue
+        where, *_ = names.pair(*sides)
+        known = first.setdefault(tuple(trained[arm] for arm in sides), where)
+        same = f"the same networks as with the {known[:1].lower()}{known[1:]}"
+        told.append(names.sentence(finding) if known == where else sentence(where, same))
+    return told
 
 
 def _variant(arm: str) -> str:
@@ -235,14 +258,62 @@ def pictures_words(experiment: Mapping[str, Any], models: Mapping[str, str]) -> 
 def breed_sentences(breeds: Mapping[str, Any], models: Mapping[str, str]) -> list[str]:
     """Returns in how many breeds each model is shown to lead, and what the plot shows."""
     left, right = (models[breeds[side].partition("/")[0]] for side in ("left", "right"))
-    for_left = sum(row["low"] > 0 for row in breeds["rows"])
-    for_right = sum(row["high"] < 0 for row in breeds["rows"])
-    count = plural(len(breeds["rows"]), "breed")
     return [
-        f"{left} is shown to lead {right} on {for_left} of {count}, {right} to lead {left} on {for_right}; of so "
-        "many intervals one in twenty leaves zero out by chance.",
+        f"{count_words(breeds['rows'], left, right, 'breed')}; of so many intervals one in twenty leaves zero out by "
+        "chance.",
         plots.breed_words(study_plots.as_comparison(breeds, models)),
     ]
+
+
+def by_leader(found: Sequence[Finding]) -> tuple[list[Finding], list[Finding], list[Finding]]:
+    """Returns the differences that show a lead of the left, those of the right, and those that show none."""
+    for_left = [finding for finding in found if finding["low"] > 0]
+    for_right = [finding for finding in found if finding["high"] < 0]
+    return for_left, for_right, [finding for finding in found if not shown(finding)]
+
+
+def count_words(found: Sequence[Finding], left: str, right: str, what: str) -> str:
+    """Returns in how many of several ways of looking at two arms each leads, without a stop.
+
+    >>> count_words([{"low": 1, "high": 2}, {"low": -1, "high": 1}], "U-Net", "SegNet", "view")
+    'U-Net is shown to lead SegNet on 1 of 2 views, SegNet to lead U-Net on 0'
+    """
+    for_left, for_right, _ = by_leader(found)
+    count = plural(len(found), what)
+    return f"{left} is shown to lead {right} on {len(for_left)} of {count}, {right} to lead {left} on {len(for_right)}"
+
+
+def kind_words(found: Sequence[tuple[str, Finding]], left: str, right: str) -> str:
+    """Returns which of two arms leads with which kind of picture, without a stop.
+
+    >>> found = [("blur", {"low": 1, "high": 2}), ("noise", {"low": -1, "high": 1}), ("JPEG", {"low": 1, "high": 3})]
+    >>> kind_words(found, "U-Net", "SegNet")
+    'U-Net is shown to lead with blur and JPEG; no difference is shown with noise'
+    """
+    clauses = (f"{left} is shown to lead with", f"{right} is shown to lead with", "no difference is shown with")
+    groups = by_leader([finding for _, finding in found])
+    return "; ".join(
+        f"{clause} {tables.listing([kind for kind, finding in found if finding in group])}"
+        for clause, group in zip(clauses, groups, strict=True)
+        if group
+    )
+
+
+def by_pair(
+    found: Sequence[tuple[str, Finding]], names: Names
+) -> Iterator[tuple[str, str, str, list[tuple[str, Finding]]]]:
+    """Yields, for each pair of arms that has a score, what `Names.pair` calls them, and its share of what was found.
+
+    Args:
+        found: (the way that a pair was looked at, its difference).
+        names: of the experiment's arms.
+    """
+    pairs: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
+    for way, finding in found:
+        if "points" in finding:
+            pairs.setdefault((finding["left"], finding["right"]), []).append((way, finding))
+    for sides, ways in pairs.items():
+        yield *names.pair(*sides), ways
 
 
 def missing_words(findings: Mapping[str, Any]) -> list[str]:
@@ -339,10 +410,12 @@ def _finding_rows(names: Names, contrasts: Sequence[Finding], about: str = "") -
         resampled = "points" in finding
         yield {
             "sentence": unbroken(names.sentence(finding)),
-            "about": about or finding.get("kind", ""),
+            "about": about,
             "share": f"{100 * led(finding)['share_left_better']:.1f} %" if resampled else DASH,
             "p": f"{finding['p_value']:.4f}" if resampled else DASH,
-            "expected": [(claim["text"], VERDICTS[claim["verdict"]]) for claim in finding["expected"]],
+            "expected": [
+                (names.claim(claim), claim["why"], VERDICTS[claim["verdict"]]) for claim in finding["expected"]
+            ],
         }
 
 
@@ -387,11 +460,16 @@ def _robustness(findings: Mapping[str, Any]) -> dict[str, Any] | None:
     if not robustness or not robustness["arms"]:
         return None
     names = Names(_experiment(findings, robustness["experiment"]), models)
+    kinds = [(robustness["titles"][finding["kind"]], finding) for finding in robustness["contrasts"]]
     return {
         "every": robustness["every"],
         "pictures": tables.whole(robustness["pictures"]),
         "chart": _figure(study_plots.robustness_chart(robustness, models)),
-        "findings": list(_finding_rows(names, robustness["contrasts"])),
+        "words": [
+            unbroken(sentence(where, kind_words(ways, left, right)))
+            for where, left, right, ways in by_pair(kinds, names)
+        ],
+        "findings": [row for kind, finding in kinds for row in _finding_rows(names, [finding], kind)],
     }
 
 
@@ -402,17 +480,30 @@ def _honesty(findings: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     names = Names(_experiment(findings, honesty["experiment"]), models)
     breeds = honesty["breeds"]
+    views = [
+        (f"{view['title']} ({tables.whole(view['pictures'])} pictures)", finding)
+        for view in honesty["views"]
+        for finding in view["contrasts"]
+    ]
     return {
-        "findings": [
-            row
-            for view in honesty["views"]
-            for row in _finding_rows(
-                names, view["contrasts"], f"{view['title']} ({tables.whole(view['pictures'])} pictures)"
-            )
+        "words": [
+            unbroken(sentence(where, count_words([finding for _, finding in ways], left, right, "view")))
+            for where, left, right, ways in by_pair(views, names)
         ],
+        "findings": [row for view, finding in views for row in _finding_rows(names, [finding], view)],
         "breeds": _figure(study_plots.breeds_chart(breeds, models)) if breeds else None,
         "breed_words": [unbroken(told) for told in breed_sentences(breeds, models)] if breeds else [],
     }
+
+
+def settings_words(field: str, values: Sequence[Any]) -> str:
+    """Returns the values that a field of the config has in the runs.
+
+    >>> settings_words("train.epochs", [15, 30]), settings_words("model.convs", [None, [2, 2, 4]])
+    ('15; 30', "the network's own; 2, 2, 4")
+    """
+    own = "the network's own"
+    return "; ".join(own if value is None and field.startswith("model.") else plain(value) for value in values)
 
 
 def _experiment(findings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -467,7 +558,7 @@ def render_study(findings: Mapping[str, Any]) -> str:
         total=total_words(findings["training"]),
         machines=[flatten(machine) for machine in training["machines"]],
         latency_environment=flatten(findings["latency_environment"] or {}),
-        settings=flatten(findings["settings"]),
+        settings=[(name, settings_words(name, values)) for name, values in findings["settings"].items()],
         loss=tables.loss(findings["reached_loss"]),
         pictures={
             name: tables.whole(count) for name, count in ((findings["data"] or {}).get("pictures") or {}).items()

@@ -91,7 +91,7 @@ def latency_chart(experiment: Mapping[str, Any], models: Mapping[str, str]) -> C
                         color=styles[model].colour,
                     )
                 told.append(f"{title}, {arm['title']}: {points(arm['miou']['points'])} % at {milliseconds(x)}")
-        axes.margins(0.12, 0.14)
+        axes.margins(0.2, 0.14)
         axes.set_title(f"mIoU on the {experiment['split']} split, %")
         axes.set_xlabel(f"milliseconds a picture of {experiment['size']} px, one thread, median")
         axes.legend(loc="lower right")
@@ -210,7 +210,7 @@ def robustness_chart(robustness: Mapping[str, Any], models: Mapping[str, str]) -
     rows: list[list[Any]] = [["model", "change", "amount", "miou", "low", "high"]]
     with look("robustness"):
         figure = Figure(figsize=(820 / 72, 490 / 72))
-        figure.set_layout_engine("constrained", hspace=0.08)
+        figure.set_layout_engine("constrained", hspace=0.08, wspace=0.06)
         grid = figure.subplots(2, 3, sharey=True)
         for axes, (kind, amounts) in zip(grid.flat, robustness["amounts"].items(), strict=True):
             for arm in arms:

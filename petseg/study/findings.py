@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,7 +16,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from petseg import runs
-from petseg.data.corrupt import STRENGTHS, UNITS, Change, changes
+from petseg.config import flat_fields
+from petseg.data.corrupt import KINDS, STRENGTHS, UNITS, Change, changes
 from petseg.data.oxford_pets import breed_of, committed_leaks
 from petseg.metrics import Confusion, Score, boundary_sums, iou, mean_boundary_f, mean_iou
 from petseg.models import TITLES
@@ -65,7 +67,7 @@ def find(folder: Path, on_progress: Callable[[int, int], None] | None = None) ->
         "models": {name: TITLES[name] for name in _models(results)},
         "official": pictures == OFFICIAL,
         "data": manifest["data"],
-        "settings": study.model_dump(mode="json", include={"model", "data", "train"}),
+        "settings": _settings(results),
         "runs": {
             state: states.count(state) for state in ("finished", "diverged", "missing", "waiting") if state in states
         },
@@ -465,6 +467,7 @@ def _robustness(results: Results) -> dict[str, Any] | None:
         "every": None if scored is None else scored.scores(ROBUSTNESS)["every"],
         "pictures": None if scored is None else scored.scores(ROBUSTNESS)["images"],
         "amounts": {kind: list(amounts) for kind, amounts in STRENGTHS.items()},
+        "titles": dict(KINDS),
         "units": dict(UNITS),
         "expected": list(recheck.expected),
         "arms": [],
@@ -650,7 +653,7 @@ def _verdicts(
     finding: Mapping[str, Any],
     experiment: Experiment,
     seeds: Sequence[int],
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Returns the claims about a pair of arms, in either order, with their verdicts."""
     found = []
     for claim in told:
@@ -664,11 +667,23 @@ def _verdicts(
         diverged = [finding.get("diverged", {}).get(arm) == len(experiment.seeds) for arm in (claim.left, claim.right)]
         if any(diverged) and not all(diverged):  # in every seed: it has no score, and lost
             known = "held" if diverged[1] and not claim.equal else "did not hold"
-        found.append({"text": claim.text, "verdict": known})
+        found.append(asdict(claim) | {"verdict": known})
     return found
 
 
-# --- the machines ----------------------------------------------------------------------------------------------------
+# --- the runs and their machines -------------------------------------------------------------------------------------
+
+
+def _settings(results: Results) -> dict[str, list[Any]]:
+    """Returns every field of the runs' configs, with the values that it has in any of them."""
+    found: dict[str, list[Any]] = {}
+    for run in results.all_runs():
+        if run.state == "finished":
+            for name, value in flat_fields(run.config):
+                values = found.setdefault(name, [])
+                if value not in values:
+                    values.append(value)
+    return found
 
 
 def _training(results: Results) -> dict[str, Any]:

@@ -166,10 +166,13 @@ class Claim:
     equal: bool
     points: float
     metric: str
+    why: str
+    """What follows the colon; "": nothing."""
 
 
 CLAIM = re.compile(
-    r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?(?: in (?P<metric>\w+))?(?:: .+)?"
+    r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?"
+    r"(?: in (?P<metric>\w+))?(?:: (?P<why>.+))?"
 )
 VIEWS = {
     "unleaked": "without the test pictures that have a near-identical one in trainval",
@@ -220,7 +223,8 @@ def claims(
             left, right = sides[0][key], sides[1][key]
             if left == right:
                 raise PetsegError(f"{source} compares an arm with itself; name two")
-            found.append(Claim(text, left, right, read["sign"] == "=", float(read["points"] or 0), metric))
+            equal, size, why = read["sign"] == "=", float(read["points"] or 0), read["why"] or ""
+            found.append(Claim(text, left, right, equal, size, metric, why))
     return found
 
 
