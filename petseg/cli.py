@@ -292,7 +292,9 @@ def compare(
             help="A taste in minutes: small pictures, few epochs, validation only; draws pets if none can be had.",
         ),
     ] = False,
-    recipe: Annotated[str, typer.Option(help="A shipped recipe (default, base) or a TOML file.")] = "default",
+    recipe: Annotated[
+        str, typer.Option(help="A shipped recipe (default, base, small, quick, speedrun) or a TOML file.")
+    ] = "default",
     data: DataOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-RECIPE")

@@ -119,8 +119,8 @@ def chosen_runtime(photos: int = WORTH_STARTING) -> str:
     """Returns the name of the runtime for so many photos: PETSEG_RUNTIME, else what was measured to be faster.
 
     That is OpenVINO where it is installed, the processor computes in bf16 and the photos are worth its start, and ONNX
-    Runtime everywhere else. In bf16 OpenVINO was the faster in every row and scores the same; in float32 it was the
-    slower in most (benchmarks/README.md).
+    Runtime everywhere else. In bf16 OpenVINO was several times as fast and scores the same; in float32 it gained a few
+    per cent (benchmarks/README.md), which a second runtime to load is not worth.
 
     Raises:
         PetsegError: PETSEG_RUNTIME names none.

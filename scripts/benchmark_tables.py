@@ -117,7 +117,8 @@ def time_to_loss(speedrun: Mapping[str, Any], plain: Mapping[str, Any], speed: M
             ]
         )
     text = markdown(["", "Epochs", "Validation loss", "Time", "Times the speedrun's"], rows)
-    return f"{text}\n\n{conditions({**plain, 'command': speedrun['command']})}"
+    told = conditions({**plain, "command": speedrun["command"]})
+    return f"{text}\n\n{told} The tutorial's rows: torch {speed['environment']['torch']}, from the table above."
 
 
 def reached(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:

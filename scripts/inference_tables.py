@@ -159,8 +159,8 @@ def answer(kind: str, pair: Mapping[str, Any]) -> str:
     ]
     told = ""
     if all(row["peak_mb"] for row in largest):
-        resident = [f"{row['peak_mb']:.0f} MB at {row['size']} px" for row in largest]
-        told = f" SegNet's process takes {resident[0]}, U-Net's {resident[1]}."
+        resident = [f"{row['peak_mb']:.0f} MB ({row['size']} px)" for row in largest]
+        told = f" Beyond the runtime's own, SegNet's memory peaks at {resident[0]}, U-Net's at {resident[1]}."
     return (
         f"At equal {kind} (`{unet['name']}` at {unet['size']} px and `{segnet['name']}` at {segnet['size']} px; mIoU "
         f"{percent(unet['miou'])} and {percent(segnet['miou'])} on {unet['split']}, one seed each) SegNet keeps "
@@ -191,7 +191,7 @@ def figures(result: Mapping[str, Any]) -> str:
                     ]
                 )
     titles = [row["title"] for row in result["pairs"]["width"]["unet"]["speed"]]
-    head = ["Pair", "mIoU", "Kept for the decoder", "Maps at once, most", "Peak resident"]
+    head = ["Pair", "mIoU", "Kept for the decoder", "Maps at once, most", "Peak memory beyond the runtime"]
     return markdown([*head, *(f"Times as fast as U-Net: {title}" for title in dict.fromkeys(titles))], rows)
 
 

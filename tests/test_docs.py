@@ -179,6 +179,7 @@ def test_every_measured_figure_of_the_log_stands_in_results() -> None:
 def test_what_serving_costs_stands_in_results() -> None:
     found = json.loads((ROOT / "results" / "benchmarks" / "serve_speed.json").read_text(encoding="utf-8"))
     text = " ".join((ROOT / "docs" / "serve.md").read_text(encoding="utf-8").split())
+    assert f"With `{found['model']}` and photos of {found['photo_width']} px" in text
     assert f"gives {100 * found['ratio']:.0f} % of the photos a second" in text
     assert f"({100 * found['ratio_lowest']:.0f} to {100 * found['ratio_highest']:.0f} % over 7 turns)" in text
     assert f"its memory grows by {found['memory_growth_bytes'] / 1e6:.1f} MB" in text

@@ -398,7 +398,7 @@ def read_trimap(path: Path) -> UInt8:
 
 SEED_VALIDATION = 1000
 SEED_SHUFFLE = 1337
-"""The classic tutorial's own numbers (keras-io, "Image segmentation with a U-Net-like architecture")."""
+"""The classic tutorial's own numbers (François Chollet, "Deep Learning with Python", second edition, section 9.2)."""
 
 
 @lru_cache(maxsize=1)
