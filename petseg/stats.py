@@ -51,9 +51,10 @@ def paired_bootstrap(
     Both models see the same resampled pictures (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
     chapter 13); each resample's matrices are added and scored anew. Matrices of one training each give an interval over
     the choice of pictures alone. With S seeds the score is the mean over the trainings, and each resample's deviation
-    is one of pictures plus one of seeds. The latter is drawn from Student's t with S - 1 degrees of freedom times the
+    is one of pictures plus one of seeds. The latter comes from Student's t with S - 1 degrees of freedom times the
     standard error of the seeds' mean: drawing anew from 3 or 5 seeds would give few different values and an interval
-    that is too narrow. What hangs on one picture of one training is part of the spread between seeds, so the pictures'
+    that is too narrow. Its quantiles are taken evenly, in drawn order, so that the models swapped give the interval
+    turned round. What hangs on one picture of one training is part of the spread between seeds, so the pictures'
     part is the covariance that trainings share; to draw both at once would count it twice.
 
     Args:
@@ -154,7 +155,7 @@ def _drawn(own: Score, resampled: Score, seed: int) -> Score:
     Args:
         own: [S], of all pictures.
         resampled: [resamples, S], of each resample of pictures.
-        seed: of the draws of seeds' deviations.
+        seed: of the order of seeds' deviations.
     """
     resamples, seeds = resampled.shape
     over_pictures = resampled.mean(axis=1)
@@ -164,8 +165,9 @@ def _drawn(own: Score, resampled: Score, seed: int) -> Score:
     shared = max(0.0, (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
     spread = over_pictures.var(ddof=1)
     shrink = np.sqrt(shared / spread) if spread else 0.0
-    deviations = np.random.default_rng([seed, seeds]).standard_t(seeds - 1, resamples)
     middle = own.mean()
+    levels = np.random.default_rng([seed, seeds]).permutation((np.arange(resamples) + 0.5) / resamples)
+    deviations = stdtrit(seeds - 1, levels) * (-1 if middle < 0 else 1)
     return np.asarray(middle + shrink * (over_pictures - middle) + deviations * own.std(ddof=1) / np.sqrt(seeds))
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from petseg.errors import PetsegError
 from petseg.report.page import read_comparison
+from petseg.report.tables import plural
 from petseg.study.findings import OFFICIAL, write_findings
 from petseg.study.results import (
     COUNTS,
@@ -34,7 +36,7 @@ def publish(source: Path, name: str, results: Path = RESULTS) -> Path:
     """Returns results/NAME, now with what a comparison or a study publishes; what stood there before is gone.
 
     Raises:
-        PetsegError: neither is there, or it is of other pictures than the real data set's.
+        PetsegError: neither is there, it is of other pictures than the real data set's, or a study lacks runs.
     """
     if (source / MANIFEST).is_file():
         return _publish_study(source, results / name)
@@ -60,20 +62,28 @@ def _publish_study(source: Path, target: Path) -> Path:
         raise PetsegError(
             f"{source} is a study of {pictures}; only results on the whole real data set, {OFFICIAL}, are published"
         )
-    if target.exists():
-        shutil.rmtree(target)
-    _copy(source / MANIFEST, target / MANIFEST)
-    sections: dict[str, Counts] = {}
-    for run in results.all_runs():
-        _publish_run(results, run, target, sections)
-    write_pictures(target / PICTURES, sections)
-    write_findings(target)
+    missing = [run.name for run in results.all_runs() if run.state not in ("finished", "diverged")]
+    if missing:
+        raise PetsegError(
+            f"{source} lacks {plural(len(missing), 'run')}, the first {missing[0]}; a study is published whole: go on "
+            "with `petseg study`"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        unfinished = Path(folder) / target.name
+        _copy(source / MANIFEST, unfinished / MANIFEST)
+        sections: dict[str, Counts] = {}
+        for run in results.all_runs():
+            _publish_run(results, run, unfinished, sections)
+        write_pictures(unfinished / PICTURES, sections)
+        write_findings(unfinished)
+        if target.exists():
+            shutil.rmtree(target)
+        unfinished.rename(target)
     return target
 
 
 def _publish_run(results: Results, run: Result, target: Path, sections: dict[str, Counts]) -> None:
-    if run.state not in ("finished", "diverged"):
-        return
     place = target / "runs" / run.name
     for name in ("config.json", "environment.json", "metrics.jsonl", DIVERGED):
         if (run.folder / name).is_file():

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmark_tables import markdown
 
-from petseg.report.study import Names, read_findings, total_words
+from petseg.report.study import Names, ends_words, read_findings, total_words, verdict_words
 from petseg.report.study import answers as model_answers
 from petseg.report.study_plots import scored
 from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points
@@ -173,20 +173,11 @@ def rows(findings: Mapping[str, Any]) -> str:
         for arm in experiment["arms"]:
             if "miou" in arm:
                 arms.append(arm_row(experiment, arm, findings))
-        for finding in experiment["contrasts"]:
-            if "points" in finding:
-                claims = [f"{names.claim(claim)}: {claim['verdict']}" for claim in finding["expected"]]
-                differences.append(
-                    [
-                        f'<a id="{anchor(experiment, finding)}"></a>{experiment["name"]}',
-                        names.label(finding),
-                        points(finding["points"]),
-                        f"{points(finding['low'])} to {points(finding['high'])}",
-                        f"{finding['p_value']:.4f}",
-                        str(len(finding["seeds"])),
-                        "; ".join(claims) or DASH,
-                    ]
-                )
+        differences += [
+            difference_row(experiment, finding, names)
+            for finding in experiment["contrasts"]
+            if "points" in finding or finding.get("diverged")
+        ]
     return "\n\n".join([*(table(lines) for lines in (arms, differences) if len(lines) > 1), where(findings)])
 
 
@@ -210,6 +201,24 @@ def arm_row(experiment: Mapping[str, Any], arm: Mapping[str, Any], findings: Map
     ]
 
 
+def difference_row(experiment: Mapping[str, Any], finding: Finding, names: Names) -> list[str]:
+    """Returns a difference's row; without a score where an arm diverged in every seed."""
+    scored = "points" in finding
+    claims = [f"{names.claim(claim)}: {verdict_words(claim)}" for claim in finding["expected"]]
+    _, left, right = names.pair(finding["left"], finding["right"])
+    called = {finding["left"]: left, finding["right"]: right}
+    lost = [f"{called[arm]} diverged in {number}" for arm, number in finding.get("diverged", {}).items()]
+    return [
+        f'<a id="{anchor(experiment, finding)}"></a>{experiment["name"]}',
+        names.label(finding),
+        points(finding["points"]) if scored else DASH,
+        ends_words(finding) if scored else DASH,
+        f"{finding['p_value']:.4f}" if scored else DASH,
+        "; ".join([str(len(finding["seeds"])), *lost]),
+        "; ".join(claims) or DASH,
+    ]
+
+
 def table(lines: Sequence[Sequence[str]]) -> str:
     """Returns lines, the head first, as Markdown."""
     return markdown(lines[0], lines[1:])
@@ -224,4 +233,5 @@ def where(findings: Mapping[str, Any]) -> str:
         for machine in training["machines"]
     )
     runs = plural(findings["runs"].get("finished", 0), "run")
-    return f"{runs}, {total_words(training)}{': ' if machines else ''}{machines}."
+    pictures = f" Pictures: {findings['data']['source']}." if findings["data"] else ""
+    return f"{runs}, {total_words(training)}{': ' if machines else ''}{machines}.{pictures}"

@@ -17,7 +17,9 @@ from petseg.report import study_plots, tables, write_study_report
 from petseg.report.study import (
     Names,
     answers,
+    each_strength,
     missing_words,
+    other_leaders,
     pictures_words,
     read_findings,
     render_study,
@@ -251,6 +253,22 @@ def test_every_value_of_a_setting_in_any_run_is_told(whole: Path, findings: dict
     assert sorted(told) == sorted({config["train"]["learning_rate"] for config in configs})
     assert len(told) > 1
     assert settings_words("train.learning_rate", told) in Page(render_study(findings)).text
+
+
+def test_a_kind_of_change_is_the_mean_of_its_strengths_and_each_is_told(findings: dict[str, Any]) -> None:
+    contrasts = findings["robustness"]["contrasts"]
+    for found in contrasts:
+        strengths = [one["points"] for one in found["by_strength"][1:]]
+        assert found["points"] == pytest.approx(np.mean(strengths), abs=2e-4)
+    names = Names(experiment(findings, "main"), findings["models"])
+    given = contrasts[0] | {"points": -2.0, "low": -3.0, "high": -1.0}
+    parts = [given | {"points": points, "low": points - 1, "high": points + 1} for points in (9, 2, -0.5, -7)]
+    given["by_strength"] = parts
+    assert other_leaders(given, [25, 12, 6], names) == " (but U-Net at 25)"
+    assert other_leaders(given | {"low": -5.0, "high": 1.0}, [25, 12, 6], names) == " (but U-Net at 25 and SegNet at 6)"
+    assert each_strength(given, [25, 12, 6], names) == (
+        "; U-Net minus SegNet 2.0 (1.0 to 3.0) at 25, −0.5 (−1.5 to 0.5) at 12, −7.0 (−8.0 to −6.0) at 6"
+    )
 
 
 def test_where_each_model_leads_is_told_before_the_rows(findings: dict[str, Any]) -> None:

@@ -128,9 +128,12 @@ def test_boundary_scores_of_other_pictures_are_one_line(published: Path, tmp_pat
 def test_a_whole_study_stays_small(publish: Publish, tmp_path: Path) -> None:
     """Runs of the real size: 20 of the 117 are scored on worse pictures too, and the others take a twentieth."""
     folder = make_study(tmp_path / "big", val=368, test=3669, leave_out=lambda run: run.rows[0].arm != "unet/width")
-    target = publish(folder, "study", tmp_path)
-    sizes = [sum(path.stat().st_size for path in run.rglob("*.*")) for run in (target / "runs").iterdir()]
-    assert len(sizes) == 5
+    results = Results.read(folder)
+    made = [run for run in results.all_runs() if run.state == "finished"]
+    for run in made:
+        sys.modules["publish"]._publish_run(results, run, tmp_path / "small", {})
+    sizes = [sum(path.stat().st_size for path in run.rglob("*.*")) for run in (tmp_path / "small" / "runs").iterdir()]
+    assert len(sizes) == len(made) == 5
     assert max(sizes) < 300_000
 
 
@@ -150,8 +153,20 @@ def test_runs_of_other_pictures_are_refused(publish: Publish, tmp_path: Path, mo
     file = folder / "runs" / run / "evaluations" / "val.images.json"
     file.write_text(file.read_text().replace("beagle", "boxer"))
     monkeypatch.setattr("publish.OFFICIAL", {"train": 3312, "val": 6, "test": 8})
+    before = tmp_path / "results" / "study" / "before.json"
+    before.parent.mkdir(parents=True)
+    before.write_text("{}")
     with pytest.raises(PetsegError, match=r"its val pictures are not those of the other runs; score it again"):
         publish(folder, "study", tmp_path / "results")
+    assert list((tmp_path / "results").rglob("*.*")) == [before], "what was published stays until the new is whole"
+
+
+def test_a_part_of_a_study_is_not_published(publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_study(tmp_path / "part", val=6, test=8, leave_out=lambda run: run.rows[0].arm == "unet/deeper")
+    monkeypatch.setattr("publish.OFFICIAL", {"train": 3312, "val": 6, "test": 8})
+    with pytest.raises(PetsegError, match=r"lacks 3 runs, the first unet-64px-.*; a study is published whole"):
+        publish(folder, "study", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_damaged_counts_are_one_line(published: Path, tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ def test_points_by_hand():
     assert (difference.resamples, difference.confidence) == (2000, 0.95)
 
 
-def test_swapping_swaps_the_sign():
-    first, second = made_pictures(50, lead=0.02, seed=2)
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_swapping_swaps_the_sign(seeds):
+    first, second = made_trainings(seeds, 50, lead=0.02, seed=2, of_seed=0.01)
     there, back = paired_bootstrap(first, second, resamples=400), paired_bootstrap(second, first, resamples=400)
     assert (there.points, there.low, there.high) == pytest.approx((-back.points, -back.high, -back.low))
     assert there.share_first_better + back.share_first_better == pytest.approx(1)
@@ -171,6 +172,20 @@ def test_seeds_that_differ_widen_the_interval():
         paired_bootstrap(*made_trainings(4, 300, lead=0.03, seed=2, of_seed=of_seed)) for of_seed in (1e-9, 0.03)
     )
     assert wild.high - wild.low > 2 * (calm.high - calm.low)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_where_seeds_make_all_of_the_spread_the_interval_is_student_s(seeds):
+    """Each training has one error in all pictures, so that the choice of these does not matter."""
+    errors = np.linspace(0.1, 0.2, seeds)
+    right = np.array([[1000, 0], [0, 1000]])
+    trained = np.array(
+        [[right + np.rint(1000 * error).astype(int) * np.array([[-1, 1], [1, -1]])] * 9 for error in errors]
+    )
+    found = bootstrap(trained)
+    scores = 100 * mean_iou(trained.sum(axis=1))
+    wanted = scipy.stats.t.interval(0.95, seeds - 1, scores.mean(), scipy.stats.sem(scores))
+    assert (found.low, found.high) == pytest.approx(wanted, abs=0.02 * (wanted[1] - wanted[0]))
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])

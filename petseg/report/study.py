@@ -45,8 +45,22 @@ def interval_words(finding: Finding) -> str:
     >>> interval_words({"low": 1.2, "high": 2.4, "confidence": 0.95})
     '95 % interval 1.2 to 2.4'
     """
-    low, high = points(finding["low"]), points(finding["high"])
-    return f"{percent_words(finding.get('confidence', 0.95))} interval {low} to {high}"
+    return f"{percent_words(finding.get('confidence', 0.95))} interval {ends_words(finding)}"
+
+
+def ends_words(finding: Finding) -> str:
+    """Returns both ends; one close to zero, or to the size that was expected, has the decimals that tell it from that.
+
+    >>> ends_words({"low": 0.04, "high": 2.44}), ends_words({"low": -0.04, "high": 2.44, "expected": [{"points": 2.4}]})
+    ('0.04 to 2.4', '−0.04 to 2.44')
+    """
+    bounds = [0.0, *(claim["points"] for claim in finding.get("expected", []))]
+
+    def told(end: float) -> str:
+        fit = (digits for digits in (1, 2, 3) if all(abs(end) == b or round(abs(end), digits) != b for b in bounds))
+        return points(end, next(fit, 4))
+
+    return f"{told(finding['low'])} to {told(finding['high'])}"
 
 
 def metric_words(metric: str) -> str:
@@ -299,6 +313,29 @@ def kind_words(found: Sequence[tuple[str, Finding]], left: str, right: str) -> s
     )
 
 
+def other_leaders(finding: Finding, amounts: Sequence[float], names: Names) -> str:
+    """Returns at which strengths of a change another leader is shown than over all of them; empty: at none."""
+    _, left, right = names.pair(finding["left"], finding["right"])
+
+    def leader(one: Finding) -> str:
+        return "" if not shown(one) else left if one["points"] > 0 else right
+
+    at: dict[str, list[str]] = {}
+    for amount, one in zip(amounts, finding["by_strength"][1:], strict=False):
+        if leader(one) not in ("", leader(finding)):
+            at.setdefault(leader(one), []).append(f"{amount:g}")
+    others = [f"{name} at {tables.listing(strengths)}" for name, strengths in at.items()]
+    return f" (but {tables.listing(others)})" if others else ""
+
+
+def each_strength(finding: Finding, amounts: Sequence[float], names: Names) -> str:
+    """Returns the difference at each strength of a change."""
+    _, left, right = names.pair(finding["left"], finding["right"])
+    parts = zip(amounts, finding["by_strength"][1:], strict=False)
+    told = [f"{points(one['points'])} ({ends_words(one)}) at {amount:g}" for amount, one in parts]
+    return f"; {left} minus {right} {', '.join(told)}" if told else ""
+
+
 def by_pair(
     found: Sequence[tuple[str, Finding]], names: Names
 ) -> Iterator[tuple[str, str, str, list[tuple[str, Finding]]]]:
@@ -340,7 +377,16 @@ def missing_words(findings: Mapping[str, Any]) -> list[str]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-VERDICTS = {"held": "✓ held", "did not hold": "✗ did not hold", "open": "? open"}
+MARKS = {"held": "✓", "did not hold": "✗", "open": "?"}
+
+
+def verdict_words(claim: Mapping[str, Any]) -> str:
+    """Returns whether an expectation held. That no difference is shown does not make two equal.
+
+    >>> verdict_words({"verdict": "held", "equal": False}), verdict_words({"verdict": "held", "equal": True})
+    ('held', 'not refuted')
+    """
+    return "not refuted" if claim["equal"] and claim["verdict"] == "held" else str(claim["verdict"])
 
 
 def _figure(chart: Chart | None) -> dict[str, Any] | None:
@@ -414,7 +460,8 @@ def _finding_rows(names: Names, contrasts: Sequence[Finding], about: str = "") -
             "share": f"{100 * led(finding)['share_left_better']:.1f} %" if resampled else DASH,
             "p": f"{finding['p_value']:.4f}" if resampled else DASH,
             "expected": [
-                (names.claim(claim), claim["why"], VERDICTS[claim["verdict"]]) for claim in finding["expected"]
+                (names.claim(claim), claim["why"], f"{MARKS[claim['verdict']]} {verdict_words(claim)}")
+                for claim in finding["expected"]
             ],
         }
 
@@ -460,7 +507,11 @@ def _robustness(findings: Mapping[str, Any]) -> dict[str, Any] | None:
     if not robustness or not robustness["arms"]:
         return None
     names = Names(_experiment(findings, robustness["experiment"]), models)
-    kinds = [(robustness["titles"][finding["kind"]], finding) for finding in robustness["contrasts"]]
+    told = [
+        (finding, robustness["titles"][finding["kind"]], robustness["amounts"][finding["kind"]])
+        for finding in robustness["contrasts"]
+    ]
+    kinds = [(kind + other_leaders(finding, amounts, names), finding) for finding, kind, amounts in told]
     return {
         "every": robustness["every"],
         "pictures": tables.whole(robustness["pictures"]),
@@ -469,7 +520,11 @@ def _robustness(findings: Mapping[str, Any]) -> dict[str, Any] | None:
             unbroken(sentence(where, kind_words(ways, left, right)))
             for where, left, right, ways in by_pair(kinds, names)
         ],
-        "findings": [row for kind, finding in kinds for row in _finding_rows(names, [finding], kind)],
+        "findings": [
+            row
+            for finding, kind, amounts in told
+            for row in _finding_rows(names, [finding], kind + each_strength(finding, amounts, names))
+        ],
     }
 
 
@@ -552,7 +607,7 @@ def render_study(findings: Mapping[str, Any]) -> str:
         ],
         tuning_words=[unbroken(told) for told in tuning_words(findings)] if findings["tuning"] else [],
         tuning_rows=_tuning_table(findings) if findings["tuning"] else [],
-        verdict=VERDICTS.get((findings["tuning"] or {}).get("verdict") or "", ""),
+        verdict=f"{MARKS[verdict]} {verdict}" if (verdict := (findings["tuning"] or {}).get("verdict")) else "",
         robustness=_robustness(findings),
         honesty=_honesty(findings),
         total=total_words(findings["training"]),

@@ -106,14 +106,14 @@ def whole(value: Number) -> str:
     return DASH if value is None or math.isnan(value) else f"{value:,.0f}"
 
 
-def points(value: float) -> str:
-    """Returns percentage points with one decimal and a true minus sign; never "−0.0".
+def points(value: float, digits: int = 1) -> str:
+    """Returns percentage points with one decimal or more and a true minus sign; never "−0.0".
 
-    >>> points(5.42), points(-0.31), points(-0.04)
-    ('5.4', '−0.3', '0.0')
+    >>> points(5.42), points(-0.31), points(-0.04), points(-0.04, 2)
+    ('5.4', '−0.3', '0.0', '−0.04')
     """
-    text = f"{value:.1f}"
-    return "0.0" if text == "-0.0" else text.replace("-", "−")
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "" if float(text) == 0 else "−")
 
 
 def plural(number: int, noun: str) -> str:

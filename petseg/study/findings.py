@@ -439,15 +439,29 @@ def _more_lost(results: Results, tuning: Tuning) -> dict[str, Any]:
         told = "held" if diverged == [True, False] else "did not hold" if diverged == [False, True] else "open"
         return {"more_lost": None, "verdict": told}
     # a picture's matrices at the own and at the other's setting, side by side: their scores' difference is the loss
-    lost = [np.concatenate([results.counts(run, "val")[1] for run in pair], axis=1) for pair in pairs if pair]
+    lost = [_side_by_side([results.counts(run, "val")[1] for run in pair]) for pair in pairs if pair]
     found = paired_bootstrap(lost[0], lost[1], score=_loss_score)
     return {"more_lost": _difference(found), "verdict": verdict(found.low, found.high, equal=False)}
 
 
+def _side_by_side(counts: Sequence[Confusion]) -> Confusion:
+    """Returns P matrices [..., C, C] of each picture as one, int64 [..., P * C, C], for a score of all P."""
+    return np.concatenate(counts, axis=-2)
+
+
+def _scores(side_by_side: Confusion) -> Score:
+    """Returns the mIoU of each of P matrices side by side, float64 [P, ...]."""
+    *_, rows, classes = side_by_side.shape
+    return np.stack([mean_iou(part) for part in np.split(side_by_side, rows // classes, axis=-2)])
+
+
 def _loss_score(pair: Confusion) -> Score:
-    """Returns the first matrix's mIoU less the second's, of pairs [..., 2C, C]."""
-    half = pair.shape[-2] // 2
-    return np.asarray(mean_iou(pair[..., :half, :]) - mean_iou(pair[..., half:, :]))
+    first, second = _scores(pair)
+    return np.asarray(first - second)
+
+
+def _mean_score(strengths: Confusion) -> Score:
+    return np.asarray(_scores(strengths).mean(axis=0))
 
 
 # --- looked at again -------------------------------------------------------------------------------------------------
@@ -489,7 +503,7 @@ def _robustness(results: Results) -> dict[str, Any] | None:
             seeds, _ = stacked(results, sides, "test")
             first, second = _by_strength(results, kind, sides, worse) if seeds else ([], [])
             by_strength = [_difference(paired_bootstrap(*pair)) for pair in zip(first, second, strict=True)]
-            together = compare(sum(first[1:]), sum(second[1:])) if seeds else {}  # type: ignore[arg-type]
+            together = compare(_side_by_side(first[1:]), _side_by_side(second[1:]), score=_mean_score) if seeds else {}
             found["contrasts"].append(
                 {
                     **{"left": left, "right": right, "metric": "miou", "kind": kind, "seeds": seeds},

@@ -115,7 +115,7 @@ class Study(StrictConfig):
     train: TrainConfig = TrainConfig()
     tuning: Tuning | None = None
     robustness: Recheck | None = None
-    """On worse test pictures; a claim is about a kind of `petseg.data.corrupt`, all strengths together."""
+    """On worse test pictures; a claim is about a kind of `petseg.data.corrupt`, the mean of its strengths."""
     honesty: Recheck | None = None
     """On a part of the test pictures, or with the border counted otherwise; a claim is about one of `VIEWS`."""
     experiments: Annotated[tuple[Experiment, ...], Field(strict=False, min_length=1)]
