@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmark_tables import markdown
 
-from petseg.report.study import Names, ends_words, read_findings, total_words, verdict_words
+from petseg.report.study import Names, ends_words, led, read_findings, shown, total_words, verdict_words
 from petseg.report.study import answers as model_answers
 from petseg.report.study_plots import scored
 from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points
@@ -56,16 +56,69 @@ def headline(findings: Mapping[str, Any]) -> str:
 
 
 def answers(findings: Mapping[str, Any]) -> str:
-    """Returns what each reader should take, claims linked to their rows."""
+    """Returns what each reader should take, and why, claims linked to their rows."""
     main = findings["experiments"][0]
     told = []
-    for reader, claims in (
-        ("Best masks", [*best(main, findings), *links(main, findings, ("miou", "border"), first=True)]),
-        ("Smallest device", [*links(main, findings, ("miou",), first=False), *smallest(findings)]),
-        ("Least memory", memory(main, findings)),
+    for reader, taken, claims in (
+        (
+            "Best masks",
+            leader(main, findings, first=True),
+            [*best(main, findings), *links(main, findings, ("miou", "border"), first=True)],
+        ),
+        (
+            "Smallest device",
+            leader(main, findings, first=False),
+            [*links(main, findings, ("miou",), first=False), *smallest(findings)],
+        ),
+        ("Least memory", lightest(main, findings), memory(main, findings)),
     ):
-        told.append(f"**{reader}.** " + (" ".join(claims) if claims else "Not run yet."))
+        told.append(f"**{reader}: {taken}.** {' '.join(claims)}" if claims else f"**{reader}.** Not run yet.")
     return "\n\n".join(told)
+
+
+def leader(main: Mapping[str, Any], findings: Mapping[str, Any], *, first: bool) -> str:
+    """Returns the model that is shown to lead in mIoU, in the first variant or in each of the others."""
+    found = list(between_models(main, ("miou",), first=first))
+    ahead = {led(finding)["left"].partition("/")[0] if shown(finding) else None for finding in found}
+    (model, *others) = ahead or {None}
+    return findings["models"][model] if model is not None and not others else "either, as no lead is shown throughout"
+
+
+def lightest(main: Mapping[str, Any], findings: Mapping[str, Any]) -> str:
+    """Returns the model to take for the least memory.
+
+    That is the one whose arms score higher with fewer bytes, at another width where they must, wherever it has one of
+    fewer bytes; where there is none, the one that holds the fewest in the first variant.
+    """
+    outcomes: dict[str, set[bool]] = {}
+    for _, lighter, arm in lighter_rivals(findings):
+        outcomes.setdefault(lighter["model"], set()).add(above(lighter, arm))
+    always = [model for model, seen in outcomes.items() if seen == {True}]
+    plain = [arm for arm in main["arms"] if arm["variant"] == main["arms"][0]["variant"] and arm["cost"]]
+    fewest = [min(plain, key=held)["model"]] if plain else []
+    return " or ".join(findings["models"][model] for model in always or fewest)
+
+
+def held(arm: Mapping[str, Any]) -> int:
+    """Returns the most bytes of maps that are alive at once."""
+    return int(arm["cost"]["activation_bytes"])
+
+
+def above(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Returns whether an arm's whole interval lies above another's."""
+    return bool(first["miou"]["low"] > second["miou"]["high"])
+
+
+def lighter_rivals(
+    findings: Mapping[str, Any],
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]]:
+    """Yields (experiment, the best arm of another model that holds fewer bytes, arm) where models come in widths."""
+    for experiment in findings["experiments"]:
+        arms = [arm for arm in scored(experiment["arms"]) if arm["cost"] and experiment["curve"] == "latency"]
+        for arm in arms:
+            lighter = [other for other in arms if other["model"] != arm["model"] and held(other) < held(arm)]
+            if lighter:
+                yield experiment, max(lighter, key=lambda other: other["miou"]["low"]), arm
 
 
 def best(main: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
@@ -81,7 +134,14 @@ def links(
     main: Mapping[str, Any], findings: Mapping[str, Any], metrics: Sequence[str], *, first: bool
 ) -> Iterator[str]:
     """Yields the models' differences, in the first variant or in the others."""
-    names, plain = Names(main, findings["models"]), main["arms"][0]["variant"]
+    names = Names(main, findings["models"])
+    for finding in between_models(main, metrics, first=first):
+        yield f"{names.sentence(finding)[:-1]} {link(main, finding)}."
+
+
+def between_models(main: Mapping[str, Any], metrics: Sequence[str], *, first: bool) -> Iterator[Finding]:
+    """Yields the scored differences of two models in one variant: the first, or each of the others."""
+    plain = main["arms"][0]["variant"]
     for finding in main["contrasts"]:
         variants = {finding[side].partition("/")[2] for side in ("left", "right")}
         if (
@@ -90,7 +150,7 @@ def links(
             and finding["metric"] in metrics
             and "points" in finding
         ):
-            yield f"{names.sentence(finding)[:-1]} {link(main, finding)}."
+            yield finding
 
 
 def smallest(findings: Mapping[str, Any]) -> Iterator[str]:
@@ -126,6 +186,14 @@ def memory(main: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
                 f"keeps {byte_size(cost['crossing_bytes'])} of them for its decoder and scores {score(arm)} "
                 f"{link(main, arm['arm'])}."
             )
+    for experiment, winner, arm in lighter_rivals(findings):
+        if not above(winner, arm):
+            continue
+        told += [
+            f"{called(winner, findings)} holds {byte_size(held(winner))} at {experiment['size']} px and scores "
+            f"{score(winner)} {link(experiment, winner['arm'])},",
+            f"{called(arm, findings)} {byte_size(held(arm))} and {score(arm)} {link(experiment, arm['arm'])}.",
+        ]
     for experiment in findings["experiments"]:
         names = Names(experiment, findings["models"])
         variants = [finding["left"].partition("/")[2] for finding in experiment["contrasts"]]

@@ -137,8 +137,8 @@ def test_three_readers_get_answers_with_rows(tables: ModuleType, findings: dict[
     told = tables.study_headline(tmp_path)
     assert "- Same base width: U-Net leads SegNet by" in told
     assert "- In one network: “concatenated skips” leads “no skips, pooling indices” by" in told
-    for reader in ("Best masks", "Smallest device", "Least memory"):
-        assert f"**{reader}.** " in texts["study-answers"]
+    for told in ("Best masks: U-Net", "Smallest device: U-Net", "Least memory: SegNet"):
+        assert f"**{told}.** " in texts["study-answers"]
     assert "U-Net leads SegNet by" in texts["study-answers"]
     assert "“concatenated skips” leads “no skips, pooling indices” by" in texts["study-answers"]
     linked = re.findall(r"\(\[row\]\(#([^)]+)\)\)", texts["study-answers"])
@@ -176,3 +176,30 @@ def test_an_arm_that_diverged_has_its_row(tables: ModuleType, findings: dict[str
     row = next(line for line in tables.rows(given).splitlines() if 'id="main-unet-width-segnet-width-miou"' in line)
     assert "| – | – | – | 0; SegNet diverged in 5 |" in row
     assert wrong(tables, given, tables.rows(given)) == []
+
+
+def test_a_reader_is_told_when_no_lead_is_shown(tables: ModuleType, findings: dict[str, Any]) -> None:
+    main = findings["experiments"][0]
+    close = [found | {"low": -1.0} if found["left"] == "unet/stages" else found for found in main["contrasts"]]
+    assert tables.leader(main, findings, first=False) == "U-Net"
+    told = tables.leader(main | {"contrasts": close}, findings, first=False)
+    assert told == "either, as no lead is shown throughout"
+
+
+def test_the_model_for_the_least_memory_scores_higher_with_fewer_bytes(
+    tables: ModuleType, findings: dict[str, Any]
+) -> None:
+    main, width = findings["experiments"][0], next(e for e in findings["experiments"] if e["name"] == "width")
+    assert tables.lightest(main, findings) == "SegNet", (
+        "it holds fewer bytes, and no U-Net of fewer is shown to be better"
+    )
+    better = []
+    for arm in width["arms"]:
+        scored = {"points": 80.0, "low": 79.0, "high": 81.0} if arm["model"] == "unet" else arm["miou"]
+        better.append(arm | {"miou": scored})
+    given = findings | {"experiments": [main, width | {"arms": better}]}
+    assert tables.lightest(main, given) == "U-Net"
+    told = tables.answers(given).split("\n\n")[2]
+    assert "U-Net (8 channels) holds 3.0 MB at 64 px and scores 80.0 % mIoU" in told
+    assert "), SegNet (16 channels) 5.0 MB and 63.5 % mIoU" in told
+    assert wrong(tables, given, told) == []
