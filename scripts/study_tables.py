@@ -8,7 +8,17 @@ from typing import Any
 
 from benchmark_tables import markdown
 
-from petseg.report.study import Names, ends_words, led, read_findings, shown, total_words, verdict_words
+from petseg.report.study import (
+    Names,
+    between_models,
+    ends_words,
+    led,
+    read_findings,
+    shown,
+    total_words,
+    variant,
+    verdict_words,
+)
 from petseg.report.study import answers as model_answers
 from petseg.report.study_plots import scored
 from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points
@@ -78,7 +88,7 @@ def answers(findings: Mapping[str, Any]) -> str:
 
 def leader(main: Mapping[str, Any], findings: Mapping[str, Any], *, first: bool) -> str:
     """Returns the model that is shown to lead in mIoU, in the first variant or in each of the others."""
-    found = list(between_models(main, ("miou",), first=first))
+    found = in_variants(main, ("miou",), first=first)
     ahead = {led(finding)["left"].partition("/")[0] if shown(finding) else None for finding in found}
     (model, *others) = ahead or {None}
     return findings["models"][model] if model is not None and not others else "either, as no lead is shown throughout"
@@ -135,22 +145,14 @@ def links(
 ) -> Iterator[str]:
     """Yields the models' differences, in the first variant or in the others."""
     names = Names(main, findings["models"])
-    for finding in between_models(main, metrics, first=first):
+    for finding in in_variants(main, metrics, first=first):
         yield f"{names.sentence(finding)[:-1]} {link(main, finding)}."
 
 
-def between_models(main: Mapping[str, Any], metrics: Sequence[str], *, first: bool) -> Iterator[Finding]:
-    """Yields the scored differences of two models in one variant: the first, or each of the others."""
+def in_variants(main: Mapping[str, Any], metrics: Sequence[str], *, first: bool) -> list[Finding]:
+    """Returns the scored differences of two models in the first variant, or those in the others."""
     plain = main["arms"][0]["variant"]
-    for finding in main["contrasts"]:
-        variants = {finding[side].partition("/")[2] for side in ("left", "right")}
-        if (
-            len(variants) == 1
-            and (variants == {plain}) == first
-            and finding["metric"] in metrics
-            and "points" in finding
-        ):
-            yield finding
+    return [finding for finding in between_models(main, metrics) if (variant(finding["left"]) == plain) == first]
 
 
 def smallest(findings: Mapping[str, Any]) -> Iterator[str]:

@@ -197,10 +197,8 @@ def answers(findings: Mapping[str, Any]) -> list[str]:
     trained = {arm["arm"]: tuple(arm["runs"]) for arm in experiment["arms"]}
     told = []
     first: dict[tuple[tuple[str, ...], ...], str] = {}
-    for finding in experiment["contrasts"]:
+    for finding in between_models(experiment, ("miou",)):
         sides = finding["left"], finding["right"]
-        if finding["metric"] != "miou" or "points" not in finding or _variant(sides[0]) != _variant(sides[1]):
-            continue
         where, *_ = names.pair(*sides)
         known = first.setdefault(tuple(trained[arm] for arm in sides), where)
         same = f"the same networks as with the {known[:1].lower()}{known[1:]}"
@@ -208,7 +206,19 @@ def answers(findings: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _variant(arm: str) -> str:
+def between_models(experiment: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[Finding]:
+    """Yields an experiment's scored differences of two models in one variant."""
+    for finding in experiment["contrasts"]:
+        if (
+            finding["metric"] in metrics
+            and "points" in finding
+            and variant(finding["left"]) == variant(finding["right"])
+        ):
+            yield finding
+
+
+def variant(arm: str) -> str:
+    """Returns the variant of `MODEL/VARIANT`."""
     return arm.partition("/")[2]
 
 
