@@ -23,7 +23,7 @@ from petseg.report.study import answers as model_answers
 from petseg.report.study_plots import scored
 from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points
 
-NOT_RUN = "The study has not been run: there is no answer here yet, and no figure."
+NOT_RUN = "The study is not finished: there is no answer here yet, and no figure."
 
 MECHANISM = "mechanism"
 """The experiment that takes one network apart."""

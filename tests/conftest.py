@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -47,6 +48,15 @@ def prepared(pets_folder: Path) -> Prepared:
 @pytest.fixture
 def tiny_recipe() -> Recipe:
     return load_recipe("default", TINY)
+
+
+@pytest.fixture(scope="session")
+def publish() -> Callable[..., Path]:
+    """What scripts/publish.py does; it takes only official counts, so a test with others sets `publish.OFFICIAL`."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+    module = importlib.import_module("publish")
+    sys.path.pop(0)
+    return module.publish  # type: ignore[no-any-return]
 
 
 @pytest.fixture

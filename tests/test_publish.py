@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from petseg.runs import read_json
 from petseg.study.findings import find, write_findings
 from petseg.study.results import (
     Results,
+    add_pictures,
     read_counts,
     read_edges,
     read_pictures,
@@ -30,17 +30,6 @@ from petseg.study.results import (
 from tests.made_studies import make_study
 from tests.test_layers import ROOT
 
-Publish = Callable[[Path, str, Path], Path]
-
-
-@pytest.fixture(scope="module")
-def publish() -> Publish:
-    """The script's function; that made counts are no official ones is what it must refuse, so that is told it here."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    module = importlib.import_module("publish")
-    sys.path.pop(0)
-    return module.publish  # type: ignore[no-any-return]
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def published(whole: Path, publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(whole: Path, publish: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("publish.OFFICIAL", {"train": 3312, "val": 6, "test": 8})
         return publish(whole, "study", tmp_path_factory.mktemp("results"))
@@ -125,8 +114,8 @@ def test_boundary_scores_of_other_pictures_are_one_line(published: Path, tmp_pat
         find(folder)
 
 
-def test_a_whole_study_stays_small(publish: Publish, tmp_path: Path) -> None:
-    """Runs of the real size: 20 of the 117 are scored on worse pictures too, and the others take a twentieth."""
+def test_a_whole_study_stays_small(publish: Callable[..., Path], tmp_path: Path) -> None:
+    """Runs of the real size, of those that are scored on worse pictures too; the others take a twentieth."""
     folder = make_study(tmp_path / "big", val=368, test=3669, leave_out=lambda run: run.rows[0].arm != "unet/width")
     results = Results.read(folder)
     made = [run for run in results.all_runs() if run.state == "finished"]
@@ -137,7 +126,7 @@ def test_a_whole_study_stays_small(publish: Publish, tmp_path: Path) -> None:
     assert max(sizes) < 300_000
 
 
-def test_made_pets_are_not_published(whole: Path, publish: Publish, tmp_path: Path) -> None:
+def test_made_pets_are_not_published(whole: Path, publish: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(PetsegError, match=r"a study of .*'test': 8.*; only results on the whole real data set, "):
         publish(whole, "study", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -147,7 +136,9 @@ def test_made_pets_are_not_published(whole: Path, publish: Publish, tmp_path: Pa
     assert "Traceback" not in result.stderr
 
 
-def test_runs_of_other_pictures_are_refused(publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_other_pictures_are_refused(
+    publish: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_study(tmp_path / "mixed", val=6, test=8)
     run = read_json(folder / "study.json")["runs"][3]["name"]
     file = folder / "runs" / run / "evaluations" / "val.images.json"
@@ -161,12 +152,24 @@ def test_runs_of_other_pictures_are_refused(publish: Publish, tmp_path: Path, mo
     assert list((tmp_path / "results").rglob("*.*")) == [before], "what was published stays until the new is whole"
 
 
-def test_a_part_of_a_study_is_not_published(publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_a_study_is_not_published(
+    publish: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_study(tmp_path / "part", val=6, test=8, leave_out=lambda run: run.rows[0].arm == "unet/deeper")
     monkeypatch.setattr("publish.OFFICIAL", {"train": 3312, "val": 6, "test": 8})
     with pytest.raises(PetsegError, match=r"lacks 3 runs, the first unet-64px-.*; a study is published whole"):
         publish(folder, "study", tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_published_runs_of_other_pictures_are_not_collected(tmp_path: Path) -> None:
+    counts = np.ones((1, 2, 2), np.int64)
+    write_pictures(tmp_path / "ours.gz", {"val": (("beagle_1",), counts)})
+    before = (tmp_path / "ours.gz").read_bytes()
+    write_pictures(tmp_path / "theirs.gz", {"test": (("pug_1",), counts), "val": (("boxer_1",), counts)})
+    with pytest.raises(PetsegError, match=r"theirs\.gz: its val pictures are not those of .*ours\.gz; collect runs of"):
+        add_pictures(tmp_path / "ours.gz", tmp_path / "theirs.gz")
+    assert (tmp_path / "ours.gz").read_bytes() == before
 
 
 def test_damaged_counts_are_one_line(published: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,33 @@ def test_collecting_shards_gives_the_whole(whole: Path, recipe: Path, tmp_path: 
     merged = collect(load_study(str(recipe)), tmp_path / "merged", shards)
     assert merged == read_manifest(whole) == read_manifest(tmp_path / "merged")
     assert results(tmp_path / "merged") == results(whole)
+
+
+def test_another_machine_goes_on_with_what_is_published_so_far(
+    whole: Path,
+    recipe: Path,
+    pets_folder: Path,
+    publish: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study, manifest = load_study(str(recipe)), read_manifest(whole)
+    monkeypatch.setattr("publish.OFFICIAL", manifest["data"]["pictures"])
+    names = [run["name"] for run in manifest["runs"]]
+    states = [run if run["name"] != names[3] else {**run, "state": "missing"} for run in manifest["runs"]]
+    first = part(whole, tmp_path / "first", names[:3] + names[4:], runs=states)
+    so_far = publish(first, "study", tmp_path / "results", so_far=True)
+    assert not (so_far / "findings.json").exists()
+    assert {path.name for path in (so_far / "runs").iterdir()} == {*names} - {names[3]}
+
+    second = tmp_path / "second"
+    assert collect(study, second, [so_far])["runs"] == states
+    run_study(study, second, pets_folder, {size: prepare(pets_folder, size) for size in sizes(study)})
+    assert read_manifest(second) == manifest
+    one, other = (publish(folder, "study", tmp_path / folder.name / "results") for folder in (whole, second))
+    assert (one / "findings.json").is_file()
+    assert results(one) == results(other)
+    assert (one / "pictures.gz").read_bytes() == (other / "pictures.gz").read_bytes()
 
 
 def test_a_shard_without_the_tuning_waits_for_the_others(

@@ -247,6 +247,19 @@ def write_pictures(path: Path, sections: Mapping[str, Counts]) -> None:
     )
 
 
+def add_pictures(path: Path, more: Path) -> None:
+    """Adds to pictures.gz the sections that another study's has beyond it.
+
+    Raises:
+        PetsegError: a file is damaged, or a section that both have is of other pictures.
+    """
+    found = dict(_read_sections(path)) if path.is_file() else {}
+    for section, rows in _read_sections(more):
+        if found.setdefault(section, rows) != rows:
+            raise PetsegError(f"{more}: its {section} pictures are not those of {path}; collect runs of one data set")
+    _write_sections(path, found)
+
+
 def write_counts(path: Path, sections: Mapping[str, Counts]) -> None:
     """Writes one run's wrong pixels: of each picture those of each true class, taken for each other class in turn."""
     _write_sections(

@@ -44,7 +44,7 @@ from petseg.study.plan import (
     tuning_outcome,
 )
 from petseg.study.recipe import Experiment, Study, matched_to
-from petseg.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUNING, read_manifest
+from petseg.study.results import DIVERGED, MANIFEST, PICTURES, ROBUSTNESS, TUNING, add_pictures, read_manifest
 from petseg.train import (
     PREVIOUS_RESUME,
     RESUME,
@@ -518,6 +518,11 @@ def _refuse_hopeless(study: Study, folder: Path) -> None:
 def collect(study: Study, folder: Path, shards: Sequence[Path]) -> dict[str, Any]:
     """Returns the manifest of `folder` after copying into it what the shards' folders hold beyond it.
 
+    Args:
+        study: the recipe.
+        folder: of the study.
+        shards: folders that `run_study` made, or published ones.
+
     Raises:
         PetsegError: a folder of another study or other pictures, or shapes that differ between shards.
     """
@@ -542,6 +547,9 @@ def collect(study: Study, folder: Path, shards: Sequence[Path]) -> dict[str, Any
         manifest["latency_environment"] = manifest["latency_environment"] or theirs["latency_environment"]
         manifest["at_once"] = sorted({*manifest["at_once"], *theirs["at_once"]})
     folder.mkdir(parents=True, exist_ok=True)
+    for shard in shards:
+        if (shard / PICTURES).is_file():  # published runs, whose counts go with it
+            add_pictures(folder / PICTURES, shard / PICTURES)
     for _ in range(2):  # tuning first: it tells which the other runs are
         for run in planned(study, manifest):
             for shard in shards:
