@@ -106,6 +106,23 @@ def test_an_arm_has_its_score_cost_and_time(findings: dict[str, Any]) -> None:
     assert len(arm["history"]) == 30
 
 
+def test_times_of_unlike_machines_are_not_mixed(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "machines")
+    for name in ("unet/width", "segnet/parameters"):
+        for seed in (3, 4) if name == "unet/width" else range(5):
+            run = Results.read(folder).run("main", name, seed)
+            assert run is not None
+            write_json(run.folder / "environment.json", {**run.environment, "processor": "another"})
+            metrics = run.folder / "metrics.jsonl"
+            metrics.write_text(re.sub(r'"seconds": [\d.]+', '"seconds": 99.0', metrics.read_text()))
+    arms = {arm["arm"]: arm for arm in experiment(find(folder), "main")["arms"]}
+    assert arms["unet/width"]["train_seconds"] == 21.0 * 30
+    assert arms["unet/width"]["reached"]["runs"] == 5
+    assert arms["unet/width"]["reached"]["seconds"] < 21.0 * 30
+    assert arms["segnet/parameters"]["train_seconds"] is None
+    assert arms["segnet/width"]["train_seconds"] == 21.0 * 30
+
+
 def test_one_run_under_two_names_is_compared_with_nothing(findings: dict[str, Any]) -> None:
     pairs = {(c["left"], c["right"]) for c in experiment(findings, "main")["contrasts"]}
     assert ("unet/width", "unet/parameters") not in pairs

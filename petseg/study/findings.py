@@ -7,6 +7,7 @@ machines. A finding that needs runs which are not there is None, or has fewer se
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -185,7 +186,8 @@ def compare(first: Confusion, second: Confusion, score: Scoring = mean_iou) -> d
 
 def _experiment(results: Results, experiment: Experiment) -> dict[str, Any]:
     split = "test" if experiment.test else "val"
-    arms = [_arm(results, experiment, name, split) for name in experiment.arms()]
+    machine = _usual_machine(results, experiment)
+    arms = [_arm(results, experiment, name, split, machine) for name in experiment.arms()]
     sample = results.study.arm_config(experiment, experiment.arms()[0])
     contrasts = list(_contrasts(results, experiment, split))
     return {
@@ -235,7 +237,18 @@ def _pictures(arm: Mapping[str, Any]) -> int:
     return arm["pictures"] or 0
 
 
-def _arm(results: Results, experiment: Experiment, name: str, split: str) -> dict[str, Any]:
+def _usual_machine(results: Results, experiment: Experiment) -> str:
+    """Returns the kind of machine that trained most of an experiment's runs: times of several do not compare."""
+    made = {run.name: run for name in experiment.arms() for run in results.arm(experiment, name).values()}
+    kinds = Counter(map(_machine, made.values()))
+    return max(kinds, key=kinds.__getitem__, default="")
+
+
+def _machine(run: Result) -> str:
+    return " ".join(str(run.environment.get(key)) for key in ("device", "processor", "threads", "precision"))
+
+
+def _arm(results: Results, experiment: Experiment, name: str, split: str, machine: str) -> dict[str, Any]:
     model, _, variant = name.partition("/")
     config = results.study.arm_config(experiment, name)
     finished = results.arm(experiment, name)
@@ -266,15 +279,19 @@ def _arm(results: Results, experiment: Experiment, name: str, split: str) -> dic
     seeds, (counts,) = stacked(results, [finished], split)
     _, (edges,) = stacked(results, [finished], split, BOUNDARY)
     classes = list(scores[0]["iou"])
-    reached = [seconds for run in finished.values() if (seconds := _seconds_to(run.history, REACHED)) is not None]
+    reached = {run.name: epoch for run in finished.values() if (epoch := _epochs_to(run.history, REACHED)) is not None}
+    timed = {run.name: _epoch_seconds(run.history) for run in finished.values() if _machine(run) == machine}
     return found | {
         "miou": _estimate(bootstrap(counts)),
         "iou": {label: _estimate(bootstrap(counts, score=_scoring(label, classes))) for label in classes},
         "by_seed": {str(seed): _round(100 * score["miou"]) for seed, score in zip(seeds, scores, strict=True)},
         BOUNDARY: _estimate(bootstrap(edges, score=mean_boundary_f)),
         "cross_entropy": _over_seeds([score["cross_entropy"] for score in scores]),
-        "train_seconds": _mean([_train_seconds(run.history) for run in finished.values()]),
-        "reached": {"runs": len(reached), "seconds": _mean(reached)},
+        "train_seconds": _mean([timed[run.name] * len(run.history) for run in finished.values() if run.name in timed]),
+        "reached": {
+            "runs": len(reached),
+            "seconds": _mean([timed[run] * epoch for run, epoch in reached.items() if run in timed]),
+        },
         # the page draws those of the first experiment; the others' stand in their runs' metrics.jsonl
         **({"history": _history([run.history for run in finished.values()])} if first else {}),
     }
@@ -285,15 +302,14 @@ def _match(results: Results, experiment: Experiment, arm: str) -> dict[str, Any]
     return None if found is None else {key: found[key] for key in ("quantity", "wanted", "found")}
 
 
-def _train_seconds(history: Sequence[Mapping[str, Any]]) -> float:
-    """Returns the median epoch times epochs: a pause of the machine is not the model's."""
-    return float(np.median([row["seconds"] for row in history])) * len(history)
+def _epoch_seconds(history: Sequence[Mapping[str, Any]]) -> float:
+    """Returns the median: a pause of the machine is not the model's."""
+    return float(np.median([row["seconds"] for row in history]))
 
 
-def _seconds_to(history: Sequence[Mapping[str, Any]], loss: float) -> float | None:
-    """Returns seconds until the validation loss was first at or below `loss`, by the median epoch; None: never."""
-    first = next((row["epoch"] for row in history if row["val_loss"] <= loss), None)
-    return None if first is None else first * float(np.median([row["seconds"] for row in history]))
+def _epochs_to(history: Sequence[Mapping[str, Any]], loss: float) -> int | None:
+    """Returns the epoch after which the validation loss was first at or below `loss`; None: never."""
+    return next((row["epoch"] for row in history if row["val_loss"] <= loss), None)
 
 
 def _history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
