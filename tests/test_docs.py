@@ -20,6 +20,7 @@ from petseg.data.archives import ARCHIVES
 from petseg.metrics import mean_iou
 from petseg.predict import shipped_model
 from petseg.report.page import read_comparison
+from petseg.runs import read_metrics
 from petseg.stats import paired_bootstrap
 
 ROOT = Path(__file__).parent.parent
@@ -143,6 +144,30 @@ def test_a_recipe_s_header_gives_the_published_scores(name: str) -> None:
     text = (ROOT / "petseg" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     unet, segnet = (f"{100 * published_score(name, model):.1f}" for model in ("unet", "segnet"))
     assert f"test mIoU {unet} (U-Net) and {segnet} (SegNet), one seed" in text
+
+
+def published_minutes(run: Path) -> float:
+    """Returns the median epoch times epochs of a published run."""
+    seconds = [row["seconds"] for row in read_metrics(run)]
+    return float(np.median(seconds)) * len(seconds) / 60
+
+
+def test_the_minutes_of_recipes_and_readme_are_those_of_the_published_runs() -> None:
+    results = ROOT / "results"
+    for name, folder in (
+        ("base", results / "models" / "{}_base"),
+        ("small", results / "models" / "{}_small"),
+        ("default", results / "official" / "runs" / "{}"),
+    ):
+        unet, segnet = (published_minutes(Path(str(folder).format(model))) for model in ("unet", "segnet"))
+        text = (ROOT / "petseg" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+        assert f"AMX, {unet:.0f} minutes for U-Net, {segnet:.0f} for SegNet" in text
+    first, second = (
+        sum(published_minutes(results / name / "runs" / model) for model in ("unet", "segnet"))
+        for name in ("official", "seed")
+    )
+    told = f"The first two took {first:.0f} and {second:.0f} minutes on two cores with AMX"
+    assert told in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_size_of_the_download_is_that_of_the_archives() -> None:
