@@ -42,7 +42,7 @@ def publish(source: Path, name: str, results: Path = RESULTS, *, so_far: bool = 
         source: the folder of a comparison or a study.
         name: of the folder in `results`.
         results: where what is published lies.
-        so_far: whether a study that lacks runs is taken too, without findings.
+        so_far: whether a study that lacks runs is taken too.
 
     Raises:
         PetsegError: neither is there, it is of other pictures than the real data set's, or a study lacks runs.
@@ -64,7 +64,7 @@ def _publish_comparison(comparison: Path, target: Path) -> Path:
 
 
 def _publish_study(source: Path, target: Path, *, so_far: bool) -> Path:
-    """Writes the manifest, each run's JSON and its counts in the compact form, and a whole study's findings."""
+    """Writes the manifest, each run's JSON and its counts in the compact form, and the findings from these."""
     results = Results.read(source)
     pictures = (results.manifest["data"] or {}).get("pictures")
     if pictures != OFFICIAL:
@@ -86,8 +86,7 @@ def _publish_study(source: Path, target: Path, *, so_far: bool) -> Path:
         for run in made:
             _publish_run(results, run, unfinished, sections)
         write_pictures(unfinished / PICTURES, sections)
-        if not missing:
-            write_findings(unfinished)
+        write_findings(unfinished)
         if target.exists():
             shutil.rmtree(target)
         unfinished.rename(target)
@@ -122,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", type=Path, help="the folder of a finished comparison or a study")
     parser.add_argument("name", help="of the folder in results/")
-    parser.add_argument("--so-far", action="store_true", help="take a study that lacks runs too, without findings")
+    parser.add_argument("--so-far", action="store_true", help="take a study that lacks runs too")
     options = parser.parse_args(arguments)
     try:
         print(publish(options.source, options.name, so_far=options.so_far))

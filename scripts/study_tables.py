@@ -12,6 +12,7 @@ from petseg.report.study import (
     Names,
     between_models,
     ends_words,
+    lacking_seeds,
     led,
     read_findings,
     shown,
@@ -46,9 +47,20 @@ def study_headline(results: Path) -> str:
 
 
 def published(results: Path) -> dict[str, Any] | None:
-    """Returns the published study's findings, None before there are any."""
+    """Returns the published study's findings, of whole experiments alone; None before the main one is whole."""
     path = results / "study" / "findings.json"
-    return read_findings(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    findings = read_findings(path)
+    whole = [
+        experiment
+        for experiment in findings["experiments"]
+        if not any(lacking_seeds(experiment, arm) for arm in experiment["arms"])
+    ]
+    unfinished = [experiment["title"] for experiment in findings["experiments"] if experiment not in whole]
+    if findings["experiments"][0]["title"] in unfinished:
+        return None
+    return findings | {"experiments": whole, "unfinished": unfinished}
 
 
 def headline(findings: Mapping[str, Any]) -> str:
@@ -304,4 +316,6 @@ def where(findings: Mapping[str, Any]) -> str:
     )
     runs = plural(findings["runs"].get("finished", 0), "run")
     pictures = f" Pictures: {findings['data']['source']}." if findings["data"] else ""
-    return f"{runs}, {total_words(training)}{': ' if machines else ''}{machines}.{pictures}"
+    quoted = ", ".join(f"“{title}”" for title in findings.get("unfinished", []))
+    lacking = f" Not finished, and not told here: {quoted}." if quoted else ""
+    return f"{runs}, {total_words(training)}{': ' if machines else ''}{machines}.{pictures}{lacking}"

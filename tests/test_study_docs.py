@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 
-from petseg.runs import read_json, write_json
-from petseg.study.findings import find
+from petseg.runs import write_json
+from petseg.study.findings import find, write_findings
 from tests.made_studies import make_study
 from tests.test_layers import ROOT
-
-PUBLISHED = ROOT / "results" / "study" / "findings.json"
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +122,8 @@ def test_every_number_of_a_page_stands_in_the_published_study(
     parts = re.findall(r"<!-- (study(?:-\w+)?):begin -->\n(.*?)\n<!-- \1:end -->", text, re.DOTALL)
     assert [name for name, _ in parts] == markers
     for _, part in parts:
-        if PUBLISHED.is_file():
-            assert wrong(tables, read_json(PUBLISHED), part) == []
+        if (findings := tables.published(ROOT / "results")) is not None:
+            assert wrong(tables, findings, part) == []
         else:
             assert part.strip() == tables.NOT_RUN
             assert not re.search(r"\d", part)
@@ -166,6 +164,27 @@ def test_a_part_of_a_study_answers_in_part(tables: ModuleType, tmp_path: Path) -
     found = find(make_study(tmp_path / "none", leave_out=lambda run: True))
     assert tables.answers(found).count("Not run yet.") == 3
     assert wrong(tables, found, tables.rows(found)) == []
+
+
+def test_an_unfinished_study_tells_its_whole_experiments(tables: ModuleType, tmp_path: Path) -> None:
+    def written(folder: Path, missing: str) -> Path:
+        """Returns a results folder whose study lacks the runs that `missing` alone needs."""
+        study = make_study(folder / "study", leave_out=lambda run: {row.experiment for row in run.rows} == {missing})
+        write_findings(study)
+        return folder
+
+    findings = tables.published(written(tmp_path / "late", "batch_norm"))
+    told = tables.study_texts(tmp_path / "late")
+    assert "batch_norm" not in [experiment["name"] for experiment in findings["experiments"]]
+    assert "batch-norm" not in told["study-rows"]
+    assert told["study-rows"].endswith("Not finished, and not told here: “Batch normalisation on and off”.")
+    assert "U-Net leads SegNet by" in told["study-answers"]
+    for text in (*told.values(), tables.study_headline(tmp_path / "late")):
+        assert wrong(tables, findings, text) == []
+
+    assert tables.published(written(tmp_path / "early", "main")) is None
+    assert set(tables.study_texts(tmp_path / "early").values()) == {tables.NOT_RUN}
+    assert tables.study_headline(tmp_path / "early") == tables.NOT_RUN
 
 
 def test_an_arm_that_diverged_has_its_row(tables: ModuleType, findings: dict[str, Any]) -> None:

@@ -363,6 +363,11 @@ def by_pair(
         yield *names.pair(*sides), ways
 
 
+def lacking_seeds(experiment: Mapping[str, Any], arm: Mapping[str, Any]) -> int:
+    """Returns how many of an arm's runs are not made."""
+    return len(experiment["seeds"]) - len(arm["seeds"]) - len(arm["diverged"])
+
+
 def missing_words(findings: Mapping[str, Any]) -> list[str]:
     """Returns what the study lacks, experiment by experiment; empty where it is complete."""
     runs = findings["runs"]
@@ -375,7 +380,7 @@ def missing_words(findings: Mapping[str, Any]) -> list[str]:
     for experiment in findings["experiments"]:
         names = Names(experiment, findings["models"])
         for arm in experiment["arms"]:
-            absent = len(experiment["seeds"]) - len(arm["seeds"]) - len(arm["diverged"])
+            absent = lacking_seeds(experiment, arm)
             title = f"{experiment['title']}: {names.models[arm['model']]}, {arm['title']}"
             if absent:
                 told.append(f"{title}: {absent} of {plural(len(experiment['seeds']), 'seed')} missing.")
