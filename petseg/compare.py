@@ -174,10 +174,11 @@ def compare(
 
 
 def _training_time(history: Sequence[Mapping[str, Any]], images: int) -> dict[str, float]:
-    """Returns time and speed of training by the median epoch: a pause of the machine is not the model's."""
-    epoch = float(np.median([row["seconds"] for row in history]))
-    stepping = float(np.median([row["train_seconds"] for row in history]))
-    return {"train_seconds": round(epoch * len(history), 1), "train_images_per_second": round(images / stepping, 2)}
+    """Returns time and speed of training by the median epoch."""
+    return {
+        "train_seconds": round(runs.epoch_seconds(history) * len(history), 1),
+        "train_images_per_second": round(images / runs.epoch_seconds(history, "train_seconds"), 2),
+    }
 
 
 def _difference(

@@ -20,8 +20,9 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -175,6 +176,16 @@ def claim_data(folder: Path, key: str, source: str) -> None:
         raise PetsegError(
             f"run folder {folder}: holds work on other pictures ({found.get('source')}); choose another with --out"
         )
+
+
+def epoch_seconds(history: Sequence[Mapping[str, Any]], kind: str = "seconds") -> float:
+    """Returns the median epoch's seconds: a pause of the machine is not the model's.
+
+    Args:
+        history: as `read_metrics`, at least one epoch.
+        kind: "seconds", of the whole epoch, or "train_seconds", without validation.
+    """
+    return float(statistics.median(row[kind] for row in history))
 
 
 def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from petseg.data.archives import ARCHIVES
 from petseg.metrics import mean_iou
 from petseg.predict import shipped_model
 from petseg.report.page import read_comparison
-from petseg.runs import read_metrics
+from petseg.runs import epoch_seconds, read_metrics
 from petseg.stats import paired_bootstrap
 
 ROOT = Path(__file__).parent.parent
@@ -148,8 +148,8 @@ def test_a_recipe_s_header_gives_the_published_scores(name: str) -> None:
 
 def published_minutes(run: Path) -> float:
     """Returns the median epoch times epochs of a published run."""
-    seconds = [row["seconds"] for row in read_metrics(run)]
-    return float(np.median(seconds)) * len(seconds) / 60
+    history = read_metrics(run)
+    return epoch_seconds(history) * len(history) / 60
 
 
 def test_the_minutes_of_recipes_and_readme_are_those_of_the_published_runs() -> None:

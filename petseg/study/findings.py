@@ -280,7 +280,7 @@ def _arm(results: Results, experiment: Experiment, name: str, split: str, machin
     _, (edges,) = stacked(results, [finished], split, BOUNDARY)
     classes = list(scores[0]["iou"])
     reached = {run.name: epoch for run in finished.values() if (epoch := _epochs_to(run.history, REACHED)) is not None}
-    timed = {run.name: _epoch_seconds(run.history) for run in finished.values() if _machine(run) == machine}
+    timed = {run.name: runs.epoch_seconds(run.history) for run in finished.values() if _machine(run) == machine}
     return found | {
         "miou": _estimate(bootstrap(counts)),
         "iou": {label: _estimate(bootstrap(counts, score=_scoring(label, classes))) for label in classes},
@@ -300,11 +300,6 @@ def _arm(results: Results, experiment: Experiment, name: str, split: str, machin
 def _match(results: Results, experiment: Experiment, arm: str) -> dict[str, Any] | None:
     found = results.manifest["matches"].get(f"{experiment.name}:{arm}")
     return None if found is None else {key: found[key] for key in ("quantity", "wanted", "found")}
-
-
-def _epoch_seconds(history: Sequence[Mapping[str, Any]]) -> float:
-    """Returns the median: a pause of the machine is not the model's."""
-    return float(np.median([row["seconds"] for row in history]))
 
 
 def _epochs_to(history: Sequence[Mapping[str, Any]], loss: float) -> int | None:
