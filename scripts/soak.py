@@ -33,9 +33,9 @@ from petseg.runs import environment, write_json
 
 MOST_MEGABYTES, MOST_FILES, MOST_THREADS = 20.0, 3, 1
 """Growth that is none: the allocator's own, a connection under way."""
-SOAKED = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"}
-"""The environment of what is soaked: glibc gives a freed megabyte back at once, where it would keep bodies of 20 MB for
-each of its arenas that has seen one, and with them the measure would tell of the allocator."""
+GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+"""Has glibc give a freed megabyte back at once, where it would keep bodies of 20 MB for each of its arenas that has
+seen one, and with them the measure would tell of the allocator."""
 
 
 def sample(process: int) -> dict[str, float]:
@@ -94,7 +94,7 @@ def soak_training(minutes: float, folder: Path) -> dict[str, Any]:
         command("train", "--data", str(pets), "--out", str(run), *words),
         stdout=log,
         stderr=log,
-        env={**SOAKED, "OMP_NUM_THREADS": "1", "PETSEG_CACHE": str(folder / "cache")},
+        env={**os.environ, **GIVING_BACK, "OMP_NUM_THREADS": "1", "PETSEG_CACHE": str(folder / "cache")},
     )
     try:
         metrics = run / "metrics.jsonl"
@@ -135,7 +135,7 @@ def soak_serving(minutes: float, folder: Path) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=SOAKED,
+        env={**os.environ, **GIVING_BACK},
     )
     try:
         assert process.stdout is not None

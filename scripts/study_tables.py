@@ -52,14 +52,15 @@ def published(results: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     findings = read_findings(path)
-    whole = [
-        experiment
-        for experiment in findings["experiments"]
-        if not any(lacking_seeds(experiment, arm) for arm in experiment["arms"])
+    experiments = findings["experiments"]
+    unfinished = [
+        experiment["title"]
+        for experiment in experiments
+        if any(lacking_seeds(experiment, arm) for arm in experiment["arms"])
     ]
-    unfinished = [experiment["title"] for experiment in findings["experiments"] if experiment not in whole]
-    if findings["experiments"][0]["title"] in unfinished:
+    if experiments[0]["title"] in unfinished:
         return None
+    whole = [experiment for experiment in experiments if experiment["title"] not in unfinished]
     return findings | {"experiments": whole, "unfinished": unfinished}
 
 

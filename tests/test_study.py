@@ -313,6 +313,7 @@ def test_another_machine_goes_on_with_what_is_published_so_far(
     states = [run if run["name"] != names[3] else {**run, "state": "missing"} for run in manifest["runs"]]
     first = part(whole, tmp_path / "first", names[:3] + names[4:], runs=states)
     so_far = publish(first, "study", tmp_path / "results", so_far=True)
+    assert (so_far / "findings.json").is_file()
     assert {path.name for path in (so_far / "runs").iterdir()} == {*names} - {names[3]}
 
     second = tmp_path / "second"
@@ -320,6 +321,7 @@ def test_another_machine_goes_on_with_what_is_published_so_far(
     run_study(study, second, pets_folder, {size: prepare(pets_folder, size) for size in sizes(study)})
     assert read_manifest(second) == manifest
     one, other = (publish(folder, "study", tmp_path / folder.name / "results") for folder in (whole, second))
+    assert (one / "findings.json").is_file()
     assert results(one) == results(other)
     assert (one / "pictures.gz").read_bytes() == (other / "pictures.gz").read_bytes()
 
