@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from petseg.report.study import (
     Names,
     between_models,
     ends_words,
+    kind_words,
     lacking_seeds,
     led,
     read_findings,
+    sentence,
     shown,
     total_words,
     variant,
@@ -75,7 +78,11 @@ def headline(findings: Mapping[str, Any]) -> str:
                 for finding in experiment["contrasts"]
                 if finding["metric"] == "miou" and finding["expected"] and "points" in finding
             ]
-    return "\n".join([*(f"- {sentence}" for sentence in told), "", where(findings)])
+    main = findings["experiments"][0]
+    if found := worse(main, findings, first=True):
+        about, left, right = Names(main, findings["models"]).pair(found[0][1]["left"], found[0][1]["right"])
+        told.append(sentence(f"Worse pictures, {about}", kind_words(found, left, right)))
+    return "\n".join([*(f"- {line}" for line in told), "", where(findings)])
 
 
 def answers(findings: Mapping[str, Any]) -> str:
@@ -96,6 +103,14 @@ def answers(findings: Mapping[str, Any]) -> str:
         ("Least memory", lightest(main, findings), memory(main, findings)),
     ):
         told.append(f"**{reader}: {taken}.** {' '.join(claims)}" if claims else f"**{reader}.** Not run yet.")
+    if found := worse(main, findings, first=True):
+        names = Names(main, findings["models"])
+        about, *_ = names.pair(found[0][1]["left"], found[0][1]["right"])
+        kinds = "; ".join(
+            f"{worse_words(finding, names)} with {kind} {link(worsened(main, kind), finding)}"
+            for kind, finding in found
+        )
+        told.append("**Worse pictures.** " + sentence(f"{about}, over a kind's strengths", kinds))
     return "\n\n".join(told)
 
 
@@ -111,15 +126,41 @@ def lightest(main: Mapping[str, Any], findings: Mapping[str, Any]) -> str:
     """Returns the model to take for the least memory.
 
     That is the one whose arms score higher with fewer bytes, at another width where they must, wherever it has one of
-    fewer bytes; where there is none, the one that holds the fewest in the first variant.
+    fewer bytes; where there is none, or no experiment made it in several sizes, the one that holds the fewest in the
+    first variant.
     """
     outcomes: dict[str, set[bool]] = {}
-    for _, lighter, arm in lighter_rivals(findings):
-        outcomes.setdefault(lighter["model"], set()).add(above(lighter, arm))
+    for experiment, lighter, arm in lighter_rivals(findings):
+        sizes = {held(other) for other in scored(experiment["arms"]) if other["model"] == lighter["model"]}
+        if len(sizes) > 1:
+            outcomes.setdefault(lighter["model"], set()).add(above(lighter, arm))
     always = [model for model, seen in outcomes.items() if seen == {True}]
     plain = [arm for arm in main["arms"] if arm["variant"] == main["arms"][0]["variant"] and arm["cost"]]
     fewest = [min(plain, key=held)["model"]] if plain else []
     return " or ".join(findings["models"][model] for model in always or fewest)
+
+
+def worse(main: Mapping[str, Any], findings: Mapping[str, Any], *, first: bool) -> list[tuple[str, Finding]]:
+    """Returns (kind of worse picture, difference over its strengths) of the first variant or of all."""
+    robustness, plain = findings["robustness"], main["arms"][0]["variant"]
+    return [
+        (robustness["titles"][finding["kind"]], finding)
+        for finding in (robustness["contrasts"] if robustness else [])
+        if "points" in finding and (not first or variant(finding["left"]) == plain)
+    ]
+
+
+def worse_words(finding: Finding, names: Names) -> str:
+    """Returns who leads and by how much, with the interval."""
+    ahead = led(finding)
+    _, leader, _ = names.pair(ahead["left"], ahead["right"])
+    told = f"{leader} by {points(ahead['points'])} points" if shown(finding) else "no difference shown"
+    return f"{told} ({ends_words(ahead)})"
+
+
+def worsened(main: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Returns the main experiment under the name that its rows on a kind of worse picture have."""
+    return {**main, "name": f"with {kind}"}
 
 
 def held(arm: Mapping[str, Any]) -> int:
@@ -238,7 +279,7 @@ def score(arm: Mapping[str, Any]) -> str:
 def anchor(experiment: Mapping[str, Any], what: Finding | str) -> str:
     """Returns the name of a row: an arm's, or a difference's."""
     parts = [what] if isinstance(what, str) else [what["left"], what["right"], what["metric"]]
-    return "-".join([experiment["name"], *parts]).replace("/", "-").replace("_", "-")
+    return re.sub("[/_ ]", "-", "-".join([experiment["name"], *parts])).lower()
 
 
 def link(experiment: Mapping[str, Any], what: Finding | str) -> str:
@@ -261,6 +302,11 @@ def rows(findings: Mapping[str, Any]) -> str:
             for finding in experiment["contrasts"]
             if "points" in finding or finding.get("diverged")
         ]
+    main = findings["experiments"][0]
+    names = Names(main, findings["models"])
+    differences += [
+        difference_row(worsened(main, kind), finding, names) for kind, finding in worse(main, findings, first=False)
+    ]
     return "\n\n".join([*(table(lines) for lines in (arms, differences) if len(lines) > 1), where(findings)])
 
 

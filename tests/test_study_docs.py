@@ -81,6 +81,11 @@ def behind(tables: ModuleType, findings: dict[str, Any]) -> dict[str, list[float
             found[tables.anchor(experiment, contrast)] = [
                 *values([own, titles]), *other_way, *shared, len(contrast["seeds"]), confidence,
             ]  # fmt: skip
+    main, robustness = findings["experiments"][0], findings["robustness"] or {"contrasts": []}
+    for contrast in robustness["contrasts"]:
+        own = {key: contrast.get(key) for key in ("points", "low", "high", "p_value", "expected")}
+        shown = tables.worsened(main, robustness["titles"][contrast["kind"]])
+        found[tables.anchor(shown, contrast)] = [*values(own), len(contrast["seeds"])]
     return found
 
 
@@ -222,3 +227,34 @@ def test_the_model_for_the_least_memory_scores_higher_with_fewer_bytes(
     assert "U-Net (8 channels) holds 3.0 MB at 64 px and scores 80.0 % mIoU" in told
     assert "), SegNet (16 channels) 5.0 MB and 63.5 % mIoU" in told
     assert wrong(tables, given, told) == []
+
+
+def test_one_size_of_a_model_is_no_answer_for_the_least_memory(tables: ModuleType, findings: dict[str, Any]) -> None:
+    main = findings["experiments"][0]
+    unet = main["arms"][0]
+    smaller, larger = ({"activation_bytes": unet["cost"]["activation_bytes"] + more} for more in (-8, 8))
+    arms = [arm if arm["model"] == "unet" else arm | {"cost": arm["cost"] | smaller} for arm in main["arms"]]
+    arms[-1] |= {"cost": arms[-1]["cost"] | larger}
+    assert arms[-1]["miou"]["high"] < unet["miou"]["low"], "the one U-Net beats the larger SegNet with fewer bytes"
+    assert tables.lightest(main | {"arms": arms}, {**findings, "experiments": [main | {"arms": arms}]}) == "SegNet"
+
+
+def test_each_kind_of_worse_picture_has_its_leader_and_rows(tables: ModuleType, findings: dict[str, Any]) -> None:
+    def told(**ends: float) -> tuple[str, str]:
+        contrasts = [
+            finding | ends if finding["kind"] == "jpeg" else finding for finding in findings["robustness"]["contrasts"]
+        ]
+        given = findings | {"robustness": findings["robustness"] | {"contrasts": contrasts}}
+        for text in (tables.answers(given), tables.rows(given), tables.headline(given)):
+            assert wrong(tables, given, text) == []
+        return tables.answers(given).split("\n\n")[3], tables.headline(given)
+
+    said, bullet = told(points=-5.5, low=-7.9, high=-2.9)
+    assert said.startswith("**Worse pictures.** Same base width, over a kind's strengths: ")
+    assert "; SegNet by 5.5 points (2.9 to 7.9) with JPEG ([row](#with-jpeg-unet-width-segnet-width-miou))" in said
+    assert "SegNet is shown to lead with JPEG" in bullet
+    said, bullet = told(points=1.5, low=-1.9, high=4.9)
+    assert "; no difference shown (−1.9 to 4.9) with JPEG ([row](#with-jpeg-" in said
+    assert "no difference is shown with JPEG" in bullet
+    assert '<a id="with-small-scale-unet-width-segnet-width-miou"></a>with small scale' in tables.rows(findings)
+    assert "**Worse" not in tables.answers(findings | {"robustness": None})

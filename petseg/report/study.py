@@ -164,7 +164,7 @@ class Names:
     def claim(self, claim: Mapping[str, Any]) -> str:
         """Returns an expectation without its reason; its score is that of the finding beside it."""
         _, left, right = self.pair(claim["left"], claim["right"])
-        size = f" by {claim['points']:g} points" if claim["points"] else ""
+        size = f" by {claim['points']:g} point{'' if claim['points'] == 1 else 's'}" if claim["points"] else ""
         return f"{left} {'=' if claim['equal'] else '>'} {right}{size}"
 
     def sentence(self, finding: Finding) -> str:
@@ -261,7 +261,7 @@ def match_words(experiment: Mapping[str, Any], models: Mapping[str, str]) -> Ite
             tell = tables.milliseconds if by_time else tables.whole
             found, wanted = tell(match["found"]), tell(match["wanted"])
             what = "in the quickest tenth of passes" if by_time else "parameters"
-            off = tables.percent(match["found"] / match["wanted"] - 1)
+            off = points(100 * (match["found"] / match["wanted"] - 1))
             yield f"{models[arm['model']]}, {arm['title']}: {found} for {wanted} {what}, {off} % off."
 
 
