@@ -131,8 +131,8 @@ def lightest(main: Mapping[str, Any], findings: Mapping[str, Any]) -> str:
     """
     outcomes: dict[str, set[bool]] = {}
     for experiment, lighter, arm in lighter_rivals(findings):
-        sizes = {held(other) for other in scored(experiment["arms"]) if other["model"] == lighter["model"]}
-        if len(sizes) > 1:
+        own = [other for other in experiment["arms"] if other["model"] == lighter["model"] and other["cost"]]
+        if len({held(other) for other in own}) > 1:
             outcomes.setdefault(lighter["model"], set()).add(above(lighter, arm))
     always = [model for model, seen in outcomes.items() if seen == {True}]
     plain = [arm for arm in main["arms"] if arm["variant"] == main["arms"][0]["variant"] and arm["cost"]]
