@@ -463,6 +463,13 @@ def test_made_pets_are_told_first(comparison: dict[str, Any], write: Callable[[A
     assert Page(html[html.index("<body>") :]).text.strip().startswith(MADE_DATA)
 
 
+def test_a_taste_is_told_above_the_answer(comparison: dict[str, Any], write: Callable[[Any], Path]) -> None:
+    comparison["taste"] = True
+    text = write_report(write(comparison)).read_text(encoding="utf-8")
+    told = text.index("<code>petseg compare</code> is the real thing.")
+    assert text.index("<header>") < told < text.index('<div class="answer">')
+
+
 def test_the_page_loads_nothing(comparison: dict[str, Any], write: Callable[[Any], Path], tmp_path: Path) -> None:
     draw_examples(comparison, tmp_path)
     html = write_report(write(comparison)).read_text(encoding="utf-8")
