@@ -25,7 +25,7 @@ from petseg.report.study import (
 )
 from petseg.report.study import answers as model_answers
 from petseg.report.study_plots import scored
-from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points
+from petseg.report.tables import DASH, byte_size, count, duration, milliseconds, plural, points, whole
 
 NOT_RUN = "The study is not finished: there is no answer here yet, and no figure."
 
@@ -39,8 +39,8 @@ def study_texts(results: Path) -> dict[str, str]:
     """Returns marker -> text of docs/unet-or-segnet.md."""
     findings = published(results)
     if findings is None:
-        return {"study-answers": NOT_RUN, "study-rows": NOT_RUN}
-    return {"study-answers": answers(findings), "study-rows": rows(findings)}
+        return dict.fromkeys(("study-answers", "study-ideas", "study-rows"), NOT_RUN)
+    return {"study-answers": answers(findings), "study-ideas": ideas(findings), "study-rows": rows(findings)}
 
 
 def study_headline(results: Path) -> str:
@@ -262,6 +262,54 @@ def memory(main: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
                     f"keep {kept['skips']} for the decoder, indices {kept['indices']} {link(experiment, finding)}."
                 )
     return told
+
+
+def ideas(findings: Mapping[str, Any]) -> str:
+    """Returns what each change within a model is worth, a bullet for each experiment after the first."""
+    told = []
+    for experiment in findings["experiments"][1:]:
+        names = Names(experiment, findings["models"])
+        claims = [
+            f"{worth(finding, names)} {link(experiment, finding)}"
+            for finding in experiment["contrasts"]
+            if finding["metric"] == "miou" and finding["expected"] and same_model(finding)
+            if "points" in finding or finding.get("diverged")
+        ]
+        claims += another_thousand(experiment, findings)
+        if claims:
+            told.append(f"- **{experiment['title']}**, {experiment['size']} px: {'; '.join(claims)}.")
+    return "\n".join(told) or "Not run yet."
+
+
+def same_model(finding: Finding) -> bool:
+    """Returns whether a difference is one within a model."""
+    return bool(finding["left"].partition("/")[0] == finding["right"].partition("/")[0])
+
+
+def worth(finding: Finding, names: Names) -> str:
+    """Returns which variant is ahead and by how much, with the interval, without a stop."""
+    if "points" not in finding:
+        return names.sentence(finding)[:-1]
+    ahead = led(finding)
+    about, better, other = names.pair(ahead["left"], ahead["right"])
+    size = f"{points(ahead['points'])} points ({ends_words(ahead)})"
+    told = f"{better} over {other} {size}" if shown(finding) else f"{better} minus {other} {size}, no difference shown"
+    return f"{about}: {told}" if about else told
+
+
+def another_thousand(experiment: Mapping[str, Any], findings: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what more pictures would gain each model, linked to the step it is extrapolated from."""
+    for model, found in experiment.get("another_thousand", {}).items():
+        step = next(
+            finding
+            for finding in experiment["contrasts"]
+            if same_model(finding) and finding["left"].startswith(f"{model}/")
+            if all(finding.get(key) == value for key, value in found["measured"].items())
+        )
+        yield (
+            f"another {whole(found['more'])} pictures, extrapolated, gain {findings['models'][model]} "
+            f"{points(found['points'])} points ({ends_words(found)}) {link(experiment, step)}"
+        )
 
 
 def called(arm: Mapping[str, Any], findings: Mapping[str, Any]) -> str:

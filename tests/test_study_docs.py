@@ -78,8 +78,13 @@ def behind(tables: ModuleType, findings: dict[str, Any]) -> dict[str, list[float
             other_way = [1 / ratio for ratio in contrast.get("costs", {}).values()]
             titles = [[arm["title"], arm["cost"].get("crossing_bytes")] for arm in sides]
             confidence = 100 * contrast.get("confidence", 0.95)
+            more = [
+                found
+                for found in experiment.get("another_thousand", {}).values()
+                if found["measured"]["points"] == contrast.get("points")
+            ]
             found[tables.anchor(experiment, contrast)] = [
-                *values([own, titles]), *other_way, *shared, len(contrast["seeds"]), confidence,
+                *values([own, titles, more]), *other_way, *shared, len(contrast["seeds"]), confidence,
             ]  # fmt: skip
     main, robustness = findings["experiments"][0], findings["robustness"] or {"contrasts": []}
     for contrast in robustness["contrasts"]:
@@ -118,7 +123,7 @@ def wrong(tables: ModuleType, findings: dict[str, Any], text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("document", "markers"),
-    [("README.md", ["study"]), ("docs/unet-or-segnet.md", ["study-answers", "study-rows"])],
+    [("README.md", ["study"]), ("docs/unet-or-segnet.md", ["study-answers", "study-ideas", "study-rows"])],
 )
 def test_every_number_of_a_page_stands_in_the_published_study(
     document: str, markers: list[str], tables: ModuleType
@@ -154,7 +159,7 @@ def test_three_readers_get_answers_with_rows(tables: ModuleType, findings: dict[
 
 
 def test_every_number_traces_and_a_changed_one_does_not(tables: ModuleType, findings: dict[str, Any]) -> None:
-    for text in (tables.answers(findings), tables.rows(findings), tables.headline(findings)):
+    for text in (tables.answers(findings), tables.ideas(findings), tables.rows(findings), tables.headline(findings)):
         assert wrong(tables, findings, text) == []
         numbers = set(re.findall(r"(?<![\w.#-])\d+\.\d(?!\d)(?! h)", text))
         caught = 0
@@ -169,6 +174,34 @@ def test_a_part_of_a_study_answers_in_part(tables: ModuleType, tmp_path: Path) -
     found = find(make_study(tmp_path / "none", leave_out=lambda run: True))
     assert tables.answers(found).count("Not run yet.") == 3
     assert wrong(tables, found, tables.rows(found)) == []
+
+
+def test_each_idea_is_told_with_its_worth_and_its_row(tables: ModuleType, findings: dict[str, Any]) -> None:
+    told = tables.ideas(findings).splitlines()
+    assert len(told) == len(findings["experiments"]) - 1
+    assert all(line.startswith("- **") and LINK.search(line) for line in told)
+    rows = set(ANCHOR.findall(tables.rows(findings)))
+    assert {row for line in told for row in LINK.findall(line)} <= rows
+    normalised = next(experiment for experiment in findings["experiments"] if experiment["name"] == "batch_norm")
+    finding = next(found for found in normalised["contrasts"] if found["left"] == "segnet/on")
+    assert tables.same_model(finding)
+
+    def worth(**given: object) -> str:
+        names = tables.Names(normalised, findings["models"])
+        return str(tables.worth({**finding, **given}, names))
+
+    assert worth(points=3.0, low=1.0, high=5.0) == "SegNet: “on” over “off” 3.0 points (1.0 to 5.0)"
+    assert worth(points=-3.0, low=-5.0, high=-1.0) == "SegNet: “off” over “on” 3.0 points (1.0 to 5.0)"
+    assert (
+        worth(points=3.0, low=-1.0, high=7.0)
+        == "SegNet: “on” minus “off” 3.0 points (−1.0 to 7.0), no difference shown"
+    )
+    without = {key: value for key, value in finding.items() if key != "points"}
+    told = tables.worth(
+        {**without, "seeds": [], "diverged": {"segnet/off": 3}}, tables.Names(normalised, findings["models"])
+    )
+    assert told == "SegNet: “on” against “off”: “off” diverged in every seed"
+    assert "; another 1,000 pictures, extrapolated, gain SegNet " in tables.ideas(findings)
 
 
 def test_an_unfinished_study_tells_its_whole_experiments(tables: ModuleType, tmp_path: Path) -> None:
