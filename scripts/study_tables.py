@@ -15,6 +15,7 @@ from petseg.report.study import (
     ends_words,
     kind_words,
     lacking_seeds,
+    latency_words,
     led,
     read_findings,
     sentence,
@@ -287,13 +288,14 @@ def same_model(finding: Finding) -> bool:
 
 
 def worth(finding: Finding, names: Names) -> str:
-    """Returns which variant is ahead and by how much, with the interval, without a stop."""
+    """Returns which variant is ahead, by how much with the interval, and at what latency, without a stop."""
     if "points" not in finding:
         return names.sentence(finding)[:-1]
     ahead = led(finding)
     about, better, other = names.pair(ahead["left"], ahead["right"])
     size = f"{points(ahead['points'])} points ({ends_words(ahead)})"
     told = f"{better} over {other} {size}" if shown(finding) else f"{better} minus {other} {size}, no difference shown"
+    told += latency_words(ahead)
     return f"{about}: {told}" if about else told
 
 

@@ -188,14 +188,14 @@ def test_each_idea_is_told_with_its_worth_and_its_row(tables: ModuleType, findin
 
     def worth(**given: object) -> str:
         names = tables.Names(normalised, findings["models"])
-        return str(tables.worth({**finding, **given}, names))
+        return str(tables.worth({**finding, "costs": {"latency": 1.25}, **given}, names))
 
-    assert worth(points=3.0, low=1.0, high=5.0) == "SegNet: “on” over “off” 3.0 points (1.0 to 5.0)"
-    assert worth(points=-3.0, low=-5.0, high=-1.0) == "SegNet: “off” over “on” 3.0 points (1.0 to 5.0)"
-    assert (
-        worth(points=3.0, low=-1.0, high=7.0)
-        == "SegNet: “on” minus “off” 3.0 points (−1.0 to 7.0), no difference shown"
-    )
+    led = worth(points=3.0, low=1.0, high=5.0)
+    assert led == "SegNet: “on” over “off” 3.0 points (1.0 to 5.0), at 1.2 times the latency"
+    led = worth(points=-3.0, low=-5.0, high=-1.0)
+    assert led == "SegNet: “off” over “on” 3.0 points (1.0 to 5.0), at 0.80 times the latency"
+    level = worth(points=3.0, low=-1.0, high=7.0, costs={})
+    assert level == "SegNet: “on” minus “off” 3.0 points (−1.0 to 7.0), no difference shown"
     without = {key: value for key, value in finding.items() if key != "points"}
     told = tables.worth(
         {**without, "seeds": [], "diverged": {"segnet/off": 3}}, tables.Names(normalised, findings["models"])

@@ -108,13 +108,21 @@ def lead_words(finding: Finding, left: str, right: str) -> str:
     if led(finding) is not finding:
         return lead_words(turned(finding), right, left)
     size = f"{points(finding['points'])} {metric_words(finding['metric'])}, {interval_words(finding)}"
-    ratio = finding.get("costs", {}).get("latency")
-    cost = (
-        "" if ratio is None else f", at {'the same' if abs(ratio - 1) <= 0.02 else f'{times(ratio)} times the'} latency"
-    )
     if shown(finding):
-        return f"{left} leads {right} by {size}{cost}"
-    return f"no difference shown: {left} minus {right} is {size}{cost}"
+        return f"{left} leads {right} by {size}{latency_words(finding)}"
+    return f"no difference shown: {left} minus {right} is {size}{latency_words(finding)}"
+
+
+def latency_words(finding: Finding) -> str:
+    """Returns what the left side takes, as the end of a sentence; nothing where it is not measured.
+
+    >>> latency_words({"costs": {"latency": 1.01}}), latency_words({"costs": {"latency": 1.31}}), latency_words({})
+    (', at the same latency', ', at 1.3 times the latency', '')
+    """
+    ratio = finding.get("costs", {}).get("latency")
+    if ratio is None:
+        return ""
+    return f", at {'the same' if abs(ratio - 1) <= 0.02 else f'{times(ratio)} times the'} latency"
 
 
 def sentence(where: str, told: str) -> str:

@@ -83,15 +83,15 @@ def latency_chart(experiment: Mapping[str, Any], models: Mapping[str, str]) -> C
                     axes.annotate(
                         arm["title"],
                         (x, arm["miou"]["low" if below else "high"]),
-                        xytext=(0, -5 if below else 5),
+                        xytext=(-6, -5) if below else (6, 5),  # left above or right below: off a curve that rises
                         textcoords="offset points",
-                        ha="center",
+                        ha="left" if below else "right",
                         va="top" if below else "bottom",
                         fontsize=9,
                         color=styles[model].colour,
                     )
                 told.append(f"{title}, {arm['title']}: {points(arm['miou']['points'])} % at {milliseconds(x)}")
-        axes.margins(0.2, 0.14)
+        axes.margins(0.3, 0.14)
         axes.set_title(f"mIoU on the {experiment['split']} split, %")
         axes.set_xlabel(f"milliseconds a picture of {experiment['size']} px, one thread, median")
         axes.legend(loc="lower right")
