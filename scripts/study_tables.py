@@ -1,8 +1,9 @@
-"""docs/unet-or-segnet.md: the answers for three readers and the rows behind them, from results/study/findings.json."""
+"""docs/unet-or-segnet.md from results/study/findings.json: answers, ideas, what did not hold, and the rows behind."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from benchmark_tables import markdown
 from petseg.report.study import (
     Names,
     between_models,
+    count_words,
     ends_words,
     kind_words,
     lacking_seeds,
@@ -30,6 +32,12 @@ from petseg.report.tables import DASH, byte_size, count, duration, milliseconds,
 
 NOT_RUN = "The study is not finished: there is no answer here yet, and no figure."
 
+OTHER_VIEWS = (
+    "Looked at otherwise (near-identical pictures left out, the border as pet, as background or not counted, small to "
+    "large pets)"
+)
+"""The views of `petseg.study.recipe.VIEWS` in short."""
+
 MECHANISM = "mechanism"
 """The experiment that takes one network apart."""
 
@@ -40,8 +48,8 @@ def study_texts(results: Path) -> dict[str, str]:
     """Returns marker -> text of docs/unet-or-segnet.md."""
     findings = published(results)
     if findings is None:
-        return dict.fromkeys(("study-answers", "study-ideas", "study-rows"), NOT_RUN)
-    return {"study-answers": answers(findings), "study-ideas": ideas(findings), "study-rows": rows(findings)}
+        return dict.fromkeys(TELLERS, NOT_RUN)
+    return {marker: tell(findings) for marker, tell in TELLERS.items()}
 
 
 def study_headline(results: Path) -> str:
@@ -80,9 +88,14 @@ def headline(findings: Mapping[str, Any]) -> str:
                 if finding["metric"] == "miou" and finding["expected"] and "points" in finding
             ]
     main = findings["experiments"][0]
+    names = Names(main, findings["models"])
     if found := worse(main, findings, first=True):
-        about, left, right = Names(main, findings["models"]).pair(found[0][1]["left"], found[0][1]["right"])
+        about, left, right = names.pair(found[0][1]["left"], found[0][1]["right"])
         told.append(sentence(f"Worse pictures, {about}", kind_words(found, left, right)))
+    if found := views(main, findings, first=True):
+        about, left, right = names.pair(found[0][1]["left"], found[0][1]["right"])
+        counted = count_words([finding for _, finding in found], left, right, "view")
+        told.append(sentence(f"{OTHER_VIEWS}, {about}", counted))
     return "\n".join([*(f"- {line}" for line in told), "", where(findings)])
 
 
@@ -108,7 +121,7 @@ def answers(findings: Mapping[str, Any]) -> str:
         names = Names(main, findings["models"])
         about, *_ = names.pair(found[0][1]["left"], found[0][1]["right"])
         kinds = "; ".join(
-            f"{worse_words(finding, names)} with {kind} {link(worsened(main, kind), finding)}"
+            f"{worse_words(finding, names)} with {kind} {link(renamed(main, f'with {kind}'), finding)}"
             for kind, finding in found
         )
         told.append("**Worse pictures.** " + sentence(f"{about}, over a kind's strengths", kinds))
@@ -151,6 +164,17 @@ def worse(main: Mapping[str, Any], findings: Mapping[str, Any], *, first: bool) 
     ]
 
 
+def views(main: Mapping[str, Any], findings: Mapping[str, Any], *, first: bool) -> list[tuple[str, Finding]]:
+    """Returns (other view of the same pictures, difference) of the first variant or of all."""
+    honesty, plain = findings["honesty"], main["arms"][0]["variant"]
+    return [
+        (view["title"], finding)
+        for view in (honesty["views"] if honesty else [])
+        for finding in view["contrasts"]
+        if "points" in finding and (not first or variant(finding["left"]) == plain)
+    ]
+
+
 def worse_words(finding: Finding, names: Names) -> str:
     """Returns who leads and by how much, with the interval."""
     ahead = led(finding)
@@ -159,9 +183,45 @@ def worse_words(finding: Finding, names: Names) -> str:
     return f"{told} ({ends_words(ahead)})"
 
 
-def worsened(main: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    """Returns the main experiment under the name that its rows on a kind of worse picture have."""
-    return {**main, "name": f"with {kind}"}
+def renamed(main: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns the main experiment under the name that its rows on other pictures or in another view have."""
+    return {**main, "name": name, "title": name}
+
+
+def differences(findings: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Finding]]:
+    """Yields every difference that has a row, with the experiment that its row is called after."""
+    for experiment in findings["experiments"]:
+        for finding in experiment["contrasts"]:
+            if "points" in finding or finding.get("diverged"):
+                yield experiment, finding
+    main = findings["experiments"][0]
+    for kind, finding in worse(main, findings, first=False):
+        yield renamed(main, f"with {kind}"), finding
+    for view, finding in views(main, findings, first=False):
+        yield renamed(main, view), finding
+
+
+def verdicts(findings: Mapping[str, Any]) -> str:
+    """Returns how many expectations held, and each that did not or is open, with what was found."""
+    counted = Counter[str]()
+    missed: dict[tuple[str, str, str], list[str]] = {}
+    for experiment, finding in differences(findings):
+        names = Names(experiment, findings["models"])
+        for claim in finding["expected"]:
+            counted[claim["verdict"]] += 1
+            if claim["verdict"] != "held":
+                expected = f"{names.claim(claim)}{', as ' if claim['why'] else ''}{claim['why']}"
+                found = f"{names.sentence(finding)[:-1]} {link(experiment, finding)}."
+                missed.setdefault((claim["verdict"], experiment["title"], expected), []).append(found)
+    told = (
+        f"{plural(counted.total(), 'expectation')}, counted once for each pair of arms: {counted['held']} held, "
+        f"{counted['did not hold']} did not, {counted['open']} are open."
+    )
+    bullets = [
+        f"- **{title[0].upper()}{title[1:]}**, {verdict}: {expected}. {' '.join(found)}"
+        for (verdict, title, expected), found in sorted(missed.items(), key=lambda item: item[0][0] == "open")
+    ]
+    return "\n".join([told, "", *bullets]) if bullets else told
 
 
 def held(arm: Mapping[str, Any]) -> int:
@@ -329,7 +389,7 @@ def score(arm: Mapping[str, Any]) -> str:
 def anchor(experiment: Mapping[str, Any], what: Finding | str) -> str:
     """Returns the name of a row: an arm's, or a difference's."""
     parts = [what] if isinstance(what, str) else [what["left"], what["right"], what["metric"]]
-    return re.sub("[/_ ]", "-", "-".join([experiment["name"], *parts])).lower()
+    return re.sub("[^a-z0-9]+", "-", "-".join([experiment["name"], *parts]).lower())
 
 
 def link(experiment: Mapping[str, Any], what: Finding | str) -> str:
@@ -341,23 +401,12 @@ def rows(findings: Mapping[str, Any]) -> str:
     """Returns two tables: every arm, and every difference."""
     arms = [["Experiment", "Arm", "Split", "Seeds", "mIoU %", "Border IoU %", "Parameters", "MACs", "Latency"]]
     arms[0] += ["At once", "For the decoder", "Training"]
-    differences = [["Experiment", "Difference", "Points", "95 % interval", "p", "Seeds", "Expected"]]
+    compared = [["Experiment", "Difference", "Points", "95 % interval", "p", "Seeds", "Expected"]]
     for experiment in findings["experiments"]:
-        names = Names(experiment, findings["models"])
-        for arm in experiment["arms"]:
-            if "miou" in arm:
-                arms.append(arm_row(experiment, arm, findings))
-        differences += [
-            difference_row(experiment, finding, names)
-            for finding in experiment["contrasts"]
-            if "points" in finding or finding.get("diverged")
-        ]
-    main = findings["experiments"][0]
-    names = Names(main, findings["models"])
-    differences += [
-        difference_row(worsened(main, kind), finding, names) for kind, finding in worse(main, findings, first=False)
-    ]
-    return "\n\n".join([*(table(lines) for lines in (arms, differences) if len(lines) > 1), where(findings)])
+        arms += [arm_row(experiment, arm, findings) for arm in experiment["arms"] if "miou" in arm]
+    for experiment, finding in differences(findings):
+        compared.append(difference_row(experiment, finding, Names(experiment, findings["models"])))
+    return "\n\n".join([*(table(lines) for lines in (arms, compared) if len(lines) > 1), where(findings)])
 
 
 def arm_row(experiment: Mapping[str, Any], arm: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
@@ -416,3 +465,7 @@ def where(findings: Mapping[str, Any]) -> str:
     quoted = ", ".join(f"“{title}”" for title in findings.get("unfinished", []))
     lacking = f" Not finished, and not told here: {quoted}." if quoted else ""
     return f"{runs}, {total_words(training)}{': ' if machines else ''}{machines}.{pictures}{lacking}"
+
+
+TELLERS = {"study-answers": answers, "study-ideas": ideas, "study-verdicts": verdicts, "study-rows": rows}
+"""Marker of docs/unet-or-segnet.md -> what writes its text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 import sys
@@ -86,17 +87,41 @@ def behind(tables: ModuleType, findings: dict[str, Any]) -> dict[str, list[float
             found[tables.anchor(experiment, contrast)] = [
                 *values([own, titles, more]), *other_way, *shared, len(contrast["seeds"]), confidence,
             ]  # fmt: skip
-    main, robustness = findings["experiments"][0], findings["robustness"] or {"contrasts": []}
-    for contrast in robustness["contrasts"]:
+    main, robustness, honesty = findings["experiments"][0], findings["robustness"], findings["honesty"]
+    again = [
+        (f"with {robustness['titles'][found['kind']]}", found)
+        for found in (robustness or {"contrasts": []})["contrasts"]
+    ]
+    again += [(view["title"], found) for view in (honesty or {"views": []})["views"] for found in view["contrasts"]]
+    for name, contrast in again:
         own = {key: contrast.get(key) for key in ("points", "low", "high", "p_value", "expected")}
-        shown = tables.worsened(main, robustness["titles"][contrast["kind"]])
-        found[tables.anchor(shown, contrast)] = [*values(own), len(contrast["seeds"])]
+        found[tables.anchor(tables.renamed(main, name), contrast)] = [
+            *values(own), len(contrast["seeds"]), 100 * contrast.get("confidence", 0.95),
+        ]  # fmt: skip
     return found
 
 
-def of_the_runs(findings: dict[str, Any]) -> list[float]:
-    """Numbers of what the whole study took."""
-    return values([findings["runs"], findings["training"]])
+def of_the_study(findings: dict[str, Any]) -> list[float]:
+    """Numbers of what the whole study took, of how many expectations held, and of how many views show who leads."""
+    again = [findings["robustness"] or {}, *(findings["honesty"] or {}).get("views", [])]
+    claims = [
+        claim["verdict"]
+        for part in [*findings["experiments"], *again]
+        for contrast in part.get("contrasts", [])
+        if "points" in contrast or contrast.get("diverged")
+        for claim in contrast["expected"]
+    ]
+    return [
+        *values([findings["runs"], findings["training"]]),
+        len(claims),
+        *(claims.count(verdict) for verdict in ("held", "did not hold", "open")),
+    ]
+
+
+def of_the_views(findings: dict[str, Any]) -> list[float]:
+    """How many views there are of the first variant, and in how many each model is shown to lead."""
+    first = [view["contrasts"][0] for view in (findings["honesty"] or {"views": []})["views"]]
+    return [len(first), sum(found["low"] > 0 for found in first), sum(found["high"] < 0 for found in first)]
 
 
 def wrong(tables: ModuleType, findings: dict[str, Any], text: str) -> list[str]:
@@ -115,15 +140,18 @@ def wrong(tables: ModuleType, findings: dict[str, Any], text: str) -> list[str]:
         elif anchor := ANCHOR.search(line):
             lost += untraced(ANCHOR.sub("", line), rows[anchor[1]])
         elif line.startswith("- "):
-            lost += min((untraced(line, stored) for stored in rows.values()), key=len)
+            lost += min((untraced(line, stored) for stored in [*rows.values(), of_the_views(findings)]), key=len)
         elif not line.startswith("|"):
-            lost += untraced(line, of_the_runs(findings))
+            lost += untraced(line, of_the_study(findings))
     return lost
 
 
 @pytest.mark.parametrize(
     ("document", "markers"),
-    [("README.md", ["study"]), ("docs/unet-or-segnet.md", ["study-answers", "study-ideas", "study-rows"])],
+    [
+        ("README.md", ["study"]),
+        ("docs/unet-or-segnet.md", ["study-answers", "study-ideas", "study-verdicts", "study-rows"]),
+    ],
 )
 def test_every_number_of_a_page_stands_in_the_published_study(
     document: str, markers: list[str], tables: ModuleType
@@ -159,7 +187,7 @@ def test_three_readers_get_answers_with_rows(tables: ModuleType, findings: dict[
 
 
 def test_every_number_traces_and_a_changed_one_does_not(tables: ModuleType, findings: dict[str, Any]) -> None:
-    for text in (tables.answers(findings), tables.ideas(findings), tables.rows(findings), tables.headline(findings)):
+    for text in (*(tell(findings) for tell in tables.TELLERS.values()), tables.headline(findings)):
         assert wrong(tables, findings, text) == []
         numbers = set(re.findall(r"(?<![\w.#-])\d+\.\d(?!\d)(?! h)", text))
         caught = 0
@@ -202,6 +230,30 @@ def test_each_idea_is_told_with_its_worth_and_its_row(tables: ModuleType, findin
     )
     assert told == "SegNet: “on” against “off”: “off” diverged in every seed"
     assert "; another 1,000 pictures, extrapolated, gain SegNet " in tables.ideas(findings)
+
+
+def test_what_did_not_hold_is_told_with_what_was_expected_and_why(tables: ModuleType, findings: dict[str, Any]) -> None:
+    mechanism = next(experiment for experiment in findings["experiments"] if experiment["name"] == "mechanism")
+    contrast = next(found for found in mechanism["contrasts"] if found["expected"])
+    (claim, *_) = contrast["expected"]
+    given = copy.deepcopy({**findings, "robustness": None, "honesty": None, "experiments": [mechanism]})
+
+    def told(verdict: str) -> list[str]:
+        for found in given["experiments"][0]["contrasts"]:
+            held = {**claim, "verdict": verdict if found["left"] == contrast["left"] else "held"}
+            found["expected"] = [held] if found["metric"] == "miou" else []
+        return str(tables.verdicts(given)).splitlines()
+
+    kept = [found for found in given["experiments"][0]["contrasts"] if found["metric"] == "miou"]
+    missed = sum(found["left"] == contrast["left"] for found in kept)
+    counted = f"{len(kept)} expectations, counted once for each pair of arms"
+    assert told("held") == [f"{counted}: {len(kept)} held, 0 did not, 0 are open."]
+    first, _, line = told("did not hold")
+    assert first == f"{counted}: {len(kept) - missed} held, {missed} did not, 0 are open."
+    assert line.startswith(f"- **{mechanism['title']}**, did not hold: “concatenated skips” > “no skips”")
+    assert f", as {claim['why']}. " in line
+    assert len(LINK.findall(line)) == missed
+    assert ", open: " in told("open")[2]
 
 
 def test_an_unfinished_study_tells_its_whole_experiments(tables: ModuleType, tmp_path: Path) -> None:
