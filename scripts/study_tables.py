@@ -303,14 +303,14 @@ def memory(main: Mapping[str, Any], findings: Mapping[str, Any]) -> list[str]:
                 f"keeps {byte_size(cost['crossing_bytes'])} of them for its decoder and scores {score(arm)} "
                 f"{link(main, arm['arm'])}."
             )
-    for experiment, winner, arm in lighter_rivals(findings):
-        if not above(winner, arm):
-            continue
-        told += [
-            f"{called(winner, findings)} holds {byte_size(held(winner))} at {experiment['size']} px and scores "
-            f"{score(winner)} {link(experiment, winner['arm'])},",
-            f"{called(arm, findings)} {byte_size(held(arm))} and {score(arm)} {link(experiment, arm['arm'])}.",
-        ]
+    if rivals := [
+        f"{called(winner, findings)} with {byte_size(held(winner))} at {experiment['size']} px and {score(winner)} "
+        f"{link(experiment, winner['arm'])}, against {called(arm, findings)} with {byte_size(held(arm))} and "
+        f"{score(arm)} {link(experiment, arm['arm'])}"
+        for experiment, winner, arm in lighter_rivals(findings)
+        if above(winner, arm)
+    ]:
+        told.append(f"Fewer bytes and a higher score: {'; '.join(rivals)}.")
     for experiment in findings["experiments"]:
         names = Names(experiment, findings["models"])
         variants = [finding["left"].partition("/")[2] for finding in experiment["contrasts"]]

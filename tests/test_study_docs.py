@@ -309,8 +309,8 @@ def test_the_model_for_the_least_memory_scores_higher_with_fewer_bytes(
     given = findings | {"experiments": [main, width | {"arms": better}]}
     assert tables.lightest(main, given) == "U-Net"
     told = tables.answers(given).split("\n\n")[2]
-    assert "U-Net (8 channels) holds 3.0 MB at 64 px and scores 80.0 % mIoU" in told
-    assert "), SegNet (16 channels) 5.0 MB and 63.5 % mIoU" in told
+    assert "Fewer bytes and a higher score: U-Net (8 channels) with 3.0 MB at 64 px and 80.0 % mIoU" in told
+    assert "), against SegNet (16 channels) with 5.0 MB and 63.5 % mIoU" in told
     assert wrong(tables, given, told) == []
 
 
