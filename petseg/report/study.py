@@ -282,7 +282,7 @@ def pictures_words(experiment: Mapping[str, Any], models: Mapping[str, str]) -> 
             f"{models[model]}: from {tables.whole(first)} to {tables.whole(last)} pictures it gains "
             f"{points(doubling['points'])} points of mIoU ({interval_words(doubling)}). If the next doubling gains as "
             f"much, another {tables.whole(found['more'])} pictures gain {points(found['points'])} points "
-            f"({points(found['low'])} to {points(found['high'])}): an extrapolation."
+            f"({ends_words(found)}): an extrapolation."
         )
     return told
 
