@@ -7,7 +7,7 @@ evaluations/robustness.images.json     per-picture counts by change
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 
 from petseg import runs
 from petseg.data.cache import Prepared
-from petseg.data.corrupt import Change, changes
+from petseg.data.corrupt import STRENGTHS, Change, changes
 from petseg.data.oxford_pets import Pet, UInt8, get_task, open_trimap
 from petseg.evaluate import load_run, upsample
 from petseg.metrics import Confusion, confusion_matrix, iou, mean_iou
@@ -37,6 +37,7 @@ def evaluate_robustness(
     hardware: Hardware,
     *,
     pictures: Pictures,
+    kinds: Sequence[str] = tuple(STRENGTHS),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Returns a run's scores on changed pictures at their own size, computed once and then read back.
@@ -46,6 +47,7 @@ def evaluate_robustness(
         prepared: where the pictures come from.
         hardware: where to compute.
         pictures: the test split.
+        kinds: kinds of change, keys of `petseg.data.corrupt.STRENGTHS`.
         on_progress: called with (done, total) pictures.
 
     Raises:
@@ -55,14 +57,17 @@ def evaluate_robustness(
     stored = run / "evaluations" / "robustness.json"
     rows = pictures.rows[np.argsort([prepared.pets[row].name for row in pictures.rows], kind="stable")][::EVERY]
     wanted = {"weights": weights, "epoch": epoch, "data": prepared.key, "every": EVERY, "images": len(rows)}
+    asked = [change for change in changes() if change.kind in kinds]
     if stored.is_file():
         known = runs.read_json(stored)
-        if {key: known.get(key) for key in wanted} == wanted:
+        if {key: known.get(key) for key in wanted} == wanted and all(
+            change.name in known["changes"] for change in asked
+        ):
             return known
     trained = get_task(config.data.task, config.data.border)
     task = trained.scored
     table, num_classes = task.table(), len(task.classes)
-    found: dict[Change, list[Confusion]] = {change: [] for change in changes()}
+    found: dict[Change, list[Confusion]] = {change: [] for change in asked}
 
     def score(logits: torch.Tensor, truth: UInt8) -> Confusion:
         prediction = upsample(logits, (truth.shape[0], truth.shape[1])).argmax(dim=0).to(torch.uint8).cpu().numpy()
