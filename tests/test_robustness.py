@@ -122,6 +122,16 @@ def test_a_run_is_scored_once_on_every_change(run: Path, tiny_recipe: Any, prepa
     assert again == scores
 
 
+def test_some_kinds_alone_are_not_taken_for_all(run: Path, tiny_recipe: Any, prepared: Any) -> None:
+    pictures = load_splits(prepared, tiny_recipe.for_model("unet"), CPU.device)["test"]
+    some = evaluate_robustness(run, prepared, CPU, pictures=pictures, kinds=["jpeg"])
+    assert list(some["changes"]) == [Change("jpeg", strength).name for strength in (1, 2, 3)]
+    every = evaluate_robustness(run, prepared, CPU, pictures=pictures)
+    assert list(every["changes"]) == [change.name for change in changes()]
+    assert {name: every["changes"][name] for name in some["changes"]} == some["changes"]
+    assert evaluate_robustness(run, prepared, CPU, pictures=pictures, kinds=["jpeg"]) == every
+
+
 # What the study says of it
 
 
