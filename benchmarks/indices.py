@@ -23,9 +23,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from petseg.bench import bench
-from petseg.predict import WEIGHTS, model_file, shipped_models
-from petseg.runs import read_json, write_json
+from petseg.export.bench import bench
+from petseg.predict.segmenter import WEIGHTS, model_file, shipped_models
+from petseg.storage import read_json, write_json
 
 BYTES = {"float": 4, "int64": 8, "uint8": 1, "bool": 1}
 LARGE = 512

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from petseg import bench, runs
+from petseg import storage
 from petseg.data.cache import find_data
 from petseg.errors import PetsegError
+from petseg.export import bench
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
@@ -57,7 +58,7 @@ def data_folder(given: Path | None) -> Path:
 def finish(out: Path | None, result: Mapping[str, Any]) -> None:
     """Writes the result, if asked to, and prints its ratio as the last line."""
     if out is not None:
-        runs.write_json(out, result)
+        storage.write_json(out, result)
     print(f"ratio {result['ratio']['median']:.1f} x")
 
 

@@ -30,11 +30,12 @@ from measuring import ratio, take_turns
 from PIL import Image
 from serve_speed import cats
 
-from petseg.outputs import WORKERS, plan, predict_jobs
-from petseg.photos import Photo
-from petseg.predict import KINDS, Segmenter, shipped_model, shipped_models
-from petseg.runs import environment, write_json
-from petseg.runtimes import cores
+from petseg.environment import environment
+from petseg.predict.outputs import WORKERS, plan, predict_jobs
+from petseg.predict.photos import Photo
+from petseg.predict.runtimes import cores
+from petseg.predict.segmenter import KINDS, Segmenter, shipped_model, shipped_models
+from petseg.storage import write_json
 
 SIDE = 256
 LARGE, HUGE = (4000, 3000), (8660, 5774)

@@ -24,7 +24,7 @@ from PIL import Image
 
 from petseg.data.cache import open_data, prepare
 from petseg.data.oxford_pets import Contents, read_contents
-from petseg.train import choose_hardware, environment
+from petseg.training.loop import choose_hardware, environment
 
 SIZE = 128
 OFFICIAL_SIDE, QUALITY = 500, 92

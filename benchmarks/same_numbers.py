@@ -18,9 +18,10 @@ from typing import Any
 
 from measuring import arguments, data_folder, main
 
-from petseg import runs
+from petseg import storage
 from petseg.data.cache import prepare
-from petseg.train import choose_hardware, environment, keep_freed_memory, train
+from petseg.training import runs
+from petseg.training.loop import choose_hardware, environment, keep_freed_memory, train
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -65,7 +66,7 @@ def run() -> None:
         for old, new in zip(pair["published"], pair["now"], strict=True)
     )
     if options.out is not None:
-        runs.write_json(
+        storage.write_json(
             options.out,
             {
                 "kind": "benchmark",

@@ -26,9 +26,10 @@ from typing import Any
 
 from PIL import Image
 
-from petseg.outputs import encoded
-from petseg.predict import Segmenter, shipped_model
-from petseg.runs import environment, write_json
+from petseg.environment import environment
+from petseg.predict.outputs import encoded
+from petseg.predict.segmenter import Segmenter, shipped_model
+from petseg.storage import write_json
 
 CAT = Path(__file__).parent.parent / "petseg" / "serve" / "page" / "cat.jpg"
 HEADERS = {"Content-Type": "image/jpeg"}

@@ -38,7 +38,7 @@ def one(case: str, folder: Path) -> None:
     before = peak_mb()
     from petseg.config import load_recipe
     from petseg.data.cache import prepare
-    from petseg.train import choose_hardware, environment, keep_freed_memory, train
+    from petseg.training.loop import choose_hardware, environment, keep_freed_memory, train
 
     keep_freed_memory()
     config = load_recipe("default", ["epochs=1", *CASES[case][1]]).for_model(case.removesuffix("32"))
@@ -64,7 +64,7 @@ def run() -> None:
         cases[case] = {"title": title, "peak_mb": round(found["peak_mb"]), "torch_mb": round(found["torch_mb"])}
         print(f"{title:<24} {cases[case]['peak_mb']} MB beyond torch's own {cases[case]['torch_mb']} MB")
     if options.out is not None:
-        from petseg.runs import write_json
+        from petseg.storage import write_json
 
         write_json(
             options.out,

@@ -43,7 +43,7 @@ from petseg.data.augment import augment
 from petseg.data.cache import Prepared, open_data, prepare
 from petseg.data.oxford_pets import BACKGROUND, Pet, read_trimap, split_names
 from petseg.models import build_model
-from petseg.train import (
+from petseg.training.loop import (
     Hardware,
     choose_hardware,
     environment,

@@ -16,12 +16,12 @@ from measuring import arguments, data_folder, main
 from torch import Tensor, nn
 from tutorial import BATCH, SIZE, TutorialNetwork, tutorial_optimiser
 
-from petseg import runs
+from petseg import storage
 from petseg.config import load_recipe
 from petseg.data.cache import prepare
 from petseg.data.oxford_pets import get_task
 from petseg.errors import PetsegError
-from petseg.train import (
+from petseg.training.loop import (
     choose_hardware,
     environment,
     epoch_batches,
@@ -70,7 +70,7 @@ def run() -> None:
         scores = validate(network, splits["val"], get_task("trimap"), hardware)
         history.append({"epoch": len(history) + 1, "seconds": round(time.perf_counter() - started, 1), **scores})
         print(history[-1], flush=True)
-        runs.write_json(
+        storage.write_json(
             options.out,
             {
                 "kind": "benchmark",

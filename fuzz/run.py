@@ -24,7 +24,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from targets import LONGEST, TARGETS  # noqa: E402
 
-from petseg import runs  # noqa: E402
+from petseg import environment as machine  # noqa: E402
+from petseg import storage  # noqa: E402
 
 CASES = {"image": 100_000}
 """Cases of a long run where not 20,000."""
@@ -56,10 +57,10 @@ def main() -> int:
             _add(found, _fuzz(name, corpus, chunk, seed=1 + found["cases"]))
             counts["seconds_a_case"], counts["megabytes"] = SECONDS, MEGABYTES
             counts["environment"] = {
-                **runs.environment(device="cpu", precision="fp32", threads=1),
+                **machine.environment(device="cpu", precision="fp32", threads=1),
                 **{package: version(package) for package in ("atheris", "pillow", "safetensors", "onnxruntime")},
             }
-            runs.write_json(options.out, counts)
+            storage.write_json(options.out, counts)
             _tell(name, found, wanted)
         print(flush=True)
     return int(any(found["findings"] for found in counts["targets"].values()))

@@ -78,7 +78,7 @@ def _file(name: str, content: bytes) -> Path:
 
 def read_image(content: bytes) -> None:
     """A photo as `petseg predict` and the server read it: as the model sees it, as an overlay's ground, and whole."""
-    from petseg.photos import Photo
+    from petseg.predict.photos import Photo
 
     with _refusals():
         photo = Photo(content, "photo")
@@ -230,9 +230,9 @@ RUN_FILES = ("config.json", "metrics.jsonl", "evaluations/val.json", "evaluation
 
 def read_run(content: bytes) -> None:
     """A file of a run's folder; the first byte says which."""
-    from petseg import runs
-    from petseg.evaluate import read_evaluation
+    from petseg.evaluation.evaluate import read_evaluation
     from petseg.report.page import findings, read_comparison
+    from petseg.training import runs
 
     name = RUN_FILES[content[0] % len(RUN_FILES)] if content else RUN_FILES[0]
     folder = _scratch() / "run"
@@ -275,7 +275,7 @@ def run_seeds() -> list[bytes]:
 
 def read_checkpoint(content: bytes) -> None:
     """A checkpoint that training resumes from, and the same file as weights."""
-    from petseg.train import _restore, load_weights, make_optimiser
+    from petseg.training.loop import _restore, load_weights, make_optimiser
 
     model, config = _tiny_model()
     path = _file("resume.safetensors", content)
@@ -301,7 +301,7 @@ def checkpoint_seeds() -> list[bytes]:
     import torch
     from safetensors.torch import save
 
-    from petseg.train import make_optimiser
+    from petseg.training.loop import make_optimiser
 
     weights = {name: tensor.contiguous() for name, tensor in _tiny_model()[0].state_dict().items()}
     state = {f"model.{name}": tensor for name, tensor in weights.items()}
@@ -330,7 +330,7 @@ def read_onnx(content: bytes) -> None:
     """A model file given with --model, and a photo through it."""
     import numpy as np
 
-    from petseg.predict import Segmenter
+    from petseg.predict.segmenter import Segmenter
 
     with _refusals():
         segmenter = Segmenter(_file("model.onnx", content), threads=1)

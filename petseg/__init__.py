@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers alone, which cannot follow `__getattr__`
     from petseg.config import Recipe as Recipe
     from petseg.config import load_recipe as load_recipe
-    from petseg.cost import count_cost as count_cost
     from petseg.data.cache import prepare as prepare
     from petseg.errors import PetsegError as PetsegError
-    from petseg.evaluate import evaluate_run as evaluate_run
-    from petseg.export import export_run as export_run
+    from petseg.evaluation.cost import count_cost as count_cost
+    from petseg.evaluation.evaluate import evaluate_run as evaluate_run
+    from petseg.evaluation.statistics import paired_bootstrap as paired_bootstrap
+    from petseg.export.onnx import export_run as export_run
     from petseg.models import build_model as build_model
-    from petseg.predict import Segmentation as Segmentation
-    from petseg.predict import Segmenter as Segmenter
+    from petseg.predict.segmenter import Segmentation as Segmentation
+    from petseg.predict.segmenter import Segmenter as Segmenter
     from petseg.report import write_report as write_report
-    from petseg.stats import paired_bootstrap as paired_bootstrap
 
 __version__ = "0.1.0"
 
@@ -36,15 +36,15 @@ _HOME = {
     "load_recipe": "petseg.config",
     "prepare": "petseg.data.cache",
     "build_model": "petseg.models",
-    "evaluate_run": "petseg.evaluate",
-    "paired_bootstrap": "petseg.stats",
-    "count_cost": "petseg.cost",
-    "Segmenter": "petseg.predict",
-    "Segmentation": "petseg.predict",
-    "export_run": "petseg.export",
+    "evaluate_run": "petseg.evaluation.evaluate",
+    "paired_bootstrap": "petseg.evaluation.statistics",
+    "count_cost": "petseg.evaluation.cost",
+    "Segmenter": "petseg.predict.segmenter",
+    "Segmentation": "petseg.predict.segmenter",
+    "export_run": "petseg.export.onnx",
     "write_report": "petseg.report",
 }
-"""Public name -> its module. `train` and `compare` are modules themselves: `from petseg.train import train`."""
+"""Public name -> its module. `train` and `compare` are modules themselves: `from petseg.training.loop import train`."""
 
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -23,11 +23,11 @@ from petseg import __version__
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
-    from petseg.compare import Stage
     from petseg.data.cache import Prepared
-    from petseg.predict import Segmenter
-    from petseg.study.recipe import Study
-    from petseg.train import Hardware
+    from petseg.experiments.compare import Stage
+    from petseg.experiments.study.recipe import Study
+    from petseg.predict.segmenter import Segmenter
+    from petseg.training.loop import Hardware
 
 app = typer.Typer(
     name="petseg",
@@ -181,7 +181,7 @@ def models(
     from rich.table import Table
 
     from petseg.config import ModelConfig
-    from petseg.cost import count_cost
+    from petseg.evaluation.cost import count_cost
     from petseg.models import MODELS, TITLES
     from petseg.report.tables import byte_size, count
 
@@ -216,10 +216,10 @@ def train(
 ) -> None:
     """Train one model into a run folder."""
     from petseg.config import load_recipe
-    from petseg.cost import count_cost
+    from petseg.evaluation.cost import count_cost
     from petseg.models import TITLES
-    from petseg.runs import refuse_existing
-    from petseg.train import train as train_model
+    from petseg.training.loop import train as train_model
+    from petseg.training.runs import refuse_existing
 
     config = load_recipe(recipe, settings or ()).for_model(model)
     count_cost(config.model, 3, config.data.size)  # an option that the model lacks is told before minutes of work
@@ -259,8 +259,8 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
-    from petseg.evaluate import evaluate_run
-    from petseg.runs import read_config
+    from petseg.evaluation.evaluate import evaluate_run
+    from petseg.training.runs import read_config
 
     config = read_config(run)
     hardware = _hardware(config.train.precision, device)
@@ -304,11 +304,11 @@ def compare(
     device: DeviceOption = None,
 ) -> None:
     """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
-    from petseg.compare import compare as compare_models
     from petseg.config import load_recipe
+    from petseg.experiments.compare import compare as compare_models
     from petseg.report import write_report
     from petseg.report.page import TASTE
-    from petseg.runs import refuse_existing
+    from petseg.training.runs import refuse_existing
 
     if quick and recipe != "default":
         raise PetsegError(f"--quick was given with --recipe {recipe}; choose one: --quick is the recipe `quick`")
@@ -363,9 +363,9 @@ def study(
     device: DeviceOption = None,
 ) -> None:
     """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
+    from petseg.experiments.study import run as studies
+    from petseg.experiments.study.recipe import load_study
     from petseg.report.tables import duration
-    from petseg.study import run as studies
-    from petseg.study.recipe import load_study
 
     loaded = load_study(recipe)
     folder = out or Path("runs") / Path(recipe).stem
@@ -415,7 +415,7 @@ def report(
     from petseg.report import write_report, write_study_report
 
     if (source / "study.json").is_file():
-        from petseg.study.findings import write_findings
+        from petseg.experiments.study.findings import write_findings
 
         with _bar() as advance:
             source = write_findings(source, lambda done, total: advance("resample", done, total))
@@ -458,7 +458,7 @@ def predict(
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
     import warnings
 
-    from petseg.outputs import check_folders, chosen_kinds, plan, predict_job, predict_jobs, remove_halves
+    from petseg.predict.outputs import check_folders, chosen_kinds, plan, predict_job, predict_jobs, remove_halves
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in pictures that decode
     kinds = chosen_kinds(only or ()) if only or not as_json else ()
@@ -525,7 +525,7 @@ def export(
     fp16: Annotated[bool, typer.Option(help="Store a run's large weights in half the bytes; not for torch.")] = True,
 ) -> None:
     """Write a model as one file for other programs; checked against the original first."""
-    from petseg.convert import chosen_format, export_shipped
+    from petseg.export.openvino import chosen_format, export_shipped
 
     if (run is None) == (not model):
         raise PetsegError("give one of --model NAME, a shipped model, and --run RUN, a trained one")
@@ -533,7 +533,7 @@ def export(
     if run is None:
         parity, original = export_shipped(model, out, chosen).agreement, "the shipped model"
     else:
-        from petseg.export import export_run
+        from petseg.export.onnx import export_run
 
         parity, original = export_run(run, out, chosen, fp16=fp16)["parity"]["agreement"], "torch"
     print(f"{out}: agrees with {original} on {100 * parity:.3f} % of the pixels of drawn pets")
@@ -564,10 +564,10 @@ def bench(
     from rich.console import Console
     from rich.table import Table
 
-    from petseg.bench import bench as bench_models
     from petseg.data.cache import find_data
-    from petseg.predict import shipped_models
-    from petseg.runs import write_json
+    from petseg.export.bench import bench as bench_models
+    from petseg.predict.segmenter import shipped_models
+    from petseg.storage import write_json
 
     sizes = [_size(side) for side in _whole_numbers(size, "--size")]
     counts = _whole_numbers(threads, "--threads")
@@ -676,22 +676,22 @@ def _size(size: int) -> int:
 
 def _segmenter(model: str, run: Path | None, flip: bool, photos: int) -> Segmenter:
     """Returns the model for so many photos: one takes all cores, several take one each."""
-    from petseg.predict import Segmenter
-    from petseg.runtimes import chosen_runtime
+    from petseg.predict.runtimes import chosen_runtime
+    from petseg.predict.segmenter import Segmenter
 
     if run is not None and model:
         raise PetsegError(f"--run {run} was given with --model {model}; choose one: a run holds its own model")
     name: str | Path = model
     if run is not None:
-        from petseg.export import exported_run
+        from petseg.export.onnx import exported_run
 
         name = exported_run(run)
     return Segmenter(name, threads=1 if photos > 1 else None, runtime=chosen_runtime(photos), flip=flip)
 
 
 def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], matting: bool) -> None:
-    from petseg.outputs import encoded
-    from petseg.photos import Photo
+    from petseg.predict.outputs import encoded
+    from petseg.predict.photos import Photo
 
     (found,) = segmenter.batch([Photo(sys.stdin.buffer.read(), "stdin")])
     if not kinds:
@@ -790,7 +790,7 @@ def _prepare(folder: Path, size: int) -> Prepared:
 
 
 def _hardware(precision: str, device: str | None) -> Hardware:
-    from petseg.train import choose_hardware, keep_freed_memory
+    from petseg.training.loop import choose_hardware, keep_freed_memory
 
     hardware = choose_hardware(precision, device)
     if hardware.device.type == "cpu":
@@ -831,9 +831,9 @@ def _print_runs(study: Study, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from petseg.experiments.study import run as studies
+    from petseg.experiments.study.plan import state
     from petseg.report.tables import duration
-    from petseg.study import run as studies
-    from petseg.study.plan import state
 
     manifest = studies.open_study(study, folder)
     known = studies.pace(study, manifest, folder)

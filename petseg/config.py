@@ -221,7 +221,7 @@ ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
 
 def recipe_names() -> list[str]:
-    """Returns the shipped recipes' names, sorted; studies, which lie among them, are `petseg.study.recipe`'s."""
+    """Returns the shipped recipes' names, sorted; those of studies are left to `experiments.study.recipe`."""
     names = [entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml")]
     return sorted(name for name in names if not name.startswith("study"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from petseg.report.tables import duration, loss, percent
-from petseg.runs import read_json
+from petseg.storage import read_json
 
 LOSS = 0.3614
 """Validation loss of the U-Net that petseg descends from, after 30 epochs."""

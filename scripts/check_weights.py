@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petseg import runs
+from petseg import environment as machine
+from petseg import storage
 from petseg.data.cache import find_data, prepare
 from petseg.data.oxford_pets import Pet, UInt8, get_task, open_trimap
 from petseg.errors import PetsegError
-from petseg.evaluate import load_run, upsample
-from petseg.metrics import confusion_matrix, mean_iou
-from petseg.predict import Segmenter, model_file
-from petseg.quantise import LogProbabilities
-from petseg.train import choose_hardware, load_splits, predict_logits, scored
+from petseg.evaluation.evaluate import load_run, upsample
+from petseg.evaluation.metrics import confusion_matrix, mean_iou
+from petseg.export.quantise import LogProbabilities
+from petseg.predict.segmenter import Segmenter, model_file
+from petseg.training.loop import choose_hardware, load_splits, predict_logits, scored
 
 OUT = Path(__file__).parent.parent / "results" / "benchmarks" / "weights.json"
 
@@ -114,7 +115,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "kind": "benchmark",
         "command": "python scripts/check_weights.py " + " ".join(f"{name}=RUN" for name, _ in pairs),
-        "environment": runs.environment(device="cpu", precision="fp32", threads=torch.get_num_threads()),
+        "environment": machine.environment(device="cpu", precision="fp32", threads=torch.get_num_threads()),
         "models": {},
     }
     for name, run in pairs:
@@ -125,7 +126,7 @@ def main() -> None:
             f"{found['miou']['file']:.4f} instead of {found['miou']['run']:.4f}: {'good' if good else 'NOT GOOD'}; "
             f"mirrored too, {found['miou']['flip']:.4f}"
         )
-    runs.write_json(OUT, result)
+    storage.write_json(OUT, result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from benchmark_tables import LOSS
 from matplotlib.figure import Figure
 
 from petseg.report.plots import STYLES
-from petseg.runs import read_json
+from petseg.storage import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "results" / "benchmarks"

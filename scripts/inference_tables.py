@@ -10,7 +10,7 @@ import numpy as np
 from benchmark_tables import markdown, times
 
 from petseg.report.tables import percent
-from petseg.runs import read_json
+from petseg.storage import read_json
 
 PRECISIONS = {"fp32": "float32", "int8": "int8", "openvino_bf16": "bf16 (OpenVINO)"}
 

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from petseg import runs
+from petseg import storage
 from petseg.config import RunConfig
 from petseg.data.cache import find_data, prepare
-from petseg.data.corrupt import STRENGTHS, Change
 from petseg.errors import PetsegError
-from petseg.metrics import Confusion, Score, mean_iou
-from petseg.robustness import evaluate_robustness
-from petseg.stats import paired_bootstrap
-from petseg.study.results import Result, Results
-from petseg.train import choose_hardware, environment, load_splits
+from petseg.evaluation.corruptions import STRENGTHS, Change
+from petseg.evaluation.metrics import Confusion, Score, mean_iou
+from petseg.evaluation.robustness import evaluate_robustness
+from petseg.evaluation.statistics import paired_bootstrap
+from petseg.experiments.study.results import Result, Results
+from petseg.training.loop import choose_hardware, environment, load_splits
 
 KIND = "jpeg"
 
@@ -101,7 +101,7 @@ def score(study: Path, places: Path, data: Path, experiment: str) -> dict[str, A
 
 def _by_strength(results: Results, run: Result, places: Path) -> Confusion:
     """Returns matrices [N, 4 * C, C] of the same pictures unchanged and in each strength, side by side."""
-    table = runs.read_json(places / "runs" / run.name / "evaluations" / "robustness.images.json")["changes"]
+    table = storage.read_json(places / "runs" / run.name / "evaluations" / "robustness.images.json")["changes"]
     names = [name for name, _ in table[SECTIONS[0]]]
     known, unchanged = results.counts(run, "test")
     own = unchanged[[known.index(name) for name in names]]
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         print("no data set; wanted --data or PETSEG_DATA; name its folder", file=sys.stderr)
         return 2
     try:
-        runs.write_json(args.out, score(args.study, args.runs, data, args.experiment))
+        storage.write_json(args.out, score(args.study, args.runs, data, args.experiment))
     except PetsegError as error:
         print(error, file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from petseg.report.tables import percent
-from petseg.runs import read_json
+from petseg.storage import read_json
 
 
 def model_tables(weights: Path, results: Path) -> dict[str, str]:

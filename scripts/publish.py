@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from petseg.errors import PetsegError
-from petseg.report.page import read_comparison
-from petseg.report.tables import plural
-from petseg.study.findings import OFFICIAL, write_findings
-from petseg.study.results import (
+from petseg.experiments.study.findings import OFFICIAL, write_findings
+from petseg.experiments.study.results import (
     COUNTS,
     DIVERGED,
     EDGES,
@@ -31,6 +29,8 @@ from petseg.study.results import (
     write_edges,
     write_pictures,
 )
+from petseg.report.page import read_comparison
+from petseg.report.tables import plural
 
 RESULTS = Path(__file__).parent.parent / "results"
 

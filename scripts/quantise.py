@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from petseg import runs
+from petseg import environment as machine
+from petseg import storage
 from petseg.config import RunConfig
 from petseg.data.cache import find_data, prepare
 from petseg.errors import PetsegError
-from petseg.predict import WEIGHTS, Segmenter, model_file, shipped_models
-from petseg.quantise import accuracy, calibration_pictures, quantised
-from petseg.runtimes import OnnxRuntime, OpenVino
+from petseg.export.quantise import accuracy, calibration_pictures, quantised
+from petseg.predict.runtimes import OnnxRuntime, OpenVino
+from petseg.predict.segmenter import WEIGHTS, Segmenter, model_file, shipped_models
 
 LARGEST_LOSS = 0.005
 """Of mIoU below float32."""
@@ -39,7 +40,7 @@ def measure(name: str, data: Path, splits: list[str], files: Path | None) -> dic
     smaller = quantised(file, calibration_pictures(prepared, config))
     if files is not None:
         out = files / f"{name}_int8.onnx"
-        runs.write_atomically(out, partial(Path.write_bytes, data=smaller))
+        storage.write_atomically(out, partial(Path.write_bytes, data=smaller))
         print(out)
     contenders = {
         "fp32": OnnxRuntime(file),
@@ -80,13 +81,13 @@ def main() -> None:
             verdict = "within" if loss <= LARGEST_LOSS else "MORE THAN"
             print(f"{name} {split}: int8 loses {loss:+.4f}, {verdict} {LARGEST_LOSS}")
     if options.out is not None:
-        runs.write_json(
+        storage.write_json(
             options.out,
             {
                 "kind": "benchmark",
                 "what": "mIoU of the shipped models in float32, int8 and bf16, and the bytes of their files",
                 "command": f"python scripts/quantise.py{' --test' if options.test else ''}",
-                "environment": runs.environment(device="cpu", precision="as told", threads=1),
+                "environment": machine.environment(device="cpu", precision="as told", threads=1),
                 "limit": LARGEST_LOSS,
                 "weights_bytes": total,
                 "weights_bytes_limit": LARGEST,

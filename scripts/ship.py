@@ -10,9 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from petseg import runs
+from petseg import storage
 from petseg.errors import PetsegError
-from petseg.export import export_run
+from petseg.export.onnx import export_run
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS, RESULTS = ROOT / "petseg" / "weights", ROOT / "results" / "models"
@@ -33,7 +33,7 @@ def ship(run: Path, name: str, weights: Path = WEIGHTS, results: Path = RESULTS)
     metadata = export_run(run, out)
     content = out.read_bytes()
     card = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **metadata}
-    runs.write_json(out.with_suffix(".json"), card)
+    storage.write_json(out.with_suffix(".json"), card)
     total = sum(path.stat().st_size for path in weights.iterdir())
     if total > LARGEST:
         out.unlink()

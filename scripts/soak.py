@@ -29,7 +29,8 @@ from urllib.request import Request, urlopen
 from PIL import Image
 
 from petseg.data.synthetic import draw_pet, make_pets
-from petseg.runs import environment, write_json
+from petseg.environment import environment
+from petseg.storage import write_json
 
 MOST_MEGABYTES, MOST_FILES, MOST_THREADS = 20.0, 3, 1
 """Growth that is none: the allocator's own, a connection under way."""

@@ -36,7 +36,7 @@ OTHER_VIEWS = (
     "Looked at otherwise (near-identical pictures left out, the border as pet, as background or not counted, small to "
     "large pets)"
 )
-"""The views of `petseg.study.recipe.VIEWS` in short."""
+"""The views of `petseg.experiments.study.recipe.VIEWS` in short."""
 
 MECHANISM = "mechanism"
 """The experiment that takes one network apart."""

@@ -78,7 +78,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if not path or reporter is None:
         return
-    from petseg.runs import environment, write_json
+    from petseg.environment import environment
+    from petseg.storage import write_json
 
     scripts = Path(__file__).parents[1] / "scripts"
     sys.path.insert(0, str(scripts))

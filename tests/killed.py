@@ -70,7 +70,7 @@ def train(folder: str, data: str, resume: bool) -> None:
     """A deterministic run of three epochs."""
     from petseg.config import load_recipe
     from petseg.data.cache import prepare
-    from petseg.train import choose_hardware, train
+    from petseg.training.loop import choose_hardware, train
 
     settings = ("data.size=16", "model.base_channels=2", "model.depth=2", "train.epochs=3", "train.batch_size=4")
     recipe = load_recipe("default", [*settings, "train.deterministic=true", "train.ema=0.9", "train.precision=fp32"])
@@ -81,9 +81,9 @@ def train(folder: str, data: str, resume: bool) -> None:
 def score(folder: str, data: str) -> None:
     """The scores of a trained run, and a report."""
     from petseg.data.cache import prepare
-    from petseg.evaluate import evaluate_run
+    from petseg.evaluation.evaluate import evaluate_run
     from petseg.report import write_report
-    from petseg.train import choose_hardware
+    from petseg.training.loop import choose_hardware
 
     evaluate_run(Path(folder), prepare(Path(data), 16), choose_hardware("fp32", "cpu"), split="val")
     write_report(Path(folder) / "comparison.json")
@@ -91,11 +91,11 @@ def score(folder: str, data: str) -> None:
 
 def compare(folder: str, data: str, resume: bool) -> None:
     """A whole comparison with its report."""
-    from petseg.compare import compare
     from petseg.config import load_recipe
     from petseg.data.cache import prepare
+    from petseg.experiments.compare import compare
     from petseg.report import write_report
-    from petseg.train import choose_hardware
+    from petseg.training.loop import choose_hardware
 
     settings = ("data.size=16", "model.base_channels=2", "model.depth=2", "train.epochs=1", "train.batch_size=8")
     recipe = load_recipe("default", [*settings, "train.deterministic=true", "train.precision=fp32"])
@@ -114,7 +114,7 @@ def prepare(folder: str, data: str) -> None:
 
 def download(folder: str, url: str, size: int, sha256: str) -> None:
     """One archive."""
-    from petseg.data.archives import Archive, download
+    from petseg.data.download import Archive, download
 
     download(Archive("pets.tar.gz", size, sha256, (url,)), Path(folder), urls=[url], timeout=20)
 
@@ -158,7 +158,7 @@ def main() -> None:
     import torch._inductor.config
 
     import petseg.cli
-    import petseg.compare
+    import petseg.experiments.compare
     import petseg.report  # noqa: F401
 
     torch.set_num_threads(1)

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from petseg import runs
+from petseg import storage
 from petseg.config import ModelConfig
-from petseg.data.corrupt import changes
 from petseg.data.oxford_pets import get_task
-from petseg.evaluate import Evaluation, summarise, write_evaluation
-from petseg.robustness import EVERY
-from petseg.study.plan import Run, plan
-from petseg.study.recipe import Study, load_study
-from petseg.study.results import ROBUSTNESS
+from petseg.evaluation.corruptions import changes
+from petseg.evaluation.evaluate import Evaluation, summarise, write_evaluation
+from petseg.evaluation.robustness import EVERY
+from petseg.experiments.study.plan import Run, plan
+from petseg.experiments.study.recipe import Study, load_study
+from petseg.experiments.study.results import ROBUSTNESS
+from petseg.training import runs
 
 BREEDS = ("Abyssinian", "Bombay", "beagle", "pug")
 TRAPS = ("Abyssinian_177", "Birman_165")
@@ -113,7 +114,7 @@ def make_study(
         )
         if made:
             make_run(folder / "runs" / run.name, run, pictures)
-    runs.write_json(folder / "study.json", manifest)
+    storage.write_json(folder / "study.json", manifest)
     return folder
 
 
@@ -137,8 +138,8 @@ def make_run(place: Path, run: Run, pictures: dict[str, int]) -> None:
     place.mkdir(parents=True)
     (place / "config.json").write_text(json.dumps(run.config.model_dump(mode="json")))
     machine = {"device": "cpu", "processor": "made", "threads": 2, "precision": "bf16", "torch": "2.13.0"}
-    runs.write_json(place / "environment.json", {**machine, "platform": "made", "commit": "abc"})
-    runs.write_json(place / "data.json", {"key": "0", "source": "drawn counts"})
+    storage.write_json(place / "environment.json", {**machine, "platform": "made", "commit": "abc"})
+    storage.write_json(place / "data.json", {"key": "0", "source": "drawn counts"})
     rows = []
     for epoch in range(1, run.config.train.epochs + 1):
         left = np.exp(-4 * epoch / run.config.train.epochs)
@@ -178,4 +179,4 @@ def make_robustness(place: Path, quality: float, test: int, rng: np.random.Gener
         counts = drawn_counts(truths("test", test)[::EVERY], quality - 0.06 * change.strength, rng)
         rows[change.name] = [[name, matrix.ravel().tolist()] for name, matrix in zip(names, counts, strict=True)]
     (place / "robustness.images.json").write_text(json.dumps({"changes": rows}))
-    runs.write_json(place / "robustness.json", {"every": EVERY, "images": len(names), "split": "test"})
+    storage.write_json(place / "robustness.json", {"every": EVERY, "images": len(names), "split": "test"})

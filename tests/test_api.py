@@ -15,8 +15,8 @@ import pytest
 import petseg
 from petseg.data.cache import Prepared, prepare
 from petseg.errors import PetsegError
-from petseg.predict import Segmenter
-from petseg.train import read_tensors
+from petseg.predict.segmenter import Segmenter
+from petseg.training.loop import read_tensors
 
 PACKAGE = Path(petseg.__file__).parent
 
@@ -58,7 +58,7 @@ def test_importing_petseg_imports_nothing_heavy() -> None:
             "sys.argv = ['petseg', 'predict', '--help']; from petseg.cli import main; main()",
             "numpy PIL onnxruntime torch",
         ),
-        ("import petseg.cli, petseg.outputs, petseg.predict", "pydantic torch onnx openvino"),
+        ("import petseg.cli, petseg.predict.outputs, petseg.predict.segmenter", "pydantic torch onnx openvino"),
     ],
     ids=["help", "predict --help", "predict"],
 )

@@ -23,7 +23,9 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     return importlib.import_module
 
 
-@pytest.mark.parametrize("name", ["petseg.bench", "measuring", "benchmark_tables", "inference_tables", "update_docs"])
+@pytest.mark.parametrize(
+    "name", ["petseg.export.bench", "measuring", "benchmark_tables", "inference_tables", "update_docs"]
+)
 def test_examples_in_docstrings_hold(name: str, load) -> None:
     module: ModuleType = load(name)
     found = doctest.testmod(module)
@@ -95,7 +97,7 @@ def test_the_default_recipe_stays_below_its_memory_limit() -> None:
 
 def test_segnet_s_maps_do_not_wait_for_the_decoder(load) -> None:
     """What ONNX Runtime holds for the decoder at the deepest stage: places, a sixteenth of the maps; U-Net, maps."""
-    from petseg.predict import model_file
+    from petseg.predict.segmenter import model_file
 
     found = {name: load("indices").follow(model_file(name), 128) for name in ("unet_small", "segnet_small")}
     assert found["segnet_small"]["held"] < found["unet_small"]["held"] / 10
@@ -104,7 +106,7 @@ def test_segnet_s_maps_do_not_wait_for_the_decoder(load) -> None:
 
 
 def test_what_indices_save_was_measured_with_the_models_that_are_shipped() -> None:
-    from petseg.predict import WEIGHTS
+    from petseg.predict.segmenter import WEIGHTS
 
     pairs = json.loads((RESULTS / "indices.json").read_text(encoding="utf-8"))["pairs"]
     for kind, model in ((kind, pair[kind]) for pair in pairs.values() for kind in ("unet", "segnet")):
@@ -123,7 +125,7 @@ def test_int8_and_bf16_lose_no_more_than_their_limit() -> None:
 
 
 def test_a_start_and_one_photo_stay_within_their_limits() -> None:
-    from petseg.predict import shipped_model
+    from petseg.predict.segmenter import shipped_model
 
     result = json.loads((RESULTS / "predict_speed.json").read_text(encoding="utf-8"))
     seconds = {"help": 0.3, "predict_small": 1, "predict_12_megapixels": 2}
@@ -137,7 +139,7 @@ def test_a_start_and_one_photo_stay_within_their_limits() -> None:
 
 
 def test_every_runtime_was_measured_in_one_run() -> None:
-    from petseg.bench import CONTENDERS
+    from petseg.export.bench import CONTENDERS
 
     result = json.loads((RESULTS / "inference.json").read_text(encoding="utf-8"))
     assert {row["runtime"] for row in result["rows"]} == set(CONTENDERS)

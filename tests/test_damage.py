@@ -16,15 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from petseg.compare import compare
 from petseg.config import RunConfig, load_recipe
 from petseg.data.cache import Prepared, get_data
 from petseg.errors import PetsegError
-from petseg.evaluate import evaluate_run
-from petseg.runs import LOCK, new_folder
-from petseg.train import choose_hardware, load_splits, train
+from petseg.evaluation.evaluate import evaluate_run
+from petseg.experiments.compare import compare
+from petseg.training.loop import choose_hardware, load_splits, train
+from petseg.training.runs import LOCK, new_folder
 from tests.conftest import TINY
-from tests.test_archives import ARCHIVE, BODY, Server
+from tests.data.test_download import ARCHIVE, BODY, Server
 
 CPU = choose_hardware("fp32", "cpu")
 
@@ -210,7 +210,7 @@ def test_labels_of_another_task_are_refused(
 def test_a_second_training_or_comparison_in_one_folder_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     told = r"run folder .*: another process is at work in it; wait for it, or choose another with --out"
     code = (
-        "import sys; from pathlib import Path; from petseg.runs import new_folder\n"
+        "import sys; from pathlib import Path; from petseg.training.runs import new_folder\n"
         "with new_folder(Path(sys.argv[1]), resume=True): print('here', flush=True); sys.stdin.readline()"
     )
     for resume in (False, True):

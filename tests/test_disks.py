@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from petseg import export
 from petseg.cli import app
 from petseg.config import load_recipe
 from petseg.data.cache import Prepared, get_data, made_data, prepare
 from petseg.errors import PetsegError
-from petseg.evaluate import evaluate_run
+from petseg.evaluation.evaluate import evaluate_run
+from petseg.export import onnx as export
 from petseg.report import write_report
-from petseg.train import choose_hardware, train
+from petseg.training.loop import choose_hardware, train
 from tests.conftest import TINY
 from tests.test_kills import content
 

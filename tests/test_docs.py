@@ -16,12 +16,12 @@ import pytest
 
 from petseg.cli import app
 from petseg.config import load_recipe, load_serving, recipe_names
-from petseg.data.archives import ARCHIVES
-from petseg.metrics import mean_iou
-from petseg.predict import shipped_model
+from petseg.data.download import ARCHIVES
+from petseg.evaluation.metrics import mean_iou
+from petseg.evaluation.statistics import paired_bootstrap
+from petseg.predict.segmenter import shipped_model
 from petseg.report.page import read_comparison
-from petseg.runs import epoch_seconds, read_metrics
-from petseg.stats import paired_bootstrap
+from petseg.training.runs import epoch_seconds, read_metrics
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -22,9 +22,9 @@ from PIL import Image
 from petseg.config import load_recipe
 from petseg.data.oxford_pets import Pet, open_pair
 from petseg.errors import PetsegError
-from petseg.export import exported_run
-from petseg.photos import Photo
-from petseg.predict import Segmenter
+from petseg.export.onnx import exported_run
+from petseg.predict.photos import Photo
+from petseg.predict.segmenter import Segmenter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 from targets import CARD, TARGETS, RefusedError, Target, _picture, mend_png, onnx_seeds
@@ -197,6 +197,6 @@ def test_png_checksums_are_put_right():
 def test_a_damaged_export_is_made_again(tmp_path, monkeypatch):
     (tmp_path / "model.onnx").write_bytes(b"half")
     made = []
-    monkeypatch.setattr("petseg.export.export_run", lambda run, out: made.append(out))
+    monkeypatch.setattr("petseg.export.onnx.export_run", lambda run, out: made.append(out))
     assert exported_run(tmp_path) == tmp_path / "model.onnx"
     assert made == [tmp_path / "model.onnx"]

@@ -15,9 +15,9 @@ import pytest
 from filelock import FileLock
 
 from petseg.data.synthetic import make_pets
-from petseg.runs import UNFINISHED
+from petseg.storage import UNFINISHED
+from tests.data.test_download import BODY, Server
 from tests.killed import Killed
-from tests.test_archives import BODY, Server
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, which Windows has not")
 

@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 from petseg.errors import PetsegError
-from petseg.report import write_study_report
-from petseg.runs import read_json
-from petseg.study.findings import find, write_findings
-from petseg.study.results import (
+from petseg.experiments.study.findings import find, write_findings
+from petseg.experiments.study.results import (
     Results,
     add_pictures,
     read_counts,
@@ -27,6 +25,8 @@ from petseg.study.results import (
     write_edges,
     write_pictures,
 )
+from petseg.report import write_study_report
+from petseg.storage import read_json
 from tests.made_studies import make_study
 from tests.test_layers import ROOT
 

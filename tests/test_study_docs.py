@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from petseg.runs import write_json
-from petseg.study.findings import find, write_findings
+from petseg.experiments.study.findings import find, write_findings
+from petseg.storage import write_json
 from tests.made_studies import make_study
 from tests.test_layers import ROOT
 

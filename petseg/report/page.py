@@ -21,7 +21,7 @@ from petseg.data.oxford_pets import CLASS_COLOURS
 from petseg.errors import PetsegError
 from petseg.report import plots, tables
 from petseg.report.tables import DASH, lead_shown, listing, percent, percent_words, pick, points
-from petseg.runs import write_atomically
+from petseg.storage import write_atomically
 
 TASTE = "A taste: short training at a small size, scored on validation pictures. `petseg compare` is the real thing."
 

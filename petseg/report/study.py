@@ -16,7 +16,7 @@ from petseg.report import plots, study_plots, tables
 from petseg.report.page import flatten, plain, svg, template, times, unbroken
 from petseg.report.study_plots import Chart
 from petseg.report.tables import DASH, percent_words, plural, points
-from petseg.runs import read_json, write_atomically
+from petseg.storage import read_json, write_atomically
 
 Finding = Mapping[str, Any]
 

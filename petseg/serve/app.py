@@ -28,8 +28,8 @@ from petseg import __version__
 from petseg.config import ServeConfig
 from petseg.data.oxford_pets import CLASS_COLOURS
 from petseg.errors import PetsegError, unknown_name
-from petseg.outputs import encoded
-from petseg.predict import Segmentation, Segmenter
+from petseg.predict.outputs import encoded
+from petseg.predict.segmenter import Segmentation, Segmenter
 from petseg.serve import published
 from petseg.serve.upload import FIELD, RAW, ClientDisconnect, Held, checked, drain
 from petseg.serve.work import Models, Queue, unless_gone

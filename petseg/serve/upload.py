@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from petseg.config import ServeConfig
 from petseg.data.oxford_pets import formats
 from petseg.errors import PetsegError
-from petseg.photos import Photo
+from petseg.predict.photos import Photo
 
 RAW = "application/octet-stream"
 """Beside image/*, the content type under which the body is the photo itself."""

@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
-from petseg.predict import KINDS, Segmenter, shipped_model, shipped_models
+from petseg.predict.segmenter import KINDS, Segmenter, shipped_model, shipped_models
 
 T = TypeVar("T")
 

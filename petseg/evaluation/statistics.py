@@ -1,0 +1,197 @@
+"""Intervals: what a difference between two models is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import stdtrit
+
+from petseg.evaluation.metrics import Confusion, Score, mean_iou
+
+RESAMPLES = 2000
+
+Scoring = Callable[[Confusion], Score]
+"""Matrices [..., C, C] to scores [...]; mIoU unless told otherwise. Other sums than confusion matrices do as well, such
+as `petseg.evaluation.metrics.boundary_sums`, int64 [..., 2, C]."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score of one model with its interval, in points (hundredths)."""
+
+    points: float
+    low: float
+    high: float
+    resamples: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A difference of scores, first model less second, in points (hundredths)."""
+
+    share_first_better: float
+    """Of the resamples, 0..1."""
+
+
+def paired_bootstrap(
+    first: Confusion,
+    second: Confusion,
+    *,
+    score: Scoring = mean_iou,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """Returns the difference of two models' scores with its interval over pictures and, where there are any, seeds.
+
+    Both models see the same resampled pictures (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
+    chapter 13); each resample's matrices are added and scored anew. Matrices of one training each give an interval over
+    the choice of pictures alone. With S seeds the score is the mean over the trainings, and each resample's deviation
+    is one of pictures plus one of seeds. The latter comes from Student's t with S - 1 degrees of freedom times the
+    standard error of the seeds' mean: drawing anew from 3 or 5 seeds would give few different values and an interval
+    that is too narrow. Its quantiles are taken evenly, in drawn order, so that the models swapped give the interval
+    turned round. What hangs on one picture of one training is part of the spread between seeds, so the pictures'
+    part is the covariance that trainings share; to draw both at once would count it twice.
+
+    Args:
+        first: per-picture confusion matrices, int64 [N, C, C], or [S, N, C, C] of S seeds.
+        second: of the other model on the same pictures, and with the same seeds in the same order.
+        score: of matrices.
+        resamples: how many.
+        confidence: of the interval, 0..1.
+        seed: of the resampling.
+    """
+    assert first.shape == second.shape, "paired: both models score the same pictures, from the same seeds"
+    first, second = (_by_seed(confusions) for confusions in (first, second))
+    own = score(first.sum(axis=1)) - score(second.sum(axis=1))
+    resampled = _resampled(first, score, resamples, seed) - _resampled(second, score, resamples, seed)
+    drawn = _drawn(100 * own, 100 * resampled, seed)
+    return Difference(
+        **asdict(_estimate(100 * own, drawn, confidence)),
+        share_first_better=float((drawn > 0).mean()),
+    )
+
+
+def bootstrap(
+    confusions: Confusion,
+    *,
+    score: Scoring = mean_iou,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Returns one model's score with its interval; arguments and method are those of `paired_bootstrap`."""
+    confusions = _by_seed(confusions)
+    own = 100 * score(confusions.sum(axis=1))
+    drawn = _drawn(own, 100 * _resampled(confusions, score, resamples, seed), seed)
+    return _estimate(own, drawn, confidence)
+
+
+def permutation_test(
+    first: Confusion, second: Confusion, *, score: Scoring = mean_iou, permutations: int = RESAMPLES, seed: int = 0
+) -> float:
+    """Returns how often chance alone makes a difference as large as the models' own, 0..1 (the p-value).
+
+    If the trained models were equal, either could have made either prediction of a picture: for each picture, all
+    seeds together, a coin says whether they are swapped (Fisher's randomisation test, two-sided). It speaks of the
+    trained models at hand, so it is a cross-check of the interval over pictures, not of that over seeds.
+
+    Args:
+        first: as `paired_bootstrap`.
+        second: as `paired_bootstrap`.
+        score: of matrices.
+        permutations: how many; the smallest answer is 1 / (permutations + 1).
+        seed: of the coins.
+    """
+    assert first.shape == second.shape, "paired: both models score the same pictures, from the same seeds"
+    first, second = (_by_seed(confusions) for confusions in (first, second))
+
+    def difference(one: Confusion, other: Confusion) -> Score:
+        return np.asarray((score(one) - score(other)).mean(axis=0))
+
+    moved = _weighted(_coins(first.shape[1], permutations, seed), second - first)
+    totals = (first.sum(axis=1)[:, None], second.sum(axis=1)[:, None])
+    by_chance = difference(totals[0] + moved, totals[1] - moved)
+    own = difference(*totals)[0]
+    # sums of the same numbers in another order may differ in the last digit
+    at_least = np.abs(by_chance) >= abs(own) * (1 - 1e-12)
+    return float((1 + at_least.sum()) / (1 + permutations))
+
+
+@lru_cache(maxsize=4)
+def _times_drawn(count: int, resamples: int, seed: int) -> Score:
+    """Returns how often each resample holds each picture, float64 [resamples, N]."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    return drawn.astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _coins(count: int, permutations: int, seed: int) -> Score:
+    """Returns whether each permutation swaps each picture, float64 [permutations, N] of 0 and 1."""
+    return np.random.default_rng(seed).integers(0, 2, (permutations, count)).astype(np.float64)
+
+
+def _weighted(weights: Score, confusions: Confusion) -> Confusion:
+    """Returns the sums [S, R, C, C] of matrices [S, N, C, C], each picture taken as often as weights [R, N] say."""
+    # floats carry these counts exactly (below 2**53) and use the fast matrix product; all seeds in one, since what
+    # takes time is to read the weights
+    seeds, count, *matrix = confusions.shape
+    flat = weights @ confusions.swapaxes(0, 1).reshape(count, -1).astype(np.float64)
+    return flat.astype(np.int64).reshape(len(weights), seeds, *matrix).swapaxes(0, 1)
+
+
+def _resampled(confusions: Confusion, score: Scoring, resamples: int, seed: int) -> Score:
+    """Returns the score of each resample of pictures, float64 [resamples, S], of matrices [S, N, C, C]."""
+    return score(_weighted(_times_drawn(confusions.shape[1], resamples, seed), confusions)).T
+
+
+def _drawn(own: Score, resampled: Score, seed: int) -> Score:
+    """Returns the resamples of the mean over seeds, float64 [resamples].
+
+    Args:
+        own: [S], of all pictures.
+        resampled: [resamples, S], of each resample of pictures.
+        seed: of the order of seeds' deviations.
+    """
+    resamples, seeds = resampled.shape
+    over_pictures = resampled.mean(axis=1)
+    if seeds == 1:
+        return np.asarray(over_pictures)
+    covariance = np.cov(resampled, rowvar=False)
+    shared = max(0.0, (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
+    spread = over_pictures.var(ddof=1)
+    shrink = np.sqrt(shared / spread) if spread else 0.0
+    middle = own.mean()
+    levels = np.random.default_rng([seed, seeds]).permutation((np.arange(resamples) + 0.5) / resamples)
+    deviations = stdtrit(seeds - 1, levels) * (-1 if middle < 0 else 1)
+    return np.asarray(middle + shrink * (over_pictures - middle) + deviations * own.std(ddof=1) / np.sqrt(seeds))
+
+
+def seed_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Returns the interval of the mean over seeds by Student's t; None for one seed, which tells nothing of others.
+
+    For what is one number a training, such as a loss: it says how much hangs on the seed, not on the pictures.
+
+    >>> [round(end, 3) for end in seed_interval([0.24, 0.25, 0.26])]
+    [0.225, 0.275]
+    """
+    if len(values) < 2:
+        return None
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    middle = float(np.mean(values))
+    return middle - half, middle + half
+
+
+def _estimate(own: Score, drawn: Score, confidence: float) -> Estimate:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Estimate(float(own.mean()), float(low), float(high), len(drawn), confidence)
+
+
+def _by_seed(confusions: Confusion) -> Confusion:
+    """Returns [S, N, C, C]; one training's matrices [N, C, C] are those of one seed."""
+    return confusions.reshape(-1, *confusions.shape[-3:])

@@ -1,0 +1,366 @@
+"""A study's recipe: experiments of arms, and what was expected of each before anything ran.
+
+An arm is a model in a variant, written `unet/skips`; it is trained once for each seed. `petseg/recipes/study.toml`
+shows every field.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from petseg.config import (
+    RECIPES,
+    DataConfig,
+    ModelName,
+    ModelShape,
+    RunConfig,
+    StrictConfig,
+    TrainConfig,
+    flat_fields,
+    put_field,
+    validated,
+)
+from petseg.errors import PetsegError, unknown_name
+from petseg.evaluation.corruptions import STRENGTHS
+
+Quantity = Literal["parameters", "latency"]
+Models = Annotated[tuple[ModelName, ...], Field(strict=False, min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**40)]
+
+TOLERANCE: dict[Quantity, float] = {"parameters": 0.02, "latency": 0.05}
+"""How far, as a share, a matched arm may be from what it is matched to."""
+
+
+class Variant(StrictConfig):
+    """One form of an experiment's models."""
+
+    title: str
+    """How a reader knows it."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Recipe fields that differ, for example `model.skips = false`."""
+    overrides: dict[ModelName, dict[str, Any]] = Field(default_factory=dict)
+    """The same for one model."""
+    match: Quantity | None = None
+    """Search the shape of the same parameters (within 2 %) or of the same latency (within 5 %) as `to`."""
+    to: str = ""
+    """A model, whose arm in this variant is matched by the other models' arms; or a variant, whose arm of the same
+    model is matched."""
+    line: str = ""
+    """Names the line of the experiment's curve that the variant lies on, where there are several a model."""
+
+
+class Experiment(StrictConfig):
+    """Arms that are compared, each in every seed."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    title: str
+    expected: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    """Claims, written before the runs: `unet > segnet`, `unet/skips > unet/indices by 1: a map holds more than places`.
+    A model stands for its arm in each variant, a variant for its arm of each model; `=` expects that no difference is
+    shown; `by` is in points, `in` names another score (a class's IoU) than mIoU; what follows the colon says why."""
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
+    models: Models = ("unet", "segnet")
+    tuned: bool = False
+    """Take each model's best learning rate and warm-up of the tuning grid, where a variant does not give its own."""
+    test: bool = False
+    """Score the test split too."""
+    curve: Literal["latency", "pictures"] | None = None
+    """Draw mIoU over this, a line for each model."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Recipe fields that hold for all arms."""
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Variant] = Field(default_factory=dict)
+
+    def arms(self) -> list[str]:
+        """Returns `MODEL/VARIANT` of every arm, variant by variant."""
+        return [f"{model}/{variant}" for variant in self.variants for model in self.models]
+
+
+class Tuning(StrictConfig):
+    """The same small grid for each model, scored on validation, before anything is compared."""
+
+    models: Models = ("unet", "segnet")
+    learning_rate: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]
+    warmup: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(strict=False, min_length=1)]
+    seed: Seed = 0
+    expected: str
+    """In words."""
+    loses_more: ModelName | None = None
+    """The model that is expected to lose more at the other's best setting."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recheck(StrictConfig):
+    """The runs of an experiment looked at again, without training."""
+
+    experiment: str
+    """Its name; it has `test`."""
+    expected: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    """Claims as an experiment's; each names with `in` what it is about."""
+
+
+class Study(StrictConfig):
+    """All that is studied; model, data and train are shared by all runs unless an experiment says otherwise."""
+
+    title: str
+    model: ModelShape = ModelShape()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    tuning: Tuning | None = None
+    robustness: Recheck | None = None
+    """On worse test pictures; a claim is about a kind of `petseg.evaluation.corruptions`, the mean of its strengths."""
+    honesty: Recheck | None = None
+    """On a part of the test pictures, or with the border counted otherwise; a claim is about one of `VIEWS`."""
+    experiments: Annotated[tuple[Experiment, ...], Field(strict=False, min_length=1)]
+
+    def config(self, model: str, seed: int, changes: Iterable[Mapping[str, Any]] = (), *, source: str) -> RunConfig:
+        """Returns one run's config: the shared fields, then `changes` in their order; `source` names it in errors.
+
+        Raises:
+            PetsegError: a change that is no field, or a value that does not fit.
+        """
+        tree = self.model_dump(include={"model", "data", "train"})
+        for fields in changes:
+            for field, value in flat_fields(fields):
+                put_field(tree, field, value, source=source)
+        if "name" in tree["model"] or tree["train"]["seed"] != self.train.seed:
+            raise PetsegError(f"{source}: model.name and train.seed are the study's; give `models` and `seeds`")
+        tree["model"]["name"], tree["train"]["seed"] = model, seed
+        return validated(RunConfig, tree, source=source)
+
+    def arm_config(
+        self,
+        experiment: Experiment,
+        arm: str,
+        seed: int = 0,
+        *,
+        tuned: Mapping[str, Any] | None = None,
+        matched: Mapping[str, Any] | None = None,
+    ) -> RunConfig:
+        """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape found for it.
+
+        Raises:
+            PetsegError: as `config`.
+        """
+        model, _, name = arm.partition("/")
+        variant = experiment.variants[name]
+        own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]  # type: ignore[call-overload]
+        changes = [{"train": tuned or {}}, *own, {"model": matched or {}}]
+        return self.config(model, seed, changes, source=f"study: experiment {experiment.name!r}: {arm}")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One expectation as data: arm `left` scores higher than arm `right`, or the same."""
+
+    text: str
+    left: str
+    right: str
+    equal: bool
+    points: float
+    metric: str
+    why: str
+    """What follows the colon; "": nothing."""
+
+
+CLAIM = re.compile(
+    r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?"
+    r"(?: in (?P<metric>\w+))?(?:: (?P<why>.+))?"
+)
+VIEWS = {
+    "unleaked": "without the test pictures that have a near-identical one in trainval",
+    "border_pet": "border counted as pet, two classes",
+    "border_background": "border counted as background, two classes",
+    "border_ignored": "border pixels not counted, predicted border as pet, two classes",
+    "small": "the third of the pictures with the smallest pets",
+    "medium": "the middle third",
+    "large": "the third with the largest pets",
+}
+"""Other ways to look at the same counts."""
+
+METRICS = ("miou", "pet", "background", "border")
+"""What a claim may be about: mIoU, or the IoU of a class."""
+
+
+def claims(
+    experiment: Experiment, expected: Sequence[str] = (), metrics: Sequence[str] = METRICS, *, where: str = ""
+) -> list[Claim]:
+    """Returns claims about single arms of an experiment.
+
+    Args:
+        experiment: whose arms.
+        expected: the claims; none: the experiment's own.
+        metrics: what a claim may be about; without `in` it is about the first.
+        where: the recipe's part that the claims stand in, for errors; "": the experiment's.
+
+    Raises:
+        PetsegError: a claim that cannot be read, or names no arm.
+    """
+    found = []
+    for text in expected or experiment.expected:
+        source = f"study: {where or f'experiment {experiment.name!r}'}: expected {text!r}"
+        read = CLAIM.fullmatch(text)
+        if read is None:
+            raise PetsegError(
+                f"{source} cannot be read; write `unet > segnet`, `unet/a > unet/b by 1.5`, `a = b` or `a > b in "
+                "border`, and the reason after a colon"
+            )
+        metric = read["metric"] or metrics[0]
+        if metric not in metrics:
+            raise unknown_name(f"{source}: score", metric, metrics)
+        sides = [_side(experiment, read[side], source) for side in ("left", "right")]
+        shared = [key for key in sides[0] if key in sides[1]]
+        if not shared:
+            raise PetsegError(f"{source} compares a model with a variant; compare two of a kind, or two arms")
+        for key in shared:
+            left, right = sides[0][key], sides[1][key]
+            if left == right:
+                raise PetsegError(f"{source} compares an arm with itself; name two")
+            equal, size, why = read["sign"] == "=", float(read["points"] or 0), read["why"] or ""
+            found.append(Claim(text, left, right, equal, size, metric, why))
+    return found
+
+
+def _side(experiment: Experiment, name: str, source: str) -> dict[str, str]:
+    """Returns key -> arm; sides are compared key by key."""
+    if name in experiment.arms():
+        return {"": name}
+    if name in experiment.models:
+        return {f"variant {variant}": f"{name}/{variant}" for variant in experiment.variants}
+    if name in experiment.variants:
+        return {f"model {model}": f"{model}/{name}" for model in experiment.models}
+    choices = [*experiment.models, *experiment.variants, *experiment.arms()]
+    raise unknown_name(f"{source}: arm", name, choices)
+
+
+def matched_to(experiment: Experiment, arm: str) -> str | None:
+    """Returns the arm whose cost `arm` is matched to, None where its shape is given.
+
+    Raises:
+        PetsegError: `to` names no model or variant, or a matched arm is matched to another matched one.
+    """
+    model, _, name = arm.partition("/")
+    variant = experiment.variants[name]
+    if variant.match is None:
+        return None
+    if variant.to in experiment.models:
+        target = f"{variant.to}/{name}"
+        return None if target == arm else target
+    source = f"study: experiment {experiment.name!r}: variant {name!r}: to"
+    others = [other for other in experiment.variants if other != name]
+    if variant.to not in others:
+        raise unknown_name(source, variant.to, [*experiment.models, *others])
+    target = f"{model}/{variant.to}"
+    if matched_to(experiment, target) is not None:
+        raise PetsegError(f"{source} is {variant.to!r}, which is searched itself; name one whose shape is given")
+    return target
+
+
+def load_study(name: str) -> Study:
+    """Returns the shipped study by name, or a TOML file by path.
+
+    Raises:
+        PetsegError: no such study, broken TOML, an unknown or wrong field, a claim about no arm.
+    """
+    text = _read(name)
+    source = f"study {name}"
+    try:
+        fields = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PetsegError(f"{source}: not valid TOML ({error}); mend the file") from None
+    experiments = fields.pop("experiments", None)
+    if not isinstance(experiments, list) or not all(isinstance(entry, dict) for entry in experiments):
+        raise PetsegError(f"{source}: no [[experiments]] in it; a study has at least one")
+    if isinstance(fields.get("tuning"), dict):
+        fields["tuning"] = validated(Tuning, fields["tuning"], source=f"{source}: tuning")
+    fields["experiments"] = tuple(_experiment(entry, number, source) for number, entry in enumerate(experiments, 1))
+    study = validated(Study, fields, source=source)
+    _check(study)
+    return study
+
+
+def _read(name: str) -> str:
+    shipped = study_names()
+    if name in shipped:
+        return (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+    if not name.endswith(".toml") and "/" not in name:
+        raise unknown_name("study", name, shipped)
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PetsegError(f"study {name}: cannot be read ({error}); name a TOML file or a shipped study") from None
+
+
+def study_names() -> list[str]:
+    """Returns the shipped studies' names; they lie among the recipes, and their names say what they are."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in RECIPES.iterdir()
+        if entry.name.startswith("study") and entry.name.endswith(".toml")
+    )
+
+
+def _experiment(fields: dict[str, Any], number: int, source: str) -> Experiment:
+    source = f"{source}: experiment {fields.get('name', number)!r}"
+    variants = fields.get("variants")
+    if isinstance(variants, dict) and all(isinstance(variant, dict) for variant in variants.values()):
+        fields["variants"] = {
+            name: validated(Variant, variant, source=f"{source}: variant {name!r}")
+            for name, variant in variants.items()
+        }
+    else:
+        raise PetsegError(f"{source}: no [experiments.variants.NAME] in it; an experiment has at least one")
+    return validated(Experiment, fields, source=source)
+
+
+def _check(study: Study) -> None:
+    """Finds every mistake that can be found before hours of work."""
+    names = [experiment.name for experiment in study.experiments]
+    for name in names:
+        if names.count(name) > 1:
+            raise PetsegError(f"study: experiment {name!r} stands there twice; give each a name of its own")
+    for experiment in study.experiments:
+        claims(experiment)
+        for arm in experiment.arms():
+            matched_to(experiment, arm)
+            study.arm_config(experiment, arm)
+        untuned = [model for model in experiment.models if study.tuning is None or model not in study.tuning.models]
+        if experiment.tuned and untuned:
+            raise PetsegError(
+                f"study: experiment {experiment.name!r} is tuned, but {untuned[0]!r} is not among [tuning] models"
+            )
+        if experiment.test and study.data.protocol != "official":
+            raise PetsegError(f"study: experiment {experiment.name!r} has test, which protocol 'seed' has not")
+    if study.robustness is not None:
+        experiment = rechecked(study, study.robustness, "robustness")
+        claims(experiment, study.robustness.expected, tuple(STRENGTHS), where="robustness")
+    if study.honesty is not None:
+        experiment = rechecked(study, study.honesty, "honesty")
+        claims(experiment, study.honesty.expected, tuple(VIEWS), where="honesty")
+    if study.tuning is not None:
+        for model in study.tuning.models:
+            study.config(model, 0, [study.tuning.fields], source="study: tuning")
+
+
+def rechecked(study: Study, recheck: Recheck, where: str) -> Experiment:
+    """Returns the experiment whose runs are looked at again.
+
+    Raises:
+        PetsegError: there is none of this name with `test`.
+    """
+    known = {experiment.name: experiment for experiment in study.experiments if experiment.test}
+    if recheck.experiment not in known:
+        raise unknown_name(f"study: {where}: experiment with test", recheck.experiment, known)
+    return known[recheck.experiment]
+
+
+def tuning_cells(tuning: Tuning) -> list[dict[str, float]]:
+    """Returns the grid: learning rate and warm-up of each cell."""
+    return [{"learning_rate": rate, "warmup": warmup} for warmup, rate in product(tuning.warmup, tuning.learning_rate)]

@@ -1,0 +1,1 @@
+"""Models as files for other runtimes, checked against the original."""

@@ -1,0 +1,141 @@
+"""int8: `quantised(file, pictures)` makes a smaller, faster ONNX file of a model, and `accuracy` says what it costs.
+
+Weights and activations of the convolutions become 8-bit numbers with a scale each (static quantisation: the scales of
+activations come from calibration pictures). Everything between them that has no 8-bit form is computed as before.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from torch import Tensor, nn
+
+from petseg.config import RunConfig
+from petseg.data.cache import Prepared
+from petseg.data.oxford_pets import UInt8
+from petseg.evaluation.evaluate import Evaluation, evaluate
+from petseg.training.loop import choose_hardware, load_splits
+
+Floats = npt.NDArray[np.float32]
+Network = Callable[[UInt8], Floats]
+"""uint8 [N, H, W, 3] -> probabilities [N, C, H, W]."""
+
+CALIBRATION = 128
+"""Training pictures that set the scales."""
+
+
+def calibration_pictures(prepared: Prepared, config: RunConfig) -> UInt8:
+    """Returns training pictures, uint8 [128, size, size, 3] (fewer where there are fewer), evenly spread."""
+    rows = load_splits(prepared, config, torch.device("cpu"))["train"].rows
+    chosen = rows[np.linspace(0, len(rows) - 1, min(CALIBRATION, len(rows))).astype(int)]
+    return np.ascontiguousarray(prepared.images[chosen])
+
+
+def quantised(file: bytes, pictures: UInt8) -> bytes:
+    """Returns an ONNX file with its convolutions in int8, metadata kept.
+
+    Weights have a scale for each output channel. Activations are unsigned, weights signed: the pair for which
+    processors have instructions (VNNI, AMX); the other pairs were slower than float32 (docs/log.md).
+
+    Args:
+        file: a model that `petseg export` wrote.
+        pictures: uint8 [N, H, W, 3] at its size, like those it will see.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plain, smaller = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
+        options = onnxruntime.SessionOptions()
+        # folds the casts of fp16 weights, and nothing that would fit this machine alone
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(plain)
+        options.log_severity_level = 4
+        onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(plain).graph.node
+        logger = logging.getLogger()
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it advises to prepare the file, which was just done
+        try:
+            quantize_static(
+                plain,
+                smaller,
+                _Reader(pictures),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv", "Add", "MaxPool"],
+                nodes_to_exclude=kept_in_fp32(nodes),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+        finally:
+            logger.setLevel(level)
+        made = onnx.load(smaller)
+    del made.metadata_props[:]
+    for entry in onnx.load_from_string(file).metadata_props:
+        made.metadata_props.add(key=entry.key, value=entry.value)
+    content: bytes = made.SerializeToString()
+    return content
+
+
+def kept_in_fp32(nodes: Sequence[onnx.NodeProto]) -> list[str]:
+    """Returns the names of the nodes that stay in float32.
+
+    The first convolution and the head, which cost little and see and give the values that matter most; and of a
+    SegNet what finds the places, where a value must equal its maximum to the bit (with it in int8: mIoU .21).
+    """
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    kept = [convolutions[0].name, convolutions[-1].name]
+    if any(node.op_type == "Equal" for node in nodes):
+        sums = {name for node in convolutions for name in node.output}
+        kept += [
+            node.name
+            for node in nodes
+            if node.op_type == "MaxPool" or (node.op_type == "Add" and not sums >= set(node.input))
+        ]
+    return kept
+
+
+def accuracy(network: Network, prepared: Prepared, config: RunConfig, split: str) -> Evaluation:
+    """Returns the scores of anything that gives probabilities, as `evaluate_run` has them for a run.
+
+    Args:
+        network: uint8 [N, H, W, 3] at the config's size to probabilities [N, C, H, W].
+        prepared: the pictures at that size.
+        config: of the run that the model comes from.
+        split: val or test.
+    """
+    hardware = choose_hardware("fp32", "cpu")
+    pictures = load_splits(prepared, config, hardware.device)[split]
+    return evaluate(LogProbabilities(network), prepared, pictures, config, hardware, split=split)
+
+
+class LogProbabilities(nn.Module):
+    """Any network as a module: logarithms of its probabilities, which are logits, of normalised images [N, 3, H, W]."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits [N, C, H, W]."""
+        pictures = ((images / 4 + 0.5) * 255).round().to(torch.uint8)  # `normalise` and `to_unit_range`, undone
+        probabilities = self.network(pictures.permute(0, 2, 3, 1).contiguous().numpy())
+        return torch.from_numpy(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, pictures: UInt8) -> None:
+        self._left: Iterator[UInt8] = iter(pictures[:, None])
+
+    def get_next(self) -> dict[str, Any] | None:
+        picture = next(self._left, None)
+        return None if picture is None else {"image": picture}

@@ -1,0 +1,1 @@
+"""Prediction without torch: photos in, masks and cut-outs out."""

@@ -1,0 +1,177 @@
+"""Predictions as files: which photo writes which, many photos at once, each file whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from petseg import storage
+from petseg.errors import PetsegError, unknown_name
+from petseg.predict.photos import find_photos
+from petseg.predict.segmenter import Segmentation, Segmenter
+
+ENDINGS = {
+    "mask": ".mask.png",
+    "cutout": ".cutout.png",
+    "overlay": ".overlay.png",
+    "trimap": ".trimap.png",
+    "json": ".prediction.json",
+}
+"""What can be written -> how its file's name ends. Such files are never taken for photos."""
+
+USUAL = ("mask", "cutout", "overlay")
+"""What is written unless told otherwise."""
+
+WORKERS = min(4, os.cpu_count() or 1)
+"""Photos in work at once: each takes some 20 bytes a pixel while its cut-out is made."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A photo and the files that its prediction is written to."""
+
+    photo: Path
+    files: dict[str, Path]
+    """Kind -> file."""
+
+    def done(self) -> bool:
+        """Returns whether every file is there; files appear whole, so what is there is finished."""
+        return all(path.is_file() for path in self.files.values())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    summary: dict[str, Any] | None
+    """`Segmentation.summary` with the photo and its files, None where the photo failed."""
+    error: PetsegError | None
+
+
+def chosen_kinds(only: Sequence[str]) -> tuple[str, ...]:
+    """Returns the kinds that were asked for, else the usual ones.
+
+    Raises:
+        PetsegError: an unknown kind.
+    """
+    for kind in only:
+        if kind not in ENDINGS:
+            raise unknown_name("--only", kind, ENDINGS)
+    return tuple(dict.fromkeys(only)) or USUAL
+
+
+def plan(sources: Sequence[Path], kinds: Sequence[str], out: Path | None) -> list[Job]:
+    """Returns a job for each photo, sorted by path.
+
+    Files lie beside their photo, or below `out` in the sub-folders of the folder that was named. Photos that differ in
+    their suffix alone keep it: cat.jpg and cat.png write cat.jpg.mask.png and cat.png.mask.png.
+
+    Raises:
+        PetsegError: no photos, or two that would write the same file all the same.
+    """
+    found = find_photos(sources, ENDINGS.values())
+    places = [(photo, photo.parent if out is None else out / below.parent) for photo, below in found]
+    same: dict[str, list[Path]] = defaultdict(list)
+    for photo, place in places:
+        # some file systems do not tell cases apart, and a plan holds on all of them
+        same[str(place / photo.stem).casefold()].append(photo)
+    taken: dict[str, Path] = {}
+    jobs = []
+    for photo, place in places:
+        alone = len(same[str(place / photo.stem).casefold()]) == 1
+        name = photo.stem if alone else photo.name
+        other = taken.setdefault(str(place / name).casefold(), photo)
+        if other != photo:
+            raise PetsegError(
+                f"{other} and {photo} would both write {place / name}{ENDINGS[kinds[0]] if kinds else ''}; "
+                "name the folder that holds both, or call once for each"
+            )
+        jobs.append(Job(photo, {kind: place / f"{name}{ENDINGS[kind]}" for kind in kinds}))
+    return jobs
+
+
+def remove_halves(jobs: Sequence[Job]) -> None:
+    """Removes what a killed call left half-written of these jobs."""
+    names: dict[Path, list[str]] = defaultdict(list)
+    for job in jobs:
+        for path in job.files.values():
+            names[path.parent].append(path.name)
+    for folder, inside in names.items():
+        storage.remove_unfinished(folder, inside)
+
+
+def check_folders(folders: Iterable[Path]) -> None:
+    """Checks that files can be written to folders, which need not be there yet, before any photo is looked at.
+
+    Raises:
+        PetsegError: to one of them they cannot.
+    """
+    for folder in dict.fromkeys(folders):
+        try:
+            there = next(each for each in (folder, *folder.parents) if each.exists())
+            tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:
+            raise PetsegError(
+                f"{folder}: cannot be written to ({error.strerror or error}); choose another folder with --out"
+            ) from None
+
+
+def predict_jobs(
+    segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKERS, *, matting: bool = False
+) -> Iterator[Outcome]:
+    """Yields what became of each job, in order; a photo that cannot be used does not stop the others.
+
+    Each worker takes a photo from its decoding to its files. While one waits for the model another decodes or writes,
+    and no more photos are in memory than there are workers.
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(partial(predict_job, segmenter, matting=matting), jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, photos under way are finished and no more begun
+
+
+def predict_job(segmenter: Segmenter, job: Job, *, matting: bool = False) -> Outcome:
+    """Returns what became of one photo; its files are written when all of them are made."""
+    try:
+        found = segmenter(job.photo)
+        if len(job.files) > 1:
+            with ThreadPoolExecutor(len(job.files)) as pool:
+                contents = list(pool.map(partial(encoded, found, matting=matting), job.files))
+        else:  # a pool would take longer than a mask
+            contents = [encoded(found, kind, matting=matting) for kind in job.files]
+        writes = [partial(Path.write_bytes, data=content) for content in contents]
+        storage.write_together(dict(zip(job.files.values(), writes, strict=True)))
+        files = {kind: str(path) for kind, path in job.files.items()}
+        return Outcome(job, {"photo": str(job.photo), **found.summary(), "files": files}, None)
+    except PetsegError as error:
+        return Outcome(job, None, error)
+    except MemoryError:
+        return Outcome(job, None, PetsegError(f"{job.photo}: too large for this machine's memory; reduce it first"))
+
+
+def encoded(found: Segmentation, kind: str, *, matting: bool = False) -> bytes:
+    """Returns the file of one kind: a PNG, or JSON with a line's end; `matting` as `Segmentation.cutout`."""
+    if kind == "json":
+        return (json.dumps(found.summary(), indent=1) + "\n").encode()
+    if kind == "cutout":
+        image = found.cutout(matting=matting)
+    elif kind == "overlay":
+        image = found.overlay()
+    else:
+        image = Image.fromarray(found.mask if kind == "mask" else found.trimap)
+    stream = BytesIO()
+    image.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()

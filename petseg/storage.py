@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all, and JSON read with errors that say what to do.
+
+Each file is written beside its place and moved there whole, so a kill at any moment leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from petseg.errors import PetsegError
+
+UNFINISHED = re.compile(r"\.(.+)\.tmp\d+|\.tmp\w{6}")
+"""What `write_atomically` calls a file until it is whole; the number is its process. safetensors writes to a name of
+its own first, the second one."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a path beside `path`, then moves the file there in one step.
+
+    Raises:
+        PetsegError: the disk is full or the folder not writable; the old file is left as it was.
+    """
+    write_together({path: write})
+
+
+def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """As `write_atomically`, of several files: none is moved to its place before all are written.
+
+    Raises:
+        PetsegError: as `write_atomically`.
+    """
+    unfinished = {path: path.with_name(f".{path.name}.tmp{os.getpid()}") for path in files}
+    path = Path()
+    try:
+        for path, write in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(unfinished[path])
+        for path, half in unfinished.items():
+            half.replace(path)
+    except OSError as error:
+        raise PetsegError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+        ) from None
+    finally:
+        for half in unfinished.values():
+            with suppress(OSError):  # never made, or the disk is gone
+                half.unlink()
+
+
+def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Removes what killed processes left half-written in a folder: all of it, or the halves of some files."""
+    wanted = None if names is None else set(names)
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        found = UNFINISHED.fullmatch(path.name)
+        if found and (wanted is None or found[1] in wanted):
+            with suppress(OSError):  # it is in nobody's way
+                path.unlink()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON that people can read, atomically; nan is not JSON and raises `ValueError`."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object.
+
+    Raises:
+        PetsegError: the file is missing, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PetsegError(f"{path}: no such file; is this the folder of a finished run?") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise PetsegError(f"{path}: not readable as JSON ({error}); restore it or run again") from None
+    if not isinstance(content, dict):
+        raise PetsegError(f"{path}: holds a {type(content).__name__}; wanted a JSON object")
+    return content

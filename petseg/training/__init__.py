@@ -1,0 +1,1 @@
+"""Training: device, loop, optimiser, checkpoints, losses, run folders."""

@@ -1,0 +1,236 @@
+"""`petseg predict` and `petseg export` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petseg.data.synthetic import draw_pet
+from petseg.predict.outputs import ENDINGS
+from tests.cli.test_commands import child_environment, one_line_error, petseg
+from tests.predict.test_outputs import below, pet
+
+
+def piped(content: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "petseg.cli", "predict", "-", *arguments],
+        input=content,
+        capture_output=True,
+        env=child_environment(),
+        check=False,
+        timeout=60,
+    )
+
+
+def test_one_photo_gets_three_files_beside_it(tmp_path):
+    pet(tmp_path / "cat.jpg", "Bengal")
+    result = petseg("predict", "cat.jpg", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.match(r"cat.jpg: (cat|dog|pet), ", result.stdout)
+    assert "% of the photo; cat.mask.png; cat.cutout.png; cat.overlay.png" in result.stdout
+    assert result.stderr == ""
+    assert below(tmp_path) == {"cat.jpg", "cat.mask.png", "cat.cutout.png", "cat.overlay.png"}
+
+
+def test_a_photo_without_a_pet_says_so(tmp_path):
+    Image.new("RGB", (60, 40), "grey").save(tmp_path / "wall.png")
+    result = petseg("predict", "wall.png", "--only", "mask", cwd=tmp_path)
+    assert result.stdout == "wall.png: no pet found; wall.mask.png\n"
+    with Image.open(tmp_path / "wall.mask.png") as mask:
+        assert not np.asarray(mask).any()
+
+
+def test_a_folder_with_a_bad_photo_is_done_and_exits_1_then_resumes(tmp_path):
+    for name in ("a.jpg", "deep/b.png", "c.jpg"):
+        pet(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"words")
+    arguments = ("predict", "photos", "--out", "masks", "--only", "cutout", "--model", "segnet")
+    result = petseg(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    told = [line for line in result.stderr.splitlines() if line.startswith("petseg: ")]
+    assert told == ["petseg: photos/bad.jpg: cannot be decoded (not an image that can be read)"]
+    assert result.stdout.splitlines()[-1].startswith("4 photos: ")
+    assert "1 failed" in result.stdout
+    assert below(tmp_path / "masks") == {"a.cutout.png", "deep/b.cutout.png", "c.cutout.png"}
+    kept = (tmp_path / "masks" / "a.cutout.png").stat().st_mtime_ns
+    (tmp_path / "masks" / "c.cutout.png").unlink()
+    again = petseg(*arguments, "--resume", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "2 of 4 photos are done already" in again.stderr
+    assert (tmp_path / "masks" / "c.cutout.png").is_file()
+    assert (tmp_path / "masks" / "a.cutout.png").stat().st_mtime_ns == kept
+    (tmp_path / "photos" / "bad.jpg").unlink()
+    assert petseg(*arguments, "--resume", cwd=tmp_path).returncode == 0
+
+
+def test_json_prints_a_line_a_photo_and_writes_nothing(tmp_path):
+    for number in (1, 2):
+        pet(tmp_path / f"{number}.jpg", number=number)
+    result = petseg("predict", ".", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["photo"] for row in rows] == ["1.jpg", "2.jpg"]
+    assert {"pet", "pet_share", "confidence", "species", "boxes", "notes", "files", "width"} <= set(rows[0])
+    assert below(tmp_path) == {"1.jpg", "2.jpg"}
+    named = petseg("predict", "1.jpg", "--json", "--only", "mask", cwd=tmp_path)
+    assert json.loads(named.stdout)["files"] == {"mask": "1.mask.png"}
+    assert (tmp_path / "1.mask.png").is_file()
+
+
+def test_a_photo_on_stdin_comes_back_on_stdout(tmp_path):
+    content = pet(tmp_path / "a.png").read_bytes()
+    result = piped(content, "--only", "mask")
+    assert result.returncode == 0, result.stderr
+    petseg("predict", tmp_path / "a.png", "--only", "mask")
+    assert result.stdout == (tmp_path / "a.mask.png").read_bytes()
+    assert json.loads(piped(content, "--json").stdout)["photo"] == "-"
+    bad = piped(b"words", "--only", "mask")
+    assert (bad.returncode, bad.stdout) == (2, b"")
+    assert bad.stderr == b"petseg: stdin: cannot be decoded (not an image that can be read)\n"
+
+
+def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "white")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    result = petseg("predict", "a.gif", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "3 frames, the first one is used" in result.stdout
+    whole = petseg("predict", ".", "--only", "mask", cwd=tmp_path)
+    assert whole.stdout.splitlines() == [
+        "a.gif: no pet found; 3 frames, the first one is used; a.mask.png",
+        "1 photos: 0 with a pet, 1 without, 0 failed",
+    ]
+    told = piped((tmp_path / "a.gif").read_bytes(), "--only", "mask").stderr.decode().splitlines()
+    assert told == ["petseg: stdin: no pet found", "petseg: stdin: 3 frames, the first one is used"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in other units elsewhere")
+def test_a_photo_of_fifty_megapixels_gets_every_file(tmp_path):
+    size = (8660, 5774)
+    drawn = Image.fromarray(draw_pet("beagle", 1, size=200)[0])
+    drawn.resize(size, Image.Resampling.NEAREST).save(tmp_path / "large.jpg")
+    words = [word for kind in ENDINGS for word in ("--only", kind)]
+    command = [sys.executable, "-m", "petseg.cli", "predict", "large.jpg", "--model", "unet_small", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert below(tmp_path) == {"large.jpg", *(f"large{ending}" for ending in ENDINGS.values())}
+    for kind in ("mask", "cutout", "trimap"):
+        with Image.open(tmp_path / f"large{ENDINGS[kind]}") as image:
+            assert image.size == size
+    assert usage.ru_maxrss * 1024 < 2e9
+
+
+def test_matting_changes_the_cut_out_alone(tmp_path):
+    pytest.importorskip("pymatting")
+    pet(tmp_path / "a.png")
+    for folder, more in (("plain", ()), ("matted", ("--matting",))):
+        result = petseg("predict", "a.png", "--out", folder, *more, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    for kind, same in (("mask", True), ("overlay", True), ("cutout", False)):
+        files = [tmp_path / folder / f"a{ENDINGS[kind]}" for folder in ("plain", "matted")]
+        assert (files[0].read_bytes() == files[1].read_bytes()) == same, kind
+
+
+def bad_files(folder: Path) -> None:
+    stream = BytesIO()
+    Image.new("RGB", (300, 200), "red").save(stream, "JPEG")
+    (folder / "words.jpg").write_bytes(b"words")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "cut.jpg").write_bytes(stream.getvalue()[:700])
+    # a PNG whose header promises 100,000 x 100,000 pixels
+    header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
+    checksum = zlib.crc32(header).to_bytes(4, "big")
+    start = b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + header + checksum
+    (folder / "bomb.png").write_bytes(start + b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big"))
+    (folder / "none").mkdir()
+    (folder / "good.png").write_bytes(b"")
+    Image.new("RGB", (30, 20), "red").save(folder / "good.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["words.jpg"], "words.jpg: cannot be decoded (not an image that can be read)"),
+        (["empty.jpg"], "empty.jpg: is empty (zero bytes)"),
+        (["cut.jpg"], "cut.jpg: cannot be decoded"),
+        (["bomb.png"], "bomb.png: cannot be decoded (Image size (10000000000 pixels) exceeds limit"),
+        (["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
+        (["none"], "none: no images in this folder"),
+        (["good.png", "--out", "words.jpg"], "words.jpg: cannot be written to (Not a directory)"),
+        (["words.jpg", "--out", "new"], "words.jpg: cannot be decoded"),
+        (["none/..", "--out", "/proc"], "/proc: cannot be written to"),
+        (["good.png", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
+        (["good.png", "--model", "nowhere.onnx"], "model nowhere.onnx: cannot be read"),
+        (["good.png", "--only", "masks"], "--only 'masks' is unknown; choose one of: mask"),
+        (["good.png", "--run", "none"], "is this the folder of a finished run"),
+        (["good.png", "--run", "none", "--model", "unet"], "choose one: a run holds its own model"),
+        (["good.png", "--only", "mask", "--matting"], "--matting is of cut-outs, and none is written"),
+        (["good.png", "--json", "--resume"], "--resume was given with --json alone"),
+        (["-"], "give a single --only, or --json, and no --out"),
+        (["-", "good.png"], "-: no such file or folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path):
+    bad_files(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert message in one_line_error(petseg("predict", *arguments, cwd=tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [("onnx", ["--run", "y"], "export"), ("pymatting", ["--matting"], "matting")],
+)
+def test_what_the_light_install_lacks_is_told_with_its_extra(module, arguments, extra, tmp_path):
+    code = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['petseg', 'predict', 'x.png', *{arguments}]\n"
+    Image.new("RGB", (3, 3)).save(tmp_path / "x.png")
+    done = subprocess.run(
+        [sys.executable, "-c", code + "from petseg.cli import main; main()"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env=child_environment(),
+    )
+    told = f"petseg: this command needs {module}; pip install 'petseg[{extra}]'\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
+def test_a_trained_run_predicts_and_exports(pets_folder, tmp_path):
+    from tests.cli.test_commands import SETTINGS
+
+    run = tmp_path / "run"
+    assert petseg("train", "--data", pets_folder, "--out", run, *SETTINGS).returncode == 0
+    photo = pet(tmp_path / "a.jpg")
+    result = petseg("predict", photo, "--run", run, "--only", "mask")
+    assert result.returncode == 0, result.stderr
+    exported = petseg("export", "--run", run, "--out", tmp_path / "x.onnx")
+    assert exported.returncode == 0, exported.stderr
+    assert "agrees with torch on" in exported.stdout
+    first = (tmp_path / "a.mask.png").read_bytes()
+    assert petseg("predict", photo, "--model", tmp_path / "x.onnx", "--only", "mask").returncode == 0
+    assert (tmp_path / "a.mask.png").read_bytes() == first
+
+
+def test_help_is_quick():
+    """Nothing heavy is loaded for it; .3 s on one idle core, the best of three here since tests share theirs."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        petseg("predict", "--help")
+        times.append(time.perf_counter() - started)
+    assert min(times) < 1

@@ -1,0 +1,325 @@
+"""The scores, held against scikit-learn, hand-made cases and a boundary score that compares every pair of pixels."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from petseg.evaluation.metrics import (
+    BOUNDARY_TOLERANCE,
+    BoundaryCounts,
+    boundary_counts,
+    boundary_f,
+    boundary_sums,
+    confusion_matrix,
+    dice,
+    iou,
+    mean_boundary_f,
+    mean_iou,
+    mean_over_classes,
+    pixel_accuracy,
+)
+
+CLASSES = 3
+TRUTH = np.uint8([[0, 0, 1], [0, 1, 1], [2, 2, 255]])
+PREDICTION = np.uint8([[0, 1, 1], [0, 1, 0], [2, 1, 2]])
+MATRIX = [[2, 1, 0], [1, 2, 0], [0, 1, 1]]
+
+examples = settings(max_examples=60, deadline=None)
+
+
+@st.composite
+def mask_pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Draws truth (some pixels ignored, at least one not) and prediction of one random size."""
+    shape = draw(npst.array_shapes(min_dims=1, max_dims=3, max_side=7))
+    truth = draw(npst.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, 255])))
+    prediction = draw(npst.arrays(np.uint8, shape, elements=st.integers(0, CLASSES - 1)))
+    truth.flat[draw(st.integers(0, truth.size - 1))] = draw(st.integers(0, CLASSES - 1))
+    return truth, prediction
+
+
+# By hand
+
+
+def test_confusion_matrix_by_hand():
+    matrix = confusion_matrix(TRUTH, PREDICTION, CLASSES)
+    assert matrix.tolist() == MATRIX
+    assert matrix.dtype == np.int64
+
+
+def test_scores_by_hand():
+    matrix = np.array(MATRIX)
+    np.testing.assert_allclose(iou(matrix), [2 / 4, 2 / 5, 1 / 2])
+    np.testing.assert_allclose(dice(matrix), [4 / 6, 4 / 7, 2 / 3])
+    assert mean_iou(matrix) == pytest.approx((1 / 2 + 2 / 5 + 1 / 2) / 3)
+    assert pixel_accuracy(matrix) == pytest.approx(5 / 8)
+
+
+def test_absent_class_is_nan_and_left_out():
+    matrix = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    np.testing.assert_allclose(iou(matrix), [3 / 4, 2 / 3, np.nan])
+    np.testing.assert_allclose(dice(matrix), [6 / 7, 4 / 5, np.nan])
+    assert mean_iou(matrix) == pytest.approx((3 / 4 + 2 / 3) / 2)
+
+
+def test_class_in_prediction_alone_counts_as_zero():
+    matrix = np.array([[3, 0, 1], [0, 2, 0], [0, 0, 0]])
+    np.testing.assert_allclose(iou(matrix), [3 / 4, 1, 0])
+    assert mean_iou(matrix) == pytest.approx((3 / 4 + 1 + 0) / 3)
+
+
+def test_nothing_labelled_is_nan():
+    matrix = confusion_matrix(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8), CLASSES)
+    assert matrix.tolist() == [[0] * CLASSES] * CLASSES
+    assert np.isnan(iou(matrix)).all()
+    assert np.isnan(mean_iou(matrix))
+    assert np.isnan(pixel_accuracy(matrix))
+
+
+def test_mean_over_classes_by_hand():
+    scores = np.array([[0.5, np.nan, 1.0], [np.nan] * 3, [0.0, 0.0, 0.3]])
+    np.testing.assert_allclose(mean_over_classes(scores), [0.75, np.nan, 0.1])
+
+
+# Oracle: scikit-learn
+
+
+@examples
+@given(mask_pairs())
+def test_scores_agree_with_scikit_learn(pair):
+    truth, prediction = pair
+    counted = truth != 255
+    flat = {"y_true": truth[counted], "y_pred": prediction[counted]}
+    labels = range(CLASSES)
+    matrix = confusion_matrix(truth, prediction, CLASSES)
+    np.testing.assert_array_equal(matrix, sklearn.metrics.confusion_matrix(**flat, labels=labels))
+    assert pixel_accuracy(matrix) == pytest.approx(sklearn.metrics.accuracy_score(**flat))
+    present = np.isin(labels, np.concatenate([flat["y_true"], flat["y_pred"]]))
+    for ours, theirs in ((iou, sklearn.metrics.jaccard_score), (dice, sklearn.metrics.f1_score)):
+        expected = theirs(**flat, labels=labels, average=None, zero_division=0)
+        np.testing.assert_allclose(ours(matrix), np.where(present, expected, np.nan))
+    macro = sklearn.metrics.jaccard_score(**flat, labels=np.flatnonzero(present), average="macro", zero_division=0)
+    assert mean_iou(matrix) == pytest.approx(macro)
+
+
+# Invariances
+
+
+@examples
+@given(mask_pairs())
+def test_identical_masks_score_one(pair):
+    truth, _ = pair
+    matrix = confusion_matrix(truth, np.where(truth == 255, np.uint8(0), truth), CLASSES)
+    for scores in (iou(matrix), dice(matrix)):
+        assert set(scores[np.isfinite(scores)]) == {1.0}
+        assert np.isfinite(scores).tolist() == np.isin(range(CLASSES), truth).tolist()
+    assert mean_iou(matrix) == 1
+    assert pixel_accuracy(matrix) == 1
+
+
+@examples
+@given(mask_pairs(), st.permutations(range(CLASSES)))
+def test_relabelling_permutes(pair, order):
+    truth, prediction = pair
+    table = np.full(256, 255, np.uint8)
+    table[:CLASSES] = order
+    before = confusion_matrix(truth, prediction, CLASSES)
+    after = confusion_matrix(table[truth], table[prediction], CLASSES)
+    np.testing.assert_array_equal(after[np.ix_(order, order)], before)
+    np.testing.assert_array_equal(iou(after)[order], iou(before))
+    assert mean_iou(after) == pytest.approx(mean_iou(before), nan_ok=True)
+
+
+@examples
+@given(mask_pairs(), st.integers(0, 7))
+def test_merging_halves_adds(pair, cut):
+    truth, prediction = pair
+    halves = (confusion_matrix(truth[part], prediction[part], CLASSES) for part in (slice(cut), slice(cut, None)))
+    np.testing.assert_array_equal(sum(halves), confusion_matrix(truth, prediction, CLASSES))
+
+
+@examples
+@given(mask_pairs())
+def test_ignored_pixels_do_not_matter(pair):
+    truth, prediction = pair
+    changed = np.where(truth == 255, (prediction + 1) % CLASSES, prediction).astype(np.uint8)
+    np.testing.assert_array_equal(
+        confusion_matrix(truth, changed, CLASSES), confusion_matrix(truth, prediction, CLASSES)
+    )
+
+
+@examples
+@given(mask_pairs())
+def test_swapping_sides_transposes(pair):
+    truth, prediction = pair
+    counted = truth != 255
+    there = confusion_matrix(truth[counted], prediction[counted], CLASSES)
+    back = confusion_matrix(prediction[counted], truth[counted], CLASSES)
+    np.testing.assert_array_equal(there, back.T)
+    np.testing.assert_array_equal(iou(there), iou(back))
+
+
+@pytest.mark.parametrize("score", [iou, dice, mean_iou, pixel_accuracy])
+def test_leading_axes_stay(score):
+    matrices = np.random.default_rng(0).integers(0, 5, (4, 6, CLASSES, CLASSES))
+    matrices[1, 2] = 0
+    matrices[3, 3, 1] = matrices[3, 3, :, 1] = 0
+    together = score(matrices)
+    assert together.shape == ((4, 6, CLASSES) if score in (iou, dice) else (4, 6))
+    for place in np.ndindex(4, 6):
+        np.testing.assert_array_equal(together[place], score(matrices[place]))
+
+
+def test_large_pictures_do_not_overflow():
+    truth = np.full((1500, 1500), 2, np.uint8)
+    matrix = confusion_matrix(truth, truth, CLASSES)
+    assert matrix[2, 2] == 2_250_000
+    assert mean_iou(matrix * 3669) == 1
+
+
+# Boundary
+
+
+def square(top: int, left: int, side: int = 20, size: int = 100) -> np.ndarray:
+    mask = np.zeros((size, size), np.uint8)
+    mask[top : top + side, left : left + side] = 1
+    return mask
+
+
+def pairwise_counts(truth: np.ndarray, prediction: np.ndarray, label: int, tolerance: float) -> BoundaryCounts:
+    """Counts as the docstring of `boundary_counts` says, by looking at each pixel, neighbour and pair."""
+
+    def edge(inside: np.ndarray) -> list[tuple[int, int]]:
+        height, width = inside.shape
+        found = []
+        for row, column in zip(*np.nonzero(inside), strict=True):
+            neighbours = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+            inner = [(r, c) for r, c in neighbours if 0 <= r < height and 0 <= c < width]
+            if any(not inside[place] and truth[place] != 255 for place in inner):
+                found.append((int(row), int(column)))
+        return found
+
+    true, predicted = edge(truth == label), edge((prediction == label) & (truth != 255))
+    return BoundaryCounts(
+        predicted=len(predicted),
+        predicted_right=sum(any(math.dist(one, other) <= tolerance for other in true) for one in predicted),
+        true=len(true),
+        true_found=sum(any(math.dist(one, other) <= tolerance for other in predicted) for one in true),
+    )
+
+
+def test_boundary_by_hand():
+    truth = np.uint8([[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]])
+    # the corner block's inner ring, the picture's edge being none: 3 in its top row, 2 more in its left column
+    counts = boundary_counts(truth, np.uint8(truth == 9), 1)
+    assert counts == BoundaryCounts(predicted=0, predicted_right=0, true=5, true_found=0)
+    prediction = truth.copy()
+    prediction[1] = 0
+    assert BOUNDARY_TOLERANCE * math.hypot(4, 4) < 1, "here a pixel is right only in its very place"
+    counts = boundary_counts(truth, prediction, 1)
+    assert counts == BoundaryCounts(predicted=4, predicted_right=2, true=5, true_found=2)
+    assert boundary_f(counts) == pytest.approx(2 * (2 / 4) * (2 / 5) / (2 / 4 + 2 / 5))
+
+
+@examples
+@given(st.data(), st.sampled_from([0.5, 1.0, math.sqrt(2), 2.0]))
+def test_boundary_agrees_with_all_pairs(data, tolerance):
+    shape = data.draw(npst.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
+    truth = data.draw(npst.arrays(np.uint8, shape, elements=st.sampled_from([0, 0, 1, 1, 1, 255])))
+    prediction = data.draw(npst.arrays(np.uint8, shape, elements=st.integers(0, 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        # small pictures would round every tolerance to the same pixel: set the share so that it comes out as drawn
+        patch.setattr("petseg.evaluation.metrics.BOUNDARY_TOLERANCE", tolerance / math.hypot(*shape))
+        reached = tolerance / math.hypot(*shape) * float(np.hypot(*shape))
+        assert boundary_counts(truth, prediction, 1) == pairwise_counts(truth, prediction, 1, reached)
+
+
+def test_identical_boundaries_score_one():
+    truth = square(10, 30)
+    for label in (0, 1):
+        assert boundary_f(boundary_counts(truth, truth, label)) == 1
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(1, 1.0), (40, 0.0)])
+def test_boundary_of_a_shifted_square(shift, expected):
+    # .0075 of the diagonal of 100 x 100 is 1.06 pixels
+    counts = boundary_counts(square(20, 20), square(20, 20 + shift), 1)
+    assert counts.true == counts.predicted == 4 * 20 - 4
+    assert boundary_f(counts) == expected
+
+
+def test_boundary_falls_with_the_shift():
+    scores = [boundary_f(boundary_counts(square(20, 20), square(20 + by, 20 + by), 1)) for by in range(0, 25, 2)]
+    assert scores[0] == 1
+    assert scores[1] < 0.5
+    assert scores[-1] == 0
+    assert all(later <= earlier for earlier, later in pairwise(scores))
+
+
+def test_boundary_tolerance_grows_with_the_picture():
+    small, large = (boundary_counts(square(8, 8, 8, size), square(8, 10, 8, size), 1) for size in (40, 400))
+    assert boundary_f(small) < 1
+    assert boundary_f(large) == 1
+
+
+def test_boundary_absent():
+    empty, whole = np.zeros((30, 30), np.uint8), np.ones((30, 30), np.uint8)
+    there = square(5, 5, 10, 30)
+    assert math.isnan(boundary_f(boundary_counts(empty, empty, 1)))
+    assert math.isnan(boundary_f(boundary_counts(whole, whole, 1))), "the picture's edge is no boundary"
+    assert boundary_f(boundary_counts(there, empty, 1)) == 0
+    assert boundary_f(boundary_counts(empty, there, 1)) == 0
+
+
+def test_boundary_swaps_with_its_sides():
+    first, second = square(20, 20), square(21, 22, 17)
+    there, back = boundary_counts(first, second, 1), boundary_counts(second, first, 1)
+    assert there == BoundaryCounts(back.true, back.true_found, back.predicted, back.predicted_right)
+    assert boundary_f(there) == pytest.approx(boundary_f(back))
+
+
+def test_boundary_inside_the_ignored_is_not_counted():
+    truth = square(20, 20)
+    truth[60:, :] = 255
+    messy = truth.copy()
+    messy[60:, :] = np.random.default_rng(0).integers(0, 2, (40, 100))
+    assert boundary_counts(truth, messy, 1) == boundary_counts(truth, np.uint8(truth == 1), 1)
+    assert boundary_f(boundary_counts(truth, messy, 1)) == 1
+
+
+def test_boundary_f_by_hand():
+    assert boundary_f(BoundaryCounts(predicted=10, predicted_right=5, true=8, true_found=2)) == pytest.approx(
+        2 * 0.5 * 0.25 / 0.75
+    )
+    assert boundary_f(BoundaryCounts(predicted=10, predicted_right=0, true=8, true_found=0)) == 0
+
+
+def test_the_rim_of_an_ignored_band_is_no_boundary():
+    """A disc whose whole outline is ignored: a model that calls everything the class gains nothing from the band."""
+    rows, columns = np.mgrid[:60, :60]
+    distance = np.hypot(rows - 30, columns - 30)
+    truth = np.where(distance < 15, 1, 0).astype(np.uint8)
+    truth[(distance >= 13) & (distance < 17)] = 255
+    everywhere = boundary_counts(truth, np.ones_like(truth), 1)
+    assert (everywhere.predicted, everywhere.true) == (0, 0)
+    assert np.isnan(boundary_f(everywhere))
+    too_wide = boundary_counts(truth, (distance < 22).astype(np.uint8), 1)
+    assert too_wide.predicted > 0
+    assert boundary_f(too_wide) == 0
+
+
+def test_boundary_scores_add_up_to_their_mean():
+    scores = np.array([[0.5, 1.0, np.nan], [0.25, np.nan, np.nan], [0.0, 0.5, np.nan]])
+    sums = boundary_sums(scores)
+    assert sums.dtype == np.int64
+    assert sums.shape == (3, 2, 3)
+    assert mean_boundary_f(sums.sum(axis=0)) == pytest.approx((0.25 + 0.75) / 2)
+    assert mean_boundary_f(sums[0]) == pytest.approx(0.75)
+    assert np.isnan(mean_boundary_f(boundary_sums(np.full((1, 3), np.nan))[0]))

@@ -1,0 +1,163 @@
+"""Files of predictions: who writes what, one bad photo among good ones, resume, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petseg.data.synthetic import draw_pet
+from petseg.errors import PetsegError
+from petseg.predict.outputs import ENDINGS, USUAL, check_folders, chosen_kinds, encoded, plan, predict_job, predict_jobs
+from petseg.predict.segmenter import Segmentation, Segmenter
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter("unet_small", threads=1)
+
+
+def pet(path: Path, breed: str = "beagle", number: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw_pet(breed, number, size=64)[0]).save(path)
+    return path
+
+
+def below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_kinds():
+    assert chosen_kinds([]) == USUAL
+    assert chosen_kinds(["mask", "json", "mask"]) == ("mask", "json")
+    with pytest.raises(PetsegError, match="--only 'cutuot' is unknown; choose one of: cutout"):
+        chosen_kinds(["cutuot"])
+
+
+def test_files_lie_beside_the_photo_or_mirror_its_folder(tmp_path):
+    first, second = pet(tmp_path / "in" / "a.jpg"), pet(tmp_path / "in" / "deep" / "er" / "b.png")
+    beside = [job.files["mask"] for job in plan([tmp_path / "in"], ["mask"], None)]
+    assert beside == [first.with_name("a.mask.png"), second.with_name("b.mask.png")]
+    mirrored = [job.files["mask"] for job in plan([tmp_path / "in"], ["mask"], tmp_path / "out")]
+    assert mirrored == [tmp_path / "out" / "a.mask.png", tmp_path / "out" / "deep" / "er" / "b.mask.png"]
+    (alone,) = plan([second], ["mask"], tmp_path / "out")
+    assert alone.files["mask"] == tmp_path / "out" / "b.mask.png"
+
+
+def test_photos_of_one_name_keep_their_suffix_in_any_order(tmp_path):
+    photos = [pet(tmp_path / name) for name in ("cat.jpg", "cat.png", "dog.jpg")]
+    wanted = {"cat.jpg.mask.png", "cat.png.mask.png", "dog.mask.png"}
+    for order in permutations(photos):
+        assert {job.files["mask"].name for job in plan(order, ["mask"], None)} == wanted
+    assert {job.files["mask"].name for job in plan([tmp_path], ["mask"], None)} == wanted
+
+
+def test_two_photos_that_would_write_one_file_are_refused(tmp_path):
+    photos = [pet(tmp_path / side / "cat.jpg") for side in ("a", "b")]
+    with pytest.raises(PetsegError, match=r"would both write .*cat\.jpg\.mask\.png; name the folder that holds both"):
+        plan(photos, ["mask"], tmp_path / "out")
+    assert len(plan(photos, ["mask"], None)) == 2
+    assert len(plan([*photos, photos[0]], ["mask"], None)) == 2
+
+
+def test_a_folder_is_predicted_whole_but_for_its_bad_photo(segmenter, tmp_path):
+    for number in range(1, 6):
+        pet(tmp_path / "in" / f"{number}.jpg", number=number)
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"words")
+    truncated = (tmp_path / "in" / "1.jpg").read_bytes()[:400]
+    (tmp_path / "in" / "cut.jpg").write_bytes(truncated)
+    jobs = plan([tmp_path / "in"], USUAL, tmp_path / "out")
+    outcomes = list(predict_jobs(segmenter, jobs, workers=3))
+    assert [outcome.job for outcome in outcomes] == jobs
+    failed = {outcome.job.photo.name: str(outcome.error) for outcome in outcomes if outcome.error}
+    assert set(failed) == {"bad.jpg", "cut.jpg"}
+    assert "not an image that can be read" in failed["bad.jpg"]
+    wanted = {f"{number}{ENDINGS[kind]}" for number in range(1, 6) for kind in USUAL}
+    assert below(tmp_path / "out") == wanted
+    for outcome in outcomes:
+        if outcome.summary is not None:
+            assert outcome.summary["photo"] == str(outcome.job.photo)
+            assert outcome.summary["files"]["mask"] == str(outcome.job.files["mask"])
+
+
+def test_files_do_not_depend_on_workers(segmenter, tmp_path):
+    for number in range(1, 5):
+        pet(tmp_path / "in" / f"{number}.jpg", number=number)
+    for workers in (1, 4):
+        list(predict_jobs(segmenter, plan([tmp_path / "in"], list(ENDINGS), tmp_path / str(workers)), workers))
+    for name in below(tmp_path / "1"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
+    assert len(below(tmp_path / "4")) == 4 * len(ENDINGS)
+
+
+def test_what_is_written_reads_back(segmenter, tmp_path):
+    photo = pet(tmp_path / "a.png")
+    found = segmenter(photo)
+    (job,) = plan([photo], list(ENDINGS), None)
+    assert predict_job(segmenter, job).error is None
+    read = {}
+    for kind in ("mask", "trimap", "cutout", "overlay"):
+        with Image.open(job.files[kind]) as image:
+            read[kind] = np.asarray(image)
+    assert (read["mask"] == found.mask).all()
+    assert (read["trimap"] == found.trimap).all()
+    assert (read["cutout"] == np.asarray(found.cutout())).all()
+    assert (read["overlay"] == np.asarray(found.overlay())).all()
+    assert job.files["json"].read_bytes() == encoded(found, "json")
+
+
+def test_done_means_every_file_is_there(segmenter, tmp_path):
+    (job,) = plan([pet(tmp_path / "a.jpg")], USUAL, None)
+    assert not job.done()
+    predict_job(segmenter, job)
+    assert job.done()
+    job.files["cutout"].unlink()
+    assert not job.done()
+
+
+def test_predictions_are_never_taken_for_photos(segmenter, tmp_path):
+    pet(tmp_path / "a.jpg")
+    jobs = plan([tmp_path], list(ENDINGS), None)
+    list(predict_jobs(segmenter, jobs))
+    assert plan([tmp_path], list(ENDINGS), None) == jobs
+
+
+def test_a_place_that_cannot_be_written_is_told(segmenter, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(PetsegError, match=r"file.*: cannot be written to .*choose another folder with --out"):
+            check_folders([tmp_path, folder])
+    check_folders([tmp_path / "not" / "yet"])
+    assert below(tmp_path) == {"file"}
+    assert not (tmp_path / "not").exists()
+    (job,) = plan([pet(tmp_path / "a.jpg")], ["mask"], tmp_path / "file" / "deeper")
+    outcome = predict_job(segmenter, job)
+    assert "cannot be written" in str(outcome.error)
+    assert outcome.summary is None
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_of_several_files_all_are_written_or_none(segmenter, tmp_path):
+    (job,) = plan([pet(tmp_path / "a.jpg")], ["mask", "cutout"], None)
+    job.files["mask"].write_bytes(b"before")
+    in_the_way = job.files["cutout"].with_name(f".{job.files['cutout'].name}.tmp{os.getpid()}")
+    in_the_way.mkdir()
+    assert "a.cutout.png: cannot be written" in str(predict_job(segmenter, job).error)
+    assert below(tmp_path) == {"a.jpg", "a.mask.png"}
+    assert job.files["mask"].read_bytes() == b"before"
+
+
+def test_a_photo_too_large_for_the_memory_is_told(segmenter, tmp_path, monkeypatch):
+    def no_room(self: Segmentation, *, matting: bool) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Segmentation, "cutout", no_room)
+    (job,) = plan([pet(tmp_path / "a.jpg")], USUAL, None)
+    assert str(predict_job(segmenter, job).error).endswith(
+        "a.jpg: too large for this machine's memory; reduce it first"
+    )
+    assert below(tmp_path) == {"a.jpg"}

@@ -1,0 +1,182 @@
+"""Photos: every format, rotation and profile; every kind of bad file in one line."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from petseg.data.synthetic import draw_pet
+from petseg.errors import PetsegError
+from petseg.predict.photos import Photo, find_photos
+
+PICTURE = draw_pet("beagle", 1, size=96)[0]
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_a_lossless_file_gives_its_pixels(kind):
+    photo = Photo(encoded(Image.fromarray(PICTURE), kind))
+    assert photo.size == PICTURE.shape[:2]
+    assert (np.asarray(photo.whole()) == PICTURE).all()
+    assert photo.notes == ()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_rotation_is_applied(kind, orientation):
+    """Black above, white below, red at the left: after turning, Pillow's own answer for each part."""
+    upright = Image.new("RGB", (64, 96), "white")
+    upright.paste("black", (0, 0, 64, 40))
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = upright.transpose(Image.Transpose(back[orientation])) if orientation > 1 else upright
+    photo = Photo(encoded(stored, kind, exif=exif(orientation)))
+    assert photo.size == (96, 64)
+    shown = np.asarray(photo.whole()).astype(int)
+    assert shown.shape[:2] == photo.size
+    assert np.abs(shown - np.asarray(upright)).mean() < 3
+    squeezed = photo.squeezed(32)
+    assert squeezed[:12].mean() < 20
+    assert squeezed[16:].mean() > 235
+
+
+def test_a_colour_profile_is_converted_to_srgb():
+    stored = encoded(Image.new("RGB", (8, 8), (200, 60, 60)), "PNG", icc_profile=gamma_one())
+    (colour,) = {tuple(pixel) for pixel in np.asarray(Photo(stored).whole()).reshape(-1, 3).tolist()}
+    # linear light 60 / 255 is .235, which sRGB writes as 133
+    assert np.allclose(colour, (228, 133, 133), atol=3)
+
+
+def gamma_one() -> bytes:
+    """An sRGB profile whose tone curves are straight lines: their tags are overwritten in place."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    # curves are `para` of type 3 with gamma 2.4: type 0 with gamma 1 reads the first number alone
+    at = profile.find(b"para")
+    assert at > 0
+    while at > 0:
+        profile[at + 8 : at + 16] = (0).to_bytes(2, "big") + b"\0\0" + (1 << 16).to_bytes(4, "big")
+        at = profile.find(b"para", at + 4)
+    description = profile.find("sRGB".encode("utf-16-be"))
+    while description > 0:
+        profile[description : description + 8] = "line".encode("utf-16-be")
+        description = profile.find("sRGB".encode("utf-16-be"))
+    return bytes(profile)
+
+
+def test_a_profile_that_is_nonsense_is_passed_over():
+    photo = Photo(encoded(Image.fromarray(PICTURE), "PNG", icc_profile=b"no profile at all" * 10))
+    assert (np.asarray(photo.whole()) == PICTURE).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode):
+    image = Image.fromarray(PICTURE)
+    if mode == "I;16":
+        stored = Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16)) * 257)
+    else:
+        stored = image.convert(mode)
+    photo = Photo(encoded(stored, "TIFF" if mode == "CMYK" else "PNG"))
+    shown = photo.whole()
+    assert shown.mode == "RGB"
+    if mode not in ("1", "P"):
+        wanted = np.asarray(image if mode in ("RGBA", "CMYK") else image.convert("L").convert("RGB")).astype(int)
+        assert np.abs(np.asarray(shown) - wanted).max() <= 1
+
+
+def test_what_is_transparent_becomes_white():
+    stored = Image.new("RGBA", (4, 4), (10, 200, 30, 0))
+    assert (np.asarray(Photo(encoded(stored, "PNG")).whole()) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_is_used_and_it_says_so(kind):
+    first, second = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (20, 10), "blue")
+    photo = Photo(encoded(first, kind, save_all=True, append_images=[second]))
+    assert photo.notes == ("2 frames, the first one is used",)
+    assert np.asarray(photo.whole())[..., 0].min() > 200
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (20, 20000), (20000, 20), (3, 7)])
+def test_any_shape_is_squeezed(shape):
+    assert Photo(np.full((*shape, 3), 77, np.uint8)).squeezed(64).tolist() == np.full((64, 64, 3), 77).tolist()
+
+
+def test_a_jpeg_is_squeezed_as_the_data_set_was(pets_folder):
+    from petseg.data.cache import prepare
+
+    prepared = prepare(pets_folder, 32)
+    for row, pet in enumerate(prepared.pets):
+        assert (Photo(pet.image).squeezed(32) == prepared.images[row]).all(), pet.name
+
+
+def test_reduced_keeps_the_shape():
+    assert Photo(encoded(Image.new("RGB", (4000, 1000)), "JPEG")).reduced(400).size == (400, 100)
+    assert Photo(encoded(Image.new("RGB", (40, 10)), "JPEG")).reduced(400).size == (40, 10)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", r"^x: is empty \(zero bytes\)"),
+        (b"no image, only words", r"^x: cannot be decoded \(not an image that can be read\)"),
+        (encoded(Image.fromarray(PICTURE), "JPEG")[:600], "^x: cannot be decoded"),
+        (encoded(Image.fromarray(PICTURE), "PNG")[:600], "^x: cannot be decoded"),
+        (encoded(Image.fromarray(PICTURE), "TIFF")[:200], "^x: cannot be decoded"),
+    ],
+    ids=["empty", "words", "truncated JPEG", "truncated PNG", "truncated TIFF"],
+)
+def test_a_bad_file_is_one_line(content, told):
+    with pytest.raises(PetsegError, match=told) as caught:
+        Photo(content, "x").whole()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PetsegError, match=told):
+        Photo(content, "x").squeezed(32)
+
+
+@pytest.mark.parametrize("pixels", [100, 40])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch, pixels):
+    """Pillow warns of up to twice its limit and refuses more; both are refused here."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
+    with pytest.raises(PetsegError, match=r"^bomb: cannot be decoded .*pixels"):
+        Photo(encoded(Image.new("RGB", (12, 10)), "PNG"), "bomb")
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_an_array_that_is_no_photo_is_told(array):
+    with pytest.raises(PetsegError, match=r"wanted uint8 \[H, W, 3\] in RGB"):
+        Photo(array)
+
+
+def test_a_missing_file_is_told(tmp_path: Path):
+    with pytest.raises(PetsegError, match=r"nowhere\.jpg: cannot be read"):
+        Photo(tmp_path / "nowhere.jpg")
+
+
+def test_find_photos_takes_photos_alone(tmp_path: Path):
+    for name in ("b.JPG", "a.png", "deep/er/c.webp", ".hidden.jpg", ".cache/d.jpg", "note.txt", "a.mask.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [below.as_posix() for _, below in find_photos([tmp_path], [".mask.png"])]
+    assert found == ["a.png", "b.JPG", "deep/er/c.webp"]
+    assert len(find_photos([tmp_path, tmp_path / "a.png", tmp_path / "a.mask.png"], [".mask.png"])) == 4
+
+
+def test_a_folder_without_images_is_told(tmp_path: Path):
+    with pytest.raises(PetsegError, match="no images in this folder"):
+        find_photos([tmp_path], [])
+    with pytest.raises(PetsegError, match="no such file or folder"):
+        find_photos([tmp_path / "nowhere"], [])

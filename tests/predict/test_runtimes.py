@@ -1,0 +1,71 @@
+"""Runtimes: OpenVINO answers as ONNX Runtime does, and the rule that chooses between them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from petseg import Segmenter
+from petseg.errors import PetsegError
+from petseg.export.openvino import drawn_pictures
+from petseg.predict import runtimes
+from petseg.predict.runtimes import WORTH_STARTING, OnnxRuntime, OpenVino, chosen_runtime
+from petseg.predict.segmenter import model_file
+
+
+@pytest.mark.parametrize("name", ["unet_small", "segnet_small"])
+def test_openvino_gives_onnx_runtime_s_answers(name):
+    file, pictures = model_file(name), drawn_pictures(128)[:4]
+    onnx_runtime, openvino = OnnxRuntime(file, 1), OpenVino(file, 1, precision="f32")
+    assert openvino.metadata == onnx_runtime.metadata
+    theirs, ours = onnx_runtime(pictures), openvino(pictures)
+    assert ours.dtype == np.float32
+    assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean() > 0.9999
+    assert np.array_equal(openvino(pictures[2:3]), ours[2:3])
+    other = drawn_pictures(192)[:1]
+    assert np.abs(openvino(other) - onnx_runtime(other)).max() < 1e-3
+
+
+def test_many_threads_may_call_openvino_at_once():
+    pictures = drawn_pictures(128)
+    openvino = OpenVino(model_file("unet_small"), 1, streams=2)
+    alone = [openvino(picture[None]) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(openvino, pictures[:, None]))
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_the_rule_takes_openvino_for_many_photos_where_it_is_installed_and_bf16_is_fast(monkeypatch):
+    import openvino
+
+    monkeypatch.delenv("PETSEG_RUNTIME")
+    for able, installed, wanted in (
+        ("BF16", True, "openvino"),
+        ("FP32", True, "onnxruntime"),
+        ("BF16", False, "onnxruntime"),
+    ):
+        core = type("Core", (), {"get_property": lambda self, device, name, able=able: ["FP32", able]})
+        monkeypatch.setattr(openvino, "Core", core)
+        monkeypatch.setattr(runtimes, "find_spec", lambda name, installed=installed: object() if installed else None)
+        assert chosen_runtime() == wanted
+        assert chosen_runtime(WORTH_STARTING - 1) == "onnxruntime"
+
+
+def test_a_user_chooses_the_runtime(monkeypatch):
+    monkeypatch.setenv("PETSEG_RUNTIME", "openvino")
+    assert chosen_runtime(1) == Segmenter("unet_small", threads=1).runtime == "openvino"
+    monkeypatch.setenv("PETSEG_RUNTIME", "tensorrt")
+    with pytest.raises(PetsegError, match="PETSEG_RUNTIME 'tensorrt' is unknown; choose one of: openvino, onnxruntime"):
+        Segmenter("unet_small")
+    with pytest.raises(PetsegError, match="runtime 'torch' is unknown"):
+        Segmenter("unet_small", runtime="torch")
+
+
+def test_a_file_that_is_no_model_is_told_by_openvino_too(tmp_path: Path):
+    (tmp_path / "x.onnx").write_bytes(b"words")
+    with pytest.raises(PetsegError, match="not a model that `petseg export` wrote"):
+        Segmenter(tmp_path / "x.onnx", runtime="openvino")

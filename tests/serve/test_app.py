@@ -1,0 +1,520 @@
+"""The API: answers equal Python's, every refusal has its status and a sentence, and nothing is lost, kept or logged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from zlib import crc32
+
+import httpx
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartParser
+
+from petseg.config import ServeConfig, load_serving
+from petseg.errors import PetsegError
+from petseg.predict.outputs import encoded
+from petseg.predict.segmenter import Segmenter, shipped_models
+from petseg.serve import make_app, upload
+from petseg.serve.app import EXAMPLE, PROBLEMS, Prediction
+from petseg.serve.server import is_loopback
+from tests.cli.test_commands import one_line_error, petseg
+from tests.conftest import Served
+
+ROOT = Path(__file__).parents[2]
+CAT = ROOT / "petseg" / "serve" / "page" / "cat.jpg"
+OUTPUTS = ("mask", "overlay", "cutout", "trimap", "json")
+
+
+def picture(width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
+    stream = BytesIO()
+    Image.new("RGB", (width, height), "grey").save(stream, kind)
+    return stream.getvalue()
+
+
+def post(url: str, content: bytes, **query: object) -> httpx.Response:
+    return httpx.post(f"{url}/api/segment", params=query, files={"image": content}, timeout=60)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("model", ["unet_small", "segnet_small"])
+def test_an_answer_is_what_python_gives(served, model, output):
+    answer = post(served.url, CAT.read_bytes(), model=model, output=output)
+    assert answer.status_code == 200, answer.text
+    found = Segmenter(model, threads=1)(CAT)
+    if output != "json":
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.content == encoded(found, output)
+        return
+    told = answer.json()
+    assert told.pop("model") == model
+    assert 0 < told.pop("milliseconds") < 60_000
+    assert told == found.summary()
+
+
+def test_a_raw_body_is_the_same_as_a_form(served):
+    content = CAT.read_bytes()
+    form = post(served.url, content)
+    for kind in ("image/jpeg", "image/png", "application/octet-stream"):  # Pillow looks at the bytes, not at the name
+        raw = httpx.post(f"{served.url}/api/segment", content=content, headers={"content-type": kind}, timeout=60)
+        assert raw.content == form.content
+    assert form.headers["cache-control"] == "no-store"
+    assert re.fullmatch(r"network;dur=[\d.]+, all;dur=[\d.]+", form.headers["server-timing"])
+
+
+def test_several_outputs_come_in_one_answer(served):
+    answer = post(served.url, CAT.read_bytes(), output=OUTPUTS)
+
+    async def parts() -> dict[str, bytes]:
+        async def body() -> AsyncIterator[bytes]:
+            yield answer.content
+
+        form = await MultiPartParser(Headers({"content-type": answer.headers["content-type"]}), body()).parse()
+        try:
+            return {name: await part.read() for name, part in form.multi_items()}
+        finally:
+            await form.close()
+
+    found = asyncio.run(parts())
+    assert tuple(found) == OUTPUTS
+    assert json.loads(found["json"])["pet"]
+    assert found["cutout"] == post(served.url, CAT.read_bytes(), output="cutout").content
+
+
+def test_a_kind_stands_for_its_best_model(served):
+    listed = httpx.get(f"{served.url}/api/models").json()
+    assert sorted(card["name"] for card in listed["models"]) == shipped_models()
+    scores = {card["name"]: card["miou"] for card in listed["models"]}
+    for kind, best in zip(("unet", "segnet"), listed["pair"], strict=True):
+        assert scores[best] == max(card["miou"] for card in listed["models"] if card["kind"] == kind)
+    for kind, best in zip(("unet", "segnet"), listed["pair"], strict=True):
+        told = post(served.url, CAT.read_bytes(), model=kind, output="json").json()
+        assert told["model"] == best
+    assert listed["default"] == listed["pair"][0]
+    assert listed["colours"]["pet"] == "#0072B2"
+
+
+def test_the_documented_example_fits_its_schema_and_the_answers(served):
+    Prediction.model_validate(EXAMPLE)
+    Prediction.model_validate(post(served.url, CAT.read_bytes(), output="json").json())
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def bomb() -> bytes:
+    """A PNG whose header promises 100,000 x 100,000 pixels."""
+    header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
+    chunks = [(b"\0\0\0\x0d", header), (b"\0\0\0\0", b"IDAT")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(size + body + crc32(body).to_bytes(4, "big") for size, body in chunks)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "told"),
+    [
+        ({"files": {"image": b"words"}}, 400, "not an image that can be read; send a JPEG"),
+        ({"files": {"image": picture()[:60]}}, 400, "the photo: cannot be decoded"),
+        ({"files": {"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}}, 400, "not an image"),
+        ({"files": {"image": bomb()}}, 413, "the photo has far more pixels; at most 50,000,000 are taken"),
+        ({"files": {"image": b""}}, 422, "the photo is empty"),
+        ({"files": {"photo": picture()}}, 422, "the field 'image' is missing"),
+        ({"data": {"image": "text"}, "files": {"x": b""}}, 422, "the field 'image' holds text, no file"),
+        ({"files": [("image", b"a"), ("image", b"b")]}, 400, "Too many files"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "Missing boundary"),
+        (
+            {"content": b"x", "headers": {"content-type": "text/plain"}},
+            415,
+            "content type text/plain; wanted",
+        ),
+        ({"content": b"x"}, 415, "content type is missing"),
+        ({"data": {"image": "text"}}, 415, "content type application/x-www-form-urlencoded"),
+        ({"files": {"image": picture()}, "params": {"model": "unett"}}, 422, "model 'unett' is unknown; choose one of"),
+        (
+            {"files": {"image": picture()}, "params": {"output": "masks"}},
+            422,
+            "output is 'masks'; input",
+        ),
+        ({"files": {"image": bytes(20_100_000)}}, 413, "larger than 20 MB"),
+    ],
+    ids=lambda value: str(value)[:50] if isinstance(value, int) else "",
+)
+def test_a_refusal_has_its_status_and_a_sentence(served, request_, status, told):
+    answer = httpx.post(f"{served.url}/api/segment", timeout=60, **request_)
+    assert (answer.status_code, told in answer.json()["detail"]) == (status, True), answer.text
+    assert status in PROBLEMS
+    assert httpx.get(f"{served.url}/health").json()["busy"] == 0
+
+
+def in_process(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+
+
+RAW = {"content-type": "application/octet-stream"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "told"),
+    [
+        ({"pixels": 1199}, 413, "the photo has 1,200 pixels; at most 1,199 are taken"),
+        ({"pixels": 1200}, 200, ""),
+        ({"held_bytes": 50}, 503, "too many photos are held"),
+        ({"upload_bytes": 1}, 413, "larger than 1e-06 MB"),
+    ],
+)
+def test_a_limit_is_a_setting(limits, status, told):
+    content = picture() + bytes(20_000 if "upload_bytes" in limits else 0)
+
+    async def ask() -> httpx.Response:
+        async with in_process(make_app(ServeConfig(**limits))) as client:
+            return await client.post("/api/segment", content=content, headers=RAW)
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == status
+    assert told in answer.text
+    assert ("retry-after" in answer.headers) == (status == 503)
+
+
+def test_a_chunked_upload_is_stopped_at_the_limit():
+    async def ask() -> httpx.Response:
+        async def endless() -> AsyncIterator[bytes]:
+            for _ in range(40):
+                yield bytes(1000)
+
+        async with in_process(make_app(ServeConfig(upload_bytes=5000))) as client:
+            return await client.post("/api/segment", content=endless(), headers=RAW)
+
+    assert asyncio.run(ask()).status_code == 413
+
+
+def test_a_full_queue_answers_503_and_then_takes_photos_again():
+    async def ask() -> None:
+        going = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield picture()
+            await going.wait()
+
+        async with in_process(make_app(ServeConfig(concurrent=1, queue=0))) as client:
+            first = asyncio.create_task(client.post("/api/segment", content=slow(), headers=RAW))
+            while (await client.get("/health")).json()["busy"] == 0:
+                await asyncio.sleep(0)
+            second = await client.post("/api/segment", content=picture(), headers=RAW)
+            assert second.status_code == 503
+            assert second.headers["retry-after"] == "1"
+            assert "the queue is full" in second.text
+            going.set()
+            assert (await first).status_code == 200
+            assert (await client.post("/api/segment", content=picture(), headers=RAW)).status_code == 200
+
+    asyncio.run(ask())
+
+
+def test_a_slow_upload_answers_408_and_a_slow_answer_503():
+    async def ask() -> None:
+        async def slow() -> AsyncIterator[bytes]:
+            yield picture()
+            await asyncio.Event().wait()
+
+        app = make_app(ServeConfig(concurrent=1, seconds=0.2))
+        async with in_process(app) as client:
+            late = await client.post("/api/segment", content=slow(), headers=RAW)
+            assert (late.status_code, late.json()["detail"]) == (408, "the upload took longer than 0.2 s; try again")
+            done = threading.Event()
+            blocking = asyncio.create_task(app.state.petseg.queue.run(done.wait))
+            busy = await client.post("/api/segment", content=picture(), headers=RAW)
+            assert (busy.status_code, busy.headers["retry-after"]) == (503, "5")
+            done.set()
+            await blocking
+            assert (await client.get("/health")).json()["busy"] == 0
+
+    asyncio.run(ask())
+
+
+def test_a_client_that_goes_away_frees_its_place_and_is_not_computed(monkeypatch):
+    async def ask() -> None:
+        app = make_app(ServeConfig(concurrent=1))
+        done = threading.Event()
+        computed: list[object] = []
+        monkeypatch.setattr("petseg.serve.app._compute", lambda *arguments: computed.append(arguments))
+        blocking = asyncio.create_task(app.state.petseg.queue.run(done.wait))
+        gone = asyncio.Event()
+        messages = [{"type": "http.request", "body": picture(), "more_body": False}]
+
+        async def receive() -> dict[str, object]:
+            if messages:
+                return messages.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        sent: list[dict[str, object]] = []
+
+        async def send(message: dict[str, object]) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/api/segment",
+            "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/octet-stream")],
+        }
+        asked = asyncio.create_task(app(scope, receive, send))
+        while app.state.petseg.queue.taken == 0 or messages:
+            await asyncio.sleep(0)
+        gone.set()
+        await asked
+        assert sent[0]["status"] == 499
+        assert app.state.petseg.queue.taken == 0
+        done.set()
+        await blocking
+        app.state.petseg.queue.close()
+        assert computed == []
+
+    asyncio.run(ask())
+
+
+def test_half_an_upload_that_ends_frees_its_place(served):
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(
+            b"POST /api/segment HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            b"Content-Type: image/png\r\nContent-Length: 999\r\n\r\nhalf"
+        )
+        busy_until(served, 1)
+    busy_until(served, 0)
+
+
+def busy_until(served: Served, wanted: int) -> None:
+    ends = time.monotonic() + 20
+    while httpx.get(f"{served.url}/health").json()["busy"] != wanted:
+        assert time.monotonic() < ends
+
+
+# --- nothing is kept, nobody else is let in --------------------------------------------------------------------------
+
+
+def test_an_upload_never_touches_the_disk(monkeypatch):
+    """A form of 3 MB, three times what Starlette keeps in memory by itself."""
+    spilled: list[str] = []
+    rollover = tempfile.SpooledTemporaryFile.rollover
+
+    def told(self: object) -> None:
+        spilled.append("to disk")
+        rollover(self)
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", told)
+
+    async def ask() -> int:
+        async with in_process(make_app(ServeConfig())) as client:
+            return (await client.post("/api/segment", files={"image": CAT.read_bytes() + bytes(3_000_000)})).status_code
+
+    assert asyncio.run(ask()) == 200
+    assert spilled == []
+    monkeypatch.setattr(upload._InMemory, "spool_max_size", 1_000_000)
+    assert asyncio.run(ask()) == 200
+    assert spilled == ["to disk"]
+
+
+def test_only_this_machine_s_own_names_are_answered(served):
+    for host, status in (("127.0.0.1", 200), ("localhost:80", 200), ("pets.example", 400)):
+        assert httpx.get(f"{served.url}/health", headers={"host": host}).status_code == status
+
+
+def test_every_answer_keeps_the_browser_from_loading_anything_else(served):
+    for path in ("/", "/app.js", "/api/models", "/results/official", "/nowhere"):
+        policy = httpx.get(served.url + path, timeout=60).headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "http" not in policy
+
+
+@pytest.mark.parametrize(("host", "alone"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("pc", False)])
+def test_loopback(host, alone):
+    assert is_loopback(host) == alone
+
+
+def test_another_host_warns_and_a_taken_port_is_told(tmp_path):
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = petseg("serve", "--no-open", "--host", "0.0.0.0", "--port", port)
+    assert "petseg: warning: 0.0.0.0 lets others on the network in; there is no password" in result.stderr
+    assert f"0.0.0.0:{port} cannot be had (" in one_line_error(result)
+    assert "choose another with --port" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("queue=many", "serve: queue is 'many'; input should be a valid integer"),
+        ("queues=3", "serve: field 'queues' is unknown; choose one of: queue"),
+        ("queue", "--set queue: got no '='"),
+        ("port=70000", "serve: port is 70000; input should be less than or equal to 65535"),
+    ],
+)
+def test_a_wrong_setting_is_told(setting, told):
+    with pytest.raises(PetsegError, match=re.escape(told)):
+        load_serving([setting])
+
+
+def test_settings_are_taken():
+    config = load_serving(["queue=3", "seconds=2"], port=0)
+    assert (config.queue, config.seconds, config.port, config.host) == (3, 2.0, 0, "127.0.0.1")
+
+
+def test_a_stop_answers_what_is_under_way():
+    server = Served()
+    content = CAT.read_bytes()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        head = f"Host: 127.0.0.1\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content)}"
+        connection.sendall(f"POST /api/segment HTTP/1.1\r\n{head}\r\n\r\n".encode() + content[:1000])
+        busy_until(server, 1)
+        stopping = ThreadPoolExecutor(1).submit(server.stop)
+        ends = time.monotonic() + 20
+        while time.monotonic() < ends:  # it listens no longer, so the stop has begun
+            try:
+                socket.create_connection(("127.0.0.1", server.port)).close()
+            except OSError:
+                break
+        connection.sendall(content[1000:])
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert answer.endswith(encoded(Segmenter("", threads=1)(CAT), "mask"))
+    assert stopping.result(60) == ("", "")
+
+
+# --- the published comparison ----------------------------------------------------------------------------------------
+
+
+def test_the_comparisons_are_those_of_results_and_the_wheel_carries_them(served):
+    names = sorted(path.parent.name for path in (ROOT / "results").glob("*/comparison.json"))
+    listed = httpx.get(f"{served.url}/api/results").json()
+    assert [entry["name"] for entry in listed] == names
+    for entry in listed:
+        page = httpx.get(served.url + entry["url"], timeout=60)
+        assert page.headers["content-type"].startswith("text/html")
+        assert page.text.count("<svg") > 4
+        assert entry["answer"][0][:30] in page.text
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included == {f"results/{name}/comparison.json": f"petseg/results/{name}/comparison.json" for name in names}
+    assert httpx.get(f"{served.url}/results/nowhere").status_code == 404
+
+
+# --- many ------------------------------------------------------------------------------------------------------------
+
+
+def cats(number: int) -> list[bytes]:
+    """Pictures that differ in size and in what is seen in them."""
+    with Image.open(CAT) as cat:
+        found = []
+        for place in range(number):
+            stream = BytesIO()
+            cat.crop((3 * place, 2 * place, 451 - 5 * place, 300)).save(stream, "JPEG")
+            found.append(stream.getvalue())
+    return found
+
+
+def test_two_hundred_requests_at_once_each_get_their_own_answer(served):
+    photos = cats(20)
+    segmenter = Segmenter("", threads=1)
+    wanted = [segmenter(photo).summary() for photo in photos]
+
+    async def ask() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=served.url, limits=limits, timeout=120) as client:
+            return await asyncio.gather(
+                *(
+                    client.post("/api/segment?output=json", content=photos[place % 20], headers=RAW)
+                    for place in range(200)
+                )
+            )
+
+    for place, answer in enumerate(asyncio.run(ask())):
+        assert answer.status_code == 200
+        told = answer.json()
+        del told["model"], told["milliseconds"]
+        assert told == wanted[place % 20]
+    assert httpx.get(f"{served.url}/health").json()["busy"] == 0
+
+
+def resident(pid: int) -> int:
+    """Returns a process's memory in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="memory is read from /proc")
+def test_memory_stays_flat(served):
+    photos = cats(10)
+
+    def ask(number: int) -> None:
+        with httpx.Client(base_url=served.url, timeout=60) as client, ThreadPoolExecutor(4) as pool:
+            post = lambda place: client.post(  # noqa: E731
+                "/api/segment?output=overlay", content=photos[place % 10], headers=RAW
+            ).raise_for_status()
+            list(pool.map(post, range(number)))
+
+    ask(10)
+    before = resident(served.process.pid)
+    ask(40)
+    assert resident(served.process.pid) - before < 30e6
+
+
+# --- whatever is sent ------------------------------------------------------------------------------------------------
+
+PICTURES = st.sampled_from([picture(), picture(1, 1), picture(300, 2, "JPEG"), picture()[:50], b"words", b""])
+for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream"):
+    schemathesis.openapi.media_type(kind, PICTURES)
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(ServeConfig(seconds=30), loopback=False))
+
+
+@schema.parametrize()
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_the_api_keeps_its_openapi_document(case):
+    """No check that what fits the schema is taken: a schema cannot say `picture`."""
+    case.call_and_validate(
+        checks=[
+            not_a_server_error,
+            status_code_conformance,
+            content_type_conformance,
+            response_schema_conformance,
+            negative_data_rejection,
+        ]
+    )
+
+
+def test_the_document_has_examples_and_every_status():
+    document = make_app(ServeConfig(), loopback=False).openapi()
+    operation = document["paths"]["/api/segment"]["post"]
+    assert set(operation["responses"]) == {"200", *map(str, PROBLEMS)}
+    assert operation["responses"]["200"]["content"]["application/json"]["example"] == EXAMPLE
+    model = operation["parameters"][0]["schema"]
+    assert {"unet", "segnet", *shipped_models()} == {*model["enum"]}
+    assert [shown["value"] for shown in operation["parameters"][1]["examples"].values()] == [["cutout"], [*OUTPUTS]]
+    assert {"Prediction", "Problem", "ModelList", "Health"} <= {*document["components"]["schemas"]}

@@ -1,0 +1,377 @@
+"""The page in a real Chromium: with mouse, keyboard and thumb, light and dark, and nothing asked of another machine."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from petseg.predict.outputs import encoded
+from petseg.predict.segmenter import Segmenter, shipped_model
+from tests.conftest import Served, chromium
+
+CAT = Path(__file__).parents[2] / "petseg" / "serve" / "page" / "cat.jpg"
+MODELS = ("U-Net", "SegNet")
+UNET, SEGNET = shipped_model("unet"), shipped_model("segnet")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = chromium()
+    if path is None:
+        pytest.skip("NO BROWSER: no Chromium on the path, so the page is not tested")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield launched
+        launched.close()
+
+
+def opened(browser: Browser, served: Served, address: str = "/", **context: object) -> Iterator[Page]:
+    """Yields a page; at the end nothing was asked of another machine and the console is empty."""
+    made = browser.new_context(permissions=["camera", "clipboard-read", "clipboard-write"], **context)
+    made.set_default_timeout(30_000)
+    expect.set_options(timeout=30_000)
+    page = made.new_page()
+    told: list[str] = []
+    elsewhere: list[str] = []
+    page.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    made.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith(("blob:", "data:")) or urlsplit(request.url).hostname == "127.0.0.1"
+            else elsewhere.append(request.url)
+        ),
+    )
+    page.goto(served.url + address)
+    page.wait_for_selector("body[data-ready]")
+    yield page
+    made.close()
+    assert elsewhere == []
+    assert [line for line in told if "400 (Bad Request)" not in line] == []
+
+
+@pytest.fixture
+def page(browser: Browser, served: Served) -> Iterator[Page]:
+    yield from opened(browser, served, viewport={"width": 1280, "height": 900})
+
+
+def done(page: Page) -> None:
+    expect(page.locator("#agreement")).to_have_text(re.compile(r"The two agree on [\d.]+ % of the pixels."))
+
+
+def choose(page: Page, *files: Path) -> None:
+    page.set_input_files("#file", list(files))
+
+
+def shown_pixels(page: Page, place: int) -> np.ndarray:
+    """The result as the browser has decoded it."""
+    data = page.evaluate(
+        """async (place) => {
+            const image = document.querySelectorAll(".result img")[place];
+            await image.decode();
+            const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+            canvas.getContext("2d").drawImage(image, 0, 0);
+            const reader = new FileReader();
+            reader.readAsDataURL(await canvas.convertToBlob());
+            await new Promise((done) => (reader.onload = done));
+            return reader.result;
+        }""",
+        place,
+    )
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGB"))
+
+
+def test_a_photo_gives_both_results_with_their_figures(page):
+    choose(page, CAT)
+    done(page)
+    masks = []
+    for place, name in enumerate((UNET, SEGNET)):
+        side = page.get_by_role("article", name=MODELS[place])
+        found = Segmenter(name, threads=1)(CAT)
+        masks.append(found.mask)
+        seen = found.species
+        expect(side.locator(".sees")).to_have_text(
+            f"{seen.name}, {100 * seen.probability:.0f} %" if seen is not None else "a pet"
+        )
+        expect(side.locator(".confidence")).to_have_text(f"{100 * found.confidence:.0f} %")
+        expect(side.locator(".covers")).to_have_text(f"{100 * found.pet_share:.0f} %")
+        expect(side.locator(".time")).to_have_text(re.compile(r"^[\d.]+ ms$"))
+        assert np.array_equal(shown_pixels(page, place), np.asarray(found.overlay()))
+    same = 100 * np.mean(masks[0] == masks[1])
+    expect(page.locator("#agreement")).to_have_text(f"The two agree on {same:.1f} % of the pixels.")
+
+
+def test_each_view_shows_its_picture(page):
+    page.get_by_role("button", name="Sample cat").click()
+    done(page)
+    found = Segmenter(SEGNET, threads=1)(CAT)
+    page.locator("input[value=mask]").check(force=True)
+    expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: mask")
+    assert np.array_equal(shown_pixels(page, 1)[..., 0], found.mask)
+    page.locator("input[value=border]").check(force=True)
+    expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: border")
+    colours = np.array([[0, 0, 0], [0, 0x72, 0xB2], [255, 255, 255], [0xE6, 0x9F, 0]], np.uint8)
+    assert np.array_equal(shown_pixels(page, 1), colours[found.trimap])
+    page.locator("input[value=cutout]").check(force=True)
+    expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: cut-out")
+
+
+def clip(page: Page) -> list[float]:
+    return page.evaluate(
+        """[...document.querySelectorAll(".result")]
+            .map((result) => parseFloat(getComputedStyle(result).clipPath.split(" ").at(-1)))"""
+    )
+
+
+def test_the_slider_moves_both_dividers_by_mouse(page):
+    choose(page, CAT)
+    done(page)
+    box = page.locator(".stage").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    assert clip(page) == pytest.approx([20, 20], abs=1)
+    assert page.locator("input[type=range]").nth(1).input_value() == "20"
+
+
+def test_downloads_are_the_api_s_files(page):
+    choose(page, CAT)
+    done(page)
+    for output in ("mask", "overlay", "cutout", "trimap", "json"):
+        with page.expect_download() as download:
+            page.locator(f"article >> nth=1 >> [data-output={output}]").click()
+        ending = "json" if output == "json" else f"{output}.png"
+        assert download.value.suggested_filename == f"cat.{SEGNET}.{ending}"
+        content = Path(download.value.path()).read_bytes()
+        found = Segmenter(SEGNET, threads=1)(CAT)
+        if output == "json":
+            assert json.loads(content).items() >= found.summary().items()
+        else:
+            assert content == encoded(found, output)
+
+
+def test_the_picture_is_copied(page):
+    choose(page, CAT)
+    done(page)
+    page.get_by_role("button", name="Copy U-Net's picture").click()
+    expect(page.locator("button.copy").first).to_have_text("Copied")
+    kinds = page.evaluate("navigator.clipboard.read().then((items) => items[0].types)")
+    assert kinds == ["image/png"]
+    page.keyboard.press("Control+V")
+    expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"image.{UNET}.mask.png")
+    done(page)
+
+
+def test_a_wrong_file_says_why_and_the_next_photo_works(page, tmp_path):
+    wrong = tmp_path / "words.jpg"
+    wrong.write_text("words")
+    choose(page, wrong)
+    expect(page.get_by_role("alert")).to_have_text(
+        "words.jpg: this is not an image that can be read; send a JPEG, PNG, WebP, GIF or TIFF"
+    )
+    expect(page.locator("#results")).to_be_hidden()
+    big = tmp_path / "big.jpg"
+    big.write_bytes(bytes(20_000_001))
+    choose(page, big)
+    expect(page.get_by_role("alert")).to_have_text("big.jpg: it has 20 MB; at most 20 MB are taken")
+    (tmp_path / "empty.png").write_bytes(b"")
+    choose(page, tmp_path / "empty.png")
+    expect(page.get_by_role("alert")).to_have_text("empty.png: the file is empty")
+    choose(page, CAT)
+    done(page)
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_a_server_that_stopped_is_told(browser):
+    server = Served()
+    page = browser.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready]")
+    server.stop()
+    choose(page, CAT)
+    told = page.get_by_role("alert")
+    expect(told).to_have_text("cat.jpg: the server does not answer; is `petseg serve` still running?")
+    page.close()
+
+
+def test_with_the_keyboard_alone(page):
+    def tab_to(selector: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("(wanted) => document.activeElement.matches(wanted)", selector):
+                return
+        raise AssertionError(f"{selector} cannot be reached")
+
+    tab_to("#file")
+    tab_to("#sample")
+    page.keyboard.press("Enter")
+    done(page)
+    tab_to("input[name=view]")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".result img").first).to_have_attribute("alt", "U-Net: mask")
+    tab_to("input[type=range]")
+    for _ in range(5):
+        page.keyboard.press("ArrowLeft")
+    assert clip(page) == pytest.approx([45, 45])
+    tab_to("[data-output=cutout]")
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename == f"cat.{UNET}.cutout.png"
+    page.keyboard.press("Shift+Tab")
+    tab_to("button.copy")
+
+
+def test_every_control_has_a_name_and_every_picture_words(page):
+    choose(page, CAT, CAT)
+    expect(page.locator("#zip")).to_be_enabled()
+    nameless = page.evaluate(
+        """[...document.querySelectorAll("a, button, input, iframe, img, [role=group]")]
+            .filter((e) => e.checkVisibility())
+            .filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.[0]?.textContent.trim()
+                || e.title || e.hasAttribute("alt")))
+            .map((e) => e.outerHTML)"""
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(browser, served, scheme):
+    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
+    for page in opened(browser, served, **phone):
+        page.get_by_role("button", name="Sample cat").tap()
+        done(page)
+        for address in ("/#try", "/#comparison", "/#api"):
+            page.goto(served.url + address)
+            if address == "/#comparison":
+                expect(page.locator("#report")).to_be_visible()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, address
+        page.goto(f"{served.url}/#try")
+        first, second = (page.locator("article").nth(place).bounding_box() for place in (0, 1))
+        assert second["y"] >= first["y"] + first["height"]
+        for control in page.locator("button:visible, a.button:visible").all():
+            assert control.bounding_box()["height"] >= 40
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_several_photos_end_in_a_zip(page, tmp_path):
+    Image.new("RGB", (64, 48), "grey").save(tmp_path / "wall.png")
+    (tmp_path / "words.jpg").write_text("words")
+    choose(page, CAT, tmp_path / "wall.png", tmp_path / "words.jpg", CAT)
+    expect(page.locator("#zip")).to_be_enabled()
+    expect(page.get_by_role("alert")).to_have_text("1 of 4 photos could not be used; the list below says why.")
+    expect(page.locator("#list li")).to_have_text(
+        [
+            re.compile("cat.jpg *done"),
+            re.compile("wall.png *done"),
+            re.compile("words.jpg *this is not an image"),
+            "cat.jpgdone",
+        ]
+    )
+    with page.expect_download() as download:
+        page.locator("#zip").click()
+    assert download.value.suggested_filename == "petseg.zip"
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        assert len(names) == len({*names}) == 3 * 2 * 5
+        assert {f"cat.{UNET}.mask.png", f"cat-2.{SEGNET}.cutout.png", f"wall.{UNET}.json"} <= {*names}
+        assert archive.read(f"cat.{UNET}.mask.png") == encoded(Segmenter(UNET, threads=1)(CAT), "mask")
+    page.locator("#list button").nth(1).click()
+    expect(page.locator("article .sees").first).to_have_text("no pet")
+
+
+def test_dropped_and_pasted_pictures_are_taken(page):
+    content = list(CAT.read_bytes())
+    for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        page.evaluate(
+            """([content, event, field]) => {
+                const data = new DataTransfer();
+                data.items.add(new File([Uint8Array.from(content)], `${event}.jpg`, { type: "image/jpeg" }));
+                const made = event === "paste" ? new ClipboardEvent(event, { clipboardData: data })
+                    : new DragEvent(event, { dataTransfer: data, cancelable: true });
+                document.querySelector("#agreement").textContent = "";
+                dispatchEvent(made);
+            }""",
+            [content, event, field],
+        )
+        done(page)
+        expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"{event}.{UNET}.mask.png")
+    page.evaluate("dispatchEvent(new ClipboardEvent('paste', { clipboardData: new DataTransfer() }))")
+    expect(page.get_by_role("alert")).to_have_text("The clipboard holds no picture.")
+
+
+def test_the_webcam_shows_its_rate_and_keeps_the_last_picture(page):
+    page.get_by_role("button", name="Webcam").click()
+    expect(page.locator("#rate")).to_have_text(re.compile(r"^\d+\.\d$"))
+    page.locator("input[value=mask]").check(force=True)
+    expect(page.locator(".result img").first).to_have_attribute("alt", "U-Net: mask")
+    page.get_by_role("button", name="Stop webcam").click()
+    expect(page.locator("#live")).to_be_hidden()
+    expect(page.locator("[data-output=cutout]").first).to_have_attribute("href", re.compile("^blob:"))
+    done(page)
+
+
+def fitted(page: Page) -> None:
+    """Waits until the frame holds all of the report."""
+    for _ in range(100):
+        frame, inside = page.evaluate(
+            """() => {
+                const report = document.querySelector("#report");
+                return [report.clientHeight, report.contentDocument.documentElement.offsetHeight];
+            }"""
+        )
+        if frame >= inside > 500:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"the frame is {frame} px high, the report {inside}")
+
+
+def test_the_comparison_shows_tables_and_plots_of_results(page, served):
+    page.get_by_role("link", name="Comparison").click()
+    listed = httpx.get(f"{served.url}/api/results").json()
+    expect(page.locator("#choices button")).to_have_count(len(listed))
+    expect(page.locator("#choices")).to_contain_text(listed[0]["answer"][0])
+    expect(page.locator("#report")).to_be_visible()
+    report = page.frame_locator("#report")
+    expect(report.get_by_role("heading", name="All figures")).to_be_visible()
+    assert report.locator("figure svg").count() >= 3
+    assert report.locator("table").first.locator("tr").count() > 10
+    fitted(page)
+    page.locator("#choices button").nth(1).click()
+    expect(report.locator(".facts")).to_contain_text(f"protocol {listed[1]['name']}")
+
+
+def test_the_commands_name_this_server(page, served):
+    page.get_by_role("link", name="API").click()
+    expect(page.locator("#commands")).to_contain_text(f"{served.url}/api/segment?model=unet&output=cutout")
+
+
+def test_a_request_elsewhere_would_be_seen(browser, served):
+    """The guard of all tests here bites: the policy stops the request, and the console tells."""
+    pages = opened(browser, served)
+    page = next(pages)
+    page.evaluate("fetch('http://pets.example/').catch(() => null)")
+    with pytest.raises(AssertionError):
+        next(pages, None)
