@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,23 +15,24 @@ from tests.conftest import TINY
 
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 
-HELP = [
-    "",
-    "predict",
-    "serve",
-    "export",
-    "bench",
-    "data",
-    "data get",
-    "data check",
-    "data prepare",
-    "models",
-    "train",
-    "evaluate",
-    "compare",
-    "study",
-    "report",
-]
+COMMANDS = {
+    "": "--debug --version",
+    "predict": "--flip --json --matting --model --only --out --resume --run PHOTOS",
+    "serve": "--host --no-open --open --port --set",
+    "export": "--format --fp16 --model --no-fp16 --out --run",
+    "bench": "--data --model --out --runtime --size --threads --turns",
+    "data": "",
+    "data get": "--data",
+    "data check": "--data",
+    "data prepare": "--data --size",
+    "models": "--classes --size",
+    "train": "--data --device --model --out --resume --set RECIPE",
+    "evaluate": "--data --device --split RUN",
+    "compare": "--data --device --out --quick --recipe --resume --set",
+    "study": "--collect --data --device --jobs --list --only --out RECIPE",
+    "report": "--out SOURCE",
+}
+"""Every command with its flags and arguments."""
 
 
 def petseg(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +60,7 @@ def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", HELP, ids=lambda command: command or "petseg")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command or "petseg")
 def test_help_says_what_the_command_does(command: str) -> None:
     result = petseg(*command.split(), "--help")
     assert result.returncode == 0
@@ -66,27 +68,23 @@ def test_help_says_what_the_command_does(command: str) -> None:
     assert "--help" in result.stdout
 
 
-def test_the_commands_are_these() -> None:
+def test_the_commands_and_their_flags_are_these() -> None:
     """A frozen list: renaming or removing one breaks somebody's script."""
     from typer.main import get_command
 
     from petseg.cli import app
 
-    group = get_command(app)
-    names = {name: set(getattr(command, "commands", ())) for name, command in group.commands.items()}  # type: ignore[attr-defined]
-    assert names == {
-        "predict": set(),
-        "serve": set(),
-        "export": set(),
-        "bench": set(),
-        "data": {"get", "check", "prepare"},
-        "models": set(),
-        "train": set(),
-        "evaluate": set(),
-        "compare": set(),
-        "study": set(),
-        "report": set(),
-    }
+    def listed(command: Any, name: str) -> dict[str, str]:
+        flags = [
+            flag
+            for part in command.params
+            for flag in ([*part.opts, *part.secondary_opts] if part.opts[0].startswith("-") else [part.name.upper()])
+        ]
+        shown = " ".join(sorted(flag for flag in flags if not flag.endswith("-completion")))
+        below = getattr(command, "commands", {})
+        return {name: shown} | {k: v for key in below for k, v in listed(below[key], f"{name} {key}".strip()).items()}
+
+    assert listed(get_command(app), "") == COMMANDS
 
 
 def test_version() -> None:

@@ -1,0 +1,94 @@
+"""The command line: `petseg predict | serve | export | bench | data | models | train | evaluate | compare | study |
+report`.
+
+Each subcommand is a public function, one file a group. Nothing heavy is imported before a subcommand needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from io import TextIOWrapper
+from typing import Annotated
+
+import typer
+
+from petseg import __version__
+from petseg.cli import compare, data, export, models, predict, serve, study, train
+from petseg.errors import PetsegError
+
+app = typer.Typer(
+    name="petseg",
+    help="U-Net or SegNet for cats and dogs: trains both on the Oxford-IIIT Pet Dataset and compares them fairly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: petseg compare --quick",
+)
+
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "safetensors", "scipy", "matplotlib", "jinja2"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    "openvino": "openvino",
+    "pymatting": "matting",
+    **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
+}
+"""Package that the light install lacks -> the extra that brings it."""
+
+
+def main() -> None:
+    """Runs the command line; a caller's mistake is one line on stderr and exit code 2."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a sign that the terminal lacks must not end a run of hours
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    except PetsegError as error:
+        if debug:
+            raise
+        print(f"petseg: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if debug or error.name not in EXTRA_OF:
+            raise
+        print(f"petseg: this command needs {error.name}; pip install 'petseg[{EXTRA_OF[error.name]}]'", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
+            raise
+        print("petseg: the GPU's memory is full; lower train.batch_size or data.size with --set", file=sys.stderr)
+        sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"petseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def global_options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+) -> None:
+    """Options before any subcommand; `main` takes --debug out before they are parsed."""
+
+
+app.add_typer(data.app, name="data")
+for command in (
+    models.models,
+    train.train,
+    train.evaluate,
+    compare.compare,
+    study.study,
+    compare.report,
+    predict.predict,
+    export.export,
+    export.bench,
+    serve.serve,
+):
+    app.command()(command)

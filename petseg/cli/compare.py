@@ -1,0 +1,140 @@
+"""`petseg compare` and `petseg report`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from petseg.cli.data import data_or_download, data_or_synthetic, prepare_data
+from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, chosen_hardware
+from petseg.cli.progress import progress_bar, resumable
+from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.experiments.compare import Stage
+
+
+def compare(
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A taste in minutes: small pictures, few epochs, validation only; draws pets if none can be had.",
+        ),
+    ] = False,
+    recipe: Annotated[
+        str, typer.Option(help="A shipped recipe (default, base, small, quick, speedrun) or a TOML file.")
+    ] = "default",
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-RECIPE")
+    ] = None,
+    settings: SetOption = None,
+    resume: ResumeOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
+    from petseg.config import load_recipe
+    from petseg.experiments.compare import compare as compare_models
+    from petseg.report import write_report
+    from petseg.report.page import TASTE
+    from petseg.training.runs import refuse_existing
+
+    if quick and recipe != "default":
+        raise PetsegError(f"--quick was given with --recipe {recipe}; choose one: --quick is the recipe `quick`")
+    name = "quick" if quick else recipe
+    loaded = load_recipe(name, settings or ())
+    folder = out or Path("runs") / f"compare-{Path(name).stem}"
+    refuse_existing(folder, resume=resume)
+    hardware = chosen_hardware(loaded.train.precision, device)
+    found, made = data_or_synthetic(data) if quick else (data_or_download(data), False)
+    prepared = prepare_data(found, loaded.data.size)
+    started = time.monotonic()
+    with resumable(), progress_bar() as advance:
+
+        def show(stage: Stage) -> None:
+            advance(stage.title, stage.done, stage.total, stage.detail)
+
+        comparison = compare_models(
+            loaded,
+            prepared,
+            folder,
+            hardware=hardware,
+            command=_compare_command(quick, recipe, settings or [], device),
+            resume=resume,
+            made_data=made,
+            final=not quick,
+            on_stage=show,
+        )
+    report_path = write_report(folder / "comparison.json")
+    _print_comparison(comparison)
+    if quick:
+        print(TASTE)
+    print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"report: {report_path.resolve()}")
+
+
+def report(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="A comparison's or a study's folder, a comparison.json or a findings.json."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the page.", show_default="report.html beside it")
+    ] = None,
+) -> None:
+    """Write the page of a comparison or of a study, complete or not, from its JSON."""
+    from petseg.report import write_report, write_study_report
+
+    if (source / "study.json").is_file():
+        from petseg.experiments.study.findings import write_findings
+
+        with progress_bar() as advance:
+            source = write_findings(source, lambda done, total: advance("resample", done, total))
+    if source.name == "findings.json":
+        print(f"report: {write_study_report(source, out).resolve()}")
+        return
+    path = source / "comparison.json" if source.is_dir() else source
+    print(f"report: {write_report(path, out).resolve()}")
+
+
+def _compare_command(quick: bool, recipe: str, settings: list[str], device: str | None) -> str:
+    """Returns the command that repeats a comparison from its start, wherever data and results lie."""
+    words = [
+        "petseg",
+        "compare",
+        *(["--quick"] if quick else []),
+        *(["--recipe", recipe] if recipe != "default" else []),
+    ]
+    for setting in settings:
+        words += ["--set", setting]
+    return shlex.join([*words, *(["--device", device] if device else [])])
+
+
+def _print_comparison(comparison: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.report.page import findings
+    from petseg.report.tables import comparison_table
+
+    columns = [*comparison["models"], *comparison["baselines"]]
+    table = Table(title=f"{comparison['split']} split, task {comparison['task']}, {comparison['size']} px")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column["title"], justify="right")
+    for group in comparison_table(comparison):
+        table.add_row(" - ".join(filter(None, (group.title, group.remark))), style="bold")
+        for row in group.rows:
+            table.add_row(f"{row.label} {row.remark}".strip(), *(cell.text for cell in row.cells))
+        table.add_section()
+    console = Console()
+    console.print(table)
+    for sentence in findings(comparison):
+        console.print(sentence, highlight=False)

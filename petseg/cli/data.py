@@ -1,0 +1,135 @@
+"""`petseg data get | check | prepare`, and the prepared data that other commands ask for."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from petseg.cli.options import DataOption, checked_size
+from petseg.cli.progress import progress_bar
+from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.data.cache import Prepared
+
+app = typer.Typer(help="Get, check and prepare the data set.", no_args_is_help=True)
+
+
+@app.command()
+def get(
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where to put the archives.", show_default="the user's data folder")
+    ] = None,
+) -> None:
+    """Download the two official archives (811 MB), verified; an interrupted transfer goes on where it stopped."""
+    from petseg.data.cache import default_data_folder
+
+    folder = data or default_data_folder()
+    _download(folder)
+    print(f"{folder}: images.tar.gz and annotations.tar.gz, checksums right")
+    if data is not None:
+        print(f"Use it with --data {shlex.quote(str(folder))} or PETSEG_DATA")
+
+
+@app.command()
+def check(data: DataOption = None) -> None:
+    """Open every pair; print what was found and what happens to it. Exit code 1 if something is left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.data.cache import open_data
+    from petseg.data.check import check_pairs
+
+    folder = data_folder(data)
+    contents, source = open_data(folder)
+    with progress_bar() as advance:
+        findings = check_pairs(contents, on_progress=lambda done, total: advance("check", done, total))
+    table = Table(title=f"{folder}: {source}")
+    for column, justify in (("found", "left"), ("files", "right"), ("what happens", "left"), ("names", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for finding in findings:
+        shown = ", ".join(finding.names[:6]) + (f", ... (+{len(finding.names) - 6})" if len(finding.names) > 6 else "")
+        table.add_row(finding.found, f"{finding.count:,}", finding.action, shown)
+    Console().print(table)
+    if any(finding.left_out for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    data: DataOption = None,
+    size: Annotated[int, typer.Option(help="Side of the square in pixels, 16 to 2048.")] = 128,
+) -> None:
+    """Decode and resize the whole data set once, into the cache that training reads."""
+    prepared = prepare_data(data_folder(data), checked_size(size))
+    print(f"{prepared.folder}: {len(prepared.pets):,} pairs at {size} px")
+
+
+def data_folder(given: Path | None) -> Path:
+    """Returns the folder of the dataset: what was given, PETSEG_DATA, or what was downloaded."""
+    from petseg.data.cache import find_data
+
+    folder = find_data(given)
+    if folder is None:
+        raise PetsegError(
+            "no data set: neither --data nor PETSEG_DATA is given and nothing was downloaded; run `petseg data get`"
+        )
+    return folder
+
+
+def data_or_download(given: Path | None) -> Path:
+    """Returns the folder of the dataset, downloaded if there is none."""
+    from petseg.data.cache import default_data_folder, find_data
+
+    folder = find_data(given)
+    if folder is None:
+        folder = default_data_folder()
+        _download(folder)
+    return folder
+
+
+def data_or_synthetic(given: Path | None) -> tuple[Path, bool]:
+    """Returns a data folder and whether its pets are made; a folder that was named must be right, though."""
+    from petseg.data.cache import default_data_folder, find_data, made_data
+
+    folder = find_data(given)
+    if folder is not None:
+        return folder, False
+    try:
+        _download(default_data_folder(), rounds=1)
+        return default_data_folder(), False
+    except PetsegError as error:
+        from rich.console import Console
+
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"petseg: {error}", style="dim", highlight=False)
+        console.print(
+            "MADE PETS: the real data set is not at hand and cannot be downloaded; training on drawn cats and dogs, "
+            "whose figures mean nothing for real ones",
+            style="bold white on red",
+        )
+        return made_data(), True
+
+
+def _download(folder: Path, rounds: int = 4) -> None:
+    from petseg.data.cache import get_data
+
+    with progress_bar(transfer=True) as advance:
+        get_data(folder, rounds=rounds, on_progress=lambda name, done, total: advance(f"download {name}", done, total))
+
+
+def prepare_data(folder: Path, size: int) -> Prepared:
+    """Returns the prepared cache; prints a warning about each sample left out."""
+    from petseg.data.cache import UNOFFICIAL, prepare
+
+    with progress_bar() as advance:
+        prepared = prepare(folder, size, on_progress=lambda done, total: advance(f"prepare {size} px", done, total))
+    if prepared.source == UNOFFICIAL:
+        print(f"petseg: warning: {folder}: {UNOFFICIAL}; figures are of these pictures", file=sys.stderr)
+    for name, reason in prepared.left_out.items():
+        print(f"petseg: left out: {name}: {reason.removeprefix(f'{name}: ')}", file=sys.stderr)
+    return prepared

@@ -1,0 +1,119 @@
+"""`petseg export` and `petseg bench`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from petseg.cli.options import DataOption, checked_size
+from petseg.cli.progress import progress_bar
+from petseg.errors import PetsegError
+
+
+def export(
+    out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
+    model: Annotated[str, typer.Option(help="A shipped model.", show_default=False)] = "",
+    run: Annotated[Path | None, typer.Option(help="A trained run; needs the extra export.", show_default=False)] = None,
+    kind: Annotated[
+        str, typer.Option("--format", help="onnx, torch (a torch.export program) or openvino.", show_default="by --out")
+    ] = "",
+    fp16: Annotated[bool, typer.Option(help="Store a run's large weights in half the bytes; not for torch.")] = True,
+) -> None:
+    """Write a model as one file for other programs; checked against the original first."""
+    from petseg.export.openvino import chosen_format, export_shipped
+
+    if (run is None) == (not model):
+        raise PetsegError("give one of --model NAME, a shipped model, and --run RUN, a trained one")
+    chosen = chosen_format(out, kind)
+    if run is None:
+        parity, original = export_shipped(model, out, chosen).agreement, "the shipped model"
+    else:
+        from petseg.export.onnx import export_run
+
+        parity, original = export_run(run, out, chosen, fp16=fp16)["parity"]["agreement"], "torch"
+    print(f"{out}: agrees with {original} on {100 * parity:.3f} % of the pixels of drawn pets")
+
+
+def bench(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped model or an ONNX file. Repeatable.", show_default="all shipped models"),
+    ] = None,
+    size: Annotated[
+        str, typer.Option(help="Sides in pixels, for example 128,256.", show_default="each model's own")
+    ] = "",
+    threads: Annotated[str, typer.Option(help="Threads of one call, for example 1,2.")] = "1",
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino or openvino-bf16. Repeatable.",
+            show_default="all at hand",
+        ),
+    ] = None,
+    turns: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 7,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,
+) -> None:
+    """Measure time and memory of one picture, for every runtime at hand, taking turns on this machine."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.data.cache import find_data
+    from petseg.export.bench import bench as bench_models
+    from petseg.predict.segmenter import shipped_models
+    from petseg.storage import write_json
+
+    sizes = [checked_size(side) for side in _whole_numbers(size, "--size")]
+    counts = _whole_numbers(threads, "--threads")
+    with progress_bar() as advance:
+        found = bench_models(
+            model or shipped_models(),
+            sizes,
+            counts,
+            runtime or (),
+            turns=turns,
+            data=find_data(data),
+            on_progress=lambda done, total: advance("bench", done, total),
+        )
+    machine = found["environment"]
+    extras = ", ".join(found["instructions"])
+    table = Table(
+        padding=(0, 0),
+        title=f"one picture at a time, {turns} turns; {machine['processor']} ({extras})",
+        caption=", ".join(
+            f"{name} {number}" for name, number in {"torch": machine["torch"], **found["versions"]}.items()
+        ),
+    )
+    for column in ("model", "px", "threads", "runtime", "p50 ms", "by turn", "p95", "1/s", "MB"):
+        table.add_column(column, justify="left" if column in ("model", "runtime") else "right", no_wrap=True)
+    for row in sorted(found["rows"], key=lambda row: (row["size"], row["threads"], row["model"])):
+        table.add_row(
+            row["model"],
+            str(row["size"]),
+            str(row["threads"]),
+            row["title"],
+            f"{row['p50_ms']:.2f}",
+            f"{row['p50_low_ms']:.1f}-{row['p50_high_ms']:.1f}",
+            f"{row['p95_ms']:.1f}",
+            f"{row['images_per_second']:.0f}",
+            "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+        )
+    Console().print(table)
+    for name, reason in found["not_measured"].items():
+        print(f"not measured: {name}: {reason}")
+    if out is not None:
+        words = ["petseg", "bench", *(word for name in model or () for word in ("--model", name))]
+        words += [*(("--size", size) if size else ()), "--threads", threads]
+        words += [word for name in runtime or () for word in ("--runtime", name)]
+        write_json(out, {"kind": "benchmark", "command": shlex.join([*words, "--turns", str(turns)]), **found})
+
+
+def _whole_numbers(text: str, option: str) -> list[int]:
+    """Returns the numbers of a list like 128,256, each above zero."""
+    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(numbers) != len(text.split(",")) * bool(text) or 0 in numbers:
+        raise PetsegError(f"{option} is {text!r}; wanted whole numbers above zero, for example 1,2")
+    return numbers

@@ -1,0 +1,50 @@
+"""Options that several commands share, each one's check, and the device that they choose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from petseg.training.loop import Hardware
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder with images/ and annotations/, or with the two archives. Default: PETSEG_DATA, then what "
+        "`petseg data get` downloaded.",
+        show_default=False,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Change a field of the recipe, for example --set epochs=10 or --set data.task=pet. Repeatable."
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else cpu.", show_default=False),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folder of an interrupted run.")]
+
+
+def checked_size(size: int) -> int:
+    """Returns the size if a recipe may have it; the recipe's own field says which."""
+    from petseg.config import DataConfig, validated
+
+    return validated(DataConfig, {"size": size}, source="--size").size
+
+
+def chosen_hardware(precision: str, device: str | None) -> Hardware:
+    """Returns the device and precision to compute with, and prints them."""
+    from petseg.training.loop import choose_hardware, keep_freed_memory
+
+    hardware = choose_hardware(precision, device)
+    if hardware.device.type == "cpu":
+        keep_freed_memory()
+    print(f"computing on {hardware.device} in {hardware.precision} ({hardware.reason})")
+    return hardware

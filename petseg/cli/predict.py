@@ -1,0 +1,139 @@
+"""`petseg predict`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from petseg.cli.progress import progress_bar
+from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.predict.segmenter import Segmenter
+
+
+def predict(
+    photos: Annotated[list[str], typer.Argument(help="Photos, folders of photos, or - for one photo on stdin.")],
+    model: Annotated[
+        str, typer.Option(help="A shipped model or an ONNX file of `petseg export`.", show_default="unet")
+    ] = "",
+    run: Annotated[
+        Path | None, typer.Option(help="Use a trained run; needs the extra `export`.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="beside each photo")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="mask, cutout, overlay, trimap or json. Repeatable.", show_default="mask, cutout, overlay"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON a photo; write files only where --only names them.")
+    ] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average with what is seen in the mirrored photo, at twice the time.")
+    ] = False,
+    matting: Annotated[
+        bool,
+        typer.Option("--matting", help="Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."),
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip photos whose files are all there.")] = False,
+) -> None:
+    """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
+    import warnings
+
+    from petseg.predict.outputs import check_folders, chosen_kinds, plan, predict_job, predict_jobs, remove_halves
+
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in pictures that decode
+    kinds = chosen_kinds(only or ()) if only or not as_json else ()
+    if matting:
+        import pymatting  # noqa: F401 - told now if it is missing, not after the first photo
+
+        if "cutout" not in kinds:
+            raise PetsegError("--matting is of cut-outs, and none is written; add --only cutout or leave it out")
+    if resume and not kinds:
+        raise PetsegError("--resume was given with --json alone, which writes no file to go by; name files with --only")
+    if photos == ["-"]:
+        if out is not None or resume or len(kinds) + as_json != 1:
+            raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
+        _predict_stdin(_segmenter(model, run, flip, photos=1), kinds, matting)
+        return
+    jobs = plan([Path(photo) for photo in photos], kinds, out)
+    if resume:
+        remove_halves(jobs)
+        total, jobs = len(jobs), [job for job in jobs if not job.done()]
+        print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
+    if kinds:
+        check_folders([out] if out is not None else [job.photo.parent for job in jobs])
+    segmenter = _segmenter(model, run, flip, photos=len(jobs))
+    if len(photos) == 1 and not Path(photos[0]).is_dir():
+        for job in jobs:
+            outcome = predict_job(segmenter, job, matting=matting)
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.summary is not None, "no error, so it has one"
+            print(_told(outcome.summary, as_json=as_json))
+        return
+    failed, noted, empty = [], [], 0
+    with progress_bar() as advance:
+        for done, outcome in enumerate(predict_jobs(segmenter, jobs, matting=matting), start=1):
+            if outcome.summary is None:
+                failed.append(str(outcome.error))
+            else:
+                empty += not outcome.summary["pet"]
+                if as_json:
+                    print(_told(outcome.summary, as_json=True))
+                elif outcome.summary["notes"] or not outcome.summary["pet"]:
+                    noted.append(_told(outcome.summary, as_json=False))
+            advance(f"predict with {segmenter.name}", done, len(jobs))
+    for told in failed:
+        print(f"petseg: {told}", file=sys.stderr)
+    for told in noted:
+        print(told)
+    if not as_json:
+        print(
+            f"{len(jobs)} photos: {len(jobs) - len(failed) - empty} with a pet, {empty} without, {len(failed)} failed"
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+def _segmenter(model: str, run: Path | None, flip: bool, photos: int) -> Segmenter:
+    """Returns the model for so many photos: one takes all cores, several take one each."""
+    from petseg.predict.runtimes import chosen_runtime
+    from petseg.predict.segmenter import Segmenter
+
+    if run is not None and model:
+        raise PetsegError(f"--run {run} was given with --model {model}; choose one: a run holds its own model")
+    name: str | Path = model
+    if run is not None:
+        from petseg.export.onnx import exported_run
+
+        name = exported_run(run)
+    return Segmenter(name, threads=1 if photos > 1 else None, runtime=chosen_runtime(photos), flip=flip)
+
+
+def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], matting: bool) -> None:
+    from petseg.predict.outputs import encoded
+    from petseg.predict.photos import Photo
+
+    (found,) = segmenter.batch([Photo(sys.stdin.buffer.read(), "stdin")])
+    if not kinds:
+        print(_told({"photo": "-", **found.summary()}, as_json=True))
+        return
+    for told in (*(() if found.boxes else ("no pet found",)), *found.photo.notes):
+        print(f"petseg: stdin: {told}", file=sys.stderr)
+    sys.stdout.buffer.write(encoded(found, kinds[0], matting=matting))
+
+
+def _told(summary: dict[str, Any], *, as_json: bool) -> str:
+    """Returns one photo's prediction in a line."""
+    if as_json:
+        return json.dumps(summary)
+    species = summary["species"]
+    sure = f", {100 * species['probability']:.0f} % sure" if species else ""
+    seen = f"{species['name'] if species else 'pet'}{sure}, {100 * summary['pet_share']:.0f} % of the photo"
+    words = [seen if summary["pet"] else "no pet found", *summary["notes"], *map(str, summary["files"].values())]
+    return f"{summary['photo']}: {'; '.join(words)}"

@@ -1,0 +1,50 @@
+"""`petseg serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1, this machine alone")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="7860")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a limit: upload_bytes, pixels, concurrent, queue, held_bytes or seconds. Repeatable.",
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Open a page that tries both models on your own photo, and an API beside it, until Ctrl-C."""
+    import threading
+    import webbrowser
+
+    from petseg.config import load_serving
+
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    config = load_serving(settings or (), **given)
+    from petseg.serve.server import is_loopback
+    from petseg.serve.server import serve as serve_pages
+
+    if not is_loopback(config.host):
+        print(f"petseg: warning: {config.host} lets others on the network in; there is no password", file=sys.stderr)
+
+    def ready(url: str) -> None:
+        print(f"{url}  (Ctrl-C stops it)", flush=True)
+        if show and _has_screen():
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+    serve_pages(config, ready)
+
+
+def _has_screen() -> bool:
+    """Returns whether a window can open; a browser that is text would take the terminal."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

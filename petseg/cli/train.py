@@ -1,0 +1,93 @@
+"""`petseg train` and `petseg evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from petseg.cli.data import data_folder, prepare_data
+from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, chosen_hardware
+from petseg.cli.progress import progress_bar, resumable
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a TOML file.")] = "default",
+    model: Annotated[str, typer.Option(help="unet, segnet, unet_paper or segnet_paper.")] = "unet",
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE-MODEL")] = None,
+    settings: SetOption = None,
+    resume: ResumeOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Train one model into a run folder."""
+    from petseg.config import load_recipe
+    from petseg.evaluation.cost import count_cost
+    from petseg.models import TITLES
+    from petseg.training.loop import train as train_model
+    from petseg.training.runs import refuse_existing
+
+    config = load_recipe(recipe, settings or ()).for_model(model)
+    count_cost(config.model, 3, config.data.size)  # an option that the model lacks is told before minutes of work
+    run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
+    refuse_existing(run, resume=resume)
+    hardware = chosen_hardware(config.train.precision, device)
+    prepared = prepare_data(data_folder(data), config.data.size)
+    with resumable(), progress_bar() as advance:
+        history = train_model(
+            config,
+            prepared,
+            run,
+            hardware=hardware,
+            resume=resume,
+            on_progress=lambda progress: advance(
+                f"train {TITLES[model]}",
+                progress.step,
+                progress.steps,
+                progress.words,
+            ),
+        )
+    last = history[-1]
+    print(
+        f"{run}: epoch {last['epoch']}, val loss {last['val_loss']:.4f}, "
+        f"val mIoU {last['val_miou']:.4f} at the training size"
+    )
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    split: Annotated[str, typer.Option(help="val, or test for the final figure of a finished run.")] = "val",
+    data: DataOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Score a trained run on a split, at each image's own size; kept in the run folder."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg.evaluation.evaluate import evaluate_run
+    from petseg.training.runs import read_config
+
+    config = read_config(run)
+    hardware = chosen_hardware(config.train.precision, device)
+    prepared = prepare_data(data_folder(data), config.data.size)
+    with progress_bar() as advance:
+        scores = evaluate_run(
+            run, prepared, hardware, split=split, on_progress=lambda done, total: advance(f"score {split}", done, total)
+        ).scores
+    print(f"{run}: {split}, {scores['images']} images, epoch {scores['epoch']}")
+    table = Table()
+    for column in ("class", "IoU", "Dice", "boundary F"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name in scores["iou"]:
+        table.add_row(name, *(_score(scores[kind][name]) for kind in ("iou", "dice", "boundary_f")))
+    table.add_row("mean", *(_score(scores[kind]) for kind in ("miou", "mean_dice", "mean_boundary_f")), style="bold")
+    Console().print(table)
+    print(
+        f"pixel accuracy {scores['pixel_accuracy']:.4f}, "
+        f"cross-entropy {scores['cross_entropy']:.4f} at {scores['cross_entropy_frame']}"
+    )
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
