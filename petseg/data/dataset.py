@@ -1,0 +1,224 @@
+"""The dataset contract: all that training, evaluation, reports and prediction know of labelled images.
+
+A source (`oxford_pets`, a folder, an annotation file) reads its own format and returns a `Dataset`; nothing after it
+asks where the images came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from petseg.errors import PetsegError
+
+UInt8 = npt.NDArray[np.uint8]
+
+IGNORE = 255
+"""The class id of pixels that neither train nor count."""
+
+Role = Literal["foreground", "background", "boundary"]
+"""What a class is to a cut-out: kept, dropped, or a band around the foreground that belongs half to each."""
+
+ROLES: dict[str, Role] = {"background": "background", "border": "boundary"}
+"""Class name -> role where none is given; every other class is foreground."""
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#882255", "#44AA99", "#999933")
+"""Colours of classes that bring none, repeated after ten (Okabe and Ito's palette, then Paul Tol's)."""
+
+BACKGROUND_COLOUR = "#BBBBBB"
+
+
+@dataclass(frozen=True)
+class Class:
+    """What a pixel can be."""
+
+    name: str
+    colour: str
+    """As "#0072B2", in every image, legend and plot."""
+    role: Role = "foreground"
+
+    def rgb(self) -> tuple[int, int, int]:
+        """Returns the colour as three values 0..255."""
+        red, green, blue = bytes.fromhex(self.colour[1:])
+        return red, green, blue
+
+
+def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...]:
+    """Returns classes from metadata: names, or objects with name, colour and role; what is missing is filled in.
+
+    >>> [entry.role for entry in classes_from(["background", "leaf"])]
+    ['background', 'foreground']
+
+    Raises:
+        ValueError: no classes, a name that stands twice, a role or a colour that is none.
+    """
+    classes = []
+    for place, entry in enumerate(entries):
+        given: Mapping[str, Any] = {"name": entry} if isinstance(entry, str) else entry
+        name = given.get("name")
+        if not isinstance(name, str) or not name:
+            raise ValueError("a class has no name")
+        role = given.get("role") or ROLES.get(name, "foreground")
+        if role not in ("foreground", "background", "boundary"):
+            raise ValueError(f"class {name} has role {role!r}; wanted foreground, background or boundary")
+        colour = given.get("colour") or (BACKGROUND_COLOUR if role == "background" else COLOURS[place % len(COLOURS)])
+        if not isinstance(colour, str) or len(colour) != 7 or colour[0] != "#":
+            raise ValueError(f"class {name} has colour {colour!r}; wanted one as #0072B2")
+        int(colour[1:], 16)
+        classes.append(Class(name, colour, role))
+    if not classes or len({entry.name for entry in classes}) < len(classes):
+        raise ValueError("there are no classes, or two of one name")
+    return tuple(classes)
+
+
+def palette(classes: Sequence[Class]) -> UInt8:
+    """Returns the classes' colours by class id, uint8 [256, 3]; white for ids that no class has."""
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[: len(classes)] = [entry.rgb() for entry in classes]
+    return colours
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Classes that scores take together, such as cat and dog as pet.
+
+    An image then also has a class: the member of the first merged group that it shows most of.
+    """
+
+    classes: tuple[Class, ...]
+    """What scores are of."""
+    of: tuple[int, ...]
+    """For each trained class id, its scored class id."""
+
+    def members(self) -> tuple[tuple[int, ...], ...]:
+        """Returns, for each scored class, the trained class ids that it holds."""
+        return tuple(
+            tuple(own for own, scored in enumerate(self.of) if scored == target) for target in range(len(self.classes))
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its label, not yet opened."""
+
+    id: str
+    image: Path
+    label: Path
+    group: str = ""
+    """What scores are also given by, such as a breed; "" where there are no groups."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """An opened label: what each pixel is."""
+
+    ids: UInt8
+    """[H, W] class ids, 255 where ignored; at the label file's own size."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about it, for `petseg data check`."""
+
+
+SUSPECT = "label without any foreground"
+"""A note on a label that is likely wrong: such an image trains and counts, but is not shown as an example."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images with their classes and splits."""
+
+    name: str
+    """As tables name it."""
+    samples: tuple[Sample, ...]
+    """Sorted by id."""
+    classes: tuple[Class, ...]
+    """By class id, 0..C-1."""
+    splits: Mapping[str, tuple[str, ...]]
+    """"train", "val" and, where there is one, "test": sample ids, sorted."""
+    read_label: Callable[[Sample], Label]
+    """Opens a label; raises `PetsegError` where it cannot be used."""
+    provenance: str
+    """Where the images come from, in one sentence."""
+    official: bool = False
+    """Whether checksums say that these are the published files."""
+    fingerprint: str = ""
+    """What class ids depend on beside the files' bytes, such as how a trimap's values become classes."""
+    merge: Merge | None = None
+    loss_sizes: tuple[int, ...] = ()
+    """Sides in pixels at which the cross-entropy is reported too."""
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Kind of file that is no sample -> names."""
+
+    @property
+    def scored_classes(self) -> tuple[Class, ...]:
+        """The classes that scores are of."""
+        return self.merge.classes if self.merge else self.classes
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Sample]:
+        """Sample id -> sample."""
+        return {sample.id: sample for sample in self.samples}
+
+    def splits_key(self) -> str:
+        """Returns a short hash of the splits."""
+        text = json.dumps({name: list(ids) for name, ids in self.splits.items()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def scored_ids(labels: UInt8, merge: Merge | None) -> UInt8:
+    """Returns labels of the trained classes as labels of the scored ones; any shape."""
+    if merge is None:
+        return labels
+    table = np.full(256, IGNORE, np.uint8)
+    table[: len(merge.of)] = merge.of
+    return table[labels]
+
+
+def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[str, ...]:
+    """Returns the ids of a share of the samples, sorted, each group in proportion, at least two.
+
+    Shares are nested: a smaller one lies within a larger one, so that a learning curve adds images and replaces none.
+
+    Args:
+        samples: of the training split.
+        share: above 0, to 1.
+        seed: of the order within each group, the same for every share.
+
+    >>> samples = [Sample(f"{group}_{n}", Path(), Path(), group) for group in ("pug", "Bombay") for n in range(3)]
+    >>> [len(part_of(samples, share)) for share in (0.5, 1.0)]
+    [3, 6]
+    """
+    by_group: dict[str, list[str]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda sample: sample.id):
+        by_group[sample.group].append(sample.id)
+    placed: list[tuple[float, str]] = []  # a group's samples spread evenly over 0..1; a share is what lies below it
+    for group, ids in by_group.items():
+        draw = random.Random(f"{seed} {group}")  # noqa: S311 - a split, not a secret
+        draw.shuffle(ids)
+        offset = draw.random()
+        placed += [((place + offset) / len(ids), sample_id) for place, sample_id in enumerate(ids)]
+    count = min(len(placed), max(2, round(share * len(placed))))
+    return tuple(sorted(sample_id for _, sample_id in sorted(placed)[:count]))
+
+
+def check_splits(dataset: Dataset) -> None:
+    """Checks that a dataset can train.
+
+    Raises:
+        PetsegError: fewer than two training samples or no validation sample.
+    """
+    sizes = {part: len(dataset.splits.get(part, ())) for part in ("train", "val")}
+    if sizes["train"] < 2 or not sizes["val"]:
+        raise PetsegError(
+            f"{dataset.name}: {sizes['train']} training and {sizes['val']} validation images; wanted at least 2 and 1: "
+            "is the data folder complete? (`petseg data check`)"
+        )

@@ -1,0 +1,177 @@
+"""Opening image files that others wrote: which formats, what a decoder may raise, any mode to RGB."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from petseg.data.dataset import Dataset, Label, Sample, UInt8
+from petseg.errors import PetsegError
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+"""What is decoded. Pillow reads more, and some of that with programs of its own, such as Ghostscript."""
+
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, AttributeError, MemoryError),
+    *(LookupError, ArithmeticError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+"""What Pillow raises for files that are no image, damaged, or too large: whatever a decoder stumbles over."""
+
+SAME_ASPECT = 0.02
+"""A label of another size is resized when the ratio of its sides differs by less than this share."""
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An opened sample in the frame of its image."""
+
+    image: Image.Image
+    """Mode RGB; reduced already where `draft` asked for it."""
+    ids: UInt8
+    """[H, W] class ids at the image's own size, 255 ignored."""
+    notes: tuple[str, ...]
+    """What was unusual and how it was handled, for `petseg data check`."""
+
+
+@lru_cache(maxsize=1)
+def formats() -> tuple[str, ...]:
+    """Returns those of `FORMATS` that this Pillow has."""
+    Image.init()  # all are known before they are chosen from
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def draft_side(size: int) -> int:
+    """Returns how many pixels the JPEG decoder, which can halve an image at once, must leave of each side.
+
+    A quarter more than is wanted: most official images (500 x 333 and more) are halved below 134 px: half the time.
+    """
+    return size + size // 4
+
+
+def check_pixels(opened: Image.Image) -> None:
+    """Checks that an image is not too large to decode: of up to twice its own limit Pillow warns only.
+
+    Its warnings are no way to know: their filter belongs to all threads.
+
+    Raises:
+        ValueError: it is.
+    """
+    pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
+    if limit and pixels > limit:
+        raise ValueError(f"{pixels:,} pixels; at most {limit:,} are read")
+
+
+def reason(error: Exception, path: Path) -> str:
+    """Returns Pillow's words without the folder, which is nobody's business in a published comparison."""
+    return str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)
+
+
+def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
+    """Returns the image in RGB; alpha is dropped, since labels describe the colours below it."""
+    if opened.mode == "RGB":
+        opened.load()
+        return opened  # its pixels outlive the file
+    if opened.mode.startswith("I;16") or opened.mode in ("I", "F"):
+        notes.append("16-bit, scaled to 8")
+        wide = np.asarray(opened, dtype=np.float64)
+        return Image.fromarray((wide / 257.0).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    notes.append(f"mode {opened.mode}, converted to RGB")
+    if "transparency" in opened.info:
+        return opened.convert("RGBA").convert("RGB")
+    return opened.convert("RGB")
+
+
+def read_ids(path: Path, kind: str = "label") -> UInt8:
+    """Returns a one-channel image file as uint8 [H, W], its values as they are stored.
+
+    Raises:
+        PetsegError: it cannot be decoded, or has several channels.
+    """
+    try:
+        with Image.open(path, formats=formats()) as opened:
+            check_pixels(opened)
+            values = np.asarray(opened)
+    except UNREADABLE as error:
+        raise PetsegError(f"{path.stem}: {kind} cannot be decoded ({reason(error, path)})") from None
+    if values.ndim != 2:
+        raise PetsegError(f"{path.stem}: {kind} has shape {values.shape}; a {kind} has one channel")
+    return values
+
+
+def open_sample(dataset: Dataset, sample: Sample, *, draft: int | None = None) -> LabelledImage:
+    """Returns the image as RGB and its class ids, both at the image's own size and orientation on disk.
+
+    EXIF rotation is not applied: labels were drawn on the stored pixels.
+
+    Args:
+        dataset: reads the label.
+        sample: which one.
+        draft: lets the JPEG decoder reduce the image (the label stays), as long as both sides keep this many pixels.
+
+    Raises:
+        PetsegError: the sample cannot be used; the message is the reason that `petseg data check` prints.
+    """
+    notes: list[str] = []
+    image, own_size = _open_image(sample.image, draft, notes)
+    ids = _match(dataset.read_label(sample), own_size, sample.id, notes)
+    return LabelledImage(image, ids, tuple(notes))
+
+
+def open_ids(dataset: Dataset, sample: Sample) -> UInt8:
+    """Returns the class ids at the image's own size, as `open_sample` does, without decoding the image.
+
+    Raises:
+        PetsegError: as `open_sample`.
+    """
+    try:
+        with Image.open(sample.image, formats=formats()) as opened:
+            own_size = opened.size
+    except UNREADABLE as error:
+        raise PetsegError(f"{sample.id}: image cannot be decoded ({reason(error, sample.image)})") from None
+    return _match(dataset.read_label(sample), own_size, sample.id, [])
+
+
+def _match(label: Label, own_size: tuple[int, int], name: str, notes: list[str]) -> UInt8:
+    """Returns the ids at `own_size` (width, height); what was done goes to `notes`."""
+    ids = label.ids
+    height, width = ids.shape
+    if (width, height) != own_size:
+        if abs(math.log(width / height * own_size[1] / own_size[0])) > SAME_ASPECT:
+            raise PetsegError(
+                f"{name}: label is {width}x{height}, image {own_size[0]}x{own_size[1]}; "
+                "different shapes cannot be matched"
+            )
+        ids = np.asarray(Image.fromarray(ids).resize(own_size, Image.Resampling.NEAREST))
+        notes.append("label of another size, resized (nearest)")
+    notes.extend(label.notes)
+    return ids
+
+
+def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.Image, tuple[int, int]]:
+    try:
+        with Image.open(path, formats=formats()) as opened:
+            own_size = opened.size
+            check_pixels(opened)
+            if opened.format != "JPEG":
+                notes.append(f"{opened.format} named {path.suffix}")
+            # a JPEG without the segment needs no parsing
+            if (opened.format != "JPEG" or "exif" in opened.info) and opened.getexif().get(0x0112, 1) != 1:
+                notes.append("EXIF rotation, not applied (the label has none)")
+            if draft is not None:
+                opened.draft("RGB", (draft, draft))
+            return to_rgb(opened, notes), own_size
+    except UNREADABLE as error:
+        raise PetsegError(f"{path.stem}: image cannot be decoded ({reason(error, path)})") from None
+
+
+def resize_ids(ids: UInt8, size: tuple[int, int]) -> UInt8:
+    """Returns class ids uint8 [H, W] at another size (height, width), nearest."""
+    return np.asarray(Image.fromarray(ids).resize((size[1], size[0]), Image.Resampling.NEAREST))
