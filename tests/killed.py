@@ -116,7 +116,7 @@ def download(folder: str, url: str, size: int, sha256: str) -> None:
     """One archive."""
     from petseg.data.download import Archive, download
 
-    download(Archive("pets.tar.gz", size, sha256, (url,)), Path(folder), urls=[url], timeout=20)
+    download(Archive("pets.tar.gz", size, sha256, (url,)), Path(folder), timeout=20)
 
 
 def predict(folder: str, photos: str) -> None:

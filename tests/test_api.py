@@ -78,7 +78,7 @@ STARTS_OR_EXECUTES = {
 }
 
 REASONED = {
-    ("runs.py", "subprocess.run"): "git, for the commit of petseg's own code",
+    ("environment.py", "subprocess.run"): "git, for the commit of petseg's own code",
     ("loop.py", "ctypes.CDLL"): "the C library of this very process",
     ("onnx.py", "torch.export.load"): "the program that it has just written, from memory",
     ("__init__.py", "importlib.import_module"): "petseg's own modules, by its own table",

@@ -27,7 +27,8 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from platformdirs import user_cache_path, user_data_path
 
-from petseg.data.download import ANNOTATIONS, ARCHIVES, IMAGES, download, extract, is_official
+from petseg.data.archive import extract
+from petseg.data.download import ANNOTATIONS, ARCHIVES, IMAGES, download, is_official
 from petseg.data.oxford_pets import Contents, Pet, UInt8, draft_side, open_pair, read_contents
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError

@@ -1,0 +1,104 @@
+"""Tar archives from elsewhere, extracted into a new folder: all of them or nothing, and nothing outside it."""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from petseg.data.download import disk_errors
+from petseg.errors import PetsegError
+
+MAX_MEMBERS = 50_000
+"""Most members that `extract` accepts in all; the two official archives hold about 26,000."""
+
+MAX_BYTES = 4 * 2**30
+"""Most bytes that `extract` writes in all; the two official archives hold about 0.8 GB."""
+
+MAX_HEADER_BYTES = 2**20
+"""Most bytes of a long name or of extended attributes: tarfile reads them into memory."""
+
+
+def extract(paths: Sequence[Path], target: Path) -> None:
+    """Extracts tar archives, plain or compressed, into one new folder `target`; all of them or nothing.
+
+    Only files and folders are written, with this process's own permissions. A `target` that exists stays as it is.
+    What a killed extraction left is removed, so the caller holds a lock.
+
+    Raises:
+        PetsegError: An archive is missing, truncated or damaged; holds a link, a device or a name outside the folder;
+            holds more than MAX_MEMBERS or MAX_BYTES; or `target` cannot be written.
+    """
+    if target.exists():
+        return
+    unfinished = target.with_name(f".{target.name}.extracting")
+    with disk_errors(target, "another disk with PETSEG_CACHE"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            members = size = 0
+            for path in paths:
+                with _opened(path) as tar:
+                    for member in tar:
+                        members, size = members + 1, size + member.size
+                        if members > MAX_MEMBERS or size > MAX_BYTES:
+                            what = f"{members:,} members with {size:,} bytes"
+                            raise PetsegError(f"{path} holds too much, {what}; use the official archive")
+                        tar.extract(member, unfinished, filter=_plain)
+            unfinished.rename(target)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)  # after the rename nothing has that name
+
+
+def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """tarfile's data filter (no device, nothing outside the folder), and no link or control character at all."""
+    if not (member.isreg() or member.isdir()) or not member.name.isprintable():
+        raise tarfile.SpecialFileError(member)
+    return tarfile.data_filter(member, folder)
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A truncated, damaged or huge header is an error; tarfile alone takes the first two for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # the block of zeros that ends every archive
+            raise tarfile.ReadError(str(error)) from error
+        if not member.isreg() and member.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """Yields the archive; what its bytes make tarfile and the decompressors raise becomes one line."""
+    if not path.is_file():
+        raise PetsegError(f"{path} is not a file; a tar archive is wanted: download it, or put it there")
+    try:
+        with tarfile.open(path, "r:*", tarinfo=_StrictTarInfo) as tar:
+            yield tar
+            assert tar.fileobj is not None
+            tar.fileobj.read(2**20)  # the padding, so that a compressed archive's own checksum is verified too
+    except PetsegError:
+        raise
+    except tarfile.FilterError as error:
+        raise PetsegError(
+            f"{path} holds {error.tarinfo.name!r}, which is no plain file or folder below it; use the official archive"
+        ) from error
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the archive's bytes
+        raise PetsegError(
+            f"{path} is damaged or only half downloaded ({str(error).splitlines()[0]}); a whole tar archive is wanted: "
+            "delete the file and download it again"
+        ) from error

@@ -1,0 +1,191 @@
+"""Good, truncated and hostile archives."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from petseg.data import archive as archives
+from petseg.data.archive import extract
+from petseg.errors import PetsegError
+
+FILES = {"images/a.jpg": b"a" * 3000, "images/b.jpg": b"b" * 70_000, "list.txt": b""}
+DAMAGED = r"is damaged or only half downloaded \(.+\); a whole tar archive is wanted: delete the file and download it"
+
+
+def member(name: str, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+def write_tar(path: Path, *members: tarfile.TarInfo, mode: str = "w", files: dict[str, bytes] = FILES) -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        tar.addfile(member("images", type=tarfile.DIRTYPE))
+        for name, content in files.items():
+            tar.addfile(member(name, size=len(content)), io.BytesIO(content))
+        for info in members:
+            tar.addfile(info)
+    return path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_refused(path: Path, match: str) -> None:
+    folder = path.parent / "data"
+    with pytest.raises(PetsegError, match=match) as caught:
+        extract([path], folder / "pets")
+    assert names(folder) == []  # neither target nor temporary folder
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_extract_plain_and_compressed(tmp_path, mode):
+    extract([write_tar(tmp_path / "x.tar.gz", mode=mode)], tmp_path / "deep" / "pets")
+    assert tree(tmp_path / "deep" / "pets") == FILES
+    assert names(tmp_path / "deep") == ["pets"]
+
+
+def test_extract_several_archives_into_one_folder_once(tmp_path):
+    one = write_tar(tmp_path / "1.tar", files={"images/a.jpg": b"a"})
+    two = write_tar(tmp_path / "2.tar", files={"annotations/list.txt": b"l"})  # its folder has no member of its own
+    extract([one, two], tmp_path / "pets")
+    assert tree(tmp_path / "pets") == {"images/a.jpg": b"a", "annotations/list.txt": b"l"}
+    extract([tmp_path / "absent.tar"], tmp_path / "pets")  # an existing target stays as it is
+    assert len(tree(tmp_path / "pets")) == 2
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        member("../evil"),
+        member("images/../../evil"),
+        member("link", type=tarfile.SYMTYPE, linkname="/etc"),
+        member("link", type=tarfile.SYMTYPE, linkname="list.txt"),
+        member("link", type=tarfile.LNKTYPE, linkname="list.txt"),
+        member("pipe", type=tarfile.FIFOTYPE),
+        member("null", type=tarfile.CHRTYPE),
+        member("disk", type=tarfile.BLKTYPE),
+        member("a\x1b[2Jb"),
+        member("a\nb"),
+    ],
+    ids=lambda value: repr(value.name),
+)
+def test_hostile_member_is_refused(tmp_path, hostile):
+    assert_refused(write_tar(tmp_path / "evil.tar", hostile), "no plain file or folder below it; use the official")
+    assert names(tmp_path) == ["data", "evil.tar"]
+
+
+@pytest.mark.parametrize("name", ["/petseg-evil", "C:\\petseg-evil", "\\petseg-evil", "images\\..\\..\\petseg-evil"])
+def test_an_absolute_or_foreign_path_stays_below_the_target(tmp_path, name):
+    """tarfile's filter takes the root off; what a backslash means depends on the system."""
+    try:
+        extract([write_tar(tmp_path / "evil.tar", member(name))], tmp_path / "data" / "pets")
+    except PetsegError:
+        assert sys.platform == "win32"
+    assert not Path("/petseg-evil").exists()
+    assert names(tmp_path) == ["data", "evil.tar"]
+    assert names(tmp_path / "data") in (["pets"], [])
+
+
+def test_too_many_members(tmp_path, monkeypatch):
+    assert archives.MAX_MEMBERS == 50_000
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 50)
+    path = tmp_path / "many.tar.gz"
+    path.write_bytes(gzip.compress(member("d", type=tarfile.DIRTYPE).tobuf() * 51 + bytes(1024), 1))
+    assert_refused(path, r"holds too much, 51 members with 0 bytes; use the official archive")
+
+
+def test_too_many_bytes_over_all_archives(tmp_path):
+    path = tmp_path / "big.tar"
+    path.write_bytes(member("big", size=archives.MAX_BYTES + 1).tobuf(tarfile.GNU_FORMAT))
+    assert_refused(path, r"holds too much, 1 members with 4,294,967,297 bytes")
+    path.write_bytes(member("big", size=archives.MAX_BYTES).tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(PetsegError, match="holds too much"):
+        extract([write_tar(tmp_path / "1.tar"), path], tmp_path / "pets")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_would_fill_the_memory_is_refused(tmp_path, kind):
+    """4 MB of gzip could hold a name of 4 GB, which tarfile would read whole."""
+    path = tmp_path / "name.tar.gz"
+    headers = member("a").tobuf() + member("x", type=kind, size=2**32).tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(gzip.compress(headers + bytes(2**20), 1))
+    assert_refused(path, r"a header of 4,294,967,296 bytes")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_archive_truncated_anywhere_is_refused(tmp_path, mode):
+    whole = write_tar(tmp_path / "x.tar", mode=mode, files={"a": os.urandom(2000), "b": os.urandom(100)}).read_bytes()
+    ends = {10, 511, 512, 700, 1536, 3072, 3100, 3584, 4096} if mode == "w" else {10, len(whole) // 2, len(whole) - 4}
+    assert max(ends) < len(whole)
+    for end in ends:  # 1536, 3584 and 4096 lie on block ends, where tarfile itself sees nothing wrong
+        (tmp_path / "x.tar").write_bytes(whole[:end])
+        assert_refused(tmp_path / "x.tar", DAMAGED)
+
+
+@pytest.mark.parametrize(
+    ("mode", "place"),
+    [("w:gz", 50_000), ("w", 512 * 3)],
+    ids=["data", "the header of b, which tarfile would take for the archive's end"],
+)
+def test_damaged_bytes_are_refused(tmp_path, mode, place):
+    files = {"a": os.urandom(100_000)} if mode == "w:gz" else {"a": b"a", "b": b"b"}
+    content = bytearray(write_tar(tmp_path / "x.tar", mode=mode, files=files).read_bytes())
+    content[place] ^= 255
+    (tmp_path / "x.tar").write_bytes(content)
+    assert_refused(tmp_path / "x.tar", DAMAGED)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>We have moved.</html>" * 100])
+def test_not_an_archive(tmp_path, content):
+    (tmp_path / "x.tar").write_bytes(content)
+    assert_refused(tmp_path / "x.tar", r"x.tar is damaged or only half downloaded \(file could not be opened")
+
+
+def test_missing_archive(tmp_path):
+    assert_refused(tmp_path / "x.tar", r"x.tar is not a file; a tar archive is wanted: download it, or put it there")
+
+
+def test_extract_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(PetsegError, match=r"cannot be written \(.*\); free some space .* PETSEG_CACHE"):
+        extract([], tmp_path / "file" / "pets")
+    below = write_tar(tmp_path / "x.tar", member("list.txt/inside"))
+    with pytest.raises(PetsegError, match="cannot be written"):
+        extract([below], tmp_path / "data" / "pets")
+    assert names(tmp_path / "data") == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by the file size limit, which is POSIX")
+def test_killed_extraction_leaves_no_target(tmp_path):
+    path = write_tar(tmp_path / "x.tar")
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from petseg.data.archive import extract\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL); resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); extract([Path(sys.argv[1])], Path(sys.argv[2]))"
+    )
+    target = tmp_path / "data" / "pets"
+    done = subprocess.run([sys.executable, "-B", "-c", code, path, target], check=False, capture_output=True)
+    assert done.returncode < 0, done.stderr  # the kernel killed it while it wrote b.jpg
+    assert names(target.parent) == [".pets.extracting"]
+    assert "images/a.jpg" in tree(target.parent / ".pets.extracting")
+    (target.parent / ".pets2.extracting").mkdir()  # another target's
+    extract([path], target)
+    assert tree(target) == FILES
+    assert names(target.parent) == [".pets2.extracting", "pets"]
