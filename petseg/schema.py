@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from petseg import storage
 from petseg.config import Recipe
@@ -242,6 +242,361 @@ class ComparisonResult(Record):
     differences: tuple[Difference, ...] = ()
     """Each other model less the reference."""
     examples: tuple[Example, ...] = ()
+
+
+# --- a study's findings ----------------------------------------------------------------------------------------------
+
+RunState = Literal["finished", "diverged", "missing", "waiting"]
+"""How far a run is: waiting needs what other runs decide, such as a tuned rate."""
+
+Verdict = Literal["held", "did not hold", "open"]
+"""Of an expectation that was written before the runs."""
+
+
+class Estimate(Record):
+    """A score with its interval, in points (hundredths)."""
+
+    points: float
+    low: float
+    high: float
+
+
+class PairedDifference(Estimate):
+    """A difference of two scores on the same images, left less right."""
+
+    share_left_better: float
+    """Of the resamples, 0..1."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves zero out, ends included."""
+        return not self.low <= 0 <= self.high
+
+
+class SeedMean(Record):
+    """The mean of one number a run, and its interval over seeds (Student's t); no interval for one seed."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Band(Record):
+    """Mean, lowest and highest over seeds."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class EpochBands(Record):
+    """One epoch of several seeds."""
+
+    epoch: int
+    train_loss: Band
+    val_loss: Band
+    val_miou: Band
+
+
+class Expectation(Record):
+    """A claim about two arms and what became of it; `left` scores higher than `right`, or the same."""
+
+    text: str
+    """As the recipe has it."""
+    left: str
+    right: str
+    equal: bool
+    points: float
+    """By at least how much."""
+    metric: str
+    reason: str
+    verdict: Verdict
+
+
+class ArmDifference(Record):
+    """Two arms compared, left less right."""
+
+    left: str
+    right: str
+    metric: str
+    """"miou", "boundary_f", or a class whose IoU it is."""
+    seeds: tuple[int, ...]
+    """That both arms have."""
+    diverged: dict[str, int] = {}
+    """Arm -> seeds in which its training diverged, where there are any."""
+    difference: PairedDifference | None
+    """None without a seed that both have."""
+    cost_ratios: dict[str, float] = {}
+    """"latency", "macs", "parameters", "activation_bytes" -> left over right; empty for equal shapes."""
+    expected: tuple[Expectation, ...] = ()
+
+
+class CostMatch(Record):
+    """How near a searched shape comes to the cost that it was to have."""
+
+    quantity: Literal["parameters", "latency"]
+    wanted: float
+    reached: float
+
+
+class TargetLoss(Record):
+    """How soon runs reached the study's `target_loss` on validation."""
+
+    runs: int
+    """That reached it."""
+    seconds: float | None
+    """Mean training time until then, of runs made by the experiment's usual machine."""
+
+
+class ArmScores(Record):
+    """What an arm's finished runs scored on the experiment's split."""
+
+    miou: Estimate
+    iou: dict[str, Estimate]
+    """By class."""
+    by_seed: dict[int, float]
+    """Seed -> mIoU in points."""
+    boundary_f: Estimate
+    cross_entropy: SeedMean
+    train_seconds: float | None
+    """Mean of the runs that the experiment's usual machine made; None: another made them."""
+    target: TargetLoss
+    history: tuple[EpochBands, ...] = ()
+    """Of the study's first experiment alone; the others' stand with their runs."""
+
+
+class ArmFindings(Record):
+    """A model in a variant, written MODEL/VARIANT, trained once a seed."""
+
+    arm: str
+    model: str
+    variant: str
+    title: str
+    """Of the variant."""
+    line: str = ""
+    """Of the experiment's curve, where a model has several."""
+    runs: tuple[str, ...]
+    """Names of the finished runs, seed by seed; arms of the same runs are one network under two names."""
+    seeds: tuple[int, ...]
+    """That finished."""
+    diverged: tuple[int, ...] = ()
+    """Seeds whose training diverged."""
+    epochs: int
+    train_images: int | None
+    learning_rate: float | None
+    """None before a run was made."""
+    warmup: float | None
+    match: CostMatch | None = None
+    cost: CostInfo | None = None
+    scores: ArmScores | None = None
+    """None before a run has finished."""
+
+
+class ExperimentFindings(Record):
+    """Arms that are compared, each in every seed."""
+
+    name: str
+    title: str
+    split: str
+    size: int
+    """Side in pixels at which the arms train."""
+    curve: Literal["latency", "images"] | None
+    """What mIoU is drawn over."""
+    seeds: tuple[int, ...]
+    """As planned."""
+    arms: tuple[ArmFindings, ...]
+    differences: tuple[ArmDifference, ...]
+
+
+class TuningCell(Record):
+    """One setting of the grid for one model."""
+
+    model: str
+    learning_rate: float
+    warmup: float
+    state: RunState
+    points: float | None
+    """mIoU on validation, where it finished."""
+
+
+class TunedSetting(Record):
+    """A model's best setting of the grid."""
+
+    learning_rate: float
+    warmup: float
+    miou: float
+    """On validation, 0..1."""
+    run: str
+
+
+class SettingLoss(Record):
+    """What a model loses at the other model's best setting: one seed, so the interval is over images alone."""
+
+    outcome: Literal["scored", "same setting", "diverged"]
+    difference: PairedDifference | None = None
+
+
+class TuningFindings(Record):
+    """The grid that each model's settings come from."""
+
+    seed: int
+    size: int
+    epochs: int
+    expected: str
+    """In words."""
+    loses_more: str | None
+    """The model that was expected to lose more at the other's best setting."""
+    cells: tuple[TuningCell, ...]
+    best: dict[str, TunedSetting]
+    at_the_other_s_best: dict[str, SettingLoss | None]
+    """Model -> its loss; None before both best settings are known."""
+    more_lost: PairedDifference | None
+    """By how much `loses_more` lost more than the other model."""
+    verdict: Verdict | None
+
+
+class CorruptionInfo(Record):
+    """One kind of corruption in its three severities."""
+
+    name: str
+    title: str
+    unit: str
+    amounts: tuple[float, float, float]
+    """Severities in that unit."""
+
+
+class CorruptedArm(Record):
+    """An arm's mIoU on corrupted images."""
+
+    arm: str
+    model: str
+    scores: dict[str, tuple[Estimate, ...]]
+    """Corruption -> the same images unchanged, then in each severity."""
+
+
+class CorruptionDifference(ArmDifference):
+    """Two arms on one corruption, the mean of its severities."""
+
+    corruption: str
+    by_severity: tuple[PairedDifference, ...]
+    """Of the images unchanged, then in each severity."""
+
+
+class RobustnessFindings(Record):
+    """An experiment's arms on corrupted test images."""
+
+    experiment: str
+    every: int | None
+    """Each n-th test image by name is taken; None before any was."""
+    images: int | None
+    corruptions: tuple[CorruptionInfo, ...]
+    arms: tuple[CorruptedArm, ...]
+    """Those of the same runs once."""
+    differences: tuple[CorruptionDifference, ...]
+
+
+class Subset(Record):
+    """A part of the test images, or the border's pixels counted otherwise."""
+
+    name: str
+    title: str
+    images: int
+    scores: dict[str, Estimate]
+    """Arm -> mIoU."""
+    differences: tuple[ArmDifference, ...]
+
+
+class GroupDifference(PairedDifference):
+    """Two arms on the images of one group (a breed)."""
+
+    group: str
+    images: int
+    left: float
+    """mIoU in points."""
+    right: float
+
+
+class GroupFindings(Record):
+    """The first two arms group by group."""
+
+    left: str
+    right: str
+    seeds: tuple[int, ...]
+    rows: tuple[GroupDifference, ...]
+
+
+class SubsetFindings(Record):
+    """Subset analysis: an experiment's counts looked at in other ways."""
+
+    experiment: str
+    subsets: tuple[Subset, ...]
+    groups: GroupFindings | None
+
+
+class Machine(Record):
+    """A kind of machine that trained runs."""
+
+    device: str
+    processor: str
+    threads: int
+    precision: str
+    torch: str
+    commit: str
+    runs: int
+
+
+class TrainingFindings(Record):
+    """What all runs took."""
+
+    seconds: float
+    """Summed over the runs."""
+    at_once: int
+    """The most runs that shared a machine's cores."""
+    machines: tuple[Machine, ...]
+
+
+class LatencyEnvironment(Record):
+    """Where latencies were measured."""
+
+    engine: str
+    processor: str
+    commit: str = ""
+    started: str = ""
+
+
+class Findings(Record):
+    """findings.json: every number of a study's page.
+
+    Points are hundredths, rounded to a ten-thousandth: what is beyond differs between machines. What needs runs that
+    are not there is None, or has fewer seeds.
+    """
+
+    kind: Literal["findings"] = "findings"
+    version: Literal[3] = 3
+    petseg: str
+    title: str
+    models: dict[str, str]
+    """Name -> title."""
+    data: DataInfo | None
+    confidence: float
+    """Of every interval."""
+    resamples: int
+    runs: dict[RunState, int]
+    training: TrainingFindings
+    latency_environment: LatencyEnvironment | None
+    target_loss: float
+    """The validation loss to which times are given."""
+    tuning: TuningFindings | None
+    experiments: Annotated[tuple[ExperimentFindings, ...], Field(min_length=1)]
+    """The first is the main one."""
+    robustness: RobustnessFindings | None
+    subsets: SubsetFindings | None
+    settings: dict[str, tuple[JsonValue, ...]]
+    """Every field of the runs' configs -> its values in any of them."""
+
+    def experiment(self, name: str) -> ExperimentFindings:
+        """Returns an experiment by name."""
+        return next(experiment for experiment in self.experiments if experiment.name == name)
 
 
 RecordT = TypeVar("RecordT", bound=Record)
