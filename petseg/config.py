@@ -5,83 +5,74 @@ One description serves the file, the flag, the help text and the run folder. Shi
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from petseg.errors import PetsegError, shown, unknown_name
 
-ModelName = Literal["unet", "segnet", "unet_paper", "segnet_paper"]
-TaskName = Literal["trimap", "pet", "species", "trimap_species"]
-Protocol = Literal["official", "seed"]
-Border = Literal["pet", "background", "ignore"]
-
-
-Convs = Annotated[int, Field(ge=1, le=8)]
-
 
 class StrictConfig(BaseModel):
-    """What every recipe's part is: frozen, no unknown field, `true` no number and "3" no count."""
+    """Immutable; rejects unknown keys; no type coercion."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-class ModelShape(StrictConfig):
-    """The shape of a network; a field left out takes the model's preset (`petseg models` lists them)."""
+class ModelOptions(StrictConfig):
+    """Options of a network, by name; its builder in `petseg.models` checks them (`petseg models` lists them)."""
 
-    base_channels: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Channels of the first stage; they double with each halving of the resolution."""
-    depth: Annotated[int, Field(ge=1, le=7)] | None = None
-    """How many times the resolution is halved."""
-    convs: Convs | Annotated[tuple[Convs, ...], Field(strict=False)] | None = None
-    """3x3 convolutions a stage: one number, or one for each stage (SegNet only)."""
-    batch_norm: bool | None = None
-    """Batch normalisation after each convolution."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability of dropping a channel of the deepest stage."""
-    skips: bool | None = None
-    """U-Net only: concatenate the encoder's maps; false is the ablation."""
-    upsampling: Literal["indices", "bilinear", "transposed"] | None = None
-    """By the pooling's indices (SegNet's own), bilinear, or a learnt 2x2 up-convolution (U-Net's own, U-Net only)."""
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Option -> value, as given; what is left out takes the model's preset."""
+        return dict(self.model_extra or {})
 
 
-class ModelConfig(ModelShape):
-    """Which network, and its shape."""
+class ModelConfig(ModelOptions):
+    """Which network, and its options."""
 
-    name: ModelName = "unet"
-    """The preset."""
+    name: str = "unet"
+    """One of `petseg.models.MODELS`."""
+
+
+class OxfordPetsConfig(StrictConfig):
+    """How the Oxford-IIIT Pet Dataset's trimaps, species and lists are used; other data sets have no such choices."""
+
+    task: Literal["trimap", "pet", "species", "trimap_species"] = "trimap"
+    """trimap: pet, background, border. pet: background, pet. species: background, cat, dog (border ignored).
+    trimap_species: cat, dog, background, border; scored as trimap, cat and dog together, and by species."""
+    border: Literal["pet", "background", "ignore"] = "pet"
+    """Task `pet` only: what the border counts as."""
+    protocol: Literal["official", "seed"] = "official"
+    """official: trainval 3,312 / 368 and the test list. seed: the classic tutorial's split, last 1,000 validate."""
 
 
 class DataConfig(StrictConfig):
-    """What is learnt, on which pictures, at which size."""
+    """Which images train, and at which size."""
 
-    task: TaskName = "trimap"
-    """trimap: pet, background, border. pet: background, pet. species: background, cat, dog (border ignored).
-    trimap_species: cat, dog, background, border; scored as trimap, cat and dog together, and by species."""
-    border: Border = "pet"
-    """Task `pet` only: what the border counts as."""
-    protocol: Protocol = "official"
-    """official: trainval 3,312 / 368 and the test list. seed: the classic tutorial's split, last 1,000 validate."""
     size: Annotated[int, Field(ge=16, le=2048)] = 128
-    """Side in pixels of the square that pictures are resized to."""
+    """Side in pixels of the square that images are resized to."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training pictures that train, each breed in proportion, drawn by `train.seed`; a smaller share lies
-    within a larger one of the same seed."""
+    """Share of the training images that train, each group (breed) in proportion, drawn by `train.seed`; a smaller share
+    lies within a larger one of the same seed."""
+    oxford_pets: OxfordPetsConfig = OxfordPetsConfig()
 
 
 class AugmentConfig(StrictConfig):
-    """Random changes of each training picture, on the training device; image and mask move together."""
+    """Random changes of each training image, on the training device; image and mask move together."""
 
     flip: bool = True
-    """Mirror left and right, every other picture."""
+    """Mirror left and right, every other image."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Zoom by a factor between 1 / (1 + scale) and 1 + scale, log-uniform."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
@@ -96,12 +87,12 @@ class TrainConfig(StrictConfig):
     """How the weights are found."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     batch_size: Annotated[int, Field(ge=2)] = 16
-    """Pictures a step; the last, smaller batch of an epoch is kept, a single picture joined to the batch before."""
+    """Images a step; the last, smaller batch of an epoch is kept, a single image joined to the batch before."""
     ramp: Annotated[tuple[Annotated[int, Field(ge=16, le=2048)], ...], Field(strict=False)] = ()
     """Sides in pixels that training starts with, an equal share of the epochs each, before `data.size` takes the last
-    share: small pictures first make the first epochs cheap. Empty trains at `data.size` throughout."""
+    share: small images first make the first epochs cheap. Empty trains at `data.size` throughout."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """AdamW's peak rate, reached after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -113,12 +104,12 @@ class TrainConfig(StrictConfig):
     dice_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the soft Dice loss added to cross-entropy."""
     class_weights: Literal["none", "median_frequency"] = "none"
-    """median_frequency: median(f) / f_c, f_c the share of class c in the pictures that hold it (SegNet's formula)."""
+    """median_frequency: median(f) / f_c, f_c the share of class c in the images that hold it (SegNet's formula)."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay a step of an exponential moving average of the weights, evaluated in their place; 0 keeps none."""
     augment: AugmentConfig = AugmentConfig()
     seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
-    """Fixes initial weights, order of pictures, augmentation and dropout."""
+    """Fixes initial weights, order of images, augmentation and dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where a check says that the hardware gains from it, fp32 elsewhere."""
     compile: bool = False
@@ -160,36 +151,34 @@ class RunConfig(StrictConfig):
 class Recipe(StrictConfig):
     """A run's description shared by several models, with what differs for each under `overrides`."""
 
-    models: Annotated[tuple[ModelName, ...], Field(strict=False)] = ("unet", "segnet")
-    """The two that `petseg compare` trains, in this order."""
-    model: ModelShape = ModelShape()
+    models: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("unet", "segnet")
+    """What `petseg compare` trains, in this order; the others are compared with the first."""
+    model: ModelOptions = ModelOptions()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    overrides: dict[ModelName, dict[str, Any]] = {}
+    overrides: dict[str, dict[str, Any]] = {}
     """Model name -> field -> value, for example `[overrides.segnet.train]` with `learning_rate = 1e-3`."""
 
     @field_validator("models")
     @classmethod
-    def _several_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(models)) != 2 or len(models) != 2:
-            raise ValueError("a comparison names two different models")
+    def _different_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(models)) < len(models):
+            raise ValueError("a comparison names each model once")
         return models
 
     def for_model(self, name: str) -> RunConfig:
         """Returns the run of one model: shared fields, then its overrides.
 
         Raises:
-            PetsegError: an unknown model, or an override that is no field.
+            PetsegError: an override that is no field. `petseg.models.check_model` says whether there is such a model.
         """
-        if name not in MODEL_NAMES:
-            raise unknown_name("model", name, MODEL_NAMES)
         fields = self.model_dump(exclude={"models", "overrides"})
-        for field, value in flat_fields(self.overrides.get(name, {})):  # type: ignore[call-overload]
+        for field, value in flat_fields(self.overrides.get(name, {})):
             put_field(fields, field, value, source=f"overrides.{name}")
         if "name" in fields["model"]:
             raise PetsegError(f"overrides.{name}: model.name cannot be changed; name models under `models`")
         if fields["data"] != self.data.model_dump():
-            raise PetsegError(f"overrides.{name}: data must be the same for both models; change it under [data]")
+            raise PetsegError(f"overrides.{name}: data must be the same for all models; change it under [data]")
         fields["model"]["name"] = name
         return validated(RunConfig, fields, source=f"overrides.{name}")
 
@@ -215,7 +204,6 @@ class ServeConfig(StrictConfig):
     """Longest time a request may take, its upload and its wait included."""
 
 
-MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 RECIPES = files("petseg") / "recipes"
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
@@ -329,8 +317,15 @@ def put_field(fields: dict[str, Any], field: str, value: Any, *, source: str) ->
 
 
 def _full_name(field: str) -> str:
-    matches = [name for name in _field_names(Recipe) if name.split(".")[-1] == field]
-    return matches[0] if "." not in field and len(matches) == 1 else field
+    """Returns the whole dotted name of a field; a bare name that is no field's, nor near one, is a model's option."""
+    if "." in field:
+        return field
+    names = _field_names(Recipe)
+    matches = [name for name in names if name.split(".")[-1] == field]
+    if len(matches) == 1:
+        return matches[0]
+    misspelt = difflib.get_close_matches(field, [name.split(".")[-1] for name in names], cutoff=0.75)
+    return field if matches or misspelt or not field.isidentifier() else f"model.{field}"
 
 
 def _drop_overrides(fields: dict[str, Any], field: str) -> None:

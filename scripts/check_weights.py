@@ -24,8 +24,8 @@ from petseg.data.cache import find_data, prepare
 from petseg.data.oxford_pets import Pet, UInt8, get_task, open_trimap
 from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import load_run, upsample
-from petseg.evaluation.metrics import confusion_matrix, mean_iou
 from petseg.export.quantise import LogProbabilities
+from petseg.metrics import confusion_matrix, mean_iou
 from petseg.predict.segmenter import Segmenter, model_file
 from petseg.training.loop import choose_hardware, load_splits, predict_logits, scored
 

@@ -22,10 +22,10 @@ from petseg.config import RunConfig
 from petseg.data.cache import find_data, prepare
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import STRENGTHS, Change
-from petseg.evaluation.metrics import Confusion, Score, mean_iou
 from petseg.evaluation.robustness import evaluate_robustness
 from petseg.evaluation.statistics import paired_bootstrap
 from petseg.experiments.study.results import Result, Results
+from petseg.metrics import Confusion, Score, mean_iou
 from petseg.training.loop import choose_hardware, environment, load_splits
 
 KIND = "jpeg"

@@ -17,8 +17,8 @@ import pytest
 from petseg.cli import app
 from petseg.config import load_recipe, load_serving, recipe_names
 from petseg.data.download import ARCHIVES
-from petseg.evaluation.metrics import mean_iou
 from petseg.evaluation.statistics import paired_bootstrap
+from petseg.metrics import mean_iou
 from petseg.predict.segmenter import shipped_model
 from petseg.report.page import read_comparison
 from petseg.training.runs import epoch_seconds, read_metrics

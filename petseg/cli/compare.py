@@ -39,6 +39,7 @@ def compare(
 ) -> None:
     """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
     from petseg.config import load_recipe
+    from petseg.experiments.compare import Plan
     from petseg.experiments.compare import compare as compare_models
     from petseg.report import write_report
     from petseg.report.page import TASTE
@@ -51,27 +52,26 @@ def compare(
     folder = out or Path("runs") / f"compare-{Path(name).stem}"
     refuse_existing(folder, resume=resume)
     hardware = chosen_hardware(loaded.train.precision, device)
-    found, made = data_or_synthetic(data) if quick else (data_or_download(data), False)
-    prepared = prepare_data(found, loaded.data.size)
+    found, synthetic = data_or_synthetic(data) if quick else (data_or_download(data), False)
+    prepared = prepare_data(found, loaded.data)
     started = time.monotonic()
     with resumable(), progress_bar() as advance:
 
         def show(stage: Stage) -> None:
             advance(stage.title, stage.done, stage.total, stage.detail)
 
-        comparison = compare_models(
-            loaded,
-            prepared,
-            folder,
+        plan = Plan(
+            recipe=loaded,
             hardware=hardware,
             command=_compare_command(quick, recipe, settings or [], device),
             resume=resume,
-            made_data=made,
             final=not quick,
+            synthetic=synthetic,
             on_stage=show,
         )
+        comparison = compare_models(plan, prepared, folder)
     report_path = write_report(folder / "comparison.json")
-    _print_comparison(comparison)
+    _print_comparison(comparison.model_dump())
     if quick:
         print(TASTE)
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")

@@ -14,6 +14,7 @@ from petseg.cli.progress import progress_bar
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
+    from petseg.config import DataConfig
     from petseg.data.cache import Prepared
 
 app = typer.Typer(help="Get, check and prepare the data set.", no_args_is_help=True)
@@ -26,7 +27,7 @@ def get(
     ] = None,
 ) -> None:
     """Download the two official archives (811 MB), verified; an interrupted transfer goes on where it stopped."""
-    from petseg.data.cache import default_data_folder
+    from petseg.data.sources import default_data_folder
 
     folder = data or default_data_folder()
     _download(folder)
@@ -41,14 +42,14 @@ def check(data: DataOption = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from petseg.data.cache import open_data
-    from petseg.data.check import check_pairs
+    from petseg.data.check import check_samples
+    from petseg.data.sources import open_dataset
 
     folder = data_folder(data)
-    contents, source = open_data(folder)
+    dataset = open_dataset(folder)
     with progress_bar() as advance:
-        findings = check_pairs(contents, on_progress=lambda done, total: advance("check", done, total))
-    table = Table(title=f"{folder}: {source}")
+        findings = check_samples(dataset, on_progress=lambda done, total: advance("check", done, total))
+    table = Table(title=f"{folder}: {dataset.provenance}")
     for column, justify in (("found", "left"), ("files", "right"), ("what happens", "left"), ("names", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for finding in findings:
@@ -65,13 +66,15 @@ def prepare(
     size: Annotated[int, typer.Option(help="Side of the square in pixels, 16 to 2048.")] = 128,
 ) -> None:
     """Decode and resize the whole data set once, into the cache that training reads."""
-    prepared = prepare_data(data_folder(data), checked_size(size))
-    print(f"{prepared.folder}: {len(prepared.pets):,} pairs at {size} px")
+    from petseg.config import DataConfig
+
+    prepared = prepare_data(data_folder(data), DataConfig(size=checked_size(size)))
+    print(f"{prepared.folder}: {len(prepared.samples):,} pairs at {size} px")
 
 
 def data_folder(given: Path | None) -> Path:
     """Returns the folder of the dataset: what was given, PETSEG_DATA, or what was downloaded."""
-    from petseg.data.cache import find_data
+    from petseg.data.sources import find_data
 
     folder = find_data(given)
     if folder is None:
@@ -83,7 +86,7 @@ def data_folder(given: Path | None) -> Path:
 
 def data_or_download(given: Path | None) -> Path:
     """Returns the folder of the dataset, downloaded if there is none."""
-    from petseg.data.cache import default_data_folder, find_data
+    from petseg.data.sources import default_data_folder, find_data
 
     folder = find_data(given)
     if folder is None:
@@ -93,8 +96,8 @@ def data_or_download(given: Path | None) -> Path:
 
 
 def data_or_synthetic(given: Path | None) -> tuple[Path, bool]:
-    """Returns a data folder and whether its pets are made; a folder that was named must be right, though."""
-    from petseg.data.cache import default_data_folder, find_data, made_data
+    """Returns a data folder and whether its pets are synthetic; a folder that was named must be right, though."""
+    from petseg.data.sources import default_data_folder, find_data, synthetic_data
 
     folder = find_data(given)
     if folder is not None:
@@ -108,28 +111,30 @@ def data_or_synthetic(given: Path | None) -> tuple[Path, bool]:
         console = Console(stderr=True, soft_wrap=True)
         console.print(f"petseg: {error}", style="dim", highlight=False)
         console.print(
-            "MADE PETS: the real data set is not at hand and cannot be downloaded; training on drawn cats and dogs, "
+            "SYNTHETIC PETS: the real dataset is not at hand and cannot be downloaded; training on drawn animals, "
             "whose figures mean nothing for real ones",
             style="bold white on red",
         )
-        return made_data(), True
+        return synthetic_data(), True
 
 
 def _download(folder: Path, rounds: int = 4) -> None:
-    from petseg.data.cache import get_data
+    from petseg.data.sources import get_data
 
     with progress_bar(transfer=True) as advance:
         get_data(folder, rounds=rounds, on_progress=lambda name, done, total: advance(f"download {name}", done, total))
 
 
-def prepare_data(folder: Path, size: int) -> Prepared:
-    """Returns the prepared cache; prints a warning about each sample left out."""
-    from petseg.data.cache import UNOFFICIAL, prepare
+def prepare_data(folder: Path, config: DataConfig) -> Prepared:
+    """Returns the prepared dataset; prints a warning about each sample left out."""
+    from petseg.data.cache import prepare
+    from petseg.data.sources import UNOFFICIAL, open_dataset
 
+    dataset, size = open_dataset(folder, config), config.size
     with progress_bar() as advance:
-        prepared = prepare(folder, size, on_progress=lambda done, total: advance(f"prepare {size} px", done, total))
-    if prepared.source == UNOFFICIAL:
-        print(f"petseg: warning: {folder}: {UNOFFICIAL}; figures are of these pictures", file=sys.stderr)
+        prepared = prepare(dataset, size, on_progress=lambda done, total: advance(f"prepare {size} px", done, total))
+    if dataset.provenance == UNOFFICIAL:
+        print(f"petseg: warning: {folder}: {UNOFFICIAL}; figures are of these images", file=sys.stderr)
     for name, reason in prepared.left_out.items():
         print(f"petseg: left out: {name}: {reason.removeprefix(f'{name}: ')}", file=sys.stderr)
     return prepared

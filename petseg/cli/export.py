@@ -61,7 +61,7 @@ def bench(
     from rich.console import Console
     from rich.table import Table
 
-    from petseg.data.cache import find_data
+    from petseg.data.sources import find_data
     from petseg.export.bench import bench as bench_models
     from petseg.predict.segmenter import shipped_models
     from petseg.storage import write_json

@@ -19,7 +19,7 @@ def models(
 
     from petseg.config import ModelConfig
     from petseg.evaluation.cost import count_cost
-    from petseg.models import MODELS, TITLES
+    from petseg.models import MODELS, title_of
     from petseg.report.tables import byte_size, count
 
     table = Table(title=f"one image of {size} x {size} px, {classes} classes, float32")
@@ -29,7 +29,7 @@ def models(
         cost = count_cost(ModelConfig(name=name), classes, checked_size(size))
         table.add_row(
             name,
-            TITLES[name],
+            title_of(name),
             count(cost.parameters),
             count(cost.macs),
             byte_size(cost.activation_bytes),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from petseg.training.loop import Hardware
+    from petseg.training.device import Hardware
 
 DataOption = Annotated[
     Path | None,
@@ -27,7 +27,9 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else cpu.", show_default=False),
+    typer.Option(
+        help="cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else mps, else cpu.", show_default=False
+    ),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folder of an interrupted run.")]
 
@@ -41,10 +43,8 @@ def checked_size(size: int) -> int:
 
 def chosen_hardware(precision: str, device: str | None) -> Hardware:
     """Returns the device and precision to compute with, and prints them."""
-    from petseg.training.loop import choose_hardware, keep_freed_memory
+    from petseg.training.device import choose_hardware
 
     hardware = choose_hardware(precision, device)
-    if hardware.device.type == "cpu":
-        keep_freed_memory()
     print(f"computing on {hardware.device} in {hardware.precision} ({hardware.reason})")
     return hardware

@@ -50,7 +50,9 @@ def study(
     else:
         shard = studies.parse_shard(only) if only else studies.Shard()
         found = data_folder(data)
-        prepared = {size: prepare_data(found, size) for size in studies.sizes(loaded)}
+        prepared = {
+            size: prepare_data(found, loaded.data.model_copy(update={"size": size})) for size in studies.sizes(loaded)
+        }
         chosen_hardware(loaded.train.precision, device)
         with resumable("run the same command again to go on"), progress_bar() as advance:
 

@@ -24,7 +24,8 @@ def train(
     """Train one model into a run folder."""
     from petseg.config import load_recipe
     from petseg.evaluation.cost import count_cost
-    from petseg.models import TITLES
+    from petseg.models import title_of
+    from petseg.training.loop import Execution, Progress
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
 
@@ -33,26 +34,14 @@ def train(
     run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
     refuse_existing(run, resume=resume)
     hardware = chosen_hardware(config.train.precision, device)
-    prepared = prepare_data(data_folder(data), config.data.size)
+    prepared = prepare_data(data_folder(data), config.data)
     with resumable(), progress_bar() as advance:
-        history = train_model(
-            config,
-            prepared,
-            run,
-            hardware=hardware,
-            resume=resume,
-            on_progress=lambda progress: advance(
-                f"train {TITLES[model]}",
-                progress.step,
-                progress.steps,
-                progress.words,
-            ),
-        )
-    last = history[-1]
-    print(
-        f"{run}: epoch {last['epoch']}, val loss {last['val_loss']:.4f}, "
-        f"val mIoU {last['val_miou']:.4f} at the training size"
-    )
+
+        def show(progress: Progress) -> None:
+            advance(f"train {title_of(model)}", progress.step, progress.steps, progress.detail)
+
+        last = train_model(config, prepared, run, Execution(hardware=hardware, resume=resume, on_step=show))[-1]
+    print(f"{run}: epoch {last.epoch}, val loss {last.val_loss:.4f}, val mIoU {last.val_miou:.4f} at the training size")
 
 
 def evaluate(
@@ -66,26 +55,28 @@ def evaluate(
     from rich.table import Table
 
     from petseg.evaluation.evaluate import evaluate_run
+    from petseg.training.batches import load_splits
     from petseg.training.runs import read_config
 
     config = read_config(run)
     hardware = chosen_hardware(config.train.precision, device)
-    prepared = prepare_data(data_folder(data), config.data.size)
+    prepared = prepare_data(data_folder(data), config.data)
+    splits = load_splits(prepared, config, hardware.device)
     with progress_bar() as advance:
         scores = evaluate_run(
-            run, prepared, hardware, split=split, on_progress=lambda done, total: advance(f"score {split}", done, total)
+            run, hardware, splits, split, lambda done, total: advance(f"score {split}", done, total)
         ).scores
-    print(f"{run}: {split}, {scores['images']} images, epoch {scores['epoch']}")
+    print(f"{run}: {split}, {scores.images} images, epoch {scores.epoch}")
     table = Table()
     for column in ("class", "IoU", "Dice", "boundary F"):
         table.add_column(column, justify="left" if column == "class" else "right")
-    for name in scores["iou"]:
-        table.add_row(name, *(_score(scores[kind][name]) for kind in ("iou", "dice", "boundary_f")))
-    table.add_row("mean", *(_score(scores[kind]) for kind in ("miou", "mean_dice", "mean_boundary_f")), style="bold")
+    for name in scores.iou:
+        table.add_row(name, *map(_score, (scores.iou[name], scores.dice[name], scores.boundary_f[name])))
+    table.add_row("mean", *map(_score, (scores.miou, scores.mean_dice, scores.mean_boundary_f)), style="bold")
     Console().print(table)
     print(
-        f"pixel accuracy {scores['pixel_accuracy']:.4f}, "
-        f"cross-entropy {scores['cross_entropy']:.4f} at {scores['cross_entropy_frame']}"
+        f"pixel accuracy {scores.pixel_accuracy:.4f}, "
+        f"cross-entropy {scores.cross_entropy:.4f} at {scores.cross_entropy_frame}"
     )
 
 

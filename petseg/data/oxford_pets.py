@@ -1,104 +1,122 @@
-"""The Oxford-IIIT Pet Dataset: where it lies, what it holds, its traps, tasks and splits.
+"""The Oxford-IIIT Pet Dataset: its layout, trimaps, tasks, species, breeds and splits, as a `Dataset`.
 
 Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012; CC BY-SA 4.0. 7,390 photos of 37 breeds with trimaps.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import re
-import struct
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
+from petseg.config import OxfordPetsConfig
+from petseg.data.dataset import IGNORE, SUSPECT, Class, Dataset, Label, Merge, Sample, UInt8, classes_from
+from petseg.data.images import read_ids
 from petseg.errors import PetsegError
 
-if TYPE_CHECKING:
-    from petseg.config import Border, Protocol, TaskName
+NAME = "Oxford-IIIT Pet"
 
-UInt8 = npt.NDArray[np.uint8]
+ORIGINAL_LOSSES = {"unet": 0.3614, "segnet": 0.4176}
+"""Validation cross-entropy after 30 epochs that the comparison petseg descends from printed, under protocol `seed`."""
+
+OFFICIAL_IMAGES = {"train": 3312, "val": 368, "test": 3669}
+"""Images of each split of protocol `official`."""
 
 PET, BACKGROUND, BORDER = 1, 2, 3
 """The values of a trimap; the official README calls 3 "not classified"."""
+
 CAT, DOG = 1, 2
 """The values of `species` in list.txt."""
-IGNORE = 255
-"""The label of pixels that neither train nor count."""
 
-
-CLASS_COLOURS = {
-    "pet": "#0072B2",
-    "background": "#BBBBBB",
-    "border": "#E69F00",
-    "cat": "#CC79A7",
-    "dog": "#009E73",
-}
-"""Class name -> colour in every picture and legend (Okabe and Ito's palette, told apart by colour-blind readers)."""
+COLOURS = {"pet": "#0072B2", "background": "#BBBBBB", "border": "#E69F00", "cat": "#CC79A7", "dog": "#009E73"}
+"""Class name -> colour (Okabe and Ito's palette, told apart by colour-blind readers)."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a pixel is called: class names, and the label of each (species, trimap value)."""
+    """What a pixel is called: the classes, and the class id of each species and trimap value."""
 
-    name: TaskName
-    classes: tuple[str, ...]
-    labels: Mapping[int, Mapping[int, int]]
-    """species -> trimap value -> label, 255 where ignored."""
-
-    @property
-    def scored(self) -> Task:
-        """The task that scores are of: `trimap` for `trimap_species`, whose cat and dog are one pet; else this one."""
-        return get_task("trimap") if self.name == "trimap_species" else self
-
-    def palette(self) -> UInt8:
-        """Returns the classes' colours, uint8 [C, 3]."""
-        return np.array([list(bytes.fromhex(CLASS_COLOURS[name][1:])) for name in self.classes], np.uint8)
-
-    def table(self) -> UInt8:
-        """Returns the same as uint8 [3, 4], indexed by species (1, 2) and trimap value (1, 2, 3)."""
-        table = np.full((3, 4), IGNORE, np.uint8)
-        for species, labels in self.labels.items():
-            for value, label in labels.items():
-                table[species, value] = label
-        return table
+    classes: tuple[Class, ...]
+    table: UInt8
+    """[3, 4] class ids, indexed by species (1, 2) and trimap value (1, 2, 3); 255 where ignored."""
+    merge: Merge | None = None
 
 
-def get_task(name: TaskName, border: Border = "pet") -> Task:
-    """Returns the task; `border` says what the border counts as in task `pet` (the other tasks fix it)."""
-    if name == "trimap":
-        labels = {PET: 0, BACKGROUND: 1, BORDER: 2}
-        return Task(name, ("pet", "background", "border"), {CAT: labels, DOG: labels})
-    if name == "pet":
-        border_label = {"pet": 1, "background": 0, "ignore": IGNORE}[border]
-        labels = {PET: 1, BACKGROUND: 0, BORDER: border_label}
-        return Task(name, ("background", "pet"), {CAT: labels, DOG: labels})
-    if name == "trimap_species":
-        return Task(
-            name,
-            ("cat", "dog", "background", "border"),
-            {CAT: {PET: 0, BACKGROUND: 2, BORDER: 3}, DOG: {PET: 1, BACKGROUND: 2, BORDER: 3}},
-        )
+def get_task(config: OxfordPetsConfig) -> Task:
+    """Returns the task that the recipe names; `border` says what the border counts as in task `pet`."""
+    if config.task == "trimap":
+        return Task(_classes("pet", "background", "border"), _table([0, 1, 2], [0, 1, 2]))
+    if config.task == "pet":
+        border = {"pet": 1, "background": 0, "ignore": IGNORE}[config.border]
+        return Task(_classes("background", "pet"), _table([1, 0, border], [1, 0, border]))
+    if config.task == "species":
+        return Task(_classes("background", "cat", "dog"), _table([1, 0, IGNORE], [2, 0, IGNORE]))
     return Task(
-        name,
-        ("background", "cat", "dog"),
-        {species: {PET: species, BACKGROUND: 0, BORDER: IGNORE} for species in (CAT, DOG)},
+        _classes("cat", "dog", "background", "border"),
+        _table([0, 2, 3], [1, 2, 3]),
+        Merge(_classes("pet", "background", "border"), (0, 0, 1, 2)),
+    )
+
+
+def _classes(*names: str) -> tuple[Class, ...]:
+    return classes_from([{"name": name, "colour": COLOURS[name]} for name in names])
+
+
+def _table(cat: Sequence[int], dog: Sequence[int]) -> UInt8:
+    """Returns the table of a task from the class ids of pet, background and border, for either species."""
+    table = np.full((3, 4), IGNORE, np.uint8)
+    table[CAT, PET:], table[DOG, PET:] = cat, dog
+    return table
+
+
+def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str, official: bool = False) -> Dataset:
+    """Returns the data set in a folder of the official layout, without opening an image.
+
+    Args:
+        folder: with images/ and annotations/.
+        config: task, border and protocol.
+        provenance: where the files come from, in one sentence.
+        official: whether they are the official files.
+
+    Raises:
+        PetsegError: no images, no trimaps, or no lists in the folder.
+    """
+    contents = read_contents(folder)
+    task = get_task(config)
+    pets = {pet.name: pet for pet in contents.pets}
+
+    def read_label(sample: Sample) -> Label:
+        trimap = read_trimap(sample.label)
+        notes = () if trimap.min() == PET else (SUSPECT,)
+        return Label(task.table[pets[sample.id].species][trimap], notes)
+
+    listed = {pet.name: pet.listed for pet in contents.pets}
+    splits = split_names(list(listed), listed, config.protocol)
+    return Dataset(
+        name=NAME,
+        samples=tuple(Sample(pet.name, pet.image, pet.trimap, pet.breed) for pet in contents.pets),
+        classes=task.classes,
+        splits={part: tuple(names) for part, names in splits.items()},
+        read_label=read_label,
+        provenance=provenance,
+        official=official,
+        fingerprint=f"{task.table.tolist()} {[(pet.name, pet.species) for pet in contents.pets]}",
+        merge=task.merge,
+        loss_sizes=(SEED_SIZE,) if config.protocol == "seed" else (),
+        skipped=contents.skipped,
     )
 
 
 @dataclass(frozen=True)
 class Pet:
-    """One picture and its trimap, not yet opened."""
+    """One image and its trimap, not yet opened."""
 
     name: str
     image: Path
@@ -111,84 +129,81 @@ class Pet:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a data folder holds, by name; `strays` says what was passed over and why."""
+    """What a data folder holds, by name; `skipped` says which files were skipped and why."""
 
     folder: Path
     pets: tuple[Pet, ...]
-    strays: Mapping[str, tuple[str, ...]]
+    skipped: Mapping[str, tuple[str, ...]]
 
 
 def read_contents(folder: Path) -> Contents:
-    """Returns the pairs of a folder in the official layout, sorted by name, without opening a picture.
+    """Returns the pairs of a folder in the official layout, sorted by name, without opening an image.
 
     Raises:
         PetsegError: no images, no trimaps, or no lists in the folder.
     """
-    images = folder / "images"
     annotations = folder / "annotations"
-    trimaps = annotations / "trimaps"
-    wanted = {images: ("images/*.jpg", IMAGE_SUFFIXES), trimaps: ("annotations/trimaps/*.png", (".png",))}
-    for place, (content, suffixes) in wanted.items():
-        if not place.is_dir() or not any(_is_picture(path, suffixes) for path in place.iterdir()):
+    places = {"image": folder / "images", "trimap": annotations / "trimaps"}
+    for kind, content in (("image", "images/*.jpg"), ("trimap", "annotations/trimaps/*.png")):
+        if not places[kind].is_dir() or not any(_has_suffix(path, kind) for path in places[kind].iterdir()):
             raise PetsegError(
                 f"data folder {folder}: no {content} in it; wanted the official layout or the two archives: "
                 "run `petseg data get`, or point --data or PETSEG_DATA at them"
             )
-    listed: dict[str, str] = {}
-    for split in ("trainval", "test"):
-        for name in _read_list(annotations / f"{split}.txt"):
-            listed[name] = split
-    species: dict[str, int] = {}
-    for name, fields in _read_list(annotations / "list.txt").items():
-        if fields[2] not in ("1", "2"):
-            raise PetsegError(
-                f"list.txt: {name} has species {fields[2]!r}; wanted 1 cat or 2 dog: was the file changed?"
-            )
-        species[name] = int(fields[2])
-
-    strays: dict[str, list[str]] = defaultdict(list)
-    found: dict[str, Path] = {}
-    for path in sorted(images.iterdir()):
-        if path.name.startswith("."):
-            strays["hidden file among the images"].append(path.name)
-        elif not _is_picture(path, IMAGE_SUFFIXES):
-            strays["not a .jpg among the images"].append(path.name)
-        elif path.stem in found:
-            strays["second image of one name"].append(path.name)
-        else:
-            found[path.stem] = path
-    masks: dict[str, Path] = {}
-    for path in sorted(trimaps.iterdir()):
-        if path.name.startswith("."):
-            strays["hidden file among the trimaps"].append(path.name)
-        elif not _is_picture(path, (".png",)):
-            strays["not a .png among the trimaps"].append(path.name)
-        else:
-            masks[path.stem] = path
-    strays["image without trimap"] = [name for name in found if name not in masks]
-    strays["trimap without image"] = [name for name in masks if name not in found]
-    strays["listed, but no image"] = [name for name in sorted(listed) if name not in found]
-    pairs = sorted(found.keys() & masks.keys())
-    strays["pair in no list"] = [name for name in pairs if name not in listed]
+    listed = {name: split for split in ("trainval", "test") for name in _read_list(annotations / f"{split}.txt")}
+    species = _read_species(annotations / "list.txt")
+    skipped: dict[str, list[str]] = defaultdict(list)
+    images, trimaps = (_files(place, kind, skipped) for kind, place in places.items())
+    skipped["image without trimap"] = [name for name in images if name not in trimaps]
+    skipped["trimap without image"] = [name for name in trimaps if name not in images]
+    skipped["listed, but no image"] = [name for name in sorted(listed) if name not in images]
+    pairs = sorted(images.keys() & trimaps.keys())
+    skipped["pair in no list"] = [name for name in pairs if name not in listed]
     pets = tuple(
         Pet(
             name=name,
-            image=found[name],
-            trimap=masks[name],
+            image=images[name],
+            trimap=trimaps[name],
             breed=breed_of(name),
             species=species.get(name, species_of(name)),
             listed=listed.get(name, "none"),
         )
         for name in pairs
     )
-    return Contents(folder, pets, {kind: tuple(names) for kind, names in strays.items() if names})
+    return Contents(folder, pets, {kind: tuple(names) for kind, names in skipped.items() if names})
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg")
+SUFFIXES = {"image": (".jpg", ".jpeg"), "trimap": (".png",)}
 
 
-def _is_picture(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in suffixes and path.is_file()
+def _has_suffix(path: Path, kind: str) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES[kind] and path.is_file()
+
+
+def _files(place: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, Path]:
+    """Returns name -> file of the images or the trimaps; what is neither goes to `skipped`."""
+    files_of: dict[str, Path] = {}
+    for path in sorted(place.iterdir()):
+        if path.name.startswith("."):
+            skipped[f"hidden file among the {kind}s"].append(path.name)
+        elif not _has_suffix(path, kind):
+            skipped[f"not a {SUFFIXES[kind][0]} among the {kind}s"].append(path.name)
+        elif path.stem in files_of:
+            skipped[f"second {kind} of one name"].append(path.name)
+        else:
+            files_of[path.stem] = path
+    return files_of
+
+
+def _read_species(path: Path) -> dict[str, int]:
+    species: dict[str, int] = {}
+    for name, fields in _read_list(path).items():
+        if fields[2] not in ("1", "2"):
+            raise PetsegError(
+                f"list.txt: {name} has species {fields[2]!r}; wanted 1 cat or 2 dog: was the file changed?"
+            )
+        species[name] = int(fields[2])
+    return species
 
 
 def breed_of(name: str) -> str:
@@ -226,165 +241,13 @@ def _read_list(path: Path) -> dict[str, list[str]]:
     return {row[0]: row for row in rows}
 
 
-# --- opening pictures ------------------------------------------------------------------------------------------------
-
-NO_PET = "trimap without any pet"
-"""The note on the official pictures whose trimap is wrong in this way."""
-
-SAME_ASPECT = 0.02
-"""A trimap of another size is enlarged when the ratio of its sides differs by less than this share."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An opened pair in the frame of its image."""
-
-    image: Image.Image
-    """Mode RGB; reduced already where `draft` asked for it."""
-    trimap: UInt8
-    """[H, W] of values 1, 2, 3 at the image's own size."""
-    notes: tuple[str, ...]
-    """What was found and mended, for `petseg data check`."""
-
-
-def open_pair(pet: Pet, *, draft: int | None = None) -> Pair:
-    """Returns the picture as RGB and its trimap, both at the picture's own size and orientation on disk.
-
-    EXIF rotation is not applied: the trimaps were drawn on the stored pixels.
-
-    Args:
-        pet: which pair.
-        draft: lets the JPEG decoder reduce the picture (the trimap stays), as long as both sides keep this many pixels.
-
-    Raises:
-        PetsegError: the pair cannot be used; the message is the reason that `petseg data check` prints.
-    """
-    notes: list[str] = []
-    image, own_size = _open_image(pet.image, draft, notes)
-    return Pair(image, _match(read_trimap(pet.trimap), own_size, pet.name, notes), tuple(notes))
-
-
-def draft_side(size: int) -> int:
-    """Returns how many pixels the JPEG decoder, which can halve a picture at once, must leave of each side.
-
-    A quarter more than is wanted: most official pictures (500 x 333 and more) are halved below 134 px: half the time.
-    """
-    return size + size // 4
-
-
-def open_trimap(pet: Pet) -> UInt8:
-    """Returns the trimap at its image's own size, as `open_pair` does, without decoding the image.
-
-    Raises:
-        PetsegError: as `open_pair`.
-    """
-    try:
-        with Image.open(pet.image, formats=formats()) as opened:
-            own_size = opened.size
-    except UNREADABLE as error:
-        raise PetsegError(f"{pet.name}: image cannot be decoded ({_reason(error, pet.image)})") from None
-    return _match(read_trimap(pet.trimap), own_size, pet.name, [])
-
-
-def _match(trimap: UInt8, own_size: tuple[int, int], name: str, notes: list[str]) -> UInt8:
-    """Returns the trimap at `own_size` (width, height); what was done goes to `notes`."""
-    height, width = trimap.shape
-    if (width, height) != own_size:
-        if abs(math.log(width / height * own_size[1] / own_size[0])) > SAME_ASPECT:
-            raise PetsegError(
-                f"{name}: trimap is {width}x{height}, image {own_size[0]}x{own_size[1]}; "
-                "different shapes cannot be matched"
-            )
-        trimap = np.asarray(Image.fromarray(trimap).resize(own_size, Image.Resampling.NEAREST))
-        notes.append("trimap of another size, resized (nearest)")
-    if trimap.min() != PET:
-        notes.append(NO_PET)
-    return trimap
-
-
-def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.Image, tuple[int, int]]:
-    try:
-        with Image.open(path, formats=formats()) as opened:
-            own_size = opened.size
-            check_pixels(opened)
-            if opened.format != "JPEG":
-                notes.append(f"{opened.format} named {path.suffix}")
-            # a JPEG without the segment needs no parsing
-            if (opened.format != "JPEG" or "exif" in opened.info) and opened.getexif().get(0x0112, 1) != 1:
-                notes.append("EXIF rotation, not applied (the trimap has none)")
-            if draft is not None:
-                opened.draft("RGB", (draft, draft))
-            return to_rgb(opened, notes), own_size
-    except UNREADABLE as error:
-        raise PetsegError(f"{path.stem}: image cannot be decoded ({_reason(error, path)})") from None
-
-
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-"""What is decoded. Pillow reads more, and some of that with programs of its own, such as Ghostscript."""
-
-
-@lru_cache(maxsize=1)
-def formats() -> tuple[str, ...]:
-    """Returns those of `FORMATS` that this Pillow has."""
-    Image.init()  # all are known before they are chosen from
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, AttributeError, MemoryError),
-    *(LookupError, ArithmeticError, struct.error, zlib.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
-"""What Pillow raises for files that are no picture, damaged, or too large: whatever a decoder stumbles over."""
-
-
-def check_pixels(opened: Image.Image) -> None:
-    """Checks that a picture is not too large to decode: of up to twice its own limit Pillow warns only.
-
-    Its warnings are no way to know: their filter belongs to all threads.
-
-    Raises:
-        ValueError: it is.
-    """
-    pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
-    if limit and pixels > limit:
-        raise ValueError(f"{pixels:,} pixels; at most {limit:,} are read")
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """Returns Pillow's words without the folder, which is nobody's business in a published comparison."""
-    return str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)
-
-
-def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
-    """Returns the picture in RGB; alpha is dropped, since the trimaps describe the colours below it."""
-    if opened.mode == "RGB":
-        opened.load()
-        return opened  # its pixels outlive the file
-    if opened.mode.startswith("I;16") or opened.mode in ("I", "F"):
-        notes.append("16-bit, scaled to 8")
-        wide = np.asarray(opened, dtype=np.float64)
-        return Image.fromarray((wide / 257.0).round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    notes.append(f"mode {opened.mode}, converted to RGB")
-    if "transparency" in opened.info:
-        return opened.convert("RGBA").convert("RGB")
-    return opened.convert("RGB")
-
-
 def read_trimap(path: Path) -> UInt8:
     """Returns a trimap as uint8 [H, W] with values 1 pet, 2 background, 3 border, at its own size.
 
     Raises:
         PetsegError: not decodable, not one channel, or other values.
     """
-    try:
-        with Image.open(path, formats=formats()) as opened:
-            check_pixels(opened)
-            values = np.asarray(opened)
-    except UNREADABLE as error:
-        raise PetsegError(f"{path.stem}: trimap cannot be decoded ({_reason(error, path)})") from None
-    if values.ndim != 2:
-        raise PetsegError(f"{path.stem}: trimap has shape {values.shape}; a trimap has one channel")
+    values = read_ids(path, "trimap")
     if values.min() < PET or values.max() > BORDER:  # half the time of counting, on each of thousands
         present = np.unique(values).tolist()
         shown = "{" + ", ".join(str(value) for value in present[:6]) + (", ..." if len(present) > 6 else "") + "}"
@@ -398,6 +261,7 @@ def read_trimap(path: Path) -> UInt8:
 
 SEED_VALIDATION = 1000
 SEED_SHUFFLE = 1337
+SEED_SIZE = 200
 """The classic tutorial's own numbers (François Chollet, "Deep Learning with Python", second edition, section 9.2)."""
 
 
@@ -405,14 +269,14 @@ SEED_SHUFFLE = 1337
 def committed_validation() -> frozenset[str]:
     """Returns the 368 names of trainval that validate under protocol `official`.
 
-    Written by `scripts/make_validation_split.py`: stratified by breed, no near-duplicate of a training picture.
+    Written by `scripts/make_validation_split.py`: stratified by breed, no near-duplicate of a training image.
     """
     return _committed("official_val.txt")
 
 
 @lru_cache(maxsize=1)
 def committed_leaks() -> frozenset[str]:
-    """Returns the 22 names of the official test split that have a near-identical picture in trainval."""
+    """Returns the 22 names of the official test split that have a near-identical image in trainval."""
     return _committed("official_leaks.txt")
 
 
@@ -421,8 +285,8 @@ def _committed(name: str) -> frozenset[str]:
     return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
-def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: Protocol) -> dict[str, list[str]]:
-    """Returns "train", "val" and (official only) "test": names, sorted, of all pictures in the folder.
+def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: str) -> dict[str, list[str]]:
+    """Returns "train", "val" and (official only) "test": names, sorted, of all images in the folder.
 
     A name that was left out for a defect must be in `all_names` still, or the `seed` split would shift.
 
@@ -446,33 +310,6 @@ def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: P
         "val": [name for name in trainval if name in chosen],
         "test": sorted(name for name in all_names if listed[name] == "test"),
     }
-
-
-def training_part(names: Iterable[str], share: float, *, seed: int = 0) -> list[str]:
-    """Returns `share` of the names, sorted, each breed in proportion, at least two names.
-
-    Shares are nested: a smaller one lies within a larger one, so that a learning curve adds pictures and swaps none.
-
-    Args:
-        names: that train.
-        share: above 0, to 1.
-        seed: of the order within each breed, the same for every share.
-
-    >>> names = ["pug_1", "pug_2", "pug_3", "pug_4", "Bombay_1", "Bombay_2"]
-    >>> [len(training_part(names, share)) for share in (0.5, 1.0)]
-    [3, 6]
-    """
-    by_breed: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(names):
-        by_breed[breed_of(name)].append(name)
-    placed: list[tuple[float, str]] = []  # a breed's pictures spread evenly over 0..1; a share is what lies below it
-    for breed, members in by_breed.items():
-        draw = random.Random(f"{seed} {breed}")  # noqa: S311 - a split, not a secret
-        draw.shuffle(members)
-        offset = draw.random()
-        placed += [((place + offset) / len(members), name) for place, name in enumerate(members)]
-    count = min(len(placed), max(2, round(share * len(placed))))
-    return sorted(name for _, name in sorted(placed)[:count])
 
 
 def stratified_validation(

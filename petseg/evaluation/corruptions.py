@@ -1,8 +1,11 @@
-"""Worse pictures: blur, noise, JPEG, darkness, small pets and turned pictures, each in three strengths.
+"""Corruptions: blur, noise, JPEG, darkness, small and rotated objects, each in three severities.
 
 What changes light or detail is done to the square that the network sees (as in Hendrycks and Dietterich, "Benchmarking
 Neural Network Robustness to Common Corruptions and Perturbations", arXiv 1903.12261); what moves pixels is done to the
-picture in its own proportions and to its truth alike. The same picture is always changed in the same way.
+image in its own proportions and to its label alike. The same image is always changed in the same way.
+
+Not from a library: those that carry ImageNet-C (such as imagecorruptions) corrupt the image alone, while shrinking and
+turning must move the label too, and their severities are of 224 px, not a share of the side.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from petseg.data.oxford_pets import IGNORE, UInt8
+from petseg.data.dataset import IGNORE, UInt8
 from petseg.errors import unknown_name
 
-STRENGTHS: dict[str, tuple[float, float, float]] = {
+SEVERITIES: dict[str, tuple[float, float, float]] = {
     "blur": (0.01, 0.02, 0.03),
     "noise": (0.08, 0.16, 0.32),
     "jpeg": (25, 12, 6),
@@ -26,69 +29,49 @@ STRENGTHS: dict[str, tuple[float, float, float]] = {
     "small": (0.75, 0.5, 0.33),
     "rotated": (20, 45, 90),
 }
-"""Kind -> its three strengths: a Gaussian's width as a share of the side; noise's as a share of the range; JPEG's
+"""Kind -> its three severities: a Gaussian's width as a share of the side; noise's as a share of the range; JPEG's
 quality; what is left of the light; of the sides; degrees, to the left or the right."""
-
-KINDS = {
-    "blur": "blur",
-    "noise": "noise",
-    "jpeg": "JPEG",
-    "dark": "darkness",
-    "small": "small scale",
-    "rotated": "rotation",
-}
-"""Kind -> its name in a sentence."""
-
-UNITS = {
-    "blur": "blur, share of the side",
-    "noise": "noise, share of the range",
-    "jpeg": "JPEG quality",
-    "dark": "light left",
-    "small": "size left",
-    "rotated": "degrees turned",
-}
-"""Kind -> what its strengths count."""
 
 
 @dataclass(frozen=True)
-class Change:
-    """One kind of change in one strength, 1 to 3."""
+class Corruption:
+    """One kind of change in one severity, 1 to 3."""
 
     kind: str
-    strength: int
+    severity: int
 
     def __post_init__(self) -> None:
-        if self.kind not in STRENGTHS:
-            raise unknown_name("change", self.kind, STRENGTHS)
-        assert 1 <= self.strength <= 3, "three strengths"
+        if self.kind not in SEVERITIES:
+            raise unknown_name("corruption", self.kind, SEVERITIES)
+        assert 1 <= self.severity <= 3, "three severities"
 
     @property
     def name(self) -> str:
         """How it is called in files.
 
-        >>> Change("blur", 2).name
+        >>> Corruption("blur", 2).name
         'blur-2'
         """
-        return f"{self.kind}-{self.strength}"
+        return f"{self.kind}-{self.severity}"
 
     @property
     def amount(self) -> float:
-        """The strength in the kind's own unit."""
-        return STRENGTHS[self.kind][self.strength - 1]
+        """The severity in the kind's own unit."""
+        return SEVERITIES[self.kind][self.severity - 1]
 
     def image(self, image: UInt8, name: str, own_size: tuple[int, int]) -> UInt8:
-        """Returns the square picture changed, uint8 [S, S, 3].
+        """Returns the square image changed, uint8 [S, S, 3].
 
         Args:
             image: uint8 [S, S, 3], squeezed to a square.
-            name: the picture's; noise and the side of a turn follow from it.
+            name: the image's; noise and the side of a turn follow from it.
             own_size: height and width before it was squeezed.
         """
         opened = Image.fromarray(image)
         if self.kind == "blur":
             return np.asarray(opened.filter(ImageFilter.GaussianBlur(self.amount * len(image))))
         if self.kind == "noise":
-            noise = np.random.default_rng([zlib.crc32(name.encode()), self.strength]).normal(0, 1, image.shape)
+            noise = np.random.default_rng([zlib.crc32(name.encode()), self.severity]).normal(0, 1, image.shape)
             return np.clip(np.round(image + 255 * self.amount * noise), 0, 255).astype(np.uint8)
         if self.kind == "jpeg":
             file = io.BytesIO()
@@ -108,10 +91,10 @@ class Change:
         return np.asarray(opened.transform(opened.size, *turn, Image.Resampling.BILINEAR, fillcolor=mean))
 
     def truth(self, labels: UInt8, name: str, side: int) -> UInt8:
-        """Returns the labels where the change moved them, uint8 [H, W]; 255 where nothing of the picture came.
+        """Returns the labels where the change moved them, uint8 [H, W]; 255 where nothing of the image came.
 
         Args:
-            labels: uint8 [H, W] at the picture's own size.
+            labels: uint8 [H, W] at the image's own size.
             name: as in `image`.
             side: S of `image`.
         """
@@ -136,9 +119,9 @@ class Change:
         return self.amount if zlib.crc32(name.encode()) % 2 else -self.amount
 
 
-def changes() -> list[Change]:
+def corruptions() -> list[Corruption]:
     """Returns every change, kind by kind."""
-    return [Change(kind, strength) for kind in STRENGTHS for strength in (1, 2, 3)]
+    return [Corruption(kind, severity) for kind in SEVERITIES for severity in (1, 2, 3)]
 
 
 def _turned(
@@ -147,7 +130,7 @@ def _turned(
     """Returns a turn about the middle for `Image.transform`, which asks where each new pixel comes from.
 
     Args:
-        degrees: of the picture in its own proportions.
+        degrees: of the image in its own proportions.
         aspect: how many times as high as wide a pixel of this frame is there.
         size: width and height of the frame.
     """

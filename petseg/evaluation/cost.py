@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from petseg.config import ModelConfig
-from petseg.models import SegNet, UNet, build_model
-from petseg.training.loop import Hardware
+from petseg.models import build_model
+from petseg.training.device import Hardware
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Cost:
     """Multiply-accumulates of all convolutions."""
     activation_bytes: int
     """Largest sum of tensors alive at once in a forward pass without gradients, float32, weights not counted."""
-    crossing_bytes: int
-    """What the encoder keeps for the decoder beside its deepest map: skips, or indices of the 2 bits that one needs."""
+    skip_bytes: int | None
+    """What the encoder keeps for the decoder beside its deepest map: skips, or indices of the 2 bits that one needs.
+    None where no layer sees a smaller map than the image."""
     training_activation_bytes_per_image: int
     """What each further image of a batch adds to the same, for a forward and backward pass."""
 
@@ -54,13 +55,7 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
     model, image = _on_meta(config, num_classes, size)
     with torch.no_grad(), LiveBytes() as inference:
         model(image)
-    with torch.no_grad(), LiveBytes(index_bits=2) as crossing:
-        kept: list[int] = []
-        hook = model.dropout.register_forward_pre_hook(
-            lambda module, inputs: kept.append(crossing.live - inputs[0].nbytes)
-        )
-        model(image)
-        hook.remove()
+    skip_bytes = _count_skips(model, image)
     model.train()
     training = []
     for count in (TRAINING_BATCH, 2 * TRAINING_BATCH):
@@ -73,9 +68,29 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=count_macs(config, num_classes, size),
         activation_bytes=inference.peak,
-        crossing_bytes=kept[0],
+        skip_bytes=skip_bytes,
         training_activation_bytes_per_image=(training[1] - training[0]) // TRAINING_BATCH,
     )
+
+
+def _count_skips(model: nn.Module, image: Tensor) -> int | None:
+    """Returns the bytes alive beside the deepest map, at the layer where they are fewest."""
+    kept: dict[int, int] = {}  # pixels of a layer's input -> fewest bytes alive beside it
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4:
+            pixels = inputs[0].shape[-2] * inputs[0].shape[-1]
+            beside = live.live - inputs[0].nbytes
+            kept[pixels] = min(beside, kept.get(pixels, beside))
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    with torch.no_grad(), LiveBytes(index_bits=2) as live:
+        hooks = [module.register_forward_pre_hook(look) for module in leaves]
+        model(image)
+        for hook in hooks:
+            hook.remove()
+    deepest = min(kept, default=image.shape[-2] * image.shape[-1])
+    return kept[deepest] if deepest < image.shape[-2] * image.shape[-1] else None
 
 
 def count_macs(config: ModelConfig, num_classes: int, size: int) -> int:
@@ -86,7 +101,7 @@ def count_macs(config: ModelConfig, num_classes: int, size: int) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _on_meta(config: ModelConfig, num_classes: int, size: int) -> tuple[UNet | SegNet, Tensor]:
+def _on_meta(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, Tensor]:
     with torch.device("meta"):
         return build_model(config, num_classes).eval(), torch.empty(1, 3, size, size)
 

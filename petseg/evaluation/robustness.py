@@ -1,127 +1,197 @@
-"""How a trained run stands corrupted images: every corruption of `petseg.evaluation.corruptions` on a part of test.
+"""How a trained run stands corrupted images: every corruption of `evaluation.corruptions` on a part of the test split.
 
-evaluations/robustness.json            scores by change
-evaluations/robustness.images.json     per-picture counts by change
+evaluations/robustness.json            scores by corruption
+evaluations/robustness.images.json     per-image counts by corruption
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from petseg import storage
-from petseg.data.cache import Prepared
-from petseg.data.oxford_pets import Pet, UInt8, get_task, open_trimap
-from petseg.evaluation.corruptions import STRENGTHS, Change, changes
-from petseg.evaluation.evaluate import load_run, upsample
-from petseg.evaluation.metrics import Confusion, confusion_matrix, iou, mean_iou
-from petseg.training.loop import Hardware, Pictures, predict_logits, scored
+from petseg.data.dataset import Sample, UInt8, scored_ids
+from petseg.data.images import open_ids
+from petseg.errors import PetsegError
+from petseg.evaluation.corruptions import Corruption, corruptions
+from petseg.evaluation.evaluate import Progress, load_run, predicted_ids
+from petseg.metrics import Confusion, confusion_matrix, iou, mean_iou
+from petseg.schema import Record, read_record, write_record
+from petseg.training.batches import Rows, Split
+from petseg.training.device import Hardware
+from petseg.training.inference import Network, predict_logits, scored_logits
 
 EVERY = 3
-"""Each third test picture, by name: 18 changes of all of them would take as long as the training."""
+"""Each third test image, by id: 18 corruptions of all of them would take as long as the training."""
 
 BATCH = 32
-"""Pictures whose truths are held at a time."""
+"""Images whose labels are held at a time."""
+
+
+class CorruptedScores(Record):
+    """Scores under one corruption."""
+
+    miou: float
+    iou: dict[str, float]
+
+
+class Robustness(Record):
+    """robustness.json."""
+
+    weights: str
+    epoch: int
+    data: str
+    """`DataInfo.key`."""
+    every: int
+    images: int
+    split: str = "test"
+    corruptions: dict[str, CorruptedScores]
+    """Corruption and severity -> scores."""
+
+
+class CorruptedRows(Record):
+    """robustness.images.json: for each corruption a row an image."""
+
+    columns: tuple[str, ...]
+    corruptions: dict[str, tuple[tuple[str, tuple[int, ...]], ...]]
 
 
 def evaluate_robustness(
     run: Path,
-    prepared: Prepared,
     hardware: Hardware,
-    *,
-    pictures: Pictures,
-    kinds: Sequence[str] = tuple(STRENGTHS),
-    on_progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Returns a run's scores on changed pictures at their own size, computed once and then read back.
+    split: Split,
+    wanted: Sequence[Corruption] | None = None,
+    on_progress: Progress | None = None,
+) -> Robustness:
+    """Returns a run's scores on corrupted images at their own size, computed once and kept.
 
     Args:
-        run: a trained run of protocol `official`.
-        prepared: where the pictures come from.
+        run: a trained run whose dataset has a test split.
         hardware: where to compute.
-        pictures: the test split.
-        kinds: kinds of change, keys of `petseg.evaluation.corruptions.STRENGTHS`.
-        on_progress: called with (done, total) pictures.
+        split: the test split.
+        wanted: None: all.
+        on_progress: called with (done, total) images.
 
     Raises:
         PetsegError: not a trained run, or a damaged one.
     """
-    model, config, weights, epoch = load_run(run, hardware)
+    trained = load_run(run, hardware)
     stored = run / "evaluations" / "robustness.json"
-    rows = pictures.rows[np.argsort([prepared.pets[row].name for row in pictures.rows], kind="stable")][::EVERY]
-    wanted = {"weights": weights, "epoch": epoch, "data": prepared.key, "every": EVERY, "images": len(rows)}
-    asked = [change for change in changes() if change.kind in kinds]
-    if stored.is_file():
-        known = storage.read_json(stored)
-        if {key: known.get(key) for key in wanted} == wanted and all(
-            change.name in known["changes"] for change in asked
-        ):
-            return known
-    trained = get_task(config.data.task, config.data.border)
-    task = trained.scored
-    table, num_classes = task.table(), len(task.classes)
-    found: dict[Change, list[Confusion]] = {change: [] for change in asked}
-
-    def score(logits: torch.Tensor, truth: UInt8) -> Confusion:
-        prediction = upsample(logits, (truth.shape[0], truth.shape[1])).argmax(dim=0).to(torch.uint8).cpu().numpy()
-        return confusion_matrix(truth, prediction, num_classes)
-
-    def opened(pet: Pet) -> UInt8:
-        truth: UInt8 = table[pet.species][open_trimap(pet)]
-        return truth
-
-    with ThreadPoolExecutor() as pool:
-        for batch in np.split(rows, range(BATCH, len(rows), BATCH)):
-            pets = [prepared.pets[row] for row in batch]
-            truths = list(pool.map(opened, pets))
-            images = pictures.images[torch.from_numpy(batch).to(pictures.images.device)].cpu().numpy()
-            labels = pictures.labels[torch.from_numpy(batch).to(pictures.labels.device)]
-            for change in found:
-                worse = [
-                    change.image(image, pet.name, (truth.shape[0], truth.shape[1]))
-                    for image, pet, truth in zip(images, pets, truths, strict=True)
-                ]
-                moved = [
-                    change.truth(truth, pet.name, config.data.size) for pet, truth in zip(pets, truths, strict=True)
-                ]
-                part = replace(
-                    pictures, images=torch.from_numpy(np.stack(worse)), labels=labels, rows=np.arange(len(batch))
-                )
-                for _, batch_labels, logits in predict_logits(model, part, part.rows, hardware):
-                    logits, _ = scored(logits, batch_labels, trained)
-                    start = len(found[change]) % BATCH
-                    found[change] += pool.map(score, logits, moved[start : start + len(logits)])
-            if on_progress is not None:
-                on_progress(len(next(iter(found.values()))), len(rows))
-    names = [prepared.pets[row].name for row in rows]
-    counts = {change.name: np.stack(matrices) for change, matrices in found.items()}
-    scores = {**wanted, "split": "test", "changes": _scores(counts, task.classes)}
-    _write(stored, scores, names, counts)
+    wanted = corruptions() if wanted is None else wanted
+    ids = [split.prepared.samples[row].id for row in split.rows]
+    rows = split.rows[np.argsort(ids, kind="stable")][::EVERY]
+    head = Robustness(
+        weights=trained.weights,
+        epoch=trained.epoch,
+        data=split.prepared.key,
+        every=EVERY,
+        images=len(rows),
+        corruptions={},
+    )
+    known = _stored(stored)
+    same = known is not None and known.model_copy(update={"corruptions": {}}) == head
+    if known is not None and same and all(corruption.name in known.corruptions for corruption in wanted):
+        return known
+    counts = _count(trained.network, replace(split, rows=rows), wanted, on_progress)
+    names = [entry.name for entry in split.dataset.scored_classes]
+    scores = head.model_copy(
+        update={"corruptions": {name: _scores(matrices, names) for name, matrices in counts.items()}}
+    )
+    _write(stored, scores, [split.prepared.samples[row].id for row in rows], counts)
     return scores
 
 
-def _scores(counts: Mapping[str, Confusion], classes: tuple[str, ...]) -> dict[str, Any]:
-    found = {}
-    for name, matrices in counts.items():
-        total = matrices.sum(axis=0)
-        by_class = {label: float(value) for label, value in zip(classes, iou(total), strict=True)}
-        found[name] = {"miou": float(mean_iou(total)), "iou": by_class}
-    return found
+def _stored(path: Path) -> Robustness | None:
+    try:
+        return read_record(path, Robustness)
+    except PetsegError:
+        return None
 
 
-def _write(stored: Path, scores: Mapping[str, Any], names: list[str], counts: Mapping[str, Confusion]) -> None:
+def _count(
+    network: Network, split: Split, wanted: Sequence[Corruption], on_progress: Progress | None
+) -> dict[str, Confusion]:
+    """Returns corruption -> confusion matrices int64 [N, C, C] of the split's images."""
+    found: dict[str, list[Confusion]] = {corruption.name: [] for corruption in wanted}
+    done = 0
+    with ThreadPoolExecutor() as pool:
+        for rows in np.split(split.rows, range(BATCH, len(split.rows), BATCH)):
+            samples = [split.prepared.samples[row] for row in rows]
+            truths = list(pool.map(partial(_truth, split), samples))
+            for corruption in wanted:
+                moved = [
+                    corruption.truth(truth, sample.id, split.prepared.size)
+                    for sample, truth in zip(samples, truths, strict=True)
+                ]
+                logits = _logits(network, _corrupted(split, rows, truths, corruption))
+                score = partial(_confusion, len(split.dataset.scored_classes))
+                found[corruption.name] += pool.map(score, logits, moved)
+            done += len(rows)
+            if on_progress is not None:
+                on_progress(done, len(split.rows))
+    return {name: np.stack(matrices) for name, matrices in found.items()}
+
+
+def _truth(split: Split, sample: Sample) -> UInt8:
+    return scored_ids(open_ids(split.dataset, sample), split.dataset.merge)
+
+
+def _corrupted(split: Split, rows: Rows, truths: Sequence[UInt8], corruption: Corruption) -> Split:
+    """Returns a split of these rows alone, its images corrupted."""
+    index = torch.from_numpy(rows)
+    images = split.images[index.to(split.images.device)].cpu().numpy()
+    corrupted = [
+        corruption.image(image, split.prepared.samples[row].id, (truth.shape[0], truth.shape[1]))
+        for image, row, truth in zip(images, rows, truths, strict=True)
+    ]
+    labels = split.labels[index.to(split.labels.device)]
+    return replace(split, images=torch.from_numpy(np.stack(corrupted)), labels=labels.cpu(), rows=np.arange(len(rows)))
+
+
+def _logits(network: Network, split: Split) -> Iterator[torch.Tensor]:
+    for _, _, logits in predict_logits(network, split, split.rows):
+        yield from scored_logits(logits, split.dataset.merge)
+
+
+def _confusion(num_classes: int, logits: torch.Tensor, truth: UInt8) -> Confusion:
+    return confusion_matrix(truth, predicted_ids(logits, (truth.shape[0], truth.shape[1])), num_classes)
+
+
+def _scores(matrices: Confusion, names: Sequence[str]) -> CorruptedScores:
+    total = matrices.sum(axis=0)
+    by_class = {name: float(value) for name, value in zip(names, iou(total), strict=True)}
+    return CorruptedScores(miou=float(mean_iou(total)), iou=by_class)
+
+
+def _write(stored: Path, scores: Robustness, ids: Sequence[str], counts: dict[str, Confusion]) -> None:
     rows = {
-        change: [[name, matrix.ravel().tolist()] for name, matrix in zip(names, matrices, strict=True)]
-        for change, matrices in counts.items()
+        name: [[sample_id, matrix.ravel().tolist()] for sample_id, matrix in zip(ids, matrices, strict=True)]
+        for name, matrices in counts.items()
     }
-    text = json.dumps({"columns": ["name", "confusion, rows truth"], "changes": rows}, separators=(",", ":"))
+    text = json.dumps({"columns": ["name", "confusion, rows truth"], "corruptions": rows}, separators=(",", ":"))
     images = stored.with_suffix(".images.json")
     storage.write_atomically(images, lambda unfinished: unfinished.write_text(text + "\n", encoding="utf-8"))
-    storage.write_json(stored, scores)
+    write_record(stored, scores)
+
+
+def read_corrupted(run: Path, num_classes: int) -> dict[str, tuple[tuple[str, ...], Confusion]]:
+    """Returns corruption -> sample ids and confusion matrices int64 [N, C, C], of a run that was scored so.
+
+    Raises:
+        PetsegError: missing or damaged.
+    """
+    rows = read_record(run / "evaluations" / "robustness.images.json", CorruptedRows).corruptions
+    return {
+        name: (
+            tuple(row[0] for row in part),
+            np.array([row[1] for row in part], np.int64).reshape(-1, num_classes, num_classes),
+        )
+        for name, part in rows.items()
+    }

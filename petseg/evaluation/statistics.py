@@ -9,13 +9,13 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import stdtrit
 
-from petseg.evaluation.metrics import Confusion, Score, mean_iou
+from petseg.metrics import Confusion, Score, mean_iou
 
 RESAMPLES = 2000
 
 Scoring = Callable[[Confusion], Score]
 """Matrices [..., C, C] to scores [...]; mIoU unless told otherwise. Other sums than confusion matrices do as well, such
-as `petseg.evaluation.metrics.boundary_sums`, int64 [..., 2, C]."""
+as `petseg.metrics.boundary_sums`, int64 [..., 2, C]."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""The comparison: both models trained under one budget, evaluated on the same pictures, told in one JSON.
+"""The comparison: any number of models trained under one budget, evaluated on the same images, in one JSON.
 
-comparison.json     every figure of the report, with config, commit, device, seeds, split
+comparison.json     every figure of the report, with config, version, device, seeds, split
 runs/MODEL/         the run folders
 baselines/          evaluations of what needs no learning
-examples/           photo, truth and predictions of the pictures that the report shows
+examples/           image, truth and predictions of the images that the report shows
 """
 
 from __future__ import annotations
@@ -11,39 +11,55 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
-import torch
 from PIL import Image
 
 from petseg import __version__, storage
-from petseg import environment as machine
 from petseg.config import Recipe, RunConfig
 from petseg.data.cache import Prepared
-from petseg.data.oxford_pets import NO_PET, get_task, open_pair
+from petseg.data.dataset import SUSPECT, UInt8, palette, scored_ids
+from petseg.data.images import open_sample
+from petseg.environment import now
 from petseg.evaluation.cost import count_cost, measure_latencies
 from petseg.evaluation.evaluate import (
     Evaluation,
     evaluate,
     evaluate_run,
     load_run,
+    predicted_ids,
     read_evaluation,
-    upsample,
     write_evaluation,
 )
-from petseg.evaluation.metrics import mean_iou
 from petseg.evaluation.statistics import paired_bootstrap
-from petseg.models import TITLES
+from petseg.metrics import Score, mean_iou
+from petseg.models import Input, model_options, title_of
 from petseg.models.baselines import BASELINES, MeanMask
+from petseg.schema import (
+    BaselineResult,
+    ComparisonResult,
+    CostInfo,
+    Difference,
+    EnvironmentInfo,
+    EpochRow,
+    Example,
+    LatencyInfo,
+    ModelResult,
+    read_record,
+    write_record,
+)
 from petseg.training import runs
-from petseg.training.loop import Hardware, Pictures, environment, load_splits, predict_logits, scored, train
+from petseg.training.batches import Split, load_splits
+from petseg.training.device import Hardware
+from petseg.training.inference import Network, predict_logits, scored_logits
+from petseg.training.loop import Execution, Progress, train
 
 BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4
-"""How many pictures of each kind the report shows."""
+"""How many images of each kind the report shows."""
 
 EXAMPLE_SIDE = 320
-"""Longest side in pixels of the pictures in the report, so that it stays small enough to send."""
+"""Longest side in pixels of the images in the report, so that it stays small enough to send."""
 
 
 @dataclass(frozen=True)
@@ -56,197 +72,192 @@ class Stage:
     detail: str = ""
 
 
-def compare(
-    recipe: Recipe,
-    prepared: Prepared,
-    out: Path,
-    *,
-    hardware: Hardware,
-    command: str,
-    resume: bool = False,
-    made_data: bool = False,
-    final: bool = True,
-    on_stage: Callable[[Stage], None] | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, and how it is carried out."""
+
+    recipe: Recipe
+    hardware: Hardware
+    command: str
+    """How to repeat it, for the report."""
+    resume: bool = False
+    """Go on in the folder; work that is there is kept."""
+    final: bool = True
+    """Score the test split too; false stops at validation and marks the whole as quick, no result."""
+    synthetic: bool = False
+    """The images are drawn, and every figure says so."""
+    on_stage: Callable[[Stage], None] = lambda stage: None
+
+    def scored_splits(self, splits: Mapping[str, Split]) -> tuple[str, ...]:
+        """Returns the splits that are scored; the figures are of the last."""
+        return ("val", "test") if self.final and "test" in splits else ("val",)
+
+
+def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     """Returns the content of `out/comparison.json` after training and evaluating every model of a recipe.
 
     Args:
-        recipe: models, data, training.
-        prepared: the data set at the recipe's size.
-        out: folder to make; with `resume` it may hold a part of the work, which is kept.
-        hardware: where to compute.
-        command: how to repeat it, for the report.
-        resume: go on in `out`.
-        made_data: the pictures are drawn, and every figure says so.
-        final: score the official test split too; false stops at validation and calls the whole a taste, not a result.
-        on_stage: called often.
+        plan: recipe, device, and how far to go.
+        prepared: the dataset at the recipe's size.
+        out: folder to make; with `plan.resume` it may hold a part of the work.
 
     Raises:
         PetsegError: as `train` and `evaluate_run`.
     """
-    tell = on_stage or (lambda stage: None)
-    configs: dict[str, RunConfig] = {name: recipe.for_model(name) for name in recipe.models}
-    task = get_task(recipe.data.task, recipe.data.border)
-    costs = {name: count_cost(config.model, len(task.classes), config.data.size) for name, config in configs.items()}
-    pictures = load_splits(prepared, configs[recipe.models[0]], hardware.device)
-    with runs.new_folder(out, resume=resume):
-        runs.claim_data(out, prepared.key, prepared.source)
-        histories = {}
-        for name, config in configs.items():
-            train_title = f"train {TITLES[name]}"
-            histories[name] = train(
-                config,
-                prepared,
-                out / "runs" / name,
-                hardware=hardware,
-                resume=resume,
-                splits=pictures,
-                on_progress=lambda step, title=train_title: tell(Stage(title, step.step, step.steps, step.words)),  # type: ignore[misc]
-            )
-
-        protocol = recipe.data.protocol
-        splits = ["val", "test"] if protocol == "official" and final else ["val"]
-        split = splits[-1]
-        evaluations: dict[str, dict[str, Evaluation]] = {name: {} for name in configs}
-        for part in splits:
-            for name in configs:
-                bar_title = f"score {TITLES[name]} on {part}"
-                evaluations[name][part] = evaluate_run(
-                    out / "runs" / name,
-                    prepared,
-                    hardware,
-                    split=part,
-                    splits=pictures,
-                    on_progress=lambda done, total, title=bar_title: tell(Stage(title, done, total)),  # type: ignore[misc]
-                )
-        baselines = _evaluate_baselines(configs[recipe.models[0]], prepared, pictures, out, hardware, splits, tell)
-        models = {name: load_run(out / "runs" / name, hardware)[0] for name in configs}
-        latencies = measure_latencies(models, recipe.data.size, hardware)
-        examples = _write_examples(
-            recipe,
-            prepared,
-            pictures[split],
-            models,
-            {name: evaluations[name][split] for name in configs},
-            out,
-            hardware,
-            tell,
-        )
-
-        environments = {name: storage.read_json(out / "runs" / name / "environment.json") for name in configs}
-        comparison: dict[str, Any] = {
-            "kind": "comparison",
-            "version": 1,
-            "petseg": __version__,
-            "command": command,
-            "created": machine.now(),
-            "made_data": made_data,
-            "taste": not final,
-            "protocol": protocol,
-            "task": recipe.data.task,
-            "classes": list(task.scored.classes),
-            "split": split,
-            "seeds": [recipe.train.seed],
-            "size": recipe.data.size,
-            "config": recipe.model_dump(mode="json"),
-            "environment": environments[recipe.models[0]],
-            "scoring_environment": environment(hardware),
-            "data": {
-                "source": "made pets, drawn by petseg" if made_data else prepared.source,
-                "key": prepared.key,
-                "pairs": len(prepared.all_listed),
-                **{part: len(found.rows) for part, found in pictures.items()},
-                "left_out": prepared.left_out,
-            },
-            "models": [
-                {
-                    "name": name,
-                    "title": TITLES[name],
-                    "learning_rate": config.train.learning_rate,
-                    "best_epoch": evaluations[name][split].scores["epoch"],
-                    "environment": environments[name],
-                    "cost": {
-                        **asdict(costs[name]),
-                        "latency_ms": {**asdict(latencies[name]), "batch": 1, "size": config.data.size},
-                        **_training_time(histories[name], len(pictures["train"].rows)),
-                    },
-                    "history": histories[name],
-                    "evaluations": {part: found.scores for part, found in evaluations[name].items()},
-                }
-                for name, config in configs.items()
-            ],
-            "baselines": baselines,
-            "difference": _difference(recipe.models, evaluations, split),
-            "examples": examples,
+    recipe, hardware = plan.recipe, plan.hardware
+    configs = {name: recipe.for_model(name) for name in recipe.models}
+    for config in configs.values():
+        model_options(config.model)  # a wrong option is an error before minutes of work
+    splits = load_splits(prepared, configs[recipe.models[0]], hardware.device)
+    split = plan.scored_splits(splits)[-1]
+    with runs.new_folder(out, resume=plan.resume):
+        data = runs.claim_data(out, prepared)
+        histories = {
+            name: _train(plan, prepared, out / "runs" / name, config, splits) for name, config in configs.items()
         }
-        storage.write_json(out / "comparison.json", comparison)
+        evaluations = {name: _evaluate(plan, out / "runs" / name, title_of(name), splits) for name in configs}
+        baselines = _baselines(plan, splits, out / "baselines")
+        networks = {name: load_run(out / "runs" / name, hardware).network for name in configs}
+        modules = {name: network.module for name, network in networks.items()}
+        latencies = measure_latencies(modules, prepared.size, hardware)
+        models = []
+        for name, config in configs.items():
+            latency = LatencyInfo(**asdict(latencies[name]), size=prepared.size)
+            cost = _cost(config, prepared, latency, histories[name], len(splits["train"].rows))
+            models.append(_model_result(config, out / "runs" / name, cost, histories[name], evaluations[name]))
+        last = {name: parts[split] for name, parts in evaluations.items()}
+        comparison = ComparisonResult(
+            petseg=__version__,
+            command=plan.command,
+            created=now(),
+            quick=not plan.final,
+            synthetic=plan.synthetic,
+            split=split,
+            seeds=(recipe.train.seed,),
+            size=prepared.size,
+            config=recipe,
+            environment=models[0].environment,
+            scoring_environment=hardware.environment(),
+            data=data,
+            reference=recipe.models[0],
+            models=tuple(models),
+            baselines=baselines,
+            differences=_differences(recipe.models, last, split),
+            examples=_Gallery(out / "examples", splits[split], networks).write(last, plan.on_stage),
+        )
+        write_record(out / "comparison.json", comparison)
         return comparison
 
 
-def _training_time(history: Sequence[Mapping[str, Any]], images: int) -> dict[str, float]:
-    """Returns time and speed of training by the median epoch."""
-    return {
-        "train_seconds": round(runs.epoch_seconds(history) * len(history), 1),
-        "train_images_per_second": round(images / runs.epoch_seconds(history, "train_seconds"), 2),
-    }
-
-
-def _difference(
-    names: Sequence[str], evaluations: Mapping[str, Mapping[str, Evaluation]], split: str
-) -> dict[str, Any]:
-    first, second = names[0], names[1]
-    found = paired_bootstrap(evaluations[first][split].confusions, evaluations[second][split].confusions)
-    return {
-        "a": first,
-        "b": second,
-        "split": split,
-        "metric": "mIoU",
-        "points": found.points,
-        "interval": [found.low, found.high],
-        "confidence": found.confidence,
-        "resamples": found.resamples,
-        "share_a_better": found.share_first_better,
-        "over": "images; one seed",
-    }
-
-
-def _evaluate_baselines(
+def _model_result(
     config: RunConfig,
-    prepared: Prepared,
-    pictures: Mapping[str, Pictures],
-    out: Path,
-    hardware: Hardware,
-    splits: Sequence[str],
-    tell: Callable[[Stage], None],
-) -> list[dict[str, Any]]:
-    task = get_task(config.data.task, config.data.border)
-    training = pictures["train"]
+    run: Path,
+    cost: CostInfo,
+    history: Sequence[EpochRow],
+    evaluations: Mapping[str, Evaluation],
+) -> ModelResult:
+    scores = {part: evaluation.scores for part, evaluation in evaluations.items()}
+    return ModelResult(
+        name=config.model.name,
+        title=title_of(config.model.name),
+        learning_rate=config.train.learning_rate,
+        best_epoch=list(scores.values())[-1].epoch,
+        environment=read_record(run / "environment.json", EnvironmentInfo),
+        cost=cost,
+        history=tuple(history),
+        evaluations=scores,
+    )
+
+
+def _train(
+    plan: Plan, prepared: Prepared, run: Path, config: RunConfig, splits: Mapping[str, Split]
+) -> Sequence[EpochRow]:
+    title = f"train {title_of(config.model.name)}"
+
+    def on_step(progress: Progress) -> None:
+        plan.on_stage(Stage(title, progress.step, progress.steps, progress.detail))
+
+    execution = Execution(hardware=plan.hardware, resume=plan.resume, splits=splits, on_step=on_step)
+    return train(config, prepared, run, execution)
+
+
+def _evaluate(plan: Plan, run: Path, title: str, splits: Mapping[str, Split]) -> dict[str, Evaluation]:
+    evaluations = {}
+    for part in plan.scored_splits(splits):
+
+        def on_progress(done: int, total: int, part: str = part) -> None:
+            plan.on_stage(Stage(f"score {title} on {part}", done, total))
+
+        evaluations[part] = evaluate_run(run, plan.hardware, splits, part, on_progress)
+    return evaluations
+
+
+def _cost(
+    config: RunConfig, prepared: Prepared, latency: LatencyInfo, history: Sequence[EpochRow], images: int
+) -> CostInfo:
+    cost = count_cost(config.model, len(prepared.dataset.classes), prepared.size)
+    return CostInfo(
+        **asdict(cost),
+        latency_ms=latency,
+        train_seconds=round(runs.epoch_seconds(history) * len(history), 1),
+        train_images_per_second=round(images / runs.epoch_seconds(history, "train_seconds"), 2),
+    )
+
+
+def _differences(names: Sequence[str], evaluations: Mapping[str, Evaluation], split: str) -> tuple[Difference, ...]:
+    """Returns each other model less the first, which is the reference."""
+    reference, *others = names
+    differences = []
+    for name in others:
+        found = paired_bootstrap(evaluations[name].images.confusions, evaluations[reference].images.confusions)
+        differences.append(
+            Difference(
+                model=name,
+                reference=reference,
+                split=split,
+                metric="mIoU",
+                points=found.points,
+                low=found.low,
+                high=found.high,
+                confidence=found.confidence,
+                resamples=found.resamples,
+                share_better=found.share_first_better,
+                over="images; one seed",
+            )
+        )
+    return tuple(differences)
+
+
+def _baselines(plan: Plan, splits: Mapping[str, Split], folder: Path) -> tuple[BaselineResult, ...]:
+    training = splits["train"]
     labels = training.labels.cpu().numpy()[training.rows]
-    found: list[dict[str, Any]] = []
+    results = []
     for name, (title, everywhere) in BASELINES.items():
-        model = MeanMask(labels, len(task.classes), everywhere=everywhere).to(hardware.device)
+        module = MeanMask(labels, len(training.dataset.classes), everywhere=everywhere).to(plan.hardware.device)
+        network = Network(module, Input(), plan.hardware)
         scores = {}
-        for part in splits:
-            stored = out / "baselines" / name / f"{part}.json"
-            evaluation = read_evaluation(stored, len(pictures[part].rows), data=prepared.key)
-            if evaluation is None:
-                evaluation = evaluate(
-                    model,
-                    prepared,
-                    pictures[part],
-                    config,
-                    hardware,
-                    split=part,
-                    on_progress=lambda done, total, title=f"score {title} on {part}": tell(Stage(title, done, total)),  # type: ignore[misc]
-                )
+        for part in plan.scored_splits(splits):
+            stored = folder / name / f"{part}.json"
+            evaluation = read_evaluation(stored)
+            if evaluation is None or evaluation.scores.data != training.prepared.key:
+
+                def on_progress(done: int, total: int, step: str = f"score {title} on {part}") -> None:
+                    plan.on_stage(Stage(step, done, total))
+
+                evaluation = evaluate(network, splits[part], part, on_progress)
                 write_evaluation(evaluation, stored)
             scores[part] = evaluation.scores
-        found.append({"name": name, "title": title, "evaluations": scores})
-    return found
+        results.append(BaselineResult(name=name, title=title, evaluations=scores))
+    return tuple(results)
 
 
-def choose_examples(scores: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]) -> list[tuple[int, str]]:
-    """Returns (row, why) of the pictures to show: by the models' mean score, then where the first two differ most.
+# --- examples --------------------------------------------------------------------------------------------------------
+
+Why = str
+
+
+def choose_examples(scores: Mapping[str, Score]) -> list[tuple[int, Why]]:
+    """Returns (row, why) of the images to show: by the models' mean score, then where models differ most.
 
     Args:
         scores: model -> per-image mIoU, float64 [N].
@@ -258,70 +269,72 @@ def choose_examples(scores: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]])
     wanted += [(row, "median") for row in order[middle : middle + MEDIAN]]
     wanted += [(row, "worst") for row in order[::-1][:WORST]]
     if len(values) > 1:
-        apart = np.argsort(-np.abs(values[0] - values[1]), kind="stable")
+        apart = np.argsort(-np.ptp(values, axis=0), kind="stable")
         wanted += [(row, "differ") for row in apart[: DIFFER + BEST + MEDIAN + WORST]]
-    chosen: dict[int, str] = {}
+    chosen: dict[int, Why] = {}
     for row, why in wanted:
         if why != "differ" or list(chosen.values()).count("differ") < DIFFER:
             chosen.setdefault(int(row), why)
     return list(chosen.items())
 
 
-def _write_examples(
-    recipe: Recipe,
-    prepared: Prepared,
-    pictures: Pictures,
-    models: Mapping[str, torch.nn.Module],
-    evaluations: Mapping[str, Evaluation],
-    out: Path,
-    hardware: Hardware,
-    tell: Callable[[Stage], None],
-) -> list[dict[str, Any]]:
-    """Writes photo, truth and predictions of the chosen pictures, small, as coloured PNGs."""
-    trained = get_task(recipe.data.task, recipe.data.border)
-    task = trained.scored
-    palette = np.concatenate([task.palette(), np.full((256 - len(task.classes), 3), 255, np.uint8)])
-    scores = {name: mean_iou(evaluation.confusions) for name, evaluation in evaluations.items()}
-    # a trimap without any pet is a wrong label: it would be everybody's worst picture and say nothing of the models
-    sound = np.flatnonzero([NO_PET not in prepared.notes.get(prepared.pets[row].name, ()) for row in pictures.rows])
-    of_sound = {name: np.nan_to_num(values[sound]) for name, values in scores.items()}
-    chosen = [(int(sound[place]), why) for place, why in choose_examples(of_sound)]
-    folder = out / "examples"
-    folder.mkdir(exist_ok=True)
-    examples = []
-    for number, (row, why) in enumerate(chosen, start=1):
-        pet = prepared.pets[pictures.rows[row]]
-        pair = open_pair(pet)
-        truth = task.table()[pet.species][pair.trimap]
-        size = (truth.shape[0], truth.shape[1])
-        files: dict[str, str] = {}
+@dataclass(frozen=True)
+class _Gallery:
+    """Writes image, truth and predictions of the chosen images, small, as coloured PNGs."""
 
-        def save(
-            image: Image.Image, kind: str, suffix: str, name: str = pet.name, files: dict[str, str] = files
-        ) -> None:
-            resampling = Image.Resampling.BILINEAR if suffix == "jpg" else Image.Resampling.NEAREST
-            scale = min(1.0, EXAMPLE_SIDE / max(image.size))
-            small = image.resize((round(image.width * scale), round(image.height * scale)), resampling)
-            path = folder / f"{name}.{kind}.{suffix}"
-            storage.write_atomically(
-                path, lambda unfinished: small.save(unfinished, "JPEG" if suffix == "jpg" else "PNG")
+    folder: Path
+    split: Split
+    networks: Mapping[str, Network]
+
+    def write(self, evaluations: Mapping[str, Evaluation], on_stage: Callable[[Stage], None]) -> tuple[Example, ...]:
+        scores = {name: mean_iou(evaluation.images.confusions) for name, evaluation in evaluations.items()}
+        prepared, rows = self.split.prepared, self.split.rows
+        # a wrong label would be everybody's worst image and tell nothing of the models
+        sound = np.flatnonzero([SUSPECT not in prepared.notes.get(prepared.samples[row].id, ()) for row in rows])
+        chosen = choose_examples({name: np.nan_to_num(values[sound]) for name, values in scores.items()})
+        self.folder.mkdir(exist_ok=True)
+        examples = []
+        for number, (place, why) in enumerate(chosen, start=1):
+            row = int(sound[place])
+            examples.append(
+                Example.model_validate(
+                    {
+                        "name": prepared.samples[rows[row]].id,
+                        "why": why,
+                        "miou": {name: float(np.nan_to_num(values[row])) for name, values in scores.items()},
+                        "files": self._draw(row),
+                    }
+                )
             )
-            files[kind] = f"examples/{path.name}"
+            on_stage(Stage("draw examples", number, len(chosen)))
+        return tuple(examples)
 
-        save(pair.image, "image", "jpg")
-        save(Image.fromarray(palette[truth]), "truth", "png")
-        for name, model in models.items():
-            ((_, labels, logits),) = predict_logits(model, pictures, pictures.rows[row : row + 1], hardware)
-            logits, _ = scored(logits, labels, trained)
-            prediction = upsample(logits[0], size).argmax(dim=0).cpu().numpy()
-            save(Image.fromarray(palette[prediction]), name, "png")
-        examples.append(
-            {
-                "name": pet.name,
-                "why": why,
-                "miou": {name: float(values[row]) for name, values in scores.items()},
-                "files": files,
-            }
+    def _draw(self, row: int) -> dict[str, str]:
+        dataset = self.split.dataset
+        place = self.split.rows[row : row + 1]
+        sample = self.split.prepared.samples[place[0]]
+        opened = open_sample(dataset, sample)
+        colours = palette(dataset.scored_classes)
+        truth = scored_ids(opened.ids, dataset.merge)
+        files = {
+            "image": self._save(opened.image, f"{sample.id}.image.jpg"),
+            "truth": self._save(Image.fromarray(colours[truth]), f"{sample.id}.truth.png"),
+        }
+        for name, network in self.networks.items():
+            ((_, _, logits),) = predict_logits(network, self.split, place)
+            ids: UInt8 = predicted_ids(scored_logits(logits, dataset.merge)[0], cast(tuple[int, int], truth.shape))
+            files[name] = self._save(Image.fromarray(colours[ids]), f"{sample.id}.{name}.png")
+        return files
+
+    def _save(self, image: Image.Image, name: str) -> str:
+        """Returns the path, below the comparison's folder, of the image reduced."""
+        kind, resampling = (
+            ("JPEG", Image.Resampling.BILINEAR) if name.endswith("jpg") else ("PNG", Image.Resampling.NEAREST)
         )
-        tell(Stage("draw examples", number, len(chosen)))
-    return examples
+        scale = min(1.0, EXAMPLE_SIDE / max(image.size))
+        small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resampling)
+        storage.write_atomically(self.folder / name, lambda unfinished: small.save(unfinished, kind))
+        return f"examples/{name}"
+
+
+__all__ = ["Plan", "Stage", "choose_examples", "compare"]

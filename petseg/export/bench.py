@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from petseg import environment as machine
-from petseg.data.oxford_pets import UInt8
+from petseg.data.dataset import UInt8
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.segmenter import Segmenter, model_file
 
@@ -161,13 +161,15 @@ def _int8(file: bytes, card: Mapping[str, Any], data: Path | None) -> bytes:
     """Returns the file in int8, its scales set by training pictures where there are any."""
     from petseg.config import RunConfig
     from petseg.data.cache import prepare
+    from petseg.data.sources import open_dataset
     from petseg.export.openvino import drawn_pictures
     from petseg.export.quantise import calibration_pictures, quantised
 
     if data is None:
         return quantised(file, drawn_pictures(card["size"]))
-    prepared = prepare(data, card["size"])
-    return quantised(file, calibration_pictures(prepared, RunConfig.model_validate(card["config"])))
+    config = RunConfig.model_validate(card["config"])
+    prepared = prepare(open_dataset(data, config.data), card["size"])
+    return quantised(file, calibration_pictures(prepared, config))
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -266,16 +268,18 @@ def _loaded(contender: Contender) -> tuple[float | None, Callable[[UInt8], objec
         import torch
 
         from petseg.config import ModelConfig
-        from petseg.models import build_model, normalise, to_unit_range
+        from petseg.models import build_model, model_input, to_unit_range
 
         torch.set_num_threads(threads)
         before = _resident("VmRSS")
         torch.manual_seed(0)
-        network = build_model(ModelConfig(**contender.network), contender.num_classes)
+        config = ModelConfig(**contender.network)
+        network, wanted = build_model(config, contender.num_classes), model_input(config)
         network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         def run(pictures: UInt8) -> object:
-            images = normalise(to_unit_range(torch.from_numpy(pictures))).contiguous(memory_format=torch.channels_last)
+            images = wanted.normalise(to_unit_range(torch.from_numpy(pictures)))
+            images = images.contiguous(memory_format=torch.channels_last)
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=runtime == "torch-bf16"):
                 return network(images).float().softmax(dim=1).numpy()
 

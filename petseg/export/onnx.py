@@ -17,13 +17,13 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,13 +35,13 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from petseg import storage
-from petseg.config import RunConfig
-from petseg.data.oxford_pets import UInt8, get_task
+from petseg.data.dataset import UInt8
 from petseg.errors import PetsegError
-from petseg.evaluation.evaluate import load_run
+from petseg.evaluation.evaluate import TrainedRun, load_run
 from petseg.export.openvino import AGREEMENT, OpenVINO, compare, drawn_pictures, refusal
-from petseg.models import TITLES, normalise, to_unit_range
-from petseg.training.loop import choose_hardware
+from petseg.models import title_of, to_unit_range
+from petseg.training.device import choose_hardware
+from petseg.training.inference import Network
 
 FP32_BELOW = (40_000, 80_000, 160_000)
 """Tensors of fewer values stay in float32, tried in this order until the file agrees with torch.
@@ -68,8 +68,8 @@ DEFINITIONS = {
     "iou": "true positives / (true positives + false positives + false negatives), from one confusion matrix over all "
     "pixels of the split",
     "pixel_accuracy": "share of pixels whose class is right",
-    "mean_boundary_f": "mean over classes and pictures of the boundary F measure, within .75 % of the diagonal",
-    "species_accuracy": "share of the pictures with a pet whose species is right",
+    "mean_boundary_f": "mean over classes and images of the boundary F measure, within .75 % of the diagonal",
+    "image_class_accuracy": "share of the images with a pet whose species is right",
 }
 
 LIMITS = (
@@ -79,7 +79,7 @@ LIMITS = (
     "border is a band around the pet's outline as the data set's annotators saw it",
 )
 
-SCORES = ("split", "images", "frame", "miou", "iou", "pixel_accuracy", "mean_boundary_f", "species_accuracy")
+SCORES = ("split", "images", "frame", "miou", "iou", "pixel_accuracy", "mean_boundary_f", "image_class_accuracy")
 """What of an evaluation a file's metadata repeat, where it has it."""
 
 Floats = npt.NDArray[np.float32]
@@ -98,12 +98,12 @@ class Made:
 class _Served(nn.Module):
     """Probabilities [N, C, H, W] of uint8 [N, H, W, 3]: what the file computes."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.input = network.module, network.input
 
     def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.model(normalise(to_unit_range(image)))
+        logits: Tensor = self.model(self.input.normalise(to_unit_range(image)))
         # ONNX Runtime's own softmax transposes the classes to the end and back: .5 ms of 11, this .15 (2026-11-22)
         powers = (logits - logits.amax(dim=1, keepdim=True)).exp()
         return powers / powers.sum(dim=1, keepdim=True)
@@ -121,23 +121,23 @@ def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -
     Raises:
         PetsegError: not a trained run, or the file disagrees with torch.
     """
-    model, config, weights, epoch = load_run(run, choose_hardware("fp32", "cpu"))
+    trained = load_run(run, choose_hardware("fp32", "cpu"))
     description = {
-        **_description(run, config),
-        "weights": weights,
-        "weights_sha256": _digest(run / weights),
-        "epoch": epoch,
+        **_description(run, trained),
+        "weights": trained.weights,
+        "weights_sha256": _digest(run / trained.weights),
+        "epoch": trained.epoch,
     }
-    return export_model(model, description, out, kind, fp16=fp16)
+    return export_model(trained.network, description, out, kind, fp16=fp16)
 
 
 def export_model(
-    model: nn.Module, description: Mapping[str, Any], out: Path, kind: str = "onnx", *, fp16: bool = True
+    network: Network, description: Mapping[str, Any], out: Path, kind: str = "onnx", *, fp16: bool = True
 ) -> dict[str, Any]:
     """Returns the metadata of `out`, now the file of a model: `description`, and how far it agrees with torch.
 
     Args:
-        model: logits [N, C, H, W] of normalised images, on the CPU.
+        network: on the CPU, in fp32.
         description: at least `classes`, C names, and `size`, the side in pixels that photos are squeezed to.
         out: the file, replaced in one step.
         kind: as `export_run`.
@@ -146,7 +146,7 @@ def export_model(
     Raises:
         PetsegError: the file disagrees with torch; nothing is written.
     """
-    served = _Served(model).eval()
+    served = _Served(network).eval()
     pictures = drawn_pictures(description["size"])
     with torch.inference_mode():
         theirs = served(torch.from_numpy(pictures)).numpy()
@@ -162,14 +162,14 @@ def export_model(
     return metadata
 
 
-def as_onnx(model: nn.Module, size: int) -> bytes:
+def as_onnx(network: Network, size: int) -> bytes:
     """Returns a model as an ONNX file in float32, neither checked nor described: for timing.
 
     Args:
-        model: logits [N, C, H, W] of normalised images, on the CPU.
+        network: on the CPU, in fp32.
         size: side in pixels.
     """
-    content: bytes = without_concat(_export(_Served(model).eval(), drawn_pictures(size))).SerializeToString()
+    content: bytes = without_concat(_export(_Served(network).eval(), drawn_pictures(size))).SerializeToString()
     return content
 
 
@@ -339,9 +339,9 @@ def _traced(served: _Served, pictures: UInt8) -> tuple[tuple[Tensor], dict[str, 
     with 16 channels, one thread of an Intel Xeon, the files taking turns, 2026-11-22.
     """
     free: dict[int, Any] = {0: torch.export.Dim("N")}
-    step = 2 ** len(cast(Sized, served.model.encoder))
+    step = served.input.multiple
     side = pictures.shape[1]
-    if side % step or side < 2 * step:
+    if step == 1 or side % step or side < 2 * step:
         return (torch.from_numpy(pictures[:2]),), {"image": free}
     free |= {axis: step * torch.export.Dim(name, min=2, max=LARGEST // step) for axis, name in ((1, "h"), (2, "w"))}
     # sides that differ: the tracer would take it as given that they are equal
@@ -362,12 +362,13 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _description(run: Path, config: RunConfig) -> dict[str, Any]:
+def _description(run: Path, trained: TrainedRun) -> dict[str, Any]:
     """Returns what a file says of itself beside its weights."""
+    config = trained.config
     return {
         "model": config.model.name,
-        "title": TITLES[config.model.name],
-        "classes": list(get_task(config.data.task, config.data.border).classes),
+        "title": title_of(config.model.name),
+        "classes": [entry.model_dump() for entry in trained.data.classes],
         "size": config.data.size,
         "preprocessing": "uint8 RGB [N, H, W, 3], squeezed to the square by antialiased bilinear resizing; "
         "normalisation is part of the graph",
@@ -375,10 +376,9 @@ def _description(run: Path, config: RunConfig) -> dict[str, Any]:
         "definitions": DEFINITIONS,
         "limits": LIMITS,
         "data": {
-            "name": "Oxford-IIIT Pet Dataset",
+            "name": trained.data.name,
             "url": DATA_URL,
-            "protocol": config.data.protocol,
-            "copy": storage.read_json(run / "data.json")["source"],
+            "copy": trained.data.images,
         },
         "config": config.model_dump(),
         "environment": storage.read_json(run / "environment.json"),
@@ -389,7 +389,7 @@ def _description(run: Path, config: RunConfig) -> dict[str, Any]:
 def _scores(run: Path) -> dict[str, Any]:
     stored = [run / "evaluations" / f"{split}.json" for split in ("test", "val")]
     evaluation = next((storage.read_json(path) for path in stored if path.is_file()), {})
-    return {name: evaluation[name] for name in SCORES if name in evaluation}
+    return {name: evaluation[name] for name in SCORES if evaluation.get(name) is not None}
 
 
 def _digest(path: Path) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from petseg import storage
-from petseg.data.oxford_pets import UInt8
+from petseg.data.dataset import UInt8
 from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.photos import Photo

@@ -22,9 +22,12 @@ from torch import Tensor, nn
 
 from petseg.config import RunConfig
 from petseg.data.cache import Prepared
-from petseg.data.oxford_pets import UInt8
+from petseg.data.dataset import UInt8
 from petseg.evaluation.evaluate import Evaluation, evaluate
-from petseg.training.loop import choose_hardware, load_splits
+from petseg.models import Input
+from petseg.training.batches import load_splits
+from petseg.training.device import choose_hardware
+from petseg.training.inference import Network as Scored
 
 Floats = npt.NDArray[np.float32]
 Network = Callable[[UInt8], Floats]
@@ -114,8 +117,8 @@ def accuracy(network: Network, prepared: Prepared, config: RunConfig, split: str
         split: val or test.
     """
     hardware = choose_hardware("fp32", "cpu")
-    pictures = load_splits(prepared, config, hardware.device)[split]
-    return evaluate(LogProbabilities(network), prepared, pictures, config, hardware, split=split)
+    images = load_splits(prepared, config, hardware.device)[split]
+    return evaluate(Scored(LogProbabilities(network), Input(), hardware), images, split)
 
 
 class LogProbabilities(nn.Module):

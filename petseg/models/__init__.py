@@ -1,71 +1,199 @@
 """The models by name: `build_model(config, num_classes)`.
 
+A model is any `torch.nn.Module` that maps images [N, 3, H, W] to logits [N, C, H, W]. What it wants of its input stands
+beside it, in its `Builder`; no later stage needs another attribute of it. A network from elsewhere is one line:
+
+    MODELS["mine"] = Builder("My network", lambda num_classes: MyNet(num_classes))
+
 Axis letters everywhere in petseg: N batch, C classes, D features, H and W pixels.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
-from petseg.config import ModelConfig, ModelName
-from petseg.errors import PetsegError
+from petseg.config import ModelConfig, StrictConfig, validated
+from petseg.errors import PetsegError, unknown_name
 from petseg.models.segnet import VGG16_CONVS, SegNet
 from petseg.models.unet import UNet
 
-MODELS: dict[ModelName, tuple[type[UNet | SegNet], dict[str, Any]]] = {
-    "unet": (UNet, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True}),
-    "segnet": (SegNet, {"base_channels": 16, "depth": 5, "batch_norm": True}),
-    "unet_paper": (UNet, {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5}),
-    "segnet_paper": (SegNet, {"base_channels": 64, "depth": 5, "batch_norm": True}),
+
+@dataclass(frozen=True)
+class Input:
+    """What a model wants of its images."""
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Taken off each channel of values in 0..1."""
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    """Each channel is divided by it afterwards. Our own models take fixed numbers, not the data's own mean and
+    deviation, so that they carry no hidden statistics."""
+    multiple: int = 1
+    """The step in pixels of sides that every level of the network halves evenly. Our own models take any size; an
+    exported file is free in such steps, and takes one size alone where it is 1 (not known)."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Returns images [N, 3, H, W] in 0..1 (float32, any layout) as the model wants them."""
+        if len({*self.mean}) == len({*self.std}) == 1:
+            return (images - self.mean[0]) * (1 / self.std[0])
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (images - mean) / std
+
+
+class NoOptions(StrictConfig):
+    """The options of a model that has none."""
+
+
+@dataclass(frozen=True)
+class Builder:
+    """How a model is made from its options, and what stands beside it."""
+
+    title: str
+    """How a reader knows it."""
+    build: Callable[..., nn.Module]
+    """Called with num_classes and the options as keywords; draws weights from torch's global generator."""
+    options: type[StrictConfig] = NoOptions
+    """Names, types and ranges of the options."""
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    """Option -> value where a recipe gives none."""
+    input: Input = Input()
+    multiple: Callable[[Mapping[str, Any]], int] | None = None
+    """`Input.multiple` where it follows from the options."""
+
+
+Convs = Annotated[int, Field(ge=1, le=8)]
+
+
+class UNetOptions(StrictConfig):
+    """Options of U-Net."""
+
+    base_channels: Annotated[int, Field(ge=1, le=256)]
+    """Channels of the first stage; they double with each halving of the resolution."""
+    depth: Annotated[int, Field(ge=1, le=7)]
+    """How many times the resolution is halved."""
+    convs: Convs
+    """3x3 convolutions a stage."""
+    batch_norm: bool
+    """Batch normalisation after each convolution."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping a channel of the deepest stage."""
+    skips: bool = True
+    """Concatenate the encoder's maps; false is the ablation."""
+    upsampling: Literal["transposed", "bilinear", "indices"] = "transposed"
+    """A learnt 2x2 up-convolution (U-Net's own), bilinear, or by the pooling's indices (SegNet's own)."""
+
+
+class SegNetOptions(StrictConfig):
+    """Options of SegNet."""
+
+    base_channels: Annotated[int, Field(ge=1, le=256)]
+    """Channels of the first stage; they double with each halving of the resolution."""
+    depth: Annotated[int, Field(ge=1, le=7)]
+    """How many times the resolution is halved."""
+    convs: Convs | Annotated[tuple[Convs, ...], Field(strict=False)] | None = None
+    """3x3 convolutions a stage: one number, or one for each stage; none takes VGG16's 2, 2, 3, 3, 3."""
+    batch_norm: bool
+    """Batch normalisation after each convolution."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping a channel of the deepest stage."""
+    upsampling: Literal["indices", "bilinear"] = "indices"
+    """By the pooling's indices (SegNet's own), or bilinear: the ablation."""
+
+
+def _segnet(num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int, **options: Any) -> SegNet:
+    """Returns a SegNet whose stages' numbers of convolutions are written out."""
+    if convs is None:
+        convs = (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
+    elif isinstance(convs, int):
+        convs = (convs,) * depth
+    elif len(convs) != depth:
+        raise PetsegError(f"model.convs has {len(convs)} numbers for depth {depth}; give one for each stage")
+    return SegNet(num_classes, convs=convs, depth=depth, **options)
+
+
+def _multiple(options: Mapping[str, Any]) -> int:
+    return int(2 ** options["depth"])
+
+
+_UNET: dict[str, Any] = {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True}
+_SEGNET: dict[str, Any] = {"base_channels": 16, "depth": 5, "batch_norm": True}
+
+MODELS: dict[str, Builder] = {
+    "unet": Builder("U-Net", UNet, UNetOptions, _UNET, multiple=_multiple),
+    "segnet": Builder("SegNet", _segnet, SegNetOptions, _SEGNET, multiple=_multiple),
+    "unet_paper": Builder(
+        "U-Net (paper)",
+        UNet,
+        UNetOptions,
+        {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5},
+        multiple=_multiple,
+    ),
+    "segnet_paper": Builder(
+        "SegNet (paper)", _segnet, SegNetOptions, _SEGNET | {"base_channels": 64}, multiple=_multiple
+    ),
 }
-"""Name -> class and preset; a field of `ModelConfig` that is given replaces the preset's."""
-
-TITLES = {"unet": "U-Net", "segnet": "SegNet", "unet_paper": "U-Net (paper)", "segnet_paper": "SegNet (paper)"}
-"""Name -> how a reader knows it."""
+"""Name -> builder."""
 
 
-def build_model(config: ModelConfig, num_classes: int) -> UNet | SegNet:
+def builder_of(name: str) -> Builder:
+    """Returns the builder of a model.
+
+    Raises:
+        PetsegError: no model has that name.
+    """
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    return MODELS[name]
+
+
+def model_options(config: ModelConfig) -> dict[str, Any]:
+    """Returns every option of a model, the preset's where the config gives none.
+
+    Raises:
+        PetsegError: an unknown model, or an option that it does not have or that is out of range.
+    """
+    builder = builder_of(config.name)
+    given = {name: value for name, value in config.options.items() if value is not None}
+    unknown = next((name for name in given if name not in builder.options.model_fields), None)
+    if unknown is not None:
+        owners = [name for name, other in MODELS.items() if unknown in other.options.model_fields]
+        if owners:
+            raise PetsegError(
+                f"model.{unknown} was given for {config.name!r}, which has no such option; it belongs to "
+                f"{owners[0]!r}: write it under [overrides.{owners[0]}.model]"
+            )
+        raise unknown_name(f"option of model {config.name!r}", unknown, builder.options.model_fields)
+    return validated(builder.options, {**builder.preset, **given}, source="model").model_dump()
+
+
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """Returns the model that `config` names, weights drawn from torch's global generator.
 
     Raises:
-        PetsegError: a field that this model does not have.
+        PetsegError: as `model_options`.
     """
-    kind, preset = MODELS[config.name]
-    given = config.model_dump(exclude={"name"}, exclude_none=True)
-    if kind is SegNet and "skips" in given:
-        raise PetsegError(
-            f"model.skips was given for {config.name!r}, which has no such option; it belongs to 'unet': write it "
-            "under [overrides.unet.model]"
-        )
-    if kind is SegNet and given.get("upsampling") == "transposed":
-        raise PetsegError(f"model.upsampling is 'transposed' for {config.name!r}; choose one of: indices, bilinear")
-    options = preset | given
-    convs = options.get("convs")
-    if kind is UNet:
-        if isinstance(convs, tuple):
-            if len(set(convs)) != 1:
-                raise PetsegError(f"model.convs is {list(convs)}; a U-Net takes one number for all its stages")
-            options["convs"] = convs[0]
-    else:
-        depth = options["depth"]
-        if convs is None:
-            options["convs"] = (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
-        elif isinstance(convs, int):
-            options["convs"] = (convs,) * depth
-        elif len(convs) != depth:
-            raise PetsegError(f"model.convs has {len(convs)} numbers for depth {depth}; give one for each stage")
-    return kind(num_classes, **options)
+    options = model_options(config)
+    return builder_of(config.name).build(num_classes, **options)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Returns images in -2..2 for a model: values in 0..1 (any layout, float32) less 0.5, over 0.25.
+def model_input(config: ModelConfig) -> Input:
+    """Returns what a model wants of its images.
 
-    Fixed numbers, not the data's own mean and deviation, so that a model carries no hidden statistics.
+    Raises:
+        PetsegError: as `model_options`.
     """
-    return (images - 0.5) * 4.0
+    builder, options = builder_of(config.name), model_options(config)
+    return builder.input if builder.multiple is None else replace(builder.input, multiple=builder.multiple(options))
+
+
+def title_of(name: str) -> str:
+    """Returns how a reader knows a model; its own name where it is none of `MODELS` any more."""
+    return MODELS[name].title if name in MODELS else name
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -76,4 +204,16 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous().to(torch.float32).mul_(1 / 255)
 
 
-__all__ = ["MODELS", "TITLES", "SegNet", "UNet", "build_model", "normalise", "to_unit_range"]
+__all__ = [
+    "MODELS",
+    "Builder",
+    "Input",
+    "SegNet",
+    "UNet",
+    "build_model",
+    "builder_of",
+    "model_input",
+    "model_options",
+    "title_of",
+    "to_unit_range",
+]

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from petseg.data.oxford_pets import UInt8
+from petseg.data.dataset import UInt8
 
 
 class MeanMask(nn.Module):
     """Logits [N, C, H, W] that do not look at the image: log of how often each class stood at each pixel.
 
-    With `everywhere` the frequencies are averaged over the picture too, so that every pixel gets the most frequent
-    class: on the trimaps, background.
+    With `everywhere` the frequencies are averaged over the image too, so that every pixel gets the most frequent
+    class: on pets, background.
     """
 
     frequency: Tensor
@@ -33,4 +33,4 @@ class MeanMask(nn.Module):
 
 
 BASELINES = {"background": ("Most frequent class", True), "mean_mask": ("Mean mask", False)}
-"""Name -> title, and whether frequencies are averaged over the picture."""
+"""Name -> title, and whether frequencies are averaged over the image."""

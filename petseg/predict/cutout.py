@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from petseg.data.oxford_pets import BACKGROUND, BORDER, CLASS_COLOURS, PET, UInt8
+from petseg.data.dataset import UInt8
+from petseg.data.oxford_pets import BACKGROUND, BORDER, PET
+from petseg.data.oxford_pets import COLOURS as CLASS_COLOURS
 from petseg.predict.enlarge import enlarged, windows
 
 Floats = npt.NDArray[np.float32]

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from petseg.data.oxford_pets import UNREADABLE, UInt8, check_pixels, draft_side, formats, to_rgb
+from petseg.data.dataset import UInt8
+from petseg.data.images import UNREADABLE, check_pixels, draft_side, formats, to_rgb
 from petseg.errors import PetsegError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")

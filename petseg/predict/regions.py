@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from petseg.data.oxford_pets import UInt8
+from petseg.data.dataset import UInt8
 
 Ints = npt.NDArray[np.int64]
 

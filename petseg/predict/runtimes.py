@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from petseg.data.oxford_pets import UInt8
+from petseg.data.dataset import UInt8
 from petseg.errors import unknown_name
 
 Floats = npt.NDArray[np.float32]

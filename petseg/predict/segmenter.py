@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from petseg.data.oxford_pets import BACKGROUND, BORDER, PET, UInt8
+from petseg.data.dataset import UInt8
+from petseg.data.oxford_pets import BACKGROUND, BORDER, PET
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.cutout import cut_out, overlay
 from petseg.predict.enlarge import Size, enlarged, windows

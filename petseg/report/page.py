@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from petseg.data.oxford_pets import CLASS_COLOURS
+from petseg.data.oxford_pets import COLOURS as CLASS_COLOURS
 from petseg.errors import PetsegError
 from petseg.report import plots, tables
 from petseg.report.tables import DASH, lead_shown, listing, percent, percent_words, pick, points

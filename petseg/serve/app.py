@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from petseg import __version__
 from petseg.config import ServeConfig
-from petseg.data.oxford_pets import CLASS_COLOURS
+from petseg.data.oxford_pets import COLOURS as CLASS_COLOURS
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.outputs import encoded
 from petseg.predict.segmenter import Segmentation, Segmenter

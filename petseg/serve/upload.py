@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
-from petseg.data.oxford_pets import formats
+from petseg.data.images import formats
 from petseg.errors import PetsegError
 from petseg.predict.photos import Photo
 

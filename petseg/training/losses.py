@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from petseg.data.oxford_pets import IGNORE, UInt8
+from petseg.data.dataset import IGNORE, UInt8
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:

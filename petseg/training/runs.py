@@ -1,35 +1,32 @@
 """A run is a folder of plain files, readable without petseg.
 
-    config.json         the whole RunConfig
-    environment.json    commit, versions, device, precision
-    data.json           which pictures: the prepared cache's key
-    metrics.jsonl       one line an epoch
-    best.safetensors    weights of the best epoch on validation
-    last.safetensors    weights of the last epoch
-    resume.safetensors  weights, optimiser and average after the last whole epoch; written last
-    *.previous.*        best and resume of the epoch before, taken where the newer file is damaged
-    evaluations/        one JSON a split, per-image matrices beside it
-    .lock               held by the process that works in the folder
-
-Each file is written beside its place and moved there whole, so a kill at any moment leaves the old one or the new one.
+config.json         the whole RunConfig
+environment.json    commit, versions, device, precision
+data.json           which images: dataset, classes, splits, and the prepared cache's key
+metrics.jsonl       one line an epoch
+*.safetensors       weights and checkpoints (`training.checkpoint`)
+evaluations/        one JSON a split, per-image matrices beside it
+.lock               held by the process that works in the folder
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from petseg import storage
+from petseg.config import RunConfig, validated
+from petseg.data.cache import Prepared
+from petseg.data.dataset import Class
 from petseg.errors import PetsegError
-
-if TYPE_CHECKING:
-    from petseg.config import RunConfig
+from petseg.schema import ClassInfo, DataInfo, EpochRow, read_record, write_record
 
 LOCK = ".lock"
 
@@ -79,60 +76,91 @@ def read_config(run: Path) -> RunConfig:
     Raises:
         PetsegError: not a run folder, or a config that this version does not understand.
     """
-    from petseg.config import RunConfig, validated  # pydantic takes .07 s, and predictions are written without it
-
     return validated(RunConfig, storage.read_json(run / "config.json"), source=f"{run / 'config.json'}")
 
 
-def claim_data(folder: Path, key: str, source: str) -> None:
-    """Writes which pictures a folder's figures come from, or checks that they are these.
+def read_data(run: Path) -> DataInfo:
+    """Returns which images a run folder's figures are of.
 
     Raises:
-        PetsegError: the folder holds work on other pictures.
+        PetsegError: not a run folder, or not one of this version.
+    """
+    return read_record(run / "data.json", DataInfo)
+
+
+def describe(prepared: Prepared) -> DataInfo:
+    """Returns what later stages must know of a prepared dataset without opening it."""
+    dataset = prepared.dataset
+
+    def info(classes: Sequence[Class]) -> tuple[ClassInfo, ...]:
+        return tuple(ClassInfo.model_validate(asdict(entry)) for entry in classes)
+
+    return DataInfo(
+        name=dataset.name,
+        provenance=dataset.provenance,
+        official=dataset.official,
+        largest_side=prepared.largest_side,
+        key=prepared.key,
+        classes=info(dataset.classes),
+        scored_classes=info(dataset.scored_classes),
+        splits={part: len(prepared.rows(ids)) for part, ids in dataset.splits.items()},
+        left_out=prepared.left_out,
+    )
+
+
+def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
+    """Returns which images a folder's figures come from; writes it down, or checks that they are these.
+
+    Raises:
+        PetsegError: the folder holds work on other images.
     """
     path = folder / "data.json"
+    data = describe(prepared)
     if not path.is_file():
-        storage.write_json(path, {"key": key, "source": source})
-    elif (found := storage.read_json(path)).get("key") != key:
+        write_record(path, data)
+    elif (known := read_data(folder)).key != data.key:
         raise PetsegError(
-            f"run folder {folder}: holds work on other pictures ({found.get('source')}); choose another with --out"
+            f"run folder {folder}: holds work on other images ({known.images}); choose another with --out"
         )
+    return data
 
 
-def epoch_seconds(history: Sequence[Mapping[str, Any]], kind: str = "seconds") -> float:
+def epoch_seconds(history: Sequence[EpochRow], kind: Literal["seconds", "train_seconds"] = "seconds") -> float:
     """Returns the median epoch's seconds: a pause of the machine is not the model's.
 
     Args:
         history: as `read_metrics`, at least one epoch.
         kind: "seconds", of the whole epoch, or "train_seconds", without validation.
     """
-    return float(statistics.median(row[kind] for row in history))
+    return float(statistics.median(getattr(row, kind) for row in history))
 
 
-def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
+def read_metrics(run: Path, *, up_to: int | None = None) -> list[EpochRow]:
     """Returns the epochs of metrics.jsonl, at most the first `up_to`; a half-written last line is dropped.
 
     Raises:
         PetsegError: another line is damaged, or the epochs are not 1, 2, 3, ...
     """
     path = run / "metrics.jsonl"
-    rows: list[Any] = []
+    rows: list[EpochRow] = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            if number < len(lines):
-                raise PetsegError(
-                    f"{path}: line {number} is not JSON ({error}); restore the file or train again"
-                ) from None
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or row.get("epoch") != number:
+            rows.append(EpochRow.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            if number == len(lines) and first["type"] == "json_invalid":
+                break  # half-written
+            where = ".".join(map(str, first["loc"])) or "line"
+            raise PetsegError(
+                f"{path}: line {number}: {where}: {first['msg'].lower()}; restore the file or train again"
+            ) from None
+        if rows[-1].epoch != number:
             raise PetsegError(f"{path}: line {number} is not that of epoch {number}; restore the file or train again")
     return rows if up_to is None else rows[:up_to]
 
 
-def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
+def write_metrics(run: Path, rows: Sequence[EpochRow]) -> None:
     """Writes metrics.jsonl anew, atomically (30 short lines: cheaper than reasoning about appends)."""
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    text = "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
     storage.write_atomically(run / "metrics.jsonl", lambda unfinished: unfinished.write_text(text, encoding="utf-8"))

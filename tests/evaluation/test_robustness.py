@@ -14,10 +14,10 @@ from petseg.data.oxford_pets import IGNORE, committed_leaks, committed_validatio
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import STRENGTHS, Change, changes
-from petseg.evaluation.metrics import mean_iou
 from petseg.evaluation.robustness import EVERY, evaluate_robustness
 from petseg.experiments.study.findings import find, seen
 from petseg.experiments.study.recipe import load_study
+from petseg.metrics import mean_iou
 from petseg.models import build_model
 from petseg.storage import read_json, write_json
 from petseg.training.loop import _save, choose_hardware, load_splits

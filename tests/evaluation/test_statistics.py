@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from petseg.evaluation.metrics import iou, mean_iou
 from petseg.evaluation.statistics import bootstrap, paired_bootstrap, permutation_test, seed_interval
+from petseg.metrics import iou, mean_iou
 
 
 def made_pictures(count: int, *, lead: float, seed: int, noise: float = 0.05) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from petseg.config import load_recipe
 from petseg.data.cache import Prepared
-from petseg.evaluation.metrics import mean_iou
 from petseg.experiments.compare import choose_examples, compare
+from petseg.metrics import mean_iou
 from petseg.report import write_report
 from petseg.report.page import read_comparison
 from petseg.training.loop import choose_hardware

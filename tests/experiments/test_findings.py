@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from petseg.errors import PetsegError
-from petseg.evaluation.metrics import mean_iou
 from petseg.evaluation.statistics import paired_bootstrap
 from petseg.experiments.study.findings import find, verdict, write_findings
 from petseg.experiments.study.results import Results
+from petseg.metrics import mean_iou
 from petseg.report import study_plots, tables, write_study_report
 from petseg.report.study import (
     Names,

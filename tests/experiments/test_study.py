@@ -19,12 +19,12 @@ from petseg import cli
 from petseg.config import ModelConfig
 from petseg.data.cache import prepare
 from petseg.errors import PetsegError
-from petseg.evaluation.metrics import mean_iou
 from petseg.experiments.study.match import count_parameters, find_shape
 from petseg.experiments.study.plan import Pace, plain, plan, state
 from petseg.experiments.study.recipe import claims, load_study, matched_to, study_names
 from petseg.experiments.study.results import read_manifest
 from petseg.experiments.study.run import Shard, Status, collect, open_study, parse_shard, planned, run_study, sizes
+from petseg.metrics import mean_iou
 from petseg.models import build_model
 from tests.cli.test_commands import child_environment, petseg
 

@@ -19,8 +19,7 @@ import numpy as np
 from petseg import storage
 from petseg.config import flat_fields
 from petseg.data.oxford_pets import breed_of, committed_leaks
-from petseg.evaluation.corruptions import KINDS, STRENGTHS, UNITS, Change, changes
-from petseg.evaluation.metrics import Confusion, Score, boundary_sums, iou, mean_boundary_f, mean_iou
+from petseg.evaluation.corruptions import SEVERITIES, Corruption, corruptions
 from petseg.evaluation.statistics import (
     Difference,
     Estimate,
@@ -32,10 +31,30 @@ from petseg.evaluation.statistics import (
 )
 from petseg.experiments.study.recipe import VIEWS, Claim, Experiment, Tuning, claims, rechecked, tuning_cells
 from petseg.experiments.study.results import ROBUSTNESS, TUNING, Result, Results
-from petseg.models import TITLES
+from petseg.metrics import Confusion, Score, boundary_sums, iou, mean_boundary_f, mean_iou
+from petseg.models import title_of
+from petseg.schema import EpochRow
 from petseg.training import runs
 
 FINDINGS = "findings.json"
+
+KINDS = {
+    "blur": "blur",
+    "noise": "noise",
+    "jpeg": "JPEG",
+    "dark": "darkness",
+    "small": "small scale",
+    "rotated": "rotation",
+}
+UNITS = {
+    "blur": "blur, share of the side",
+    "noise": "noise, share of the range",
+    "jpeg": "JPEG quality",
+    "dark": "light left",
+    "small": "size left",
+    "rotated": "degrees rotated",
+}
+"""Kind of corruption -> what its severities count."""
 
 REACHED = 0.3614
 """The validation loss of the comparison petseg descends from, after 30 epochs of a U-Net: the time to it is told."""
@@ -74,7 +93,7 @@ def find(folder: Path, on_progress: Callable[[int, int], None] | None = None) ->
         "version": 2,
         "petseg": manifest["petseg"],
         "title": study.title,
-        "models": {name: TITLES[name] for name in _models(results)},
+        "models": {name: title_of(name) for name in _models(results)},
         "official": pictures == OFFICIAL,
         "data": manifest["data"],
         "settings": _settings(results),
@@ -311,18 +330,18 @@ def _match(results: Results, experiment: Experiment, arm: str) -> dict[str, Any]
     return None if found is None else {key: found[key] for key in ("quantity", "wanted", "found")}
 
 
-def _epochs_to(history: Sequence[Mapping[str, Any]], loss: float) -> int | None:
+def _epochs_to(history: Sequence[EpochRow], loss: float) -> int | None:
     """Returns the epoch after which the validation loss was first at or below `loss`; None: never."""
-    return next((row["epoch"] for row in history if row["val_loss"] <= loss), None)
+    return next((row.epoch for row in history if row.val_loss <= loss), None)
 
 
-def _history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _history(histories: Sequence[Sequence[EpochRow]]) -> list[dict[str, Any]]:
     """Returns, for each epoch, the mean, lowest and highest over seeds of each curve."""
     found = []
     for rows in zip(*histories, strict=False):
-        epoch: dict[str, Any] = {"epoch": rows[0]["epoch"]}
+        epoch: dict[str, Any] = {"epoch": rows[0].epoch}
         for key in ("train_loss", "val_loss", "val_miou"):
-            values = [row[key] for row in rows]
+            values = [getattr(row, key) for row in rows]
             epoch[key] = {
                 "mean": _round(float(np.mean(values))),
                 "low": _round(min(values)),
@@ -495,29 +514,29 @@ def _robustness(results: Results) -> dict[str, Any] | None:
     experiment = rechecked(results.study, recheck, "robustness")
     arms = _distinct({arm: _scored_worse(results, experiment, arm) for arm in experiment.arms()})
     scored = next((run for arm in arms.values() for run in arm.values()), None)
-    told = claims(experiment, recheck.expected, tuple(STRENGTHS), where="robustness")
+    told = claims(experiment, recheck.expected, tuple(SEVERITIES), where="robustness")
     found: dict[str, Any] = {
         "experiment": experiment.name,
         "every": None if scored is None else scored.scores(ROBUSTNESS)["every"],
         "pictures": None if scored is None else scored.scores(ROBUSTNESS)["images"],
-        "amounts": {kind: list(amounts) for kind, amounts in STRENGTHS.items()},
-        "titles": dict(KINDS),
-        "units": dict(UNITS),
+        "amounts": {kind: list(amounts) for kind, amounts in SEVERITIES.items()},
+        "titles": KINDS,
+        "units": UNITS,
         "expected": list(recheck.expected),
         "arms": [],
         "contrasts": [],
     }
     if scored is None:
         return found
-    worse = results.counts(scored, next(iter(changes())).name)[0]
+    worse = results.counts(scored, next(iter(corruptions())).name)[0]
     for name, arm in arms.items():
         if arm:
             scores = {
                 kind: [_estimate(bootstrap(counts)) for counts in _by_strength(results, kind, [arm], worse)[0]]
-                for kind in STRENGTHS
+                for kind in SEVERITIES
             }
             found["arms"].append({"arm": name, "model": name.partition("/")[0], "scores": scores})
-    for kind in STRENGTHS:
+    for kind in SEVERITIES:
         for left, right in _distinct_pairs(results, experiment):
             sides = [_scored_worse(results, experiment, arm) for arm in (left, right)]
             seeds, _ = stacked(results, sides, "test")
@@ -548,7 +567,7 @@ def _by_strength(
     places = [names.index(name) for name in worse]
     found = [[counts[:, places]] for counts in stacked(results, arms, "test")[1]]
     for strength in (1, 2, 3):
-        for arm, counts in zip(found, stacked(results, arms, Change(kind, strength).name)[1], strict=True):
+        for arm, counts in zip(found, stacked(results, arms, Corruption(kind, strength).name)[1], strict=True):
             arm.append(counts)
     return found
 
@@ -726,7 +745,7 @@ def _training(results: Results) -> dict[str, Any]:
     machines: dict[str, dict[str, Any]] = {}
     for run in results.all_runs():
         if run.state == "finished":
-            seconds += sum(row["seconds"] for row in run.history)
+            seconds += sum(row.seconds for row in run.history)
             keys = ("device", "processor", "threads", "precision", "torch", "platform", "commit")
             machine = {key: run.environment.get(key) for key in keys}
             known = machines.setdefault(str(machine), {**machine, "runs": 0})

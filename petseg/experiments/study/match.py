@@ -21,7 +21,9 @@ from petseg.experiments.study.plan import cost_key
 from petseg.experiments.study.recipe import TOLERANCE, Quantity
 from petseg.export.onnx import as_onnx
 from petseg.export.openvino import drawn_pictures
-from petseg.models import MODELS, SegNet, build_model
+from petseg.models import SegNet, build_model, model_options
+from petseg.training.device import choose_hardware
+from petseg.training.inference import build_network
 
 Measure = Callable[[Sequence[ModelConfig]], Sequence[float]]
 """Costs of shapes, the reference first, measured together."""
@@ -82,7 +84,7 @@ def find_shape(arm: ModelConfig, reference: ModelConfig, quantity: Quantity, mea
 
 
 def _width(config: ModelConfig) -> int:
-    return int(config.base_channels or MODELS[config.name][1]["base_channels"])
+    return int(model_options(config)["base_channels"])
 
 
 def _widths(known: Sequence[ModelConfig]) -> list[ModelConfig]:
@@ -90,7 +92,7 @@ def _widths(known: Sequence[ModelConfig]) -> list[ModelConfig]:
     (arm,) = known
     width = _width(arm)
     return [
-        arm.model_copy(update={"base_channels": other})
+        ModelConfig(**{**arm.model_dump(), "base_channels": other})
         for other in range(max(1, width // 2), 2 * width + 1)
         if other != width
     ]
@@ -100,7 +102,7 @@ def _convs(known: Sequence[ModelConfig]) -> list[ModelConfig]:
     """Returns the nearest shapes with one convolution more or less in one stage, at least one and at most eight."""
     found = []
     for shape in known[:NEAREST]:
-        if MODELS[shape.name][0] is not SegNet:
+        if "segnet" not in shape.name:
             continue
         with torch.device("meta"):
             model = build_model(shape, 2)
@@ -110,7 +112,7 @@ def _convs(known: Sequence[ModelConfig]) -> list[ModelConfig]:
                 convs = [*model.convs]
                 convs[stage] += change
                 if 1 <= convs[stage] <= 8:
-                    found.append(shape.model_copy(update={"convs": tuple(convs)}))
+                    found.append(ModelConfig(**{**shape.model_dump(), "convs": convs}))
     return found
 
 
@@ -169,7 +171,7 @@ def _onnx_times(
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     sessions = {}
     for key, (config, size) in shapes.items():
-        content = as_onnx(build_model(config, num_classes), size)
+        content = as_onnx(build_network(config, num_classes, choose_hardware("fp32", "cpu")), size)
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         sessions[key] = (session, {"image": drawn_pictures(size)[:1]})
     times: dict[str, list[float]] = {key: [] for key in sessions}

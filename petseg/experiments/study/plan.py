@@ -13,10 +13,10 @@ import numpy as np
 
 from petseg import storage
 from petseg.config import ModelConfig, RunConfig
-from petseg.evaluation.corruptions import changes
+from petseg.evaluation.corruptions import corruptions
 from petseg.experiments.study.recipe import Experiment, Study, matched_to, tuning_cells
 from petseg.experiments.study.results import DIVERGED, ROBUSTNESS, TUNING
-from petseg.models import MODELS, SegNet
+from petseg.models import model_options
 from petseg.models.segnet import VGG16_CONVS
 from petseg.training import runs
 
@@ -152,14 +152,13 @@ def cost_key(model: ModelConfig, size: int) -> str:
 
 def plain(config: RunConfig) -> RunConfig:
     """Returns the config without fields of the model that say what its preset says, so that one run has one name."""
-    kind, preset = MODELS[config.model.name]
-    given = config.model.model_dump(exclude_none=True)
-    depth = given.get("depth", preset["depth"])
-    usual = {"skips": True, "upsampling": "indices" if kind is SegNet else "transposed", "dropout": 0.0, **preset}
-    if kind is SegNet:
-        usual.setdefault("convs", (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth])
-    kept = {name: value for name, value in given.items() if name == "name" or usual.get(name) != value}
-    return config.model_copy(update={"model": ModelConfig(**kept)})
+    usual = model_options(ModelConfig(name=config.model.name))
+    given = config.model.options
+    if "convs" in usual:
+        depth = given.get("depth", usual["depth"])
+        usual["convs"] = usual["convs"] or (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
+    kept = {name: value for name, value in given.items() if value is not None and usual.get(name) != value}
+    return config.model_copy(update={"model": ModelConfig(name=config.model.name, **kept)})
 
 
 # --- what is there ---------------------------------------------------------------------------------------------------
@@ -251,8 +250,8 @@ class Pace:
         beside: dict[str, list[float]] = {}
         for run in planned:
             for row in runs.read_metrics(run_folder(folder, run)):
-                train.setdefault(run.key, []).append(row["train_seconds"] / self._trained(run))
-                beside.setdefault(run.key, []).append(row["seconds"] - row["train_seconds"])
+                train.setdefault(run.key, []).append(row.train_seconds / self._trained(run))
+                beside.setdefault(run.key, []).append(row.seconds - row.train_seconds)
         self.per_picture = {key: float(np.median(values)) for key, values in train.items()}
         self.per_epoch = {key: float(np.median(values)) for key, values in beside.items()}
 
@@ -265,7 +264,7 @@ class Pace:
         epoch = self._trained(run) * per_picture + beside
         scored = float(sum(self.pictures[split] for split in run.splits if split != ROBUSTNESS))
         if ROBUSTNESS in run.splits:
-            scored += len(changes()) * self.pictures["test"] * ROBUSTNESS_SHARE
+            scored += len(corruptions()) * self.pictures["test"] * ROBUSTNESS_SHARE
         return START_SECONDS + run.config.train.epochs * epoch + SCORING_SECONDS * scored
 
     def _trained(self, run: Run) -> float:

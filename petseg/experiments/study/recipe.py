@@ -19,8 +19,7 @@ from pydantic import Field
 from petseg.config import (
     RECIPES,
     DataConfig,
-    ModelName,
-    ModelShape,
+    ModelOptions,
     RunConfig,
     StrictConfig,
     TrainConfig,
@@ -29,10 +28,10 @@ from petseg.config import (
     validated,
 )
 from petseg.errors import PetsegError, unknown_name
-from petseg.evaluation.corruptions import STRENGTHS
+from petseg.evaluation.corruptions import SEVERITIES
 
 Quantity = Literal["parameters", "latency"]
-Models = Annotated[tuple[ModelName, ...], Field(strict=False, min_length=1)]
+Models = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**40)]
 
 TOLERANCE: dict[Quantity, float] = {"parameters": 0.02, "latency": 0.05}
@@ -46,7 +45,7 @@ class Variant(StrictConfig):
     """How a reader knows it."""
     fields: dict[str, Any] = Field(default_factory=dict)
     """Recipe fields that differ, for example `model.skips = false`."""
-    overrides: dict[ModelName, dict[str, Any]] = Field(default_factory=dict)
+    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """The same for one model."""
     match: Quantity | None = None
     """Search the shape of the same parameters (within 2 %) or of the same latency (within 5 %) as `to`."""
@@ -92,7 +91,7 @@ class Tuning(StrictConfig):
     seed: Seed = 0
     expected: str
     """In words."""
-    loses_more: ModelName | None = None
+    loses_more: str | None = None
     """The model that is expected to lose more at the other's best setting."""
     fields: dict[str, Any] = Field(default_factory=dict)
 
@@ -110,7 +109,7 @@ class Study(StrictConfig):
     """All that is studied; model, data and train are shared by all runs unless an experiment says otherwise."""
 
     title: str
-    model: ModelShape = ModelShape()
+    model: ModelOptions = ModelOptions()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     tuning: Tuning | None = None
@@ -151,7 +150,7 @@ class Study(StrictConfig):
         """
         model, _, name = arm.partition("/")
         variant = experiment.variants[name]
-        own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]  # type: ignore[call-overload]
+        own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]
         changes = [{"train": tuned or {}}, *own, {"model": matched or {}}]
         return self.config(model, seed, changes, source=f"study: experiment {experiment.name!r}: {arm}")
 
@@ -336,11 +335,11 @@ def _check(study: Study) -> None:
             raise PetsegError(
                 f"study: experiment {experiment.name!r} is tuned, but {untuned[0]!r} is not among [tuning] models"
             )
-        if experiment.test and study.data.protocol != "official":
+        if experiment.test and study.data.oxford_pets.protocol != "official":
             raise PetsegError(f"study: experiment {experiment.name!r} has test, which protocol 'seed' has not")
     if study.robustness is not None:
         experiment = rechecked(study, study.robustness, "robustness")
-        claims(experiment, study.robustness.expected, tuple(STRENGTHS), where="robustness")
+        claims(experiment, study.robustness.expected, tuple(SEVERITIES), where="robustness")
     if study.honesty is not None:
         experiment = rechecked(study, study.honesty, "honesty")
         claims(experiment, study.honesty.expected, tuple(VIEWS), where="honesty")

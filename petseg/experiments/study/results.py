@@ -23,9 +23,10 @@ import numpy as np
 
 from petseg import storage
 from petseg.errors import PetsegError
-from petseg.evaluation.corruptions import changes
-from petseg.evaluation.metrics import PARTS, Confusion, Score
+from petseg.evaluation.corruptions import corruptions
 from petseg.experiments.study.recipe import Experiment, Study
+from petseg.metrics import PARTS, Confusion, Score
+from petseg.schema import EpochRow
 from petseg.training import runs
 
 MANIFEST = "study.json"
@@ -80,7 +81,7 @@ class Result:
         return storage.read_json(self.folder / "config.json")
 
     @cached_property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[EpochRow]:
         """One entry an epoch."""
         return runs.read_metrics(self.folder)
 
@@ -196,7 +197,7 @@ class Results:
         """Returns all counts of a finished run, by section."""
         sections = self.splits(run)
         if ROBUSTNESS in run.splits:
-            sections += [change.name for change in changes()]
+            sections += [change.name for change in corruptions()]
         return {section: self.counts(run, section) for section in sections}
 
     @cached_property
@@ -205,11 +206,11 @@ class Results:
 
 
 def _working_counts(folder: Path, section: str) -> dict[str, Counts]:
-    worse = section in {change.name for change in changes()}
+    worse = section in {change.name for change in corruptions()}
     path = folder / "evaluations" / f"{ROBUSTNESS if worse else section}.images.json"
     content = storage.read_json(path)
     try:
-        rows = content["changes"] if worse else {section: content["images"]}
+        rows = content["corruptions"] if worse else {section: content["images"]}
         return {name: _parsed(part, path) for name, part in rows.items()}
     except (AttributeError, KeyError) as error:
         raise PetsegError(f"{path}: not per-picture counts ({error}); score the run again") from None

@@ -28,7 +28,8 @@ from filelock import FileLock
 from petseg import __version__, storage
 from petseg.config import RunConfig
 from petseg.data.cache import Prepared, prepare
-from petseg.data.oxford_pets import get_task, split_names
+from petseg.data.oxford_pets import get_task
+from petseg.data.sources import open_dataset
 from petseg.errors import DivergedError, PetsegError
 from petseg.evaluation.cost import count_cost, count_macs
 from petseg.evaluation.evaluate import evaluate_run
@@ -54,16 +55,10 @@ from petseg.experiments.study.results import (
     read_manifest,
 )
 from petseg.training import runs
-from petseg.training.loop import (
-    PREVIOUS_RESUME,
-    RESUME,
-    Progress,
-    choose_hardware,
-    environment,
-    keep_freed_memory,
-    load_splits,
-    train,
-)
+from petseg.training.batches import load_splits
+from petseg.training.checkpoint import PREVIOUS_RESUME, RESUME
+from petseg.training.device import choose_hardware
+from petseg.training.loop import Execution, Progress, train
 
 MOST_FAILURES = 3
 """After which a study stops: what failed so often is not the run."""
@@ -364,17 +359,15 @@ def _train_and_score(
     with FileLock(place.with_name(f".{place.name}.lock")):
         pipe.send(("progress", 0.0, "starting"))
         hardware = choose_hardware(config.train.precision, device)
-        if hardware.device.type == "cpu":
-            keep_freed_memory()
-        prepared = prepare(data, config.data.size)
+        prepared = prepare(open_dataset(data, config.data), config.data.size)
         pictures = load_splits(prepared, config, hardware.device)
 
         def step(progress: Progress) -> None:
-            pipe.send(("progress", 0.9 * progress.step / progress.steps, progress.words))
+            pipe.send(("progress", 0.9 * progress.step / progress.steps, progress.detail))
 
         checkpoint = place / RESUME
         if checkpoint.is_file() or len(runs.read_metrics(place)) < config.train.epochs:
-            train(config, prepared, place, hardware=hardware, resume=True, splits=pictures, on_progress=step)
+            train(config, prepared, place, Execution(hardware, resume=True, splits=pictures, on_step=step))
         for split in splits:
 
             def tell(done: int, total: int, split: str = split) -> None:
@@ -382,9 +375,9 @@ def _train_and_score(
 
             if split == ROBUSTNESS:
                 test = pictures["test"]
-                evaluate_robustness(place, prepared, hardware, pictures=test, on_progress=tell)
+                evaluate_robustness(place, hardware, test, on_progress=tell)
             else:
-                evaluate_run(place, prepared, hardware, split=split, splits=pictures, on_progress=tell)
+                evaluate_run(place, hardware, pictures, split, tell)
         for name in (RESUME, PREVIOUS_RESUME):
             (place / name).unlink(missing_ok=True)  # of no use any more, and three times the weights
 
@@ -409,11 +402,10 @@ def _write(study: Study, manifest: dict[str, Any], folder: Path) -> None:
 
 def _claim_data(study: Study, manifest: dict[str, Any], prepared: Mapping[int, Prepared], folder: Path) -> None:
     first = next(iter(prepared.values()))
-    names = split_names(list(first.all_listed), first.all_listed, study.data.protocol)
     found = {
-        "source": first.source,
+        "source": first.dataset.provenance,
         "key": first.key.partition("-")[0],
-        "pictures": {part: len(first.rows(part_names)) for part, part_names in names.items()},
+        "pictures": {part: len(first.rows(part_names)) for part, part_names in first.dataset.splits.items()},
     }
     if manifest["data"] is None:
         manifest["data"] = found
@@ -494,7 +486,7 @@ def _count_costs(study: Study, manifest: dict[str, Any], folder: Path, shard: Sh
         found = measure_onnx_latencies(
             {key: (config.model, config.data.size) for key, config in shapes.items()}, classes
         )
-        machine = environment(choose_hardware("fp32", "cpu"))
+        machine = choose_hardware("fp32", "cpu").environment().model_dump()
         for key, latency in found.items():
             manifest["costs"][key]["latency_ms"] = asdict(latency)
         manifest["latency_environment"] = {
@@ -505,7 +497,7 @@ def _count_costs(study: Study, manifest: dict[str, Any], folder: Path, shard: Sh
 
 
 def _num_classes(study: Study) -> int:
-    return len(get_task(study.data.task, study.data.border).classes)
+    return len(get_task(study.data.oxford_pets).classes)
 
 
 def _refuse_hopeless(study: Study, folder: Path) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 
-from petseg.data.oxford_pets import IGNORE
+from petseg.data.dataset import IGNORE
 
 Labels = npt.NDArray[np.uint8]
 Confusion = npt.NDArray[np.int64]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from petseg.evaluation.metrics import (
+from petseg.metrics import (
     BOUNDARY_TOLERANCE,
     BoundaryCounts,
     boundary_counts,
@@ -236,7 +236,7 @@ def test_boundary_agrees_with_all_pairs(data, tolerance):
     prediction = data.draw(npst.arrays(np.uint8, shape, elements=st.integers(0, 1)))
     with pytest.MonkeyPatch.context() as patch:
         # small pictures would round every tolerance to the same pixel: set the share so that it comes out as drawn
-        patch.setattr("petseg.evaluation.metrics.BOUNDARY_TOLERANCE", tolerance / math.hypot(*shape))
+        patch.setattr("petseg.metrics.BOUNDARY_TOLERANCE", tolerance / math.hypot(*shape))
         reached = tolerance / math.hypot(*shape) * float(np.hypot(*shape))
         assert boundary_counts(truth, prediction, 1) == pairwise_counts(truth, prediction, 1, reached)
 

@@ -1,0 +1,137 @@
+"""Where a dataset comes from: `open_dataset(folder, config)` recognises what lies in a folder and reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_data_path
+
+from petseg.config import DataConfig
+from petseg.data.cache import cache_root, locked, writing
+from petseg.data.dataset import Dataset
+from petseg.data.archive import extract
+from petseg.data.download import ANNOTATIONS, ARCHIVES, IMAGES, download, is_official
+from petseg.data.oxford_pets import open_oxford_pets
+from petseg.data.synthetic import make_pets
+from petseg.errors import PetsegError
+
+OFFICIAL = "the official archives"
+UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
+"""The provenance of such data; the command line warns of it in one line."""
+FOLDER = "a folder in the official layout (its files are not checked against the official checksums)"
+SYNTHETIC = "synthetic pets, drawn by petseg"
+
+SYNTHETIC_PER_BREED = 20
+"""Images of each breed in the synthetic set that `petseg compare --quick` falls back to: 740 in all, in seconds."""
+
+SYNTHETIC_VERSION = 2
+"""Raised when the drawings change."""
+
+
+def default_data_folder() -> Path:
+    """Returns where `petseg data get` puts the archives unless told otherwise."""
+    return user_data_path("petseg", appauthor=False) / "oxford-iiit-pet"
+
+
+def find_data(given: Path | None) -> Path | None:
+    """Returns the data folder: `given`, else PETSEG_DATA, else what `petseg data get` downloaded, else None."""
+    if given is not None:
+        return given
+    if named := os.environ.get("PETSEG_DATA"):
+        return Path(named)
+    default = default_data_folder()
+    return default if all((default / archive.name).is_file() for archive in ARCHIVES) else None
+
+
+def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | None = None, rounds: int = 4) -> None:
+    """Downloads the two official archives into a folder; what is there and verified stays.
+
+    Args:
+        folder: made when it is missing.
+        on_progress: called with (archive's name, bytes here, bytes in all).
+        rounds: how often both hosts are tried.
+
+    Raises:
+        PetsegError: no host gave the files, or the folder cannot be written.
+    """
+    lock = FileLock(str(folder / "get.lock"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise PetsegError(
+            f"data folder {folder}: cannot be written ({error.strerror or error}); choose another with --data"
+        ) from None
+    try:
+        for archive in ARCHIVES:
+            download(archive, folder, on_progress=on_progress and partial(on_progress, archive.name), rounds=rounds)
+    finally:
+        lock.release()
+
+
+def synthetic_data() -> Path:
+    """Returns a folder of synthetic pets in the official layout, drawn at the first call."""
+    target = cache_root() / "synthetic_pets" / f"{SYNTHETIC_PER_BREED}-v{SYNTHETIC_VERSION}"
+    with locked(target), writing(target):
+        if not target.is_dir():
+            unfinished = target.with_name(f"{target.name}.tmp")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make_pets(unfinished, per_breed=SYNTHETIC_PER_BREED, breeds=37)
+            unfinished.rename(target)
+    return target
+
+
+def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
+    """Returns the dataset in a folder.
+
+    The folder is in the official layout of the Oxford-IIIT Pet Dataset, or holds its two archives (.tar.gz or .tar),
+    which are then unpacked once into the cache.
+
+    Raises:
+        PetsegError: neither is there, or an archive is damaged.
+    """
+    options = (config or DataConfig()).oxford_pets
+    if not folder.is_dir():
+        raise PetsegError(
+            f"data folder {folder}: not a folder; run `petseg data get`, or point --data or PETSEG_DATA at one"
+        )
+    if (folder / "images").is_dir() or (folder / "annotations").is_dir():
+        synthetic = cache_root() / "synthetic_pets" in folder.parents
+        return open_oxford_pets(folder, options, provenance=SYNTHETIC if synthetic else FOLDER)
+    place, official = _unpacked(folder)
+    return open_oxford_pets(place, options, provenance=OFFICIAL if official else UNOFFICIAL, official=official)
+
+
+def _unpacked(folder: Path) -> tuple[Path, bool]:
+    """Returns where a folder's archives are unpacked, and whether they are the official ones."""
+    paths = [_archive_in(folder, archive.name) for archive in (IMAGES, ANNOTATIONS)]
+    archives = [path for path in paths if path is not None]
+    if len(archives) < 2:
+        missing = " and ".join(archive.name for archive, path in zip(ARCHIVES, paths, strict=True) if path is None)
+        raise PetsegError(
+            f"data folder {folder}: {missing} missing; wanted images/ and annotations/, or the two archives: "
+            "run `petseg data get`"
+        )
+    stamp = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
+    target = cache_root() / "extracted" / hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
+    checked = target.with_name(f"{target.name}.official")
+    with locked(target), writing(target):
+        if not checked.is_file():  # the checksum of 800 MB takes seconds
+            official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
+            extract(archives, target)
+            unfinished = checked.with_name(f"{checked.name}.tmp{os.getpid()}")
+            unfinished.write_text(json.dumps(official), encoding="utf-8")
+            unfinished.replace(checked)
+    return target, bool(json.loads(checked.read_text(encoding="utf-8")))
+
+
+def _archive_in(folder: Path, name: str) -> Path | None:
+    candidates = (folder / name, folder / name.removesuffix(".gz"))
+    return next((path for path in candidates if path.is_file()), None)

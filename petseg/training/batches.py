@@ -1,0 +1,101 @@
+"""Batches: the prepared images of each split on the training device, and the order in which an epoch takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from petseg.config import RunConfig, TrainConfig
+from petseg.data.cache import Prepared
+from petseg.data.dataset import Dataset, check_splits, part_of
+from petseg.errors import PetsegError
+from petseg.models import to_unit_range
+
+Rows = npt.NDArray[np.int64]
+
+GPU_SHARE = 0.5
+"""Of a GPU's free memory that the images may take; a larger set stays on the host."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split, on the training device or, where they do not fit, in the host's memory."""
+
+    images: Tensor
+    """uint8 [N, H, W, 3]: the whole prepared array; `rows` says which belong to the split."""
+    labels: Tensor
+    """uint8 [N, H, W]: class ids, 255 ignored."""
+    rows: Rows
+    device: torch.device
+    """Where batches are wanted."""
+    prepared: Prepared
+    """Where the images come from."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """What the class ids mean."""
+        return self.prepared.dataset
+
+    def batch(self, rows: Rows, side: int | None = None) -> tuple[Tensor, Tensor]:
+        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] of some rows, on `device`.
+
+        With `side` both are reduced to that many pixels, images antialiased, labels nearest.
+        """
+        index = torch.from_numpy(rows).to(self.images.device)
+        images, labels = self.images[index].to(self.device), self.labels[index].to(self.device)
+        if side in (None, images.shape[1]):
+            return to_unit_range(images), labels
+        planes = images.permute(0, 3, 1, 2)
+        if planes.device.type != "cpu":
+            planes = planes.float()  # antialiased bytes are the CPU's, and 50 times as fast there
+        planes = F.interpolate(planes, size=(side, side), mode="bilinear", antialias=True)
+        labels = F.interpolate(labels[:, None], size=(side, side), mode="nearest-exact")[:, 0]
+        return to_unit_range(planes.permute(0, 2, 3, 1)), labels
+
+
+def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> dict[str, Split]:
+    """Returns "train", "val" and, where the dataset has one, "test".
+
+    Raises:
+        PetsegError: another size than the config's, or too few images for a training and a validation part.
+    """
+    dataset = prepared.dataset
+    if prepared.size != config.data.size:
+        raise PetsegError(
+            f"images are prepared at {prepared.size} px, data.size is {config.data.size}; prepare them at it"
+        )
+    check_splits(dataset)
+    ids = dict(dataset.splits)
+    if config.data.fraction < 1:
+        training = [dataset.by_id[sample_id] for sample_id in ids["train"]]
+        ids["train"] = part_of(training, config.data.fraction, seed=config.train.seed)
+    # copy-on-write: torch wants writable memory, the cache stays as it is and is paged in as it is used
+    images, labels = (
+        torch.from_numpy(np.load(prepared.folder / name, mmap_mode="c")) for name in ("images.npy", "labels.npy")
+    )
+    if device.type != "cuda" or images.nbytes + labels.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        images, labels = images.to(device), labels.to(device)
+    splits = {part: Split(images, labels, prepared.rows(part_ids), device, prepared) for part, part_ids in ids.items()}
+    if len(splits["train"].rows) < 2 or not len(splits["val"].rows):
+        raise PetsegError(
+            f"{dataset.name}: {len(splits['train'].rows)} training and {len(splits['val'].rows)} validation images can "
+            "be used; wanted at least 2 and 1: see `petseg data check`"
+        )
+    return splits
+
+
+def epoch_batches(rows: Rows, epoch: int, config: TrainConfig) -> list[Rows]:
+    """Returns the epoch's batches: every row once, in an order that (seed, epoch) fixes.
+
+    A last batch of a single image is joined to the one before: batch normalisation needs two.
+    """
+    order = np.random.default_rng([config.seed, epoch]).permutation(rows)
+    cuts = list(range(config.batch_size, len(order), config.batch_size))
+    if cuts and len(order) - cuts[-1] == 1 and config.batch_size > 1:
+        cuts.pop()
+    return list(np.split(order, cuts))

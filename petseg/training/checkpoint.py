@@ -1,0 +1,211 @@
+"""Checkpoints: weights and the optimiser's state after each whole epoch, and how a run goes on from them.
+
+best.safetensors    weights of the best epoch on validation
+last.safetensors    weights of the last epoch
+resume.safetensors  weights, optimiser and average after the last whole epoch; written last
+*.previous.*        best and resume of the epoch before, taken where the newer file is damaged
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from petseg import storage
+from petseg.errors import PetsegError
+from petseg.schema import EpochRow
+from petseg.training import runs
+
+BEST, PREVIOUS_BEST = "best.safetensors", "best.previous.safetensors"
+LAST = "last.safetensors"
+RESUME, PREVIOUS_RESUME = "resume.safetensors", "resume.previous.safetensors"
+
+
+@dataclass(frozen=True)
+class State:
+    """What training changes: weights, the optimiser's moments, and the averaged weights where there are any."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: AveragedModel | None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are scored and kept."""
+        return self.model if self.average is None else self.average.module
+
+
+def best_epoch(history: Sequence[EpochRow]) -> int:
+    """Returns the epoch with the best validation mIoU, the first of equals."""
+    return max(history, key=lambda row: row.val_miou).epoch
+
+
+def save(run: Path, state: State, history: Sequence[EpochRow]) -> None:
+    """Writes weights and metrics, and last the file that a resumed run starts from: it names the whole epoch."""
+    epoch = history[-1].epoch
+    weights = _plain(state.evaluated)
+    new_best = best_epoch(history) == epoch
+    if new_best:
+        _save(run / BEST, weights, epoch, keep=run / PREVIOUS_BEST)
+    _save(run / LAST, weights, epoch)
+    runs.write_metrics(run, history)
+    tensors = {f"model.{name}": tensor for name, tensor in _plain(state.model).items()}
+    for number, values in state.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{name}": value.contiguous() for name, value in values.items()}
+    if state.average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in _plain(state.average).items()}
+    _save(run / RESUME, tensors, epoch, keep=run / PREVIOUS_RESUME)
+    if not new_best:
+        (run / PREVIOUS_BEST).unlink(missing_ok=True)  # the best is that of both epochs that are kept
+
+
+def restore(run: Path, state: State) -> list[EpochRow]:
+    """Returns the rows of the whole epochs that a run goes on after, none for a new run; the state is as after them.
+
+    Where the newest checkpoint or its line of metrics is damaged, the one before is taken, with a warning.
+
+    Raises:
+        PetsegError: all that is there is damaged, or of another model.
+    """
+    damage: PetsegError | None = None
+    for path in (run / RESUME, run / PREVIOUS_RESUME):
+        if not path.is_file():
+            continue
+        try:
+            epoch = _restore(path, state)
+            history = runs.read_metrics(run, up_to=epoch)
+            if len(history) < epoch:
+                raise PetsegError(
+                    f"{run / 'metrics.jsonl'}: holds {len(history)} epochs where {path.name} is after {epoch}; "
+                    "restore the file, or train again into another folder"
+                )
+            _settle_best(run, best_epoch(history))
+        except PetsegError as error:
+            damage = damage or error
+            continue
+        if damage is not None:
+            reason = str(damage).partition(";")[0]
+            logging.getLogger("petseg").warning("petseg: warning: %s; going on after epoch %d", reason, epoch)
+            shutil.rmtree(run / "evaluations", ignore_errors=True)  # they may be of weights that come out otherwise now
+        return history
+    if damage is not None:
+        raise damage
+    return []
+
+
+def _settle_best(run: Path, epoch: int) -> None:
+    """Sees to it that the best weights are of `epoch`, the best one of those kept.
+
+    A kill after a new best was written and before its epoch was kept leaves the right ones under the previous name.
+
+    Raises:
+        PetsegError: neither file has them.
+    """
+    best, previous = run / BEST, run / PREVIOUS_BEST
+    try:
+        found = read_tensors(best)[1]
+    except PetsegError:
+        if not previous.is_file():
+            raise
+        found = 0
+    if found == epoch:
+        return
+    if not previous.is_file() or read_tensors(previous)[1] != epoch:
+        raise PetsegError(f"{best}: not the weights of epoch {epoch}, the best one; restore it, or train again")
+    previous.replace(best)
+
+
+def _plain(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _save(path: Path, tensors: dict[str, Tensor], epoch: int, keep: Path | None = None) -> None:
+    """Writes weights; the file that was there goes to `keep` once the new one is whole."""
+
+    def write(unfinished: Path) -> None:
+        try:
+            save_file(tensors, unfinished, metadata={"epoch": str(epoch)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        if keep is not None and path.is_file():
+            path.replace(keep)
+
+    storage.write_atomically(path, write)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Returns the tensors of a safetensors file and the epoch it was written after.
+
+    Raises:
+        PetsegError: missing or damaged.
+    """
+    if not path.is_file():
+        raise PetsegError(f"{path}: no such weights; is this the folder of a trained run?")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, epoch = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["epoch"])  # noqa: SIM118
+        if epoch < 1:
+            raise ValueError(f"epoch {epoch}")
+        return tensors, epoch
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise PetsegError(f"{path}: damaged ({error}); train again without --resume, into another folder") from None
+
+
+def load_weights(model: nn.Module, path: Path) -> int:
+    """Loads weights into a model and returns the epoch they are of.
+
+    Raises:
+        PetsegError: missing, damaged, or of another model.
+    """
+    tensors, epoch = read_tensors(path)
+    _load(model, tensors, path)
+    return epoch
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise PetsegError(
+            f"{path}: weights of another model than its config.json describes; restore the pair"
+        ) from None
+
+
+def _restore(path: Path, state: State) -> int:
+    tensors, epoch = read_tensors(path)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    _load(state.model, part("model."), path)
+    if state.average is not None:
+        _load(state.average, part("average."), path)
+    _load_optimiser(state.optimiser, part("optimiser."), path)
+    return epoch
+
+
+def _load_optimiser(optimiser: torch.optim.Optimizer, kept: dict[str, Tensor], path: Path) -> None:
+    whole = optimiser.state_dict()
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    expected = {(f"{number}.{kind}") for number in range(len(parameters)) for kind in ("step", "exp_avg", "exp_avg_sq")}
+    if kept.keys() != expected:
+        raise PetsegError(f"{path}: not the optimiser's state of this model; train again, into another folder")
+    whole["state"] = {number: {} for number in range(len(parameters))}
+    for name, tensor in kept.items():
+        number, _, kind = name.partition(".")
+        like = parameters[int(number)]
+        if tensor.shape != (like.shape if kind != "step" else ()):
+            raise PetsegError(f"{path}: not the optimiser's state of this model; train again, into another folder")
+        # copies: a view would keep the file mapped, and Windows replaces no mapped file. The fused kernel walks memory,
+        # so its averages must lie as the weights do (channels_last)
+        whole["state"][int(number)][kind] = tensor.clone() if kind == "step" else torch.empty_like(like).copy_(tensor)
+    optimiser.load_state_dict(whole)
