@@ -14,9 +14,9 @@ from filelock import FileLock
 from platformdirs import user_data_path
 
 from petseg.config import DataConfig
+from petseg.data.archive import extract
 from petseg.data.cache import cache_root, locked, writing
 from petseg.data.dataset import Dataset
-from petseg.data.archive import extract
 from petseg.data.download import ANNOTATIONS, ARCHIVES, IMAGES, download, is_official
 from petseg.data.oxford_pets import open_oxford_pets
 from petseg.data.synthetic import make_pets
