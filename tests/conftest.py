@@ -1,4 +1,4 @@
-"""What tests share: one thread, a small made set, its prepared cache."""
+"""What tests share: one thread, a small synthetic dataset, its prepared cache."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 
 from petseg.config import Recipe, load_recipe
 from petseg.data.cache import Prepared, prepare
+from petseg.data.sources import open_dataset
 from petseg.data.synthetic import make_pets
 
 os.environ["PETSEG_RUNTIME"] = "onnxruntime"  # the same answers on every machine, whatever is faster there
@@ -36,13 +37,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="session")
 def pets_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made set: 6 breeds of 8 pictures, half of them in test.txt."""
+    """A synthetic dataset: 6 breeds of 8 images, half of them in test.txt."""
     return make_pets(tmp_path_factory.mktemp("pets"), per_breed=8, breeds=6, size=64)
 
 
 @pytest.fixture
 def prepared(pets_folder: Path) -> Prepared:
-    return prepare(pets_folder, 32)
+    return prepare(open_dataset(pets_folder), 32)
 
 
 @pytest.fixture
@@ -127,9 +128,9 @@ class Served:
     def stop(self) -> tuple[str, str]:
         """Returns what it printed after its address, and on stderr; it must stop on Ctrl-C with exit code 0."""
         self.process.send_signal(signal.SIGINT)
-        told = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0, told
-        return told
+        output = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, output
+        return output
 
 
 @pytest.fixture(scope="session")
