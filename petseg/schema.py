@@ -603,7 +603,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def read_record(path: Path, kind: type[RecordT]) -> RecordT:
-    """Returns a JSON file as a `kind`; integers, floats and strings are not coerced into one another.
+    """Returns a JSON file as a `kind`.
 
     Raises:
         PetsegError: missing, not JSON, another kind or version of file, or a field that is missing or wrong.

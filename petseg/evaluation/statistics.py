@@ -37,106 +37,59 @@ class Difference(Estimate):
     """Of the resamples, 0..1."""
 
 
-def paired_bootstrap(
-    first: Confusion,
-    second: Confusion,
-    *,
-    score: Scoring = mean_iou,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Difference:
-    """Returns the difference of two models' scores with its interval over pictures and, where there are any, seeds.
+@dataclass(frozen=True)
+class Resampling:
+    """How an interval is made."""
 
-    Both models see the same resampled pictures (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
-    chapter 13); each resample's matrices are added and scored anew. Matrices of one training each give an interval over
-    the choice of pictures alone. With S seeds the score is the mean over the trainings, and each resample's deviation
-    is one of pictures plus one of seeds. The latter comes from Student's t with S - 1 degrees of freedom times the
-    standard error of the seeds' mean: drawing anew from 3 or 5 seeds would give few different values and an interval
-    that is too narrow. Its quantiles are taken evenly, in drawn order, so that the models swapped give the interval
-    turned round. What hangs on one picture of one training is part of the spread between seeds, so the pictures'
-    part is the covariance that trainings share; to draw both at once would count it twice.
+    resamples: int = RESAMPLES
+    confidence: float = 0.95
+    seed: int = 0
+    """Of the draws."""
+
+
+def paired_bootstrap(
+    first: Confusion, second: Confusion, *, score: Scoring = mean_iou, how: Resampling = Resampling()
+) -> Difference:
+    """Returns the difference of two models' scores with its interval over images and, where there are any, seeds.
+
+    Both models see the same resampled images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
+    13); each resample's matrices are added and scored anew. With S seeds the score is the mean over the trainings, and
+    each resample's deviation is one of images plus one of seeds. docs/statistics.md derives it.
 
     Args:
-        first: per-picture confusion matrices, int64 [N, C, C], or [S, N, C, C] of S seeds.
-        second: of the other model on the same pictures, and with the same seeds in the same order.
+        first: per-image confusion matrices, int64 [N, C, C], or [S, N, C, C] of S seeds.
+        second: of the other model on the same images, and with the same seeds in the same order.
         score: of matrices.
-        resamples: how many.
-        confidence: of the interval, 0..1.
-        seed: of the resampling.
+        how: resamples, confidence, seed.
     """
-    assert first.shape == second.shape, "paired: both models score the same pictures, from the same seeds"
+    assert first.shape == second.shape, "paired: both models score the same images, from the same seeds"
     first, second = (_by_seed(confusions) for confusions in (first, second))
     own = score(first.sum(axis=1)) - score(second.sum(axis=1))
-    resampled = _resampled(first, score, resamples, seed) - _resampled(second, score, resamples, seed)
-    drawn = _drawn(100 * own, 100 * resampled, seed)
+    resampled = _resampled(first, score, how) - _resampled(second, score, how)
+    drawn = _drawn(100 * own, 100 * resampled, how.seed)
     return Difference(
-        **asdict(_estimate(100 * own, drawn, confidence)),
+        **asdict(_estimate(100 * own, drawn, how.confidence)),
         share_first_better=float((drawn > 0).mean()),
     )
 
 
-def bootstrap(
-    confusions: Confusion,
-    *,
-    score: Scoring = mean_iou,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Estimate:
+def bootstrap(confusions: Confusion, *, score: Scoring = mean_iou, how: Resampling = Resampling()) -> Estimate:
     """Returns one model's score with its interval; arguments and method are those of `paired_bootstrap`."""
     confusions = _by_seed(confusions)
     own = 100 * score(confusions.sum(axis=1))
-    drawn = _drawn(own, 100 * _resampled(confusions, score, resamples, seed), seed)
-    return _estimate(own, drawn, confidence)
-
-
-def permutation_test(
-    first: Confusion, second: Confusion, *, score: Scoring = mean_iou, permutations: int = RESAMPLES, seed: int = 0
-) -> float:
-    """Returns how often chance alone makes a difference as large as the models' own, 0..1 (the p-value).
-
-    If the trained models were equal, either could have made either prediction of a picture: for each picture, all
-    seeds together, a coin says whether they are swapped (Fisher's randomisation test, two-sided). It speaks of the
-    trained models at hand, so it is a cross-check of the interval over pictures, not of that over seeds.
-
-    Args:
-        first: as `paired_bootstrap`.
-        second: as `paired_bootstrap`.
-        score: of matrices.
-        permutations: how many; the smallest answer is 1 / (permutations + 1).
-        seed: of the coins.
-    """
-    assert first.shape == second.shape, "paired: both models score the same pictures, from the same seeds"
-    first, second = (_by_seed(confusions) for confusions in (first, second))
-
-    def difference(one: Confusion, other: Confusion) -> Score:
-        return np.asarray((score(one) - score(other)).mean(axis=0))
-
-    moved = _weighted(_coins(first.shape[1], permutations, seed), second - first)
-    totals = (first.sum(axis=1)[:, None], second.sum(axis=1)[:, None])
-    by_chance = difference(totals[0] + moved, totals[1] - moved)
-    own = difference(*totals)[0]
-    # sums of the same numbers in another order may differ in the last digit
-    at_least = np.abs(by_chance) >= abs(own) * (1 - 1e-12)
-    return float((1 + at_least.sum()) / (1 + permutations))
+    drawn = _drawn(own, 100 * _resampled(confusions, score, how), how.seed)
+    return _estimate(own, drawn, how.confidence)
 
 
 @lru_cache(maxsize=4)
 def _times_drawn(count: int, resamples: int, seed: int) -> Score:
-    """Returns how often each resample holds each picture, float64 [resamples, N]."""
+    """Returns how often each resample holds each image, float64 [resamples, N]."""
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     return drawn.astype(np.float64)
 
 
-@lru_cache(maxsize=2)
-def _coins(count: int, permutations: int, seed: int) -> Score:
-    """Returns whether each permutation swaps each picture, float64 [permutations, N] of 0 and 1."""
-    return np.random.default_rng(seed).integers(0, 2, (permutations, count)).astype(np.float64)
-
-
 def _weighted(weights: Score, confusions: Confusion) -> Confusion:
-    """Returns the sums [S, R, C, C] of matrices [S, N, C, C], each picture taken as often as weights [R, N] say."""
+    """Returns the sums [S, R, C, C] of matrices [S, N, C, C], each image taken as often as weights [R, N] say."""
     # floats carry these counts exactly (below 2**53) and use the fast matrix product; all seeds in one, since what
     # takes time is to read the weights
     seeds, count, *matrix = confusions.shape
@@ -144,37 +97,37 @@ def _weighted(weights: Score, confusions: Confusion) -> Confusion:
     return flat.astype(np.int64).reshape(len(weights), seeds, *matrix).swapaxes(0, 1)
 
 
-def _resampled(confusions: Confusion, score: Scoring, resamples: int, seed: int) -> Score:
-    """Returns the score of each resample of pictures, float64 [resamples, S], of matrices [S, N, C, C]."""
-    return score(_weighted(_times_drawn(confusions.shape[1], resamples, seed), confusions)).T
+def _resampled(confusions: Confusion, score: Scoring, how: Resampling) -> Score:
+    """Returns the score of each resample of images, float64 [resamples, S], of matrices [S, N, C, C]."""
+    return score(_weighted(_times_drawn(confusions.shape[1], how.resamples, how.seed), confusions)).T
 
 
 def _drawn(own: Score, resampled: Score, seed: int) -> Score:
     """Returns the resamples of the mean over seeds, float64 [resamples].
 
     Args:
-        own: [S], of all pictures.
-        resampled: [resamples, S], of each resample of pictures.
+        own: [S], of all images.
+        resampled: [resamples, S], of each resample of images.
         seed: of the order of seeds' deviations.
     """
     resamples, seeds = resampled.shape
-    over_pictures = resampled.mean(axis=1)
+    over_images = resampled.mean(axis=1)
     if seeds == 1:
-        return np.asarray(over_pictures)
+        return np.asarray(over_images)
     covariance = np.cov(resampled, rowvar=False)
     shared = max(0.0, (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
-    spread = over_pictures.var(ddof=1)
+    spread = over_images.var(ddof=1)
     shrink = np.sqrt(shared / spread) if spread else 0.0
     middle = own.mean()
     levels = np.random.default_rng([seed, seeds]).permutation((np.arange(resamples) + 0.5) / resamples)
     deviations = stdtrit(seeds - 1, levels) * (-1 if middle < 0 else 1)
-    return np.asarray(middle + shrink * (over_pictures - middle) + deviations * own.std(ddof=1) / np.sqrt(seeds))
+    return np.asarray(middle + shrink * (over_images - middle) + deviations * own.std(ddof=1) / np.sqrt(seeds))
 
 
 def seed_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Returns the interval of the mean over seeds by Student's t; None for one seed, which tells nothing of others.
+    """Returns the interval of the mean over seeds by Student's t; None for one seed, from which no spread can be taken.
 
-    For what is one number a training, such as a loss: it says how much hangs on the seed, not on the pictures.
+    For what is one number a training, such as a loss: it says how much hangs on the seed, not on the images.
 
     >>> [round(end, 3) for end in seed_interval([0.24, 0.25, 0.26])]
     [0.225, 0.275]
