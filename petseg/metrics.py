@@ -1,8 +1,8 @@
 """The one definition of every score.
 
 All scores but the boundary F-score come from confusion matrices: int64 [C, C], rows truth, columns prediction, counted
-over labelled pixels. Dataset scores add the matrices of all pictures first ("micro"), so a large picture counts more;
-per-image scores are taken picture by picture and then averaged. Every score lies in 0..1, best 1.
+over labelled pixels. Dataset scores add the matrices of all images first ("micro"), so a large image counts more;
+per-image scores are taken image by image and then averaged. Every score lies in 0..1, best 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Confusion = npt.NDArray[np.int64]
 Score = npt.NDArray[np.float64]
 
 BOUNDARY_TOLERANCE = 0.0075
-"""Distance within which a boundary pixel is right, as a share of the picture's diagonal (DAVIS takes .008)."""
+"""Distance within which a boundary pixel is right, as a share of the image's diagonal (DAVIS takes .008)."""
 
 
 def confusion_matrix(truth: Labels, prediction: Labels, num_classes: int) -> Confusion:
@@ -51,7 +51,7 @@ def iou(confusion: Confusion) -> Score:
     """Returns intersection over union of each class, float64 [..., C]; nan for a class in neither truth nor prediction.
 
     Args:
-        confusion: [..., C, C]; leading axes (pictures, resamples) stay.
+        confusion: [..., C, C]; leading axes (images, resamples) stay.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     return _ratio(hits, confusion.sum(axis=-1) + confusion.sum(axis=-2) - hits)
@@ -81,7 +81,7 @@ def pixel_accuracy(confusion: Confusion) -> Score:
 
 @dataclass(frozen=True)
 class BoundaryCounts:
-    """Boundary pixels of one class in one picture: of each side, all and those with the other side near."""
+    """Boundary pixels of one class in one image: of each side, all and those with the other side near."""
 
     predicted: int
     predicted_right: int
@@ -92,7 +92,7 @@ class BoundaryCounts:
 def boundary_counts(truth: Labels, prediction: Labels, label: int) -> BoundaryCounts:
     """Returns how many boundary pixels of a class lie within the tolerance of the other side's boundary.
 
-    A boundary pixel is a labelled pixel of the class with a labelled 4-neighbour outside it. The picture's edge is no
+    A boundary pixel is a labelled pixel of the class with a labelled 4-neighbour outside it. The image's edge is no
     boundary, nor is the rim of an ignored band: it would score the truth's own outline.
 
     Args:
@@ -124,7 +124,7 @@ def _near(points: Score, others: Score, tolerance: float) -> int:
 
 
 def boundary_f(counts: BoundaryCounts) -> float:
-    """Returns the F-score of one class's boundary in one picture: harmonic mean of precision and recall.
+    """Returns the F-score of one class's boundary in one image: harmonic mean of precision and recall.
 
     Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013. nan when the class has a
     boundary in neither; 0 when in one alone.
@@ -141,7 +141,7 @@ PARTS = 10_000
 
 
 def boundary_sums(scores: Score) -> Confusion:
-    """Returns pictures' boundary F-scores as whole numbers that can be added: int64 [..., 2, C].
+    """Returns images' boundary F-scores as whole numbers that can be added: int64 [..., 2, C].
 
     The first row holds ten-thousandths, the second 1 where the class has a boundary.
 
@@ -154,7 +154,7 @@ def boundary_sums(scores: Score) -> Confusion:
 
 
 def mean_boundary_f(sums: Confusion) -> Score:
-    """Returns the boundary F-score, float64 [...]: the mean over classes of the mean over pictures that have one.
+    """Returns the boundary F-score, float64 [...]: the mean over classes of the mean over images that have one.
 
     Args:
         sums: int64 [..., 2, C], added `boundary_sums`.

@@ -1,7 +1,7 @@
 """Batched augmentation on the training device: image and labels move together.
 
-One sampling grid for a whole batch replaces per-picture transforms in loader processes; the random numbers come from a
-generator on the CPU, so the same seed gives the same pictures on any device.
+One sampling grid for a whole batch replaces per-image transforms in loader processes; the random numbers come from a
+generator on the CPU, so the same seed gives the same images on any device.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns a batch with each picture flipped, zoomed, turned, shifted and coloured at random.
+    """Returns a batch with each image flipped, zoomed, turned, shifted and coloured at random.
 
-    Pixels from outside the picture are its mirror image, in the labels too.
+    Pixels from outside the image are its mirror image, in the labels too.
 
     Args:
         images: float32 [N, 3, H, W] in 0..1.
@@ -54,7 +54,7 @@ def _move(images: Tensor, labels: Tensor, config: AugmentConfig, generator: torc
         return images, torch.where(flipped[:, None, None], labels.flip(-1), labels)
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     aspect = width / height
-    # output to input in normalised coordinates; the aspect keeps a turn rigid on pictures that are not square
+    # output to input in normalised coordinates; the aspect keeps a turn rigid on images that are not square
     theta = torch.stack([cos * mirror, -sin / aspect, shift_x, sin * aspect * mirror, cos, shift_y], dim=1)
     grid = F.affine_grid(theta.view(-1, 2, 3).to(images.device), [count, 1, height, width], align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -72,7 +72,7 @@ def _recolour(images: Tensor, strength: float, generator: torch.Generator) -> Te
     luma = images.new_tensor(LUMA)[:, None, None]
     grey = (images * luma).sum(dim=1, keepdim=True)
     middle = grey.mean(dim=(2, 3), keepdim=True)
-    # saturation about the grey picture, contrast about its mean, brightness about black: one linear map of both
+    # saturation about the grey image, contrast about its mean, brightness about black: one linear map of both
     images = images * (brightness * contrast * saturation)
     images = images + grey * (brightness * contrast * (1 - saturation)) + middle * (brightness * (1 - contrast))
     return images.clamp_(0.0, 1.0)

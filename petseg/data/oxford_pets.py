@@ -77,7 +77,7 @@ def _table(cat: Sequence[int], dog: Sequence[int]) -> UInt8:
 
 
 def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str, official: bool = False) -> Dataset:
-    """Returns the data set in a folder of the official layout, without opening an image.
+    """Returns the dataset in a folder of the official layout, without opening an image.
 
     Args:
         folder: with images/ and annotations/.
@@ -216,7 +216,7 @@ def breed_of(name: str) -> str:
 
 
 def species_of(name: str) -> int:
-    """Returns 1 for a cat, 2 for a dog: in this data set cat breeds start with a capital letter.
+    """Returns 1 for a cat, 2 for a dog: in this dataset cat breeds start with a capital letter.
 
     Needed for the 41 names that list.txt leaves out.
     """

@@ -74,17 +74,17 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (see `petseg.models.normalise` for its range)."""
-        crossing: list[tuple[Tensor | None, Tensor | None, tuple[int, int]]] = []  # skip, indices, size of each level
+        carried: list[tuple[Tensor | None, Tensor | None, tuple[int, int]]] = []  # skip, indices, size of each level
         x = self.encoder[0](image)
         for stage in list(self.encoder)[1:]:
             size = (x.shape[-2], x.shape[-1])
             skip = x if self.skips else None
             x, indices = max_pool(x, indices=self.upsampling == "indices")
-            crossing.append((skip, indices, size))
+            carried.append((skip, indices, size))
             x = stage(x)
         x = self.dropout(x)
         for upsample, stage in zip(self.upsample, self.decoder, strict=True):
-            skip, indices, size = crossing.pop()
+            skip, indices, size = carried.pop()
             x = upsample(x)
             # the up-convolution doubles; odd sizes lose what pooling's rounding up added
             x = x[..., : size[0], : size[1]] if self.upsampling == "transposed" else enlarge(x, indices, size)

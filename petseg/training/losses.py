@@ -22,7 +22,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     """
     logits = logits.float()
     if logits.is_cuda and torch.are_deterministic_algorithms_enabled():
-        # CUDA's kernel for pictures adds in any order and refuses; the one for rows is deterministic
+        # CUDA's kernel for images adds in any order and refuses; the one for rows is deterministic
         logits, labels = logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
     return F.cross_entropy(logits, labels, weight=class_weights, ignore_index=IGNORE)
 
@@ -46,7 +46,7 @@ def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
 
 
 def median_frequency_weights(labels: UInt8, num_classes: int) -> Tensor:
-    """Returns float32 [C]: median(f) / f_c, where f_c is the share of class c in the pictures that hold it.
+    """Returns float32 [C]: median(f) / f_c, where f_c is the share of class c in the images that hold it.
 
     Eigen and Fergus, 2015, arXiv 1411.4734, section 6.3.2; SegNet's weights. An absent class weighs 0.
 
