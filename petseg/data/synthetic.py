@@ -1,18 +1,17 @@
-"""A small made pets set in the official layout, so that tests, demos and a first try need no download.
+"""A small synthetic dataset in the official layout, so that tests, demos and a first try need no download.
 
 Cats and dogs are drawn from ellipses, polygons and strokes, given fur, and put into furnished rooms whose colours
 overlap with the fur's: colour alone does not find the pet, shape and texture do. Class shares are near those of the
 Oxford-IIIT Pet Dataset (about 30 / 58 / 12 % of the pixels are pet, background, border).
 
-H W are the pixels of one picture; drawing happens at twice its size and is averaged down.
+H W are the pixels of one image; drawing happens at twice its size and is averaged down.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,58 +35,26 @@ DOGS = (
 )
 """The official dog breeds; their breed ids are 1..25 in this order."""
 
-TRAPS: dict[str, str] = {
-    "._Abyssinian_1.png": "hidden file beside the trimaps",
-    "._Abyssinian_1.jpg": "hidden file among the images",
-    "Abyssinian_1.mat": "mat file among the images",
-    "Abyssinian_2.mat": "mat file among the images",
-    "beagle_1.mat": "mat file among the images",
-    "Abyssinian_901": "RGB PNG named .jpg",
-    "Abyssinian_902": "RGBA PNG named .jpg",
-    "Abyssinian_903": "GIF named .jpg",
-    "Abyssinian_904": "palette PNG with transparency named .jpg",
-    "Abyssinian_905": "CMYK JPEG",
-    "Abyssinian_906": "16-bit grey PNG named .jpg",
-    "beagle_901": "truncated JPEG",
-    "beagle_902": "EXIF orientation",
-    "beagle_903": "empty image file",
-    "beagle_904": "trimap without pet",
-    "beagle_905": "trimap of half the size",
-    "beagle_906": "trimap of another aspect",
-    "beagle_907": "trimap of other values",
-    "beagle_908": "image without trimap",
-    "beagle_909": "trimap without image",
-    "beagle_910": "listed without image",
-    "Abyssinian_911": "image in no list",
-    "beagle_911": "image in no list",
-}
-"""Each trap that `make_pets(traps=True)` sets: file name (stray files) or picture name -> kind.
-
-All pictures are in list.txt and trainval.txt but for the two in no list and beagle_909, whose trimap alone exists.
-beagle_902 is stored lying on its side and its trimap with it: the two fit as stored, not after turning the image alone.
-"""
-
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
+Points = npt.NDArray[np.float64]
+Colour = tuple[float, float, float]
 
 
-def make_pets(
-    folder: Path, *, per_breed: int = 6, breeds: int = 6, size: int = 160, seed: int = 0, traps: bool = False
-) -> Path:
+def make_pets(folder: Path, *, per_breed: int = 6, breeds: int = 6, size: int = 160, seed: int = 0) -> Path:
     """Returns `folder`, now with `images/*.jpg`, `annotations/trimaps/*.png` and the official lists.
 
-    Half of the breeds are cats as long as there are any; half of each breed's pictures are in trainval.txt, half in
+    Half of the breeds are cats as long as there are any; half of each breed's images are in trainval.txt, half in
     test.txt (an odd one goes to trainval). Trimaps are uint8 with 1 pet, 2 background, 3 border. Sizes vary, odd ones
-    among them; the longer side is between 0.85 and 1.15 times `size`. A picture depends on its breed, number, `size`
-    and `seed` alone, so a larger set holds the smaller one.
+    among them; the longer side is between 0.85 and 1.15 times `size`. An image depends on its breed, number, `size` and
+    `seed` alone, so a larger dataset holds the smaller one.
 
     Args:
-        folder: Made when it is missing; files of the same names are overwritten.
-        per_breed: Pictures a breed, 2..900.
+        folder: Created if missing; files of the same names are overwritten.
+        per_breed: Images a breed, 2..900.
         breeds: How many of the 37 breeds, 2..37.
         size: Pixels of the longer side, about; at least 32.
         seed: Not negative.
-        traps: Adds one of each trap in `TRAPS`.
 
     Raises:
         PetsegError: A number is out of its range.
@@ -103,7 +70,6 @@ def make_pets(
     images, trimaps = folder / "images", folder / "annotations" / "trimaps"
     images.mkdir(parents=True, exist_ok=True)
     trimaps.mkdir(parents=True, exist_ok=True)
-
     lists: dict[str, list[str]] = {"list": [], "trainval": [], "test": []}
     for breed in _chosen(breeds):
         for number in range(1, per_breed + 1):
@@ -113,57 +79,57 @@ def make_pets(
             Image.fromarray(trimap).save(trimaps / f"{name}.png")
             lists["list"].append(name)
             lists["trainval" if number <= (per_breed + 1) // 2 else "test"].append(name)
-    if traps:
-        listed = _set_traps(images, trimaps, size, seed)
-        lists["list"] += listed
-        lists["trainval"] += listed
     for key, names in lists.items():
-        header = _LIST_HEADER if key == "list" else ""
-        lines = "".join(f"{_list_line(name)}\n" for name in sorted(names, key=_order))
-        (folder / "annotations" / f"{key}.txt").write_text(header + lines, encoding="ascii")
+        write_list(folder / "annotations" / f"{key}.txt", names)
     return folder
 
 
+def write_list(path: Path, names: Sequence[str]) -> None:
+    """Writes an official list of image names: name, class id 1..37, species 1 cat 2 dog, breed id."""
+    ids = {breed: number for number, breed in enumerate(sorted(CATS + DOGS, key=str.lower), start=1)}
+    rows = []
+    for name in names:
+        breed, _, number = name.rpartition("_")
+        species, among = (1, CATS) if breed in CATS else (2, DOGS)
+        rows.append((ids[breed], int(number), f"{name} {ids[breed]} {species} {among.index(breed) + 1}\n"))
+    header = "#Image CLASS-ID SPECIES BREED ID\n" if path.stem == "list" else ""
+    path.write_text(header + "".join(line for _, _, line in sorted(rows)), encoding="ascii")
+
+
+def _chosen(breeds: int) -> list[str]:
+    cats = min(len(CATS), (breeds + 1) // 2)
+    start = DOGS.index("beagle")  # a short dataset has the field's usual example
+    return [*CATS[:cats], *(DOGS[start:] + DOGS[:start])[: breeds - cats]]
+
+
 def draw_pet(breed: str, number: int, *, size: int = 160, seed: int = 0) -> tuple[Bytes, Bytes]:
-    """Returns one picture: image [H, W, 3] uint8 RGB and trimap [H, W] uint8 (1 pet, 2 background, 3 border).
+    """Returns one image [H, W, 3] uint8 RGB and its trimap [H, W] uint8 (1 pet, 2 background, 3 border).
 
-    `breed` gives the coat and proportions, `number` the pose, the place and the room.
-
-    Raises:
-        PetsegError: The breed is unknown.
+    `breed` gives the coat and proportions, `number` the pose, the place and the room. Raises PetsegError for an unknown
+    breed.
     """
     if breed not in CATS + DOGS:
         raise unknown_name("breed", breed, CATS + DOGS)
-    breed_id = _breed_id(breed)
+    breed_id = (CATS + DOGS).index(breed)
     look = _look(np.random.default_rng([seed, breed_id]), is_cat=breed in CATS)
     rng = np.random.default_rng([seed, breed_id, number])
-
     long = round(size * rng.uniform(0.85, 1.15))
     short = round(long * rng.uniform(0.72, 0.97))
     H, W = (short, long) if rng.random() < 0.6 else (long, short)
-    figure = _figure(rng, look)
-    place = _place(rng, figure, H, W)
-    alpha, shade, second, details = _rasterise(figure, place, H, W)
 
-    room = _room(rng, H, W)
-    room *= 1 - 0.45 * _shadow(alpha)[..., None]
-    pet = _coat(rng, look, alpha, shade, second, H, W)
-    ink = details[..., 3:]
-    pet = pet * (1 - ink) + details[..., :3] * ink
-    image = room * (1 - alpha[..., None]) + pet * alpha[..., None]
-    image *= rng.uniform(0.85, 1.1)
+    layers = _rasterise(_placed(rng, _figure(rng, look), H, W), H, W)
+    alpha, ink = layers.silhouette[..., None], layers.details[..., 3:]
+    shadow = np.pad(layers.silhouette, ((round(H * 0.03), 0), (round(W * 0.02), 0)))[:H, :W]
+    room = _room(rng, H, W) * (1 - 0.45 * _blurred(shadow, max(H, W) * 0.03)[..., None])
+    pet = _coat(rng, look, layers) * (1 - ink) + layers.details[..., :3] * ink
+    image = (room * (1 - alpha) + pet * alpha) * rng.uniform(0.85, 1.1)
     image += rng.normal(0, 0.012, (H, W, 1)).astype(np.float32)  # the camera's noise, alike on pet and room
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8), _trimap(alpha)
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8), _trimap(layers.silhouette)
 
 
-def _shadow(alpha: Floats) -> Floats:
-    """Returns the shadow [H, W] in 0..1 that makes the pet stand in the room: blurred, a little below and beside it."""
-    H, W = alpha.shape
-    down, right = round(H * 0.03), round(W * 0.02)
-    moved = np.zeros_like(alpha)
-    moved[down:, right:] = alpha[: H - down, : W - right]
-    blurred = Image.fromarray((moved * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(max(H, W) * 0.03))
-    return np.asarray(blurred, np.float32) / np.float32(255)
+def _blurred(values: Floats, radius: float) -> Floats:
+    image = Image.fromarray((values * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
+    return np.asarray(image, np.float32) / np.float32(255)
 
 
 def _trimap(alpha: Floats) -> Bytes:
@@ -176,48 +142,9 @@ def _trimap(alpha: Floats) -> Bytes:
     return np.where(inner, PET, np.where(outer, BORDER, BACKGROUND)).astype(np.uint8)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The official lists
+# --- the pet: parts in its own frame (x right, y down, about -1..1) --------------------------------------------------
 
-_LIST_HEADER = """\
-#Image CLASS-ID SPECIES BREED ID
-#ID: 1:37 Class ids
-#SPECIES: 1:Cat 2:Dog
-#BREED ID: 1-25:Cat 1:12:Dog
-#All images with 1st letter as captial are cat images
-#images with small first letter are dog images
-"""  # the official words, slips included
-
-
-def _chosen(breeds: int) -> list[str]:
-    cats = min(len(CATS), (breeds + 1) // 2)
-    start = DOGS.index("beagle")  # a short set has the field's usual example
-    return [*CATS[:cats], *(DOGS[start:] + DOGS[:start])[: breeds - cats]]
-
-
-def _breed_id(breed: str) -> int:
-    """Returns the official class id, 1..37: all breeds in the order of their names, capitals or not."""
-    return sorted(CATS + DOGS, key=str.lower).index(breed) + 1
-
-
-def _order(name: str) -> tuple[int, int]:
-    breed, _, number = name.rpartition("_")
-    return _breed_id(breed), int(number)
-
-
-def _list_line(name: str) -> str:
-    breed = name.rpartition("_")[0]
-    is_cat = breed in CATS
-    within = (CATS if is_cat else DOGS).index(breed) + 1
-    return f"{name} {_breed_id(breed)} {1 if is_cat else 2} {within}"
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The pet: parts in its own frame (x right, y down, about -1..1), then pixels
-
-Colour = tuple[float, float, float]
-
-_FURS: tuple[tuple[Colour, Colour], ...] = (  # main colour, second colour
+FURS: tuple[tuple[Colour, Colour], ...] = (  # main colour, second colour
     ((0.80, 0.50, 0.24), (0.95, 0.86, 0.72)),  # ginger, cream
     ((0.50, 0.48, 0.47), (0.86, 0.85, 0.83)),  # grey, pale
     ((0.18, 0.16, 0.16), (0.88, 0.86, 0.83)),  # black, white
@@ -227,11 +154,12 @@ _FURS: tuple[tuple[Colour, Colour], ...] = (  # main colour, second colour
     ((0.40, 0.43, 0.50), (0.70, 0.73, 0.78)),  # blue, silver
     ((0.93, 0.92, 0.90), (0.72, 0.54, 0.36)),  # white, tan
 )
+BLACK, ROSE = (0.05, 0.04, 0.04), (0.80, 0.55, 0.53)
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What the pictures of one breed share."""
+    """What the images of one breed share."""
 
     is_cat: bool
     fur: Colour
@@ -241,29 +169,21 @@ class _Look:
     ear: float  # proportion, about 1
     snout: float
     girth: float
-    tail: float
     fluff: float  # amplitude of the fur
+
+    @property
+    def points(self) -> float:
+        """How much of the second colour legs, tail and ears have."""
+        return 0.9 if self.pattern == "points" else 0.0
 
 
 def _look(rng: np.random.Generator, *, is_cat: bool) -> _Look:
-    fur, fur2 = _FURS[rng.integers(len(_FURS))]
+    fur, fur2 = FURS[rng.integers(len(FURS))]
     patterns = ("plain", "tabby", "tabby", "points") if is_cat else ("plain", "patches", "patches", "points")
     irises = ((0.75, 0.78, 0.25), (0.40, 0.70, 0.45), (0.45, 0.66, 0.85)) if is_cat else ((0.30, 0.18, 0.10),)
-    return _Look(
-        is_cat=is_cat,
-        fur=fur,
-        fur2=fur2,
-        pattern=patterns[rng.integers(len(patterns))],
-        eyes=irises[rng.integers(len(irises))],
-        ear=rng.uniform(0.85, 1.2),
-        snout=rng.uniform(0.85, 1.2),
-        girth=rng.uniform(0.9, 1.1),
-        tail=rng.uniform(0.8, 1.2),
-        fluff=rng.uniform(0.10, 0.22),
-    )
-
-
-Points = npt.NDArray[np.float64]
+    pattern, eyes = patterns[rng.integers(len(patterns))], irises[rng.integers(len(irises))]
+    ear, snout = rng.uniform(0.85, 1.2, 2)
+    return _Look(is_cat, fur, fur2, pattern, eyes, ear, snout, rng.uniform(0.9, 1.1), rng.uniform(0.10, 0.22))
 
 
 @dataclass(frozen=True)
@@ -274,349 +194,205 @@ class _Part:
     tone: float = 1.0
     second: float = 0.0  # share of the second fur colour
     ink: Colour | None = None
-    outline: bool = True  # a darker rim that sets the part off
 
 
 def _ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Points:
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    dx, dy = rx * np.cos(t), ry * np.sin(t)
-    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    return np.stack([x + dx * cos - dy * sin, y + dx * sin + dy * cos], 1)
+    return np.stack([rx * np.cos(t), ry * np.sin(t)], 1) @ _rotation(turn) + (x, y)
+
+
+def _rotation(degrees: float) -> Points:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return np.array([[cos, sin], [-sin, cos]])
 
 
 def _stroke(knots: Sequence[tuple[float, float]], start: float, end: float) -> Points:
-    """Returns the outline of a line through `knots` (Catmull-Rom), half width from `start` to `end`, end rounded."""
-    p = np.array([knots[0], *knots, knots[-1]], np.float64)
-    t = np.linspace(0, 1, 10, endpoint=False)[:, None]
-    pieces = [
-        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-        for a, b, c, d in zip(p[:-3], p[1:-2], p[2:-1], p[3:], strict=True)
-    ]
-    line = np.concatenate([*pieces, p[-1:]])
+    """Returns the outline of a smooth line from the first to the last knot, half width from `start` to `end`."""
+    p = np.array(knots, np.float64)
+    t = np.linspace(0, 1, 24)[:, None]
+    bend = p[1] if len(p) == 3 else (p[0] + p[1]) / 2
+    line = (1 - t) ** 2 * p[0] + 2 * t * (1 - t) * bend + t**2 * p[-1]  # a quadratic Bezier curve
     along = np.gradient(line, axis=0)
-    along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
-    normal = np.stack([-along[:, 1], along[:, 0]], 1)
+    normal = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True)
     width = np.linspace(start, end, len(line))[:, None]
-    angle = math.atan2(along[-1, 1], along[-1, 0])
-    arc = np.linspace(angle + np.pi / 2, angle - np.pi / 2, 9)
-    cap = line[-1] + end * np.stack([np.cos(arc), np.sin(arc)], 1)
-    return np.concatenate([line + normal * width, cap, (line - normal * width)[::-1]])
+    width[-4:] *= np.sqrt(np.linspace(1, 0.1, 4))[:, None]  # a rounded end
+    return np.concatenate([line + normal * width, (line - normal * width)[::-1]])
 
 
 def _figure(rng: np.random.Generator, look: _Look) -> list[_Part]:
     """Returns the parts of a sitting, standing or lying pet, back to front."""
-    pose = ("sit", "stand", "lie")[rng.choice(3, p=(0.5, 0.25, 0.25))]
-    return {"sit": _sitting, "stand": _standing, "lie": _lying}[pose](rng, look)
+    pose = (_sitting, _standing, _lying)[rng.choice(3, p=(0.5, 0.25, 0.25))]
+    body, (x, y, scale) = pose(rng, look)
+    matrix = _rotation(rng.uniform(-14, 14)) * scale
+    head = _cat_head(look) if look.is_cat else _dog_head(look)
+    return body + [replace(part, points=part.points @ matrix + (x, y)) for part in head]
 
 
-def _sitting(rng: np.random.Generator, look: _Look) -> list[_Part]:
-    g, point = look.girth, _point_share(look)
-    parts: list[_Part] = []
-    if look.is_cat:
-        tip = rng.uniform(-0.25, 0.3)
-        tail = _stroke([(0.2, 0.85), (0.52, 0.80), (0.68, 0.45), (0.62, tip)], 0.10, 0.06)
-        parts += [
-            _Part(tail, 0.85, point),
-            _Part(_ellipse(0.26 * g, 0.62, 0.22 * g, 0.28), 0.86),
-            _Part(_ellipse(-0.26 * g, 0.62, 0.22 * g, 0.28), 0.86),
-            _Part(_ellipse(0, 0.36, 0.34 * g, 0.56)),
-        ]
-        bib = _Part(_ellipse(0, 0.26, 0.17, 0.30), 1.05, 0.8, outline=False)
-        legs, paw = 0.085, 0.11
-    else:
-        tail = _stroke([(0.25, 0.78), (0.55, 0.72), (0.74, 0.52)], 0.10, 0.05)
-        parts += [
-            _Part(tail, 0.85),
-            _Part(_ellipse(0.36 * g, 0.62, 0.24 * g, 0.30), 0.84),
-            _Part(_ellipse(-0.36 * g, 0.62, 0.24 * g, 0.30), 0.84),
-            _Part(_ellipse(0, 0.36, 0.46 * g, 0.56)),
-        ]
-        bib = _Part(_ellipse(0, 0.30, 0.24, 0.34), 1.05, 0.8, outline=False)
-        legs, paw = 0.12, 0.15
-    parts.append(bib)
-    for side in (-1, 1):
-        x = side * 0.15 * g
-        parts.append(_Part(_stroke([(x, 0.25), (x * 1.1, 0.6), (x * 1.1, 0.86)], legs, legs), 0.98, point))
-        parts.append(_Part(_ellipse(x * 1.15, 0.89, paw, 0.07), 1.04, max(point, 0.4)))
-    turn = rng.uniform(-14, 14)
-    if look.is_cat:
-        return parts + _moved(_cat_head(look), 0.0, -0.38, 0.98, turn)
-    return parts + _moved(_dog_face(look, tongue=rng.random() < 0.5), 0.0, -0.36, 1.0, turn)
+Pose = tuple[list[_Part], tuple[float, float, float]]
+"""The body, and the head's place and scale."""
 
 
-def _standing(rng: np.random.Generator, look: _Look) -> list[_Part]:
-    g, point = look.girth, _point_share(look)
-    swing = rng.uniform(-0.12, 0.12)
-    thick, height = (0.075, 0.24 * g) if look.is_cat else (0.105, 0.33 * g)
-    parts: list[_Part] = []
-    for x, step in ((-0.40, swing), (0.42, -swing)):  # the legs of the far side are darker
-        parts.append(
-            _Part(_stroke([(x, 0.1), (x + step / 2, 0.4), (x + step, 0.72)], thick * 1.25, thick), 0.70, point)
-        )
-    if look.is_cat:
-        lift = rng.uniform(-0.85, -0.35)
-        knots = [(-0.55, -0.05), (-0.82, -0.10), (-0.98, -0.38), (-0.90 - 0.2 * look.tail, lift)]
-        parts.append(_Part(_stroke(knots, 0.075, 0.05), 0.9, point))
-    else:
-        lift = rng.uniform(-0.55, -0.15)
-        parts.append(_Part(_stroke([(-0.55, -0.12), (-0.78, -0.2), (-0.85 - 0.1 * look.tail, lift)], 0.09, 0.035), 0.9))
-    parts += [
-        _Part(_ellipse(0.0, 0.0, 0.64, height)),
-        _Part(_ellipse(0.40, 0.0, 0.27, height * 1.08), outline=False),
-        _Part(_ellipse(-0.40, 0.02, 0.27, height * 1.05), outline=False),
-        _Part(_ellipse(0.02, height * 0.72, 0.45, height * 0.28), 1.05, 0.6, outline=False),
-    ]
-    for x, step in ((-0.44, -swing), (0.46, swing)):
-        parts.append(
-            _Part(_stroke([(x, 0.1), (x + step / 2, 0.42), (x + step, 0.74)], thick * 1.4, thick), 0.98, point)
-        )
-        parts.append(_Part(_ellipse(x + step + 0.04, 0.77, thick * 1.4, 0.06), 1.04, max(point, 0.4)))
-    neck = _stroke([(0.38, -0.05), (0.55, -0.22), (0.68, -0.38)], height * 0.95, 0.17)
-    parts.append(_Part(neck, outline=False))
-    turn = rng.uniform(-15, 15)
-    if look.is_cat:
-        return parts + _moved(_cat_head(look), 0.76, -0.42, 0.78, turn)
-    return parts + _moved(_dog_profile(look, tongue=rng.random() < 0.4), 0.72, -0.46, 0.95, turn)
+def _sitting(rng: np.random.Generator, look: _Look) -> Pose:
+    g, cat = look.girth, look.is_cat
+    wide, leg = (0.34, 0.085) if cat else (0.46, 0.12)
+    tail = ((0.2, 0.85), (0.85, 0.80), (0.62, rng.uniform(-0.2, 0.3) if cat else 0.5))
+    parts = [_Part(_stroke(tail, 0.10, 0.06), 0.85, look.points)]
+    parts += [_Part(_ellipse(side * 0.8 * wide * g, 0.62, 0.23 * g, 0.29), 0.85) for side in (-1, 1)]
+    parts += [_Part(_ellipse(0, 0.36, wide * g, 0.56)), _Part(_ellipse(0, 0.28, wide / 2, 0.32), 1.05, 0.8)]
+    for x in (-0.16 * g, 0.16 * g):
+        parts.append(_Part(_stroke(((x, 0.25), (x * 1.1, 0.88)), leg, leg), 0.98, look.points))
+        parts.append(_Part(_ellipse(x * 1.15, 0.89, leg * 1.25, 0.07), 1.04, max(look.points, 0.4)))
+    return parts, (0.0, -0.37, 1.0)
 
 
-def _lying(rng: np.random.Generator, look: _Look) -> list[_Part]:
-    g, point = look.girth, _point_share(look)
-    height = (0.27 if look.is_cat else 0.33) * g
-    reach, thick = rng.uniform(0.85, 1.05), 0.07 if look.is_cat else 0.095
-    parts: list[_Part] = []
-    if look.is_cat:
-        knots = [(-0.6, 0.26), (-0.95, 0.28), (-0.98, 0.05), (-1.02, rng.uniform(-0.35, -0.1))]
-        parts.append(_Part(_stroke(knots, 0.08, 0.05), 0.88, point))
-    else:
-        parts.append(_Part(_stroke([(-0.6, 0.2), (-0.85, 0.24), (-1.0, 0.14)], 0.09, 0.04), 0.88))
-    parts += [
-        _Part(_stroke([(0.35, 0.22), (0.6, 0.26), (reach - 0.06, 0.24)], thick * 1.2, thick), 0.78, point),
+def _standing(rng: np.random.Generator, look: _Look) -> Pose:
+    cat, swing = look.is_cat, rng.uniform(-0.12, 0.12)
+    thick, height = (0.075, 0.24 * look.girth) if cat else (0.105, 0.33 * look.girth)
+    tail = ((-0.55, -0.08), (-1.0, -0.05), (-1.0, rng.uniform(-0.8, -0.3)))
+    parts = [_Part(_stroke(tail, 0.08, 0.045), 0.9, look.points)]
+    for x, step, tone in ((-0.40, swing, 0.70), (0.42, -swing, 0.70), (-0.44, -swing, 0.98), (0.46, swing, 0.98)):
+        parts.append(_Part(_stroke(((x, 0.1), (x + step, 0.78)), thick * 1.4, thick), tone, look.points))
+    torso, neck = _ellipse(0.0, 0.0, 0.66, height), _stroke(((0.38, -0.05), (0.70, -0.40)), height * 0.95, 0.17)
+    return [*parts, _Part(torso), _Part(neck)], (0.74, -0.44, 0.80 if cat else 0.95)
+
+
+def _lying(rng: np.random.Generator, look: _Look) -> Pose:
+    cat, reach = look.is_cat, rng.uniform(0.85, 1.05)
+    thick, height = (0.07, 0.27 * look.girth) if cat else (0.095, 0.33 * look.girth)
+    parts = [
+        _Part(_stroke(((-0.6, 0.24), (-1.0, 0.3), (-1.02, rng.uniform(-0.35, 0.1))), 0.08, 0.05), 0.88, look.points),
+        _Part(_stroke(((0.35, 0.22), (reach - 0.06, 0.24)), thick * 1.2, thick), 0.78, look.points),
         _Part(_ellipse(0.0, 0.08, 0.70, height)),
-        _Part(_ellipse(-0.42, 0.10, 0.30, height * 0.98), 1.0),
-        _Part(_ellipse(-0.30, 0.32, 0.24, 0.07), 1.02, max(point, 0.4)),
-        _Part(_ellipse(0.42, 0.02, 0.28, height * 0.98), outline=False),
-        _Part(_stroke([(0.40, 0.26), (0.65, 0.32), (reach, 0.32)], thick * 1.3, thick), 1.02, point),
-        _Part(_stroke([(0.40, 0.0), (0.54, -0.16), (0.60, -0.28)], height * 0.85, 0.17), outline=False),
+        _Part(_ellipse(-0.42, 0.10, 0.30, height * 0.98)),
+        _Part(_ellipse(-0.30, 0.32, 0.24, 0.07), 1.02, max(look.points, 0.4)),
+        _Part(_stroke(((0.40, 0.28), (reach, 0.32)), thick * 1.3, thick), 1.02, look.points),
+        _Part(_stroke(((0.40, 0.0), (0.60, -0.30)), height * 0.85, 0.17)),
     ]
-    turn = rng.uniform(-12, 18)
-    if look.is_cat:
-        return parts + _moved(_cat_head(look), 0.62, -0.32, 0.85, turn)
-    head = _dog_profile(look, tongue=False) if rng.random() < 0.5 else _dog_face(look, tongue=True)
-    return parts + _moved(head, 0.62, -0.34, 0.9, turn)
-
-
-def _point_share(look: _Look) -> float:
-    """Returns how much of the second colour legs, tail and ears have."""
-    return 0.9 if look.pattern == "points" else 0.0
+    return parts, (0.62, -0.33, 0.87)
 
 
 def _cat_head(look: _Look) -> list[_Part]:
     """Returns a round head with triangle ears around (0, 0), radius 0.33."""
-    e, point = look.ear, _point_share(look)
-    parts = []
+    e, parts = look.ear, []
     for s in (-1, 1):
-        outer = np.array(
-            [(s * 0.32, -0.06), (s * 0.33, -0.28 - 0.26 * e), (s * 0.25, -0.26 - 0.20 * e), (s * 0.05, -0.25)]
-        )
+        outer = np.array([(s * 0.32, -0.06), (s * 0.33, -0.28 - 0.26 * e), (s * 0.05, -0.25)])
         inner = np.array([(s * 0.27, -0.16), (s * 0.29, -0.22 - 0.22 * e), (s * 0.12, -0.24)])
-        parts += [_Part(outer, 0.95, point), _Part(inner, ink=(0.80, 0.58, 0.55), outline=False)]
-    parts += [
-        _Part(_ellipse(0, 0, 0.36, 0.31)),
-        _Part(_ellipse(0, 0.10, 0.20, 0.17), 1.04, 0.9 if look.pattern == "points" else 0.6, outline=False),
-        _Part(_ellipse(-0.07, 0.12, 0.09, 0.075), 1.1, 0.6, outline=False),
-        _Part(_ellipse(0.07, 0.12, 0.09, 0.075), 1.1, 0.6, outline=False),
+        parts += [_Part(outer, 0.95, look.points), _Part(inner, ink=ROSE)]
+    parts += [_Part(_ellipse(0, 0, 0.36, 0.31)), _Part(_ellipse(0, 0.11, 0.19, 0.16), 1.06, 0.7)]
+    nose = _Part(np.array([(-0.045, 0.06), (0.045, 0.06), (0.0, 0.115)]), ink=ROSE)
+    return [*parts, *_eyes(look, 0.15, -0.04, 0.075), nose]
+
+
+def _dog_head(look: _Look) -> list[_Part]:
+    """Returns a head with floppy ears and a muzzle that hangs below the eyes, around (0, 0)."""
+    e, n = look.ear, look.snout
+    parts = [_Part(_ellipse(0, -0.03, 0.32, 0.33)), _Part(_stroke(((0, -0.33), (0, 0.1)), 0.05, 0.09), 1.03, 0.7)]
+    parts += [_Part(_ellipse(s * 0.30, 0.02 + 0.06 * e, 0.125, 0.30 * e, -s * 14), 0.72, look.points) for s in (-1, 1)]
+    return [
+        *parts,
+        _Part(_ellipse(0.02, 0.24 + 0.20 * n, 0.065, 0.13), ink=ROSE),
+        _Part(_ellipse(0, 0.12 + 0.09 * n, 0.20, 0.23 * n), 1.04, 0.3 if look.pattern == "plain" else 0.8),
+        _Part(_ellipse(0, 0.06 + 0.02 * n, 0.095, 0.07), ink=BLACK),
+        *_eyes(look, 0.14, -0.10, 0.055),
     ]
-    for s in (-1, 1):
-        parts += [
-            _Part(_ellipse(s * 0.15, -0.04, 0.082, 0.072, s * 10), ink=(0.06, 0.05, 0.05)),
-            _Part(_ellipse(s * 0.15, -0.04, 0.068, 0.058, s * 10), ink=look.eyes),
-            _Part(_ellipse(s * 0.15, -0.04, 0.022, 0.055), ink=(0.03, 0.03, 0.03)),
-            _Part(_ellipse(s * 0.15 + 0.025, -0.065, 0.016, 0.016), ink=(1.0, 1.0, 1.0)),
-            _Part(_stroke([(0, 0.11), (s * 0.03, 0.16), (s * 0.09, 0.165)], 0.008, 0.006), ink=(0.15, 0.10, 0.10)),
-            *(
-                _Part(_stroke([(s * 0.09, 0.10 + y), (s * 0.30, 0.07 + 2 * y)], 0.004, 0.003), ink=(0.96, 0.96, 0.94))
-                for y in (-0.02, 0.01, 0.04)
-            ),
-        ]
-    nose = np.array([(-0.045, 0.06), (0.045, 0.06), (0.0, 0.115)])
-    return [*parts, _Part(nose, ink=(0.72, 0.42, 0.42))]
 
 
-def _dog_face(look: _Look, *, tongue: bool) -> list[_Part]:
-    """Returns a head from the front: floppy ears, a muzzle that hangs below the eyes; around (0, 0)."""
-    e, n, dark = look.ear, look.snout, 0.72
-    ears = [
-        _Part(_ellipse(s * 0.30, 0.02 + 0.06 * e, 0.125, 0.30 * e, -s * 14), dark, _point_share(look)) for s in (-1, 1)
-    ]
-    parts = [
-        _Part(_ellipse(0, -0.03, 0.32, 0.33)),
-        _Part(_stroke([(0, -0.33), (0, -0.1), (0, 0.1)], 0.05, 0.09), 1.03, 0.7, outline=False),
-        *ears,
-    ]
-    if tongue:
-        parts.append(_Part(_ellipse(0.02, 0.24 + 0.20 * n, 0.065, 0.13), ink=(0.88, 0.45, 0.48)))
-    parts += [
-        _Part(_ellipse(0, 0.12 + 0.09 * n, 0.20, 0.23 * n), 1.04, 0.8 if look.pattern != "plain" else 0.3),
-        _Part(_stroke([(0, 0.14), (0, 0.16 + 0.14 * n)], 0.010, 0.010), ink=(0.12, 0.09, 0.09)),
-        _Part(
-            _stroke([(-0.12, 0.16 + 0.16 * n), (0, 0.16 + 0.20 * n), (0.12, 0.16 + 0.16 * n)], 0.010, 0.010),
-            ink=(0.12, 0.09, 0.09),
-        ),
-        _Part(_ellipse(0, 0.06 + 0.02 * n, 0.095, 0.07), ink=(0.07, 0.06, 0.06)),
-        _Part(_ellipse(-0.025, 0.04 + 0.02 * n, 0.025, 0.014), ink=(0.55, 0.53, 0.53)),
-    ]
-    for s in (-1, 1):
-        parts += [
-            _Part(_ellipse(s * 0.14, -0.10, 0.056, 0.054), ink=look.eyes),
-            _Part(_ellipse(s * 0.14, -0.10, 0.036, 0.036), ink=(0.04, 0.03, 0.03)),
-            _Part(_ellipse(s * 0.14 + 0.015, -0.118, 0.014, 0.014), ink=(1.0, 1.0, 1.0)),
-        ]
-    return parts
+def _eyes(look: _Look, x: float, y: float, radius: float) -> list[_Part]:
+    discs = ((1.15 * radius, BLACK), (0.9 * radius, look.eyes), (0.5 * radius, BLACK))
+    return [_Part(_ellipse(s * x, y, r, r), ink=ink) for s in (-1, 1) for r, ink in discs]
 
 
-def _dog_profile(look: _Look, *, tongue: bool) -> list[_Part]:
-    """Returns a head from the side, looking right: a long snout and one floppy ear; around (0, 0)."""
-    e, tip = look.ear, 0.20 + 0.28 * look.snout
-    parts = []
-    if tongue:
-        parts.append(
-            _Part(
-                _stroke([(tip - 0.14, 0.10), (tip - 0.10, 0.22), (tip - 0.12, 0.32)], 0.05, 0.05),
-                ink=(0.88, 0.45, 0.48),
-            )
-        )
-    second = 0.8 if look.pattern != "plain" else 0.3
-    parts += [
-        _Part(_ellipse(0, 0, 0.28, 0.25)),
-        _Part(
-            _stroke([(0.10, 0.07), (tip - 0.15, 0.09), (tip - 0.04, 0.09)], 0.17, 0.095), 1.04, second, outline=False
-        ),
-        _Part(_stroke([(0.22, 0.15), (tip - 0.1, 0.14), (tip - 0.02, 0.12)], 0.009, 0.009), ink=(0.12, 0.09, 0.09)),
-        _Part(_ellipse(tip + 0.02, 0.03, 0.06, 0.05), ink=(0.07, 0.06, 0.06)),
-        _Part(_ellipse(0.13, -0.07, 0.05, 0.048), ink=look.eyes),
-        _Part(_ellipse(0.135, -0.07, 0.032, 0.032), ink=(0.04, 0.03, 0.03)),
-        _Part(_ellipse(0.148, -0.084, 0.012, 0.012), ink=(1.0, 1.0, 1.0)),
-        _Part(_ellipse(-0.13, 0.06 + 0.05 * e, 0.12, 0.27 * e, 10), 0.70, _point_share(look)),
-    ]
-    return parts
+# --- pixels ----------------------------------------------------------------------------------------------------------
 
 
-def _moved(parts: list[_Part], x: float, y: float, scale: float, turn: float) -> list[_Part]:
-    cos, sin = math.cos(math.radians(turn)) * scale, math.sin(math.radians(turn)) * scale
-    matrix = np.array([[cos, sin], [-sin, cos]])
-    return [_Part(p.points @ matrix + (x, y), p.tone, p.second, p.ink, p.outline) for p in parts]
+def _placed(rng: np.random.Generator, figure: list[_Part], H: int, W: int) -> list[_Part]:
+    """Returns the parts in pixels: the pet covers about 37 % of the image, and may be cut a little by its edges."""
+    matrix = np.diag([-1.0 if rng.random() < 0.5 else 1.0, rng.uniform(0.9, 1.1)]) @ _rotation(rng.uniform(-8, 8))
+    turned = [part.points @ matrix for part in figure]
+    low, high = np.concatenate(turned).min(0), np.concatenate(turned).max(0)
+    grain = 100 / float((high - low).max())
+    probe = Image.new("L", (100, 100))
+    for points in turned:
+        ImageDraw.Draw(probe).polygon(((points - low) * grain).ravel().tolist(), fill=1)
+    wanted = math.sqrt(rng.uniform(0.30, 0.49) * H * W / float(np.asarray(probe).sum())) * grain
+    scale = min(wanted, 1.08 * min(W / (high[0] - low[0]), H / (high[1] - low[1])))
+    # where it does not fit it is cut at both ends; near an edge it is rare, as photographers centre
+    shift = -low * scale + (np.array([W, H]) - (high - low) * scale) * rng.uniform(0.2, 0.8, 2)
+    return [replace(part, points=points * scale + shift) for part, points in zip(figure, turned, strict=True)]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where the pet's frame lies in the picture: points @ matrix + shift, in pixels."""
+class _Layers:
+    """The drawn figure, each in 0..1 (`shade` about 1)."""
 
-    matrix: Points
-    shift: Points
-    scale: float  # pixels a unit
+    silhouette: Floats  # [H, W]
+    shade: Floats  # [H, W], brightness of the fur
+    second: Floats  # [H, W], share of the second fur colour
+    details: Floats  # [H, W, 4], RGBA of eyes and noses
 
 
-def _place(rng: np.random.Generator, figure: list[_Part], H: int, W: int) -> _Place:
-    """Returns a place in which the pet covers about 37 % of the picture, and may be cut a little by its edges."""
-    turn = math.radians(rng.uniform(-8, 8))
-    flip = -1.0 if rng.random() < 0.5 else 1.0
-    stretch = rng.uniform(0.93, 1.07)
-    cos, sin = math.cos(turn), math.sin(turn)
-    matrix = np.array([[flip * cos * stretch, flip * sin * stretch], [-sin / stretch, cos / stretch]])
-
-    points = np.concatenate([part.points for part in figure]) @ matrix
-    low, high = points.min(0), points.max(0)
-    grain = 100 / float((high - low).max())
-    probe = Image.new("L", (100, 100))
-    draw = ImageDraw.Draw(probe)
+def _rasterise(figure: list[_Part], H: int, W: int) -> _Layers:
+    full, scale = (2 * W, 2 * H), 0.5 * (H + W)
+    images = [Image.new("L", full), Image.new("L", full, 200), Image.new("L", full), Image.new("RGBA", full)]
+    silhouette, shade, second, details = (ImageDraw.Draw(image) for image in images)
     for part in figure:
-        draw.polygon(_flat((part.points @ matrix - low) * grain), fill=1)
-    area = float(np.asarray(probe).sum()) / grain**2
-
-    wanted = math.sqrt(rng.uniform(0.30, 0.49) * H * W / area)
-    fits = min(W / (high[0] - low[0]), H / (high[1] - low[1]))
-    scale = min(wanted, 1.08 * fits)
-    room = np.array([W, H]) - (high - low) * scale
-    # Inside where it fits, else cut near both ends; the outer free room is never used, as photographers centre.
-    shift = -low * scale + room * rng.uniform(0.2, 0.8, 2)
-    return _Place(matrix * scale, shift, float(scale))
-
-
-def _flat(points: Points) -> list[float]:
-    flat: list[float] = points.ravel().tolist()
-    return flat
-
-
-def _rasterise(figure: list[_Part], place: _Place, H: int, W: int) -> tuple[Floats, Floats, Floats, Floats]:
-    """Returns silhouette, brightness, second colour's share, [H, W] about 0..1, and details [H, W, 4] RGBA 0..1."""
-    full = (2 * W, 2 * H)
-    alpha, shade, second = Image.new("L", full), Image.new("L", full, 200), Image.new("L", full)
-    details = Image.new("RGBA", full)
-    on_alpha, on_shade, on_second = ImageDraw.Draw(alpha), ImageDraw.Draw(shade), ImageDraw.Draw(second)
-    on_details = ImageDraw.Draw(details)
-    rim = max(1, round(0.035 * place.scale * 2))
-    for part in figure:
-        flat = _flat((part.points @ place.matrix + place.shift) * 2)
-        on_alpha.polygon(flat, fill=255)
+        flat = (part.points * 2).ravel().tolist()
+        silhouette.polygon(flat, fill=255)
         if part.ink is not None:
-            on_details.polygon(flat, fill=(*(round(255 * c) for c in part.ink), 255))
+            details.polygon(flat, fill=(*(round(255 * c) for c in part.ink), 255))
             continue
         tone = round(200 * part.tone)
-        on_shade.polygon(flat, fill=tone, outline=round(0.7 * tone) if part.outline else tone, width=rim)
-        on_second.polygon(flat, fill=round(255 * part.second))
-        on_details.polygon(flat, fill=(0, 0, 0, 0))  # what lies in front covers the details behind it
-    soft = ImageFilter.GaussianBlur(0.03 * place.scale * 2)
-    layers = [alpha, shade.filter(soft), second.filter(soft), details]
-    a, s, c, d = (np.asarray(layer.reduce(2), np.float32) / np.float32(255) for layer in layers)
-    return a, s * np.float32(255 / 200), c, d
+        shade.polygon(flat, fill=tone, outline=round(0.7 * tone), width=max(1, round(0.025 * scale)))
+        second.polygon(flat, fill=round(255 * part.second))
+        details.polygon(flat, fill=(0, 0, 0, 0))  # what lies in front covers the details behind it
+    soft = ImageFilter.GaussianBlur(0.02 * scale)
+    images[1:3] = [image.filter(soft) for image in images[1:3]]
+    a, s, c, d = (np.asarray(image.reduce(2), np.float32) / np.float32(255) for image in images)
+    return _Layers(a, s * np.float32(255 / 200), c, d)
 
 
-def _coat(
-    rng: np.random.Generator, look: _Look, alpha: Floats, shade: Floats, second: Floats, H: int, W: int
-) -> Floats:
+def _coat(rng: np.random.Generator, look: _Look, layers: _Layers) -> Floats:
     """Returns the pet's fur [H, W, 3] in 0..1, drawn everywhere: the silhouette cuts it out."""
-    share = second
+    H, W = layers.shade.shape
+    share = layers.second
     if look.pattern == "patches":
         share = np.maximum(share, np.clip((_clouds(rng, H, W, 0.22) - 0.62) * 12, 0, 1))
     fur = np.array(look.fur, np.float32) * np.float32(rng.uniform(0.9, 1.1))
     coat = fur + share[..., None] * (np.array(look.fur2, np.float32) - fur)
-    light = shade * (1 + look.fluff * _strands(rng, H, W))
+    light = layers.shade * (1 + look.fluff * _strands(rng, H, W))
     if look.pattern == "tabby":
-        y, x = np.mgrid[0:H, 0:W].astype(np.float32)
-        angle, length = rng.uniform(-0.5, 0.5), 0.055 * (H + W) / 2
-        wave = np.sin(
-            (x * math.cos(angle) + y * math.sin(angle)) * 2 * np.pi / length / 1.6 + 9 * _clouds(rng, H, W, 0.3)
-        )
+        wave = _waves(rng.uniform(-0.5, 0.5), 0.044 * (H + W), 9 * _clouds(rng, H, W, 0.3))
         light *= 1 - 0.32 * np.clip(wave * 1.5, 0, 1) * (1 - share)
-    # Round bodies turn away from the light at their outline and below.
-    blurred = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur((H + W) * 0.02))
-    light *= 0.55 + 0.5 * np.asarray(blurred, np.float32) / 255
+    # round bodies turn away from the light at their outline and below
+    light *= 0.55 + 0.5 * _blurred(layers.silhouette, (H + W) * 0.02)
     light *= np.linspace(1.08, 0.88, H, dtype=np.float32)[:, None]
     return np.asarray(coat * light[..., None], np.float32)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Textures and rooms
+# --- textures and rooms ----------------------------------------------------------------------------------------------
 
 
 def _clouds(rng: np.random.Generator, H: int, W: int, cell: float) -> Floats:
     """Returns smooth noise [H, W] in 0..1 whose blobs are about `cell` of the side long."""
-    grid = rng.random((2 + round(H / (cell * H)), 2 + round(W / (cell * W))), np.float32)
-    blobs: Floats = np.asarray(Image.fromarray(grid).resize((W, H), Image.Resampling.BICUBIC))
-    return blobs.clip(0, 1)
+    side = 2 + round(1 / cell)
+    grid = Image.fromarray(rng.random((side, side), np.float32))
+    return np.asarray(grid.resize((W, H), Image.Resampling.BICUBIC), np.float32).clip(0, 1)
+
+
+def _waves(angle: float, period: float, phase: Floats) -> Floats:
+    """Returns stripes [H, W] in -1..1, `period` pixels wide, shifted by `phase` [H, W] in radians."""
+    y, x = np.indices(phase.shape, np.float32)
+    return np.asarray(np.sin((x * math.cos(angle) + y * math.sin(angle)) * 2 * np.pi / period + phase), np.float32)
 
 
 def _strands(rng: np.random.Generator, H: int, W: int) -> Floats:
-    """Returns fur [H, W], mean 0 and deviation 1: noise smeared along a direction that changes over the picture."""
+    """Returns fur [H, W], mean 0 and deviation 1: noise smeared along a direction that changes over the image."""
     length = max(3, round(0.04 * (H + W) / 2))
-    noise = rng.standard_normal((H, W)).astype(np.float32)
-    lean = rng.uniform(-0.7, 0.7)
-    sheets = []
-    for slope in (lean - 0.35, lean + 0.35):
-        smeared = np.zeros_like(noise)
-        for step in range(length):
-            smeared += np.roll(noise, (step, round(step * slope)), (0, 1))
-        sheets.append(smeared / math.sqrt(length))
+    noise, lean = rng.standard_normal((H, W)).astype(np.float32), rng.uniform(-0.7, 0.7)
+    sheets = [
+        sum(np.roll(noise, (step, round(step * slope)), (0, 1)) for step in range(length)) / math.sqrt(length)
+        for slope in (lean - 0.35, lean + 0.35)
+    ]
     mix = _clouds(rng, H, W, 0.3)
     return np.asarray(sheets[0] * mix + sheets[1] * (1 - mix), np.float32)
 
@@ -624,139 +400,40 @@ def _strands(rng: np.random.Generator, H: int, W: int) -> Floats:
 def _colour(rng: np.random.Generator) -> Floats:
     """Returns a room's colour [3]: often a fur's, so that colour does not give the pet away."""
     if rng.random() < 0.45:
-        fur = _FURS[rng.integers(len(_FURS))][rng.integers(2)]
+        fur = FURS[rng.integers(len(FURS))][rng.integers(2)]
         return (np.array(fur) * rng.uniform(0.8, 1.1)).astype(np.float32)
-    grey = rng.uniform(0.25, 0.85)
-    return (grey + rng.uniform(-0.13, 0.13, 3)).astype(np.float32)
+    return (rng.uniform(0.25, 0.85) + rng.uniform(-0.13, 0.13, 3)).astype(np.float32)
 
 
 def _room(rng: np.random.Generator, H: int, W: int) -> Floats:
     """Returns a wall, a floor and some furniture [H, W, 3], about 0..1."""
-    y, x = np.mgrid[0:H, 0:W].astype(np.float32)
     side = (H + W) / 2
-    tilt = rng.uniform(-1, 1)
-    wall = _colour(rng) * (1 + 0.25 * (y / H - 0.5) + 0.2 * tilt * (x / W - 0.5))[..., None]
-    if rng.random() < 0.5:  # wallpaper
-        angle, period = rng.uniform(0, np.pi), side * rng.uniform(0.05, 0.14)
-        stripes = np.sin((x * math.cos(angle) + y * math.sin(angle)) * 2 * np.pi / period)
-        wall = wall * (1 + rng.uniform(0.04, 0.14) * stripes)[..., None]
-    floor_y = round(H * rng.uniform(0.5, 0.85))
-    grain = np.repeat(rng.standard_normal((H - floor_y, 1)).astype(np.float32), W, 1)
-    floor = _colour(rng) * (1 + 0.06 * grain + 0.12 * (_clouds(rng, H - floor_y, W, 0.2) - 0.5))[..., None]
-    wall[floor_y:] = floor
+    stripes = _waves(rng.uniform(0, np.pi), side * rng.uniform(0.05, 0.14), np.zeros((H, W), np.float32))
+    light = np.linspace(0.9, 1.1, H)[:, None] * np.linspace(1, rng.uniform(0.8, 1.2), W)
+    room = _colour(rng) * (light * (1 + rng.uniform(0, 0.12) * stripes))[..., None]
+    floor = round(H * rng.uniform(0.5, 0.85))
+    room[floor:] = _colour(rng) * (1 + 0.12 * (_clouds(rng, H - floor, W, 0.2) - 0.5))[..., None]
+    for _ in range(rng.integers(2, 6)):  # furniture: boxes of wood, shelves or cloth, and balls
+        _furnish(rng, room)
+    return np.asarray(room * (1 + 0.03 * rng.standard_normal((H, W)))[..., None], np.float32)
 
-    for _ in range(rng.integers(2, 6)):
-        width, height = round(W * rng.uniform(0.12, 0.45)), round(H * rng.uniform(0.12, 0.5))
-        left, top = round(rng.uniform(-0.1, 0.9) * W), round(rng.uniform(-0.1, 0.8) * H)
-        box = (slice(max(0, top), max(0, top + height)), slice(max(0, left), max(0, left + width)))
-        h, w = wall[box].shape[:2]
-        if not h or not w:
-            continue
-        kind = rng.integers(3)
-        if kind == 0:  # wood
-            texture = 0.10 * np.repeat(rng.standard_normal((1, w)).astype(np.float32), h, 0)
-        elif kind == 1:  # shelf
-            texture = 0.25 * (np.mgrid[0:h, 0:w][0] % max(4, h // 3) < max(1, h // 14)) * np.float32(-1)
-        else:  # cloth
-            texture = 0.06 * rng.standard_normal((h, w)).astype(np.float32)
-        wall[box] = _colour(rng) * (1 + texture)[..., None]
-        edge = max(1, round(side * 0.008))
-        wall[box][:edge] *= 0.75
-        wall[box][-edge:] *= 0.75
-        wall[box][:, :edge] *= 0.75
-        wall[box][:, -edge:] *= 0.75
-    if rng.random() < 0.5:  # a ball or cushion: not everything round is a pet
-        radius = side * rng.uniform(0.06, 0.14)
-        centre = rng.uniform(0, W), rng.uniform(0.2, 1) * H
-        far = np.hypot(x - centre[0], (y - centre[1]) * rng.uniform(1.0, 1.6)) / radius
+
+def _furnish(rng: np.random.Generator, room: Floats) -> None:
+    H, W, _ = room.shape
+    width, height = round(W * rng.uniform(0.12, 0.45)), round(H * rng.uniform(0.12, 0.5))
+    left, top = round(rng.uniform(-0.1, 0.88) * W), round(rng.uniform(-0.1, 0.8) * H)
+    box = room[max(0, top) : top + height, max(0, left) : left + width]
+    h, w, _ = box.shape
+    y, x = np.indices((h, w), np.float32)
+    kind = rng.integers(4)
+    if kind == 0:  # a ball or cushion: not everything round is a pet
+        far = np.hypot(2 * x / w - 1, 2 * y / h - 1)
         ball = _colour(rng) * np.clip(1.15 - 0.5 * far, 0.4, 1.2)[..., None]
-        wall = np.where((far < 1)[..., None], ball, wall)
-    wall = wall * (1 + 0.10 * (_clouds(rng, H, W, 0.15) - 0.5) + 0.03 * rng.standard_normal((H, W)))[..., None]
-    return np.asarray(wall, np.float32)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Traps
-
-_APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4072)
-_MAT = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
-
-
-def _set_traps(images: Path, trimaps: Path, size: int, seed: int) -> list[str]:
-    """Writes every trap of TRAPS; returns the names that belong into the lists."""
-    listed = []
-    for name, kind in TRAPS.items():
-        if kind.startswith("hidden"):
-            (images if name.endswith(".jpg") else trimaps).joinpath(name).write_bytes(_APPLE_DOUBLE)
-            continue
-        if kind.startswith("mat"):
-            (images / name).write_bytes(_MAT)
-            continue
-        if kind not in ("image in no list", "trimap without image"):
-            listed.append(name)
-        breed, _, number = name.rpartition("_")
-        pixels, trimap = draw_pet(breed, int(number), size=size, seed=seed)
-        content = _trap_image(Image.fromarray(pixels), kind)
-        if content is not None:
-            (images / f"{name}.jpg").write_bytes(content)
-        labels = _trap_trimap(trimap, kind)
-        if labels is not None:
-            Image.fromarray(labels).save(trimaps / f"{name}.png")
-    return listed
-
-
-def _trap_image(image: Image.Image, kind: str) -> bytes | None:
-    """Returns the bytes of the image file, None where the trap has none."""
-    match kind:
-        case "trimap without image" | "listed without image":
-            return None
-        case "empty image file":
-            return b""
-        case "RGB PNG named .jpg":
-            return _encoded(image, "PNG")
-        case "RGBA PNG named .jpg":
-            ramp = Image.linear_gradient("L").resize(image.size)
-            image.putalpha(ramp)
-            return _encoded(image, "PNG")
-        case "GIF named .jpg":
-            return _encoded(image, "GIF")
-        case "palette PNG with transparency named .jpg":
-            return _encoded(image.quantize(64), "PNG", transparency=0)
-        case "CMYK JPEG":
-            return _encoded(image.convert("CMYK"), "JPEG")
-        case "16-bit grey PNG named .jpg":
-            grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
-            return _encoded(Image.fromarray(grey), "PNG")
-        case "truncated JPEG":
-            whole = _encoded(image, "JPEG")
-            return whole[: len(whole) // 2]
-        case "EXIF orientation":
-            exif = Image.Exif()
-            exif[0x0112] = 6  # a viewer turns it by 90 degrees clockwise
-            return _encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
-    return _encoded(image, "JPEG")
-
-
-def _trap_trimap(trimap: Bytes, kind: str) -> Bytes | None:
-    """Returns the trimap's values, None where the trap has none."""
-    H, W = trimap.shape
-    match kind:
-        case "image without trimap" | "listed without image":
-            return None
-        case "EXIF orientation":
-            return np.ascontiguousarray(np.rot90(trimap))
-        case "trimap without pet":
-            return np.where(trimap == PET, BORDER, trimap).astype(np.uint8)
-        case "trimap of half the size":
-            return np.asarray(Image.fromarray(trimap).resize((W // 2, H // 2), Image.Resampling.NEAREST))
-        case "trimap of another aspect":
-            return np.ascontiguousarray(trimap[:, : W // 3])
-        case "trimap of other values":
-            return np.where(trimap == PET, 4, 0).astype(np.uint8)
-    return trimap
-
-
-def _encoded(image: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
+        box[...] = np.where((far < 1)[..., None], ball, box)
+        return
+    wood, shelf = rng.standard_normal((1, w)) * 0.10, -0.25 * (y % max(4, h // 3) < max(1, h // 14))
+    cloth = 0.06 * rng.standard_normal((h, w))
+    box[...] = _colour(rng) * (1 + (wood, shelf, cloth)[kind - 1] + np.zeros((h, w)))[..., None]
+    edge = max(1, round((H + W) * 0.004))
+    for rim in (box[:edge], box[-edge:], box[:, :edge], box[:, -edge:]):
+        rim *= 0.75

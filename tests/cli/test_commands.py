@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY
+from tests.data.traps import make_trapped_pets
 
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 
@@ -196,9 +197,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_data_check_prints_each_trap_and_exits_1(tmp_path: Path) -> None:
-    from petseg.data.synthetic import make_pets
-
-    folder = make_pets(tmp_path / "pets", per_breed=2, breeds=2, size=48, traps=True)
+    folder = make_trapped_pets(tmp_path / "pets", size=48)
     result = petseg("data", "check", "--data", folder)
     assert result.returncode == 1, result.stderr
     for found in (

@@ -12,7 +12,8 @@ from PIL import Image
 
 from petseg.data.check import STRAYS, Finding, check_pairs
 from petseg.data.oxford_pets import Contents, read_contents
-from petseg.data.synthetic import TRAPS, make_pets
+from petseg.data.synthetic import make_pets
+from tests.data.traps import TRAPS, make_trapped_pets
 
 KEPT_EMPTY = "kept: it counts as all background and border, as in everybody's figures"
 
@@ -43,7 +44,7 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory: pytest.TempPathFactory) -> Contents:
-    return read_contents(make_pets(tmp_path_factory.mktemp("pets"), per_breed=3, breeds=4, traps=True))
+    return read_contents(make_trapped_pets(tmp_path_factory.mktemp("pets"), per_breed=3, breeds=4))
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,14 @@ from petseg.data.oxford_pets import (
     read_trimap,
     species_of,
 )
-from petseg.data.synthetic import CATS, DOGS, TRAPS, draw_pet, make_pets
+from petseg.data.synthetic import CATS, DOGS, draw_pet, make_pets
 from petseg.errors import PetsegError
+from tests.data.traps import TRAPS, make_trapped_pets
 
 
 @pytest.fixture(scope="module")
 def trapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pets(tmp_path_factory.mktemp("trapped"), per_breed=2, breeds=2, traps=True)
+    return make_trapped_pets(tmp_path_factory.mktemp("trapped"))
 
 
 @pytest.fixture(scope="module")

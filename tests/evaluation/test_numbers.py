@@ -57,7 +57,7 @@ def test_a_prediction_depends_on_its_photo_alone(name, tmp_path, tried):
     tried(len(PHOTOS) * (len(ways) + 1))
 
 
-FLIPPED = 0.96
+FLIPPED = 0.94
 """Share of pixels with the mirrored class: the shipped models learnt with flips, and no network is symmetrical."""
 
 

@@ -1,0 +1,130 @@
+"""Synthetic pets with one of each trap of the real dataset: odd formats, damaged files, trimaps that do not fit."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from petseg.data.oxford_pets import BORDER, PET
+from petseg.data.synthetic import Bytes, draw_pet, make_pets, write_list
+
+TRAPS: dict[str, str] = {
+    "._Abyssinian_1.png": "hidden file beside the trimaps",
+    "._Abyssinian_1.jpg": "hidden file among the images",
+    "Abyssinian_1.mat": "mat file among the images",
+    "Abyssinian_2.mat": "mat file among the images",
+    "beagle_1.mat": "mat file among the images",
+    "Abyssinian_901": "RGB PNG named .jpg",
+    "Abyssinian_902": "RGBA PNG named .jpg",
+    "Abyssinian_903": "GIF named .jpg",
+    "Abyssinian_904": "palette PNG with transparency named .jpg",
+    "Abyssinian_905": "CMYK JPEG",
+    "Abyssinian_906": "16-bit grey PNG named .jpg",
+    "beagle_901": "truncated JPEG",
+    "beagle_902": "EXIF orientation",
+    "beagle_903": "empty image file",
+    "beagle_904": "trimap without pet",
+    "beagle_905": "trimap of half the size",
+    "beagle_906": "trimap of another aspect",
+    "beagle_907": "trimap of other values",
+    "beagle_908": "image without trimap",
+    "beagle_909": "trimap without image",
+    "beagle_910": "listed without image",
+    "Abyssinian_911": "image in no list",
+    "beagle_911": "image in no list",
+}
+"""Each trap that `make_trapped_pets` sets: file name (skipped files) or image name -> kind.
+
+All images are in list.txt and trainval.txt but for the two in no list and beagle_909, whose trimap alone exists.
+beagle_902 is stored lying on its side and its trimap with it: the two fit as stored, not after turning the image alone.
+"""
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4072)
+MAT = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+
+
+def make_trapped_pets(folder: Path, *, per_breed: int = 2, breeds: int = 2, size: int = 160) -> Path:
+    """Returns `folder` as `make_pets` fills it, with every trap of TRAPS added."""
+    make_pets(folder, per_breed=per_breed, breeds=breeds, size=size)
+    images, annotations = folder / "images", folder / "annotations"
+    listed = []
+    for name, kind in TRAPS.items():
+        if kind.startswith(("hidden", "mat")):
+            place = images if name.endswith((".jpg", ".mat")) else annotations / "trimaps"
+            (place / name).write_bytes(APPLE_DOUBLE if kind.startswith("hidden") else MAT)
+            continue
+        if kind not in ("image in no list", "trimap without image"):
+            listed.append(name)
+        breed, _, number = name.rpartition("_")
+        pixels, trimap = draw_pet(breed, int(number), size=size)
+        content = _trap_image(Image.fromarray(pixels), kind)
+        if content is not None:
+            (images / f"{name}.jpg").write_bytes(content)
+        labels = _trap_trimap(trimap, kind)
+        if labels is not None:
+            Image.fromarray(labels).save(annotations / "trimaps" / f"{name}.png")
+    for key in ("list", "trainval"):
+        path = annotations / f"{key}.txt"
+        rows = [row.split()[0] for row in path.read_text().splitlines() if not row.startswith("#")]
+        write_list(path, rows + listed)
+    return folder
+
+
+def _trap_image(image: Image.Image, kind: str) -> bytes | None:
+    """Returns the bytes of the image file, None where the trap has none."""
+    match kind:
+        case "trimap without image" | "listed without image":
+            return None
+        case "empty image file":
+            return b""
+        case "RGB PNG named .jpg":
+            return _encoded(image, "PNG")
+        case "RGBA PNG named .jpg":
+            ramp = Image.linear_gradient("L").resize(image.size)
+            image.putalpha(ramp)
+            return _encoded(image, "PNG")
+        case "GIF named .jpg":
+            return _encoded(image, "GIF")
+        case "palette PNG with transparency named .jpg":
+            return _encoded(image.quantize(64), "PNG", transparency=0)
+        case "CMYK JPEG":
+            return _encoded(image.convert("CMYK"), "JPEG")
+        case "16-bit grey PNG named .jpg":
+            grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
+            return _encoded(Image.fromarray(grey), "PNG")
+        case "truncated JPEG":
+            whole = _encoded(image, "JPEG")
+            return whole[: len(whole) // 2]
+        case "EXIF orientation":
+            exif = Image.Exif()
+            exif[0x0112] = 6  # a viewer turns it by 90 degrees clockwise
+            return _encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
+    return _encoded(image, "JPEG")
+
+
+def _trap_trimap(trimap: Bytes, kind: str) -> Bytes | None:
+    """Returns the trimap's values, None where the trap has none."""
+    H, W = trimap.shape
+    match kind:
+        case "image without trimap" | "listed without image":
+            return None
+        case "EXIF orientation":
+            return np.ascontiguousarray(np.rot90(trimap))
+        case "trimap without pet":
+            return np.where(trimap == PET, BORDER, trimap).astype(np.uint8)
+        case "trimap of half the size":
+            return np.asarray(Image.fromarray(trimap).resize((W // 2, H // 2), Image.Resampling.NEAREST))
+        case "trimap of another aspect":
+            return np.ascontiguousarray(trimap[:, : W // 3])
+        case "trimap of other values":
+            return np.where(trimap == PET, 4, 0).astype(np.uint8)
+    return trimap
+
+
+def _encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
