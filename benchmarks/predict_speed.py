@@ -152,7 +152,7 @@ def main() -> None:
         contenders = {}
         for name, runtime in product(IN_FOLDERS, runtimes):
             segmenter = Segmenter(name, threads=1, runtime=runtime)
-            pictures = [np.asarray(Photo(photo).squeezed(segmenter.size))[None] for photo in photos]
+            pictures = [np.asarray(Photo(photo).resized(segmenter.size))[None] for photo in photos]
             contenders[f"{name} {runtime}"] = partial(whole_folder, segmenter, many, Path(scratch) / name / runtime)
             contenders[f"{name} {runtime} alone"] = partial(model_alone, segmenter, pictures)
         folders = take_turns(contenders, options.turns)

@@ -82,7 +82,7 @@ def read_image(content: bytes) -> None:
 
     with _refusals():
         photo = Photo(content, "photo")
-        assert photo.squeezed(64).shape == (64, 64, 3)
+        assert photo.resized(64).shape == (64, 64, 3)
         photo.reduced(256)
         assert (photo.whole().height, photo.whole().width) == photo.size
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # for type checkers alone, which cannot follow `__getattr__`
     from petseg.evaluation.statistics import paired_bootstrap as paired_bootstrap
     from petseg.export.onnx import export_run as export_run
     from petseg.models import build_model as build_model
-    from petseg.predict.segmenter import Segmentation as Segmentation
+    from petseg.predict.segmentation import Segmentation as Segmentation
     from petseg.predict.segmenter import Segmenter as Segmenter
     from petseg.report import write_report as write_report
 
@@ -40,7 +40,7 @@ _HOME = {
     "paired_bootstrap": "petseg.evaluation.statistics",
     "count_cost": "petseg.evaluation.cost",
     "Segmenter": "petseg.predict.segmenter",
-    "Segmentation": "petseg.predict.segmenter",
+    "Segmentation": "petseg.predict.segmentation",
     "export_run": "petseg.export.onnx",
     "write_report": "petseg.report",
 }

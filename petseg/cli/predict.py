@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from petseg.cli.progress import progress_bar
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
+    from petseg.predict.outputs import Outcome
     from petseg.predict.segmenter import Segmenter
 
 
@@ -27,7 +28,9 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="beside each photo")] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="mask, cutout, overlay, trimap or json. Repeatable.", show_default="mask, cutout, overlay"),
+        typer.Option(
+            help="mask, cutout, overlay, classes, trimap or json. Repeatable.", show_default="mask, cutout, overlay"
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON a photo; write files only where --only names them.")
@@ -73,8 +76,7 @@ def predict(
             outcome = predict_job(segmenter, job, matting=matting)
             if outcome.error is not None:
                 raise outcome.error
-            assert outcome.summary is not None, "no error, so it has one"
-            print(_told(outcome.summary, as_json=as_json))
+            print(json.dumps(outcome.to_dict()) if as_json else _line(outcome))
         return
     failed, noted, empty = [], [], 0
     with progress_bar() as advance:
@@ -82,20 +84,19 @@ def predict(
             if outcome.summary is None:
                 failed.append(str(outcome.error))
             else:
-                empty += not outcome.summary["pet"]
+                empty += not outcome.summary.foreground
                 if as_json:
-                    print(_told(outcome.summary, as_json=True))
-                elif outcome.summary["notes"] or not outcome.summary["pet"]:
-                    noted.append(_told(outcome.summary, as_json=False))
+                    print(json.dumps(outcome.to_dict()))
+                elif outcome.summary.notes or not outcome.summary.foreground:
+                    noted.append(_line(outcome))
             advance(f"predict with {segmenter.name}", done, len(jobs))
-    for told in failed:
-        print(f"petseg: {told}", file=sys.stderr)
-    for told in noted:
-        print(told)
+    for message in failed:
+        print(f"petseg: {message}", file=sys.stderr)
+    for line in noted:
+        print(line)
     if not as_json:
-        print(
-            f"{len(jobs)} photos: {len(jobs) - len(failed) - empty} with a pet, {empty} without, {len(failed)} failed"
-        )
+        with_foreground = len(jobs) - len(failed) - empty
+        print(f"{len(jobs)} photos: {with_foreground} with foreground, {empty} without, {len(failed)} failed")
     if failed:
         raise typer.Exit(1)
 
@@ -119,21 +120,20 @@ def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], matting: bool) 
     from petseg.predict.outputs import encoded
     from petseg.predict.photos import Photo
 
-    (found,) = segmenter.batch([Photo(sys.stdin.buffer.read(), "stdin")])
+    (result,) = segmenter.batch([Photo(sys.stdin.buffer.read(), "stdin")])
     if not kinds:
-        print(_told({"photo": "-", **found.summary()}, as_json=True))
+        print(json.dumps({"photo": "-", **result.summary().to_dict()}))
         return
-    for told in (*(() if found.boxes else ("no pet found",)), *found.photo.notes):
-        print(f"petseg: stdin: {told}", file=sys.stderr)
-    sys.stdout.buffer.write(encoded(found, kinds[0], matting=matting))
+    for note in (*(() if result.boxes else ("no foreground",)), *result.photo.notes):
+        print(f"petseg: stdin: {note}", file=sys.stderr)
+    sys.stdout.buffer.write(encoded(result, kinds[0], matting=matting))
 
 
-def _told(summary: dict[str, Any], *, as_json: bool) -> str:
+def _line(outcome: Outcome) -> str:
     """Returns one photo's prediction in a line."""
-    if as_json:
-        return json.dumps(summary)
-    species = summary["species"]
-    sure = f", {100 * species['probability']:.0f} % sure" if species else ""
-    seen = f"{species['name'] if species else 'pet'}{sure}, {100 * summary['pet_share']:.0f} % of the photo"
-    words = [seen if summary["pet"] else "no pet found", *summary["notes"], *map(str, summary["files"].values())]
-    return f"{summary['photo']}: {'; '.join(words)}"
+    summary = outcome.summary
+    assert summary is not None, "it failed"
+    likeliest = summary.foreground_class
+    name = f"{likeliest.name}, {100 * likeliest.probability:.0f} % sure" if likeliest else "foreground"
+    seen = f"{name}, {100 * summary.foreground_share:.0f} % of the photo" if summary.foreground else "no foreground"
+    return f"{outcome.job.photo}: {'; '.join([seen, *summary.notes, *map(str, outcome.job.files.values())])}"

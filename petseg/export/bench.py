@@ -162,11 +162,11 @@ def _int8(file: bytes, card: Mapping[str, Any], data: Path | None) -> bytes:
     from petseg.config import RunConfig
     from petseg.data.cache import prepare
     from petseg.data.sources import open_dataset
-    from petseg.export.openvino import drawn_pictures
+    from petseg.export.openvino import drawn_images
     from petseg.export.quantise import calibration_pictures, quantised
 
     if data is None:
-        return quantised(file, drawn_pictures(card["size"]))
+        return quantised(file, drawn_images(card["size"]))
     config = RunConfig.model_validate(card["config"])
     prepared = prepare(open_dataset(data, config.data), card["size"])
     return quantised(file, calibration_pictures(prepared, config))

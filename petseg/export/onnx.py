@@ -38,7 +38,7 @@ from petseg import storage
 from petseg.data.dataset import UInt8
 from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import TrainedRun, load_run
-from petseg.export.openvino import AGREEMENT, OpenVINO, compare, drawn_pictures, refusal
+from petseg.export.openvino import AGREEMENT, OpenVINO, compare, drawn_images, refusal
 from petseg.models import title_of, to_unit_range
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network
@@ -147,7 +147,7 @@ def export_model(
         PetsegError: the file disagrees with torch; nothing is written.
     """
     served = _Served(network).eval()
-    pictures = drawn_pictures(description["size"])
+    pictures = drawn_images(description["size"])
     with torch.inference_mode():
         theirs = served(torch.from_numpy(pictures)).numpy()
     for made in MAKERS[kind](served, pictures, fp16 and kind != "torch"):
@@ -169,7 +169,7 @@ def as_onnx(network: Network, size: int) -> bytes:
         network: on the CPU, in fp32.
         size: side in pixels.
     """
-    content: bytes = without_concat(_export(_Served(network).eval(), drawn_pictures(size))).SerializeToString()
+    content: bytes = without_concat(_export(_Served(network).eval(), drawn_images(size))).SerializeToString()
     return content
 
 

@@ -60,10 +60,10 @@ def refusal(out: Path, parity: Parity, original: str) -> PetsegError:
     )
 
 
-def drawn_pictures(size: int) -> UInt8:
+def drawn_images(size: int) -> UInt8:
     """Returns 16 made pets, uint8 [16, size, size, 3], the same everywhere: what exports are checked on."""
     breeds = (*CATS[:8], *DOGS[:8])
-    return np.stack([Photo(draw_pet(breed, 1, size=max(size, 32))[0]).squeezed(size) for breed in breeds])
+    return np.stack([Photo(draw_pet(breed, 1, size=max(size, 32))[0]).resized(size) for breed in breeds])
 
 
 def chosen_format(out: Path, wanted: str) -> str:
@@ -96,13 +96,13 @@ def export_shipped(name: str, out: Path, kind: str = "onnx") -> Parity:
         )
     content = (WEIGHTS / f"{name}.onnx").read_bytes()
     segmenter = Segmenter(name, threads=1)
-    pictures = drawn_pictures(segmenter.size)
-    theirs = segmenter.probabilities(pictures)
+    images = drawn_images(segmenter.size)
+    theirs = segmenter.probabilities(images)
     if kind == "onnx":
         storage.write_atomically(out, partial(Path.write_bytes, data=content))
         return compare(theirs, theirs)
     converted = OpenVINO(content)
-    parity = compare(converted.probabilities(pictures), theirs)
+    parity = compare(converted.probabilities(images), theirs)
     if parity.agreement < AGREEMENT:
         raise refusal(out, parity, "ONNX Runtime")
     converted.save(out, {**segmenter.card, "parity": asdict(parity)})
@@ -118,7 +118,7 @@ class OpenVINO:
         # convert_model would do the same, and report its use to Intel
         self._model = openvino.Core().read_model(onnx_file)
 
-    def probabilities(self, pictures: UInt8) -> Floats:
+    def probabilities(self, images: UInt8) -> Floats:
         """Returns [N, C, H, W] of uint8 [N, H, W, 3], computed in float32."""
         import openvino
 
@@ -127,7 +127,7 @@ class OpenVINO:
             self._write(Path(folder) / "model.xml")
             # a processor with bf16 would compute in that by itself
             compiled = core.compile_model(Path(folder) / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-            answers: Floats = compiled(pictures)[0]
+            answers: Floats = compiled(images)[0]
         return answers
 
     def save(self, out: Path, metadata: Mapping[str, Any]) -> None:

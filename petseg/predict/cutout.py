@@ -1,32 +1,35 @@
-"""The cut-out: a soft edge that follows the photo's own hair, and the pet's colours without the background in them.
+"""The cut-out, with a soft edge that follows the photo's own hair, and the overlay.
 
 The edge is a guided filter (He, Sun, Tang, "Guided Image Filtering", TPAMI 2013, eq. 19 for colour): within each small
-window, opacity is a linear function of colour. Its coefficients are found on a reduced photo and applied to the whole
-one (He, Sun, "Fast Guided Filter", 2015, arXiv 1505.00996), so that hairs are as sharp as the photo.
+window, opacity is a linear function of colour. Its coefficients are computed on a reduced photo and applied to the
+whole one (He, Sun, "Fast Guided Filter", 2015, arXiv 1505.00996), so that hairs are as sharp as the photo.
 
-A half-covered pixel shows pet and background mixed. The pet's part of it is estimated by blurring the pet's colours
-outwards and the background's inwards (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021).
+A half-covered pixel mixes foreground and background. Its foreground colour is estimated by blurring the foreground's
+colours outwards and the background's inwards (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021).
 
-We differ from the papers: opacity is fixed away from the mask's edge, where a filter finds holes in patterned fur.
+We differ from the papers: opacity is fixed away from the mask's edge, where a filter makes holes in patterned fur.
 
-With matting, opacity in what the model calls border is solved for on the reduced photo instead (Levin, Lischinski,
-Weiss, "A Closed-Form Solution to Natural Image Matting", TPAMI 2008, by pymatting), and taken to the whole one alike.
+With matting, opacity in the boundary class is solved for on the reduced photo instead (Levin, Lischinski, Weiss, "A
+Closed-Form Solution to Natural Image Matting", TPAMI 2008, by pymatting), and applied to the whole one alike.
+
+Why no library: OpenCV's guided filter is in opencv-contrib, 172 MB installed, and pymatting, which the extra `matting`
+uses, has none and brings numba and scipy, 450 MB. The base install is 230 MB.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from petseg.data.dataset import UInt8
-from petseg.data.oxford_pets import BACKGROUND, BORDER, PET
-from petseg.data.oxford_pets import COLOURS as CLASS_COLOURS
-from petseg.predict.enlarge import enlarged, windows
+from petseg.data.dataset import Class, Role, UInt8, palette
+from petseg.predict.enlarge import Floats, enlarged, windows
 
-Floats = npt.NDArray[np.float32]
+FOREGROUND, BACKGROUND, BOUNDARY = 1, 2, 3
+"""The values of a trimap."""
 
 WORK = 640
 """Longer side in pixels of the reduced photo."""
@@ -52,17 +55,17 @@ MATTED_RADIUS = 3
 _ONE_AT_A_TIME = threading.Lock()
 """numba, which pymatting computes with, may not be entered by two threads at once."""
 
-TINT = {PET: (CLASS_COLOURS["pet"], 0.45), BACKGROUND: ("#FFFFFF", 0.55), BORDER: (CLASS_COLOURS["border"], 0.7)}
-"""Trimap value -> its colour in an overlay, and that colour's weight over the photo."""
+TINT: dict[Role, float] = {"foreground": 0.45, "background": 0.55, "boundary": 0.7}
+"""Role of a class -> the weight of its colour over the photo in an overlay; background is tinted white."""
 
 
-def cut_out(photo: Image.Image, pet: Floats, trimap: UInt8 | None = None) -> Image.Image:
-    """Returns the pet alone, mode RGBA at the photo's own size; pixels that are fully transparent are black.
+def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> Image.Image:
+    """Returns the foreground alone, mode RGBA at the photo's own size; pixels that are fully transparent are black.
 
     Args:
         photo: mode RGB.
-        pet: float32 [h, w] in 0..1 at any size: how much pet each place holds, .5 at the outline.
-        trimap: uint8 [h, w] of 1 pet, 2 background, 3 border at any size: opacity by matting.
+        share: float32 [h, w] in 0..1 at any size: how much of each place is foreground, .5 at the outline.
+        trimap: uint8 [h, w] of 1 foreground, 2 background, 3 boundary at any size: opacity by matting.
 
     Raises:
         ModuleNotFoundError: matting needs the extra `matting`.
@@ -72,7 +75,7 @@ def cut_out(photo: Image.Image, pet: Floats, trimap: UInt8 | None = None) -> Ima
     small_size = (max(1, round(width * scale)), max(1, round(height * scale)))
     reduced = photo.resize(small_size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     small = np.divide(np.asarray(reduced), 255, dtype=np.float32)
-    (soft,) = enlarged(pet[None], small.shape[:2], slice(0, small.shape[0]), slice(0, small.shape[1]))
+    (soft,) = enlarged(share[None], small.shape[:2], slice(0, small.shape[0]), slice(0, small.shape[1]))
     soft = ((soft - 0.5) * STEEPER + 0.5).clip(0, 1)
     radius = max(1, round(EDGE * max(small_size)))
     matte = None
@@ -102,28 +105,28 @@ def _edge(photo: UInt8, maps: Floats) -> UInt8:
 
     Args:
         photo: the part.
-        maps: float32 [11, H, W]: inside, opacity of colour (4), the pet's colours (3), the background's (3).
+        maps: float32 [11, H, W]: inside, opacity of colour (4), the foreground's colours (3), the background's (3).
     """
     colours = np.divide(photo.transpose(2, 0, 1), 255, dtype=np.float32)
-    inside, pet, background = maps[0], maps[5:8], maps[8:11]
+    inside, foreground, background = maps[0], maps[5:8], maps[8:11]
     opacity = (maps[1:4] * colours).sum(axis=0) + maps[4]
     opacity = ((opacity - CONTRAST) / (1 - 2 * CONTRAST)).clip(0, 1)
     opacity[inside <= 0] = 0
     opacity[inside >= 1] = 1
-    pet = pet + opacity * (colours - opacity * pet - (1 - opacity) * background)
-    rgba = np.concatenate([pet * (opacity > 0), opacity[None]]).clip(0, 1)
+    foreground = foreground + opacity * (colours - opacity * foreground - (1 - opacity) * background)
+    rgba = np.concatenate([foreground * (opacity > 0), opacity[None]]).clip(0, 1)
     return (rgba * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
 def _matte(image: Floats, trimap: UInt8) -> Floats | None:
-    """Returns opacity [h, w], 0..1; None where there is no pet or no background to go by.
+    """Returns opacity [h, w], 0..1; None where there is no foreground or no background to go by.
 
-    Border, and a few pixels beside it or where pet meets background without one, is what is solved for.
+    Solved for are the boundary, a few pixels beside it, and those where foreground meets background without one.
     """
     from pymatting import estimate_alpha_cf
 
     known = np.full(trimap.shape, 0.5)
-    for value, opacity in ((PET, 1.0), (BACKGROUND, 0.0)):
+    for value, opacity in ((FOREGROUND, 1.0), (BACKGROUND, 0.0)):
         known[_all_around(trimap == value, MATTED_RADIUS)] = opacity
     if 1 not in known or 0 not in known:
         return None
@@ -146,7 +149,7 @@ def _all_around(where: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.boo
 
 
 def _inside(soft: Floats, radius: int) -> Floats:
-    """Returns [1, h, w]: 0 far outside the pet, 1 far inside, where opacity need not follow from colour."""
+    """Returns [1, h, w]: 0 far outside the mask, 1 far inside, where opacity need not follow from colour."""
     near = _box(_box((soft >= 0.5).astype(np.float32)[None], radius // 2), radius - radius // 2)
     return ((near - 0.5) * 1.02 + 0.5).clip(0, 1)  # rounding must not leave a window of ones at .9999
 
@@ -173,7 +176,7 @@ def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> Floats:
 
 
 def _colours(image: Floats, inside: Floats, radius: int) -> tuple[Floats, Floats]:
-    """Returns the pet's and the background's colours, both [3, h, w], each spread over the other's side.
+    """Returns the foreground's and the background's colours, both [3, h, w], each spread over the other's side.
 
     Pixels count the more the farther they lie from the mask's edge, which may be off by some pixels.
     """
@@ -200,18 +203,20 @@ def _box(maps: Floats, radius: int) -> Floats:
     return maps
 
 
-def overlay(photo: Image.Image, trimap: UInt8) -> Image.Image:
-    """Returns the photo tinted by what a model sees in it, mode RGB: pet blue, border orange, background paler.
+def overlay(photo: Image.Image, ids: UInt8, classes: Sequence[Class]) -> Image.Image:
+    """Returns the photo tinted with the colour of each pixel's class, background paler, mode RGB.
 
     Args:
         photo: mode RGB.
-        trimap: uint8 [H, W] of 1 pet, 2 background, 3 border, at the photo's size.
+        ids: uint8 [H, W] class ids, at the photo's size.
+        classes: by class id.
     """
-    colours, weights = [0] * 768, [0] * 256
-    for value, (colour, weight) in TINT.items():
-        colours[3 * value : 3 * value + 3] = bytes.fromhex(colour[1:])
-        weights[value] = round(255 * weight)
-    labels = Image.fromarray(trimap)
-    painted = labels.copy()
-    painted.putpalette(colours)
-    return Image.composite(painted.convert("RGB"), photo, labels.point(weights))
+    colours, weights = palette(classes), [0] * 256
+    for place, each in enumerate(classes):
+        weights[place] = round(255 * TINT[each.role])
+        if each.role == "background":
+            colours[place] = 255
+    image = Image.fromarray(ids)
+    painted = image.copy()
+    painted.putpalette(colours.tobytes())
+    return Image.composite(painted.convert("RGB"), photo, image.point(weights))

@@ -17,14 +17,17 @@ from typing import Any
 from PIL import Image
 
 from petseg import storage
+from petseg.data.dataset import palette
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.photos import find_photos
-from petseg.predict.segmenter import Segmentation, Segmenter
+from petseg.predict.segmentation import Segmentation, Summary
+from petseg.predict.segmenter import Segmenter
 
 ENDINGS = {
     "mask": ".mask.png",
     "cutout": ".cutout.png",
     "overlay": ".overlay.png",
+    "classes": ".classes.png",
     "trimap": ".trimap.png",
     "json": ".prediction.json",
 }
@@ -52,12 +55,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job."""
+    """The result of a job: a summary or an error."""
 
     job: Job
-    summary: dict[str, Any] | None
-    """`Segmentation.summary` with the photo and its files, None where the photo failed."""
+    summary: Summary | None
     error: PetsegError | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `--json` prints of a photo that did not fail."""
+        assert self.summary is not None, "it failed"
+        files = {kind: str(path) for kind, path in self.job.files.items()}
+        return {"photo": str(self.job.photo), **self.summary.to_dict(), "files": files}
 
 
 def chosen_kinds(only: Sequence[str]) -> tuple[str, ...]:
@@ -131,7 +139,7 @@ def check_folders(folders: Iterable[Path]) -> None:
 def predict_jobs(
     segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKERS, *, matting: bool = False
 ) -> Iterator[Outcome]:
-    """Yields what became of each job, in order; a photo that cannot be used does not stop the others.
+    """Yields the outcome of each job, in order; a photo that cannot be used does not stop the others.
 
     Each worker takes a photo from its decoding to its files. While one waits for the model another decodes or writes,
     and no more photos are in memory than there are workers.
@@ -144,34 +152,36 @@ def predict_jobs(
 
 
 def predict_job(segmenter: Segmenter, job: Job, *, matting: bool = False) -> Outcome:
-    """Returns what became of one photo; its files are written when all of them are made."""
+    """Returns the outcome of one photo; its files are written when all of them are made."""
     try:
-        found = segmenter(job.photo)
+        result = segmenter(job.photo)
         if len(job.files) > 1:
             with ThreadPoolExecutor(len(job.files)) as pool:
-                contents = list(pool.map(partial(encoded, found, matting=matting), job.files))
+                contents = list(pool.map(partial(encoded, result, matting=matting), job.files))
         else:  # a pool would take longer than a mask
-            contents = [encoded(found, kind, matting=matting) for kind in job.files]
+            contents = [encoded(result, kind, matting=matting) for kind in job.files]
         writes = [partial(Path.write_bytes, data=content) for content in contents]
         storage.write_together(dict(zip(job.files.values(), writes, strict=True)))
-        files = {kind: str(path) for kind, path in job.files.items()}
-        return Outcome(job, {"photo": str(job.photo), **found.summary(), "files": files}, None)
+        return Outcome(job, result.summary(), None)
     except PetsegError as error:
         return Outcome(job, None, error)
     except MemoryError:
         return Outcome(job, None, PetsegError(f"{job.photo}: too large for this machine's memory; reduce it first"))
 
 
-def encoded(found: Segmentation, kind: str, *, matting: bool = False) -> bytes:
+def encoded(result: Segmentation, kind: str, *, matting: bool = False) -> bytes:
     """Returns the file of one kind: a PNG, or JSON with a line's end; `matting` as `Segmentation.cutout`."""
     if kind == "json":
-        return (json.dumps(found.summary(), indent=1) + "\n").encode()
+        return (json.dumps(result.summary().to_dict(), indent=1) + "\n").encode()
     if kind == "cutout":
-        image = found.cutout(matting=matting)
+        image = result.cutout(matting=matting)
     elif kind == "overlay":
-        image = found.overlay()
+        image = result.overlay()
+    elif kind == "classes":
+        image = Image.fromarray(result.class_ids)
+        image.putpalette(palette(result.classes)[: len(result.classes)].tobytes())
     else:
-        image = Image.fromarray(found.mask if kind == "mask" else found.trimap)
+        image = Image.fromarray(result.mask if kind == "mask" else result.trimap)
     stream = BytesIO()
     image.save(stream, "PNG", compress_level=1)
     return stream.getvalue()

@@ -48,18 +48,18 @@ class Photo:
                 turned = opened.getexif().get(ORIENTATION, 1) in TURNED and not _turned_already(opened)
                 self.size = (opened.height, opened.width) if not turned else (opened.width, opened.height)
                 """Height and width."""
-                self.notes = _frames_told(source if isinstance(source, Image.Image) else opened)
+                self.notes = _frame_note(source if isinstance(source, Image.Image) else opened)
                 """What a user should know: of an animation, that its first frame is used."""
         except UNREADABLE as error:
             raise self._unreadable(error) from None
 
-    def squeezed(self, size: int) -> UInt8:
-        """Returns the photo as a model sees it, uint8 [size, size, 3]: squeezed to a square, antialiased.
+    def resized(self, size: int) -> UInt8:
+        """Returns the photo as a model sees it, uint8 [size, size, 3]: resized to a square, antialiased.
 
         Raises:
             PetsegError: damaged.
         """
-        # the JPEG decoder's own reduction as when the pictures of the data set were prepared
+        # the JPEG decoder's own reduction as when the images of a dataset are prepared
         reduced = self._decoded(draft=draft_side(size))
         return np.asarray(reduced.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
@@ -115,10 +115,10 @@ class Photo:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> PetsegError:
-        told = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            told = "not an image that can be read"
-        return PetsegError(f"{self.name}: cannot be decoded ({told})")
+            reason = "not an image that can be read"
+        return PetsegError(f"{self.name}: cannot be decoded ({reason})")
 
 
 def _turned_already(opened: Image.Image) -> bool:
@@ -126,7 +126,7 @@ def _turned_already(opened: Image.Image) -> bool:
     return opened.format == "TIFF" and opened.width != opened.getexif().get(STORED_WIDTH, opened.width)
 
 
-def _frames_told(opened: Image.Image) -> tuple[str, ...]:
+def _frame_note(opened: Image.Image) -> tuple[str, ...]:
     # MPO is a JPEG with the camera's own preview behind it, no animation
     frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
     # who gives a PIL image at a later frame means that one

@@ -2,6 +2,9 @@
 
 A mask is taken row by row as runs of set pixels; runs of neighbouring rows that touch belong together. A mask of 50
 megapixels has some ten thousand runs.
+
+Why no library: `scipy.ndimage.label` and OpenCV's `connectedComponents` return a label for each pixel (200 MB for that
+mask) and are 143 and 153 MB installed; the base install has neither.
 """
 
 from __future__ import annotations

@@ -49,9 +49,9 @@ class OnnxRuntime:
         (taken,) = self._session.get_inputs()
         self.takes: Taken = (taken.name, taken.type.removeprefix("tensor(").removesuffix(")"), _axes(taken.shape))
 
-    def __call__(self, pictures: UInt8) -> Floats:
+    def __call__(self, images: UInt8) -> Floats:
         """Returns what the network gives."""
-        probabilities: Floats = self._session.run(["probabilities"], {"image": pictures})[0]
+        probabilities: Floats = self._session.run(["probabilities"], {"image": images})[0]
         return probabilities
 
 
@@ -76,23 +76,23 @@ class OpenVino:
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._lock = threading.Lock()
         self._own = threading.local()
-        told = self._model.get_rt_info()
-        stored = told["framework"] if "framework" in told else {}  # noqa: SIM401 - it has no `get`
+        info = self._model.get_rt_info()
+        stored = info["framework"] if "framework" in info else {}  # noqa: SIM401 - it has no `get`
         self.metadata: dict[str, str] = {name: value.astype(str) for name, value in stored.items()}
         (taken,) = self._model.inputs
         kind = {"u8": "uint8"}.get(taken.element_type.get_type_name(), "another kind")
         axes = _axes([axis.get_length() if axis.is_static else None for axis in taken.partial_shape])
         self.takes: Taken = (taken.any_name, kind, axes)
 
-    def __call__(self, pictures: UInt8) -> Floats:
-        """Returns what the network gives, computed picture by picture."""
-        request = self._request(pictures.shape[1:])
-        return np.concatenate([request.infer([picture])[0] for picture in pictures[:, None]])
+    def __call__(self, images: UInt8) -> Floats:
+        """Returns what the network gives, computed image by image."""
+        request = self._request(images.shape[1:])
+        return np.concatenate([request.infer([image])[0] for image in images[:, None]])
 
     def _request(self, shape: tuple[int, ...]) -> Any:
-        """Returns this thread's request for pictures [H, W, 3]; a request computes one call at a time.
+        """Returns this thread's request for images [H, W, 3]; a request computes one call at a time.
 
-        The model is compiled for one picture of that size: for any number and size it takes 22 % (U-Net) and 42 %
+        The model is compiled for one image of that size: for any number and size it takes 22 % (U-Net) and 42 %
         (SegNet) longer (128 px, 16 channels, bf16, one thread of an Intel Xeon, 2026-11-22).
         """
         requests = self._own.__dict__

@@ -9,32 +9,33 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from petseg import __version__
 from petseg.config import ServeConfig
-from petseg.data.oxford_pets import COLOURS as CLASS_COLOURS
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.outputs import encoded
-from petseg.predict.segmenter import Segmentation, Segmenter
+from petseg.predict.segmentation import Box, ForegroundClass, Segmentation, Summary
+from petseg.predict.segmenter import Segmenter
+from petseg.schema import ClassInfo
 from petseg.serve import published
 from petseg.serve.upload import FIELD, RAW, ClientDisconnect, Held, checked, drain
 from petseg.serve.work import Models, Queue, unless_gone
 
-Output = Literal["mask", "overlay", "cutout", "trimap", "json"]
+Output = Literal["mask", "overlay", "cutout", "classes", "trimap", "json"]
 
 GONE = 499
 """Never sent: the client is no longer there."""
@@ -52,40 +53,12 @@ HEADERS = {
 """Of every answer: the browser itself then keeps the page from loading anything from elsewhere."""
 
 
-class Species(BaseModel):
-    """Cat or dog."""
-
-    name: Literal["cat", "dog"]
-    probability: float
-
-
-class Box(BaseModel):
-    """A connected region of pet, in pixels of the photo."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    share: float
-    confidence: float
-    species: Species | None
-
-
-class Prediction(BaseModel):
-    """What output=json tells: what `petseg predict --json` prints, with the model and its time."""
-
-    model_config = ConfigDict(extra="forbid")
+@dataclass(frozen=True)
+class Prediction(Summary):
+    """The answer for output=json: what `petseg predict --json` prints, with the model and its time."""
 
     model: str
     milliseconds: float
-    width: int
-    height: int
-    pet: bool
-    pet_share: float
-    confidence: float | None
-    species: Species | None
-    boxes: list[Box]
-    notes: list[str]
 
 
 class ModelCard(BaseModel):
@@ -95,19 +68,18 @@ class ModelCard(BaseModel):
     title: str
     kind: str
     best: bool
-    classes: list[str]
+    classes: list[ClassInfo]
     size: int
     miou: float | None
 
 
 class ModelList(BaseModel):
-    """The models, best first, what can be asked of them and what they are shown with."""
+    """The models, best first, and the limits that a client should know."""
 
     default: str
     pair: list[str]
     models: list[ModelCard]
     outputs: list[str]
-    colours: dict[str, str]
     upload_bytes: int
     pixels: int
 
@@ -135,28 +107,20 @@ class Problem(BaseModel):
     detail: str
 
 
-EXAMPLE = {
-    "model": "unet_small",
-    "milliseconds": 3.6,
-    "width": 451,
-    "height": 300,
-    "pet": True,
-    "pet_share": 0.750636,
-    "confidence": 0.8711,
-    "species": {"name": "cat", "probability": 0.8132},
-    "boxes": [
-        {
-            "left": 0,
-            "top": 0,
-            "right": 398,
-            "bottom": 300,
-            "share": 0.750229,
-            "confidence": 0.8713,
-            "species": {"name": "cat", "probability": 0.8125},
-        }
-    ],
-    "notes": [],
-}
+CAT = ForegroundClass("cat", 0.8132)
+
+EXAMPLE = Prediction(
+    width=451,
+    height=300,
+    foreground=True,
+    foreground_share=0.750636,
+    confidence=0.8711,
+    foreground_class=CAT,
+    boxes=(Box(left=0, top=0, right=398, bottom=300, share=0.750229, confidence=0.8713, foreground_class=CAT),),
+    notes=(),
+    model="unet_small",
+    milliseconds=3.6,
+).to_dict()
 
 PHOTO = {"type": "string", "format": "binary"}
 
@@ -224,7 +188,7 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
     app.add_exception_handler(RequestValidationError, _wrong_query)
     if loopback:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
-    app.add_middleware(_Guarded)
+    app.add_middleware(_with_headers)
     operation = app.openapi()["paths"]["/api/segment"]["post"]
     (names,) = (parameter for parameter in operation["parameters"] if parameter["name"] == "model")
     names["schema"] = {"type": "string", "enum": state.models.names(), "default": state.models.default.name}
@@ -247,7 +211,7 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
                 "multipart/form-data": {"schema": {"type": "string", "format": "binary"}},
             },
         },
-        **{status: {"model": Problem, "description": told} for status, told in PROBLEMS.items()},
+        **{status: {"model": Problem, "description": reason} for status, reason in PROBLEMS.items()},
     },
     openapi_extra={"requestBody": BODY},
 )
@@ -264,7 +228,7 @@ async def segment(
         ),
     ] = ["mask"],  # noqa: B006  # FastAPI copies it
 ) -> Response:
-    """Returns what a model sees in the photo: a mask, an overlay, a cut-out, a trimap, or JSON."""
+    """Returns the segmentation of a photo as an image or as JSON."""
     state: State = request.app.state.petseg
     segmenter = state.models.default if model is None else state.models.get(model)
     if segmenter is None:
@@ -283,10 +247,10 @@ async def segment(
                 work = partial(_compute, segmenter, content, tuple(dict.fromkeys(output)), state.config)
                 return await unless_gone(request, state.queue.run(work))
     except TimeoutError:
-        told = f"took longer than {state.config.seconds:g} s; try again"
+        problem = f"took longer than {state.config.seconds:g} s; try again"
         if computing:
-            raise HTTPException(503, f"the answer {told}", {"Retry-After": "5"}) from None
-        raise HTTPException(408, f"the upload {told}") from None
+            raise HTTPException(503, f"the answer {problem}", {"Retry-After": "5"}) from None
+        raise HTTPException(408, f"the upload {problem}") from None
     except ClientDisconnect:
         return Response(status_code=GONE)
 
@@ -304,14 +268,13 @@ async def models(request: Request) -> ModelList:
                 title=model.card["title"],
                 kind=model.card["model"],
                 best=model in state.models.best.values(),
-                classes=list(model.classes),
+                classes=[ClassInfo(name=each.name, colour=each.colour, role=each.role) for each in model.classes],
                 size=model.size,
                 miou=model.card.get("scores", {}).get("miou"),
             )
             for name, model in state.models.all.items()
         ],
         outputs=list(get_args(Output)),
-        colours=CLASS_COLOURS,
         upload_bytes=state.config.upload_bytes,
         pixels=state.config.pixels,
     )
@@ -348,46 +311,41 @@ def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], confi
     photo = checked(content, config)
     started = time.perf_counter()
     try:
-        found = segmenter.batch([photo])[0]
-        parts = {kind: _part(segmenter, found, kind) for kind in outputs}
+        result = segmenter.batch([photo])[0]
+        parts = {output: _part(segmenter, result, output) for output in outputs}
     except PetsegError as error:
         raise HTTPException(400, str(error)) from None
-    whole = time.perf_counter() - started
-    headers = {
-        "Cache-Control": "no-store",
-        "Server-Timing": f"network;dur={1000 * found.seconds:.2f}, all;dur={1000 * whole:.2f}",
-    }
-    if len(parts) == 1:
-        ((kind, body),) = parts.items()
-        return Response(body, media_type=_media_type(kind), headers=headers)
+    timing = f"network;dur={1000 * result.seconds:.2f}, all;dur={1000 * (time.perf_counter() - started):.2f}"
+    kind, body = _multipart(parts) if len(parts) > 1 else (_media_type(outputs[0]), parts[outputs[0]])
+    return Response(body, media_type=kind, headers={"Cache-Control": "no-store", "Server-Timing": timing})
+
+
+def _part(segmenter: Segmenter, result: Segmentation, output: str) -> bytes:
+    if output != "json":
+        return encoded(result, output)
+    figures = {field.name: getattr(result.summary(), field.name) for field in fields(Summary)}
+    answer = Prediction(**figures, model=segmenter.name, milliseconds=round(1000 * result.seconds, 2))
+    return json.dumps(answer.to_dict()).encode()
+
+
+def _multipart(parts: Mapping[str, bytes]) -> tuple[str, bytes]:
+    """Returns content type and body of a form with a file for each output.
+
+    Browsers take it apart themselves (`Response.formData`). Why no library: the standard library's email package turns
+    bytes into base64, which forms do not allow, and of what is installed here nothing writes forms.
+    """
     boundary = secrets.token_hex(16)
-    body = b"".join(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{kind}"; filename="{kind}.{_suffix(kind)}"\r\n'
-        f"Content-Type: {_media_type(kind)}\r\n\r\n".encode()
-        + part
-        + b"\r\n"
-        for kind, part in parts.items()
-    )
-    return Response(
-        body + f"--{boundary}--\r\n".encode(),
-        media_type=f"multipart/form-data; boundary={boundary}",
-        headers=headers,
-    )
+    body = b""
+    for output, content in parts.items():
+        suffix = "json" if output == "json" else "png"
+        disposition = f'Content-Disposition: form-data; name="{output}"; filename="{output}.{suffix}"'
+        body += f"--{boundary}\r\n{disposition}\r\nContent-Type: {_media_type(output)}\r\n\r\n".encode()
+        body += content + b"\r\n"
+    return f"multipart/form-data; boundary={boundary}", body + f"--{boundary}--\r\n".encode()
 
 
-def _part(segmenter: Segmenter, found: Segmentation, kind: str) -> bytes:
-    if kind != "json":
-        return encoded(found, kind)
-    told: dict[str, Any] = {"model": segmenter.name, "milliseconds": round(1000 * found.seconds, 2), **found.summary()}
-    return json.dumps(told).encode()
-
-
-def _suffix(kind: str) -> str:
-    return "json" if kind == "json" else "png"
-
-
-def _media_type(kind: str) -> str:
-    return "application/json" if kind == "json" else "image/png"
+def _media_type(output: str) -> str:
+    return "application/json" if output == "json" else "image/png"
 
 
 async def _wrong_query(request: Request, error: Exception) -> JSONResponse:
@@ -396,23 +354,19 @@ async def _wrong_query(request: Request, error: Exception) -> JSONResponse:
     await drain(request)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:2])
-    told = f"{where} is {str(first['input'])[:40]!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"
-    return JSONResponse({"detail": told}, 422)
+    problem = f"{where} is {str(first['input'])[:40]!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return JSONResponse({"detail": problem}, 422)
 
 
-class _Guarded:
-    """Puts `HEADERS` on every answer."""
+def _with_headers(app: ASGIApp) -> ASGIApp:
+    """Returns the application with `HEADERS` on every answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await self.app(scope, receive, guarded)
+        await app(scope, receive, send_guarded)
 
-
-__all__ = ["make_app"]
+    return guarded

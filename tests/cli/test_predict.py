@@ -37,16 +37,16 @@ def test_one_photo_gets_three_files_beside_it(tmp_path):
     pet(tmp_path / "cat.jpg", "Bengal")
     result = petseg("predict", "cat.jpg", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert re.match(r"cat.jpg: (cat|dog|pet), ", result.stdout)
+    assert re.match(r"cat.jpg: (cat|dog|foreground), ", result.stdout)
     assert "% of the photo; cat.mask.png; cat.cutout.png; cat.overlay.png" in result.stdout
     assert result.stderr == ""
     assert below(tmp_path) == {"cat.jpg", "cat.mask.png", "cat.cutout.png", "cat.overlay.png"}
 
 
-def test_a_photo_without_a_pet_says_so(tmp_path):
+def test_a_photo_without_foreground_says_so(tmp_path):
     Image.new("RGB", (60, 40), "grey").save(tmp_path / "wall.png")
     result = petseg("predict", "wall.png", "--only", "mask", cwd=tmp_path)
-    assert result.stdout == "wall.png: no pet found; wall.mask.png\n"
+    assert result.stdout == "wall.png: no foreground; wall.mask.png\n"
     with Image.open(tmp_path / "wall.mask.png") as mask:
         assert not np.asarray(mask).any()
 
@@ -81,7 +81,16 @@ def test_json_prints_a_line_a_photo_and_writes_nothing(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["photo"] for row in rows] == ["1.jpg", "2.jpg"]
-    assert {"pet", "pet_share", "confidence", "species", "boxes", "notes", "files", "width"} <= set(rows[0])
+    assert {
+        "foreground",
+        "foreground_share",
+        "confidence",
+        "foreground_class",
+        "boxes",
+        "notes",
+        "files",
+        "width",
+    } <= set(rows[0])
     assert below(tmp_path) == {"1.jpg", "2.jpg"}
     named = petseg("predict", "1.jpg", "--json", "--only", "mask", cwd=tmp_path)
     assert json.loads(named.stdout)["files"] == {"mask": "1.mask.png"}
@@ -108,11 +117,11 @@ def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
     assert "3 frames, the first one is used" in result.stdout
     whole = petseg("predict", ".", "--only", "mask", cwd=tmp_path)
     assert whole.stdout.splitlines() == [
-        "a.gif: no pet found; 3 frames, the first one is used; a.mask.png",
-        "1 photos: 0 with a pet, 1 without, 0 failed",
+        "a.gif: no foreground; 3 frames, the first one is used; a.mask.png",
+        "1 photos: 0 with foreground, 1 without, 0 failed",
     ]
     told = piped((tmp_path / "a.gif").read_bytes(), "--only", "mask").stderr.decode().splitlines()
-    assert told == ["petseg: stdin: no pet found", "petseg: stdin: 3 frames, the first one is used"]
+    assert told == ["petseg: stdin: no foreground", "petseg: stdin: 3 frames, the first one is used"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in other units elsewhere")

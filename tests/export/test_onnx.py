@@ -28,7 +28,7 @@ from petseg.errors import PetsegError
 from petseg.export import onnx as export
 from petseg.export.onnx import (
     AGREEMENT,
-    drawn_pictures,
+    drawn_images,
     export_model,
     export_run,
     exported_run,
@@ -58,7 +58,7 @@ def trained_like(name: str, classes: int) -> torch.nn.Module:
     """A model of random weights whose batch normalisation has seen pictures."""
     torch.manual_seed(0)
     model = build_model(ModelConfig(name=name, base_channels=4), classes)
-    pictures = normalise(to_unit_range(torch.from_numpy(drawn_pictures(32))))
+    pictures = normalise(to_unit_range(torch.from_numpy(drawn_images(32))))
     with torch.no_grad():
         for _ in range(20):
             model(pictures)

@@ -16,7 +16,7 @@ from petseg.errors import PetsegError
 from petseg.export import onnx as export
 from petseg.export import openvino as convert
 from petseg.export.onnx import export_model
-from petseg.export.openvino import AGREEMENT, WEIGHTS, OpenVINO, chosen_format, compare, drawn_pictures, export_shipped
+from petseg.export.openvino import AGREEMENT, WEIGHTS, OpenVINO, chosen_format, compare, drawn_images, export_shipped
 from petseg.models import normalise, to_unit_range
 from petseg.predict.segmenter import Segmenter
 from tests.cli.test_commands import one_line_error, petseg
@@ -99,7 +99,7 @@ def test_a_shipped_model_as_openvino(tmp_path):
     assert parity.agreement >= AGREEMENT
     assert {path.name for path in tmp_path.iterdir()} == {"unet.xml", "unet.bin"}
     segmenter = Segmenter("unet_small")
-    pictures = drawn_pictures(segmenter.size)[:4]
+    pictures = drawn_images(segmenter.size)[:4]
     theirs = segmenter.probabilities(pictures)
     assert np.abs(openvino_answers(tmp_path / "unet.xml", pictures) - theirs).max() < 1e-3
     assert "CC BY-SA 4.0" in (tmp_path / "unet.xml").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 from petseg import Segmenter
 from petseg.config import load_recipe
 from petseg.data.cache import prepare
-from petseg.export.openvino import drawn_pictures
+from petseg.export.openvino import drawn_images
 from petseg.export.quantise import accuracy, calibration_pictures, kept_in_fp32, quantised
 from petseg.predict.runtimes import OnnxRuntime
 from petseg.predict.segmenter import model_file
@@ -20,7 +20,7 @@ from tests.conftest import TINY
 
 @pytest.mark.parametrize("name", ["unet_small", "segnet_small"])
 def test_int8_agrees_with_float32_on_drawn_pets(name, tmp_path):
-    file, pictures = model_file(name), drawn_pictures(128)
+    file, pictures = model_file(name), drawn_images(128)
     smaller = quantised(file, pictures)
     assert len(smaller) < 0.7 * len(file)
     theirs, ours = OnnxRuntime(file, 1)(pictures), OnnxRuntime(smaller, 1)(pictures)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg.data.oxford_pets import BACKGROUND, BORDER, PET
+from petseg.data.dataset import classes_from
 from petseg.data.synthetic import draw_pet
-from petseg.predict.cutout import cut_out, overlay
+from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, overlay
 
 RED, GREEN = np.array([200.0, 40, 30]), np.array([30.0, 120, 40])
 
@@ -24,7 +24,7 @@ def composed(opacity: np.ndarray) -> Image.Image:
     return Image.fromarray((opacity[..., None] * RED + (1 - opacity[..., None]) * GREEN).round().astype(np.uint8))
 
 
-def test_a_red_disc_on_green_is_found_again():
+def test_a_red_disc_on_green_is_recovered():
     """Opacity within a few hundredths although the mask is coarse and blunt, and no green in the fringe."""
     opacity = disc(240, 320, 80)
     coarse = disc(24, 32, 8.3, soft=3).astype(np.float32)
@@ -48,12 +48,12 @@ def test_far_inside_it_is_the_photo_and_far_outside_it_is_nothing():
 
 
 def trimap_of(opacity: np.ndarray, band: float) -> np.ndarray:
-    """Border where opacity is within `band` of a half, uint8 [H, W]."""
-    sides = np.where(opacity >= 0.5, np.uint8(PET), np.uint8(BACKGROUND))
-    return np.where(np.abs(opacity - 0.5) < band, np.uint8(BORDER), sides)
+    """Boundary where opacity is within `band` of a half, uint8 [H, W]."""
+    sides = np.where(opacity >= 0.5, np.uint8(FOREGROUND), np.uint8(BACKGROUND))
+    return np.where(np.abs(opacity - 0.5) < band, np.uint8(BOUNDARY), sides)
 
 
-def test_matting_finds_the_disc_again():
+def test_matting_recovers_the_disc():
     pytest.importorskip("pymatting")
     opacity = disc(240, 320, 80)
     coarse = disc(24, 32, 8.3, soft=3).astype(np.float32)
@@ -64,19 +64,19 @@ def test_matting_finds_the_disc_again():
     assert np.abs(rgba[fringe][:, :3] - RED).mean() < 20
 
 
-def test_matting_closes_a_hole_that_looks_like_the_pet():
-    """What the model calls border in the middle of it, half pet and half background, is as red as the rest."""
+def test_matting_closes_a_hole_that_looks_like_the_foreground():
+    """A patch of boundary class in the middle of the disc is as red as the rest."""
     pytest.importorskip("pymatting")
     opacity = disc(240, 320, 80)
     hole = disc(240, 320, 12) > 0
     mask = np.where(hole, 0.3, opacity).astype(np.float32)
-    trimap = np.where(hole, np.uint8(BORDER), trimap_of(opacity, 0.49))
+    trimap = np.where(hole, np.uint8(BOUNDARY), trimap_of(opacity, 0.49))
     plain, matted = (np.asarray(cut_out(composed(opacity), mask, each))[120, 160, 3] for each in (None, trimap))
     assert plain < 128
     assert matted > 250
 
 
-@pytest.mark.parametrize("value", [PET, BACKGROUND, BORDER])
+@pytest.mark.parametrize("value", [FOREGROUND, BACKGROUND, BOUNDARY])
 def test_without_both_sides_there_is_nothing_to_matte(value):
     pytest.importorskip("pymatting")
     photo = Image.fromarray(draw_pet("beagle", 1, size=100)[0])
@@ -104,14 +104,18 @@ def test_tiles_leave_no_seam():
     """A smooth photo with a straight outline: opacity changes along the outline by no more than its own step."""
     width = np.linspace(0, 1, 500)
     photo = Image.fromarray(np.broadcast_to((255 * width)[None, :, None], (400, 500, 3)).astype(np.uint8))
-    pet = np.broadcast_to((np.arange(50) < 25)[None], (40, 50)).astype(np.float32)
-    alpha = np.asarray(cut_out(photo, pet))[..., 3].astype(int)
+    share = np.broadcast_to((np.arange(50) < 25)[None], (40, 50)).astype(np.float32)
+    alpha = np.asarray(cut_out(photo, share))[..., 3].astype(int)
     assert np.abs(np.diff(alpha, axis=0)).max() <= 1
 
 
 def test_an_overlay_tints_each_class():
-    photo = Image.new("RGB", (3, 1), (100, 100, 100))
-    seen = np.asarray(overlay(photo, np.array([[PET, BACKGROUND, BORDER]], np.uint8)))[0].astype(int)
-    assert seen[0, 2] > seen[0, 0] + 40  # blue
-    assert (seen[1] > 170).all()  # paler
-    assert seen[2, 0] > seen[2, 2] + 80  # orange
+    photo = Image.new("RGB", (4, 1), (100, 100, 100))
+    classes = classes_from(
+        [{"name": "leaf", "colour": "#0000FF"}, "background", {"name": "border", "colour": "#FF8000"}]
+    )
+    seen = np.asarray(overlay(photo, np.array([[0, 1, 2, 0]], np.uint8), classes))[0].astype(int)
+    assert seen[0] == pytest.approx([55, 55, 170], abs=1)
+    assert seen[1] == pytest.approx([185, 185, 185], abs=1)  # paler, whatever its colour
+    assert seen[2] == pytest.approx([208, 120, 30], abs=1)
+    assert (seen[3] == seen[0]).all()

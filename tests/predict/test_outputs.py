@@ -13,7 +13,8 @@ from PIL import Image
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
 from petseg.predict.outputs import ENDINGS, USUAL, check_folders, chosen_kinds, encoded, plan, predict_job, predict_jobs
-from petseg.predict.segmenter import Segmentation, Segmenter
+from petseg.predict.segmentation import Segmentation
+from petseg.predict.segmenter import Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,8 @@ def test_a_folder_is_predicted_whole_but_for_its_bad_photo(segmenter, tmp_path):
     assert below(tmp_path / "out") == wanted
     for outcome in outcomes:
         if outcome.summary is not None:
-            assert outcome.summary["photo"] == str(outcome.job.photo)
-            assert outcome.summary["files"]["mask"] == str(outcome.job.files["mask"])
+            row = outcome.to_dict()
+            assert (row["photo"], row["files"]["mask"]) == (str(outcome.job.photo), str(outcome.job.files["mask"]))
 
 
 def test_files_do_not_depend_on_workers(segmenter, tmp_path):
@@ -96,18 +97,19 @@ def test_files_do_not_depend_on_workers(segmenter, tmp_path):
 
 def test_what_is_written_reads_back(segmenter, tmp_path):
     photo = pet(tmp_path / "a.png")
-    found = segmenter(photo)
+    result = segmenter(photo)
     (job,) = plan([photo], list(ENDINGS), None)
     assert predict_job(segmenter, job).error is None
     read = {}
-    for kind in ("mask", "trimap", "cutout", "overlay"):
+    for kind in ("mask", "classes", "trimap", "cutout", "overlay"):
         with Image.open(job.files[kind]) as image:
             read[kind] = np.asarray(image)
-    assert (read["mask"] == found.mask).all()
-    assert (read["trimap"] == found.trimap).all()
-    assert (read["cutout"] == np.asarray(found.cutout())).all()
-    assert (read["overlay"] == np.asarray(found.overlay())).all()
-    assert job.files["json"].read_bytes() == encoded(found, "json")
+    assert (read["mask"] == result.mask).all()
+    assert (read["classes"] == result.class_ids).all()
+    assert (read["trimap"] == result.trimap).all()
+    assert (read["cutout"] == np.asarray(result.cutout())).all()
+    assert (read["overlay"] == np.asarray(result.overlay())).all()
+    assert job.files["json"].read_bytes() == encoded(result, "json")
 
 
 def test_done_means_every_file_is_there(segmenter, tmp_path):

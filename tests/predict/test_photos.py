@@ -13,7 +13,7 @@ from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
 from petseg.predict.photos import Photo, find_photos
 
-PICTURE = draw_pet("beagle", 1, size=96)[0]
+IMAGE = draw_pet("beagle", 1, size=96)[0]
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -30,9 +30,9 @@ def exif(orientation: int) -> Image.Exif:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
 def test_a_lossless_file_gives_its_pixels(kind):
-    photo = Photo(encoded(Image.fromarray(PICTURE), kind))
-    assert photo.size == PICTURE.shape[:2]
-    assert (np.asarray(photo.whole()) == PICTURE).all()
+    photo = Photo(encoded(Image.fromarray(IMAGE), kind))
+    assert photo.size == IMAGE.shape[:2]
+    assert (np.asarray(photo.whole()) == IMAGE).all()
     assert photo.notes == ()
 
 
@@ -49,9 +49,9 @@ def test_exif_rotation_is_applied(kind, orientation):
     shown = np.asarray(photo.whole()).astype(int)
     assert shown.shape[:2] == photo.size
     assert np.abs(shown - np.asarray(upright)).mean() < 3
-    squeezed = photo.squeezed(32)
-    assert squeezed[:12].mean() < 20
-    assert squeezed[16:].mean() > 235
+    resized = photo.resized(32)
+    assert resized[:12].mean() < 20
+    assert resized[16:].mean() > 235
 
 
 def test_a_colour_profile_is_converted_to_srgb():
@@ -78,13 +78,13 @@ def gamma_one() -> bytes:
 
 
 def test_a_profile_that_is_nonsense_is_passed_over():
-    photo = Photo(encoded(Image.fromarray(PICTURE), "PNG", icc_profile=b"no profile at all" * 10))
-    assert (np.asarray(photo.whole()) == PICTURE).all()
+    photo = Photo(encoded(Image.fromarray(IMAGE), "PNG", icc_profile=b"no profile at all" * 10))
+    assert (np.asarray(photo.whole()) == IMAGE).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode):
-    image = Image.fromarray(PICTURE)
+    image = Image.fromarray(IMAGE)
     if mode == "I;16":
         stored = Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16)) * 257)
     else:
@@ -111,16 +111,13 @@ def test_of_an_animation_the_first_frame_is_used_and_it_says_so(kind):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (20, 20000), (20000, 20), (3, 7)])
-def test_any_shape_is_squeezed(shape):
-    assert Photo(np.full((*shape, 3), 77, np.uint8)).squeezed(64).tolist() == np.full((64, 64, 3), 77).tolist()
+def test_any_shape_is_resized(shape):
+    assert Photo(np.full((*shape, 3), 77, np.uint8)).resized(64).tolist() == np.full((64, 64, 3), 77).tolist()
 
 
-def test_a_jpeg_is_squeezed_as_the_data_set_was(pets_folder):
-    from petseg.data.cache import prepare
-
-    prepared = prepare(pets_folder, 32)
-    for row, pet in enumerate(prepared.pets):
-        assert (Photo(pet.image).squeezed(32) == prepared.images[row]).all(), pet.name
+def test_a_jpeg_is_resized_as_the_dataset_was(prepared):
+    for row, sample in enumerate(prepared.samples):
+        assert (Photo(sample.image).resized(32) == prepared.images[row]).all(), sample.id
 
 
 def test_reduced_keeps_the_shape():
@@ -133,9 +130,9 @@ def test_reduced_keeps_the_shape():
     [
         (b"", r"^x: is empty \(zero bytes\)"),
         (b"no image, only words", r"^x: cannot be decoded \(not an image that can be read\)"),
-        (encoded(Image.fromarray(PICTURE), "JPEG")[:600], "^x: cannot be decoded"),
-        (encoded(Image.fromarray(PICTURE), "PNG")[:600], "^x: cannot be decoded"),
-        (encoded(Image.fromarray(PICTURE), "TIFF")[:200], "^x: cannot be decoded"),
+        (encoded(Image.fromarray(IMAGE), "JPEG")[:600], "^x: cannot be decoded"),
+        (encoded(Image.fromarray(IMAGE), "PNG")[:600], "^x: cannot be decoded"),
+        (encoded(Image.fromarray(IMAGE), "TIFF")[:200], "^x: cannot be decoded"),
     ],
     ids=["empty", "words", "truncated JPEG", "truncated PNG", "truncated TIFF"],
 )
@@ -144,7 +141,7 @@ def test_a_bad_file_is_one_line(content, told):
         Photo(content, "x").whole()
     assert "\n" not in str(caught.value)
     with pytest.raises(PetsegError, match=told):
-        Photo(content, "x").squeezed(32)
+        Photo(content, "x").resized(32)
 
 
 @pytest.mark.parametrize("pixels", [100, 40])

@@ -10,7 +10,7 @@ import pytest
 
 from petseg import Segmenter
 from petseg.errors import PetsegError
-from petseg.export.openvino import drawn_pictures
+from petseg.export.openvino import drawn_images
 from petseg.predict import runtimes
 from petseg.predict.runtimes import WORTH_STARTING, OnnxRuntime, OpenVino, chosen_runtime
 from petseg.predict.segmenter import model_file
@@ -18,23 +18,23 @@ from petseg.predict.segmenter import model_file
 
 @pytest.mark.parametrize("name", ["unet_small", "segnet_small"])
 def test_openvino_gives_onnx_runtime_s_answers(name):
-    file, pictures = model_file(name), drawn_pictures(128)[:4]
+    file, images = model_file(name), drawn_images(128)[:4]
     onnx_runtime, openvino = OnnxRuntime(file, 1), OpenVino(file, 1, precision="f32")
     assert openvino.metadata == onnx_runtime.metadata
-    theirs, ours = onnx_runtime(pictures), openvino(pictures)
+    theirs, ours = onnx_runtime(images), openvino(images)
     assert ours.dtype == np.float32
     assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean() > 0.9999
-    assert np.array_equal(openvino(pictures[2:3]), ours[2:3])
-    other = drawn_pictures(192)[:1]
+    assert np.array_equal(openvino(images[2:3]), ours[2:3])
+    other = drawn_images(192)[:1]
     assert np.abs(openvino(other) - onnx_runtime(other)).max() < 1e-3
 
 
 def test_many_threads_may_call_openvino_at_once():
-    pictures = drawn_pictures(128)
+    images = drawn_images(128)
     openvino = OpenVino(model_file("unet_small"), 1, streams=2)
-    alone = [openvino(picture[None]) for picture in pictures]
+    alone = [openvino(image[None]) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(openvino, pictures[:, None]))
+        together = list(pool.map(openvino, images[:, None]))
     for one, other in zip(alone, together, strict=True):
         assert np.array_equal(one, other)
 

@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import TypeAdapter
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -36,6 +37,7 @@ from starlette.formparsers import MultiPartParser
 from petseg.config import ServeConfig, load_serving
 from petseg.errors import PetsegError
 from petseg.predict.outputs import encoded
+from petseg.predict.segmentation import Segmentation
 from petseg.predict.segmenter import Segmenter, shipped_models
 from petseg.serve import make_app, upload
 from petseg.serve.app import EXAMPLE, PROBLEMS, Prediction
@@ -45,13 +47,18 @@ from tests.conftest import Served
 
 ROOT = Path(__file__).parents[2]
 CAT = ROOT / "petseg" / "serve" / "page" / "cat.jpg"
-OUTPUTS = ("mask", "overlay", "cutout", "trimap", "json")
+OUTPUTS = ("mask", "overlay", "cutout", "classes", "trimap", "json")
 
 
 def picture(width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
     stream = BytesIO()
     Image.new("RGB", (width, height), "grey").save(stream, kind)
     return stream.getvalue()
+
+
+def summary_of(result: Segmentation) -> dict[str, object]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(result.summary().to_dict()))
 
 
 def post(url: str, content: bytes, **query: object) -> httpx.Response:
@@ -74,7 +81,7 @@ def test_an_answer_is_what_python_gives(served, model, output):
     told = answer.json()
     assert told.pop("model") == model
     assert 0 < told.pop("milliseconds") < 60_000
-    assert told == found.summary()
+    assert told == summary_of(found)
 
 
 def test_a_raw_body_is_the_same_as_a_form(served):
@@ -102,7 +109,7 @@ def test_several_outputs_come_in_one_answer(served):
 
     found = asyncio.run(parts())
     assert tuple(found) == OUTPUTS
-    assert json.loads(found["json"])["pet"]
+    assert json.loads(found["json"])["foreground"]
     assert found["cutout"] == post(served.url, CAT.read_bytes(), output="cutout").content
 
 
@@ -116,12 +123,15 @@ def test_a_kind_stands_for_its_best_model(served):
         told = post(served.url, CAT.read_bytes(), model=kind, output="json").json()
         assert told["model"] == best
     assert listed["default"] == listed["pair"][0]
-    assert listed["colours"]["pet"] == "#0072B2"
+    for card in listed["models"]:
+        assert [entry["role"] for entry in card["classes"]][-2:] == ["background", "boundary"]
 
 
 def test_the_documented_example_fits_its_schema_and_the_answers(served):
-    Prediction.model_validate(EXAMPLE)
-    Prediction.model_validate(post(served.url, CAT.read_bytes(), output="json").json())
+    answer = post(served.url, CAT.read_bytes(), output="json").json()
+    assert answer.keys() == EXAMPLE.keys()
+    for content in (answer, EXAMPLE):
+        TypeAdapter(Prediction).validate_python(content)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -442,7 +452,7 @@ def cats(number: int) -> list[bytes]:
 def test_two_hundred_requests_at_once_each_get_their_own_answer(served):
     photos = cats(20)
     segmenter = Segmenter("", threads=1)
-    wanted = [segmenter(photo).summary() for photo in photos]
+    wanted = [summary_of(segmenter(photo)) for photo in photos]
 
     async def ask() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=None)

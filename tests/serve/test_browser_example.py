@@ -85,7 +85,7 @@ def test_the_masks_of_the_sample_are_python_s(page, model):
     mask, labels, squeezed = seen(page, CAT.read_bytes(), model)
     segmenter = Segmenter(model)
     found = segmenter(CAT)
-    assert np.array_equal(squeezed, Photo(CAT).squeezed(segmenter.size))
+    assert np.array_equal(squeezed, Photo(CAT).resized(segmenter.size))
     assert np.array_equal(mask, found.mask)
     assert np.array_equal(np.array([2, 1, 3])[labels], found.trimap)
 
@@ -102,7 +102,7 @@ def test_resizing_is_pillow_s_to_the_bit(page, size):
         stream = BytesIO()
         cat.resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
     _, _, squeezed = seen(page, stream.getvalue(), "unet_small")
-    assert np.array_equal(squeezed, Photo(stream.getvalue()).squeezed(side))
+    assert np.array_equal(squeezed, Photo(stream.getvalue()).resized(side))
 
 
 def test_the_page_shows_the_sample_and_the_webcam(page):

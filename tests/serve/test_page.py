@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from petseg.data.dataset import palette
 from petseg.predict.outputs import encoded
 from petseg.predict.segmenter import Segmenter, shipped_model
 from tests.conftest import Served, chromium
@@ -109,29 +110,29 @@ def test_a_photo_gives_both_results_with_their_figures(page):
         side = page.get_by_role("article", name=MODELS[place])
         found = Segmenter(name, threads=1)(CAT)
         masks.append(found.mask)
-        seen = found.species
+        seen = found.foreground_class
         expect(side.locator(".sees")).to_have_text(
-            f"{seen.name}, {100 * seen.probability:.0f} %" if seen is not None else "a pet"
+            f"{seen.name}, {100 * seen.probability:.0f} %" if seen is not None else "foreground"
         )
         expect(side.locator(".confidence")).to_have_text(f"{100 * found.confidence:.0f} %")
-        expect(side.locator(".covers")).to_have_text(f"{100 * found.pet_share:.0f} %")
+        expect(side.locator(".covers")).to_have_text(f"{100 * found.foreground_share:.0f} %")
         expect(side.locator(".time")).to_have_text(re.compile(r"^[\d.]+ ms$"))
         assert np.array_equal(shown_pixels(page, place), np.asarray(found.overlay()))
     same = 100 * np.mean(masks[0] == masks[1])
     expect(page.locator("#agreement")).to_have_text(f"The two agree on {same:.1f} % of the pixels.")
 
 
-def test_each_view_shows_its_picture(page):
+def test_each_view_shows_its_image(page):
     page.get_by_role("button", name="Sample cat").click()
     done(page)
     found = Segmenter(SEGNET, threads=1)(CAT)
     page.locator("input[value=mask]").check(force=True)
     expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: mask")
     assert np.array_equal(shown_pixels(page, 1)[..., 0], found.mask)
-    page.locator("input[value=border]").check(force=True)
-    expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: border")
-    colours = np.array([[0, 0, 0], [0, 0x72, 0xB2], [255, 255, 255], [0xE6, 0x9F, 0]], np.uint8)
-    assert np.array_equal(shown_pixels(page, 1), colours[found.trimap])
+    page.locator("input[value=classes]").check(force=True)
+    expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: classes")
+    assert np.array_equal(shown_pixels(page, 1), palette(found.classes)[found.class_ids])
+    expect(page.locator("#legend li")).to_have_text([each.name for each in found.classes])
     page.locator("input[value=cutout]").check(force=True)
     expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: cut-out")
 
@@ -158,7 +159,7 @@ def test_the_slider_moves_both_dividers_by_mouse(page):
 def test_downloads_are_the_api_s_files(page):
     choose(page, CAT)
     done(page)
-    for output in ("mask", "overlay", "cutout", "trimap", "json"):
+    for output in ("mask", "overlay", "cutout", "classes", "trimap", "json"):
         with page.expect_download() as download:
             page.locator(f"article >> nth=1 >> [data-output={output}]").click()
         ending = "json" if output == "json" else f"{output}.png"
@@ -166,15 +167,15 @@ def test_downloads_are_the_api_s_files(page):
         content = Path(download.value.path()).read_bytes()
         found = Segmenter(SEGNET, threads=1)(CAT)
         if output == "json":
-            assert json.loads(content).items() >= found.summary().items()
+            assert json.loads(content).items() >= json.loads(json.dumps(found.summary().to_dict())).items()
         else:
             assert content == encoded(found, output)
 
 
-def test_the_picture_is_copied(page):
+def test_the_result_is_copied(page):
     choose(page, CAT)
     done(page)
-    page.get_by_role("button", name="Copy U-Net's picture").click()
+    page.get_by_role("button", name="Copy U-Net's result").click()
     expect(page.locator("button.copy").first).to_have_text("Copied")
     kinds = page.evaluate("navigator.clipboard.read().then((items) => items[0].types)")
     assert kinds == ["image/png"]
@@ -242,7 +243,7 @@ def test_with_the_keyboard_alone(page):
     tab_to("button.copy")
 
 
-def test_every_control_has_a_name_and_every_picture_words(page):
+def test_every_control_has_a_name_and_every_image_words(page):
     choose(page, CAT, CAT)
     expect(page.locator("#zip")).to_be_enabled()
     nameless = page.evaluate(
@@ -295,14 +296,14 @@ def test_several_photos_end_in_a_zip(page, tmp_path):
     with zipfile.ZipFile(download.value.path()) as archive:
         assert archive.testzip() is None
         names = archive.namelist()
-        assert len(names) == len({*names}) == 3 * 2 * 5
+        assert len(names) == len({*names}) == 3 * 2 * 6
         assert {f"cat.{UNET}.mask.png", f"cat-2.{SEGNET}.cutout.png", f"wall.{UNET}.json"} <= {*names}
         assert archive.read(f"cat.{UNET}.mask.png") == encoded(Segmenter(UNET, threads=1)(CAT), "mask")
     page.locator("#list button").nth(1).click()
-    expect(page.locator("article .sees").first).to_have_text("no pet")
+    expect(page.locator("article .sees").first).to_have_text("nothing")
 
 
-def test_dropped_and_pasted_pictures_are_taken(page):
+def test_dropped_and_pasted_images_are_taken(page):
     content = list(CAT.read_bytes())
     for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
         page.evaluate(
@@ -319,10 +320,10 @@ def test_dropped_and_pasted_pictures_are_taken(page):
         done(page)
         expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"{event}.{UNET}.mask.png")
     page.evaluate("dispatchEvent(new ClipboardEvent('paste', { clipboardData: new DataTransfer() }))")
-    expect(page.get_by_role("alert")).to_have_text("The clipboard holds no picture.")
+    expect(page.get_by_role("alert")).to_have_text("The clipboard holds no image.")
 
 
-def test_the_webcam_shows_its_rate_and_keeps_the_last_picture(page):
+def test_the_webcam_shows_its_rate_and_keeps_the_last_frame(page):
     page.get_by_role("button", name="Webcam").click()
     expect(page.locator("#rate")).to_have_text(re.compile(r"^\d+\.\d$"))
     page.locator("input[value=mask]").check(force=True)

@@ -20,7 +20,7 @@ from petseg.evaluation.cost import Latency, count_macs
 from petseg.experiments.study.plan import cost_key
 from petseg.experiments.study.recipe import TOLERANCE, Quantity
 from petseg.export.onnx import as_onnx
-from petseg.export.openvino import drawn_pictures
+from petseg.export.openvino import drawn_images
 from petseg.models import SegNet, build_model, model_options
 from petseg.training.device import choose_hardware
 from petseg.training.inference import build_network
@@ -173,7 +173,7 @@ def _onnx_times(
     for key, (config, size) in shapes.items():
         content = as_onnx(build_network(config, num_classes, choose_hardware("fp32", "cpu")), size)
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        sessions[key] = (session, {"image": drawn_pictures(size)[:1]})
+        sessions[key] = (session, {"image": drawn_images(size)[:1]})
     times: dict[str, list[float]] = {key: [] for key in sessions}
     for turn in range(-5, repeats):
         for key, (session, given) in sessions.items():

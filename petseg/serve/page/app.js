@@ -1,8 +1,8 @@
 // The page of `petseg serve`: sends a photo to /api/segment, once a model, and shows what comes back.
 
-const OUTPUTS = ["mask", "overlay", "cutout", "trimap", "json"];
-const TITLES = { mask: "Mask", overlay: "Overlay", cutout: "Cut-out", trimap: "Trimap", json: "JSON" };
-const LARGEST_SHOWN = 1600; // side in pixels of what is computed for the eye alone: the border's picture, the agreement
+const TITLES = { mask: "Mask", overlay: "Overlay", cutout: "Cut-out", classes: "Classes", trimap: "Trimap", json: "JSON" };
+const OUTPUTS = Object.keys(TITLES);
+const LARGEST_COMPARED = 1600; // side in pixels at which masks are compared
 const WEBCAM_SIDE = 480;
 const GONE = "the server does not answer; is `petseg serve` still running?";
 
@@ -18,7 +18,7 @@ let camera = null;
 
 // --- asking ---
 
-class Told extends Error {} // a problem in words that are meant for the visitor
+class Problem extends Error {} // in words that are meant for the visitor
 
 async function segment(blob, model, outputs, signal) {
   const query = new URLSearchParams([["model", model], ...outputs.map((output) => ["output", output])]);
@@ -29,20 +29,19 @@ async function segment(blob, model, outputs, signal) {
       answer = await fetch(`api/segment?${query}`, { method: "POST", body: blob, headers, signal });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Told(GONE);
+      throw new Problem(GONE);
     }
     if (answer.ok) {
       const parts = outputs.length > 1 ? await answer.formData() : new Map([[outputs[0], await answer.blob()]]);
-      const found = Object.fromEntries(outputs.map((output) => [output, parts.get(output)]));
-      if (found.json) found.told = JSON.parse(await found.json.text());
-      return found;
+      const files = Object.fromEntries(outputs.map((output) => [output, parts.get(output)]));
+      return { ...files, summary: files.json && JSON.parse(await files.json.text()) };
     }
     if (answer.status === 503 && attempt < 4) {
       await new Promise((done) => setTimeout(done, 1000 * Number(answer.headers.get("Retry-After") ?? 1)));
       continue;
     }
     const body = await answer.json().catch(() => ({}));
-    throw new Told(body.detail ?? `The server answered ${answer.status}.`);
+    throw new Problem(body.detail ?? `The server answered ${answer.status}.`);
   }
 }
 
@@ -72,13 +71,13 @@ async function work(signal) {
   for (const item of items) {
     if (current === null || current.error) show(item);
     try {
-      if (!item.blob.size) throw new Told("the file is empty");
+      if (!item.blob.size) throw new Problem("the file is empty");
       if (item.blob.size > about.upload_bytes)
-        throw new Told(`it has ${megabytes(item.blob.size)}; at most ${megabytes(about.upload_bytes)} are taken`);
+        throw new Problem(`it has ${megabytes(item.blob.size)}; at most ${megabytes(about.upload_bytes)} are taken`);
       item.answers = await Promise.all(sides.map((side) => segment(item.blob, side.model, OUTPUTS, signal)));
     } catch (error) {
       if (error.name === "AbortError") return;
-      if (!(error instanceof Told)) throw error;
+      if (!(error instanceof Problem)) throw error;
       item.error = error.message;
     }
     if (signal.aborted) return;
@@ -113,13 +112,13 @@ function show(item) {
 }
 
 function facts(side) {
-  const told = side.answer?.told;
+  const summary = side.answer?.summary;
   const set = (name, text) => (side.root.querySelector(`.${name}`).textContent = text);
-  const species = told?.species;
-  set("sees", !told ? "–" : !told.pet ? "no pet" : species ? `${species.name}, ${percent(species.probability)}` : "a pet");
-  set("confidence", told?.confidence == null ? "–" : percent(told.confidence));
-  set("covers", told ? percent(told.pet_share) : "–");
-  set("time", told ? `${told.milliseconds.toFixed(told.milliseconds < 10 ? 1 : 0)} ms` : "–");
+  const likeliest = summary?.foreground_class;
+  set("sees", !summary ? "–" : !summary.foreground ? "nothing" : likeliest ? `${likeliest.name}, ${percent(likeliest.probability)}` : "foreground");
+  set("confidence", summary?.confidence == null ? "–" : percent(summary.confidence));
+  set("covers", summary ? percent(summary.foreground_share) : "–");
+  set("time", summary ? `${summary.milliseconds.toFixed(summary.milliseconds < 10 ? 1 : 0)} ms` : "–");
 }
 
 function links(side, item) {
@@ -141,12 +140,6 @@ const stem = (name) => name.replace(/\.[^.]+$/, "");
 const fileName = (name, side, output) =>
   `${name}.${side.model}.${output === "json" ? "json" : `${output}.png`}`;
 
-async function picture(side, kind) {
-  if (kind !== "border") return side.answer[kind];
-  side.answer.border ??= await borderPicture(side.answer.trimap);
-  return side.answer.border;
-}
-
 async function render() {
   const kind = view();
   find("pair").dataset.view = kind;
@@ -155,8 +148,7 @@ async function render() {
   await Promise.all(
     sides.map(async (side) => {
       if (!side.answer) return side.result.removeAttribute("src");
-      const blob = await picture(side, kind);
-      if (shown !== current) return;
+      const blob = side.answer[kind];
       URL.revokeObjectURL(side.shown);
       side.shown = URL.createObjectURL(blob);
       side.result.src = side.shown;
@@ -164,7 +156,7 @@ async function render() {
     }),
   );
   const masks = sides.map((side) => side.answer?.mask);
-  const same = masks.length === 2 && masks.every(Boolean) ? await agreement(...masks) : null;
+  const same = masks.length === 2 && masks.every(Boolean) ? await agreement(masks) : null;
   if (shown === current) {
     find("agreement").textContent =
       same === null ? "" : `The two agree on ${(100 * same).toFixed(1)} % of the pixels.`;
@@ -172,47 +164,37 @@ async function render() {
 }
 
 function drawLegend(kind) {
-  const told = { overlay: ["pet", "border"], border: ["pet", "border"], mask: [], cutout: [] }[kind];
+  const shown = (each) => kind === "classes" || (kind === "overlay" && each.role !== "background");
+  const classes = new Map(sides.flatMap((side) => side.classes.filter(shown)).map((each) => [each.name, each]));
   find("legend").replaceChildren(
-    ...told.map((name) => {
+    ...[...classes.values()].map(({ name, colour }) => {
       const entry = document.createElement("li");
       const swatch = document.createElement("span");
       swatch.className = "swatch";
-      swatch.style.background = about.colours[name];
+      swatch.style.background = colour;
       entry.append(swatch, name);
       return entry;
     }),
   );
 }
 
-// --- pixels ---
-
-async function pixels(blob, side = LARGEST_SHOWN) {
-  const bitmap = await createImageBitmap(blob);
-  const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));
-  const canvas = new OffscreenCanvas(Math.max(1, Math.round(bitmap.width * scale)), Math.max(1, Math.round(bitmap.height * scale)));
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.imageSmoothingEnabled = false; // a value between two classes is none
-  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  return { canvas, context, image: context.getImageData(0, 0, canvas.width, canvas.height) };
-}
-
-async function borderPicture(trimap) {
-  const { canvas, context, image } = await pixels(trimap);
-  const colour = { 1: rgb(about.colours.pet), 2: [255, 255, 255], 3: rgb(about.colours.border) };
-  for (let at = 0; at < image.data.length; at += 4) image.data.set(colour[image.data[at]], at);
-  context.putImageData(image, 0, 0);
-  return canvas.convertToBlob();
-}
-
-async function agreement(first, second) {
-  const [a, b] = await Promise.all([pixels(first), pixels(second)]);
+async function agreement(masks) {
+  const [first, second] = await Promise.all(
+    masks.map(async (blob) => {
+      const bitmap = await createImageBitmap(blob);
+      const scale = Math.min(1, LARGEST_COMPARED / Math.max(bitmap.width, bitmap.height));
+      const canvas = new OffscreenCanvas(Math.ceil(bitmap.width * scale), Math.ceil(bitmap.height * scale));
+      const context = canvas.getContext("2d", { willReadFrequently: true });
+      context.imageSmoothingEnabled = false; // a mask holds 0 and 255 only
+      context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+      return context.getImageData(0, 0, canvas.width, canvas.height).data;
+    }),
+  );
   let same = 0;
-  for (let at = 0; at < a.image.data.length; at += 4) same += a.image.data[at] === b.image.data[at];
-  return (4 * same) / a.image.data.length;
+  for (let at = 0; at < first.length; at += 4) same += first[at] === second[at];
+  return (4 * same) / first.length;
 }
 
-const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 const percent = (share) => `${Math.round(100 * share)} %`;
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 
@@ -238,7 +220,7 @@ async function startWebcam() {
   find("results").hidden = find("live").hidden = false;
   say("The webcam runs");
   const mine = camera;
-  const ends = []; // when the last pictures were done
+  const ends = []; // when the last frames were done
   const canvas = new OffscreenCanvas(1, 1);
   while (camera === mine) {
     const scale = Math.min(1, WEBCAM_SIDE / Math.max(video.videoWidth, video.videoHeight));
@@ -247,13 +229,13 @@ async function startWebcam() {
     canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
     const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.85 });
     const kind = view();
-    const outputs = [...new Set(["mask", "json", kind === "border" ? "trimap" : kind])];
+    const outputs = [...new Set(["mask", "json", kind])];
     let answers;
     try {
       answers = await Promise.all(sides.map((side) => segment(blob, side.model, outputs, working.signal)));
     } catch (error) {
       if (error.name === "AbortError") return;
-      if (!(error instanceof Told)) throw error;
+      if (!(error instanceof Problem)) throw error;
       stopWebcam();
       return complain(error.message);
     }
@@ -286,7 +268,7 @@ function stopWebcam() {
   find("rate").textContent = "–";
   if (current?.answers) {
     const kept = current;
-    items = [kept]; // the last picture stays, with all its files
+    items = [kept]; // the last frame stays, with all its files
     kept.answers = null;
     show(kept);
     working.abort();
@@ -309,6 +291,9 @@ function crc32(bytes) {
 }
 
 // Returns a zip of [name, blob] pairs as a blob, stored as they are: PNGs are compressed already.
+//
+// Why no library: browsers have none (CompressionStream writes no archives), fflate would be 30 kB of minified code to
+// ship and renew for these 40 lines, and a zip made by the server would need every result to be sent back to it.
 async function zip(files) {
   const parts = [];
   const directory = [];
@@ -319,7 +304,7 @@ async function zip(files) {
     const fields = new DataView(new ArrayBuffer(26));
     fields.setUint16(0, 20, true); // version that unpacks it
     fields.setUint16(2, 0x0800, true); // names are UTF-8
-    fields.setUint16(8, 0x21, true); // 1 January 1980: no clock is told
+    fields.setUint16(8, 0x21, true); // 1 January 1980: no clock is read
     fields.setUint32(10, crc32(bytes), true);
     fields.setUint32(14, bytes.length, true);
     fields.setUint32(18, bytes.length, true);
@@ -407,6 +392,7 @@ function makeSide(model) {
   const side = {
     model: model.name,
     title: model.title,
+    classes: model.classes,
     root,
     photo: root.querySelector(".photo"),
     result: root.querySelector(".result img"),
@@ -446,15 +432,15 @@ function makeSide(model) {
   copy.type = "button";
   copy.className = "copy";
   copy.textContent = "Copy";
-  copy.setAttribute("aria-label", `Copy ${model.title}'s picture to the clipboard`);
+  copy.setAttribute("aria-label", `Copy ${model.title}'s result to the clipboard`);
   copy.addEventListener("click", async () => {
     try {
-      await navigator.clipboard.write([new ClipboardItem({ "image/png": picture(side, view()) })]);
+      await navigator.clipboard.write([new ClipboardItem({ "image/png": side.answer[view()] })]);
       say("Copied");
       copy.textContent = "Copied";
       setTimeout(() => (copy.textContent = "Copy"), 1500);
     } catch {
-      complain("The browser did not allow copying; download the picture instead.");
+      complain("The browser did not allow copying; download the file instead.");
     }
   });
   downloads.append(copy);
@@ -481,12 +467,12 @@ async function drawComparison() {
   for (const { name, answer, url } of published) {
     const button = document.createElement("button");
     const title = document.createElement("b");
-    const told = document.createElement("span");
+    const summary = document.createElement("span");
     button.type = "button";
     button.dataset.name = name;
     title.textContent = `Protocol ${name}`;
-    told.textContent = answer.join(" ");
-    button.append(title, told);
+    summary.textContent = answer.join(" ");
+    button.append(title, summary);
     button.addEventListener("click", () => open(name, url));
     find("choices").append(button);
   }
@@ -543,12 +529,12 @@ addEventListener("drop", (event) => {
   inside = 0;
   find("drop").classList.remove("over");
   if (event.dataTransfer.files.length) take([...event.dataTransfer.files]);
-  else complain("That was no file. Drop a photo from a folder, or copy the picture and paste it here.");
+  else complain("That was no file. Drop a photo from a folder, or copy an image and paste it here.");
 });
 addEventListener("paste", (event) => {
   const files = [...event.clipboardData.files];
   if (files.length) take(files);
-  else complain("The clipboard holds no picture.");
+  else complain("The clipboard holds no image.");
 });
 
 async function start() {

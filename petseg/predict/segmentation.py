@@ -1,0 +1,264 @@
+"""What a model sees in one photo: mask, class ids, trimap, boxes, cut-out and overlay.
+
+Axis letters: C classes, h w pixels of the model's square, H W pixels of the photo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from petseg.data.dataset import Class, Role, UInt8
+from petseg.errors import PetsegError
+from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, overlay
+from petseg.predict.enlarge import Floats, Size, enlarged, windows
+from petseg.predict.photos import Photo
+from petseg.predict.regions import Regions, find_regions
+
+SMALLEST = 0.001
+"""Share of the photo that a foreground region must cover to count; what is smaller is a speckle."""
+
+LARGEST_OVERLAY = 2048
+"""Longer side in pixels: an overlay is looked at, and a whole one of 12 megapixels takes 15 MB and a second."""
+
+STRIP = (64, 1 << 20)
+"""Rows and columns worked on at once, which fit a processor's cache."""
+
+TINY = np.finfo(np.float32).tiny
+
+
+@dataclass(frozen=True)
+class ForegroundClass:
+    """The likeliest foreground class of a photo or a region."""
+
+    name: str
+    probability: float
+    """Its share of what is foreground, each pixel weighted by how likely foreground is there; 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A connected foreground region. Two objects that touch are one region."""
+
+    left: int
+    top: int
+    right: int
+    """One past the last pixel."""
+    bottom: int
+    share: float
+    """Of the photo's pixels, 0 to 1."""
+    confidence: float | None
+    """As `Segmentation.confidence`, of this region."""
+    foreground_class: ForegroundClass | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A segmentation in figures."""
+
+    width: int
+    height: int
+    foreground: bool
+    """Whether there is a box."""
+    foreground_share: float
+    confidence: float | None
+    foreground_class: ForegroundClass | None
+    boxes: tuple[Box, ...]
+    notes: tuple[str, ...]
+    """What a user should know of the photo, such as that the first frame of an animation is used."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what JSON holds, floats to six digits behind the point."""
+        return asdict(self, dict_factory=_rounded)
+
+
+def _rounded(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in pairs}
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What a model sees in one photo; maps at the photo's own size are made when they are first asked for."""
+
+    probabilities: Floats
+    """float32 [C, h, w] in 0..1, at the model's size; the classes of a pixel add up to 1."""
+    classes: tuple[Class, ...]
+    """By class id."""
+    photo: Photo = field(repr=False)
+    seconds: float = 0.0
+    """What the network alone took; of a batch, this photo's part."""
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the photo, upright."""
+        return self.photo.size
+
+    @cached_property
+    def mask(self) -> UInt8:
+        """uint8 [H, W]: 255 foreground, 0 elsewhere.
+
+        Foreground is where the foreground classes together are likelier than the background, which divides a boundary
+        class in its middle: it counts as half foreground, half background.
+        """
+        mask = np.empty(self.size, np.uint8)
+        for window in windows(self.size, STRIP):
+            (foreground,) = enlarged(self._log_odds[:1], self.size, *window)
+            mask[window] = (foreground > 0) * np.uint8(255)
+        return mask
+
+    @cached_property
+    def class_ids(self) -> UInt8:
+        """uint8 [H, W]: the likeliest class of each pixel, an index of `classes`."""
+        return self._class_ids(self.size)
+
+    @cached_property
+    def trimap(self) -> UInt8:
+        """uint8 [H, W]: 1 foreground, 2 background, 3 boundary.
+
+        Raises:
+            PetsegError: the model has no boundary class.
+        """
+        if all(each.role != "boundary" for each in self.classes):
+            raise PetsegError("this model has no boundary class, so there is no trimap; take the mask or the classes")
+        return self._trimap(self.size)
+
+    @cached_property
+    def boxes(self) -> tuple[Box, ...]:
+        """The foreground regions that cover at least a thousandth of the photo, the largest first."""
+        regions = self._regions
+        shares, corners = regions.areas() / self.mask.size, regions.boxes()
+        boxes: list[Box] = []
+        for region in np.argsort(-shares, kind="stable").tolist():
+            if shares[region] >= SMALLEST:
+                inside = self._region_at == region
+                left, top, right, bottom = corners[region].tolist()
+                figures = float(shares[region]), self._mean_confidence(inside), self._foreground_class(inside)
+                boxes.append(Box(left, top, right, bottom, *figures))
+        return tuple(boxes)
+
+    @property
+    def foreground_share(self) -> float:
+        """Share of the photo that `mask` calls foreground, 0 to 1."""
+        return float(np.count_nonzero(self.mask) / self.mask.size)
+
+    @cached_property
+    def confidence(self) -> float | None:
+        """Mean of p(foreground) / (p(foreground) + p(background)) over the foreground, .5 to 1.
+
+        None where there is no foreground, and from a model without a background class.
+        """
+        return self._mean_confidence(self._region_at >= 0) if self.boxes else None
+
+    @cached_property
+    def foreground_class(self) -> ForegroundClass | None:
+        """The likeliest foreground class, each pixel weighted by p(foreground). With several objects, see the boxes.
+
+        None where there is no foreground, and from a model with one foreground class.
+        """
+        return self._foreground_class(np.ones(self.probabilities.shape[1:], np.bool_)) if self.boxes else None
+
+    def cutout(self, *, matting: bool = False) -> Image.Image:
+        """Returns the foreground alone at the photo's size, mode RGBA: soft edge, the background's colour removed.
+
+        Args:
+            matting: solve for opacity along the outline and in the boundary class: finer hair, no holes, more time.
+
+        Raises:
+            ModuleNotFoundError: matting needs the extra `matting`.
+        """
+        speckle = np.append(self._regions.areas() < SMALLEST * self.mask.size, False)[self._region_at]
+        height, width = self._share.shape
+        trimap = np.where(speckle, np.uint8(BACKGROUND), self._trimap((height, width))) if matting else None
+        return cut_out(self.photo.whole(), np.where(speckle, 0, self._share), trimap)
+
+    def overlay(self) -> Image.Image:
+        """Returns the photo, at most 2048 px a side, tinted with the classes' colours; background is paler. RGB."""
+        photo = self.photo.reduced(LARGEST_OVERLAY)
+        return overlay(photo, self._class_ids((photo.height, photo.width)), self.classes)
+
+    def summary(self) -> Summary:
+        """Returns the figures: what JSON holds."""
+        return Summary(
+            width=self.size[1],
+            height=self.size[0],
+            foreground=bool(self.boxes),
+            foreground_share=self.foreground_share,
+            confidence=self.confidence,
+            foreground_class=self.foreground_class,
+            boxes=self.boxes,
+            notes=self.photo.notes,
+        )
+
+    def _class_ids(self, size: Size) -> UInt8:
+        logits = np.log(np.maximum(self.probabilities, TINY))
+        ids = np.empty(size, np.uint8)
+        for window in windows(size, (max(1, 4 * STRIP[0] // len(logits)), STRIP[1])):
+            ids[window] = enlarged(logits, size, *window).argmax(axis=0)
+        return ids
+
+    def _trimap(self, size: Size) -> UInt8:
+        trimap = np.empty(size, np.uint8)
+        for window in windows(size, STRIP):
+            foreground, boundary = enlarged(self._log_odds, size, *window)
+            sides = np.where(foreground > 0, FOREGROUND, BACKGROUND)
+            trimap[window] = np.where(boundary > np.maximum(foreground, 0), BOUNDARY, sides)
+        return trimap
+
+    def _ids_of(self, role: Role) -> list[int]:
+        return [place for place, each in enumerate(self.classes) if each.role == role]
+
+    @cached_property
+    def _roles(self) -> tuple[Floats, Floats, Floats]:
+        """Three of [h, w]: how likely any foreground, background and boundary class is."""
+        foreground, background, boundary = (
+            self.probabilities[self._ids_of(role)].sum(axis=0) for role in ("foreground", "background", "boundary")
+        )
+        return foreground, background, boundary
+
+    @cached_property
+    def _share(self) -> Floats:
+        """[h, w] in 0..1: the foreground's part of what is foreground or background; .5 at the outline."""
+        foreground, background, _ = self._roles
+        share: Floats = foreground / np.maximum(foreground + background, TINY)
+        return share
+
+    @cached_property
+    def _log_odds(self) -> Floats:
+        """[2, h, w]: log of p(foreground) and of p(boundary) over p(background).
+
+        Enlarging these is enlarging logits, as scores are taken: they differ by what softmax takes from all classes.
+        """
+        foreground, background, boundary = np.log(np.maximum(np.stack(self._roles), TINY))
+        return np.stack([foreground - background, boundary - background])
+
+    @cached_property
+    def _regions(self) -> Regions:
+        return find_regions(self.mask)
+
+    @cached_property
+    def _region_at(self) -> npt.NDArray[np.int64]:
+        """[h, w]: the region that the middle of each of the model's pixels lies in, -1 outside."""
+        rows, columns = (
+            ((np.arange(own) + 0.5) * whole / own).astype(np.int64)
+            for own, whole in zip(self.probabilities.shape[1:], self.size, strict=True)
+        )
+        return self._regions.at(rows[:, None], columns)
+
+    def _mean_confidence(self, where: npt.NDArray[np.bool_]) -> float | None:
+        if not self._ids_of("background"):
+            return None
+        # a region so narrow that it holds no middle of a pixel of the model's lies on the outline, where both are even
+        return float(self._share[where].mean()) if where.any() else 0.5
+
+    def _foreground_class(self, where: npt.NDArray[np.bool_]) -> ForegroundClass | None:
+        ids = self._ids_of("foreground")
+        if len(ids) < 2 or not where.any():
+            return None
+        sums = [float(self.probabilities[place][where].sum()) for place in ids]
+        largest = max(sums)
+        return ForegroundClass(self.classes[ids[sums.index(largest)]].name, largest / sum(sums))
