@@ -231,7 +231,8 @@ RUN_FILES = ("config.json", "metrics.jsonl", "evaluations/val.json", "evaluation
 def read_run(content: bytes) -> None:
     """A file of a run's folder; the first byte says which."""
     from petseg.evaluation.evaluate import read_evaluation
-    from petseg.report.page import findings, read_comparison
+    from petseg.report.page import headline
+    from petseg.schema import ComparisonResult, read_record
     from petseg.training import runs
 
     name = RUN_FILES[content[0] % len(RUN_FILES)] if content else RUN_FILES[0]
@@ -243,7 +244,7 @@ def read_run(content: bytes) -> None:
         read_evaluation(folder / "evaluations" / "val.json", 2, epoch=1)
         runs.read_metrics(folder)
         runs.read_config(folder)
-        findings(read_comparison(folder / "comparison.json"))
+        headline(read_record(folder / "comparison.json", ComparisonResult))
 
 
 @cache

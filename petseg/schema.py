@@ -56,8 +56,8 @@ class DataInfo(Record):
     def images(self) -> str:
         """What the images are, as a table's caption says it."""
         if self.official:
-            return f"{self.name}, the official files"
-        return f"{self.name}, a copy with images of at most {self.largest_side} px ({self.provenance})"
+            return f"{self.name}, official archives"
+        return f"{self.name}, images of at most {self.largest_side} px: {self.provenance}"
 
 
 class EnvironmentInfo(Record):

@@ -9,12 +9,13 @@ from itertools import accumulate
 from pathlib import Path
 
 import matplotlib as mpl
-from benchmark_tables import LOSS
 from matplotlib.figure import Figure
 
+from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.report.plots import STYLES
 from petseg.storage import read_json
 
+LOSS = ORIGINAL_LOSSES["unet"]
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "results" / "benchmarks"
 

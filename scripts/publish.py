@@ -29,8 +29,8 @@ from petseg.experiments.study.results import (
     write_edges,
     write_pictures,
 )
-from petseg.report.page import read_comparison
-from petseg.report.tables import plural
+from petseg.schema import ComparisonResult, read_record
+from petseg.units import plural
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -53,9 +53,9 @@ def publish(source: Path, name: str, results: Path = RESULTS, *, so_far: bool = 
 
 
 def _publish_comparison(comparison: Path, target: Path) -> Path:
-    found = read_comparison(comparison / "comparison.json")
-    if found["made_data"]:
-        raise PetsegError(f"{comparison} was trained on made pets; only results on the real data set are published")
+    found = read_record(comparison / "comparison.json", ComparisonResult)
+    if found.synthetic:
+        raise PetsegError(f"{comparison} was trained on synthetic images; only results on real ones are published")
     if target.exists():
         shutil.rmtree(target)
     for path in sorted([*comparison.rglob("*.json"), *comparison.rglob("*.jsonl")]):

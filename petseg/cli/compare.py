@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
     from petseg.experiments.compare import Stage
+    from petseg.schema import ComparisonResult
 
 
 def compare(
@@ -42,7 +43,6 @@ def compare(
     from petseg.experiments.compare import Plan
     from petseg.experiments.compare import compare as compare_models
     from petseg.report import write_report
-    from petseg.report.page import TASTE
     from petseg.training.runs import refuse_existing
 
     if quick and recipe != "default":
@@ -71,9 +71,9 @@ def compare(
         )
         comparison = compare_models(plan, prepared, folder)
     report_path = write_report(folder / "comparison.json")
-    _print_comparison(comparison.model_dump())
+    _print_comparison(comparison)
     if quick:
-        print(TASTE)
+        print("This was a quick look: short training, scored on validation images. `petseg compare` is the real thing.")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     print(f"report: {report_path.resolve()}")
 
@@ -117,24 +117,22 @@ def _compare_command(quick: bool, recipe: str, settings: list[str], device: str 
     return shlex.join([*words, *(["--device", device] if device else [])])
 
 
-def _print_comparison(comparison: dict[str, Any]) -> None:
+def _print_comparison(comparison: ComparisonResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from petseg.report.page import findings
-    from petseg.report.tables import comparison_table
+    from petseg.report.page import headline
+    from petseg.report.tables import comparison_tables
 
-    columns = [*comparison["models"], *comparison["baselines"]]
-    table = Table(title=f"{comparison['split']} split, task {comparison['task']}, {comparison['size']} px")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column["title"], justify="right")
-    for group in comparison_table(comparison):
-        table.add_row(" - ".join(filter(None, (group.title, group.remark))), style="bold")
-        for row in group.rows:
-            table.add_row(f"{row.label} {row.remark}".strip(), *(cell.text for cell in row.cells))
-        table.add_section()
     console = Console()
-    console.print(table)
-    for sentence in findings(comparison):
-        console.print(sentence, highlight=False)
+    for part in comparison_tables(comparison):
+        table = Table(title=f"{part.title}: {part.remark}", title_justify="left")
+        table.add_column("")
+        for head in part.heads:
+            table.add_column(head, justify="right")
+        for title, cells in part.rows:
+            table.add_row(title, *(cell.text for cell in cells))
+        console.print(table)
+    print(comparison.data.images)
+    for line in headline(comparison):
+        console.print(line, highlight=False)

@@ -20,7 +20,7 @@ def models(
     from petseg.config import ModelConfig
     from petseg.evaluation.cost import count_cost
     from petseg.models import MODELS, title_of
-    from petseg.report.tables import byte_size, count
+    from petseg.units import byte_size, count
 
     table = Table(title=f"one image of {size} x {size} px, {classes} classes, float32")
     for column in ("model", "", "parameters", "MACs", "activations", "each further image, training"):

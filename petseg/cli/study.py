@@ -36,7 +36,7 @@ def study(
     """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
     from petseg.experiments.study import run as studies
     from petseg.experiments.study.recipe import load_study
-    from petseg.report.tables import duration
+    from petseg.units import duration
 
     loaded = load_study(recipe)
     folder = out or Path("runs") / Path(recipe).stem
@@ -79,7 +79,7 @@ def _print_runs(study: Study, folder: Path) -> None:
 
     from petseg.experiments.study import run as studies
     from petseg.experiments.study.plan import state
-    from petseg.report.tables import duration
+    from petseg.units import duration
 
     manifest = studies.open_study(study, folder)
     known = studies.pace(study, manifest, folder)

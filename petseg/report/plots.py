@@ -6,27 +6,34 @@ serves light, dark and print. Models differ by dash and marker too, never by col
 
 from __future__ import annotations
 
+import base64
+import csv
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from html import escape
+from importlib import resources
+from itertools import zip_longest
+from typing import Any, Literal
 
 import matplotlib as mpl
 import matplotlib.style
+import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from petseg.report.tables import lead_shown, loss, percent, percent_words, pick, plural, points
+from petseg.units import points
 
 INK, PAPER = "#010203", "#fdfefd"
 """Sentinels: become the page's text colour and its background. Nothing else may be drawn in them."""
 
 
 @dataclass(frozen=True)
-class ModelStyle:
+class Style:
     """How one model is drawn; `dark` is the same hue, light enough for a dark page."""
 
     colour: str
@@ -41,73 +48,89 @@ class ModelStyle:
 
 
 STYLES = {
-    "unet": ModelStyle("#0072B2", "#5CB3E8", "solid", "o"),
-    "segnet": ModelStyle("#D55E00", "#F58A42", "dashed", "s"),
+    "unet": Style("#0072B2", "#5CB3E8", "solid", "o"),
+    "segnet": Style("#D55E00", "#F58A42", "dashed", "s"),
 }
-FURTHER_STYLES = (
-    ModelStyle("#009E73", "#2FC79B", "dashdot", "D"),
-    ModelStyle("#AA4499", "#D97FCB", "dotted", "^"),
+COLOURS = (
+    ("#009E73", "#2FC79B"),
+    ("#AA4499", "#D97FCB"),
+    ("#8A6D00", "#D9B534"),
+    ("#5B5FC7", "#9EA2F5"),
+    ("#0F7B8A", "#4FC3D4"),
 )
+DASHES, MARKERS = ("dashdot", "dotted", "solid", "dashed"), ("D", "^", "v", "P")
 
 
-def model_styles(names: Sequence[str]) -> dict[str, ModelStyle]:
-    """Returns a style for each model: U-Net's and SegNet's are fixed, others take the next free one."""
-    free = [*FURTHER_STYLES, *(style for name, style in STYLES.items() if name not in names)]
+def model_styles(names: Sequence[str]) -> dict[str, Style]:
+    """Returns a style for each model: U-Net's and SegNet's are fixed; others have 20 before one comes again."""
     others = [name for name in names if name not in STYLES]
-    further = {name: free[place % len(free)] for place, name in enumerate(others)}
+    further = {
+        name: Style(*COLOURS[place % 5], DASHES[place % 4], MARKERS[place % 4]) for place, name in enumerate(others)
+    }
     return {name: STYLES.get(name) or further[name] for name in names}
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """An SVG to stand in the page as it is, and the words that say what it shows."""
+class Chart:
+    """An SVG to stand in the page as it is, the words that say what it shows, and its data: head and rows."""
 
-    svg: str
+    name: str
+    svg: Markup
     label: str
+    rows: Sequence[Sequence[object]]
+
+    @property
+    def csv(self) -> str:
+        """The data as a CSV file's data URI."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self.rows)
+        return f"data:text/csv;base64,{base64.b64encode(text.getvalue().encode()).decode()}"
 
 
-_LOOK: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.03,
-    "figure.constrained_layout.h_pad": 0.03,
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.13,
-    "grid.linewidth": 0.8,
-    "axes.linewidth": 0.8,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.handlelength": 2.6,
-    "legend.borderaxespad": 0.2,
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
-    ),
-}
+@dataclass(frozen=True)
+class Line:
+    """One model's points; with `low` and `high` an interval each, as bars or as a band."""
+
+    label: str
+    style: Style
+    x: list[float]
+    y: list[float]
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    kind: Literal["thick", "thin", "band", "bars", "hollow bars"] = "thick"
+    notes: Sequence[str] = ()
+    """Words beside each point."""
+    mark: int | None = None
+    """Which point has a dot."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines on one pair of axes."""
+
+    title: str
+    lines: Sequence[Line]
+    x_label: str = ""
+    legend: Literal["lower right", "upper right", "lower left"] = "lower right"
+    ticks: Mapping[float, str] = field(default_factory=dict)
+    """Place -> label; without any they are chosen."""
+    log: bool = False
 
 
 @contextmanager
 def look(name: str) -> Iterator[None]:
     """Draws and saves in the report's look, whatever the user's matplotlibrc says; `name` salts the ids."""
-    with mpl.style.context("default"), mpl.rc_context({**_LOOK, "svg.hashsalt": f"petseg-{name}"}):
+    style = resources.files("petseg.report") / "templates" / "plots.mplstyle"
+    with mpl.style.context(["default", str(style)]), mpl.rc_context({"svg.hashsalt": f"petseg-{name}"}):
         yield
 
 
-def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Returns a figure of `width` x `height` SVG units (one unit is one CSS pixel where nothing scales it)."""
-    figure = Figure(figsize=(width / 72, height / 72))
-    return figure, figure.add_subplot()
+def charted(name: str, figure: Figure, label: str, rows: Sequence[Sequence[object]], styles: Sequence[Style]) -> Chart:
+    """Returns the figure as it stands in the page."""
+    return Chart(name, Markup(inline(figure, name, label, styles)), label, rows)  # noqa: S704  # texts are escaped
 
 
-def inline(figure: Figure, name: str, label: str, styles: Mapping[str, ModelStyle]) -> Drawing:
+def inline(figure: Figure, name: str, label: str, styles: Sequence[Style]) -> str:
     """Returns the figure as SVG for an HTML page: no prolog, no metadata; ids only where referenced, with a prefix."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -126,222 +149,139 @@ def inline(figure: Figure, name: str, label: str, styles: Mapping[str, ModelStyl
     text = f'<svg {box[0]} role="img" aria-label="{escape(label)}">' + text[text.index(">") + 1 :]
     text = re.sub(INK, "currentColor", text, flags=re.IGNORECASE)
     text = re.sub(PAPER, "var(--paper)", text, flags=re.IGNORECASE)
-    for style in styles.values():
+    for style in styles:
         text = re.sub(style.colour, f"var({style.variable})", text, flags=re.IGNORECASE)
-    return Drawing(re.sub(r"\n\s*", "\n", text).strip(), label)
+    return re.sub(r"\n\s*", "\n", text).strip()
 
 
-def escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+def line_chart(name: str, panels: Sequence[Panel], size: tuple[float, float] = (400, 275)) -> Chart:
+    """Returns panels of lines side by side, three in a row, of `size` SVG units together.
 
-
-def _series(model: Mapping[str, Any], key: str) -> tuple[list[int], list[float]]:
-    rows = [row for row in model["history"] if row.get(key) is not None]
-    return [row["epoch"] for row in rows], [row[key] for row in rows]
-
-
-def _mark_best(axes: Axes, model: Mapping[str, Any], key: str, style: ModelStyle) -> None:
-    epochs, values = _series(model, key)
-    if model.get("best_epoch") in epochs:
-        best = epochs.index(model["best_epoch"])
-        axes.plot(epochs[best], values[best], style.marker, color=style.colour, markersize=6.5, zorder=5)
-
-
-def loss_curves(comparison: Mapping[str, Any]) -> Drawing | None:
-    """Returns training (thin) and validation (thick) cross-entropy by epoch, or None where no history was kept."""
-    models = [model for model in comparison["models"] if model["history"]]
-    if not models:
-        return None
-    styles = model_styles([model["name"] for model in comparison["models"]])
-    told = []
-    with look("loss"):
-        figure, axes = new_figure(400, 275)
-        for model in models:
-            style = styles[model["name"]]
-            line: dict[str, Any] = {"color": style.colour, "linestyle": style.dash}
-            lone = style.marker if len(model["history"]) == 1 else ""
-            axes.plot(
-                *_series(model, "train_loss"),
-                **line,
-                linewidth=1.1,
-                alpha=0.75,
-                marker=lone,
-                markersize=4,
-                label=f"{model['title']}, training",
-            )
-            epochs, values = _series(model, "val_loss")
-            axes.plot(epochs, values, **line, linewidth=2.3, label=f"{model['title']}, validation")
-            _mark_best(axes, model, "val_loss", style)
-            if values:
-                low = min(values)
-                told.append(
-                    f"{model['title']}'s validation loss goes from {loss(values[0])} to {loss(values[-1])}, lowest "
-                    f"{loss(low)} at epoch {epochs[values.index(low)]}"
-                )
-        axes.set_title(f"cross-entropy at {comparison['size']} px, nats")
-        _epoch_axis(axes, models)
-        axes.legend(loc="upper right", ncols=1)
-        epochs_told = plural(max(len(model["history"]) for model in models), "epoch")
-        return inline(figure, "loss", f"Loss over {epochs_told}: {'; '.join(told)}.", styles)
-
-
-def miou_curves(comparison: Mapping[str, Any]) -> Drawing | None:
-    """Returns validation mIoU in percent by epoch, or None where the history holds none."""
-    models = [model for model in comparison["models"] if _series(model, "val_miou")[0]]
-    if not models:
-        return None
-    styles = model_styles([model["name"] for model in comparison["models"]])
-    told = []
-    with look("miou"):
-        figure, axes = new_figure(400, 275)
-        for model in models:
-            style = styles[model["name"]]
-            epochs, values = _series(model, "val_miou")
-            axes.plot(
-                epochs,
-                [100 * value for value in values],
-                color=style.colour,
-                linestyle=style.dash,
-                linewidth=2.3,
-                label=model["title"],
-            )
-            scaled = {
-                **model,
-                "history": [
-                    {**row, "val_miou": 100 * row["val_miou"]}
-                    for row in model["history"]
-                    if row.get("val_miou") is not None
-                ],
-            }
-            _mark_best(axes, scaled, "val_miou", style)
-            high = max(values)
-            told.append(f"{model['title']} reaches {percent(high)} % at epoch {epochs[values.index(high)]}")
-        axes.set_title(f"validation mIoU at {comparison['size']} px, %")
-        _epoch_axis(axes, models)
-        axes.legend(loc="lower right")
-        return inline(figure, "miou", f"Validation mIoU: {'; '.join(told)}.", styles)
-
-
-def _epoch_axis(axes: Axes, models: Sequence[Mapping[str, Any]]) -> None:
-    last = max(row["epoch"] for model in models for row in model["history"])
-    axes.set_xlim(0.5, last + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    axes.set_xlabel("epoch")
-
-
-def interval_plot(comparison: Mapping[str, Any]) -> Drawing | None:
-    """Returns the difference with its interval against zero, in points; right of zero the first model leads.
-
-    None where one model stands alone.
+    One unit is one CSS pixel where nothing scales it.
     """
-    difference = comparison["difference"]
-    if difference is None:
-        return None
-    titles = {model["name"]: model["title"] for model in comparison["models"]}
-    first, second = titles[difference["a"]], titles[difference["b"]]
-    middle, (low, high) = difference["points"], difference["interval"]
-    styles = model_styles(list(titles))
-    leader = styles[difference["a"] if middle >= 0 else difference["b"]]
-    colour = leader.colour if lead_shown(comparison) else INK
-    left, right = min(low, 0.0), max(high, 0.0)
-    room = max(right - left, 0.1) * 0.12
-    with look("interval"):
-        figure, axes = new_figure(290, 76)
+    columns = min(3, len(panels))
+    rows: list[Sequence[object]] = [["panel", "line", "x", "y", "low", "high"]]
+    label = []
+    with look(name):
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72))
+        grid = figure.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False)
+        for place, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+            for line in panel.lines:
+                _draw(axes, line)
+                rows += [
+                    [panel.title, line.label, *values] for values in zip_longest(line.x, line.y, line.low, line.high)
+                ]
+            _set_axes(axes, panel, place == 0)
+            label.append(f"{panel.title}: {', '.join(f'{line.label} {line.y[-1]:.4g}' for line in panel.lines)}")
+        styles = list(dict.fromkeys(line.style for panel in panels for line in panel.lines))
+        return charted(name, figure, f"{'; '.join(label)} (last values).", rows, styles)
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    style, thin = line.style, line.kind in ("thin", "hollow bars")
+    look: dict[str, Any] = {"color": style.colour, "linestyle": style.dash, "label": line.label}
+    look |= {"linewidth": 1.1 if thin else 2.2, "marker": style.marker if len(line.x) == 1 else ""}
+    if "bars" in line.kind:
+        ends = np.abs(np.subtract([line.low, line.high], line.y))
+        look |= {"marker": style.marker, "capsize": 3, "elinewidth": 1.2}
+        axes.errorbar(line.x, line.y, yerr=ends, markerfacecolor=PAPER if thin else style.colour, **look)
+    else:
+        axes.plot(line.x, line.y, alpha=0.75 if thin else 1, **look)
+    if line.kind == "band":
+        axes.fill_between(line.x, line.low, line.high, color=style.colour, alpha=0.22, linewidth=0)
+    if line.mark is not None:
+        axes.plot(line.x[line.mark], line.y[line.mark], style.marker, color=style.colour, markersize=6.5)
+    for place, note in enumerate(line.notes):
+        # left above or right below, in turn: off a curve that rises
+        ends_at, offset, sides = (
+            (line.low, (6, -5), ("left", "top")) if place % 2 else (line.high, (-6, 5), ("right", "bottom"))
+        )
+        words: dict[str, Any] = dict(zip(("ha", "va"), sides, strict=True), textcoords="offset points", fontsize=9)
+        axes.annotate(note, (line.x[place], ends_at[place]), xytext=offset, color=style.colour, **words)
+
+
+def _set_axes(axes: Axes, panel: Panel, first: bool) -> None:
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x_label)
+    if panel.log:
+        axes.set_xscale("log")
+    if panel.ticks:
+        axes.xaxis.set_major_locator(FixedLocator(list(panel.ticks)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticklabels(list(panel.ticks.values()))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    if any(line.notes for line in panel.lines):
+        axes.margins(0.3, 0.14)
+    if first:
+        axes.legend(loc=panel.legend, prop={"size": 11 if len(panel.lines) <= 4 else 8})
+
+
+Interval = tuple[str, float, float, float]
+"""Label, middle, low, high."""
+
+
+def forest_chart(name: str, groups: Sequence[tuple[str, Sequence[Interval]]], width: int = 760) -> Chart:
+    """Returns differences in points with their intervals, a row each, under headings.
+
+    A dot is full where the interval leaves zero out, hollow where it holds zero.
+    """
+    lines: list[Interval | str] = []
+    for heading, rows in groups:
+        lines += [*([heading] if heading and rows else []), *rows]
+    with look(name):
+        figure = Figure(figsize=(width / 72, (50 + 17.5 * len(lines)) / 72))
+        axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=1.2, alpha=0.6)
-        axes.plot([low, high], [0, 0], color=colour, linewidth=6, solid_capstyle="butt", alpha=0.4)
-        axes.plot(middle, 0, "o", color=colour, markersize=10)
-        axes.set(xlim=(left - room, right + room), ylim=(-1, 1), yticks=[])
+        for place, row in enumerate(lines):
+            if isinstance(row, str):
+                continue
+            _, middle, low, high = row
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.6, alpha=0.7)
+            full = INK if not low <= 0 <= high else PAPER
+            axes.plot(middle, place, "o", color=INK, markerfacecolor=full, markersize=6)
+        axes.set_yticks(range(len(lines)), [line if isinstance(line, str) else line[0] for line in lines])
+        for tick, line in zip(axes.get_yticklabels(), lines, strict=True):
+            if isinstance(line, str):
+                tick.set_fontweight("bold")
+        axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+        axes.grid(axis="y", alpha=0.0)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=max(4, width // 60), steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        axes.tick_params(labelsize=12.5)
-        axes.set_xlabel(f"{first} minus {second}, points", fontsize=12.5)
-        label = (
-            f"{first} minus {second}: {points(middle)} points of {difference['metric']}, "
-            f"{percent_words(difference['confidence'])} interval {points(low)} to {points(high)}."
-        )
-        return inline(figure, "interval", label, styles)
+        axes.set_xlabel("difference in points, 95 % interval")
+        found = [line for line in lines if not isinstance(line, str)]
+        told = [f"{label} {points(middle)} ({points(low)} to {points(high)})" for label, middle, low, high in found]
+        table = [("difference", "points", "low", "high"), *found]
+        return charted(name, figure, f"Differences in points: {'; '.join(told)}.", table, [])
 
 
-def breed_rows(comparison: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
-    """Returns (breed, mIoU of each model in 0..1) where all models have one, the first model's highest first."""
-    split = comparison["split"]
-    scores = [pick(model, "evaluations", split, "breed_miou") or {} for model in comparison["models"]]
-    rows = [
-        (breed, [score[breed] for score in scores])
-        for breed in (scores[0] if scores else {})
-        if all(score.get(breed) is not None for score in scores)
-    ]
-    return sorted(rows, key=lambda row: (-row[1][0], row[0]))
-
-
-def breed_words(comparison: Mapping[str, Any]) -> str:
-    """Returns the sentence that the breeds' plot shows."""
-    rows, models = breed_rows(comparison), comparison["models"]
-    highest, lowest = rows[0], rows[-1]
-    told = (
-        f"{models[0]['title']} scores highest on {highest[0].replace('_', ' ')} ({percent(highest[1][0])} %) and "
-        f"lowest on {lowest[0].replace('_', ' ')} ({percent(lowest[1][0])} %)."
-    )
-    if len(models) < 2:
-        return told
-    ahead = sum(scores[0] > scores[1] for _, scores in rows)
-    widest = max(rows, key=lambda row: abs(row[1][0] - row[1][1]))
-    gap = widest[1][0] - widest[1][1]
-    leader = models[0 if gap > 0 else 1]["title"]
-    return (
-        f"{models[0]['title']} is ahead of {models[1]['title']} in {ahead} of {plural(len(rows), 'breed')}; the widest "
-        f"gap is {points(100 * abs(gap))} points for {leader} on {widest[0].replace('_', ' ')}. {told}"
-    )
-
-
-def breed_plot(comparison: Mapping[str, Any]) -> Drawing | None:
-    """Returns mIoU by breed, a line for each breed and a dot for each model, or None without breeds."""
-    rows, models = breed_rows(comparison), comparison["models"]
-    if not rows:
-        return None
-    styles = model_styles([model["name"] for model in models])
-    with look("breeds"):
-        figure, axes = new_figure(400, 85 + 16 * len(rows))
-        places = list(range(len(rows)))
-        axes.hlines(
-            places,
-            [100 * min(scores) for _, scores in rows],
-            [100 * max(scores) for _, scores in rows],
-            color=INK,
-            alpha=0.3,
-            linewidth=1.4,
-        )
-        for at, model in enumerate(models):
-            style = styles[model["name"]]
+def group_chart(name: str, groups: Mapping[str, Sequence[float]], models: Mapping[str, Style]) -> Chart:
+    """Returns a line for each group (breed) and a dot for each model (title -> style), best on top."""
+    rows = sorted(groups.items(), key=lambda row: (-row[1][0], row[0]))
+    with look(name):
+        figure = Figure(figsize=(400 / 72, (85 + 16 * len(rows)) / 72))
+        axes = figure.add_subplot()
+        for place, (_, scores) in enumerate(rows):
+            axes.hlines(place, min(scores), max(scores), color=INK, alpha=0.3, linewidth=1.4)
+        for at, (title, style) in enumerate(models.items()):
             axes.plot(
-                [100 * scores[at] for _, scores in rows],
-                places,
+                [scores[at] for _, scores in rows],
+                range(len(rows)),
                 style.marker,
                 color=style.colour,
                 markerfacecolor=style.colour if at == 0 else PAPER,
                 markeredgewidth=1.7,
                 markersize=6.5,
-                label=model["title"],
+                label=title,
             )
-        axes.set_yticks(places, [breed.replace("_", " ") for breed, _ in rows])
+        axes.set_yticks(range(len(rows)), [group.replace("_", " ") for group, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", alpha=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.set_xlabel("mIoU, %")
-        figure.legend(loc="outside upper center", ncols=len(models), handletextpad=0.2)
-        return inline(figure, "breeds", f"mIoU by breed: {breed_words(comparison)}", styles)
-
-
-__all__ = [
-    "Drawing",
-    "ModelStyle",
-    "breed_plot",
-    "breed_rows",
-    "breed_words",
-    "interval_plot",
-    "loss_curves",
-    "miou_curves",
-    "model_styles",
-]
+        figure.legend(loc="outside upper center", ncols=min(3, len(models)), handletextpad=0.2)
+        label = f"mIoU by group, in percent: {len(rows)} groups, {', '.join(models)}."
+        table = [("group", *models), *((group, *scores) for group, scores in rows)]
+        return charted(name, figure, label, table, list(models.values()))

@@ -1,646 +1,216 @@
-"""The study's page: reads one findings.json, says in sentences what its numbers show, writes one HTML file.
-
-Nothing is measured or resampled here, so the same JSON gives the same bytes.
-"""
+"""The page of a study: one HTML file from findings.json. Nothing is measured or resampled here."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from petseg.errors import PetsegError
-from petseg.report import plots, study_plots, tables
-from petseg.report.page import flatten, plain, svg, template, times, unbroken
-from petseg.report.study_plots import Chart
-from petseg.report.tables import DASH, percent_words, plural, points
-from petseg.storage import read_json, write_atomically
-
-Finding = Mapping[str, Any]
-
-
-def read_findings(path: Path) -> dict[str, Any]:
-    """Returns what `path` holds.
-
-    Raises:
-        PetsegError: no such file, not JSON, or another kind or version.
-    """
-    found = read_json(path)
-    if (found.get("kind"), found.get("version")) != ("findings", 2):
-        raise PetsegError(
-            f"{path}: kind {found.get('kind')!r}, version {found.get('version')!r}; wanted findings of version 2: run "
-            "`petseg report` on the study's folder"
-        )
-    return found
-
-
-# --- sentences -------------------------------------------------------------------------------------------------------
-
-
-def interval_words(finding: Finding) -> str:
-    """Returns the interval as a sentence tells it.
-
-    >>> interval_words({"low": 1.2, "high": 2.4, "confidence": 0.95})
-    '95 % interval 1.2 to 2.4'
-    """
-    return f"{percent_words(finding.get('confidence', 0.95))} interval {ends_words(finding)}"
-
-
-def ends_words(finding: Finding) -> str:
-    """Returns both ends; one close to zero, or to the size that was expected, has the decimals that tell it from that.
-
-    >>> ends_words({"low": 0.04, "high": 2.44}), ends_words({"low": -0.04, "high": 2.44, "expected": [{"points": 2.4}]})
-    ('0.04 to 2.4', '−0.04 to 2.44')
-    """
-    bounds = [0.0, *(claim["points"] for claim in finding.get("expected", []))]
-
-    def told(end: float) -> str:
-        fit = (digits for digits in (1, 2, 3) if all(abs(end) == b or round(abs(end), digits) != b for b in bounds))
-        return points(end, next(fit, 4))
-
-    return f"{told(finding['low'])} to {told(finding['high'])}"
-
-
-def metric_words(metric: str) -> str:
-    """Returns the score's name after a number of points.
-
-    >>> metric_words("miou"), metric_words("border"), metric_words("boundary_f")
-    ('points of mIoU', 'points of border IoU', 'points of boundary F')
-    """
-    return f"points of {METRICS.get(metric, f'{metric} IoU')}"
-
+from petseg.report import plots, tables
+from petseg.report.page import template, write_page
+from petseg.report.plots import Chart, Interval, Line, Panel, model_styles
+from petseg.report.tables import Column, Table
+from petseg.schema import ArmDifference, ArmFindings, Estimate, ExperimentFindings, Findings, TuningCell, read_record
+from petseg.units import byte_size, count, duration, milliseconds, points, signed, whole
 
 METRICS = {"miou": "mIoU", "boundary_f": "boundary F"}
 """Names of scores that are no IoU of a class."""
 
 
-def shown(finding: Finding) -> bool:
-    """Returns whether a difference is shown: its interval leaves zero out, ends included."""
-    return not finding["low"] <= 0 <= finding["high"]
+# --- labels ---------------------------------------------------------------------------------------------------------
 
 
-def turned(finding: Finding) -> Finding:
-    """Returns the same difference seen from the other side."""
-    costs = {name: 1 / ratio for name, ratio in finding.get("costs", {}).items()}
-    ends = {"points": -finding["points"], "low": -finding["high"], "high": -finding["low"]}
-    share = 1 - finding.get("share_left_better", 0.0)
-    sides = {"left": finding["right"], "right": finding["left"]}
-    return {**finding, **ends, **sides, "costs": costs, "share_left_better": share}
+def metric_name(metric: str) -> str:
+    """Returns what a difference is of.
 
-
-def led(finding: Finding) -> Finding:
-    """Returns the difference from the side of the leader, as it is where none is shown."""
-    return turned(finding) if shown(finding) and finding["points"] < 0 else finding
-
-
-def lead_words(finding: Finding, left: str, right: str) -> str:
-    """Returns a difference as a sentence without its stop; the leader stands first.
-
-    >>> found = {"left": "a", "right": "b", "metric": "miou", "points": 1.8, "low": 1.2, "high": 2.4,
-    ...          "costs": {"latency": 1.31}}
-    >>> lead_words(found, "U-Net", "SegNet")
-    'U-Net leads SegNet by 1.8 points of mIoU, 95 % interval 1.2 to 2.4, at 1.3 times the latency'
-    >>> lead_words({**found, "low": -0.1}, "U-Net", "SegNet")
-    'no difference shown: U-Net minus SegNet is 1.8 points of mIoU, 95 % interval −0.1 to 2.4, at 1.3 times the latency'
+    >>> metric_name("miou"), metric_name("border")
+    ('mIoU', 'IoU border')
     """
-    if led(finding) is not finding:
-        return lead_words(turned(finding), right, left)
-    size = f"{points(finding['points'])} {metric_words(finding['metric'])}, {interval_words(finding)}"
-    if shown(finding):
-        return f"{left} leads {right} by {size}{latency_words(finding)}"
-    return f"no difference shown: {left} minus {right} is {size}{latency_words(finding)}"
+    return METRICS.get(metric, f"IoU {metric}")
 
 
-def latency_words(finding: Finding) -> str:
-    """Returns what the left side takes, as the end of a sentence; nothing where it is not measured.
-
-    >>> latency_words({"costs": {"latency": 1.01}}), latency_words({"costs": {"latency": 1.31}}), latency_words({})
-    (', at the same latency', ', at 1.3 times the latency', '')
-    """
-    ratio = finding.get("costs", {}).get("latency")
-    if ratio is None:
-        return ""
-    return f", at {'the same' if abs(ratio - 1) <= 0.02 else f'{times(ratio)} times the'} latency"
-
-
-def sentence(where: str, told: str) -> str:
-    """Returns words as a sentence, after what they are about.
-
-    >>> sentence("same width", "no difference shown"), sentence("", "no difference shown")
-    ('Same width: no difference shown.', 'No difference shown.')
-    """
-    whole = f"{where}: {told}" if where else told
-    return f"{whole[0].upper()}{whole[1:]}."
+def label(findings: Findings, experiment: ExperimentFindings, one: ArmDifference) -> str:
+    """Returns which arm is subtracted from which; what both share stands first."""
+    arms = {arm.arm: arm for arm in experiment.arms}
+    left, right = arms[one.left], arms[one.right]
+    first, second = findings.models[left.model], findings.models[right.model]
+    if left.variant == right.variant:
+        return f"{left.title}: {first} − {second}"
+    if left.model == right.model:
+        shared = f"{first}: " if len({arm.model for arm in experiment.arms}) > 1 else ""
+        return f"{shared}{left.title} − {right.title}"
+    return f"{first}, {left.title} − {second}, {right.title}"
 
 
-@dataclass(frozen=True)
-class Names:
-    """How an experiment's arms are called in sentences and plots."""
-
-    experiment: Mapping[str, Any]
-    models: Mapping[str, str]
-
-    def pair(self, left: str, right: str) -> tuple[str, str, str]:
-        """Returns what two arms share, and what tells each apart."""
-        (model, first), (other, second) = (self._parts(arm) for arm in (left, right))
-        if left.partition("/")[2] == right.partition("/")[2]:
-            return (first if len(self._variants()) > 1 else "", model, other)
-        if model == other:
-            return (
-                model if len({arm["model"] for arm in self.experiment["arms"]}) > 1 else "",
-                f"“{first}”",
-                f"“{second}”",
-            )
-        return "", f"{model} ({first})", f"{other} ({second})"
-
-    def _parts(self, name: str) -> tuple[str, str]:
-        arm = next(arm for arm in self.experiment["arms"] if arm["arm"] == name)
-        return self.models[arm["model"]], arm["title"]
-
-    def _variants(self) -> set[str]:
-        return {arm["variant"] for arm in self.experiment["arms"]}
-
-    def label(self, finding: Finding) -> str:
-        """Returns what is subtracted from what."""
-        where, left, right = self.pair(finding["left"], finding["right"])
-        metric = finding["metric"]
-        what = "" if metric == "miou" else f" ({METRICS.get(metric, metric)})"
-        return f"{where}: {left} minus {right}{what}" if where else f"{left} minus {right}{what}"
-
-    def claim(self, claim: Mapping[str, Any]) -> str:
-        """Returns an expectation without its reason; its score is that of the finding beside it."""
-        _, left, right = self.pair(claim["left"], claim["right"])
-        size = f" by {claim['points']:g} point{'' if claim['points'] == 1 else 's'}" if claim["points"] else ""
-        return f"{left} {'=' if claim['equal'] else '>'} {right}{size}"
-
-    def sentence(self, finding: Finding) -> str:
-        """Returns what a contrast shows, or that its runs are missing."""
-        where, left, right = self.pair(finding["left"], finding["right"])
-        wanted, had = len(self.experiment["seeds"]), len(finding["seeds"])
-        seeds, called = plural(wanted, "seed"), {finding["left"]: left, finding["right"]: right}
-        diverged = " and ".join(
-            f"{called[arm]} diverged in {'every seed' if count == wanted else f'{count} of {seeds}'}"
-            for arm, count in finding.get("diverged", {}).items()
-        )
-        if "points" not in finding:
-            told = f"{left} against {right}: {diverged or 'not run yet'}"
-        else:
-            told = lead_words(finding, left, right)
-            if had < wanted:
-                told += f" ({had} of {seeds}{f'; {diverged}' if diverged else ' so far'})"
-            elif had == 1:
-                told += " (one seed)"
-        return sentence(where, told)
-
-
-def answers(findings: Mapping[str, Any]) -> list[str]:
-    """Returns the first experiment's sentences on the models, mIoU alone: the study's answer.
-
-    A footing whose networks are those of an earlier one is told as that.
-    """
-    experiment = findings["experiments"][0]
-    names = Names(experiment, findings["models"])
-    trained = {arm["arm"]: tuple(arm["runs"]) for arm in experiment["arms"]}
-    told = []
-    first: dict[tuple[tuple[str, ...], ...], str] = {}
-    for finding in between_models(experiment, ("miou",)):
-        sides = finding["left"], finding["right"]
-        where, *_ = names.pair(*sides)
-        known = first.setdefault(tuple(trained[arm] for arm in sides), where)
-        same = f"the same networks as with the {known[:1].lower()}{known[1:]}"
-        told.append(names.sentence(finding) if known == where else sentence(where, same))
-    return told
-
-
-def between_models(experiment: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[Finding]:
-    """Yields an experiment's scored differences of two models in one variant."""
-    for finding in experiment["contrasts"]:
-        if (
-            finding["metric"] in metrics
-            and "points" in finding
-            and variant(finding["left"]) == variant(finding["right"])
-        ):
-            yield finding
+def headline(findings: Findings) -> list[str]:
+    """Returns the main experiment's differences of mIoU between two models, each pair of networks once."""
+    main = findings.experiments[0]
+    runs = {arm.arm: arm.runs for arm in main.arms}
+    lines: dict[tuple[tuple[str, ...], ...], str] = {}
+    for one in main.differences:
+        if (found := one.difference) and one.metric == "miou" and variant(one.left) == variant(one.right):
+            ends = f"{100 * findings.confidence:.4g} % interval {points(found.low)} to {points(found.high)}"
+            latency = f", latency × {one.cost_ratios['latency']:.2f}" if "latency" in one.cost_ratios else ""
+            line = f"{label(findings, main, one)}: {signed(found.points)} points mIoU ({ends}){latency}"
+            lines.setdefault((runs[one.left], runs[one.right]), line)
+    return list(lines.values())
 
 
 def variant(arm: str) -> str:
-    """Returns the variant of `MODEL/VARIANT`."""
+    """Returns the variant of MODEL/VARIANT."""
     return arm.partition("/")[2]
 
 
-def total_words(training: Mapping[str, Any]) -> str:
-    """Returns how long the runs took, one after the other or several at a time."""
-    at_once = training["at_once"]
-    together = f", up to {at_once} runs at a time on the same cores" if at_once > 1 else ""
-    return f"{tables.duration(training['seconds'])} of training{together}"
+# --- the table of every network -------------------------------------------------------------------------------------
 
 
-def tuning_words(findings: Mapping[str, Any]) -> list[str]:
-    """Returns whose best rate is the grid's last, and what each model loses at the other's best setting."""
-    tuning, models = findings["tuning"], findings["models"]
-    told = []
-    rates = [cell["learning_rate"] for cell in tuning["cells"]]
-    for model, best in tuning["best"].items():
-        rate = best["learning_rate"]
-        if rate in (min(rates), max(rates)):
-            beyond = "higher" if rate == max(rates) else "lower"
-            told.append(f"{models[model]}'s best rate, {rate:g}, is the grid's last: a {beyond} one may be better.")
-    for model, lost in tuning["at_the_other_s_best"].items():
-        other = next(models[name] for name in tuning["at_the_other_s_best"] if name != model)
-        if lost is None:
-            told.append(f"{models[model]} at {other}'s best setting: not known yet.")
-        elif lost["diverged"]:
-            told.append(f"At {other}'s best setting {models[model]} diverges.")
-        elif lost["same"]:
-            told.append(f"{models[model]} has the same best setting as {other}, and loses nothing.")
-        else:
-            size = f"{points(lost['points'])} points of mIoU on validation"
-            told.append(f"At {other}'s best setting {models[model]} loses {size} ({interval_words(lost)}; one seed).")
-    return told
-
-
-def match_words(experiment: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[str]:
-    """Yields how near each searched shape comes to the cost that it was to have."""
-    for arm in experiment["arms"]:
-        if (match := arm["match"]) is not None:
-            by_time = match["quantity"] == "latency"
-            tell = tables.milliseconds if by_time else tables.whole
-            found, wanted = tell(match["found"]), tell(match["wanted"])
-            what = "in the quickest tenth of passes" if by_time else "parameters"
-            off = points(100 * (match["found"] / match["wanted"] - 1))
-            yield f"{models[arm['model']]}, {arm['title']}: {found} for {wanted} {what}, {off} % off."
-
-
-def pictures_words(experiment: Mapping[str, Any], models: Mapping[str, str]) -> list[str]:
-    """Returns what another thousand pictures would buy, if the next doubling bought what the last did."""
-    told = []
-    for model, found in experiment.get("another_thousand", {}).items():
-        first, last, doubling = found["from"], found["to"], found["measured"]
-        told.append(
-            f"{models[model]}: from {tables.whole(first)} to {tables.whole(last)} pictures it gains "
-            f"{points(doubling['points'])} points of mIoU ({interval_words(doubling)}). If the next doubling gains as "
-            f"much, another {tables.whole(found['more'])} pictures gain {points(found['points'])} points "
-            f"({ends_words(found)}): an extrapolation."
-        )
-    return told
-
-
-def breed_sentences(breeds: Mapping[str, Any], models: Mapping[str, str]) -> list[str]:
-    """Returns in how many breeds each model is shown to lead, and what the plot shows."""
-    left, right = (models[breeds[side].partition("/")[0]] for side in ("left", "right"))
-    return [
-        f"{count_words(breeds['rows'], left, right, 'breed')}; of so many intervals one in twenty leaves zero out by "
-        "chance.",
-        plots.breed_words(study_plots.as_comparison(breeds, models)),
+def arm_table(findings: Findings) -> Table:
+    """Returns a row for each network of the study, by image size and mIoU; shared ones once."""
+    rows: dict[tuple[str, ...], tuple[str, ArmFindings, int]] = {}
+    for experiment in findings.experiments:
+        for arm in experiment.arms:
+            if arm.scores:
+                title = f"{experiment.name}: {findings.models[arm.model]}, {arm.title}"
+                rows.setdefault(arm.runs, (title, arm, experiment.size))
+    ordered = sorted(rows.values(), key=lambda row: (-row[2], -row[1].scores.miou.points if row[1].scores else 0))
+    sizes = {arm.runs: size for _, arm, size in ordered}
+    border = [entry.name for entry in findings.data.scored_classes if entry.role == "boundary"] if findings.data else []
+    columns: list[Column[ArmFindings]] = [
+        Column("px", lambda arm: sizes[arm.runs], whole),
+        Column("Seeds", lambda arm: len(arm.seeds), whole),
+        Column("mIoU", lambda arm: arm.scores.miou.points if arm.scores else None, points),
+        Column("low", lambda arm: arm.scores.miou.low if arm.scores else None, points),
+        Column("high", lambda arm: arm.scores.miou.high if arm.scores else None, points),
+        *map(border_column, border),
+        Column("Parameters", lambda arm: arm.cost.parameters if arm.cost else None, count),
+        Column("MACs", lambda arm: arm.cost.macs if arm.cost else None, count),
+        Column(
+            "Latency", lambda arm: arm.cost.latency_ms.p50 if arm.cost and arm.cost.latency_ms else None, milliseconds
+        ),
+        Column("Memory", lambda arm: arm.cost.activation_bytes if arm.cost else None, byte_size),
+        Column("Skip bytes", lambda arm: arm.cost.skip_bytes if arm.cost else None, byte_size),
+        Column("Training", lambda arm: arm.scores.train_seconds if arm.scores else None, duration),
     ]
+    return tables.table(("Every network", ""), columns, [(title, arm) for title, arm, _ in ordered], len(ordered))
 
 
-def by_leader(found: Sequence[Finding]) -> tuple[list[Finding], list[Finding], list[Finding]]:
-    """Returns the differences that show a lead of the left, those of the right, and those that show none."""
-    for_left = [finding for finding in found if finding["low"] > 0]
-    for_right = [finding for finding in found if finding["high"] < 0]
-    return for_left, for_right, [finding for finding in found if not shown(finding)]
+def border_column(name: str) -> Column[ArmFindings]:
+    """Returns the IoU of a class, as `arm_table` shows it of the border."""
+    return Column(f"IoU {name}", lambda arm: arm.scores.iou[name].points if arm.scores else None, points)
 
 
-def count_words(found: Sequence[Finding], left: str, right: str, what: str) -> str:
-    """Returns in how many of several ways of looking at two arms each leads, without a stop.
-
-    >>> count_words([{"low": 1, "high": 2}, {"low": -1, "high": 1}], "U-Net", "SegNet", "view")
-    'U-Net is shown to lead SegNet on 1 of 2 views, SegNet to lead U-Net on 0'
-    """
-    for_left, for_right, _ = by_leader(found)
-    count = plural(len(found), what)
-    return f"{left} is shown to lead {right} on {len(for_left)} of {count}, {right} to lead {left} on {len(for_right)}"
+# --- plots ----------------------------------------------------------------------------------------------------------
 
 
-def kind_words(found: Sequence[tuple[str, Finding]], left: str, right: str) -> str:
-    """Returns which of two arms leads with which kind of picture, without a stop.
-
-    >>> found = [("blur", {"low": 1, "high": 2}), ("noise", {"low": -1, "high": 1}), ("JPEG", {"low": 1, "high": 3})]
-    >>> kind_words(found, "U-Net", "SegNet")
-    'U-Net is shown to lead with blur and JPEG; no difference is shown with noise'
-    """
-    clauses = (f"{left} is shown to lead with", f"{right} is shown to lead with", "no difference is shown with")
-    groups = by_leader([finding for _, finding in found])
-    return "; ".join(
-        f"{clause} {tables.listing([kind for kind, finding in found if finding in group])}"
-        for clause, group in zip(clauses, groups, strict=True)
-        if group
-    )
-
-
-def other_leaders(finding: Finding, amounts: Sequence[float], names: Names) -> str:
-    """Returns at which strengths of a change another leader is shown than over all of them; empty: at none."""
-    _, left, right = names.pair(finding["left"], finding["right"])
-
-    def leader(one: Finding) -> str:
-        return "" if not shown(one) else left if one["points"] > 0 else right
-
-    at: dict[str, list[str]] = {}
-    for amount, one in zip(amounts, finding["by_strength"][1:], strict=False):
-        if leader(one) not in ("", leader(finding)):
-            at.setdefault(leader(one), []).append(f"{amount:g}")
-    others = [f"{name} at {tables.listing(strengths)}" for name, strengths in at.items()]
-    return f" (but {tables.listing(others)})" if others else ""
-
-
-def each_strength(finding: Finding, amounts: Sequence[float], names: Names) -> str:
-    """Returns the difference at each strength of a change."""
-    _, left, right = names.pair(finding["left"], finding["right"])
-    parts = zip(amounts, finding["by_strength"][1:], strict=False)
-    told = [f"{points(one['points'])} ({ends_words(one)}) at {amount:g}" for amount, one in parts]
-    return f"; {left} minus {right} {', '.join(told)}" if told else ""
-
-
-def by_pair(
-    found: Sequence[tuple[str, Finding]], names: Names
-) -> Iterator[tuple[str, str, str, list[tuple[str, Finding]]]]:
-    """Yields, for each pair of arms that has a score, what `Names.pair` calls them, and its share of what was found.
-
-    Args:
-        found: (the way that a pair was looked at, its difference).
-        names: of the experiment's arms.
-    """
-    pairs: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
-    for way, finding in found:
-        if "points" in finding:
-            pairs.setdefault((finding["left"], finding["right"]), []).append((way, finding))
-    for sides, ways in pairs.items():
-        yield *names.pair(*sides), ways
-
-
-def lacking_seeds(experiment: Mapping[str, Any], arm: Mapping[str, Any]) -> int:
-    """Returns how many of an arm's runs are not made."""
-    return len(experiment["seeds"]) - len(arm["seeds"]) - len(arm["diverged"])
-
-
-def missing_words(findings: Mapping[str, Any]) -> list[str]:
-    """Returns what the study lacks, experiment by experiment; empty where it is complete."""
-    runs = findings["runs"]
-    told = []
-    lacking = sum(count for state, count in runs.items() if state in ("missing", "waiting"))
-    if lacking or not runs:
-        told.append(
-            f"{plural(lacking, 'run')} of {sum(runs.values()):,} are not made yet; what stands here may change."
-        )
-    for experiment in findings["experiments"]:
-        names = Names(experiment, findings["models"])
-        for arm in experiment["arms"]:
-            absent = lacking_seeds(experiment, arm)
-            title = f"{experiment['title']}: {names.models[arm['model']]}, {arm['title']}"
-            if absent:
-                told.append(f"{title}: {absent} of {plural(len(experiment['seeds']), 'seed')} missing.")
-            if arm["diverged"]:
-                told.append(f"{title}: diverged with {tables.listing([f'seed {seed}' for seed in arm['diverged']])}.")
-    return told
-
-
-# --- the page --------------------------------------------------------------------------------------------------------
-
-
-MARKS = {"held": "✓", "did not hold": "✗", "open": "?"}
-
-
-def verdict_words(claim: Mapping[str, Any]) -> str:
-    """Returns whether an expectation held. That no difference is shown does not make two equal.
-
-    >>> verdict_words({"verdict": "held", "equal": False}), verdict_words({"verdict": "held", "equal": True})
-    ('held', 'not refuted')
-    """
-    return "not refuted" if claim["equal"] and claim["verdict"] == "held" else str(claim["verdict"])
-
-
-def _figure(chart: Chart | None) -> dict[str, Any] | None:
-    if chart is None:
+def curve_chart(findings: Findings, experiment: ExperimentFindings) -> Chart | None:
+    """Returns mIoU with its interval over latency or over training images, a curve for each model and line."""
+    by_latency = experiment.curve == "latency"
+    styles, found = model_styles(list(findings.models)), dict[tuple[str, str], dict[float, ArmFindings]]()
+    for arm in experiment.arms:
+        latency = arm.cost.latency_ms.p50 if arm.cost and arm.cost.latency_ms else None
+        if arm.scores and (at := latency if by_latency else arm.train_images) is not None:
+            found.setdefault((arm.model, arm.line), {}).setdefault(at, arm)
+    lines = []
+    for (model, name), arms in found.items():
+        title = ", ".join(part for part in (findings.models[model], name) if part)
+        arms = dict(sorted(arms.items()))
+        line = interval_line(title, styles[model], {at: arm.scores.miou for at, arm in arms.items() if arm.scores})
+        notes = [arm.title for arm in arms.values()] if by_latency and len(arms) > 1 else []
+        lines.append(replace(line, notes=notes, kind="hollow bars" if name else "bars"))
+    if not lines:
         return None
-    data = base64.b64encode(chart.csv.encode()).decode()
-    return {"svg": svg(chart.drawing), "file": f"{chart.name}.csv", "csv": f"data:text/csv;base64,{data}"}
+    x_label = f"ms for an image of {experiment.size} px, one thread" if by_latency else "training images, equal steps"
+    ticks = {} if by_latency else {at: whole(at) for line in lines for at in sorted(line.x)}
+    panel = Panel(f"mIoU on the {experiment.split} split, %", lines, x_label, ticks=ticks, log=not by_latency)
+    return plots.line_chart(f"{experiment.curve}-{experiment.name}", [panel], (430, 330))
 
 
-def _estimate(value: Finding | None) -> str:
-    if value is None:
-        return DASH
-    return f"{points(value['points'])} ({points(value['low'])} to {points(value['high'])})"
+def interval_line(title: str, style: plots.Style, scores: Mapping[float, Estimate]) -> Line:
+    """Returns points with their intervals as bars, from x -> score."""
+    middle, low, high = ([getattr(each, key) for each in scores.values()] for key in ("points", "low", "high"))
+    return Line(title, style, list(scores), middle, low, high, "bars")
 
 
-def _loss(found: Mapping[str, float | None]) -> str:
-    mean, low, high = (tables.loss(found[key]) for key in ("mean", "low", "high"))
-    return mean if found["low"] is None else f"{mean} ({low} to {high})"
+def training_charts(findings: Findings) -> Iterator[Chart]:
+    """Yields mIoU and loss over epochs for the first variant: mean over seeds, band from lowest to highest."""
+    main = findings.experiments[0]
+    arms = [arm for arm in main.arms if arm.variant == main.arms[0].variant and arm.scores and arm.scores.history]
+    styles = model_styles(list(findings.models))
+    for field, title, scale in (
+        ("val_miou", "validation mIoU, %", 100),
+        ("val_loss", "validation cross-entropy, nats", 1),
+    ):
+        lines = []
+        for arm in arms:
+            history = arm.scores.history if arm.scores else ()
+            bands = [getattr(row, field) for row in history]
+            mean, low, high = ([scale * getattr(band, key) for band in bands] for key in ("mean", "low", "high"))
+            epochs = [float(row.epoch) for row in history]
+            lines.append(Line(findings.models[arm.model], styles[arm.model], epochs, mean, low, high, "band"))
+        if lines:
+            legend = "lower right" if field == "val_miou" else "upper right"
+            yield plots.line_chart(field, [Panel(title, lines, "epoch", legend)], (430, 290))  # type: ignore[arg-type]
 
 
-def _arm_rows(experiment: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[list[str]]:
-    for arm in study_plots.scored(experiment["arms"]):
-        cost = arm["cost"]
-        latency = cost.get("latency_ms", {})
-        reached = arm["reached"]
-        yield [
-            f"{models[arm['model']]}, {arm['title']}",
-            _estimate(arm["miou"]),
-            _estimate(arm["iou"].get("border")),
-            _estimate(arm["boundary_f"]),
-            _loss(arm["cross_entropy"]),
-            str(len(arm["seeds"])),
-            tables.count(cost.get("parameters")),
-            tables.count(cost.get("macs")),
-            tables.milliseconds(latency.get("p50")),
-            tables.milliseconds(latency.get("p95")),
-            tables.byte_size(cost.get("activation_bytes")),
-            tables.byte_size(cost.get("crossing_bytes")),
-            tables.byte_size(cost.get("training_activation_bytes_per_image")),
-            tables.duration(arm["train_seconds"]),
-            f"{tables.duration(reached['seconds'])} ({reached['runs']} of {len(arm['seeds'])})"
-            if reached["runs"]
-            else DASH,
-        ]
-
-
-ARM_COLUMNS = (
-    *(
-        "Arm",
-        "mIoU %",
-        "Border IoU %",
-        "Boundary F",
-        "Cross-entropy",
-        "Seeds",
-        "Parameters",
-        "MACs",
-        "Latency p50",
-        "p95",
-    ),
-    *("Memory, inference", "of it crossing", "Memory, training, per image", "Training", "Time to loss"),
-)
-
-
-def _finding_rows(names: Names, contrasts: Sequence[Finding], about: str = "") -> Iterator[dict[str, Any]]:
-    """Yields a row for each contrast; `about` stands before the sentence."""
-    for finding in contrasts:
-        resampled = "points" in finding
-        yield {
-            "sentence": unbroken(names.sentence(finding)),
-            "about": about,
-            "share": f"{100 * led(finding)['share_left_better']:.1f} %" if resampled else DASH,
-            "p": f"{finding['p_value']:.4f}" if resampled else DASH,
-            "expected": [
-                (names.claim(claim), claim["why"], f"{MARKS[claim['verdict']]} {verdict_words(claim)}")
-                for claim in finding["expected"]
+def corruption_chart(findings: Findings) -> Chart | None:
+    """Returns mIoU over the severity of each corruption, for the first variant's arms."""
+    found = findings.robustness
+    if not found or not found.arms:
+        return None
+    arms = [arm for arm in found.arms if variant(arm.arm) == variant(found.arms[0].arm)]
+    styles = model_styles(list(findings.models))
+    panels = [
+        Panel(
+            one.unit,
+            [
+                interval_line(findings.models[arm.model], styles[arm.model], dict(enumerate(arm.scores[one.name])))
+                for arm in arms
             ],
-        }
-
-
-def _tuning_table(findings: Mapping[str, Any]) -> list[list[str]]:
-    """Returns a row for each setting: rate, warm-up, each model's score; the best is marked."""
-    tuning = findings["tuning"]
-    cells = {(cell["model"], cell["learning_rate"], cell["warmup"]): cell for cell in tuning["cells"]}
-    rows = []
-    for rate, warmup in dict.fromkeys((cell["learning_rate"], cell["warmup"]) for cell in tuning["cells"]):
-        row = [f"{rate:g}", f"{warmup:g}"]
-        for model in dict.fromkeys(cell["model"] for cell in tuning["cells"]):
-            cell, best = cells[model, rate, warmup], tuning["best"].get(model, {})
-            text = (
-                points(cell["miou"])
-                if cell["miou"] is not None
-                else "diverged"
-                if cell["state"] == "diverged"
-                else DASH
-            )
-            row.append(f"✓ {text}" if (best.get("learning_rate"), best.get("warmup")) == (rate, warmup) else text)
-        rows.append(row)
-    return rows
-
-
-def _forest(findings: Mapping[str, Any]) -> Chart | None:
-    groups = []
-    for experiment in findings["experiments"]:
-        names = Names(experiment, findings["models"])
-        where = f"{experiment['title']} ({experiment['split']}, {experiment['size']} px)"
-        rows = [
-            (names.label(finding), finding)
-            for finding in experiment["contrasts"]
-            if finding["metric"] == "miou" and "points" in finding
-        ]
-        groups.append((where, rows))
-    return study_plots.forest_chart(groups)
-
-
-def _robustness(findings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the section on worse pictures, None before it has a score."""
-    robustness, models = findings["robustness"], findings["models"]
-    if not robustness or not robustness["arms"]:
-        return None
-    names = Names(_experiment(findings, robustness["experiment"]), models)
-    told = [
-        (finding, robustness["titles"][finding["kind"]], robustness["amounts"][finding["kind"]])
-        for finding in robustness["contrasts"]
+            legend="lower left",
+            ticks=dict(enumerate(["none", *(f"{amount:g}" for amount in one.amounts)])),
+        )
+        for one in found.corruptions
     ]
-    kinds = [(kind + other_leaders(finding, amounts, names), finding) for finding, kind, amounts in told]
-    return {
-        "every": robustness["every"],
-        "pictures": tables.whole(robustness["pictures"]),
-        "chart": _figure(study_plots.robustness_chart(robustness, models)),
-        "words": [
-            unbroken(sentence(where, kind_words(ways, left, right)))
-            for where, left, right, ways in by_pair(kinds, names)
-        ],
-        "findings": [
-            row
-            for finding, kind, amounts in told
-            for row in _finding_rows(names, [finding], kind + each_strength(finding, amounts, names))
-        ],
-    }
+    return plots.line_chart("corruptions", panels, (820, 490))
 
 
-def _honesty(findings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the section on other views, None before it has a score."""
-    honesty, models = findings["honesty"], findings["models"]
-    if not honesty or not honesty["views"]:
-        return None
-    names = Names(_experiment(findings, honesty["experiment"]), models)
-    breeds = honesty["breeds"]
-    views = [
-        (f"{view['title']} ({tables.whole(view['pictures'])} pictures)", finding)
-        for view in honesty["views"]
-        for finding in view["contrasts"]
-    ]
-    return {
-        "words": [
-            unbroken(sentence(where, count_words([finding for _, finding in ways], left, right, "view")))
-            for where, left, right, ways in by_pair(views, names)
-        ],
-        "findings": [row for view, finding in views for row in _finding_rows(names, [finding], view)],
-        "breeds": _figure(study_plots.breeds_chart(breeds, models)) if breeds else None,
-        "breed_words": [unbroken(told) for told in breed_sentences(breeds, models)] if breeds else [],
-    }
+def intervals_of(findings: Findings, experiment: ExperimentFindings) -> Iterator[Interval]:
+    """Yields an experiment's differences of mIoU."""
+    for one in experiment.differences:
+        if one.metric == "miou" and (found := one.difference):
+            yield label(findings, experiment, one), found.points, found.low, found.high
 
 
-def settings_words(field: str, values: Sequence[Any]) -> str:
-    """Returns the values that a field of the config has in the runs.
-
-    >>> settings_words("train.epochs", [15, 30]), settings_words("model.convs", [None, [2, 2, 4]])
-    ('15; 30', "the network's own; 2, 2, 4")
-    """
-    own = "the network's own"
-    return "; ".join(own if value is None and field.startswith("model.") else plain(value) for value in values)
+# --- the page -------------------------------------------------------------------------------------------------------
 
 
-def _experiment(findings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return next(experiment for experiment in findings["experiments"] if experiment["name"] == name)
-
-
-def render_study(findings: Mapping[str, Any]) -> str:
+def render_study(findings: Findings) -> str:
     """Returns the page's HTML; the same findings give the same bytes."""
-    models = findings["models"]
-    main = findings["experiments"][0]
-    latency, learning = {}, {}
-    for experiment in findings["experiments"]:
-        if experiment["curve"] == "latency":
-            latency[experiment["title"]] = _figure(study_plots.latency_chart(experiment, models))
-        elif experiment["curve"] == "pictures":
-            learning[experiment["title"]] = (
-                _figure(study_plots.learning_chart(experiment, models)),
-                pictures_words(experiment, models),
-            )
-    training = findings["training"]
+    styles = model_styles(list(findings.models))
+    groups = findings.subsets.groups if findings.subsets else None
+    sides = [side.partition("/")[0] for side in (groups.left, groups.right)] if groups else []
+    scores = {row.group: [row.left, row.right] for row in groups.rows} if groups else {}
+    intervals = [(one.title, list(intervals_of(findings, one))) for one in findings.experiments]
+    tuning: dict[tuple[float, float], list[TuningCell]] = {}
+    for cell in findings.tuning.cells if findings.tuning else ():
+        tuning.setdefault((cell.learning_rate, cell.warmup), []).append(cell)
     return template("study.html.j2").render(
-        version=findings["petseg"],
         findings=findings,
-        styles=plots.model_styles(list(models)),
-        answers=[unbroken(sentence) for sentence in answers(findings)],
-        missing=missing_words(findings),
-        latency={title: figure for title, figure in latency.items() if figure},
-        learning={title: found for title, found in learning.items() if found[0]},
-        forest=_figure(_forest(findings)),
-        training=[
-            figure for key in study_plots.CURVES if (figure := _figure(study_plots.training_chart(main, models, key)))
-        ],
-        main=main,
-        columns=ARM_COLUMNS,
-        experiments=[
-            {
-                "name": experiment["name"],
-                "title": experiment["title"],
-                "where": f"{experiment['split']} split, {experiment['size']} px, "
-                f"{plural(len(experiment['seeds']), 'seed')}",
-                "arms": list(_arm_rows(experiment, models)),
-                "matches": [unbroken(told) for told in match_words(experiment, models)],
-                "findings": list(_finding_rows(Names(experiment, models), experiment["contrasts"])),
-            }
-            for experiment in findings["experiments"]
-        ],
-        tuning_words=[unbroken(told) for told in tuning_words(findings)] if findings["tuning"] else [],
-        tuning_rows=_tuning_table(findings) if findings["tuning"] else [],
-        verdict=f"{MARKS[verdict]} {verdict}" if (verdict := (findings["tuning"] or {}).get("verdict")) else "",
-        robustness=_robustness(findings),
-        honesty=_honesty(findings),
-        total=total_words(findings["training"]),
-        machines=[flatten(machine) for machine in training["machines"]],
-        latency_environment=flatten(findings["latency_environment"] or {}),
-        settings=[(name, settings_words(name, values)) for name, values in findings["settings"].items()],
-        loss=tables.loss(findings["reached_loss"]),
-        pictures={
-            name: tables.whole(count) for name, count in ((findings["data"] or {}).get("pictures") or {}).items()
-        },
+        version=findings.petseg,
+        styles=styles,
+        headline=headline(findings),
+        metric_name=metric_name,
+        label=label,
+        curves=[(one, curve_chart(findings, one)) for one in findings.experiments if one.curve],
+        forest=plots.forest_chart("forest", intervals) if any(rows for _, rows in intervals) else None,
+        arms=arm_table(findings),
+        tuning=tuning,
+        settings={name: "; ".join(map(str, values)) for name, values in findings.settings.items()},
+        training=list(training_charts(findings)),
+        corruptions=corruption_chart(findings),
+        group_chart=plots.group_chart("groups", scores, {findings.models[side]: styles[side] for side in sides})
+        if scores
+        else None,
     )
 
 
@@ -648,11 +218,6 @@ def write_study_report(findings: Path, out: Path | None = None) -> Path:
     """Returns the path of the page written from a findings.json: `out`, or report.html beside it.
 
     Raises:
-        PetsegError: as `read_findings`, or the page cannot be written.
+        PetsegError: as `read_record` and `write_page`.
     """
-    path = out if out is not None else findings.with_name("report.html")
-    if path.is_dir():
-        raise PetsegError(f"{path} is a folder; a report is one HTML file: name a file in it, such as report.html")
-    text = render_study(read_findings(findings))
-    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", newline="\n"))
-    return path
+    return write_page(out or findings.with_name("report.html"), render_study(read_record(findings, Findings)))

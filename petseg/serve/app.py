@@ -30,6 +30,7 @@ from petseg.errors import PetsegError, unknown_name
 from petseg.predict.outputs import encoded
 from petseg.predict.segmentation import Box, ForegroundClass, Segmentation, Summary
 from petseg.predict.segmenter import Segmenter
+from petseg.report.page import SCRIPT_HASH
 from petseg.schema import ClassInfo
 from petseg.serve import published
 from petseg.serve.upload import FIELD, RAW, ClientDisconnect, Held, checked, drain
@@ -44,7 +45,8 @@ LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]
 """Names under which a loopback server answers; a page elsewhere that resolves its own name to 127.0.0.1 is refused."""
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "Content-Security-Policy": f"default-src 'none'; script-src 'self' '{SCRIPT_HASH}'; "
+    "style-src 'self' 'unsafe-inline'; "
     "img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; frame-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",

@@ -7,7 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from threading import Lock
 
-from petseg.report.page import findings, read_comparison, render
+from petseg.report.page import headline, render
+from petseg.schema import ComparisonResult, read_record
 
 PACKAGE = Path(str(files("petseg")))
 
@@ -24,8 +25,8 @@ def names() -> list[str]:
 
 @cache
 def answer(name: str) -> list[str]:
-    """Returns what a comparison found, in sentences."""
-    return findings(read_comparison(RESULTS / name / "comparison.json"))
+    """Returns what a comparison's differences are, a line each."""
+    return headline(read_record(RESULTS / name / "comparison.json", ComparisonResult))
 
 
 def page(name: str) -> str:
@@ -37,4 +38,4 @@ def page(name: str) -> str:
 @cache
 def _page(name: str) -> str:
     path = RESULTS / name / "comparison.json"
-    return render(read_comparison(path), path.parent)
+    return render(read_record(path, ComparisonResult), path.parent)

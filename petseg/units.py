@@ -1,0 +1,135 @@
+"""Numbers as people read them: shares, losses, counts, bytes, times.
+
+A share (IoU, Dice, accuracy, F) is stored in 0..1 and shown in percent, so that a difference reads in points.
+A value that does not exist (a class absent from every image, a cost that was not measured) is shown as a dash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import wraps
+
+DASH = "–"
+
+Number = float | int | None
+Format = Callable[[Number], str]
+
+
+def dashed(text: Callable[[float], str]) -> Format:
+    """Returns the formatter with a dash for what does not exist."""
+
+    @wraps(text)
+    def written(value: Number) -> str:
+        return DASH if value is None or math.isnan(value) else text(value)
+
+    return written
+
+
+@dashed
+def percent(value: float) -> str:
+    """Returns a share of 0..1 in percent with one decimal, without the sign.
+
+    >>> percent(0.7314), percent(1), percent(None)
+    ('73.1', '100.0', '–')
+    """
+    return f"{100 * value:.1f}"
+
+
+@dashed
+def loss(value: float) -> str:
+    """Returns a cross-entropy in nats with four decimals.
+
+    >>> loss(0.36142), loss(None)
+    ('0.3614', '–')
+    """
+    return f"{value:.4f}"
+
+
+@dashed
+def count(value: float) -> str:
+    """Returns a count with the prefix k, M, G or T that leaves at least 0.1 before it; below 100 it is exact.
+
+    >>> count(1_944_000), count(730_000_000), count(31_040_000), count(42), count(None)
+    ('1.9 M', '0.73 G', '31.0 M', '42', '–')
+    """
+    for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        scaled = value / unit
+        if scaled >= 0.1:
+            return f"{scaled:.{2 if scaled < 0.995 else 1}f} {prefix}"
+    return f"{value:.0f}"
+
+
+@dashed
+def byte_size(value: float) -> str:
+    """Returns bytes in decimal units (1 MB is 10^6 bytes) with one decimal.
+
+    >>> byte_size(12_345_678), byte_size(999), byte_size(2_500_000_000), byte_size(None)
+    ('12.3 MB', '999 B', '2.5 GB', '–')
+    """
+    for prefix, unit in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= 0.99995 * unit:
+            return f"{value / unit:.1f} {prefix}"
+    return f"{value:.0f} B"
+
+
+@dashed
+def duration(seconds: float) -> str:
+    """Returns seconds as s below two minutes, min below two hours, else h.
+
+    >>> duration(1180), duration(45.2), duration(9000), duration(None)
+    ('19.7 min', '45 s', '2.5 h', '–')
+    """
+    if seconds < 119.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@dashed
+def milliseconds(value: float) -> str:
+    """Returns milliseconds with three significant digits.
+
+    >>> milliseconds(9.12), milliseconds(0.5), milliseconds(123.4), milliseconds(None)
+    ('9.12 ms', '0.500 ms', '123 ms', '–')
+    """
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3}f} ms"
+
+
+@dashed
+def whole(value: float) -> str:
+    """Returns a whole number with commas.
+
+    >>> whole(3669), whole(None)
+    ('3,669', '–')
+    """
+    return f"{value:,.0f}"
+
+
+@dashed
+def points(value: float) -> str:
+    """Returns percentage points with a true minus sign; never "−0.0".
+
+    >>> points(5.42), points(-0.31), points(-0.04)
+    ('5.4', '−0.3', '0.0')
+    """
+    text = f"{value:.1f}"
+    return text.replace("-", "" if float(text) == 0 else "−")
+
+
+def signed(value: float) -> str:
+    """Returns percentage points with their sign.
+
+    >>> signed(4.67), signed(-4.67), signed(-0.04)
+    ('+4.7', '−4.7', '0.0')
+    """
+    text = points(value)
+    return f"+{text}" if value > 0 and text != "0.0" else text
+
+
+def plural(number: int, noun: str) -> str:
+    """Returns the number with its noun.
+
+    >>> plural(1, "epoch"), plural(3669, "image")
+    ('1 epoch', '3,669 images')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

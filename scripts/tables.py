@@ -1,0 +1,293 @@
+"""The documents' generated tables: tables.toml says their columns; here are the rows that JSON does not hold as such.
+
+A cell is a format string over a row, `{scores.miou:percent}`; what is missing or null is a dash.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace as Row
+from typing import Any
+
+import numpy as np
+
+from petseg import units
+from petseg.data.oxford_pets import ORIGINAL_LOSSES
+from petseg.report.study import arm_table
+from petseg.schema import ComparisonResult, DataInfo, Findings, read_record
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
+def spread(ratio: Any) -> str:
+    """Returns a ratio's median, lowest and highest turn: one decimal from 2 on, two below."""
+    digits = 1 if ratio.median >= 2 else 2
+    return f"{ratio.median:.{digits}f} ({ratio.low:.{digits}f} to {ratio.high:.{digits}f})"
+
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "percent": units.percent,
+    "percent2": lambda share: f"{100 * share:.2f}",
+    "percent4": lambda share: f"{100 * share:.4f}",
+    "whole_percent": lambda share: f"{100 * share:.0f}",
+    "points": units.points,
+    "loss": units.loss,
+    "count": units.count,
+    "MB1": lambda size: f"{size / 1e6:.1f} MB",
+    "MB2": lambda size: f"{size / 1e6:.2f} MB",
+    "duration": units.duration,
+    "spread": spread,
+    "median_percent": lambda values: f"{units.percent(float(np.median(values)))} %",
+    "list": lambda values: ", ".join(map(str, values)),
+    "length": lambda values: str(len(values)),
+}
+
+
+class Cells(string.Formatter):
+    """Format strings over rows, with the formats above and a dash for what is missing."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Returns what stands at a dotted name of the row; None where a step is missing."""
+        value: Any = args[0]
+        for name in field_name.split("."):
+            value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+        return value, field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """Returns the value as the format says."""
+        if value is None:
+            return units.DASH
+        return FORMATS[format_spec](value) if format_spec in FORMATS else str(format(value, format_spec))
+
+
+def markdown(columns: Mapping[str, str], rows: Iterable[Any], caption: str = "") -> str:
+    """Returns a Markdown table, its first column left, the others right, and the caption below it.
+
+    >>> print(markdown({"a": "{name}", "b": "{score:percent}"}, [Row(name="x", score=0.5)], "One row."))
+    | a | b |
+    | --- | ---: |
+    | x | 50.0 |
+    <BLANKLINE>
+    One row.
+    """
+    lines = [list(columns), ["---", *["---:"] * (len(columns) - 1)]]
+    lines += [[Cells().vformat(cell, [row], {}).replace("|", "\\|") for cell in columns.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n{caption}" if caption else "")
+
+
+def read(path: Path) -> Any:
+    """Returns JSON with its objects' fields as attributes."""
+    return json.loads(path.read_text(encoding="utf-8"), object_hook=lambda fields: Row(**fields))
+
+
+def named(objects: Any) -> list[Any]:
+    """Returns the fields of an object as rows, each with its `key`."""
+    return [Row(key=key, **vars(value)) for key, value in vars(objects).items()]
+
+
+def measured(result: Any) -> str:
+    """Returns the line below a table of measurements: the command, the machine, the commit."""
+    machine = result.environment
+    versions = [f"{name} {number}" for name, number in vars(getattr(result, "versions", Row())).items()]
+    turns = [f"{result.turns} turns each"] if hasattr(result, "turns") else []
+    precision = [] if machine.precision == "as told" else [machine.precision]
+    parts = [*turns, machine.processor, f"{machine.threads} threads", *precision, f"torch {machine.torch}", *versions]
+    return f"`{result.command}`: {', '.join(parts)}, commit `{machine.commit}`."
+
+
+def table(name: str, root: Path = ROOT) -> str:
+    """Returns the table of a marker."""
+    if name == "study":
+        return study(root)
+    described = TABLES[name]
+    source = read(root / "results" / described["source"]) if "source" in described else root
+    if "rows" not in described:
+        return markdown(described["columns"], *ROWS[name](source))
+    rows = source
+    for part in described["rows"].split("."):
+        rows = getattr(rows, part)
+    caption = f"Commit `{source.environment.commit}`." if name == "fuzz" else measured(source)
+    return markdown(described["columns"], named(rows), caption)
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+Rows = tuple[list[Any], str]
+"""The rows of a table and its caption."""
+
+
+def results(root: Path) -> Rows:
+    """Returns a row for each model of the published comparisons, and the losses of the comparison before petseg."""
+    rows, captions = [], []
+    for path in sorted((root / "results").glob("*/comparison.json")):
+        result = read_record(path, ComparisonResult)
+        protocol, machine = f"`{result.config.data.oxford_pets.protocol}`", result.environment
+        differences = {one.model: one for one in result.differences}
+        for model in result.models:
+            row = Row(protocol=f"{protocol}, {result.split}", model=model, scores=model.evaluations[result.split])
+            row.validation, row.difference = model.evaluations["val"], differences.get(model.name)
+            row.at_200 = row.validation.cross_entropy_at.get("200")
+            rows.append(row)
+        captions.append(
+            f"{protocol}: {rows[-1].scores.images:,} images, {result.config.train.epochs} epochs at {result.size} px, "
+            f"{units.plural(len(result.seeds), 'seed')}; {machine.device}, {machine.processor}, "
+            f"{units.plural(machine.threads, 'thread')}, {machine.precision}, commit `{machine.commit}`. "
+            f"{result.data.images}."
+        )
+    titles = {row.model.name: row.model.title for row in rows}
+    for name, loss in ORIGINAL_LOSSES.items():
+        rows.append(Row(protocol="`seed`, original", model=Row(title=titles.get(name, name)), at_200=loss))
+    return rows, "\n\n".join(captions)
+
+
+def study(root: Path) -> str:
+    """Returns every network of the study."""
+    findings = read_record(root / "results" / "study" / "findings.json", Findings)
+    found = arm_table(findings)
+    columns = {"Network": "{label}", **{head: f"{{cells.{place}}}" for place, head in enumerate(found.heads)}}
+    rows = [
+        Row(label=label, cells={str(place): cell.text for place, cell in enumerate(cells)})
+        for label, cells in found.rows
+    ]
+    machines = [f"{one.device}, {one.processor}, {one.precision}" for one in findings.training.machines]
+    caption = f"{units.duration(findings.training.seconds)} of training on {'; '.join(machines)}."
+    return markdown(columns, rows, f"{caption} {findings.data.images}." if findings.data else caption)
+
+
+def cards(root: Path) -> list[Any]:
+    """Returns the shipped models' cards, the best first, each with the images that it was trained on."""
+    found = sorted(map(read, (root / "petseg" / "weights").glob("*.json")), key=lambda card: -card.scores.miou)
+    for card in found:
+        card.images = read_record(root / "results" / "models" / card.name / "data.json", DataInfo).images
+        card.sizes = list(dict.fromkeys([*(card.config.train.ramp or []), card.size]))
+    return found
+
+
+def models(root: Path) -> Rows:
+    """Returns the shipped models."""
+    found = cards(root)
+    machines = dict.fromkeys(f"{card.environment.processor}, {card.environment.precision}" for card in found)
+    return found, f"{'; '.join(dict.fromkeys(card.images for card in found))}. Trained on {'; '.join(machines)}."
+
+
+def files(checked: Any) -> Rows:
+    """Returns each shipped file against the run that it was made from."""
+    rows = []
+    for card in cards(ROOT):
+        found = getattr(checked.models, card.name, None)
+        rows.append(Row(name=card.name, found=found if found and found.sha256 == card.sha256 else None, card=card))
+    return rows, f"Test split. {measured(checked)} {rows[0].card.images}."
+
+
+def time_to_loss(plain: Any) -> Rows:
+    """Returns the time until the validation loss of the U-Net before petseg."""
+    folder = ROOT / "results" / "benchmarks"
+    speedrun = read_record(folder / "speedrun" / "comparison.json", ComparisonResult)
+    speed = read(folder / "train_speed.json")
+    runs = [(f"`speedrun`, {model.title}", model.history, model.evaluations["val"]) for model in speedrun.models]
+    rows = []
+    for title, history, scores in [*runs, ("`default`, U-Net", plain.history, None)]:
+        epochs = next((row.epoch for row in history if row.val_loss <= ORIGINAL_LOSSES["unet"]), len(history))
+        row = Row(title=title, epochs=epochs, loss=history[epochs - 1].val_loss)
+        row.seconds = sum(each.seconds for each in history[:epochs])
+        row.at_200 = scores.cross_entropy_at.get("200") if scores else None
+        rows.append(row)
+    epoch = speed.training_images / float(np.median(speed.loops.tutorial.images_per_second))
+    rows += [Row(title="the tutorial's network, not trained", epochs=n, seconds=n * epoch) for n in (1, 30)]
+    for row in rows:
+        row.times = row.seconds / rows[0].seconds
+    plain.command = speedrun.command
+    return rows, f"{measured(plain)} {speedrun.data.images}."
+
+
+def against(row: Any, base: Any) -> Any:
+    """Returns how many times as fast a row is as another: median, lowest and highest over turns."""
+    ratio = np.divide(base.turn_medians_ms, row.turn_medians_ms)
+    return Row(median=float(np.median(ratio)), low=float(ratio.min()), high=float(ratio.max()))
+
+
+def runtimes(result: Any) -> Rows:
+    """Returns `petseg bench` at the most threads that it measured."""
+    most = max(row.threads for row in result.rows)
+    rows = sorted((row for row in result.rows if row.threads == most), key=lambda row: (row.size, row.model))
+    bases = {(row.model, row.size): row for row in rows if row.runtime == "onnxruntime"}
+    for row in rows:
+        row.speed = against(row, bases[row.model, row.size])
+    return rows, f"{measured(result)} Processor: {', '.join(result.instructions)}."
+
+
+def precisions(result: Any) -> Rows:
+    """Returns the scores of each model on each split."""
+    return [
+        Row(name=model.key, bytes=model.bytes, scores=scores)
+        for model in named(result.models)
+        for scores in named(model.scores)
+    ], f"{measured(result)} {cards(ROOT)[0].images}."
+
+
+def indices(result: Any) -> Rows:
+    """Returns U-Net and SegNet at equal width and at equal accuracy, each side in turn."""
+    rows = []
+    for kind, pair in vars(result.pairs).items():
+        unet_sides, segnet_sides = (sorted(map(int, vars(model.maps))) for model in (pair.unet, pair.segnet))
+        for sides in zip(unet_sides, segnet_sides, strict=True):
+            base = speeds(pair.unet, sides[0])
+            for model, side in zip((pair.unet, pair.segnet), sides, strict=True):
+                row = Row(kind=kind, name=model.name, side=side, maps=getattr(model.maps, str(side)))
+                row.miou = model.miou if side == model.size else None
+                row.runtimes = {name: against(one, base[name]) for name, one in speeds(model, side).items()}
+                row.peak_mb = speeds(model, side)["onnxruntime"].peak_mb
+                rows.append(row)
+    return rows, f"{measured(result)} mIoU: {cards(ROOT)[0].images}."
+
+
+def speeds(model: Any, side: int) -> dict[str, Any]:
+    """Returns runtime -> row of one model at one side."""
+    return {row.runtime: row for row in model.speed if row.size == side}
+
+
+def stages(result: Any) -> Rows:
+    """Returns the maps alive in each stage."""
+    unet, segnet = (vars(getattr(model.maps, str(model.size)).stages) for model in vars(result.pairs.width).values())
+    names = sorted({*unet, *segnet}, key=lambda name: (name != "input", name[0] != "e", name))
+    return [Row(stage=name, unet=unet.get(name), segnet=segnet.get(name)) for name in names], ""
+
+
+def faults(counted: Any) -> Rows:
+    """Returns the tests of faults and hostile input, and how many cases each went through."""
+    rows = []
+    for test, cases in vars(counted.cases).items():
+        file, _, name = test.partition("::")
+        words = name.removeprefix("test_").replace("_", " ")
+        rows.append(Row(area=Path(file).stem.removeprefix("test_"), words=words, file=file, cases=cases))
+    total = sum(row.cases for row in rows)
+    return rows, f"{total:,} cases. Python {counted.python}, commit `{counted.commit}`."
+
+
+def soak(soaked: Any) -> Rows:
+    """Returns what long runs hold, and how it grew."""
+    rows = [row for row in named(soaked) if hasattr(row, "samples")]
+    for row in rows:
+        row.last = row.samples[-1]
+    return rows, f"Commit `{soaked.environment.commit}`."
+
+
+ROWS: dict[str, Callable[[Any], Rows]] = {
+    "results": results,
+    "models": models,
+    "recipes": models,
+    "files": files,
+    "time-to-loss": time_to_loss,
+    "inference": runtimes,
+    "inference-accuracy": precisions,
+    "indices-figures": indices,
+    "indices-stages": stages,
+    "faults": faults,
+    "soak": soak,
+}
