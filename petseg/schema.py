@@ -617,7 +617,8 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT:
                 "of petseg wrote"
             )
     try:
-        return kind.model_validate(content, strict=False)
+        # of JSON, strict knows that an array is a tuple
+        return kind.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -12,20 +12,41 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from petseg.config import Recipe, load_recipe
+from petseg.config import Recipe, RunConfig, load_recipe
 from petseg.data.cache import Prepared, prepare
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import make_pets
+from petseg.schema import EpochRow
+from petseg.training.device import choose_hardware
+from petseg.training.loop import Execution, train
 
 os.environ["PETSEG_RUNTIME"] = "onnxruntime"  # the same answers on every machine, whatever is faster there
 torch.set_num_threads(1)  # 60 steps of a small model took 3 s with one thread and 27 s with two
 
 TINY = ("data.size=32", "model.base_channels=4", "train.epochs=2", "train.batch_size=8", "train.precision=fp32")
 """Settings under which a run takes a second."""
+
+CPU = choose_hardware("fp32", "cpu")
+
+
+def tiny(*settings: str, model: str = "unet") -> RunConfig:
+    """Returns the config of a tiny run."""
+    return load_recipe("default", [*TINY, *settings]).for_model(model)
+
+
+def prepare_for(config: RunConfig, folder: Path) -> Prepared:
+    """Returns the dataset of a folder under a config's task, protocol and size."""
+    return prepare(open_dataset(folder, config.data), config.data.size)
+
+
+def train_on_cpu(config: RunConfig, prepared: Prepared, run: Path, **execution: Any) -> list[EpochRow]:
+    """As `train`, on the CPU in fp32; `execution` are further fields of `Execution`."""
+    return train(config, prepared, run, Execution(hardware=CPU, **execution))
 
 
 FAULTS = {

@@ -252,17 +252,16 @@ def _check_compiler(device: torch.device) -> None:
 
 def _claim(run: Path, config: RunConfig, prepared: Prepared) -> None:
     """Checks that a folder is new or of the same config and images, and writes down which images they are."""
-    if (run / "config.json").is_file() and (known := runs.read_config(run)) != config:
-        raise PetsegError(
-            f"run folder {run}: holds another config ({_first_difference(known, config)}); choose another --out"
-        )
+    if (run / "config.json").is_file() and (change := _first_difference(runs.read_config(run), config)):
+        raise PetsegError(f"run folder {run}: holds another config ({change}); choose another --out")
     runs.claim_data(run, prepared)
 
 
-def _first_difference(known: RunConfig, wanted: RunConfig) -> str:
-    old, new = dict(flat_fields(known.model_dump())), dict(flat_fields(wanted.model_dump()))
-    field = next(name for name in {**old, **new} if old.get(name) != new.get(name))
-    return f"{field} is {old.get(field)!r} there, {new.get(field)!r} now"
+def _first_difference(known: RunConfig, wanted: RunConfig) -> str | None:
+    # as JSON: a model's option may be a tuple here and a list in the file
+    old, new = (dict(flat_fields(config.model_dump(mode="json"))) for config in (known, wanted))
+    changed = (name for name in {**old, **new} if old.get(name) != new.get(name))
+    return next((f"{name} is {old.get(name)!r} there, {new.get(name)!r} now" for name in changed), None)
 
 
 def _describe(run: Path, config: RunConfig, hardware: Hardware) -> None:

@@ -1,0 +1,122 @@
+"""Files are whole or not written, and clear words where they cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from petseg.errors import PetsegError
+from petseg.storage import read_json, remove_unfinished, write_atomically, write_json
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_atomically_moves_the_whole_file_there(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+
+    def write(unfinished):
+        unfinished.write_text("whole")
+        assert unfinished.parent == path.parent, "on the same disk, or the move is a copy"
+        assert not path.exists()
+
+    write_atomically(path, write)
+    assert path.read_text() == "whole"
+    assert names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "match"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), PetsegError, r"file\.txt: cannot be written \(No space left\);"),
+        (OSError("odd"), PetsegError, r"cannot be written \(odd\); free some space or choose another folder$"),
+        (RuntimeError("bug"), RuntimeError, "^bug$"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ],
+)
+def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path, error, raised, match):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write(unfinished):
+        unfinished.write_text("ne")
+        raise error
+
+    with pytest.raises(raised, match=match):
+        write_atomically(path, write)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PetsegError, match=r"a\.txt: cannot be written \(.*\); free some space or choose") as caught:
+        write_atomically(tmp_path / place / "a.txt", lambda unfinished: unfinished.write_text("x"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from petseg.storage import write_atomically\n"
+        "def write(unfinished):\n"
+        "    unfinished.write_text('ne')\n"
+        "    os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))\n"
+        "write_atomically(Path(sys.argv[1]), write)"
+    )
+    done = subprocess.run([sys.executable, "-B", "-c", code, path], check=False, capture_output=True)
+    assert done.returncode != 0
+    assert b"Traceback" not in done.stderr
+    assert path.read_text() == "old"
+    assert len(names(tmp_path)) == 2  # the half stands beside it, hidden, under a name that nobody reads
+    assert names(tmp_path)[0].startswith(".file.txt.tmp")
+
+
+def test_what_killed_writes_left_is_swept_and_nothing_else(tmp_path):
+    for name in (".mask.png.tmp12", ".tmp9RhjQI", ".tmp-of-somebody", "metrics.jsonl"):  # the second is safetensors'
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, ["mask.png"])
+    assert names(tmp_path) == [".tmp-of-somebody", ".tmp9RhjQI", "metrics.jsonl"], "a folder of photos is not ours"
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == [".tmp-of-somebody", "metrics.jsonl"]
+
+
+def test_json_is_read_as_it_was_written(tmp_path):
+    content = {"mIoU": 0.7284, "classes": ["pet", "Mähne"], "none": None, "nested": {"a": 1}}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text.endswith("}\n")
+    assert len(text.splitlines()) > 5  # for people
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_json_refuses_what_is_no_number(tmp_path, value):
+    write_json(tmp_path / "a.json", {"loss": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"rows": [{"loss": value}]})
+    assert read_json(tmp_path / "a.json") == {"loss": 1.0}
+    assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b'{"a": "\xff"}', b"a", None], ids=repr)
+def test_broken_json(tmp_path, content):
+    path = tmp_path / "a.json"
+    with pytest.raises(PetsegError, match=r"a\.json: no such file; is this the folder of a finished run\?"):
+        read_json(path)
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(PetsegError, match=r"a\.json: not readable as JSON \(.*\); restore it or run again"):
+        read_json(path)
+
+
+@pytest.mark.parametrize(("content", "kind"), [("[1]", "list"), ("3", "int"), ("null", "NoneType"), ('"a"', "str")])
+def test_json_that_is_no_object(tmp_path, content, kind):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(PetsegError, match=rf"a\.json: holds a {kind}; wanted a JSON object"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,106 @@
+"""Batches: every image once an epoch, the same for all models; smaller sides; classes that scores take together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from petseg.config import TrainConfig
+from petseg.data.dataset import Merge, classes_from
+from petseg.evaluation.evaluate import evaluate_run
+from petseg.training.batches import epoch_batches, load_splits
+from petseg.training.inference import right_image_class, scored_labels, scored_logits
+from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
+
+
+@pytest.mark.parametrize("count", [7, 8, 9, 16, 17])
+def test_an_epoch_shows_every_image_once_and_no_batch_is_single(count):
+    config = TrainConfig(batch_size=8, seed=3)
+    first, again, second = (epoch_batches(np.arange(count), epoch, config) for epoch in (1, 1, 2))
+    order = np.concatenate(first).tolist()
+    assert sorted(order) == list(range(count))
+    assert min(map(len, first)) > 1
+    assert order == np.concatenate(again).tolist()
+    assert order != np.concatenate(second).tolist()
+
+
+def test_all_models_see_the_same_images_in_the_same_order(prepared):
+    orders = []
+    for model in ("unet", "segnet"):
+        config = tiny(model=model)
+        rows = load_splits(prepared, config, CPU.device)["train"].rows
+        orders.append(np.concatenate(epoch_batches(rows, 1, config.train)).tolist())
+    assert orders[0] == orders[1]
+
+
+def test_the_seed_protocol_has_no_test_split(pets_folder):
+    config = tiny("protocol=seed")
+    splits = load_splits(prepare_for(config, pets_folder), config, CPU.device)
+    assert set(splits) == {"train", "val"}
+    assert not set(splits["train"].rows) & set(splits["val"].rows)
+
+
+def test_a_fraction_takes_less_to_train_and_all_to_validate(prepared):
+    whole, part = (load_splits(prepared, tiny(f"data.fraction={share}"), CPU.device) for share in (1.0, 0.5))
+    assert set(part["train"].rows) < set(whole["train"].rows)
+    assert part["val"].rows.tolist() == whole["val"].rows.tolist()
+
+
+def test_a_batch_can_be_reduced_and_keeps_its_labels_values(prepared):
+    split = load_splits(prepared, tiny(), CPU.device)["train"]
+    images, labels = split.batch(split.rows[:5])
+    small_images, small_labels = split.batch(split.rows[:5], 16)
+    assert small_images.shape == (5, 3, 16, 16)
+    assert small_labels.shape == (5, 16, 16)
+    assert small_labels.dtype == torch.uint8
+    assert set(small_labels.unique().tolist()) <= set(labels.unique().tolist())
+    # 32 to 16 px: antialiased means stay, and a label is one of its 2x2 block
+    assert torch.allclose(small_images.mean(dim=(2, 3)), images.mean(dim=(2, 3)), atol=0.01)
+    blocks = labels.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)
+    assert (blocks == small_labels[..., None]).any(dim=-1).all()
+
+
+# Merged classes
+
+PET = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))
+"""Of cat, dog, background, border."""
+
+
+def test_merged_classes_are_scored_together():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 4, 6, 6, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 255], dtype=torch.uint8)[torch.randint(0, 5, (4, 6, 6), generator=generator)]
+    probabilities = logits.softmax(dim=1)
+    expected = torch.stack([probabilities[:, 0] + probabilities[:, 1], probabilities[:, 2], probabilities[:, 3]], dim=1)
+    assert torch.allclose(scored_logits(logits, PET).softmax(dim=1), expected, atol=1e-6)
+    truth = scored_labels(labels, PET)
+    for before, after in ((0, 0), (1, 0), (2, 1), (3, 2), (255, 255)):
+        assert (truth[labels == before] == after).all()
+    assert scored_logits(logits, None) is logits
+    assert scored_labels(labels, None) is labels
+
+
+def test_an_image_s_class_is_the_member_it_shows_most_of():
+    # all cats; half of the images look like dogs, one shows neither and does not count
+    labels = torch.zeros(5, 6, 6, dtype=torch.uint8)
+    labels[4] = 2
+    logits = torch.zeros(5, 4, 6, 6)
+    logits[:2, 0] = 1.0
+    logits[2:, 1] = 1.0
+    assert right_image_class(logits, labels, PET) == [True, True, False, False]
+    assert right_image_class(logits, labels, None) == []
+
+
+@pytest.mark.parametrize("task", ["trimap", "trimap_species"])
+def test_both_trimap_tasks_give_the_same_kind_of_scores(task, pets_folder, tmp_path):
+    config = tiny(f"task={task}", "train.epochs=1")
+    prepared = prepare_for(config, pets_folder)
+    (row,) = train_on_cpu(config, prepared, tmp_path / "run")
+    evaluation = evaluate_run(tmp_path / "run", CPU, load_splits(prepared, config, CPU.device), "val")
+    scores = evaluation.scores
+    assert list(scores.iou) == ["pet", "background", "border"]
+    assert evaluation.images.confusions.shape[1:] == (3, 3)
+    assert scores.cross_entropy == pytest.approx(row.val_loss, rel=1e-5)
+    assert scores.image_class_accuracy == row.val_image_class
+    assert scores.image_class_images == (len(evaluation.images.ids) if task == "trimap_species" else None)

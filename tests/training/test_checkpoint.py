@@ -1,0 +1,113 @@
+"""Checkpoints: a resumed run is the undisturbed one, the best weights are of the best epoch, damage is reported."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from petseg.config import ModelConfig, RunConfig
+from petseg.errors import PetsegError
+from petseg.models import build_model
+from petseg.training.batches import epoch_batches, load_splits
+from petseg.training.checkpoint import best_epoch, load_weights
+from petseg.training.inference import build_network
+from petseg.training.runs import read_metrics
+from petseg.training.validation import validate
+from tests.conftest import CPU, tiny, train_on_cpu
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(steps):
+    def stop(progress):
+        if progress.step == steps:
+            raise KilledError
+
+    return stop
+
+
+def cut_in_the_second_epoch(config, prepared, run):
+    steps = len(epoch_batches(load_splits(prepared, config, CPU.device)["train"].rows, 1, config.train))
+    assert steps > 1
+    with pytest.raises(KilledError):
+        train_on_cpu(config, prepared, run, on_step=killed_after(2 * steps - 1))
+    assert [row.epoch for row in read_metrics(run)] == [1]
+
+
+def without_times(rows):
+    return [row.model_copy(update={"seconds": 0, "train_seconds": 0}) for row in rows]
+
+
+def same_tensors(one, other):
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("model", ["unet", "segnet"])
+@pytest.mark.parametrize("settings", [(), ("train.ema=0.9", "model.dropout=0.2")], ids=["plain", "ema and dropout"])
+def test_a_resumed_run_equals_the_undisturbed_one_to_the_bit(model, settings, prepared, tmp_path):
+    config = tiny("train.epochs=3", "train.deterministic=true", *settings, model=model)
+    whole = train_on_cpu(config, prepared, tmp_path / "whole")
+    cut_in_the_second_epoch(config, prepared, tmp_path / "cut")
+    resumed = train_on_cpu(config, prepared, tmp_path / "cut", resume=True)
+    assert without_times(resumed) == without_times(whole)
+    for name in ("best.safetensors", "last.safetensors", "resume.safetensors"):
+        assert same_tensors(tmp_path / "whole" / name, tmp_path / "cut" / name), name
+
+
+def test_a_finished_run_resumes_to_itself_without_a_step(prepared, tmp_path):
+    config = RunConfig(**{**tiny().model_dump(), "model": ModelConfig(name="segnet", base_channels=4, convs=(1,) * 5)})
+    history = train_on_cpu(config, prepared, tmp_path / "run")
+    before = (tmp_path / "run" / "last.safetensors").stat().st_mtime_ns
+    assert train_on_cpu(config, prepared, tmp_path / "run", resume=True, on_step=killed_after(1)) == history
+    assert (tmp_path / "run" / "last.safetensors").stat().st_mtime_ns == before
+
+
+def test_best_weights_are_those_of_the_best_epoch(prepared, tmp_path):
+    config = tiny("train.epochs=4")
+    history = train_on_cpu(config, prepared, tmp_path / "run")
+    network = build_network(config.model, 3, CPU)
+    epoch = load_weights(network.module, tmp_path / "run" / "best.safetensors")
+    assert epoch == best_epoch(history)
+    scores = validate(network, load_splits(prepared, config, CPU.device)["val"])
+    assert scores.val_miou == pytest.approx(history[epoch - 1].val_miou, abs=1e-6)
+    assert scores.val_miou == pytest.approx(max(row.val_miou for row in history), abs=1e-6)
+    assert best_epoch([row.model_copy(update={"val_miou": 0.5}) for row in history]) == 1, "the first of equals"
+
+
+def test_a_kill_between_the_best_weights_and_the_epoch_keeps_the_old_best(prepared, tmp_path):
+    config = tiny("train.epochs=3", "train.deterministic=true")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    history = train_on_cpu(config, prepared, whole)
+    cut_in_the_second_epoch(config, prepared, cut)
+    # as a kill leaves it: a best of an epoch that was never kept, the older best set aside
+    (cut / "best.safetensors").replace(cut / "best.previous.safetensors")
+    weights = {name: tensor + 1 for name, tensor in load_file(cut / "last.safetensors").items()}
+    save_file(weights, cut / "best.safetensors", {"epoch": "2"})
+    assert train_on_cpu(config, prepared, cut, resume=True)[-1].val_loss == history[-1].val_loss
+    assert same_tensors(whole / "best.safetensors", cut / "best.safetensors")
+    assert not (cut / "best.previous.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x08\0\0\0\0\0\0\0{}      "], ids=["empty", "no epoch"])
+def test_damaged_checkpoints_are_reported(damage, prepared, tmp_path):
+    train_on_cpu(tiny(), prepared, tmp_path / "run")
+    for name in ("resume", "resume.previous"):
+        (tmp_path / "run" / f"{name}.safetensors").write_bytes(damage)
+    with pytest.raises(PetsegError, match=r"resume\.safetensors: damaged .*; train again without --resume"):
+        train_on_cpu(tiny(), prepared, tmp_path / "run", resume=True)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    model = build_model(tiny().model, 3)
+    other = build_model(tiny(model="segnet").model, 3).state_dict()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in other.items()}, tmp_path / "best.safetensors", {"epoch": "1"}
+    )
+    with pytest.raises(PetsegError, match="weights of another model"):
+        load_weights(model, tmp_path / "best.safetensors")
+    with pytest.raises(PetsegError, match="no such weights"):
+        load_weights(model, tmp_path / "none.safetensors")

@@ -1,0 +1,35 @@
+"""The device: CUDA, MPS, CPU in that order; what torch does not have is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from petseg.errors import PetsegError
+from petseg.training.device import best_device, choose_hardware
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "wanted"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_the_order_is_cuda_mps_cpu(cuda, mps, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert best_device() == wanted
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)  # neither is here to allocate on
+    chosen = choose_hardware("fp32")
+    assert (chosen.device.type, chosen.precision) == (wanted, "fp32")
+    if wanted == "mps":
+        assert choose_hardware("auto").precision == "fp32", "bf16 is not tried there"
+
+
+def test_precision_is_as_asked():
+    assert choose_hardware("bf16", "cpu").precision == "bf16"
+    assert choose_hardware("fp32", "cpu").environment().precision == "fp32"
+
+
+@pytest.mark.parametrize("device", ["tpu9", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(PetsegError, match=f"device '{device}': torch has no such device here; choose cpu"):
+        choose_hardware("auto", device)
