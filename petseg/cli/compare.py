@@ -42,6 +42,7 @@ def compare(
     from petseg.config import load_recipe
     from petseg.experiments.compare import Plan
     from petseg.experiments.compare import compare as compare_models
+    from petseg.models import run_config
     from petseg.report import write_report
     from petseg.training.runs import refuse_existing
 
@@ -49,6 +50,8 @@ def compare(
         raise PetsegError(f"--quick was given with --recipe {recipe}; choose one: --quick is the recipe `quick`")
     name = "quick" if quick else recipe
     loaded = load_recipe(name, settings or ())
+    for model in loaded.models:
+        run_config(loaded, model)  # a mistake in the recipe shows before minutes of work
     folder = out or Path("runs") / f"compare-{Path(name).stem}"
     refuse_existing(folder, resume=resume)
     hardware = chosen_hardware(loaded.train.precision, device)

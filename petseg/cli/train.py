@@ -23,14 +23,12 @@ def train(
 ) -> None:
     """Train one model into a run folder."""
     from petseg.config import load_recipe
-    from petseg.evaluation.cost import count_cost
-    from petseg.models import title_of
+    from petseg.models import run_config, title_of
     from petseg.training.loop import Execution, Progress
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
 
-    config = load_recipe(recipe, settings or ()).for_model(model)
-    count_cost(config.model, 3, config.data.size)  # an option that the model lacks is told before minutes of work
+    config = run_config(load_recipe(recipe, settings or ()), model)
     run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
     refuse_existing(run, resume=resume)
     hardware = chosen_hardware(config.train.precision, device)

@@ -131,9 +131,7 @@ def prepare(
         return _read_cache(target, dataset)
 
 
-def _write_cache(
-    target: Path, dataset: Dataset, size: int, workers: int | None, on_progress: Progress | None
-) -> None:
+def _write_cache(target: Path, dataset: Dataset, size: int, workers: int | None, on_progress: Progress | None) -> None:
     for stale in (target, *target.parent.glob(f"{target.name}.tmp*")):
         if stale.exists():
             shutil.rmtree(stale)  # damaged, or of a killed process: the caller holds the lock

@@ -63,7 +63,7 @@ def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...
     """
     classes = []
     for place, entry in enumerate(entries):
-        given = {"name": entry} if isinstance(entry, str) else entry
+        given: Any = {"name": entry} if isinstance(entry, str) else entry  # of a file that others wrote
         name = given.get("name") if isinstance(given, Mapping) else None
         if not isinstance(name, str) or not name:
             raise ValueError(f"class {place} has no name")

@@ -80,11 +80,11 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
     if device.type != "cuda" or images.nbytes + labels.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         images, labels = images.to(device), labels.to(device)
     splits = {part: Split(images, labels, prepared.rows(part_ids), device, prepared) for part, part_ids in ids.items()}
-    training, validation = (len(splits[part].rows) if part in splits else 0 for part in ("train", "val"))
-    if training < 2 or not validation:
+    usable = {part: len(splits[part].rows) if part in splits else 0 for part in ("train", "val")}
+    if usable["train"] < 2 or not usable["val"]:
         raise PetsegError(
-            f"{dataset.name}: {training} training and {validation} validation images can be used; wanted at least 2 "
-            "and 1: is the data folder complete? (`petseg data check`)"
+            f"{dataset.name}: {usable['train']} training and {usable['val']} validation images can be used; wanted at "
+            "least 2 and 1: is the data folder complete? (`petseg data check`)"
         )
     return splits
 
