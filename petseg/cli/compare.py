@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petseg.cli.data import data_or_download, data_or_synthetic, prepare_data
-from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, chosen_hardware
+from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
 from petseg.cli.progress import progress_bar, resumable
 from petseg.errors import PetsegError
 
@@ -37,6 +37,7 @@ def compare(
     settings: SetOption = None,
     resume: ResumeOption = False,
     device: DeviceOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
     from petseg.config import load_recipe
@@ -54,7 +55,7 @@ def compare(
         run_config(loaded, model)  # a mistake in the recipe shows before minutes of work
     folder = out or Path("runs") / f"compare-{Path(name).stem}"
     refuse_existing(folder, resume=resume)
-    hardware = chosen_hardware(loaded.train.precision, device)
+    hardware = chosen_hardware(loaded.train.precision, device, threads)
     found, synthetic = data_or_synthetic(data) if quick else (data_or_download(data), False)
     prepared = prepare_data(found, loaded.data)
     started = time.monotonic()
