@@ -251,7 +251,7 @@ SEED_SIZE = 200
 def committed_validation() -> frozenset[str]:
     """Returns the 368 names of trainval that validate under protocol `official`.
 
-    Written by `scripts/make_validation_split.py`: stratified by breed, no near-duplicate of a training image.
+    Drawn once by `stratified_validation` with seed 0: stratified by breed, no near-duplicate of a training image.
     """
     return _committed("official_val.txt")
 
