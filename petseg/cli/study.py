@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petseg.cli.data import data_folder, prepare_data
-from petseg.cli.options import DataOption, DeviceOption, ThreadsOption, chosen_hardware
+from petseg.cli.options import DataOption, DeviceOption, chosen_hardware
 from petseg.cli.progress import progress_bar, resumable
 from petseg.errors import PetsegError
 
@@ -32,7 +32,6 @@ def study(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs made at once; they share the cores.")] = 1,
     device: DeviceOption = None,
-    threads: ThreadsOption = None,
 ) -> None:
     """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
     from petseg.experiments.study import run as studies
@@ -54,7 +53,7 @@ def study(
         prepared = {
             size: prepare_data(found, loaded.data.model_copy(update={"size": size})) for size in studies.sizes(loaded)
         }
-        chosen_hardware(loaded.train.precision, device, threads)
+        chosen_hardware(loaded.train.precision, device)
         with resumable("run the same command again to go on"), progress_bar() as advance:
 
             def tell(status: studies.Status) -> None:

@@ -14,11 +14,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -35,8 +35,6 @@ CACHE_VERSION = 3
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
-
-Result = TypeVar("Result")
 
 
 def cache_root() -> Path:
@@ -63,9 +61,12 @@ def locked(target: Path) -> Iterator[None]:
     """Keeps other processes from making `target` during the block."""
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(f"{target}.lock").acquire()
-    with held:
+        lock = FileLock(str(target) + ".lock")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -98,17 +99,20 @@ class Prepared:
         return np.array([row_of[sample_id] for sample_id in ids if sample_id in row_of], np.int64)
 
 
-def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None) -> Prepared:
-    """Returns the prepared form of a dataset, made at the first call and read at the next.
+def prepare(
+    dataset: Dataset, size: int, *, on_progress: Progress | None = None, workers: int | None = None
+) -> Prepared:
+    """Returns the prepared form of a dataset, made at the first call and found at the next.
 
-    A thread for each core decodes images (Pillow releases the interpreter lock). Two processes may call at once: the
-    second waits and reads the first one's work. A killed call leaves nothing under the cache's name. A damaged cache
-    is made again, with a warning.
+    Images are decoded by a thread for each core (Pillow releases the interpreter lock). Two processes may call at
+    once: the second waits and finds the first one's work. A killed call leaves nothing under the cache's name. A cache
+    that is damaged is made again, with a warning.
 
     Args:
         dataset: as `sources.open_dataset` returns it.
         size: side of the square in pixels.
         on_progress: called with (done, total) images.
+        workers: threads; None takes one a core.
 
     Raises:
         PetsegError: no sample can be used, or the disk is full.
@@ -121,14 +125,26 @@ def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None)
             except PetsegError as error:
                 logging.getLogger("petseg").warning("petseg: warning: %s; preparing it again", error)
         with writing(target.parent):
-            _write_cache(target, dataset, size, on_progress)
+            _write_cache(dataset, size, target, partial(_decoded, workers=workers), on_progress)
         return _read_cache(target, dataset)
 
 
-def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progress | None) -> None:
-    for stale in (target, *target.parent.glob(f"{target.name}.tmp*")):
-        if stale.exists():
-            shutil.rmtree(stale)  # damaged, or of a killed process: the caller holds the lock
+LabelledArrays = tuple[UInt8, UInt8, tuple[str, ...], int]
+Outcome = LabelledArrays | str
+"""Image, class ids, notes and longest side of a sample, or the reason why it is left out."""
+
+
+def _write_cache(
+    dataset: Dataset,
+    size: int,
+    target: Path,
+    decoded: Callable[[Dataset, int], Iterator[tuple[Sample, Outcome]]],
+    on_progress: Progress | None,
+) -> None:
+    for stale in target.parent.glob(f"{target.name}.tmp*"):
+        shutil.rmtree(stale)  # of a killed process: the caller holds the lock
+    if target.exists():
+        shutil.rmtree(target)
     unfinished = target.with_name(f"{target.name}.tmp{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
@@ -136,8 +152,7 @@ def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progres
         rows: list[dict[str, object]] = []
         left_out: dict[str, str] = {}
         largest_side = 0
-        outcomes = _in_threads(partial(_decode, dataset, size), dataset.samples)
-        for done, (sample, outcome) in enumerate(zip(dataset.samples, outcomes, strict=True), start=1):
+        for done, (sample, outcome) in enumerate(decoded(dataset, size), start=1):
             if isinstance(outcome, str):
                 left_out[sample.id] = outcome
             else:
@@ -180,16 +195,23 @@ CHUNK = 25
 """Samples that a thread takes at once: handing out single ones costs a tenth of the speed."""
 
 
-def _in_threads(work: Callable[[Sample], Result], samples: Sequence[Sample]) -> Iterator[Result]:
-    """Yields what `work` returns for each sample, in order; the threads are some samples ahead of the reader."""
-    chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for results in pool.map(lambda chunk: [work(sample) for sample in chunk], chunks):
-            yield from results
+def _decoded(dataset: Dataset, size: int, *, workers: int | None) -> Iterator[tuple[Sample, Outcome]]:
+    """Yields each sample with its arrays, or with the reason why it is left out; in order, some ahead of the reader."""
+    chunks = _chunks(dataset.samples)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for samples, outcomes in zip(chunks, pool.map(partial(_decode_all, dataset, size=size), chunks), strict=True):
+            yield from zip(samples, outcomes, strict=True)
 
 
-def _decode(dataset: Dataset, size: int, sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], int] | str:
-    """Returns image, class ids, notes and longest side of a sample, or the reason why it is left out."""
+def _chunks(samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+    return [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
+
+
+def _decode_all(dataset: Dataset, samples: Sequence[Sample], *, size: int) -> list[Outcome]:
+    return [_decode(dataset, sample, size) for sample in samples]
+
+
+def _decode(dataset: Dataset, sample: Sample, size: int) -> Outcome:
     try:
         opened = open_sample(dataset, sample, draft=draft_side(size))
     except PetsegError as error:
@@ -224,36 +246,38 @@ def _read_cache(target: Path, dataset: Dataset) -> Prepared:
 def content_key(dataset: Dataset) -> str:
     """Returns the SHA-256 (hex) over every sample's id and bytes, and what its class ids depend on beside them.
 
-    Reading hundreds of megabytes at each start would take seconds. So the key is kept in a file named after the paths,
-    sizes and times: an unchanged folder is not read again, a copy elsewhere is read once and has the same cache.
+    Reading hundreds of megabytes at each start would take seconds, so the answer is remembered under the files' names,
+    sizes and times: an unchanged folder is known at once, a copy elsewhere is read once and finds the same cache.
     """
-    head = f"{[entry.name for entry in dataset.classes]} {dataset.fingerprint}"
-    stamp = hashlib.sha256(f"{head}\n".encode())
+    classes = [entry.name for entry in dataset.classes]
+    stamp = hashlib.sha256(f"{classes} {dataset.fingerprint}\n".encode())
     for sample in dataset.samples:
         for path in (sample.image, sample.label):
-            with suppress(OSError):  # it is gone: `open_sample` will leave it out by name
-                status = path.stat()
-                stamp.update(f"{sample.id} {path} {status.st_size} {status.st_mtime_ns}\n".encode())
+            status = path.stat()
+            stamp.update(f"{sample.id} {path} {status.st_size} {status.st_mtime_ns}\n".encode())
     memo = cache_root() / "content_keys" / stamp.hexdigest()[:32]
     if memo.is_file() and re.fullmatch("[0-9a-f]{64}", known := memo.read_text(encoding="ascii", errors="replace")):
         return known
-    key = hashlib.sha256("\n".join([head, *_in_threads(_digest, dataset.samples)]).encode()).hexdigest()
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(_digests, _chunks(dataset.samples))
+        text = "\n".join([f"{classes} {dataset.fingerprint}", *chain.from_iterable(digests)])
+    key = hashlib.sha256(text.encode()).hexdigest()
     with writing(memo.parent):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        write_memo(memo, key)
+        unfinished = memo.with_name(f"{memo.name}.tmp{os.getpid()}")
+        unfinished.write_text(key, encoding="utf-8")
+        unfinished.replace(memo)
     return key
+
+
+def _digests(samples: Sequence[Sample]) -> list[str]:
+    return [_digest(sample) for sample in samples]
 
 
 def _digest(sample: Sample) -> str:
     try:
-        image, label = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (sample.image, sample.label))
-    except OSError:
+        image = hashlib.sha256(sample.image.read_bytes()).hexdigest()
+        label = hashlib.sha256(sample.label.read_bytes()).hexdigest()
+    except OSError:  # `open_sample` will leave it out by name
         return f"{sample.id} unreadable"
     return f"{sample.id} {image} {label}"
-
-
-def write_memo(path: Path, text: str) -> None:
-    """Writes a small file in one step: no other process reads half of it."""
-    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -1,6 +1,7 @@
 """The dataset contract: all that training, evaluation, reports and prediction know of labelled images.
 
-A source such as `oxford_pets` reads its own format and returns a `Dataset`. No later stage depends on the source.
+A source (`oxford_pets`, a folder, an annotation file) reads its own format and returns a `Dataset`; nothing after it
+asks where the images came from.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from petseg.errors import PetsegError
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -45,6 +47,11 @@ class Class:
     """As "#0072B2", in every image, legend and plot."""
     role: Role = "foreground"
 
+    def rgb(self) -> tuple[int, int, int]:
+        """Returns the colour as three values 0..255."""
+        red, green, blue = bytes.fromhex(self.colour[1:])
+        return red, green, blue
+
 
 def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...]:
     """Returns classes from metadata: names, or objects with name, colour and role; what is missing is filled in.
@@ -53,32 +60,31 @@ def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...
     ['background', 'foreground']
 
     Raises:
-        ValueError: no classes, more than 255, a name that stands twice, a role or a colour that is none.
+        ValueError: no classes, a name that stands twice, a role or a colour that is none.
     """
     classes = []
     for place, entry in enumerate(entries):
-        given: Any = {"name": entry} if isinstance(entry, str) else entry  # of a file that others wrote
-        name = given.get("name") if isinstance(given, Mapping) else None
+        given: Mapping[str, Any] = {"name": entry} if isinstance(entry, str) else entry
+        name = given.get("name")
         if not isinstance(name, str) or not name:
-            raise ValueError(f"class {place} has no name")
+            raise ValueError("a class has no name")
         role = given.get("role") or ROLES.get(name, "foreground")
         if role not in ("foreground", "background", "boundary"):
             raise ValueError(f"class {name} has role {role!r}; wanted foreground, background or boundary")
         colour = given.get("colour") or (BACKGROUND_COLOUR if role == "background" else COLOURS[place % len(COLOURS)])
-        if not re.fullmatch("#[0-9A-Fa-f]{6}", str(colour)):
+        if not isinstance(colour, str) or len(colour) != 7 or colour[0] != "#":
             raise ValueError(f"class {name} has colour {colour!r}; wanted one as #0072B2")
+        int(colour[1:], 16)
         classes.append(Class(name, colour, role))
-    if not 0 < len(classes) <= IGNORE:
-        raise ValueError(f"there are {len(classes)} classes; wanted 1 to {IGNORE}")
-    if len({entry.name for entry in classes}) < len(classes):
-        raise ValueError("two classes have one name")
+    if not classes or len({entry.name for entry in classes}) < len(classes):
+        raise ValueError("there are no classes, or two of one name")
     return tuple(classes)
 
 
 def palette(classes: Sequence[Class]) -> UInt8:
     """Returns the classes' colours by class id, uint8 [256, 3]; white for ids that no class has."""
     colours = np.full((256, 3), 255, np.uint8)
-    colours[: len(classes)] = [tuple(bytes.fromhex(entry.colour[1:])) for entry in classes]
+    colours[: len(classes)] = [entry.rgb() for entry in classes]
     return colours
 
 
@@ -109,7 +115,7 @@ class Sample:
     image: Path
     label: Path
     group: str = ""
-    """Such as a breed; scores are also reported by group. "" where there are no groups."""
+    """What scores are also given by, such as a breed; "" where there are no groups."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ def scored_ids(labels: UInt8, merge: Merge | None) -> UInt8:
 def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[str, ...]:
     """Returns the ids of a share of the samples, sorted, each group in proportion, at least two.
 
-    Shares are nested: a smaller one lies within a larger one, so a learning curve only adds images.
+    Shares are nested: a smaller one lies within a larger one, so that a learning curve adds images and replaces none.
 
     Args:
         samples: of the training split.
@@ -202,3 +208,17 @@ def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[
         placed += [((place + offset) / len(ids), sample_id) for place, sample_id in enumerate(ids)]
     count = min(len(placed), max(2, round(share * len(placed))))
     return tuple(sorted(sample_id for _, sample_id in sorted(placed)[:count]))
+
+
+def check_splits(dataset: Dataset) -> None:
+    """Checks that a dataset can train.
+
+    Raises:
+        PetsegError: fewer than two training samples or no validation sample.
+    """
+    sizes = {part: len(dataset.splits.get(part, ())) for part in ("train", "val")}
+    if sizes["train"] < 2 or not sizes["val"]:
+        raise PetsegError(
+            f"{dataset.name}: {sizes['train']} training and {sizes['val']} validation images; wanted at least 2 and 1: "
+            "is the data folder complete? (`petseg data check`)"
+        )

@@ -24,7 +24,10 @@ from petseg.errors import PetsegError
 NAME = "Oxford-IIIT Pet"
 
 ORIGINAL_LOSSES = {"unet": 0.3614, "segnet": 0.4176}
-"""Validation cross-entropy after 30 epochs, protocol `seed`, as printed by the comparison that petseg comes from."""
+"""Validation cross-entropy after 30 epochs that the comparison petseg descends from printed, under protocol `seed`."""
+
+OFFICIAL_IMAGES = {"train": 3312, "val": 368, "test": 3669}
+"""Images of each split of protocol `official`."""
 
 PET, BACKGROUND, BORDER = 1, 2, 3
 """The values of a trimap; the official README calls 3 "not classified"."""
@@ -87,22 +90,24 @@ def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str,
     """
     contents = read_contents(folder)
     task = get_task(config)
+    pets = {pet.name: pet for pet in contents.pets}
 
     def read_label(sample: Sample) -> Label:
         trimap = read_trimap(sample.label)
         notes = () if trimap.min() == PET else (SUSPECT,)
-        return Label(task.table[contents.species[sample.id]][trimap], notes)
+        return Label(task.table[pets[sample.id].species][trimap], notes)
 
-    splits = split_names(list(contents.listed), contents.listed, config.protocol)
+    listed = {pet.name: pet.listed for pet in contents.pets}
+    splits = split_names(list(listed), listed, config.protocol)
     return Dataset(
         name=NAME,
-        samples=contents.samples,
+        samples=tuple(Sample(pet.name, pet.image, pet.trimap, pet.breed) for pet in contents.pets),
         classes=task.classes,
         splits={part: tuple(names) for part, names in splits.items()},
         read_label=read_label,
         provenance=provenance,
         official=official,
-        fingerprint=f"{task.table.tolist()} {list(contents.species.items())}",
+        fingerprint=f"{task.table.tolist()} {[(pet.name, pet.species) for pet in contents.pets]}",
         merge=task.merge,
         loss_sizes=(SEED_SIZE,) if config.protocol == "seed" else (),
         skipped=contents.skipped,
@@ -110,74 +115,95 @@ def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str,
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a data folder holds: the pairs of image and trimap, sorted by name, and what was skipped."""
+class Pet:
+    """One image and its trimap, not yet opened."""
 
-    samples: tuple[Sample, ...]
-    """The group is the breed."""
-    species: Mapping[str, int]
-    """Name of a pair -> 1 cat, 2 dog."""
-    listed: Mapping[str, str]
-    """Name of a pair -> "trainval", "test", or "none" for the 41 names that are in no list."""
+    name: str
+    image: Path
+    trimap: Path
+    breed: str
+    species: int
+    listed: str
+    """"trainval", "test", or "none" for the 41 names that are in no list."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a data folder holds, by name; `skipped` says which files were skipped and why."""
+
+    folder: Path
+    pets: tuple[Pet, ...]
     skipped: Mapping[str, tuple[str, ...]]
-    """Kind of file -> names, sorted."""
 
 
 def read_contents(folder: Path) -> Contents:
-    """Returns what a folder in the official layout holds, without opening an image.
+    """Returns the pairs of a folder in the official layout, sorted by name, without opening an image.
 
     Raises:
         PetsegError: no images, no trimaps, or no lists in the folder.
     """
-    skipped: dict[str, list[str]] = defaultdict(list)
-    images, trimaps = (_files(folder, kind, skipped) for kind in FILES)
     annotations = folder / "annotations"
+    places = {"image": folder / "images", "trimap": annotations / "trimaps"}
+    for kind, content in (("image", "images/*.jpg"), ("trimap", "annotations/trimaps/*.png")):
+        if not places[kind].is_dir() or not any(_has_suffix(path, kind) for path in places[kind].iterdir()):
+            raise PetsegError(
+                f"data folder {folder}: no {content} in it; wanted the official layout or the two archives: "
+                "run `petseg data get`, or point --data or PETSEG_DATA at them"
+            )
     listed = {name: split for split in ("trainval", "test") for name in _read_list(annotations / f"{split}.txt")}
     species = _read_species(annotations / "list.txt")
+    skipped: dict[str, list[str]] = defaultdict(list)
+    images, trimaps = (_files(place, kind, skipped) for kind, place in places.items())
     skipped["image without trimap"] = [name for name in images if name not in trimaps]
     skipped["trimap without image"] = [name for name in trimaps if name not in images]
     skipped["listed, but no image"] = [name for name in sorted(listed) if name not in images]
     pairs = sorted(images.keys() & trimaps.keys())
     skipped["pair in no list"] = [name for name in pairs if name not in listed]
-    return Contents(
-        samples=tuple(Sample(name, images[name], trimaps[name], breed_of(name)) for name in pairs),
-        species={name: species.get(name, species_of(name)) for name in pairs},
-        listed={name: listed.get(name, "none") for name in pairs},
-        skipped={kind: tuple(names) for kind, names in skipped.items() if names},
+    pets = tuple(
+        Pet(
+            name=name,
+            image=images[name],
+            trimap=trimaps[name],
+            breed=breed_of(name),
+            species=species.get(name, species_of(name)),
+            listed=listed.get(name, "none"),
+        )
+        for name in pairs
     )
+    return Contents(folder, pets, {kind: tuple(names) for kind, names in skipped.items() if names})
 
 
-FILES = {"image": ("images", (".jpg", ".jpeg")), "trimap": ("annotations/trimaps", (".png",))}
-"""Kind of file -> its folder and suffixes."""
+SUFFIXES = {"image": (".jpg", ".jpeg"), "trimap": (".png",)}
 
 
-def _files(folder: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, Path]:
+def _has_suffix(path: Path, kind: str) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES[kind] and path.is_file()
+
+
+def _files(place: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, Path]:
     """Returns name -> file of the images or the trimaps; what is neither goes to `skipped`."""
-    place, suffixes = FILES[kind]
     files_of: dict[str, Path] = {}
-    for path in sorted((folder / place).glob("*")):
+    for path in sorted(place.iterdir()):
         if path.name.startswith("."):
             skipped[f"hidden file among the {kind}s"].append(path.name)
-        elif path.suffix.lower() not in suffixes or not path.is_file():
-            skipped[f"not a {suffixes[0]} among the {kind}s"].append(path.name)
+        elif not _has_suffix(path, kind):
+            skipped[f"not a {SUFFIXES[kind][0]} among the {kind}s"].append(path.name)
         elif path.stem in files_of:
             skipped[f"second {kind} of one name"].append(path.name)
         else:
             files_of[path.stem] = path
-    if not files_of:
-        raise PetsegError(
-            f"data folder {folder}: no {place}/*{suffixes[0]} in it; wanted the official layout or the two archives: "
-            "run `petseg data get`, or point --data or PETSEG_DATA at them"
-        )
     return files_of
 
 
 def _read_species(path: Path) -> dict[str, int]:
-    given = {name: fields[2] for name, fields in _read_list(path).items()}
-    wrong = next((name for name in given if given[name] not in ("1", "2")), None)
-    if wrong is not None:
-        raise PetsegError(f"list.txt: {wrong} has species {given[wrong]!r}; wanted 1 cat or 2 dog: was it changed?")
-    return {name: int(species) for name, species in given.items()}
+    species: dict[str, int] = {}
+    for name, fields in _read_list(path).items():
+        if fields[2] not in ("1", "2"):
+            raise PetsegError(
+                f"list.txt: {name} has species {fields[2]!r}; wanted 1 cat or 2 dog: was the file changed?"
+            )
+        species[name] = int(fields[2])
+    return species
 
 
 def breed_of(name: str) -> str:
@@ -222,12 +248,11 @@ def read_trimap(path: Path) -> UInt8:
         PetsegError: not decodable, not one channel, or other values.
     """
     values = read_ids(path, "trimap")
-    if values.min() < PET or values.max() > BORDER:  # half the time of np.unique, for each of thousands
+    if values.min() < PET or values.max() > BORDER:  # half the time of counting, on each of thousands
         present = np.unique(values).tolist()
-        values_shown = ", ".join(map(str, present[:6])) + (", ..." if len(present) > 6 else "")
+        shown = "{" + ", ".join(str(value) for value in present[:6]) + (", ..." if len(present) > 6 else "") + "}"
         raise PetsegError(
-            f"{path.name} holds values {{{values_shown}}}; a trimap holds 1 pet, 2 background, 3 border: was it "
-            "remapped already?"
+            f"{path.name} holds values {shown}; a trimap holds 1 pet, 2 background, 3 border: was it remapped already?"
         )
     return values.astype(np.uint8)
 
@@ -244,7 +269,7 @@ SEED_SIZE = 200
 def committed_validation() -> frozenset[str]:
     """Returns the 368 names of trainval that validate under protocol `official`.
 
-    Drawn once by `stratified_validation` with seed 0: stratified by breed, no near-duplicate of a training image.
+    Written by `scripts/make_validation_split.py`: stratified by breed, no near-duplicate of a training image.
     """
     return _committed("official_val.txt")
 
@@ -261,9 +286,9 @@ def _committed(name: str) -> frozenset[str]:
 
 
 def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: str) -> dict[str, list[str]]:
-    """Returns "train", "val" and (official only) "test": names, sorted, of all pairs in the folder.
+    """Returns "train", "val" and (official only) "test": names, sorted, of all images in the folder.
 
-    A pair that is left out for a defect must still be in `all_names`, or the `seed` split would shift.
+    A name that was left out for a defect must be in `all_names` still, or the `seed` split would shift.
 
     Args:
         all_names: every pair's name.
@@ -273,12 +298,12 @@ def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: s
     if protocol == "seed":
         shuffled = sorted(all_names)
         random.Random(SEED_SHUFFLE).shuffle(shuffled)  # noqa: S311 - a split, not a secret
-        # half of a small dataset at most, so that a synthetic one trains too
+        # half of a small set at most, so that a made set trains too
         validation = min(SEED_VALIDATION, len(shuffled) // 2)
         return {"train": sorted(shuffled[:-validation]), "val": sorted(shuffled[-validation:])}
     trainval = sorted(name for name in all_names if listed[name] == "trainval")
     chosen = committed_validation() & set(trainval)
-    if 2 * len(chosen) < len(committed_validation()):  # another dataset, not the official one with a few files missing
+    if 2 * len(chosen) < len(committed_validation()):  # another set, not the official one with a few files missing
         chosen = frozenset(stratified_validation(trainval))
     return {
         "train": [name for name in trainval if name not in chosen],

@@ -15,9 +15,9 @@ from platformdirs import user_data_path
 
 from petseg.config import DataConfig
 from petseg.data.archive import extract
-from petseg.data.cache import cache_root, locked, write_memo, writing
+from petseg.data.cache import cache_root, locked, writing
 from petseg.data.dataset import Dataset
-from petseg.data.download import ARCHIVES, download, is_official
+from petseg.data.download import ANNOTATIONS, ARCHIVES, IMAGES, download, is_official
 from petseg.data.oxford_pets import open_oxford_pets
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError
@@ -31,7 +31,7 @@ SYNTHETIC = "synthetic pets, drawn by petseg"
 SYNTHETIC_PER_BREED = 20
 """Images of each breed in the synthetic set that `petseg compare --quick` falls back to: 740 in all, in seconds."""
 
-SYNTHETIC_VERSION = 3
+SYNTHETIC_VERSION = 2
 """Raised when the drawings change."""
 
 
@@ -61,16 +61,19 @@ def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | Non
     Raises:
         PetsegError: no host gave the files, or the folder cannot be written.
     """
+    lock = FileLock(str(folder / "get.lock"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / "get.lock").acquire()
+        lock.acquire()
     except OSError as error:
         raise PetsegError(
             f"data folder {folder}: cannot be written ({error.strerror or error}); choose another with --data"
         ) from None
-    with held:
+    try:
         for archive in ARCHIVES:
             download(archive, folder, on_progress=on_progress and partial(on_progress, archive.name), rounds=rounds)
+    finally:
+        lock.release()
 
 
 def synthetic_data() -> Path:
@@ -88,8 +91,8 @@ def synthetic_data() -> Path:
 def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
     """Returns the dataset in a folder.
 
-    The folder has the official layout of the Oxford-IIIT Pet Dataset, or holds its two archives (.tar.gz or .tar),
-    which are unpacked once into the cache.
+    The folder is in the official layout of the Oxford-IIIT Pet Dataset, or holds its two archives (.tar.gz or .tar),
+    which are then unpacked once into the cache.
 
     Raises:
         PetsegError: neither is there, or an archive is damaged.
@@ -100,7 +103,7 @@ def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
             f"data folder {folder}: not a folder; run `petseg data get`, or point --data or PETSEG_DATA at one"
         )
     if (folder / "images").is_dir() or (folder / "annotations").is_dir():
-        synthetic = (cache_root() / "synthetic_pets").resolve() in folder.resolve().parents
+        synthetic = cache_root() / "synthetic_pets" in folder.parents
         return open_oxford_pets(folder, options, provenance=SYNTHETIC if synthetic else FOLDER)
     place, official = _unpacked(folder)
     return open_oxford_pets(place, options, provenance=OFFICIAL if official else UNOFFICIAL, official=official)
@@ -108,25 +111,25 @@ def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
 
 def _unpacked(folder: Path) -> tuple[Path, bool]:
     """Returns where a folder's archives are unpacked, and whether they are the official ones."""
-    given = [_archive_in(folder, archive.name) for archive in ARCHIVES]
-    archives = [path for path in given if path is not None]
-    if len(archives) < len(ARCHIVES):
-        missing = " and ".join(archive.name for archive, path in zip(ARCHIVES, given, strict=True) if path is None)
+    paths = [_archive_in(folder, archive.name) for archive in (IMAGES, ANNOTATIONS)]
+    archives = [path for path in paths if path is not None]
+    if len(archives) < 2:
+        missing = " and ".join(archive.name for archive, path in zip(ARCHIVES, paths, strict=True) if path is None)
         raise PetsegError(
             f"data folder {folder}: {missing} missing; wanted images/ and annotations/, or the two archives: "
             "run `petseg data get`"
         )
     stamp = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
     target = cache_root() / "extracted" / hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
-    memo = target.with_name(f"{target.name}.official")  # the checksum of 800 MB takes seconds
+    checked = target.with_name(f"{target.name}.official")
     with locked(target), writing(target):
-        extract(archives, target)
-        known = memo.read_text(encoding="utf-8", errors="replace") if memo.is_file() else ""
-        if known not in ("true", "false"):
+        if not checked.is_file():  # the checksum of 800 MB takes seconds
             official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
-            known = "true" if official else "false"
-            write_memo(memo, known)
-    return target, known == "true"
+            extract(archives, target)
+            unfinished = checked.with_name(f"{checked.name}.tmp{os.getpid()}")
+            unfinished.write_text(json.dumps(official), encoding="utf-8")
+            unfinished.replace(checked)
+    return target, bool(json.loads(checked.read_text(encoding="utf-8")))
 
 
 def _archive_in(folder: Path, name: str) -> Path | None:
