@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for type checkers alone, which cannot follow `__getattr__`
     from petseg.config import Recipe as Recipe
     from petseg.config import load_recipe as load_recipe
     from petseg.data.cache import prepare as prepare
+    from petseg.data.sources import open_dataset as open_dataset
     from petseg.errors import PetsegError as PetsegError
     from petseg.evaluation.cost import count_cost as count_cost
     from petseg.evaluation.evaluate import evaluate_run as evaluate_run
@@ -34,6 +35,7 @@ _HOME = {
     "PetsegError": "petseg.errors",
     "Recipe": "petseg.config",
     "load_recipe": "petseg.config",
+    "open_dataset": "petseg.data.sources",
     "prepare": "petseg.data.cache",
     "build_model": "petseg.models",
     "evaluate_run": "petseg.evaluation.evaluate",

@@ -46,7 +46,7 @@ class ModelConfig(ModelOptions):
 
 
 class OxfordPetsConfig(StrictConfig):
-    """How the Oxford-IIIT Pet Dataset's trimaps, species and lists are used; other data sets have no such choices."""
+    """How the Oxford-IIIT Pet Dataset's trimaps, species and lists are used; other datasets have no such choices."""
 
     task: Literal["trimap", "pet", "species", "trimap_species"] = "trimap"
     """trimap: pet, background, border. pet: background, pet. species: background, cat, dog (border ignored).
@@ -91,8 +91,8 @@ class TrainConfig(StrictConfig):
     batch_size: Annotated[int, Field(ge=2)] = 16
     """Images a step; the last, smaller batch of an epoch is kept, a single image joined to the batch before."""
     ramp: Annotated[tuple[Annotated[int, Field(ge=16, le=2048)], ...], Field(strict=False)] = ()
-    """Sides in pixels that training starts with, an equal share of the epochs each, before `data.size` takes the last
-    share: small images first make the first epochs cheap. Empty trains at `data.size` throughout."""
+    """Sides in pixels that training starts with, an equal share of the epochs each; `data.size` takes the last share.
+    Epochs at small images are cheap. Empty: `data.size` throughout."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """AdamW's peak rate, reached after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -152,7 +152,7 @@ class Recipe(StrictConfig):
     """A run's description shared by several models, with what differs for each under `overrides`."""
 
     models: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("unet", "segnet")
-    """What `petseg compare` trains, in this order; the others are compared with the first."""
+    """What `petseg compare` trains, in this order; each other model is compared with the first."""
     model: ModelOptions = ModelOptions()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -166,17 +166,26 @@ class Recipe(StrictConfig):
             raise ValueError("a comparison names each model once")
         return models
 
+    @field_validator("model")
+    @classmethod
+    def _shared_options(cls, model: ModelOptions) -> ModelOptions:
+        if "name" in model.options:
+            raise ValueError("model.name cannot be set; name the models under `models`")
+        return model
+
     def for_model(self, name: str) -> RunConfig:
         """Returns the run of one model: shared fields, then its overrides.
 
+        Whether there is such a model, with such options, is for `petseg.models.run_config` to check.
+
         Raises:
-            PetsegError: an override that is no field. `petseg.models.check_model` says whether there is such a model.
+            PetsegError: an override that is no field.
         """
         fields = self.model_dump(exclude={"models", "overrides"})
         for field, value in flat_fields(self.overrides.get(name, {})):
             put_field(fields, field, value, source=f"overrides.{name}")
         if "name" in fields["model"]:
-            raise PetsegError(f"overrides.{name}: model.name cannot be changed; name models under `models`")
+            raise PetsegError(f"overrides.{name}: model.name cannot be set; name the models under `models`")
         if fields["data"] != self.data.model_dump():
             raise PetsegError(f"overrides.{name}: data must be the same for all models; change it under [data]")
         fields["model"]["name"] = name
@@ -265,7 +274,7 @@ def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) ->
         return kind.model_validate(fields)
     except ValidationError as error:
         # a misspelt field is unknown and missing at once: the former says what to do
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+        first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     names = _field_names(kind)
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
@@ -279,10 +288,10 @@ def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) ->
     if first["type"] == "literal_error":
         choices = [choice.strip("' ") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
         raise PetsegError(f"{source}: {unknown_name(dotted, str(first['input']), choices)}")
-    told = first["msg"].removeprefix("Value error, ")
-    if not path:  # a rule between fields
-        raise PetsegError(f"{source}: {told}")
-    raise PetsegError(f"{source}: {dotted} is {shown(first['input'])}; {told[0].lower()}{told[1:]}")
+    message = first["msg"].removeprefix("Value error, ")
+    if not path or first["type"] == "value_error":  # a rule of ours, which names what it is about
+        raise PetsegError(f"{source}: {message}")
+    raise PetsegError(f"{source}: {dotted} is {shown(first['input'])}; {message[0].lower()}{message[1:]}")
 
 
 def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
@@ -318,7 +327,7 @@ def put_field(fields: dict[str, Any], field: str, value: Any, *, source: str) ->
 
 def _full_name(field: str) -> str:
     """Returns the whole dotted name of a field; a bare name that is no field's, nor near one, is a model's option."""
-    if "." in field:
+    if "." in field or field in Recipe.model_fields:
         return field
     names = _field_names(Recipe)
     matches = [name for name in names if name.split(".")[-1] == field]

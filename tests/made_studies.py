@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,24 @@ import numpy as np
 
 from petseg import storage
 from petseg.config import ModelConfig
-from petseg.data.oxford_pets import get_task
-from petseg.evaluation.corruptions import changes
-from petseg.evaluation.evaluate import Evaluation, summarise, write_evaluation
-from petseg.evaluation.robustness import EVERY
-from petseg.experiments.study.plan import Run, plan
+from petseg.data.dataset import classes_from
+from petseg.evaluation.corruptions import corruptions
+from petseg.evaluation.evaluate import Evaluation, ImageScores, summarise, write_evaluation
+from petseg.evaluation.robustness import EVERY, CorruptedScores, Robustness
+from petseg.experiments.study.plan import MatchQuestion, Run, plan
 from petseg.experiments.study.recipe import Study, load_study
-from petseg.experiments.study.results import ROBUSTNESS
+from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, Match, StudyManifest, read_manifest
+from petseg.schema import (
+    ClassInfo,
+    CostInfo,
+    DataInfo,
+    EnvironmentInfo,
+    EpochRow,
+    LatencyEnvironment,
+    LatencyInfo,
+    TunedSetting,
+    write_record,
+)
 from petseg.training import runs
 
 BREEDS = ("Abyssinian", "Bombay", "beagle", "pug")
@@ -29,8 +40,15 @@ MATCHES: dict[str, Any] = {
     "main:segnet/latency": {"base_channels": 17},
     "depth:unet/deeper": {"base_channels": 8},
     "depth:segnet/deeper": {"base_channels": 8},
+    "main:segnet/stages": {"base_channels": 23},
+    "depth:unet/shallower": {"base_channels": 32},
+    "depth:segnet/shallower": {"base_channels": 24},
 }
-TUNED = {"unet": {"learning_rate": 4e-3, "warmup": 0.05}, "segnet": {"learning_rate": 1e-3, "warmup": 0.3}}
+TUNED = {
+    "unet": TunedSetting(learning_rate=4e-3, warmup=0.05, miou=0.6, run=""),
+    "segnet": TunedSetting(learning_rate=1e-3, warmup=0.3, miou=0.5, run=""),
+}
+CLASSES = classes_from(["pet", "background", "border"])
 
 
 def names_of(split: str, count: int) -> tuple[str, ...]:
@@ -62,121 +80,149 @@ def quality_of(run: Run) -> float:
     """What the made world says a run is worth."""
     model, train = run.config.model, run.config.train
     found = 0.86 if model.name == "unet" else 0.82
-    found += 0.02 * np.log2((model.base_channels or 16) / 16) - (0.05 if model.skips is False else 0)
-    found += 0.02 * np.log2(run.config.data.fraction) - (0.03 if model.batch_norm is False else 0)
-    best = TUNED[model.name]
-    found -= (0.01 if model.name == "unet" else 0.03) * abs(np.log2(train.learning_rate / best["learning_rate"]))
+    found += 0.02 * np.log2(model.options.get("base_channels", 16) / 16)
+    found -= 0.05 if model.options.get("skips") is False else 0
+    found += 0.02 * np.log2(run.config.data.fraction) - (0.03 if model.options.get("batch_norm") is False else 0)
+    best = TUNED[model.name].learning_rate
+    found -= (0.01 if model.name == "unet" else 0.03) * abs(np.log2(train.learning_rate / best))
     return float(found - (0 if train.augment.flip else 0.01))
 
 
 def make_study(
     folder: Path,
-    study: Study | None = None,
     *,
     val: int = 24,
     test: int = 48,
     shapes: dict[str, Any] = MATCHES,
-    leave_out: Any = lambda run: False,
+    leave_out: Callable[[Run], bool] = lambda run: False,
 ) -> Path:
     """Returns the folder, now with study.json and every run that `leave_out` does not name."""
-    study = study or load_study("study")
-    pictures = {"train": 3312, "val": val, "test": test}
-    matches = {
-        key: {"question": {}, "model": model, "quantity": "parameters", "wanted": 100, "found": 101}
-        for key, model in shapes.items()
-    }
-    found = plan(study, matches, TUNED)
-    manifest: dict[str, Any] = {
-        "kind": "study",
-        "version": 1,
-        "petseg": "0.1.0",
-        "title": study.title,
-        "recipe": study.model_dump(mode="json"),
-        "data": {"source": "drawn counts", "key": "0", "pictures": pictures},
-        "matches": matches,
-        "costs": {run.key: made_cost(run.config.model, run.config.data.size) for run in found},
-        "latency_environment": {"engine": "ONNX Runtime, one thread, batch 1, float32", "processor": "made"},
-        "tuned": TUNED,
-        "at_once": [1, 2],
-        "runs": [],
-    }
-    for run in found:
-        made = not leave_out(run)
-        manifest["runs"].append(
-            {
-                "name": run.name,
-                "state": "finished" if made else "missing",
-                "waits": "",
-                "cost": run.key,
-                "splits": list(run.splits),
-                "rows": [asdict(row) for row in run.rows],
-            }
-        )
-        if made:
-            make_run(folder / "runs" / run.name, run, pictures)
-    storage.write_json(folder / "study.json", manifest)
+    study = load_study("study")
+    classes = tuple(ClassInfo(name=entry.name, colour=entry.colour, role=entry.role) for entry in CLASSES)
+    data = DataInfo(
+        name="drawn counts",
+        provenance="drawn by a test",
+        official=False,
+        largest_side=500,
+        key="0",
+        classes=classes,
+        scored_classes=classes,
+        splits={"train": 3312, "val": val, "test": test},
+    )
+    manifest = StudyManifest(
+        petseg="0.2.0",
+        title=study.title,
+        recipe=study,
+        data=data,
+        matches=matches_of(study, shapes),
+        latency_environment=LatencyEnvironment(
+            engine="ONNX Runtime, one thread, batch 1, float32", processor="made", commit="abc"
+        ),
+        tuned=TUNED,
+        at_once=(1, 2),
+    )
+    planned = plan(manifest)
+    for number, run in enumerate(planned):
+        if not leave_out(run):
+            make_run(run.place(folder), run, data, np.random.default_rng(number))
+    costs = {run.cost: made_cost(run.config.model, run.config.data.size) for run in planned}
+    entries = tuple(run.entry(folder) for run in planned)
+    write_record(folder / MANIFEST, manifest.model_copy(update={"costs": costs, "runs": entries}))
     return folder
 
 
-def made_cost(model: ModelConfig, size: int) -> dict[str, Any]:
-    width = (model.base_channels or 16) / 16
+def matches_of(study: Study, shapes: dict[str, Any]) -> dict[str, Match]:
+    """Returns matches from EXPERIMENT:ARM -> options."""
+    found = {}
+    for experiment in study.experiments:
+        for arm in experiment.arms():
+            question, options = (
+                MatchQuestion.of(study, experiment, arm),
+                shapes.get(f"{experiment.name}:{arm}"),
+            )
+            if question is not None and options is not None:
+                found[question.key] = Match(options=options, quantity="parameters", wanted=100, reached=101)
+    return found
+
+
+def diverge(folder: Path, *rows: tuple[str, str, int]) -> Path:
+    """Returns the folder after the runs of these (experiment, arm, seed) have diverged."""
+    manifest = read_manifest(folder)
+    entries = []
+    for entry in manifest.runs:
+        if any((row.experiment, row.arm, row.seed) in rows for row in entry.rows):
+            storage.write_json(folder / "runs" / entry.name / DIVERGED, {"reason": "The loss became NaN or infinite."})
+            entry = entry.model_copy(update={"state": "diverged"})
+        entries.append(entry)
+    write_record(folder / MANIFEST, manifest.model_copy(update={"runs": tuple(entries)}))
+    return folder
+
+
+def made_cost(model: ModelConfig, size: int) -> CostInfo:
+    width = model.options.get("base_channels", 16) / 16
     heavy = 1.2 if model.name == "unet" else 1.0
     latency = heavy * width**1.6 * size / 16
-    return {
-        "parameters": int(1_900_000 * heavy * width**2),
-        "macs": int(400_000_000 * heavy * width**2),
-        "activation_bytes": int(5_000_000 * heavy * width),
-        "crossing_bytes": int(2_000_000 * heavy * width),
-        "training_activation_bytes_per_image": int(14_000_000 * heavy * width),
-        "latency_ms": {"p50": latency, "p95": 1.2 * latency, "repeats": 60},
-    }
+    return CostInfo(
+        parameters=int(1_900_000 * heavy * width**2),
+        macs=int(400_000_000 * heavy * width**2),
+        activation_bytes=int(5_000_000 * heavy * width),
+        skip_bytes=int(2_000_000 * heavy * width),
+        training_activation_bytes_per_image=int(14_000_000 * heavy * width),
+        latency_ms=LatencyInfo(p50=latency, p95=1.2 * latency, repeats=60, size=size),
+    )
 
 
-def make_run(place: Path, run: Run, pictures: dict[str, int]) -> None:
-    rng = np.random.default_rng(run.number)
+def make_run(place: Path, run: Run, data: DataInfo, rng: np.random.Generator) -> None:
     quality = quality_of(run) + rng.normal(0, 0.004)
-    place.mkdir(parents=True)
-    (place / "config.json").write_text(json.dumps(run.config.model_dump(mode="json")))
-    machine = {"device": "cpu", "processor": "made", "threads": 2, "precision": "bf16", "torch": "2.13.0"}
-    storage.write_json(place / "environment.json", {**machine, "platform": "made", "commit": "abc"})
-    storage.write_json(place / "data.json", {"key": "0", "source": "drawn counts"})
+    write_record(place / "data.json", data)
+    storage.write_json(place / "config.json", run.config.model_dump(mode="json"))
+    machine = EnvironmentInfo(
+        petseg="0.2.0", commit="abc", device="cpu", processor="made", threads=2, precision="bf16", torch="2.13.0"
+    )
+    write_record(place / "environment.json", machine)
     rows = []
     for epoch in range(1, run.config.train.epochs + 1):
-        left = np.exp(-4 * epoch / run.config.train.epochs)
+        left = float(np.exp(-4 * epoch / run.config.train.epochs))
         rows.append(
-            {
-                "epoch": epoch,
-                "seconds": 20.0 + epoch % 3,
-                "train_seconds": 18.0,
-                "train_loss": float(0.25 + 0.7 * left),
-                "val_loss": float(0.3 + 0.7 * left + rng.normal(0, 0.01)),
-                "val_miou": float(quality - 0.1 - 0.4 * left + rng.normal(0, 0.01)),
-            }
+            EpochRow(
+                epoch=epoch,
+                seconds=20.0 + epoch % 3,
+                train_seconds=18.0,
+                learning_rate=0.001,
+                train_loss=0.25 + 0.7 * left,
+                val_loss=0.3 + 0.7 * left + rng.normal(0, 0.01),
+                val_miou=quality - 0.1 - 0.4 * left + rng.normal(0, 0.01),
+                val_accuracy=0.9,
+            )
         )
     runs.write_metrics(place, rows)
     for split in run.splits:
         if split == ROBUSTNESS:
-            make_robustness(place / "evaluations", quality, pictures["test"], rng)
+            make_robustness(place / "evaluations", quality, data.splits["test"], rng)
             continue
-        count = pictures[split]
-        counts = drawn_counts(truths(split, count), quality, rng)
-        names = names_of(split, count)
+        count = data.splits[split]
         outlines = np.clip(rng.normal(quality - 0.3, 0.1, (count, 3)), 0, 1)
-        breeds = [name.rpartition("_")[0] for name in names]
-        scores = {
-            "split": split,
-            "images": count,
-            "cross_entropy": float(1 - quality),
-            **summarise(counts, outlines, breeds, get_task("trimap")),
-        }
-        write_evaluation(Evaluation(scores, names, counts, outlines), place / "evaluations" / f"{split}.json")
+        images = ImageScores(names_of(split, count), drawn_counts(truths(split, count), quality, rng), outlines)
+        scores = summarise(images, CLASSES, [name.rpartition("_")[0] for name in images.ids])
+        scores = scores.model_copy(update={"split": split, "cross_entropy": float(1 - quality)})
+        write_evaluation(Evaluation(scores, images), place / "evaluations" / f"{split}.json")
 
 
 def make_robustness(place: Path, quality: float, test: int, rng: np.random.Generator) -> None:
-    names = names_of("test", test)[::EVERY]
+    ids = names_of("test", test)[::EVERY]
     rows = {}
-    for change in changes():
-        counts = drawn_counts(truths("test", test)[::EVERY], quality - 0.06 * change.strength, rng)
-        rows[change.name] = [[name, matrix.ravel().tolist()] for name, matrix in zip(names, counts, strict=True)]
-    (place / "robustness.images.json").write_text(json.dumps({"changes": rows}))
-    storage.write_json(place / "robustness.json", {"every": EVERY, "images": len(names), "split": "test"})
+    for corruption in corruptions():
+        counts = drawn_counts(truths("test", test)[::EVERY], quality - 0.06 * corruption.severity, rng)
+        rows[corruption.name] = [[name, matrix.ravel().tolist()] for name, matrix in zip(ids, counts, strict=True)]
+    text = json.dumps({"columns": ["name", "confusion, rows truth"], "corruptions": rows})
+    (place / "robustness.images.json").write_text(text, encoding="utf-8")
+    scores = CorruptedScores(miou=0.5, iou={entry.name: 0.5 for entry in CLASSES})
+    record = Robustness(
+        weights="best.safetensors",
+        epoch=1,
+        data="0",
+        every=EVERY,
+        images=len(ids),
+        corruptions=dict.fromkeys(rows, scores),
+    )
+    write_record(place / "robustness.json", record)

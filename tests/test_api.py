@@ -14,9 +14,10 @@ import pytest
 
 import petseg
 from petseg.data.cache import Prepared, prepare
+from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
 from petseg.predict.segmenter import Segmenter
-from petseg.training.loop import read_tensors
+from petseg.training.checkpoint import read_tensors
 
 PACKAGE = Path(petseg.__file__).parent
 
@@ -79,7 +80,6 @@ STARTS_OR_EXECUTES = {
 
 REASONED = {
     ("environment.py", "subprocess.run"): "git, for the commit of petseg's own code",
-    ("loop.py", "ctypes.CDLL"): "the C library of this very process",
     ("onnx.py", "torch.export.load"): "the program that it has just written, from memory",
     ("__init__.py", "importlib.import_module"): "petseg's own modules, by its own table",
 }
@@ -111,7 +111,7 @@ def test_nothing_is_unpickled_or_executed(prepared: Prepared, pets_folder: Path,
     objects, images = np.array([Attack()], object), np.array(prepared.images)
     (prepared.folder / "images.npy").unlink()  # it is mapped here
     np.save(prepared.folder / "images.npy", objects, allow_pickle=True)
-    assert (prepare(pets_folder, 32).images == images).all()
+    assert (prepare(open_dataset(pets_folder), 32).images == images).all()
     assert not (tmp_path / "was here").exists()
     pickle.loads(pickle.dumps(Attack()))
     assert (tmp_path / "was here").exists()  # it would have worked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,12 @@ def test_reading_data_and_predicting_need_no_torch(module):
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert module in done.stdout.split()
+
+
+def test_no_module_imports_a_private_name_of_another():
+    """A name with an underscore may change without a look at who uses it."""
+    for path in (ROOT / "petseg").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("petseg"):
+                private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name[:2] != "__"]
+                assert not private, f"{path}: {node.module} {private}"

@@ -15,6 +15,7 @@ import typer
 from petseg import __version__
 from petseg.cli import compare, data, export, models, predict, serve, study, train
 from petseg.errors import PetsegError
+from petseg.threads import wait_without_spinning
 
 app = typer.Typer(
     name="petseg",
@@ -37,6 +38,7 @@ EXTRA_OF = {
 
 def main() -> None:
     """Runs the command line; a caller's mistake is one line on stderr and exit code 2."""
+    wait_without_spinning()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

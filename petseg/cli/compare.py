@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from petseg.cli.data import data_or_download, data_or_synthetic, prepare_data
-from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, chosen_hardware
+from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
 from petseg.cli.progress import progress_bar, resumable
 from petseg.errors import PetsegError
 
@@ -37,11 +37,13 @@ def compare(
     settings: SetOption = None,
     resume: ResumeOption = False,
     device: DeviceOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
     from petseg.config import load_recipe
     from petseg.experiments.compare import Plan
     from petseg.experiments.compare import compare as compare_models
+    from petseg.models import run_config
     from petseg.report import write_report
     from petseg.training.runs import refuse_existing
 
@@ -49,9 +51,11 @@ def compare(
         raise PetsegError(f"--quick was given with --recipe {recipe}; choose one: --quick is the recipe `quick`")
     name = "quick" if quick else recipe
     loaded = load_recipe(name, settings or ())
+    for model in loaded.models:
+        run_config(loaded, model)  # a mistake in the recipe shows before minutes of work
     folder = out or Path("runs") / f"compare-{Path(name).stem}"
     refuse_existing(folder, resume=resume)
-    hardware = chosen_hardware(loaded.train.precision, device)
+    hardware = chosen_hardware(loaded.train.precision, device, threads)
     found, synthetic = data_or_synthetic(data) if quick else (data_or_download(data), False)
     prepared = prepare_data(found, loaded.data)
     started = time.monotonic()

@@ -31,6 +31,14 @@ DeviceOption = Annotated[
         help="cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else mps, else cpu.", show_default=False
     ),
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads of the processor. Default: PETSEG_THREADS, then as many as there are free cores.",
+        show_default=False,
+    ),
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folder of an interrupted run.")]
 
 
@@ -41,10 +49,17 @@ def checked_size(size: int) -> int:
     return validated(DataConfig, {"size": size}, source="--size").size
 
 
-def chosen_hardware(precision: str, device: str | None) -> Hardware:
-    """Returns the device and precision to compute with, and prints them."""
+def chosen_hardware(precision: str, device: str | None, threads: int | None) -> Hardware:
+    """Returns the device and precision to compute with; sets torch's threads; prints all three."""
+    import torch
+
+    from petseg.threads import free_cores, thread_count
     from petseg.training.device import choose_hardware
 
     hardware = choose_hardware(precision, device)
-    print(f"computing on {hardware.device} in {hardware.precision} ({hardware.reason})")
+    count = thread_count(threads) or min(free_cores(), torch.get_num_threads())
+    torch.set_num_threads(count)
+    print(
+        f"computing on {hardware.device} in {hardware.precision} ({hardware.reason}), {count} thread{'s' * (count > 1)}"
+    )
     return hardware

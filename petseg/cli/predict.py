@@ -47,7 +47,7 @@ def predict(
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
     import warnings
 
-    from petseg.predict.outputs import check_folders, chosen_kinds, plan, predict_job, predict_jobs, remove_unfinished
+    from petseg.predict.outputs import check_folders, chosen_kinds, plan, predict_job, predict_jobs, remove_halves
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in pictures that decode
     kinds = chosen_kinds(only or ()) if only or not as_json else ()
@@ -65,7 +65,7 @@ def predict(
         return
     jobs = plan([Path(photo) for photo in photos], kinds, out)
     if resume:
-        remove_unfinished(jobs)
+        remove_halves(jobs)
         total, jobs = len(jobs), [job for job in jobs if not job.done()]
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
     if kinds:

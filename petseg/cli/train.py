@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from petseg.cli.data import data_folder, prepare_data
-from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, chosen_hardware
+from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
 from petseg.cli.progress import progress_bar, resumable
 
 
@@ -20,20 +20,19 @@ def train(
     settings: SetOption = None,
     resume: ResumeOption = False,
     device: DeviceOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Train one model into a run folder."""
     from petseg.config import load_recipe
-    from petseg.evaluation.cost import count_cost
-    from petseg.models import title_of
+    from petseg.models import run_config, title_of
     from petseg.training.loop import Execution, Progress
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
 
-    config = load_recipe(recipe, settings or ()).for_model(model)
-    count_cost(config.model, 3, config.data.size)  # an option that the model lacks is told before minutes of work
+    config = run_config(load_recipe(recipe, settings or ()), model)
     run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
     refuse_existing(run, resume=resume)
-    hardware = chosen_hardware(config.train.precision, device)
+    hardware = chosen_hardware(config.train.precision, device, threads)
     prepared = prepare_data(data_folder(data), config.data)
     with resumable(), progress_bar() as advance:
 
@@ -49,6 +48,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val, or test for the final figure of a finished run.")] = "val",
     data: DataOption = None,
     device: DeviceOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Score a trained run on a split, at each image's own size; kept in the run folder."""
     from rich.console import Console
@@ -59,7 +59,7 @@ def evaluate(
     from petseg.training.runs import read_config
 
     config = read_config(run)
-    hardware = chosen_hardware(config.train.precision, device)
+    hardware = chosen_hardware(config.train.precision, device, threads)
     prepared = prepare_data(data_folder(data), config.data)
     splits = load_splits(prepared, config, hardware.device)
     with progress_bar() as advance:

@@ -14,11 +14,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -35,6 +35,8 @@ CACHE_VERSION = 3
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+Result = TypeVar("Result")
 
 
 def cache_root() -> Path:
@@ -125,26 +127,14 @@ def prepare(
             except PetsegError as error:
                 logging.getLogger("petseg").warning("petseg: warning: %s; preparing it again", error)
         with writing(target.parent):
-            _write_cache(dataset, size, target, partial(_decoded, workers=workers), on_progress)
+            _write_cache(target, dataset, size, workers, on_progress)
         return _read_cache(target, dataset)
 
 
-LabelledArrays = tuple[UInt8, UInt8, tuple[str, ...], int]
-Outcome = LabelledArrays | str
-"""Image, class ids, notes and longest side of a sample, or the reason why it is left out."""
-
-
-def _write_cache(
-    dataset: Dataset,
-    size: int,
-    target: Path,
-    decoded: Callable[[Dataset, int], Iterator[tuple[Sample, Outcome]]],
-    on_progress: Progress | None,
-) -> None:
-    for stale in target.parent.glob(f"{target.name}.tmp*"):
-        shutil.rmtree(stale)  # of a killed process: the caller holds the lock
-    if target.exists():
-        shutil.rmtree(target)
+def _write_cache(target: Path, dataset: Dataset, size: int, workers: int | None, on_progress: Progress | None) -> None:
+    for stale in (target, *target.parent.glob(f"{target.name}.tmp*")):
+        if stale.exists():
+            shutil.rmtree(stale)  # damaged, or of a killed process: the caller holds the lock
     unfinished = target.with_name(f"{target.name}.tmp{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
@@ -152,7 +142,8 @@ def _write_cache(
         rows: list[dict[str, object]] = []
         left_out: dict[str, str] = {}
         largest_side = 0
-        for done, (sample, outcome) in enumerate(decoded(dataset, size), start=1):
+        outcomes = _in_threads(partial(_decode, dataset, size), dataset.samples, workers)
+        for done, (sample, outcome) in enumerate(zip(dataset.samples, outcomes, strict=True), start=1):
             if isinstance(outcome, str):
                 left_out[sample.id] = outcome
             else:
@@ -195,23 +186,18 @@ CHUNK = 25
 """Samples that a thread takes at once: handing out single ones costs a tenth of the speed."""
 
 
-def _decoded(dataset: Dataset, size: int, *, workers: int | None) -> Iterator[tuple[Sample, Outcome]]:
-    """Yields each sample with its arrays, or with the reason why it is left out; in order, some ahead of the reader."""
-    chunks = _chunks(dataset.samples)
+def _in_threads(
+    work: Callable[[Sample], Result], samples: Sequence[Sample], workers: int | None = None
+) -> Iterator[Result]:
+    """Yields what `work` returns for each sample, in order; the threads are some samples ahead of the reader."""
+    chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for samples, outcomes in zip(chunks, pool.map(partial(_decode_all, dataset, size=size), chunks), strict=True):
-            yield from zip(samples, outcomes, strict=True)
+        for results in pool.map(lambda chunk: [work(sample) for sample in chunk], chunks):
+            yield from results
 
 
-def _chunks(samples: Sequence[Sample]) -> list[Sequence[Sample]]:
-    return [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
-
-
-def _decode_all(dataset: Dataset, samples: Sequence[Sample], *, size: int) -> list[Outcome]:
-    return [_decode(dataset, sample, size) for sample in samples]
-
-
-def _decode(dataset: Dataset, sample: Sample, size: int) -> Outcome:
+def _decode(dataset: Dataset, size: int, sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], int] | str:
+    """Returns image, class ids, notes and longest side of a sample, or the reason why it is left out."""
     try:
         opened = open_sample(dataset, sample, draft=draft_side(size))
     except PetsegError as error:
@@ -249,35 +235,33 @@ def content_key(dataset: Dataset) -> str:
     Reading hundreds of megabytes at each start would take seconds, so the answer is remembered under the files' names,
     sizes and times: an unchanged folder is known at once, a copy elsewhere is read once and finds the same cache.
     """
-    classes = [entry.name for entry in dataset.classes]
-    stamp = hashlib.sha256(f"{classes} {dataset.fingerprint}\n".encode())
+    head = f"{[entry.name for entry in dataset.classes]} {dataset.fingerprint}"
+    stamp = hashlib.sha256(f"{head}\n".encode())
     for sample in dataset.samples:
         for path in (sample.image, sample.label):
-            status = path.stat()
-            stamp.update(f"{sample.id} {path} {status.st_size} {status.st_mtime_ns}\n".encode())
+            with suppress(OSError):  # it is gone: `open_sample` will leave it out by name
+                status = path.stat()
+                stamp.update(f"{sample.id} {path} {status.st_size} {status.st_mtime_ns}\n".encode())
     memo = cache_root() / "content_keys" / stamp.hexdigest()[:32]
     if memo.is_file() and re.fullmatch("[0-9a-f]{64}", known := memo.read_text(encoding="ascii", errors="replace")):
         return known
-    with ThreadPoolExecutor() as pool:
-        digests = pool.map(_digests, _chunks(dataset.samples))
-        text = "\n".join([f"{classes} {dataset.fingerprint}", *chain.from_iterable(digests)])
-    key = hashlib.sha256(text.encode()).hexdigest()
+    key = hashlib.sha256("\n".join([head, *_in_threads(_digest, dataset.samples)]).encode()).hexdigest()
     with writing(memo.parent):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = memo.with_name(f"{memo.name}.tmp{os.getpid()}")
-        unfinished.write_text(key, encoding="utf-8")
-        unfinished.replace(memo)
+        write_memo(memo, key)
     return key
-
-
-def _digests(samples: Sequence[Sample]) -> list[str]:
-    return [_digest(sample) for sample in samples]
 
 
 def _digest(sample: Sample) -> str:
     try:
-        image = hashlib.sha256(sample.image.read_bytes()).hexdigest()
-        label = hashlib.sha256(sample.label.read_bytes()).hexdigest()
-    except OSError:  # `open_sample` will leave it out by name
+        image, label = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (sample.image, sample.label))
+    except OSError:
         return f"{sample.id} unreadable"
     return f"{sample.id} {image} {label}"
+
+
+def write_memo(path: Path, text: str) -> None:
+    """Writes a small file in one step: no other process reads half of it."""
+    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

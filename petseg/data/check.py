@@ -14,17 +14,14 @@ from petseg.data.images import open_sample
 from petseg.errors import PetsegError
 
 SKIPPED = {
-    "hidden file among the images": "skipped",
-    "hidden file among the trimaps": "skipped",
-    "not a .jpg among the images": "skipped",
-    "not a .png among the trimaps": "skipped",
     "second image of one name": "left out",
+    "second trimap of one name": "left out",
     "image without trimap": "left out",
     "trimap without image": "left out",
     "listed, but no image": "left out",
     "pair in no list": "in protocol seed only; species and breed from its name",
 }
-"""Kind of file that is no sample, as a source names it -> what happens to it."""
+"""Kind of file that is no sample, as a source names it -> what happens to it; every other kind is skipped."""
 
 HANDLED = {
     "label of another size, resized (nearest)": "kept",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-
-from petseg.errors import PetsegError
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -60,24 +59,25 @@ def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...
     ['background', 'foreground']
 
     Raises:
-        ValueError: no classes, a name that stands twice, a role or a colour that is none.
+        ValueError: no classes, more than 255, a name that stands twice, a role or a colour that is none.
     """
     classes = []
     for place, entry in enumerate(entries):
-        given: Mapping[str, Any] = {"name": entry} if isinstance(entry, str) else entry
-        name = given.get("name")
+        given: Any = {"name": entry} if isinstance(entry, str) else entry  # of a file that others wrote
+        name = given.get("name") if isinstance(given, Mapping) else None
         if not isinstance(name, str) or not name:
-            raise ValueError("a class has no name")
+            raise ValueError(f"class {place} has no name")
         role = given.get("role") or ROLES.get(name, "foreground")
         if role not in ("foreground", "background", "boundary"):
             raise ValueError(f"class {name} has role {role!r}; wanted foreground, background or boundary")
         colour = given.get("colour") or (BACKGROUND_COLOUR if role == "background" else COLOURS[place % len(COLOURS)])
-        if not isinstance(colour, str) or len(colour) != 7 or colour[0] != "#":
+        if not re.fullmatch("#[0-9A-Fa-f]{6}", str(colour)):
             raise ValueError(f"class {name} has colour {colour!r}; wanted one as #0072B2")
-        int(colour[1:], 16)
         classes.append(Class(name, colour, role))
-    if not classes or len({entry.name for entry in classes}) < len(classes):
-        raise ValueError("there are no classes, or two of one name")
+    if not 0 < len(classes) <= IGNORE:
+        raise ValueError(f"there are {len(classes)} classes; wanted 1 to {IGNORE}")
+    if len({entry.name for entry in classes}) < len(classes):
+        raise ValueError("two classes have one name")
     return tuple(classes)
 
 
@@ -208,17 +208,3 @@ def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[
         placed += [((place + offset) / len(ids), sample_id) for place, sample_id in enumerate(ids)]
     count = min(len(placed), max(2, round(share * len(placed))))
     return tuple(sorted(sample_id for _, sample_id in sorted(placed)[:count]))
-
-
-def check_splits(dataset: Dataset) -> None:
-    """Checks that a dataset can train.
-
-    Raises:
-        PetsegError: fewer than two training samples or no validation sample.
-    """
-    sizes = {part: len(dataset.splits.get(part, ())) for part in ("train", "val")}
-    if sizes["train"] < 2 or not sizes["val"]:
-        raise PetsegError(
-            f"{dataset.name}: {sizes['train']} training and {sizes['val']} validation images; wanted at least 2 and 1: "
-            "is the data folder complete? (`petseg data check`)"
-        )

@@ -8,8 +8,10 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from petseg.data.dataset import Dataset, Label, Sample, UInt8
@@ -62,11 +64,11 @@ def check_pixels(opened: Image.Image) -> None:
     Its warnings are no way to know: their filter belongs to all threads.
 
     Raises:
-        Image.DecompressionBombError: it is.
+        ValueError: it is.
     """
     pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
     if limit and pixels > limit:
-        raise Image.DecompressionBombError(f"{pixels:,} pixels; at most {limit:,} are read")
+        raise ValueError(f"{pixels:,} pixels; at most {limit:,} are read")
 
 
 def reason(error: Exception, path: Path) -> str:
@@ -89,8 +91,8 @@ def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
     return opened.convert("RGB")
 
 
-def read_ids(path: Path, kind: str = "label") -> UInt8:
-    """Returns a one-channel image file as uint8 [H, W], its values as they are stored.
+def read_ids(path: Path, kind: str = "label") -> npt.NDArray[Any]:
+    """Returns the values of a one-channel image file as they are stored, [H, W], of any type.
 
     Raises:
         PetsegError: it cannot be decoded, or has several channels.
@@ -120,7 +122,7 @@ def open_sample(dataset: Dataset, sample: Sample, *, draft: int | None = None) -
         PetsegError: the sample cannot be used; the message is the reason that `petseg data check` prints.
     """
     notes: list[str] = []
-    image, own_size = _open_image(sample.image, draft, notes)
+    image, own_size = _open_image(sample, draft, notes)
     ids = _match(dataset.read_label(sample), own_size, sample.id, notes)
     return LabelledImage(image, ids, tuple(notes))
 
@@ -155,13 +157,13 @@ def _match(label: Label, own_size: tuple[int, int], name: str, notes: list[str])
     return ids
 
 
-def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.Image, tuple[int, int]]:
+def _open_image(sample: Sample, draft: int | None, notes: list[str]) -> tuple[Image.Image, tuple[int, int]]:
     try:
-        with Image.open(path, formats=formats()) as opened:
+        with Image.open(sample.image, formats=formats()) as opened:
             own_size = opened.size
             check_pixels(opened)
             if opened.format != "JPEG":
-                notes.append(f"{opened.format} named {path.suffix}")
+                notes.append(f"{opened.format} named {sample.image.suffix}")
             # a JPEG without the segment needs no parsing
             if (opened.format != "JPEG" or "exif" in opened.info) and opened.getexif().get(0x0112, 1) != 1:
                 notes.append("EXIF rotation, not applied (the label has none)")
@@ -169,7 +171,7 @@ def _open_image(path: Path, draft: int | None, notes: list[str]) -> tuple[Image.
                 opened.draft("RGB", (draft, draft))
             return to_rgb(opened, notes), own_size
     except UNREADABLE as error:
-        raise PetsegError(f"{path.stem}: image cannot be decoded ({reason(error, path)})") from None
+        raise PetsegError(f"{sample.id}: image cannot be decoded ({reason(error, sample.image)})") from None
 
 
 def resize_ids(ids: UInt8, size: tuple[int, int]) -> UInt8:

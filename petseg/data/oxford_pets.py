@@ -90,24 +90,22 @@ def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str,
     """
     contents = read_contents(folder)
     task = get_task(config)
-    pets = {pet.name: pet for pet in contents.pets}
 
     def read_label(sample: Sample) -> Label:
         trimap = read_trimap(sample.label)
         notes = () if trimap.min() == PET else (SUSPECT,)
-        return Label(task.table[pets[sample.id].species][trimap], notes)
+        return Label(task.table[contents.species[sample.id]][trimap], notes)
 
-    listed = {pet.name: pet.listed for pet in contents.pets}
-    splits = split_names(list(listed), listed, config.protocol)
+    splits = split_names(list(contents.listed), contents.listed, config.protocol)
     return Dataset(
         name=NAME,
-        samples=tuple(Sample(pet.name, pet.image, pet.trimap, pet.breed) for pet in contents.pets),
+        samples=contents.samples,
         classes=task.classes,
         splits={part: tuple(names) for part, names in splits.items()},
         read_label=read_label,
         provenance=provenance,
         official=official,
-        fingerprint=f"{task.table.tolist()} {[(pet.name, pet.species) for pet in contents.pets]}",
+        fingerprint=f"{task.table.tolist()} {list(contents.species.items())}",
         merge=task.merge,
         loss_sizes=(SEED_SIZE,) if config.protocol == "seed" else (),
         skipped=contents.skipped,
@@ -115,29 +113,21 @@ def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str,
 
 
 @dataclass(frozen=True)
-class Pet:
-    """One image and its trimap, not yet opened."""
-
-    name: str
-    image: Path
-    trimap: Path
-    breed: str
-    species: int
-    listed: str
-    """"trainval", "test", or "none" for the 41 names that are in no list."""
-
-
-@dataclass(frozen=True)
 class Contents:
-    """What a data folder holds, by name; `skipped` says which files were skipped and why."""
+    """What a data folder holds: the pairs of image and trimap, sorted by name, and what was skipped."""
 
-    folder: Path
-    pets: tuple[Pet, ...]
+    samples: tuple[Sample, ...]
+    """The group is the breed."""
+    species: Mapping[str, int]
+    """Name of a pair -> 1 cat, 2 dog."""
+    listed: Mapping[str, str]
+    """Name of a pair -> "trainval", "test", or "none" for the 41 names that are in no list."""
     skipped: Mapping[str, tuple[str, ...]]
+    """Kind of file -> names, sorted."""
 
 
 def read_contents(folder: Path) -> Contents:
-    """Returns the pairs of a folder in the official layout, sorted by name, without opening an image.
+    """Returns what a folder in the official layout holds, without opening an image.
 
     Raises:
         PetsegError: no images, no trimaps, or no lists in the folder.
@@ -159,18 +149,12 @@ def read_contents(folder: Path) -> Contents:
     skipped["listed, but no image"] = [name for name in sorted(listed) if name not in images]
     pairs = sorted(images.keys() & trimaps.keys())
     skipped["pair in no list"] = [name for name in pairs if name not in listed]
-    pets = tuple(
-        Pet(
-            name=name,
-            image=images[name],
-            trimap=trimaps[name],
-            breed=breed_of(name),
-            species=species.get(name, species_of(name)),
-            listed=listed.get(name, "none"),
-        )
-        for name in pairs
+    return Contents(
+        samples=tuple(Sample(name, images[name], trimaps[name], breed_of(name)) for name in pairs),
+        species={name: species.get(name, species_of(name)) for name in pairs},
+        listed={name: listed.get(name, "none") for name in pairs},
+        skipped={kind: tuple(names) for kind, names in skipped.items() if names},
     )
-    return Contents(folder, pets, {kind: tuple(names) for kind, names in skipped.items() if names})
 
 
 SUFFIXES = {"image": (".jpg", ".jpeg"), "trimap": (".png",)}
@@ -196,14 +180,11 @@ def _files(place: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, P
 
 
 def _read_species(path: Path) -> dict[str, int]:
-    species: dict[str, int] = {}
-    for name, fields in _read_list(path).items():
-        if fields[2] not in ("1", "2"):
-            raise PetsegError(
-                f"list.txt: {name} has species {fields[2]!r}; wanted 1 cat or 2 dog: was the file changed?"
-            )
-        species[name] = int(fields[2])
-    return species
+    given = {name: fields[2] for name, fields in _read_list(path).items()}
+    wrong = next((name for name in given if given[name] not in ("1", "2")), None)
+    if wrong is not None:
+        raise PetsegError(f"list.txt: {wrong} has species {given[wrong]!r}; wanted 1 cat or 2 dog: was it changed?")
+    return {name: int(species) for name, species in given.items()}
 
 
 def breed_of(name: str) -> str:
@@ -250,9 +231,10 @@ def read_trimap(path: Path) -> UInt8:
     values = read_ids(path, "trimap")
     if values.min() < PET or values.max() > BORDER:  # half the time of counting, on each of thousands
         present = np.unique(values).tolist()
-        shown = "{" + ", ".join(str(value) for value in present[:6]) + (", ..." if len(present) > 6 else "") + "}"
+        values_shown = ", ".join(map(str, present[:6])) + (", ..." if len(present) > 6 else "")
         raise PetsegError(
-            f"{path.name} holds values {shown}; a trimap holds 1 pet, 2 background, 3 border: was it remapped already?"
+            f"{path.name} holds values {{{values_shown}}}; a trimap holds 1 pet, 2 background, 3 border: was it "
+            "remapped already?"
         )
     return values.astype(np.uint8)
 
@@ -286,9 +268,9 @@ def _committed(name: str) -> frozenset[str]:
 
 
 def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: str) -> dict[str, list[str]]:
-    """Returns "train", "val" and (official only) "test": names, sorted, of all images in the folder.
+    """Returns "train", "val" and (official only) "test": names, sorted, of all pairs in the folder.
 
-    A name that was left out for a defect must be in `all_names` still, or the `seed` split would shift.
+    A pair that is left out for a defect must still be in `all_names`, or the `seed` split would shift.
 
     Args:
         all_names: every pair's name.
@@ -298,12 +280,12 @@ def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: s
     if protocol == "seed":
         shuffled = sorted(all_names)
         random.Random(SEED_SHUFFLE).shuffle(shuffled)  # noqa: S311 - a split, not a secret
-        # half of a small set at most, so that a made set trains too
+        # half of a small dataset at most, so that a synthetic one trains too
         validation = min(SEED_VALIDATION, len(shuffled) // 2)
         return {"train": sorted(shuffled[:-validation]), "val": sorted(shuffled[-validation:])}
     trainval = sorted(name for name in all_names if listed[name] == "trainval")
     chosen = committed_validation() & set(trainval)
-    if 2 * len(chosen) < len(committed_validation()):  # another set, not the official one with a few files missing
+    if 2 * len(chosen) < len(committed_validation()):  # another dataset, not the official one with a few files missing
         chosen = frozenset(stratified_validation(trainval))
     return {
         "train": [name for name in trainval if name not in chosen],

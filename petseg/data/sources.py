@@ -15,7 +15,7 @@ from platformdirs import user_data_path
 
 from petseg.config import DataConfig
 from petseg.data.archive import extract
-from petseg.data.cache import cache_root, locked, writing
+from petseg.data.cache import cache_root, locked, write_memo, writing
 from petseg.data.dataset import Dataset
 from petseg.data.download import ANNOTATIONS, ARCHIVES, IMAGES, download, is_official
 from petseg.data.oxford_pets import open_oxford_pets
@@ -31,7 +31,7 @@ SYNTHETIC = "synthetic pets, drawn by petseg"
 SYNTHETIC_PER_BREED = 20
 """Images of each breed in the synthetic set that `petseg compare --quick` falls back to: 740 in all, in seconds."""
 
-SYNTHETIC_VERSION = 2
+SYNTHETIC_VERSION = 3
 """Raised when the drawings change."""
 
 
@@ -103,7 +103,7 @@ def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
             f"data folder {folder}: not a folder; run `petseg data get`, or point --data or PETSEG_DATA at one"
         )
     if (folder / "images").is_dir() or (folder / "annotations").is_dir():
-        synthetic = cache_root() / "synthetic_pets" in folder.parents
+        synthetic = (cache_root() / "synthetic_pets").resolve() in folder.resolve().parents
         return open_oxford_pets(folder, options, provenance=SYNTHETIC if synthetic else FOLDER)
     place, official = _unpacked(folder)
     return open_oxford_pets(place, options, provenance=OFFICIAL if official else UNOFFICIAL, official=official)
@@ -121,15 +121,15 @@ def _unpacked(folder: Path) -> tuple[Path, bool]:
         )
     stamp = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
     target = cache_root() / "extracted" / hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
-    checked = target.with_name(f"{target.name}.official")
+    memo = target.with_name(f"{target.name}.official")  # the checksum of 800 MB takes seconds
     with locked(target), writing(target):
-        if not checked.is_file():  # the checksum of 800 MB takes seconds
+        extract(archives, target)
+        known = memo.read_text(encoding="utf-8", errors="replace") if memo.is_file() else ""
+        if known not in ("true", "false"):
             official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
-            extract(archives, target)
-            unfinished = checked.with_name(f"{checked.name}.tmp{os.getpid()}")
-            unfinished.write_text(json.dumps(official), encoding="utf-8")
-            unfinished.replace(checked)
-    return target, bool(json.loads(checked.read_text(encoding="utf-8")))
+            known = "true" if official else "false"
+            write_memo(memo, known)
+    return target, known == "true"
 
 
 def _archive_in(folder: Path, name: str) -> Path | None:

@@ -146,7 +146,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _storage_key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the address of the storage
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from petseg.evaluation.evaluate import (
 )
 from petseg.evaluation.statistics import paired_bootstrap
 from petseg.metrics import Score, mean_iou
-from petseg.models import Input, model_options, title_of
+from petseg.models import Input, run_config, title_of
 from petseg.models.baselines import BASELINES, MeanMask
 from petseg.schema import (
     BaselineResult,
@@ -105,9 +105,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
         PetsegError: as `train` and `evaluate_run`.
     """
     recipe, hardware = plan.recipe, plan.hardware
-    configs = {name: recipe.for_model(name) for name in recipe.models}
-    for config in configs.values():
-        model_options(config.model)  # a wrong option is an error before minutes of work
+    configs = {name: run_config(recipe, name) for name in recipe.models}
     splits = load_splits(prepared, configs[recipe.models[0]], hardware.device)
     split = plan.scored_splits(splits)[-1]
     with runs.new_folder(out, resume=plan.resume):

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from petseg.config import ModelConfig, StrictConfig, validated
+from petseg.config import ModelConfig, Recipe, RunConfig, StrictConfig, validated
 from petseg.errors import PetsegError, unknown_name
 from petseg.models.segnet import VGG16_CONVS, SegNet
 from petseg.models.unet import UNet
@@ -104,6 +104,12 @@ class SegNetOptions(StrictConfig):
     upsampling: Literal["indices", "bilinear"] = "indices"
     """By the pooling's indices (SegNet's own), or bilinear: the ablation."""
 
+    @model_validator(mode="after")
+    def _convs_of_each_stage(self) -> SegNetOptions:
+        if isinstance(self.convs, tuple) and len(self.convs) != self.depth:
+            raise ValueError(f"convs has {len(self.convs)} numbers for depth {self.depth}; give one for each stage")
+        return self
+
 
 def _segnet(num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int, **options: Any) -> SegNet:
     """Returns a SegNet whose stages' numbers of convolutions are written out."""
@@ -111,8 +117,6 @@ def _segnet(num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int
         convs = (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
     elif isinstance(convs, int):
         convs = (convs,) * depth
-    elif len(convs) != depth:
-        raise PetsegError(f"model.convs has {len(convs)} numbers for depth {depth}; give one for each stage")
     return SegNet(num_classes, convs=convs, depth=depth, **options)
 
 
@@ -168,7 +172,20 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
                 f"{owners[0]!r}: write it under [overrides.{owners[0]}.model]"
             )
         raise unknown_name(f"option of model {config.name!r}", unknown, builder.options.model_fields)
-    return validated(builder.options, {**builder.preset, **given}, source="model").model_dump()
+    return validated(builder.options, {**builder.preset, **given}, source=f"model {config.name!r}").model_dump()
+
+
+def run_config(recipe: Recipe, name: str) -> RunConfig:
+    """Returns the run of one model of a recipe, after checking names and options: before minutes of work.
+
+    Raises:
+        PetsegError: as `Recipe.for_model` and `model_options`; or an override of an unknown model.
+    """
+    for model in (name, *recipe.overrides):
+        builder_of(model)
+    config = recipe.for_model(name)
+    model_options(config.model)
+    return config
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -214,6 +231,7 @@ __all__ = [
     "builder_of",
     "model_input",
     "model_options",
+    "run_config",
     "title_of",
     "to_unit_range",
 ]

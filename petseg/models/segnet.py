@@ -75,7 +75,7 @@ class SegNet(nn.Module):
         initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (see `petseg.models.normalise` for its range)."""
+        """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (range: `petseg.models.Input`)."""
         poolings: list[tuple[Tensor | None, tuple[int, int]]] = []
         x = image
         for stage in self.encoder:

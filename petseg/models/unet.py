@@ -73,7 +73,7 @@ class UNet(nn.Module):
         initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (see `petseg.models.normalise` for its range)."""
+        """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (range: `petseg.models.Input`)."""
         carried: list[tuple[Tensor | None, Tensor | None, tuple[int, int]]] = []  # skip, indices, size of each level
         x = self.encoder[0](image)
         for stage in list(self.encoder)[1:]:

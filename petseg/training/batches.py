@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from petseg.config import RunConfig, TrainConfig
 from petseg.data.cache import Prepared
-from petseg.data.dataset import Dataset, check_splits, part_of
+from petseg.data.dataset import Dataset, part_of
 from petseg.errors import PetsegError
 from petseg.models import to_unit_range
 
@@ -69,7 +69,6 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
         raise PetsegError(
             f"images are prepared at {prepared.size} px, data.size is {config.data.size}; prepare them at it"
         )
-    check_splits(dataset)
     ids = dict(dataset.splits)
     if config.data.fraction < 1:
         training = [dataset.by_id[sample_id] for sample_id in ids["train"]]
@@ -81,10 +80,11 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
     if device.type != "cuda" or images.nbytes + labels.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         images, labels = images.to(device), labels.to(device)
     splits = {part: Split(images, labels, prepared.rows(part_ids), device, prepared) for part, part_ids in ids.items()}
-    if len(splits["train"].rows) < 2 or not len(splits["val"].rows):
+    usable = {part: len(splits[part].rows) if part in splits else 0 for part in ("train", "val")}
+    if usable["train"] < 2 or not usable["val"]:
         raise PetsegError(
-            f"{dataset.name}: {len(splits['train'].rows)} training and {len(splits['val'].rows)} validation images can "
-            "be used; wanted at least 2 and 1: see `petseg data check`"
+            f"{dataset.name}: {usable['train']} training and {usable['val']} validation images can be used; wanted at "
+            "least 2 and 1: is the data folder complete? (`petseg data check`)"
         )
     return splits
 

@@ -70,8 +70,8 @@ def choose_hardware(precision: str = "auto", device: str | None = None) -> Hardw
         return Hardware(chosen, gains, "the GPU has bf16 units" if gains else "the GPU has no bf16 units")
     if chosen.type == "cpu":
         # avx512_bf16 and AMX multiply bf16 natively; elsewhere oneDNN emulates it, slower than fp32
-        amx = torch.cpu._is_amx_tile_supported()
-        gains = amx or torch.cpu._is_avx512_bf16_supported()
+        amx = torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - torch has no public question
+        gains = amx or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
         unit = "AMX" if amx else "AVX512-BF16"
         return Hardware(chosen, gains, f"the processor has {unit}" if gains else "the processor has no bf16 units")
     return Hardware(chosen, False, "bf16 is not tried on this kind of device")

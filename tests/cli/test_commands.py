@@ -27,10 +27,10 @@ COMMANDS = {
     "data check": "--data",
     "data prepare": "--data --size",
     "models": "--classes --size",
-    "train": "--data --device --model --out --resume --set RECIPE",
-    "evaluate": "--data --device --split RUN",
-    "compare": "--data --device --out --quick --recipe --resume --set",
-    "study": "--collect --data --device --jobs --list --only --out RECIPE",
+    "train": "--data --device --model --out --resume --set --threads RECIPE",
+    "evaluate": "--data --device --split --threads RUN",
+    "compare": "--data --device --out --quick --recipe --resume --set --threads",
+    "study": "--data --device --jobs --list --out --threads RECIPE",
     "report": "--out SOURCE",
 }
 """Every command with its flags and arguments."""

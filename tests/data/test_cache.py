@@ -1,4 +1,4 @@
-"""The prepared cache: right arrays, one key for one content, whole or not at all; and where data are looked for."""
+"""The prepared cache: right arrays, one key for one content, whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,38 +17,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from petseg.config import DataConfig, OxfordPetsConfig
 from petseg.data import cache
-from petseg.data.cache import UNOFFICIAL, find_data, get_data, made_data, open_data, prepare, resize_labels
-from petseg.data.download import ARCHIVES
-from petseg.data.oxford_pets import read_contents
-from petseg.data.synthetic import make_pets
+from petseg.data.dataset import SUSPECT
+from petseg.data.images import open_ids, resize_ids
+from petseg.data.sources import FOLDER, open_dataset
 from petseg.errors import PetsegError
-from tests.data.traps import TRAPS, make_trapped_pets
+from tests.data.traps import TRAPS
 
 SIZE = 32
 
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("PETSEG_DATA", raising=False)
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-@pytest.fixture(scope="module")
-def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pets(tmp_path_factory.mktemp("pets"), per_breed=2, breeds=4)
-
-
-@pytest.fixture(scope="module")
-def trapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_trapped_pets(tmp_path_factory.mktemp("trapped"))
-
-
-@pytest.fixture
-def copy(pets: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return shutil.copytree(pets, tmp_path / "copy")
+def prepare(folder: Path, size: int = SIZE, task: str = "trimap", **options: object) -> cache.Prepared:
+    return cache.prepare(open_dataset(folder, DataConfig(oxford_pets=OxfordPetsConfig(task=task))), size, **options)
 
 
 class Count:
@@ -62,103 +48,85 @@ class Count:
         self.calls.append((done, total))
 
 
-def nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes by taking, for the middle of each new pixel, the old pixel below it."""
-    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
-    return labels[rows[:, None], columns]
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def prepared_names(folder: Path) -> list[str]:
-    """Returns what lies among the prepared sets, locks left out."""
+def names_in(folder: Path) -> list[str]:
+    """Returns what lies among the prepared datasets, locks left out."""
     return sorted(path.name for path in (folder / "prepared").glob("*") if path.suffix != ".lock")
+
+
+def plain(path: Path, size: int, method: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
+    """Returns an image resized without a decoder's help."""
+    with Image.open(path) as image:
+        return np.asarray(image.resize((size, size), method), int)
 
 
 # What a cache holds
 
 
 @pytest.mark.parametrize("size", [16, 32, 57])
-def test_shapes_types_and_order(pets, cache_folder, size):
-    prepared = prepare(pets, size)
+def test_shapes_types_and_order(eight_pets, cache_folder, size):
+    prepared = prepare(eight_pets, size)
     assert prepared.size == size
     assert prepared.images.shape == (8, size, size, 3)
-    assert prepared.trimaps.shape == (8, size, size)
-    for array in (prepared.images, prepared.trimaps):
+    assert prepared.labels.shape == (8, size, size)
+    for array in (prepared.images, prepared.labels):
         assert array.dtype == np.uint8
         assert isinstance(array, np.memmap)
         assert not array.flags.writeable
-    assert prepared.pets == read_contents(pets).pets
+    assert prepared.samples == prepared.dataset.samples
     assert prepared.folder.parent == cache_folder / "prepared"
-    assert prepared.source == "a folder in the official layout"
+    assert prepared.dataset.provenance == FOLDER
     assert (prepared.left_out, prepared.notes) == ({}, {})
-    assert prepared.all_listed == {pet.name: pet.listed for pet in prepared.pets}
+    assert prepared.largest_side == max(max(open_ids(prepared.dataset, sample).shape) for sample in prepared.samples)
 
 
-def test_images_are_a_plain_resize_but_for_the_decoders_reduction(pets):
-    prepared = prepare(pets, SIZE)
-    for row, pet in enumerate(prepared.pets):
-        with Image.open(pet.image) as image:
-            plain = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR), int)
-            rough = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.NEAREST), int)
-        apart = np.abs(prepared.images[row] - plain)
+def test_images_are_a_plain_resize_but_for_the_decoders_reduction(eight_pets):
+    prepared = prepare(eight_pets)
+    for row, sample in enumerate(prepared.samples):
+        smooth, rough = plain(sample.image, SIZE), plain(sample.image, SIZE, Image.Resampling.NEAREST)
         # synthetic pets are harder than photos, on whose enlarged copies the mean is below 2 levels of 255
-        assert apart.mean() < 5.5
-        assert np.abs(rough - plain).mean() > 7  # what no antialiasing at all would give
+        assert np.abs(prepared.images[row] - smooth).mean() < 5.5
+        assert np.abs(rough - smooth).mean() > 7  # what no antialiasing at all would give
 
 
-def test_images_at_their_decoded_size_are_exactly_a_plain_resize(pets):
-    """At 100 px the decoder may not reduce pictures of 136 to 184 px."""
-    prepared = prepare(pets, 100)
-    for row, pet in enumerate(prepared.pets):
-        with Image.open(pet.image) as image:
-            plain = np.asarray(image.resize((100, 100), Image.Resampling.BILINEAR), int)
-        assert np.abs(prepared.images[row] - plain).max() <= 1
+def test_images_at_their_decoded_size_are_exactly_a_plain_resize(eight_pets):
+    """At 100 px the decoder may not reduce images of 136 to 184 px."""
+    prepared = prepare(eight_pets, 100)
+    for row, sample in enumerate(prepared.samples):
+        assert np.abs(prepared.images[row] - plain(sample.image, 100)).max() <= 1
 
 
-def test_trimaps_are_exactly_nearest(pets):
-    prepared = prepare(pets, SIZE)
-    for row, pet in enumerate(prepared.pets):
-        np.testing.assert_array_equal(prepared.trimaps[row], nearest(pixels(pet.trimap), SIZE, SIZE))
-    assert {*np.unique(prepared.trimaps)} == {1, 2, 3}
+@pytest.mark.parametrize("task", ["trimap", "species"])
+def test_labels_are_exactly_nearest(eight_pets, task):
+    prepared = prepare(eight_pets, task=task)
+    for row, sample in enumerate(prepared.samples):
+        np.testing.assert_array_equal(
+            prepared.labels[row], resize_ids(open_ids(prepared.dataset, sample), (SIZE, SIZE))
+        )
+    assert {*np.unique(prepared.labels)} == ({0, 1, 2} if task == "trimap" else {0, 1, 2, 255})
 
 
-@pytest.mark.parametrize("size", [(5, 9), (40, 23), (17, 17)])
-def test_resize_labels_takes_height_then_width(size):
-    labels = np.random.default_rng(0).choice([0, 1, 2, 255], (20, 31)).astype(np.uint8)
-    got = resize_labels(labels, size)
-    assert got.dtype == np.uint8
-    np.testing.assert_array_equal(got, nearest(labels, *size))
-
-
-def test_threads_do_not_change_the_order(pets, cache_folder):
-    one = prepare(pets, SIZE, workers=1)
-    kept = np.array(one.images), np.array(one.trimaps)
+def test_threads_do_not_change_the_order(eight_pets, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 1)
+    one = prepare(eight_pets, workers=1)
+    kept = np.array(one.images), np.array(one.labels)
     shutil.rmtree(one.folder)
-    four = prepare(pets, SIZE, workers=4)
+    four = prepare(eight_pets, workers=4)
     np.testing.assert_array_equal(four.images, kept[0])
-    np.testing.assert_array_equal(four.trimaps, kept[1])
+    np.testing.assert_array_equal(four.labels, kept[1])
 
 
-def test_species_and_rows(pets):
-    prepared = prepare(pets, SIZE)
-    names = [pet.name for pet in prepared.pets]
-    assert prepared.species.dtype == np.uint8
-    assert prepared.species.tolist() == [1 if name[0].isupper() else 2 for name in names]
-    assert {*prepared.species.tolist()} == {1, 2}
-    rows = prepared.rows([names[3], "no_such_1", names[0]])
+def test_rows(eight_pets):
+    prepared = prepare(eight_pets)
+    ids = [sample.id for sample in prepared.samples]
+    rows = prepared.rows([ids[3], "no_such_1", ids[0]])
     assert rows.dtype == np.int64
     assert rows.tolist() == [3, 0]
     assert prepared.rows([]).tolist() == []
 
 
-def test_bad_pairs_are_left_out_by_name_with_the_reason(trapped):
+def test_unusable_samples_are_left_out_by_name_with_the_reason(trapped):
     count = Count()
-    prepared = prepare(trapped, SIZE, on_progress=count)
+    prepared = prepare(trapped, on_progress=count)
     reasons = {
         "truncated JPEG": "image cannot be decoded",
         "empty image file": "image cannot be decoded",
@@ -167,40 +135,35 @@ def test_bad_pairs_are_left_out_by_name_with_the_reason(trapped):
     }
     wanted = {name: reasons[kind] for name, kind in TRAPS.items() if kind in reasons}
     assert prepared.left_out.keys() == wanted.keys()
-    for name, reason in wanted.items():
-        assert name in prepared.left_out[name]
-        assert reason in prepared.left_out[name]
-    contents = read_contents(trapped)
-    names = [pet.name for pet in contents.pets]
-    assert [pet.name for pet in prepared.pets] == [name for name in names if name not in wanted]
-    assert len(prepared.images) == len(prepared.trimaps) == len(prepared.species) == len(names) - 4
-    assert prepared.all_listed == {pet.name: pet.listed for pet in contents.pets}
-    assert count.calls == [(done, len(names)) for done in range(1, len(names) + 1)]
-    assert prepared.notes["beagle_904"] == ("trimap without any pet",)
+    assert all(name in prepared.left_out[name] and wanted[name] in prepared.left_out[name] for name in wanted)
+    ids = [sample.id for sample in prepared.dataset.samples]
+    assert [sample.id for sample in prepared.samples] == [name for name in ids if name not in wanted]
+    assert len(prepared.images) == len(prepared.labels) == len(ids) - 4
+    assert count.calls == [(done, len(ids)) for done in range(1, len(ids) + 1)]
+    assert prepared.notes["beagle_904"] == (SUSPECT,)
     assert "beagle_1" not in prepared.notes
-    # a row that follows a left-out one is still its own picture
-    last = prepared.rows(["beagle_911"])[0]
-    np.testing.assert_array_equal(prepared.trimaps[last], nearest(pixels(prepared.pets[last].trimap), SIZE, SIZE))
+    # a row that follows a left-out one is still its own image
+    (last,) = prepared.rows(["beagle_911"])
+    wanted_ids = resize_ids(open_ids(prepared.dataset, prepared.samples[last]), (SIZE, SIZE))
+    np.testing.assert_array_equal(prepared.labels[last], wanted_ids)
 
 
-def test_a_folder_of_unusable_pairs(copy, cache_folder):
-    for path in (copy / "images").iterdir():
+def test_a_folder_of_unusable_images(copied, cache_folder):
+    for path in (copied / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(
-        PetsegError, match=r"none of 8 pairs can be used \(first: Abyssinian_1: image cannot be decoded"
-    ):
-        prepare(copy, SIZE)
-    assert prepared_names(cache_folder) == []
+    with pytest.raises(PetsegError, match=r"none of 8 images can be used \(first: Abyssinian_1: image cannot be deco"):
+        prepare(copied)
+    assert names_in(cache_folder) == []
 
 
 # The key
 
 
-def test_a_second_call_decodes_nothing(pets, cache_folder):
+def test_a_second_call_decodes_nothing(eight_pets):
     first, again = Count(), Count()
-    one = prepare(pets, SIZE, on_progress=first)
+    one = prepare(eight_pets, on_progress=first)
     written = (one.folder / "index.json").stat()
-    two = prepare(pets, SIZE, on_progress=again)
+    two = prepare(eight_pets, on_progress=again)
     assert first.calls == [(done, 8) for done in range(1, 9)]
     assert again.calls == []
     assert two.folder == one.folder
@@ -209,58 +172,52 @@ def test_a_second_call_decodes_nothing(pets, cache_folder):
     np.testing.assert_array_equal(one.images, two.images)
 
 
-def test_an_unchanged_folder_is_not_even_read(copy):
-    """Names, sizes and times are enough: bytes that changed behind them are not seen."""
-    first = prepare(copy, SIZE)
-    path = copy / "images" / "beagle_1.jpg"
+def spoil(path: Path) -> None:
+    """Changes a file's bytes, and neither its size nor its time."""
     status = path.stat()
     path.write_bytes(b"x" * status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    again = prepare(copy, SIZE)
+
+
+def test_an_unchanged_folder_is_not_even_read(copied):
+    """Names, sizes and times are enough: bytes that changed behind them are not seen."""
+    first = prepare(copied)
+    spoil(copied / "images" / "beagle_1.jpg")
+    again = prepare(copied)
     assert again.folder == first.folder
     assert again.left_out == {}
 
 
-def test_a_copy_elsewhere_with_other_times_finds_the_same_cache(pets, copy):
-    for path in copy.rglob("*"):
+def test_a_copy_elsewhere_with_other_times_finds_the_same_cache(eight_pets, copied):
+    for path in copied.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
-    first = prepare(pets, SIZE)
-    count = Count()
-    assert prepare(copy, SIZE, on_progress=count).folder == first.folder
+    first, count = prepare(eight_pets), Count()
+    assert prepare(copied, on_progress=count).folder == first.folder
     assert count.calls == []
 
 
-def test_another_folder_is_read_even_if_sizes_and_times_agree(pets, copy):
-    path = copy / "annotations" / "trimaps" / "beagle_1.png"
-    status = path.stat()
-    assert status.st_mtime_ns == (pets / "annotations" / "trimaps" / "beagle_1.png").stat().st_mtime_ns
-    path.write_bytes(b"x" * status.st_size)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert prepare(pets, SIZE).left_out == {}
-    assert "trimap cannot be decoded" in prepare(copy, SIZE).left_out["beagle_1"]
+def test_another_folder_is_read_even_if_sizes_and_times_agree(eight_pets, copied):
+    label = Path("annotations") / "trimaps" / "beagle_1.png"
+    spoil(copied / label)
+    assert (copied / label).stat().st_mtime_ns == (eight_pets / label).stat().st_mtime_ns
+    assert prepare(eight_pets).left_out == {}
+    assert "trimap cannot be decoded" in prepare(copied).left_out["beagle_1"]
 
 
-def test_another_size_is_another_cache(pets, cache_folder):
-    assert prepare(pets, SIZE).folder != prepare(pets, 48).folder
-    assert len(prepared_names(cache_folder)) == 2
+def test_another_size_or_task_is_another_cache(eight_pets, cache_folder):
+    assert len({prepare(eight_pets, size, task).folder for size in (32, 48) for task in ("trimap", "pet")}) == 4
+    assert len(names_in(cache_folder)) == 4
 
 
 def change_image(folder: Path) -> None:
     shutil.copy(folder / "images" / "beagle_2.jpg", folder / "images" / "beagle_1.jpg")
-    shutil.copy(
-        folder / "annotations" / "trimaps" / "beagle_2.png", folder / "annotations" / "trimaps" / "beagle_1.png"
-    )
 
 
 def change_trimap(folder: Path) -> None:
     path = folder / "annotations" / "trimaps" / "beagle_1.png"
-    changed = np.where(pixels(path) == 1, 3, 2).astype(np.uint8)
+    with Image.open(path) as trimap:
+        changed = np.where(np.asarray(trimap) == 1, 3, 2).astype(np.uint8)
     Image.fromarray(changed).save(path)
-
-
-def change_lists(folder: Path) -> None:
-    trainval, test = (folder / "annotations" / f"{name}.txt" for name in ("trainval", "test"))
-    test.write_text(test.read_text() + trainval.read_text())
 
 
 def change_species(folder: Path) -> None:
@@ -273,26 +230,40 @@ def drop_a_pair(folder: Path) -> None:
 
 
 def rename_a_pair(folder: Path) -> None:
-    (folder / "images" / "beagle_1.jpg").rename(folder / "images" / "beagle_99.jpg")
-    (folder / "annotations" / "trimaps" / "beagle_1.png").rename(folder / "annotations" / "trimaps" / "beagle_99.png")
+    for place, suffix in (("images", "jpg"), ("annotations/trimaps", "png")):
+        (folder / place / f"beagle_1.{suffix}").rename(folder / place / f"beagle_99.{suffix}")
 
 
-@pytest.mark.parametrize(
-    "change", [change_image, change_trimap, change_lists, change_species, drop_a_pair, rename_a_pair]
-)
-def test_another_content_is_another_cache(copy, cache_folder, change):
-    first = prepare(copy, SIZE)
-    change(copy)
+@pytest.mark.parametrize("change", [change_image, change_trimap, change_species, drop_a_pair, rename_a_pair])
+def test_another_content_is_another_cache(copied, cache_folder, change):
+    first = prepare(copied)
+    change(copied)
     count = Count()
-    assert prepare(copy, SIZE, on_progress=count).folder != first.folder
+    assert prepare(copied, on_progress=count).folder != first.folder
     assert count.calls
-    assert len(prepared_names(cache_folder)) == 2
+    assert len(names_in(cache_folder)) == 2
 
 
-def test_a_stray_file_changes_nothing(copy):
-    first = prepare(copy, SIZE)
-    (copy / "images" / "._beagle_1.jpg").write_bytes(b"x")
-    assert prepare(copy, SIZE).folder == first.folder
+def test_other_splits_are_another_key_of_the_same_cache(copied):
+    first = prepare(copied)
+    trainval, test = (copied / "annotations" / f"{name}.txt" for name in ("trainval", "test"))
+    test.write_text(test.read_text() + trainval.read_text())
+    second = prepare(copied)
+    assert second.folder == first.folder
+    assert second.key != first.key
+    assert second.dataset.splits["train"] == ()
+
+
+def test_a_skipped_file_changes_nothing(copied):
+    first = prepare(copied)
+    (copied / "images" / "._beagle_1.jpg").write_bytes(b"x")
+    assert prepare(copied).key == first.key
+
+
+def test_an_image_that_is_lost_after_listing_is_left_out(copied):
+    dataset = open_dataset(copied)
+    (copied / "images" / "beagle_1.jpg").unlink()
+    assert "image cannot be decoded" in cache.prepare(dataset, SIZE).left_out["beagle_1"]
 
 
 # Two processes, and a killed one
@@ -301,6 +272,7 @@ WORKER = """
 import hashlib, sys
 from pathlib import Path
 from petseg.data.cache import prepare
+from petseg.data.sources import open_dataset
 
 calls = []
 
@@ -311,78 +283,70 @@ def on_progress(done, total):
         sys.stdin.readline()
 
 print("ready", flush=True)
-prepared = prepare(Path(sys.argv[1]), 32, on_progress=on_progress)
-print(len(calls), hashlib.sha256(prepared.images.tobytes() + prepared.trimaps.tobytes()).hexdigest())
+prepared = prepare(open_dataset(Path(sys.argv[1])), 32, on_progress=on_progress)
+print(len(calls), hashlib.sha256(prepared.images.tobytes() + prepared.labels.tobytes()).hexdigest())
 """
 
 
 def start(folder: Path, how: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    """Returns a process that prepares, once it is ready or has stopped half-way."""
+    process = subprocess.Popen(
         [sys.executable, "-c", WORKER, folder, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert how != "stops half-way" or process.stdout.readline() == "half-way\n"
+    return process
 
 
-def test_two_processes_at_once_make_one_cache(pets, cache_folder):
-    processes = [start(pets, "runs through") for _ in range(2)]
+def test_two_processes_at_once_make_one_cache(eight_pets, cache_folder):
+    processes = [start(eight_pets, "runs through") for _ in range(2)]
     try:
         out = [process.communicate(timeout=60)[0].split() for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0]
-    prepared = prepare(pets, SIZE)
-    here = hashlib.sha256(prepared.images.tobytes() + prepared.trimaps.tobytes()).hexdigest()
-    assert sorted(out) == [["ready", "0", here], ["ready", "8", here]]  # one of them decoded, both read the same
-    assert len(prepared_names(cache_folder)) == 1
+    prepared = prepare(eight_pets)
+    here = hashlib.sha256(prepared.images.tobytes() + prepared.labels.tobytes()).hexdigest()
+    assert sorted(out) == [["0", here], ["8", here]]  # one of them decoded, both read the same
+    assert len(names_in(cache_folder)) == 1
 
 
-def test_the_second_process_waits_for_the_first(pets):
-    with start(pets, "stops half-way") as one:
-        try:
-            assert one.stdout is not None
-            assert [one.stdout.readline() for _ in range(2)] == ["ready\n", "half-way\n"]
-            with start(pets, "runs through") as two:
-                try:
-                    assert two.stdout is not None
-                    assert two.stdout.readline() == "ready\n"
-                    with pytest.raises(subprocess.TimeoutExpired):
-                        two.wait(1)
-                    out_one, _ = one.communicate("\n", timeout=60)
-                    out_two, _ = two.communicate(timeout=60)
-                finally:
-                    two.kill()
-        finally:
-            one.kill()
-    assert out_one.split()[0] == "8"
-    assert out_two.split()[0] == "0"
-    assert out_one.split()[1] == out_two.split()[1]
+def test_the_second_process_waits_for_the_first(eight_pets):
+    one, two = start(eight_pets, "stops half-way"), start(eight_pets, "runs through")
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            two.wait(1)
+        out = [process.communicate(given, timeout=60)[0].split() for process, given in ((one, "\n"), (two, None))]
+    finally:
+        one.kill()
+        two.kill()
+    assert [calls for calls, _ in out] == ["8", "0"]
+    assert out[0][1] == out[1][1]
 
 
-def test_a_killed_process_leaves_nothing_under_the_name(pets, cache_folder):
-    with start(pets, "stops half-way") as process:
-        assert process.stdout is not None
-        assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "half-way\n"]
+def test_a_killed_process_leaves_nothing_under_the_name(eight_pets, cache_folder):
+    with start(eight_pets, "stops half-way") as process:
         process.kill()
-    assert process.returncode != 0
-    (unfinished,) = prepared_names(cache_folder)
-    assert ".tmp" in unfinished
+    (unfinished,) = names_in(cache_folder)
     assert not (cache_folder / "prepared" / unfinished / "index.json").exists()
     count = Count()
-    prepared = prepare(pets, SIZE, on_progress=count)
-    assert len(count.calls) == len(prepared.pets) == 8
-    assert prepared_names(cache_folder) == [prepared.folder.name]
+    prepared = prepare(eight_pets, on_progress=count)
+    assert len(count.calls) == len(prepared.samples) == 8
+    assert names_in(cache_folder) == [prepared.folder.name]
     assert unfinished.startswith(f"{prepared.folder.name}.tmp")
 
 
-def test_an_interrupted_call_leaves_nothing(pets, cache_folder):
+def test_an_interrupted_call_leaves_nothing(eight_pets, cache_folder):
     def interrupt(done: int, total: int) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(pets, SIZE, on_progress=interrupt)
-    assert prepared_names(cache_folder) == []
-    assert len(prepare(pets, SIZE).pets) == 8
+        prepare(eight_pets, on_progress=interrupt)
+    assert names_in(cache_folder) == []
+    assert len(prepare(eight_pets).samples) == 8
 
 
 # Damage, full disks, no permission
@@ -411,224 +375,80 @@ def fewer_rows(content: bytes) -> bytes:
 
 DAMAGES = {
     "half an index": ("index.json", half),
-    "a name of another set": ("index.json", lambda content: content.replace(b"beagle_1", b"beagle_9")),
-    "an index without rows": ("index.json", without("rows")),
+    "an id of another dataset": ("index.json", lambda content: content.replace(b"beagle_1", b"beagle_9")),
+    "an index that is a list": ("index.json", lambda content: b"[]"),
+    **{f"an index without {key}": ("index.json", without(key)) for key in ("rows", "size", "left_out", "largest_side")},
+    "a row without notes": ("index.json", without("notes")),
     "half the images": ("images.npy", half),
-    "half the trimaps": ("trimaps.npy", half),
+    "half the labels": ("labels.npy", half),
     "half a header": ("images.npy", lambda content: content[:40]),
     "no array": ("images.npy", lambda content: b"x" * len(content)),
-    "an index that is a list": ("index.json", lambda content: b"[]"),
-    "an index without size": ("index.json", without("size")),
-    "an index without left_out": ("index.json", without("left_out")),
-    "a row without notes": ("index.json", without("notes")),
     "an empty array": ("images.npy", lambda content: b""),
-    "fewer trimaps than rows": ("trimaps.npy", fewer_rows),
+    "fewer labels than rows": ("labels.npy", fewer_rows),
+    "no images": ("images.npy", None),
+    "no labels": ("labels.npy", None),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_cache_is_said_and_made_again(pets, damage, caplog):
+def test_a_damaged_cache_is_made_again_with_a_warning(eight_pets, damage, caplog):
     name, change = DAMAGES[damage]
-    first = prepare(pets, SIZE)
-    wanted = np.array(first.images), np.array(first.trimaps)
-    (first.folder / name).write_bytes(change((first.folder / name).read_bytes()))
-    again = prepare(pets, SIZE)
-    (told,) = caplog.messages
-    assert re.fullmatch(r"petseg: warning: cache .* is damaged \([^\n]*\); preparing it again", told)
+    first = prepare(eight_pets)
+    wanted = np.array(first.images), np.array(first.labels)
+    path = first.folder / name
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    again = prepare(eight_pets)
+    (warning,) = caplog.messages
+    assert re.fullmatch(r"petseg: warning: cache .* is damaged \([^\n]*\); preparing it again", warning)
     assert (again.images == wanted[0]).all()
-    assert (again.trimaps == wanted[1]).all()
-    prepare(pets, SIZE)
-    assert caplog.messages == [told]
+    assert (again.labels == wanted[1]).all()
+    prepare(eight_pets)
+    assert caplog.messages == [warning]
 
 
-@pytest.mark.parametrize("name", ["images.npy", "trimaps.npy"])
-def test_a_cache_without_an_array_is_made_again(pets, name, caplog):
-    (prepare(pets, SIZE).folder / name).unlink()
-    assert len(prepare(pets, SIZE).pets) == 8
-    assert "is damaged" in caplog.text
-
-
-def test_a_cache_without_its_index_is_made_again(pets):
+def test_a_cache_without_its_index_is_made_again(eight_pets):
     """The index is written last, so a folder without it is no cache."""
-    first = prepare(pets, SIZE)
+    first = prepare(eight_pets)
     (first.folder / "index.json").unlink()
     count = Count()
-    assert prepare(pets, SIZE, on_progress=count).folder == first.folder
+    assert prepare(eight_pets, on_progress=count).folder == first.folder
     assert len(count.calls) == 8
 
 
-def test_too_little_space_is_said_before_anything_is_decoded(pets, cache_folder):
+def test_too_little_space_is_an_error_before_anything_is_decoded(eight_pets, cache_folder):
     count = Count()
     with pytest.raises(
         PetsegError, match=r"cache .*: \d+\.\d GB free, 3200000\.0 GB wanted; free some space or set PETSEG_C"
     ):
-        prepare(pets, 10_000_000, on_progress=count)
+        prepare(eight_pets, 10_000_000, on_progress=count)
     assert count.calls == []
-    assert prepared_names(cache_folder) == []
+    assert names_in(cache_folder) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no limit of file sizes on Windows")
-def test_a_write_that_fails_is_one_line(pets, cache_folder):
+def test_a_write_that_fails_is_one_line(eight_pets, cache_folder):
     """The system itself refuses to let a file grow, as on a full disk."""
     code = (
-        "import resource, sys; from pathlib import Path; from petseg.data.cache import prepare\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from petseg.data.cache import prepare; from petseg.data.sources import open_dataset\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "try: prepare(Path(sys.argv[1]), 32)\n"
+        "try: prepare(open_dataset(Path(sys.argv[1])), 32)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    done = subprocess.run([sys.executable, "-B", "-c", code, pets], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-B", "-c", code, eight_pets], check=True, capture_output=True, text=True)
     assert done.stdout == (
         f"PetsegError cache {cache_folder / 'prepared'}: File too large; free some space or set PETSEG_CACHE\n"
     )
-    assert prepared_names(cache_folder) == []
-    assert len(prepare(pets, SIZE).pets) == 8
+    assert names_in(cache_folder) == []
+    assert len(prepare(eight_pets).samples) == 8
 
 
-@pytest.mark.parametrize("call", ["prepare", "made_data", "open_data"])
-def test_a_cache_that_cannot_be_written_is_one_line(pets, tmp_path, monkeypatch, call):
+def test_a_cache_that_cannot_be_written_is_one_line(eight_pets, tmp_path, monkeypatch):
     """Below a plain file no folder can be made, whoever asks (root may write anywhere else)."""
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "file" / "cache"))
-    calls = {
-        "prepare": lambda: prepare(pets, SIZE),
-        "made_data": made_data,
-        "open_data": lambda: open_data(packed(pets, tmp_path / "archives")),
-    }
-    with pytest.raises(PetsegError, match="set PETSEG_CACHE") as caught:
-        calls[call]()
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("place", ["images/beagle_1.jpg", "annotations/trimaps/beagle_1.png"])
-def test_a_folder_that_is_named_like_a_picture_is_passed_over_by_name(copy, place):
-    (copy / place).unlink()
-    (copy / place).mkdir()
-    prepared = prepare(copy, SIZE)
-    assert len(prepared.rows(["beagle_1"])) == 0
-    assert len(prepared.pets) == 7
-    told = [name for names in read_contents(copy).strays.values() for name in names]
-    assert {*prepared.left_out} | {*told} >= {"beagle_1"}
-
-
-# Data folders
-
-
-def packed(pets: Path, folder: Path, *, compressed: bool = True) -> Path:
-    """Returns a folder with the set as two archives."""
-    folder.mkdir()
-    suffix, mode = (".tar.gz", "w:gz") if compressed else (".tar", "w")
-    for name in ("images", "annotations"):
-        with tarfile.open(folder / f"{name}{suffix}", mode) as tar:
-            tar.add(pets / name, arcname=name)
-    return folder
-
-
-@pytest.mark.parametrize("compressed", [True, False])
-def test_archives_are_unpacked_once_and_said_to_be_unofficial(pets, tmp_path, cache_folder, compressed):
-    folder = packed(pets, tmp_path / "archives", compressed=compressed)
-    contents, source = open_data(folder)
-    assert source == UNOFFICIAL
-    assert "other checksums than the official ones" in source
-    assert contents.folder.parent == cache_folder / "extracted"
-    unpacked = contents.folder.stat()
-    again, _ = open_data(folder)
-    assert again == contents
-    assert (again.folder.stat().st_ino, again.folder.stat().st_mtime_ns) == (unpacked.st_ino, unpacked.st_mtime_ns)
-    assert [pet.name for pet in contents.pets] == [pet.name for pet in read_contents(pets).pets]
-    for pet in contents.pets:
-        assert pet.image.read_bytes() == (pets / "images" / f"{pet.name}.jpg").read_bytes()
-
-
-def test_archives_find_the_cache_of_the_folder_they_were_made_from(pets, tmp_path):
-    first = prepare(pets, SIZE)
-    second = prepare(packed(pets, tmp_path / "archives"), SIZE)
-    assert second.folder == first.folder
-    assert second.source == UNOFFICIAL
-
-
-def test_other_archives_of_the_same_names_are_unpacked_anew(pets, copy, tmp_path):
-    folder = packed(pets, tmp_path / "archives")
-    first, _ = open_data(folder)
-    drop_a_pair(copy)
-    shutil.rmtree(folder)
-    second, _ = open_data(packed(copy, folder))
-    assert second.folder != first.folder
-    assert len(second.pets) == len(first.pets) - 1
-
-
-def test_a_damaged_archive(pets, tmp_path, cache_folder):
-    folder = packed(pets, tmp_path / "archives")
-    path = folder / "images.tar.gz"
-    path.write_bytes(half(path.read_bytes()))
-    with pytest.raises(PetsegError, match=r"images\.tar\.gz is damaged or only half downloaded"):
-        open_data(folder)
-    assert [path.suffix for path in (cache_folder / "extracted").iterdir()] == [".lock"]
-
-
-@pytest.mark.parametrize(
-    ("there", "match"),
-    [
-        ((), r"images\.tar\.gz and annotations\.tar\.gz missing; wanted images/ and annotations/, or the two archives"),
-        (("images.tar.gz",), r": annotations\.tar\.gz missing;"),
-        (("annotations.tar",), r": images\.tar\.gz missing;"),
-    ],
-)
-def test_a_folder_with_neither(tmp_path, there, match):
-    for name in there:
-        (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(PetsegError, match=match):
-        open_data(tmp_path)
-
-
-def test_no_folder(tmp_path):
-    (tmp_path / "file").write_text("x")
-    for name in ("nowhere", "file"):
-        with pytest.raises(PetsegError, match=rf"data folder .*{name}: not a folder; run `petseg data get`, or point"):
-            open_data(tmp_path / name)
-
-
-def test_half_an_official_layout_says_what_is_missing(copy):
-    shutil.rmtree(copy / "annotations")
-    with pytest.raises(PetsegError, match=r"no annotations/trimaps/\*\.png in it"):
-        open_data(copy)
-
-
-def test_find_data_takes_given_then_the_variable_then_the_download(tmp_path, monkeypatch):
-    downloaded = tmp_path / "downloaded"
-    monkeypatch.setattr(cache, "default_data_folder", lambda: downloaded)
-    assert find_data(None) is None
-    downloaded.mkdir()
-    for archive in ARCHIVES:
-        assert find_data(None) is None  # both archives, or nothing
-        (downloaded / archive.name).write_bytes(b"x")
-    assert find_data(None) == downloaded
-    monkeypatch.setenv("PETSEG_DATA", str(tmp_path / "named"))
-    assert find_data(None) == tmp_path / "named"
-    assert find_data(tmp_path / "given") == tmp_path / "given"
-    monkeypatch.setenv("PETSEG_DATA", "")
-    assert find_data(None) == downloaded
-
-
-def test_get_data_into_a_place_that_cannot_be(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(
-        PetsegError, match=r"data folder .*: cannot be written \(Not a directory\); choose another with --data"
-    ):
-        get_data(tmp_path / "file" / "data")
-
-
-def test_made_data_is_drawn_once(cache_folder, monkeypatch):
-    monkeypatch.setattr(cache, "MADE_PER_BREED", 2)
-    stale = cache_folder / "made_pets" / f"2-v{cache.CACHE_VERSION}.tmp" / "images"
-    stale.mkdir(parents=True)  # a killed call's
-    (stale / "beagle_77.jpg").write_bytes(b"x")
-    folder = made_data()
-    status = folder.stat()
-    contents = read_contents(folder)
-    assert len(contents.pets) == 74
-    assert contents.strays == {}
-    assert len({pet.breed for pet in contents.pets}) == 37
-    assert made_data() == folder
-    assert (folder.stat().st_ino, folder.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
-    assert folder.parent == cache_folder / "made_pets"
-    assert not stale.exists()
+    with pytest.raises(PetsegError, match=r"^cache [^\n]*set PETSEG_CACHE$"):
+        prepare(eight_pets)

@@ -1,32 +1,24 @@
-"""Who trains, who validates, who tests: the committed split, the tutorial's, and the one for other sets."""
+"""Who trains, who validates, who tests: the committed split, the tutorial's, and the one for other datasets."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from petseg.config import DataConfig, RunConfig, TrainConfig
-from petseg.data.cache import Prepared, open_data
-from petseg.data.oxford_pets import (
-    Pet,
-    breed_of,
-    committed_validation,
-    species_of,
-    split_names,
-    stratified_validation,
-    training_part,
-)
+from petseg.data.dataset import Dataset
+from petseg.data.oxford_pets import breed_of, committed_validation, read_contents, split_names, stratified_validation
+from petseg.data.sources import open_dataset
 from petseg.data.synthetic import CATS, DOGS
-from petseg.training.loop import load_splits
+from petseg.training.batches import load_splits
 
 TRAINVAL = dict.fromkeys(CATS + DOGS, 100) | {
     "Bombay": 96,
@@ -36,73 +28,66 @@ TRAINVAL = dict.fromkeys(CATS + DOGS, 100) | {
     "newfoundland": 96,
 }
 """Breed -> names in the official trainval.txt; 3,680 in all."""
-
-
-def made_lists() -> dict[str, str]:
-    """Returns 7,390 names -> list; trainval holds the committed names and as many of each breed as the official one."""
-    listed = dict.fromkeys(sorted(committed_validation()), "trainval")
-    for breed, wanted in TRAINVAL.items():
-        free = (name for number in range(1, 300) if (name := f"{breed}_{number}") not in listed)
-        for _ in range(wanted - sum(breed_of(name) == breed for name in committed_validation())):
-            listed[next(free)] = "trainval"
-    for part, count in (("test", 3669), ("none", 41)):
-        listed |= {
-            f"{(CATS + DOGS)[number % 37]}_{1000 + number}{'0' * (part == 'none')}": part for number in range(count)
-        }
-    names = list(listed)
-    random.Random(5).shuffle(names)  # no order that a folder happens to give may matter
-    return {name: listed[name] for name in names}
+OFFICIAL = {"train": 3312, "val": 368, "test": 3669}
 
 
 @pytest.fixture(scope="module")
 def listed() -> dict[str, str]:
-    made = made_lists()
-    assert Counter(made.values()) == {"trainval": 3680, "test": 3669, "none": 41}
-    return made
+    """7,390 names -> list; trainval holds the committed names and as many of each breed as the official one."""
+    lists = dict.fromkeys(sorted(committed_validation()), "trainval")
+    for breed, wanted in TRAINVAL.items():
+        free = (name for number in range(1, 300) if (name := f"{breed}_{number}") not in lists)
+        for _ in range(wanted - sum(breed_of(name) == breed for name in committed_validation())):
+            lists[next(free)] = "trainval"
+    for part, count in (("test", 3669), ("none", 41)):
+        lists |= {
+            f"{(CATS + DOGS)[number % 37]}_{1000 + number}{'0' * (part == 'none')}": part for number in range(count)
+        }
+    assert Counter(lists.values()) == {"trainval": 3680, "test": 3669, "none": 41}
+    names = list(lists)
+    random.Random(5).shuffle(names)  # no order that a folder happens to give may matter
+    return {name: lists[name] for name in names}
+
+
+def names_in(listed: dict[str, str], part: str) -> set[str]:
+    return {name for name in listed if listed[name] == part}
 
 
 # The committed split
 
 
 def test_committed_validation():
-    names = committed_validation()
-    assert len(names) == 368
-    by_breed = Counter(breed_of(name) for name in names)
-    assert {*by_breed} == {*CATS, *DOGS}
-    for breed, count in by_breed.items():
-        assert abs(count - TRAINVAL[breed] / 10) < 1, breed
-
-
-def test_the_committed_file_is_sorted_and_without_doubles():
     path = Path(__file__).parents[2] / "petseg" / "data" / "splits" / "official_val.txt"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    names = [line for line in lines if not line.startswith("#")]
+    names = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     assert names == sorted(set(names))
     assert frozenset(names) == committed_validation()
+    assert len(names) == 368
+    by_breed = Counter(map(breed_of, names))
+    assert {*by_breed} == {*CATS, *DOGS}
+    assert all(abs(count - TRAINVAL[breed] / 10) < 1 for breed, count in by_breed.items())
 
 
 def test_official_protocol(listed):
     splits = split_names(list(listed), listed, "official")
-    assert {part: len(names) for part, names in splits.items()} == {"train": 3312, "val": 368, "test": 3669}
+    assert {part: len(names) for part, names in splits.items()} == OFFICIAL
     assert {*splits["val"]} == committed_validation()
-    assert {*splits["train"]} == {name for name in listed if listed[name] == "trainval"} - committed_validation()
-    assert {*splits["test"]} == {name for name in listed if listed[name] == "test"}
-    for names in splits.values():
-        assert names == sorted(names)
+    assert {*splits["train"]} == names_in(listed, "trainval") - committed_validation()
+    assert {*splits["test"]} == names_in(listed, "test")
+    assert all(names == sorted(names) for names in splits.values())
 
 
-def test_official_protocol_of_another_set_validates_on_a_tenth_of_its_own_trainval():
+def test_official_protocol_of_another_dataset_validates_on_a_tenth_of_its_own_trainval():
     listed = {f"beagle_{number}": "trainval" for number in range(300, 340)} | {"beagle_1": "test", "beagle_2": "none"}
     splits = split_names(list(listed), listed, "official")
-    assert splits["val"] == stratified_validation([name for name in listed if listed[name] == "trainval"])
+    assert splits["val"] == stratified_validation(names_in(listed, "trainval"))
     assert {part: len(names) for part, names in splits.items()} == {"train": 36, "val": 4, "test": 1}
 
 
-def test_official_protocol_with_a_picture_missing_keeps_the_others(listed):
-    """Else near-duplicates of training pictures validate, and figures stand beside others of another split."""
-    gone = sorted(committed_validation())[7]
-    splits = split_names([name for name in listed if name != gone], listed, "official")
-    assert {*splits["val"]} == committed_validation() - {gone}
+def test_official_protocol_with_an_image_missing_keeps_the_others(listed):
+    """Else near-duplicates of training images validate, and figures stand beside others of another split."""
+    missing = sorted(committed_validation())[7]
+    splits = split_names([name for name in listed if name != missing], listed, "official")
+    assert {*splits["val"]} == committed_validation() - {missing}
 
 
 # The tutorial's split
@@ -117,59 +102,32 @@ def tutorial(names: list[str], val_samples: int = 1000) -> tuple[list[str], list
     paths = sorted("images/" + name + ".jpg" for name in names)
     random.Random(1337).shuffle(paths)
     stems = [path.removeprefix("images/").removesuffix(".jpg") for path in paths]
-    return stems[:-val_samples], stems[-val_samples:]
+    return sorted(stems[:-val_samples]), sorted(stems[-val_samples:])
 
 
 def test_seed_protocol_is_the_tutorials(listed):
     splits = split_names(list(listed), listed, "seed")
-    train, val = tutorial(list(listed))
     assert {part: len(names) for part, names in splits.items()} == {"train": 6390, "val": 1000}
-    assert {*splits["train"]} == {*train}
-    assert {*splits["val"]} == {*val}
-    for names in splits.values():
-        assert names == sorted(names)
+    assert (splits["train"], splits["val"]) == tutorial(list(listed))
+
+
+def test_seed_protocol_of_a_small_dataset_validates_on_half_at_most():
+    names = [f"beagle_{number}" for number in range(9)]
+    splits = split_names(names, {}, "seed")
+    assert (splits["train"], splits["val"]) == tutorial(names, val_samples=4)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_left_out_picture_does_not_shift_the_seed_protocol(listed, part):
-    """Names come from `all_listed`, which holds left-out pictures too; rows from the pictures that are there."""
-    train, val = tutorial(list(listed))
-    gone = (train if part == "train" else val)[17]
-    prepared = a_prepared_set(listed, left_out={gone})
-    splits = split_names(list(prepared.all_listed), prepared.all_listed, "seed")
-    rows = {part: prepared.rows(names) for part, names in splits.items()}
-    assert {part: len(r) for part, r in rows.items()} == {
-        "train": 6390 - (part == "train"),
-        "val": 1000 - (part == "val"),
+def test_a_left_out_image_does_not_shift_the_seed_protocol(prepared, pets_folder, part):
+    """Splits are of all pairs, the left-out ones too; rows are of the images that are there."""
+    listed = read_contents(pets_folder).listed
+    splits = split_names(list(listed), listed, "seed")
+    missing = splits[part][7]
+    kept = tuple(sample for sample in prepared.samples if sample.id != missing)
+    rows = {name: dataclasses.replace(prepared, samples=kept).rows(names) for name, names in splits.items()}
+    assert {name: {kept[row].id for row in rows[name]} for name in rows} == {
+        name: {*names} - {missing} for name, names in splits.items()
     }
-    there = {part: {prepared.pets[row].name for row in r} for part, r in rows.items()}
-    assert there == {"train": {*train} - {gone}, "val": {*val} - {gone}}
-
-
-def a_prepared_set(listed: dict[str, str], left_out: set[str]) -> Prepared:
-    pets = tuple(
-        Pet(name, Path(f"{name}.jpg"), Path(f"{name}.png"), breed_of(name), species_of(name), listed[name])
-        for name in sorted(listed)
-        if name not in left_out
-    )
-    return Prepared(
-        folder=Path("prepared"),
-        size=1,
-        images=np.zeros((len(pets), 1, 1, 3), np.uint8),
-        trimaps=np.ones((len(pets), 1, 1), np.uint8),
-        pets=pets,
-        left_out=dict.fromkeys(left_out, "made"),
-        notes={},
-        source="made",
-        all_listed=dict(sorted(listed.items())),
-    )
-
-
-def test_seed_protocol_of_a_small_set_validates_on_half_at_most():
-    names = [f"beagle_{number}" for number in range(9)]
-    splits = split_names(names, {}, "seed")
-    train, val = tutorial(names, val_samples=4)
-    assert splits == {"train": sorted(train), "val": sorted(val)}
 
 
 # A stratified draw
@@ -182,22 +140,23 @@ def names_of(counts: dict[str, int]) -> list[str]:
     return [f"{breed}_{number}" for breed, count in counts.items() for number in range(1, count + 1)]
 
 
-@given(counts, st.floats(0.01, 0.99), st.integers(0, 5))
-def test_quotas(counts, share, seed):
+@given(counts, st.floats(0.01, 0.99), st.integers(0, 5), st.randoms(use_true_random=False))
+def test_quotas_whatever_the_order(counts, share, seed, rng):
     names = names_of(counts)
     drawn = stratified_validation(names, share=share, seed=seed)
     assert drawn == sorted(set(drawn))
     assert {*drawn} <= {*names}
     assert len(drawn) == max(1, round(share * len(names)))
-    by_breed = Counter(breed_of(name) for name in drawn)
-    for breed, count in counts.items():
-        assert abs(by_breed[breed] - share * count) < 1 + 1e-9
+    by_breed = Counter(map(breed_of, drawn))
+    assert all(abs(by_breed[breed] - share * count) < 1 + 1e-9 for breed, count in counts.items())
+    rng.shuffle(names)
+    assert stratified_validation(names, share=share, seed=seed) == drawn
 
 
 def test_largest_remainders_get_the_rest():
     """A tenth of 14, 16 and 27: floors 1, 1, 2 make 4 of 6; the remainders .7 (27) and .6 (16) get one each."""
     drawn = stratified_validation(names_of({"beagle": 14, "pug": 16, "samoyed": 27}))
-    assert Counter(breed_of(name) for name in drawn) == {"beagle": 1, "pug": 2, "samoyed": 3}
+    assert Counter(map(breed_of, drawn)) == {"beagle": 1, "pug": 2, "samoyed": 3}
 
 
 @given(counts, st.data(), st.floats(0.01, 0.99))
@@ -207,33 +166,16 @@ def test_barred_names_are_never_drawn(counts, data, share):
     drawn = stratified_validation(names, share=share, barred=barred)
     assert not barred & {*drawn}
     free = Counter(breed_of(name) for name in names if name not in barred)
-    wanted = Counter(breed_of(name) for name in stratified_validation(names, share=share))
+    wanted = Counter(map(breed_of, stratified_validation(names, share=share)))
     # the quota is that of the whole breed, as far as free names go
-    assert Counter(breed_of(name) for name in drawn) == +Counter({b: min(wanted[b], free[b]) for b in counts})
+    assert Counter(map(breed_of, drawn)) == +Counter({b: min(wanted[b], free[b]) for b in counts})
 
 
-@given(counts, st.randoms(use_true_random=False))
-def test_same_seed_same_draw_whatever_the_order(counts, rng):
-    names = names_of(counts)
-    drawn = stratified_validation(names, share=0.3, seed=3)
-    rng.shuffle(names)
-    assert stratified_validation(names, share=0.3, seed=3) == drawn
-
-
-def test_another_seed_another_draw():
-    names = names_of({"beagle": 40, "pug": 40})
-    assert stratified_validation(names) == stratified_validation(names, seed=0, share=0.1)
-    assert stratified_validation(names, seed=1) != stratified_validation(names, seed=0)
-
-
-def test_a_breed_more_leaves_the_draws_of_the_others_alone():
-    one = stratified_validation(names_of({"beagle": 40}))
-    two = stratified_validation(names_of({"beagle": 40, "pug": 40}))
-    assert [name for name in two if breed_of(name) == "beagle"] == one
-
-
-def test_one_name_at_least():
-    assert len(stratified_validation(["beagle_1", "beagle_2"], share=0.1)) == 1
+def test_seeds_and_breeds_draw_on_their_own():
+    one, two = names_of({"beagle": 40}), names_of({"beagle": 40, "pug": 40})
+    drawn = stratified_validation(two)
+    assert drawn == stratified_validation(two, seed=0, share=0.1) != stratified_validation(two, seed=1)
+    assert [name for name in drawn if breed_of(name) == "beagle"] == stratified_validation(one)
 
 
 # Disjoint, always
@@ -261,74 +203,58 @@ def test_parts_are_disjoint_and_nobody_is_lost(listed, protocol):
         assert {*together} == {*listed}
         assert len(splits["val"]) == len(listed) // 2
     else:
-        assert {*splits["train"], *splits["val"]} == {name for name in listed if listed[name] == "trainval"}
-        assert {*splits["test"]} == {name for name in listed if listed[name] == "test"}
+        assert {*splits["train"], *splits["val"]} == names_in(listed, "trainval")
+        assert {*splits["test"]} == names_in(listed, "test")
 
 
 # The real lists
 
 
 @pytest.mark.real
-def test_splits_of_the_real_set():
+def test_splits_of_the_real_dataset():
     """Archives are unpacked into the tests' cache: give a folder in the official layout to save that minute."""
     folder = os.environ.get("PETSEG_DATA")
     if not folder:
-        pytest.skip("PETSEG_DATA is not set: the splits of the REAL data set were NOT tested")
-    contents, _ = open_data(Path(folder))
-    listed = {pet.name: pet.listed for pet in contents.pets}
-    assert Counter(listed.values()) == {"trainval": 3680, "test": 3669, "none": 41}
-    assert Counter(breed_of(name) for name in listed if listed[name] == "trainval") == TRAINVAL
-    assert Counter(pet.species for pet in contents.pets if pet.listed != "none") == {1: 2371, 2: 4978}
-    official = split_names(list(listed), listed, "official")
-    assert {part: len(names) for part, names in official.items()} == {"train": 3312, "val": 368, "test": 3669}
-    assert {*official["val"]} == committed_validation()
-    seed = split_names(list(listed), listed, "seed")
-    train, val = tutorial([path.stem for path in (contents.folder / "images").glob("[!.]*.jpg")])
-    assert seed == {"train": sorted(train), "val": sorted(val)}
+        pytest.skip("PETSEG_DATA is not set: the splits of the REAL dataset were NOT tested")
+    dataset = open_dataset(Path(folder))
+    contents = read_contents(dataset.samples[0].image.parents[1])
+    assert Counter(contents.listed.values()) == {"trainval": 3680, "test": 3669, "none": 41}
+    assert Counter(map(breed_of, names_in(contents.listed, "trainval"))) == TRAINVAL
+    in_a_list = [contents.species[name] for name, part in contents.listed.items() if part != "none"]
+    assert Counter(in_a_list) == {1: 2371, 2: 4978}
+    assert {part: len(names) for part, names in dataset.splits.items()} == OFFICIAL
+    assert {*dataset.splits["val"]} == committed_validation()
+    seed = split_names(list(contents.listed), contents.listed, "seed")
+    images = [path.stem for path in dataset.samples[0].image.parent.glob("[!.]*.jpg")]
+    assert (seed["train"], seed["val"]) == tutorial(images)
     assert (len(seed["train"]), len(seed["val"])) == (6390, 1000)
 
 
-# Fractions of the training pictures
-
-
-@pytest.mark.parametrize("share", [0.125, 0.25, 0.5, 1.0])
-def test_a_fraction_holds_each_breed_in_proportion(listed, share):
-    names = split_names(list(listed), listed, "official")["train"]
-    part = training_part(reversed(names), share)
-    assert len(part) == round(share * len(names))
-    assert part == sorted(set(part))
-    whole, drawn = Counter(map(breed_of, names)), Counter(map(breed_of, part))
-    for breed, count in whole.items():
-        assert abs(drawn[breed] - share * count) <= 1, breed
-
-
-def test_a_smaller_fraction_lies_within_a_larger_one(listed):
-    names = split_names(list(listed), listed, "official")["train"]
-    shares = [set(training_part(names, share)) for share in (0.01, 0.125, 0.25, 0.5, 1.0)]
-    assert all(smaller < larger for smaller, larger in pairwise(shares))
-    assert shares[-1] == set(names)
-    assert training_part(names, 0.5, seed=1) != sorted(shares[3])
-
-
-def test_a_fraction_of_few_pictures_keeps_two():
-    assert len(training_part(["pug_1", "pug_2", "pug_3"], 0.01)) == 2
-
-
-def test_each_seed_draws_its_own_fraction(prepared):
-    data = DataConfig(size=32, fraction=0.5)
-    first, second, again = (
-        load_splits(prepared, RunConfig(data=data, train=TrainConfig(seed=seed)), torch.device("cpu"))["train"].rows
-        for seed in (0, 1, 0)
-    )
-    assert first.tolist() == again.tolist() != second.tolist()
+# Fractions of the training images
 
 
 def test_training_on_a_fraction_leaves_validation_and_test_alone(prepared):
-    whole, half = (
-        load_splits(prepared, RunConfig(data=DataConfig(size=32, fraction=share)), torch.device("cpu"))
-        for share in (1.0, 0.5)
-    )
-    assert len(half["train"].rows) == round(len(whole["train"].rows) / 2)
-    assert set(half["train"].rows) < set(whole["train"].rows)
-    for part in ("val", "test"):
-        assert half[part].rows.tolist() == whole[part].rows.tolist()
+    def rows(share: float, seed: int = 0) -> dict[str, list[int]]:
+        config = RunConfig(data=DataConfig(size=32, fraction=share), train=TrainConfig(seed=seed))
+        return {part: split.rows.tolist() for part, split in load_splits(prepared, config, torch.device("cpu")).items()}
+
+    whole, half = rows(1.0), rows(0.5)
+    assert len(half["train"]) == round(len(whole["train"]) / 2)
+    assert set(half["train"]) < set(whole["train"])
+    assert (half["val"], half["test"]) == (whole["val"], whole["test"])
+    assert rows(0.5) == half
+    assert rows(0.5, seed=1)["train"] != half["train"], "each seed draws its own"
+
+
+@pytest.mark.parametrize("parts", [{}, {"train": 1, "val": 1}, {"train": 2, "val": 0}, {"train": 3}])
+def test_too_few_images_to_train(prepared, parts):
+    def with_splits(**counts: int) -> Dataset:
+        names = [sample.id for sample in prepared.samples]
+        return dataclasses.replace(prepared.dataset, splits={part: tuple(names[:n]) for part, n in counts.items()})
+
+    config = RunConfig(data=DataConfig(size=32))
+    small = dataclasses.replace(prepared, dataset=with_splits(**parts))
+    wanted = rf"{parts.get('train', 0)} training and {parts.get('val', 0)} validation images can be used; wanted at"
+    with pytest.raises(ValueError, match=wanted):
+        load_splits(small, config, torch.device("cpu"))
+    load_splits(dataclasses.replace(prepared, dataset=with_splits(train=2, val=1)), config, torch.device("cpu"))

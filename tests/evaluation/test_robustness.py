@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from petseg.data.oxford_pets import IGNORE, committed_leaks, committed_validation, open_trimap
+from petseg.data.oxford_pets import IGNORE, open_trimap
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
-from petseg.evaluation.corruptions import STRENGTHS, Change, changes
+from petseg.evaluation.corruptions import Change, changes
 from petseg.evaluation.robustness import EVERY, evaluate_robustness
-from petseg.experiments.study.findings import find, seen
-from petseg.experiments.study.recipe import load_study
 from petseg.metrics import mean_iou
 from petseg.models import build_model
 from petseg.storage import read_json, write_json
 from petseg.training.loop import _save, choose_hardware, load_splits
-from tests.made_studies import make_study
 
 IMAGE = draw_pet("beagle", 1, size=96)[0][:64, :64]
 CPU = choose_hardware("fp32", "cpu")
@@ -130,108 +126,3 @@ def test_some_kinds_alone_are_not_taken_for_all(run: Path, tiny_recipe: Any, pre
     assert list(every["changes"]) == [change.name for change in changes()]
     assert {name: every["changes"][name] for name in some["changes"]} == some["changes"]
     assert evaluate_robustness(run, prepared, CPU, pictures=pictures, kinds=["jpeg"]) == every
-
-
-# What the study says of it
-
-
-@pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return find(make_study(tmp_path_factory.mktemp("studies") / "whole"))
-
-
-def test_every_kind_has_a_ranking_with_its_interval_and_verdict(findings: dict[str, Any]) -> None:
-    found = findings["robustness"]
-    assert (found["every"], found["pictures"]) == (3, 16)
-    assert {contrast["kind"] for contrast in found["contrasts"]} == set(STRENGTHS)
-    for contrast in found["contrasts"]:
-        assert contrast["low"] <= contrast["points"] <= contrast["high"]
-        assert len(contrast["by_strength"]) == 4
-        assert contrast["expected"]
-    scores = found["arms"][0]["scores"]["dark"]
-    assert [score["points"] for score in scores] == sorted((score["points"] for score in scores), reverse=True)
-    # as drawn, U-Net is ahead everywhere: what was expected of noise did not hold
-    noise = next(contrast for contrast in found["contrasts"] if contrast["kind"] == "noise")
-    assert noise["expected"][0]["verdict"] == "did not hold"
-
-
-def test_a_study_made_before_robustness_still_reports(tmp_path: Path) -> None:
-    folder = make_study(tmp_path / "older")
-    manifest = read_json(folder / "study.json")
-    for run in manifest["runs"]:
-        run["splits"] = [split for split in run["splits"] if split != "robustness"]
-    write_json(folder / "study.json", manifest)
-    assert find(folder)["robustness"]["arms"] == []
-    del manifest["recipe"]["robustness"], manifest["recipe"]["honesty"]
-    write_json(folder / "study.json", manifest)
-    found = find(folder)
-    assert (found["robustness"], found["honesty"]) == (None, None)
-
-
-def test_leaks_are_22_test_pictures_and_none_validates() -> None:
-    assert len(committed_leaks()) == 22
-    assert not committed_leaks() & committed_validation()
-
-
-def test_views_of_one_picture_s_counts() -> None:
-    counts = np.array([[[[50, 3, 2], [4, 30, 1], [5, 6, 9]]]])
-    true = counts[0].sum(axis=2)
-    names = ["beagle_1"]
-
-    def view(name: str) -> list[list[int]]:
-        return seen(counts, name, names, true)[0, 0].tolist()  # type: ignore[no-any-return]
-
-    assert view("border_pet") == [[50 + 2 + 5 + 9, 3 + 6], [4 + 1, 30]]
-    assert view("border_background") == [[50, 3 + 2], [4 + 5, 30 + 1 + 6 + 9]]
-    assert view("border_ignored") == [[50 + 2, 3], [4 + 1, 30]]
-
-
-def test_views_of_some_pictures() -> None:
-    names = [sorted(committed_leaks())[0], *(f"pug_{number}" for number in range(5))]
-    counts = np.zeros((2, 6, 3, 3), np.int64)
-    counts[..., 1, 1] = 100
-    counts[:, :, 0, 0] = [10, 60, 50, 40, 30, 20]
-    true = counts[0].sum(axis=2)
-    assert seen(counts, "unleaked", names, true)[0, :, 0, 0].tolist() == [60, 50, 40, 30, 20]
-    assert seen(counts, "small", names, true)[0, :, 0, 0].tolist() == [10, 20]
-    assert seen(counts, "medium", names, true)[0, :, 0, 0].tolist() == [40, 30]
-    assert seen(counts, "large", names, true)[1, :, 0, 0].tolist() == [60, 50]
-
-
-def test_breeds_have_their_own_pictures(findings: dict[str, Any]) -> None:
-    breeds = findings["honesty"]["breeds"]
-    assert [row["breed"] for row in breeds["rows"]] == ["Abyssinian", "Bombay", "beagle", "pug"]
-    assert sum(row["pictures"] for row in breeds["rows"]) == 48
-    for row in breeds["rows"]:
-        assert row["points"] == pytest.approx(row["left"] - row["right"], abs=2e-4)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("in blur:", "in blurr:", r"study: robustness: expected .*: score 'blurr' is unknown; choose one of: blur, "),
-        ("in border_pet:", "in fur:", r"study: honesty: expected .*: score 'fur' is unknown; choose one of: "),
-        ("test = true\n", "", r"study: robustness: experiment with test 'main' is unknown"),
-    ],
-)
-def test_a_mistake_in_what_is_expected_is_one_line(old: str, new: str, message: str, tmp_path: Path) -> None:
-    from petseg.config import RECIPES
-
-    text = (RECIPES / "study.toml").read_text(encoding="utf-8")
-    assert old in text
-    (tmp_path / "wrong.toml").write_text(text.replace(old, new), encoding="utf-8")
-    with pytest.raises(PetsegError, match=message):
-        load_study(str(tmp_path / "wrong.toml"))
-
-
-def test_robust_expectations_may_not_change_after_the_runs(tmp_path: Path) -> None:
-    from petseg.experiments.study.run import open_study
-
-    folder = make_study(tmp_path / "whole", leave_out=lambda run: run.rows[0].arm != "unet/width")
-    study = load_study("study")
-    assert open_study(study, folder)["title"] == study.title
-    manifest = read_json(folder / "study.json")
-    manifest["recipe"]["robustness"]["expected"][0] = "unet = segnet in blur"
-    (folder / "study.json").write_text(json.dumps(manifest))
-    with pytest.raises(PetsegError, match=r"study: robustness: what was expected changed after runs were made"):
-        open_study(study, folder)

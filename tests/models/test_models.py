@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from petseg.config import ModelConfig
 from petseg.errors import PetsegError
-from petseg.models import MODELS, TITLES, SegNet, UNet, build_model, normalise, to_unit_range
+from petseg.models import MODELS, Builder, Input, build_model, model_input, title_of, to_unit_range
 from petseg.models.baselines import BASELINES, MeanMask
 from petseg.models.segnet import max_unpool
 
@@ -52,19 +53,24 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def made(config: ModelConfig, seed: int = 0) -> UNet | SegNet:
+def built(config: ModelConfig, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return build_model(config, CLASSES)
 
 
-def paper(name: str, num_classes: int = CLASSES) -> UNet | SegNet:
+def small(name: str, **options: object) -> Any:
+    """Returns a narrow model for inference."""
+    return built(ModelConfig(name=name, base_channels=4, **options)).eval()
+
+
+def paper(name: str, num_classes: int = CLASSES) -> Any:
     """Returns a preset as it stands, with shapes and no values."""
     with torch.device("meta"):
         return build_model(ModelConfig(name=name), num_classes)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    return normalise(torch.rand(*shape, generator=torch.Generator().manual_seed(seed)))
+    return Input().normalise(torch.rand(*shape, generator=torch.Generator().manual_seed(seed)))
 
 
 def rings(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
@@ -75,9 +81,8 @@ def rings(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
         distance = torch.hypot(row - 9.0 - 4 * index, column - 20.0 + 3 * index)
         labels[index] = (distance < 9).long() + (distance < 5).long()
     colours = F.one_hot(labels, CLASSES).permute(0, 3, 1, 2).float()
-    return normalise(
-        0.6 * colours + 0.4 * torch.rand(colours.shape, generator=torch.Generator().manual_seed(1))
-    ), labels
+    noisy = 0.6 * colours + 0.4 * torch.rand(colours.shape, generator=torch.Generator().manual_seed(1))
+    return Input().normalise(noisy), labels
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> list[float]:
@@ -104,7 +109,7 @@ def test_initial_loss(config):
     # He's weights give logits of variance about 1, which costs about (1 - 1/C) / 2 = .33 nats over ln C; without batch
     # normalisation the skips add up (seeds ran up to 3.3), hence the wide side. A head ten times too large gives 7.
     labels = torch.randint(0, CLASSES, (4, 32, 32), generator=torch.Generator().manual_seed(2))
-    losses = [F.cross_entropy(made(config, seed)(noise(4, 3, 32, 32)), labels).item() for seed in range(5)]
+    losses = [F.cross_entropy(built(config, seed)(noise(4, 3, 32, 32)), labels).item() for seed in range(5)]
     assert math.log(CLASSES) - 0.05 < np.median(losses) < math.log(CLASSES) + 0.6
 
 
@@ -112,7 +117,7 @@ def test_overfits_one_batch(config):
     # processors round differently: with seed 0 and 150 steps SegNet without batch normalisation passed on one, and was
     # at .32 of the first loss on another; with these it is at .11, and all others below .04
     images, labels = rings(2)
-    model = made(config, seed=1)
+    model = built(config, seed=1)
     losses = train(model, images, labels, steps=200)
     with torch.no_grad():
         wrong = (model(images).argmax(dim=1) != labels).float().mean()
@@ -121,7 +126,7 @@ def test_overfits_one_batch(config):
 
 
 def test_every_parameter_gets_a_gradient(config):
-    model = made(config)
+    model = built(config)
     images, labels = rings(4)
     F.cross_entropy(model(images), labels).backward()
     without = [
@@ -133,7 +138,7 @@ def test_every_parameter_gets_a_gradient(config):
 
 
 def test_images_do_not_mix(config):
-    model = made(config)
+    model = built(config)
     images = noise(3, 3, 32, 32).requires_grad_()
 
     def reached() -> list[bool]:
@@ -151,7 +156,7 @@ def test_images_do_not_mix(config):
 
 def test_same_seed_same_loss(config):
     images, labels = rings(2)
-    first, again, other = (train(made(config, seed), images, labels, steps=3) for seed in (5, 5, 6))
+    first, again, other = (train(built(config, seed), images, labels, steps=3) for seed in (5, 5, 6))
     assert first == again
     assert first != other
 
@@ -161,7 +166,7 @@ def test_same_seed_same_loss(config):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_any_size(config, size):
-    model = made(config).eval()
+    model = built(config).eval()
     images = noise(2, 3, *size)
     with torch.no_grad():
         logits = model(images)
@@ -175,7 +180,7 @@ def test_any_size(config, size):
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 50)], ids=str)
 def test_channels_last_equals_planes(config, size):
-    model = made(config).eval()
+    model = built(config).eval()
     images = noise(2, 3, *size)
     with torch.no_grad():
         planes = model(images)
@@ -189,11 +194,6 @@ def test_channels_last_equals_planes(config, size):
 def test_presets_keep_the_size(name, num_classes):
     logits = paper(name, num_classes)(torch.empty(2, 3, 97, 130, device="meta"))
     assert logits.shape == (2, num_classes, 97, 130)
-
-
-def test_each_model_has_a_title():
-    assert TITLES.keys() == MODELS.keys()
-    assert len(set(TITLES.values())) == len(MODELS)
 
 
 # U-Net
@@ -225,23 +225,29 @@ def test_unet_paper_layers():
 
 @pytest.mark.parametrize(("skips", "widths"), [(True, [64, 32, 16, 8]), (False, [32, 16, 8, 4])])
 def test_skips_widen_the_decoder(skips, widths):
-    model = made(ModelConfig(name="unet", base_channels=4, skips=skips))
-    assert [convolutions(stage)[0].in_channels for stage in model.decoder] == widths
+    assert [convolutions(stage)[0].in_channels for stage in small("unet", skips=skips).decoder] == widths
 
 
-@pytest.mark.parametrize("skips", [True, False])
-def test_only_skips_pass_an_emptied_bottleneck(skips):
-    model = made(ModelConfig(name="unet", base_channels=4, skips=skips)).eval()
-    model.dropout.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+def same_logits(model: nn.Module, bottleneck: float) -> bool:
+    """Returns whether two images give the same logits when every value of the deepest map is replaced."""
+    model.dropout.register_forward_hook(lambda module, inputs, output: torch.full_like(output, bottleneck))
     with torch.no_grad():
-        first, second = model(noise(1, 3, 32, 32, seed=1)), model(noise(1, 3, 32, 32, seed=2))
-    assert torch.equal(first, second) is not skips
+        return torch.equal(model(noise(1, 3, 32, 32, seed=1)), model(noise(1, 3, 32, 32, seed=2)))
+
+
+def test_what_reaches_the_decoder_beside_the_deepest_map():
+    """Skips carry values. Indices carry places alone: with nothing to place, nothing."""
+    assert not same_logits(small("unet"), 0.0)
+    assert same_logits(small("unet", skips=False), 0.0)
+    assert same_logits(small("segnet"), 0.0)
+    for name, options in (("segnet", {}), ("unet", {"skips": False})):
+        assert not same_logits(small(name, upsampling="indices", **options), 1.0)
+        assert same_logits(small(name, upsampling="bilinear", **options), 1.0)
 
 
 def test_skip_hands_over_the_first_level():
     """The last decoder stage gets the first encoder level as it left it, then what comes from below."""
-    model = made(ModelConfig(name="unet", base_channels=4)).eval()
-    seen: dict[str, Tensor] = {}
+    model, seen = small("unet"), {}
     model.encoder[0].register_forward_hook(lambda module, inputs, output: seen.update(level=output.clone()))
     model.decoder[-1].register_forward_pre_hook(lambda module, inputs: seen.update(merged=inputs[0].clone()))
     with torch.no_grad():
@@ -251,9 +257,8 @@ def test_skip_hands_over_the_first_level():
     assert not torch.equal(seen["merged"][:, 4:], seen["level"])
 
 
-def test_unet_takes_equal_convs_of_all_stages():
-    model = made(ModelConfig(name="unet", base_channels=4, convs=(3, 3, 3, 3)))
-    assert [len(convolutions(stage)) for stage in model.encoder] == [3] * 5
+def test_unet_convs():
+    assert [len(convolutions(stage)) for stage in small("unet", convs=3).encoder] == [3] * 5
 
 
 # SegNet
@@ -284,13 +289,13 @@ def test_segnet_paper_is_vgg16_and_its_mirror():
     ids=str,
 )
 def test_segnet_convs(given, counts):
-    model = made(ModelConfig(name="segnet", base_channels=4, **given))
+    model = small("segnet", **given)
     assert [len(convolutions(stage)) for stage in model.encoder] == counts
     mirrored = [len(convolutions(stage)) for stage in model.decoder]
     mirrored[-1] += 1  # the head is the last convolution of the first stage's mirror
     assert mirrored == counts[::-1]
     with torch.no_grad():
-        assert model.eval()(noise(1, 3, 19, 16)).shape == (1, CLASSES, 19, 16)
+        assert model(noise(1, 3, 19, 16)).shape == (1, CLASSES, 19, 16)
 
 
 def both_ways(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
@@ -303,20 +308,21 @@ def both_ways(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Iterator[Ten
         torch.use_deterministic_algorithms(False)
 
 
-def test_max_unpool_by_hand():
-    image = torch.tensor([[1.0, 9, 2, 3], [4, 5, 8, 1], [7, 0, 1, 1], [2, 3, 1, 6]])[None, None]
-    pooled, indices = F.max_pool2d(image, 2, return_indices=True)
-    expected = torch.tensor([[0.0, 90, 0, 0], [0, 0, 80, 0], [70, 0, 0, 0], [0, 0, 0, 60]])[None, None]
-    for result in both_ways(10 * pooled, indices, (4, 4)):
-        assert torch.equal(result, expected)
+EVEN = [[1.0, 9, 2, 3], [4, 5, 8, 1], [7, 0, 1, 1], [2, 3, 1, 6]]
+ODD = [[1.0, 9, 2], [4, 5, 8], [7, 0, -1]]
 
 
-def test_max_unpool_by_hand_odd():
-    image = torch.tensor([[1.0, 9, 2], [4, 5, 8], [7, 0, -1]])[None, None]
-    pooled, indices = F.max_pool2d(image, 2, ceil_mode=True, return_indices=True)
-    expected = torch.tensor([[0.0, 9, 0], [0, 0, 8], [7, 0, -1]])[None, None]
-    for result in both_ways(pooled, indices, (3, 3)):
-        assert torch.equal(result, expected)
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (EVEN, [[0.0, 90, 0, 0], [0, 0, 80, 0], [70, 0, 0, 0], [0, 0, 0, 60]]),
+        (ODD, [[0.0, 90, 0], [0, 0, 80], [70, 0, -10]]),
+    ],
+)
+def test_max_unpool_by_hand(image, expected):
+    pooled, indices = F.max_pool2d(torch.tensor(image)[None], 2, ceil_mode=True, return_indices=True)
+    for result in both_ways(10 * pooled[None], indices[None], (len(image), len(image))):
+        assert result[0, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 5), (1, 1)], ids=str)
@@ -339,7 +345,7 @@ def test_deterministic_path_is_bit_identical(size, deterministic):
     labels = torch.randint(0, CLASSES, (2, *size), generator=torch.Generator().manual_seed(3))
 
     def logits_and_gradients() -> list[Tensor]:
-        model = made(VARIANTS["segnet"])
+        model = built(VARIANTS["segnet"])
         logits = model(images)
         F.cross_entropy(logits, labels).backward()
         return [logits.detach(), *(parameter.grad for parameter in model.parameters())]
@@ -350,37 +356,16 @@ def test_deterministic_path_is_bit_identical(size, deterministic):
     assert all(torch.equal(first, second) for first, second in zip(scattered, native, strict=True))
 
 
-@pytest.mark.parametrize("name", ["segnet", "unet"])
-@pytest.mark.parametrize(("upsampling", "depends"), [("indices", True), ("bilinear", False)])
-def test_only_indices_pass_a_levelled_bottleneck(name, upsampling, depends):
-    """With every bottleneck value 1, the decoder can know the image by the places of its maxima alone."""
-    skips = False if name == "unet" else None
-    model = made(ModelConfig(name=name, base_channels=4, skips=skips, upsampling=upsampling)).eval()
-    model.dropout.register_forward_hook(lambda module, inputs, output: torch.ones_like(output))
-    with torch.no_grad():
-        first, second = model(noise(1, 3, 32, 32, seed=1)), model(noise(1, 3, 32, 32, seed=2))
-    assert torch.equal(first, second) is not depends
-
-
-def test_no_feature_map_crosses():
-    """With an empty bottleneck nothing is left to place: the indices carry positions, no values."""
-    model = made(VARIANTS["segnet"]).eval()
-    model.dropout.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
-    with torch.no_grad():
-        first, second = model(noise(1, 3, 32, 32, seed=1)), model(noise(1, 3, 32, 32, seed=2))
-    assert torch.equal(first, second)
-
-
 # Options
 
 
 @pytest.mark.parametrize("name", ["unet", "segnet"])
 def test_dropout_drops_channels_in_training_alone(name):
-    model = made(ModelConfig(name=name, base_channels=4, dropout=0.5))
+    model = small(name, dropout=0.5)
     dropped: list[Tensor] = []
     model.dropout.register_forward_hook(lambda module, inputs, output: dropped.append(output[inputs[0] > 0] == 0))
     with torch.no_grad():
-        model(noise(4, 3, 64, 64))
+        model.train()(noise(4, 3, 64, 64))
         model.eval()(noise(4, 3, 64, 64))
     assert 0.3 < dropped[0].float().mean() < 0.7
     assert not dropped[1].any()
@@ -389,48 +374,88 @@ def test_dropout_drops_channels_in_training_alone(name):
 @pytest.mark.parametrize("name", ["unet", "segnet"])
 def test_biases_stand_where_no_batch_norm_cancels_them(name):
     for batch_norm in (True, False):
-        model = made(ModelConfig(name=name, base_channels=4, batch_norm=batch_norm))
+        model = small(name, batch_norm=batch_norm)
         threes = convolutions(model.encoder) + convolutions(model.decoder)
         assert {conv.bias is None for conv in threes} == {batch_norm}
         assert model.head.bias is not None
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("name", "options", "message"),
     [
         (
-            ModelConfig(name="segnet", skips=False),
-            r"^model\.skips was given for \'segnet\'.* \[overrides\.unet\.model\]$",
+            "segnet",
+            {"skips": False},
+            r"^model\.skips was given for 'segnet', which has no .* \[overrides\.unet\.model\]$",
+        ),
+        ("segnet_paper", {"skips": True}, r"^model\.skips was given for 'segnet_paper', .* it belongs to 'unet'"),
+        ("unet", {"chanels": 3}, r"^option of model 'unet' 'chanels' is unknown; choose one of: base_channels, "),
+        ("unett", {}, r"^model 'unett' is unknown; choose one of: unet, "),
+        (
+            "segnet",
+            {"upsampling": "transposed"},
+            r"^model 'segnet': upsampling 'transposed' is unknown; choose one of: indices, bil",
         ),
         (
-            ModelConfig(name="segnet_paper", skips=True),
-            r"^model\.skips was given for 'segnet_paper', .* it belongs to 'unet'",
+            "unet",
+            {"upsampling": "nearest"},
+            r"upsampling 'nearest' is unknown; choose one of: bilinear, indices, transp",
         ),
-        (
-            ModelConfig(name="segnet", upsampling="transposed"),
-            r"^model\.upsampling is 'transposed' for 'segnet'; choose one of: indices, bilinear$",
-        ),
-        (
-            ModelConfig(name="segnet", convs=(2, 2, 3)),
-            r"^model\.convs has 3 numbers for depth 5; give one for each stage$",
-        ),
-        (
-            ModelConfig(name="unet", convs=(2, 2, 3, 3)),
-            r"^model\.convs is \[2, 2, 3, 3\]; a U-Net takes one number for all its stages$",
-        ),
+        ("segnet", {"convs": (2, 2, 3)}, r"^model 'segnet': convs has 3 numbers for depth 5; give one for each stage$"),
+        ("segnet", {"convs": "two"}, r"^model 'segnet': convs is 'two'; input should be a valid integer$"),
+        ("unet", {"convs": (2, 2, 3, 3)}, r"^model 'unet': convs is \(2, 2, 3, 3\); input should be a valid integer$"),
+        ("unet", {"convs": True}, r"convs is True; input should be a valid integer$"),
+        ("unet", {"convs": 0}, r"convs is 0; input should be greater than or equal to 1$"),
+        ("segnet", {"convs": 9}, r"convs is 9; input should be less than or equal to 8$"),
+        ("unet", {"base_channels": 257}, r"base_channels is 257; input should be less than or equal to 256$"),
+        ("segnet", {"depth": 8}, r"depth is 8; input should be less than or equal to 7$"),
+        ("unet", {"depth": 0}, r"depth is 0; input should be greater than or equal to 1$"),
+        ("unet", {"dropout": 1}, r"dropout is 1; input should be less than 1$"),
     ],
-    ids=lambda value: value.name if isinstance(value, ModelConfig) else "",
 )
-def test_build_model_errors(config, message):
-    with pytest.raises(PetsegError, match=message):
-        build_model(config, CLASSES)
+def test_wrong_options(name, options, message):
+    config = ModelConfig(name=name, **options)
+    for call in (lambda: build_model(config, CLASSES), lambda: model_input(config)):
+        with pytest.raises(PetsegError, match=message):
+            call()
+
+
+def test_the_ends_of_each_range():
+    with torch.device("meta"):
+        build_model(ModelConfig(name="unet", base_channels=256, depth=1, convs=1, dropout=0), CLASSES)
+        build_model(ModelConfig(name="segnet", base_channels=1, depth=7, convs=8, dropout=0.99), CLASSES)
+
+
+def test_a_network_from_elsewhere_is_one_line(monkeypatch):
+    monkeypatch.setitem(MODELS, "mine", Builder("My network", lambda num_classes: nn.Conv2d(3, num_classes, 1)))
+    assert build_model(ModelConfig(name="mine"), 5)(torch.zeros(1, 3, 8, 8)).shape == (1, 5, 8, 8)
+    assert model_input(ModelConfig(name="mine")) == Input(multiple=1)
+    with pytest.raises(PetsegError, match=r"^model\.depth was given for 'mine', which has no such option"):
+        build_model(ModelConfig(name="mine", depth=3), 5)
+    assert [title_of(name) for name in ("mine", "unet", "gone")] == ["My network", "U-Net", "gone"]
+    assert len({builder.title for builder in MODELS.values()}) == len(MODELS)
 
 
 # What goes in
 
 
 def test_normalise():
-    assert normalise(torch.tensor([0.0, 0.5, 0.75, 1.0])).tolist() == [-2.0, 0.0, 1.0, 2.0]
+    assert Input().normalise(torch.tensor([0.0, 0.5, 0.75, 1.0])).tolist() == [-2.0, 0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels_last"])
+def test_normalise_by_channel(layout):
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.25)
+    images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    expected = (images.numpy() - np.float32(mean)[:, None, None]) / np.float32(std)[:, None, None]
+    torch.testing.assert_close(Input(mean, std).normalise(images), torch.from_numpy(expected))
+    one = Input((0.5, 0.5, 0.25)).normalise(torch.full((1, 3, 1, 1), 0.5))
+    assert one.flatten().tolist() == [0.0, 0.0, 1.0], "a single channel's own mean counts"
+
+
+def test_multiple_is_what_every_level_halves_evenly():
+    assert [model_input(ModelConfig(name=name)).multiple for name in MODELS] == [16, 32, 16, 32]
+    assert model_input(ModelConfig(name="segnet", depth=3)) == Input(multiple=8)
 
 
 def test_to_unit_range():
@@ -440,7 +465,7 @@ def test_to_unit_range():
     assert unit.dtype == torch.float32
     torch.testing.assert_close(unit[1, 2, 3, 4] * 255, images[1, 3, 4, 2].float())
     assert to_unit_range(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)).tolist() == [[[[1.0]], [[1.0]], [[1.0]]]]
-    assert images[0, 0, 1, 0] == 3, "the caller's picture is left alone"
+    assert images[0, 0, 1, 0] == 3, "the caller's image is left alone"
 
 
 # Baselines

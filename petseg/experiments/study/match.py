@@ -1,14 +1,13 @@
 """Shapes of equal cost: which width makes a SegNet as large, or as fast, as a U-Net.
 
-Parameters are counted. Latency is measured in ONNX Runtime, where a model is used: one picture, one thread, the
+Parameters are counted. Latency is measured in ONNX Runtime, where a model is used: one image, one thread, the
 candidates taking turns, so that a busy machine hits all alike.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnxruntime
@@ -16,12 +15,14 @@ import torch
 
 from petseg.config import ModelConfig
 from petseg.errors import PetsegError
-from petseg.evaluation.cost import Latency, count_macs
-from petseg.experiments.study.plan import cost_key
-from petseg.experiments.study.recipe import TOLERANCE, Quantity
+from petseg.evaluation.cost import count_macs
+from petseg.experiments.study.plan import MatchQuestion, cost_key
+from petseg.experiments.study.recipe import TOLERANCE
+from petseg.experiments.study.results import Match
 from petseg.export.onnx import as_onnx
 from petseg.export.openvino import drawn_images
-from petseg.models import SegNet, build_model, model_options
+from petseg.models import build_model, model_options
+from petseg.schema import LatencyInfo
 from petseg.training.device import choose_hardware
 from petseg.training.inference import build_network
 
@@ -41,78 +42,66 @@ REPEATS = 60
 """Passes a candidate, after five to warm up."""
 
 
-def find_shape(arm: ModelConfig, reference: ModelConfig, quantity: Quantity, measure: Measure) -> dict[str, Any]:
-    """Returns the fields by which `arm` must differ to cost as much as `reference`, and both costs.
+def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | None = None) -> Match:
+    """Returns the options by which a model must differ to cost as much as the reference, and both costs.
 
-    The fewest changes win: the arm as it is, then another width, then (SegNet only) also one convolution more or less
-    in one stage. Among equals the nearest in cost.
+    The fewest changes win: the model as it is, then another width, then (where stages have numbers of convolutions of
+    their own, as in SegNet) also one convolution more or less in one stage. Among equals the nearest in cost.
 
     Args:
-        arm: the shape to change.
-        reference: the shape to equal.
-        quantity: what is to be equal, within `TOLERANCE`.
-        measure: gives it.
+        question: the models and the quantity that is to be equal, within `TOLERANCE`.
+        num_classes: C.
+        measure: gives the quantity; None counts parameters or measures latency.
 
     Raises:
         PetsegError: no candidate is near enough.
     """
+    if measure is None:
+        by_time = question.quantity == "latency"
+        measure = time_shapes(num_classes, question.size) if by_time else count_parameters(num_classes)
+    tolerance = TOLERANCE[question.quantity]
     known: list[tuple[float, float, float, ModelConfig]] = []  # off by, wanted, cost, shape
-    shapes = [arm]
+    shapes = [question.model]
     for more in (_widths, _convs, None):
-        wanted, *costs = measure([reference, *shapes])
+        wanted, *costs = measure([question.reference, *shapes])
         known += [(abs(cost / wanted - 1), wanted, cost, shape) for cost, shape in zip(costs, shapes, strict=True)]
         known.sort(key=lambda entry: entry[0])
-        if known[0][0] <= TOLERANCE[quantity] or more is None:
+        if known[0][0] <= tolerance or more is None:
             break
         shapes = more([shape for *_, shape in known])
         if not shapes:
             break
     off, wanted, cost, shape = known[0]
-    if off > TOLERANCE[quantity]:
+    if off > tolerance:
         raise PetsegError(
-            f"study: no {arm.name} has the {quantity} of {cost_key(reference, 0).removesuffix(' 0px')} within "
-            f"{100 * TOLERANCE[quantity]:.0f} %; the nearest is {100 * off:.1f} % off: give its shape by hand"
+            f"study: no {shape.name} has the {question.quantity} of {cost_key(question.reference, question.size)} "
+            f"within {100 * tolerance:.0f} %; the nearest is {100 * off:.1f} % off: give its shape by hand"
         )
-    given = shape.model_dump(mode="json", exclude_none=True)
-    before = arm.model_dump(mode="json", exclude_none=True)
-    return {
-        "model": {name: value for name, value in given.items() if before.get(name) != value},
-        "quantity": quantity,
-        "wanted": wanted,
-        "found": cost,
-    }
+    before = question.model.options
+    changed = {name: value for name, value in shape.options.items() if before.get(name) != value}
+    return Match(options=changed, quantity=question.quantity, wanted=wanted, reached=cost)
 
 
-def _width(config: ModelConfig) -> int:
-    return int(model_options(config)["base_channels"])
+def _changed(model: ModelConfig, option: str, values: Iterable[object]) -> list[ModelConfig]:
+    return [ModelConfig(name=model.name, **{**model.options, option: value}) for value in values]
 
 
 def _widths(known: Sequence[ModelConfig]) -> list[ModelConfig]:
     """Returns the only known shape in other widths, from half of its own to twice."""
-    (arm,) = known
-    width = _width(arm)
-    return [
-        ModelConfig(**{**arm.model_dump(), "base_channels": other})
-        for other in range(max(1, width // 2), 2 * width + 1)
-        if other != width
-    ]
+    (model,) = known
+    width = model_options(model).get("base_channels", 0)
+    return _changed(model, "base_channels", (w for w in range(max(1, width // 2), 2 * width + 1) if w != width))
 
 
 def _convs(known: Sequence[ModelConfig]) -> list[ModelConfig]:
     """Returns the nearest shapes with one convolution more or less in one stage, at least one and at most eight."""
     found = []
     for shape in known[:NEAREST]:
-        if "segnet" not in shape.name:
-            continue
         with torch.device("meta"):
-            model = build_model(shape, 2)
-        assert isinstance(model, SegNet), "its class was asked for"
-        for stage in range(len(model.convs)):
-            for change in (1, -1):
-                convs = [*model.convs]
-                convs[stage] += change
-                if 1 <= convs[stage] <= 8:
-                    found.append(ModelConfig(**{**shape.model_dump(), "convs": convs}))
+            convs = getattr(build_model(shape, 2), "convs", None)
+        if isinstance(convs, tuple):
+            near = [[*convs[:at], convs[at] + more, *convs[at + 1 :]] for at in range(len(convs)) for more in (1, -1)]
+            found += _changed(shape, "convs", (one for one in near if min(one) >= 1 and max(one) <= 8))
     return found
 
 
@@ -129,26 +118,30 @@ def count_parameters(num_classes: int) -> Measure:
 def time_shapes(num_classes: int, size: int) -> Measure:
     """Returns the measure of `latency` in milliseconds; shapes far from the reference in arithmetic are not timed."""
 
-    def macs(shape: ModelConfig) -> int:
-        return count_macs(shape, num_classes, size)
-
     def measure(shapes: Sequence[ModelConfig]) -> list[float]:
-        reference = macs(shapes[0])
-        low, high = (share * reference for share in MACS_RANGE)
-        near = {place: shape for place, shape in enumerate(shapes) if not place or low <= macs(shape) <= high}
-        found = _onnx_times({str(place): (shape, size) for place, shape in near.items()}, num_classes, REPEATS)
-        return [
-            float(np.quantile(found[str(place)], UNDISTURBED)) if place in near else float("inf")
-            for place in range(len(shapes))
-        ]
+        macs = [count_macs(shape, num_classes, size) for shape in shapes]
+        low, high = (share * macs[0] for share in MACS_RANGE)
+        near = {str(at): (shape, size) for at, shape in enumerate(shapes) if not at or low <= macs[at] <= high}
+        times = onnx_times(near, num_classes, REPEATS)
+        quickest = {key: float(np.quantile(taken, UNDISTURBED)) for key, taken in times.items()}
+        return [quickest.get(str(at), float("inf")) for at in range(len(shapes))]
 
     return measure
 
 
-def measure_onnx_latencies(
-    shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, *, repeats: int = 200
-) -> dict[str, Latency]:
-    """Returns each shape's latency in ONNX Runtime for one picture on one thread, probabilities out.
+def measure_onnx_latencies(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int) -> dict[str, LatencyInfo]:
+    """Returns each shape's latency; arguments as `onnx_times`."""
+    times = onnx_times(shapes, num_classes, repeats=200)
+    return {
+        key: LatencyInfo(
+            p50=float(np.quantile(taken, 0.5)), p95=float(np.quantile(taken, 0.95)), repeats=200, size=shapes[key][1]
+        )
+        for key, taken in times.items()
+    }
+
+
+def onnx_times(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, repeats: int) -> dict[str, list[float]]:
+    """Returns the milliseconds of each pass in ONNX Runtime, one image on one thread, probabilities out.
 
     Weights are random: what they are changes nothing in the time.
 
@@ -157,16 +150,6 @@ def measure_onnx_latencies(
         num_classes: C.
         repeats: counted passes a shape, taken in turn.
     """
-    return {
-        key: Latency(float(np.quantile(taken, 0.5)), float(np.quantile(taken, 0.95)), repeats)
-        for key, taken in _onnx_times(shapes, num_classes, repeats).items()
-    }
-
-
-def _onnx_times(
-    shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, repeats: int
-) -> dict[str, list[float]]:
-    """Returns the milliseconds of each pass of each shape; arguments as `measure_onnx_latencies`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     sessions = {}

@@ -7,134 +7,159 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from petseg import storage
 from petseg.config import ModelConfig, RunConfig
-from petseg.evaluation.corruptions import corruptions
-from petseg.experiments.study.recipe import Experiment, Study, matched_to, tuning_cells
-from petseg.experiments.study.results import DIVERGED, ROBUSTNESS, TUNING
+from petseg.data.oxford_pets import OFFICIAL_IMAGES
+from petseg.evaluation.cost import count_macs
+from petseg.experiments.study.recipe import Experiment, Known, Quantity, Study, matched_to, tuning_cells
+from petseg.experiments.study.results import DIVERGED, ROBUSTNESS, TUNING, Row, RunEntry, StudyManifest
 from petseg.models import model_options
 from petseg.models.segnet import VGG16_CONVS
+from petseg.schema import RunState, Scores, TunedSetting, read_record
 from petseg.training import runs
-
-State = Literal["finished", "diverged", "missing", "waiting"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a run stands for: an experiment's arm in one seed."""
-
-    experiment: str
-    arm: str
-    seed: int
 
 
 @dataclass(frozen=True)
 class Run:
     """One training and its evaluations."""
 
-    number: int
-    """Its place in the study, from 1; shards go by it."""
     config: RunConfig
     splits: tuple[str, ...]
-    """What it is scored on; beside splits "robustness", worse test pictures."""
+    """What it is scored on; beside splits "robustness", corrupted test images."""
     rows: tuple[Row, ...]
     waits: str = ""
     """What must be known before its config is: the shape of a matched arm, or the outcome of the tuning."""
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
-        return run_name(self.config)
+        """Its folder's name, by its config: the same run in another study or order has the same."""
+        fields = json.dumps(self.config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        digest = hashlib.sha256(fields.encode()).hexdigest()[:8]
+        return f"{self.config.model.name}-{self.config.data.size}px-s{self.config.train.seed}-{digest}"
 
     @property
-    def key(self) -> str:
+    def cost(self) -> str:
         """Names its model and size among a study's costs."""
         return cost_key(self.config.model, self.config.data.size)
 
+    def place(self, folder: Path) -> Path:
+        """Returns its folder in that of the study."""
+        return folder / "runs" / self.name
 
-def run_name(config: RunConfig) -> str:
-    """Returns a run's name, by its config: the same run in another study, order or shard has the same."""
-    fields = json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
-    digest = hashlib.sha256(fields.encode()).hexdigest()[:8]
-    return f"{config.model.name}-{config.data.size}px-s{config.train.seed}-{digest}"
+    def state(self, folder: Path) -> RunState:
+        """Returns how far it is; one that was interrupted is missing still."""
+        if self.waits:
+            return "waiting"
+        if (self.place(folder) / DIVERGED).is_file():
+            return "diverged"
+        scored = (self.place(folder) / "evaluations" / f"{split}.json" for split in self.splits)
+        return "finished" if all(path.is_file() for path in scored) else "missing"
+
+    def entry(self, folder: Path) -> RunEntry:
+        """Returns the run as the manifest has it."""
+        return RunEntry(
+            name=self.name,
+            state=self.state(folder),
+            waits=self.waits,
+            cost=self.cost,
+            splits=self.splits,
+            rows=self.rows,
+        )
 
 
-def plan(study: Study, matches: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+def plan(manifest: StudyManifest) -> list[Run]:
     """Returns every run of a study, in the order in which they are made: tuning, then each experiment seed by seed.
 
-    Args:
-        study: the recipe.
-        matches: `EXPERIMENT:ARM` -> what was found for it, its `model` the fields of the shape.
-        tuned: model -> its best `learning_rate` and `warmup`.
+    What is not in the manifest yet, a shape of equal cost or a tuned setting, is what runs wait for.
     """
     found: dict[tuple[str, str], Run] = {}
-    numbers: dict[tuple[str, str], int] = {}
-    # a number must not depend on what is known yet: shards go by it, and may know different things
-    for unknown, (row, config, splits, waits) in zip(_rows(study, {}, {}), _rows(study, matches, tuned), strict=True):
-        number = numbers.setdefault((run_name(unknown[1]), unknown[3]), len(numbers) + 1)
-        # what waits for the same thing is the same run
-        key = (run_name(config), waits)
-        if key in found:
-            known = found[key]
-            found[key] = replace(known, rows=(*known.rows, row), splits=max(known.splits, splits, key=len))
-        else:
-            found[key] = Run(number, config, splits, (row,), waits)
+    for run in (*_tuning_runs(manifest.recipe), *_experiment_runs(manifest)):
+        key = (run.name, run.waits)  # what waits for the same thing is the same run
+        known = found.get(key)
+        if known is not None:
+            run = replace(known, rows=(*known.rows, *run.rows), splits=max(known.splits, run.splits, key=len))
+        found[key] = run
     return list(found.values())
 
 
-def _rows(
-    study: Study, matches: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Mapping[str, Any]]
-) -> Iterator[tuple[Row, RunConfig, tuple[str, ...], str]]:
-    if study.tuning is not None:
-        for cell in tuning_cells(study.tuning):
-            for model in study.tuning.models:
-                arm = f"{model}/{cell['learning_rate']:g}-{cell['warmup']:g}"
-                changes = [study.tuning.fields, {"train": cell}]
-                config = study.config(model, study.tuning.seed, changes, source="study: tuning")
-                yield Row(TUNING, arm, study.tuning.seed), plain(config), ("val",), ""
+def _tuning_runs(study: Study) -> Iterator[Run]:
+    tuning = study.tuning
+    if tuning is None:
+        return
+    for cell in tuning_cells(tuning):
+        for model in tuning.models:
+            config = study.config(model, tuning.seed, [tuning.fields, {"train": cell}], source="study: tuning")
+            row = Row(experiment=TUNING, arm=tuning_arm(model, cell), seed=tuning.seed)
+            yield Run(plain(config), ("val",), (row,))
+
+
+def tuning_arm(model: str, cell: Mapping[str, float]) -> str:
+    """Names a cell of the tuning as an arm."""
+    return f"{model}/{cell['learning_rate']:g}-{cell['warmup']:g}"
+
+
+def _experiment_runs(manifest: StudyManifest) -> Iterator[Run]:
+    study = manifest.recipe
     for experiment in study.experiments:
         splits: tuple[str, ...] = ("val", "test") if experiment.test else ("val",)
         if study.robustness is not None and study.robustness.experiment == experiment.name:
             splits += (ROBUSTNESS,)
         for seed in experiment.seeds:
             for arm in experiment.arms():
-                config, waits = _arm_config(study, experiment, arm, seed, matches, tuned)
-                yield Row(experiment.name, arm, seed), config, splits, waits
+                known, waits = _known(manifest, experiment, arm)
+                config = plain(study.arm_config(experiment, arm, seed, known))
+                yield Run(config, splits, (Row(experiment=experiment.name, arm=arm, seed=seed),), waits)
 
 
-def _arm_config(
-    study: Study,
-    experiment: Experiment,
-    arm: str,
-    seed: int,
-    matches: Mapping[str, Mapping[str, Any]],
-    tuned: Mapping[str, Mapping[str, Any]],
-) -> tuple[RunConfig, str]:
-    """Returns an arm's config, and what it still waits for ("" for nothing)."""
+def _known(manifest: StudyManifest, experiment: Experiment, arm: str) -> tuple[Known, str]:
+    """Returns what was found for an arm, and what it still waits for ("" for nothing)."""
+    waits, tuned, shape = [], {}, {}
     model = arm.partition("/")[0]
-    known: dict[str, Mapping[str, Any]] = {}
-    waits = []
-    if matched_to(experiment, arm) is not None:
-        key = match_key(experiment, arm)
-        if key in matches:
-            known["matched"] = matches[key]["model"]
+    if (question := MatchQuestion.of(manifest.recipe, experiment, arm)) is not None:
+        if question.key in manifest.matches:
+            shape = manifest.matches[question.key].options
         else:
-            waits.append(f"the shape of {key}")
+            waits.append(f"the shape of {arm}, {question.key}")
     if experiment.tuned:
-        if model in tuned:
-            known["tuned"] = {name: tuned[model][name] for name in ("learning_rate", "warmup")}
+        if model in manifest.tuned:
+            tuned = manifest.tuned[model].model_dump(include={"learning_rate", "warmup"})
         else:
             waits.append(f"the tuning of {model}")
-    return plain(study.arm_config(experiment, arm, seed, **known)), " and ".join(waits)
+    return Known(tuned, shape), " and ".join(waits)
 
 
-def match_key(experiment: Experiment, arm: str) -> str:
-    """Names a matched arm in the manifest."""
-    return f"{experiment.name}:{arm}"
+@dataclass(frozen=True)
+class MatchQuestion:
+    """Which shape of one model costs as much as another."""
+
+    model: ModelConfig
+    reference: ModelConfig
+    size: int
+    quantity: Quantity
+
+    @classmethod
+    def of(cls, study: Study, experiment: Experiment, arm: str) -> MatchQuestion | None:
+        """Returns what is searched for an arm; None: its shape is given."""
+        target, quantity = matched_to(experiment, arm), experiment.variants[arm.partition("/")[2]].match
+        if target is None or quantity is None:
+            return None
+        config, reference = study.arm_config(experiment, arm), study.arm_config(experiment, target)
+        return cls(config.model, reference.model, config.data.size, quantity)
+
+    @property
+    def key(self) -> str:
+        """Names it in the manifest: another question is searched anew."""
+        reference = cost_key(self.reference, self.size)
+        return f"{cost_key(self.model, self.size)} of the {self.quantity} of {reference}"
+
+
+def questions(study: Study) -> list[MatchQuestion]:
+    """Returns every search for a shape of equal cost that a study asks for."""
+    asked = (MatchQuestion.of(study, experiment, arm) for experiment in study.experiments for arm in experiment.arms())
+    return [question for question in asked if question is not None]
 
 
 def cost_key(model: ModelConfig, size: int) -> str:
@@ -143,74 +168,47 @@ def cost_key(model: ModelConfig, size: int) -> str:
     >>> cost_key(ModelConfig(name="segnet", base_channels=12), 96)
     'segnet base_channels=12 96px'
     """
-    given = model.model_dump(mode="json", exclude_none=True)
-    name = given.pop("name")
-    return " ".join([name, *(f"{field}={json.dumps(value)}".replace(" ", "") for field, value in given.items())]) + (
-        f" {size}px"
-    )
+    given = (f"{name}={json.dumps(value)}".replace(" ", "") for name, value in sorted(model.options.items()))
+    return " ".join([model.name, *given, f"{size}px"])
 
 
 def plain(config: RunConfig) -> RunConfig:
-    """Returns the config without fields of the model that say what its preset says, so that one run has one name."""
-    usual = model_options(ModelConfig(name=config.model.name))
-    given = config.model.options
+    """Returns the config without options of the model that its preset has anyway, so that one run has one name."""
+    usual, given = model_options(ModelConfig(name=config.model.name)), config.model.options
     if "convs" in usual:
         depth = given.get("depth", usual["depth"])
         usual["convs"] = usual["convs"] or (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
-    kept = {name: value for name, value in given.items() if value is not None and usual.get(name) != value}
+    kept = {name: value for name, value in given.items() if value is not None and usual.get(name) != _hashable(value)}
     return config.model_copy(update={"model": ModelConfig(name=config.model.name, **kept)})
 
 
-# --- what is there ---------------------------------------------------------------------------------------------------
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
-def run_folder(folder: Path, run: Run) -> Path:
-    """Returns where a run of the study in `folder` lies."""
-    return folder / "runs" / run.name
+def sizes(study: Study) -> list[int]:
+    """Returns every side in pixels at which a study needs its images."""
+    manifest = StudyManifest(petseg="", title=study.title, recipe=study)
+    return sorted({run.config.data.size for run in plan(manifest)})
 
 
-def state(folder: Path, run: Run) -> State:
-    """Returns how far a run is; one that was interrupted is missing still."""
-    if run.waits:
-        return "waiting"
-    place = run_folder(folder, run)
-    if (place / DIVERGED).is_file():
-        return "diverged"
-    done = all((place / "evaluations" / f"{split}.json").is_file() for split in run.splits)
-    return "finished" if done else "missing"
-
-
-def tuning_outcome(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+def tuning_outcome(study: Study, folder: Path) -> dict[str, TunedSetting]:
     """Returns each model's best cell by mIoU on validation, for the models whose cells are all there.
 
     The first of equals; a cell that diverged has no score.
     """
-    if study.tuning is None:
-        return {}
-    cells: dict[str, list[dict[str, Any]]] = {model: [] for model in study.tuning.models}
+    best: dict[str, TunedSetting] = {}
     incomplete: set[str] = set()
-    for run in plan(study, {}, {}):
-        if run.rows[0].experiment != TUNING:
-            continue
-        model, found = run.config.model.name, state(folder, run)
-        if found == "missing":
+    for run in _tuning_runs(study):
+        model, state = run.config.model.name, run.state(folder)
+        if state == "missing":
             incomplete.add(model)
-        if found == "finished":
-            scores = storage.read_json(run_folder(folder, run) / "evaluations" / "val.json")
-            train = run.config.train
-            cells[model].append(
-                {
-                    "learning_rate": train.learning_rate,
-                    "warmup": train.warmup,
-                    "miou": scores["miou"],
-                    "run": run.name,
-                }
-            )
-    return {
-        model: max(found, key=lambda cell: float(cell["miou"]))
-        for model, found in cells.items()
-        if found and model not in incomplete
-    }
+        if state == "finished":
+            miou = read_record(run.place(folder) / "evaluations" / "val.json", Scores).miou
+            if model not in best or miou > best[model].miou:
+                rates = run.config.train.model_dump(include={"learning_rate", "warmup"})
+                best[model] = TunedSetting(**rates, miou=miou, run=run.name)
+    return {model: setting for model, setting in best.items() if model not in incomplete}
 
 
 # --- how long --------------------------------------------------------------------------------------------------------
@@ -219,53 +217,42 @@ SECONDS_PER_MAC = 14e-12
 """Of training, before an epoch was measured: a 16-channel U-Net on 2 cores of an Intel Xeon with AMX in bf16 takes 10.5
 ms an image at 128 px (759 million multiply-accumulates forward), 6 at 96 px (427 million)."""
 
-START_SECONDS = 6.0
-"""Of a run's process, until it trains."""
+VALIDATION_SHARE = 0.4
+"""Of an image's training, what validating one takes."""
 
-SCORING_SECONDS = 0.008
-"""A picture, at its own size with boundaries."""
-
-ROBUSTNESS_SHARE = 0.2
-"""A third of the pictures, and no boundaries."""
-
-OFFICIAL_PICTURES = {"train": 3312, "val": 368, "test": 3669}
-"""Assumed before the data set was looked at."""
+BESIDE_SECONDS = 35.0
+"""Of a run, for its start and for scoring some 4,000 images."""
 
 
 @dataclass
 class Pace:
     """Seconds that runs take, from the epochs that were measured."""
 
-    macs: Mapping[str, int]
-    """`Run.key` -> multiply-accumulates of one image."""
-    pictures: Mapping[str, int]
-    per_picture: dict[str, float] = field(default_factory=dict)
-    """`Run.key` -> measured seconds of training a picture."""
-    per_epoch: dict[str, float] = field(default_factory=dict)
-    """The same of what an epoch takes beside training."""
+    num_classes: int = 3
+    images: Mapping[str, int] = field(default_factory=lambda: OFFICIAL_IMAGES)
+    """Of each split; the official ones are assumed before the dataset was looked at."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """`Run.cost` -> seconds an image."""
+    macs: dict[str, int] = field(default_factory=dict)
+    """`Run.cost` -> multiply-accumulates of one image."""
 
     def measure(self, folder: Path, planned: Sequence[Run]) -> None:
         """Reads the epochs of every run that has some; the median, so that a pause does not count."""
-        train: dict[str, list[float]] = {}
-        beside: dict[str, list[float]] = {}
+        taken: dict[str, list[float]] = {}
         for run in planned:
-            for row in runs.read_metrics(run_folder(folder, run)):
-                train.setdefault(run.key, []).append(row.train_seconds / self._trained(run))
-                beside.setdefault(run.key, []).append(row.seconds - row.train_seconds)
-        self.per_picture = {key: float(np.median(values)) for key, values in train.items()}
-        self.per_epoch = {key: float(np.median(values)) for key, values in beside.items()}
+            seconds = [row.seconds / self._images(run) for row in runs.read_metrics(run.place(folder))]
+            taken.setdefault(run.cost, []).extend(seconds)
+        self.measured = {key: float(np.median(values)) for key, values in taken.items() if values}
 
     def seconds(self, run: Run) -> float:
-        """Returns how long a run takes from start to end."""
-        known = [self.per_picture[key] / self.macs[key] for key in self.per_picture if key in self.macs]
-        rate = float(np.median(known)) if known else SECONDS_PER_MAC
-        per_picture = self.per_picture.get(run.key, rate * self.macs[run.key])
-        beside = self.per_epoch.get(run.key, 0.4 * per_picture * self.pictures["val"])
-        epoch = self._trained(run) * per_picture + beside
-        scored = float(sum(self.pictures[split] for split in run.splits if split != ROBUSTNESS))
-        if ROBUSTNESS in run.splits:
-            scored += len(corruptions()) * self.pictures["test"] * ROBUSTNESS_SHARE
-        return START_SECONDS + run.config.train.epochs * epoch + SCORING_SECONDS * scored
+        """Returns how long a run takes from start to end; a shape that was not measured, by its arithmetic."""
+        if run.cost not in self.macs:
+            self.macs[run.cost] = count_macs(run.config.model, self.num_classes, run.config.data.size)
+        rates = [seconds / self.macs[key] for key, seconds in self.measured.items() if key in self.macs]
+        guess = (float(np.median(rates)) if rates else SECONDS_PER_MAC) * self.macs[run.cost]
+        each = self.measured.get(run.cost, guess)
+        return BESIDE_SECONDS + run.config.train.epochs * self._images(run) * each
 
-    def _trained(self, run: Run) -> float:
-        return self.pictures["train"] * run.config.data.fraction
+    def _images(self, run: Run) -> float:
+        """Returns how many images an epoch is worth."""
+        return self.images["train"] * run.config.data.fraction + VALIDATION_SHARE * self.images["val"]

@@ -6,10 +6,9 @@ shows every field.
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,9 +28,13 @@ from petseg.config import (
 )
 from petseg.errors import PetsegError, unknown_name
 from petseg.evaluation.corruptions import SEVERITIES
+from petseg.experiments.study.claims import claims
+from petseg.models import model_options
+from petseg.schema import DataInfo
 
 Quantity = Literal["parameters", "latency"]
 Models = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Claims = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**40)]
 
 TOLERANCE: dict[Quantity, float] = {"parameters": 0.02, "latency": 0.05}
@@ -61,7 +64,7 @@ class Experiment(StrictConfig):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     title: str
-    expected: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    expected: Claims
     """Claims, written before the runs: `unet > segnet`, `unet/skips > unet/indices by 1: a map holds more than places`.
     A model stands for its arm in each variant, a variant for its arm of each model; `=` expects that no difference is
     shown; `by` is in points, `in` names another score (a class's IoU) than mIoU; what follows the colon says why."""
@@ -71,7 +74,7 @@ class Experiment(StrictConfig):
     """Take each model's best learning rate and warm-up of the tuning grid, where a variant does not give its own."""
     test: bool = False
     """Score the test split too."""
-    curve: Literal["latency", "pictures"] | None = None
+    curve: Literal["latency", "images"] | None = None
     """Draw mIoU over this, a line for each model."""
     fields: dict[str, Any] = Field(default_factory=dict)
     """Recipe fields that hold for all arms."""
@@ -101,8 +104,18 @@ class Recheck(StrictConfig):
 
     experiment: str
     """Its name; it has `test`."""
-    expected: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    expected: Claims
     """Claims as an experiment's; each names with `in` what it is about."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was found for an arm beside what the recipe says."""
+
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of training that the tuning chose."""
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    """The model's options that make it cost as much as another arm."""
 
 
 class Study(StrictConfig):
@@ -114,9 +127,9 @@ class Study(StrictConfig):
     train: TrainConfig = TrainConfig()
     tuning: Tuning | None = None
     robustness: Recheck | None = None
-    """On worse test pictures; a claim is about a kind of `petseg.evaluation.corruptions`, the mean of its strengths."""
-    honesty: Recheck | None = None
-    """On a part of the test pictures, or with the border counted otherwise; a claim is about one of `VIEWS`."""
+    """On corrupted test images; a claim is about one of `petseg.evaluation.corruptions`, the mean of its severities."""
+    subsets: Recheck | None = None
+    """On a part of the test images, or with the border counted otherwise; a claim is about one of `SUBSETS`."""
     experiments: Annotated[tuple[Experiment, ...], Field(strict=False, min_length=1)]
 
     def config(self, model: str, seed: int, changes: Iterable[Mapping[str, Any]] = (), *, source: str) -> RunConfig:
@@ -127,116 +140,42 @@ class Study(StrictConfig):
         """
         tree = self.model_dump(include={"model", "data", "train"})
         for fields in changes:
-            for field, value in flat_fields(fields):
-                put_field(tree, field, value, source=source)
+            for name, value in flat_fields(fields):
+                put_field(tree, name, value, source=source)
         if "name" in tree["model"] or tree["train"]["seed"] != self.train.seed:
             raise PetsegError(f"{source}: model.name and train.seed are the study's; give `models` and `seeds`")
         tree["model"]["name"], tree["train"]["seed"] = model, seed
-        return validated(RunConfig, tree, source=source)
+        config = validated(RunConfig, tree, source=source)
+        try:
+            model_options(config.model)
+        except PetsegError as error:
+            raise PetsegError(f"{source}: {error}") from None
+        return config
 
-    def arm_config(
-        self,
-        experiment: Experiment,
-        arm: str,
-        seed: int = 0,
-        *,
-        tuned: Mapping[str, Any] | None = None,
-        matched: Mapping[str, Any] | None = None,
-    ) -> RunConfig:
-        """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape found for it.
+    def arm_config(self, experiment: Experiment, arm: str, seed: int = 0, known: Known | None = None) -> RunConfig:
+        """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape searched for it.
 
         Raises:
             PetsegError: as `config`.
         """
+        known = known or Known()
         model, _, name = arm.partition("/")
         variant = experiment.variants[name]
         own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]
-        changes = [{"train": tuned or {}}, *own, {"model": matched or {}}]
+        changes = [{"train": known.tuned}, *own, {"model": known.shape}]
         return self.config(model, seed, changes, source=f"study: experiment {experiment.name!r}: {arm}")
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One expectation as data: arm `left` scores higher than arm `right`, or the same."""
-
-    text: str
-    left: str
-    right: str
-    equal: bool
-    points: float
-    metric: str
-    why: str
-    """What follows the colon; "": nothing."""
-
-
-CLAIM = re.compile(
-    r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?"
-    r"(?: in (?P<metric>\w+))?(?:: (?P<why>.+))?"
-)
-VIEWS = {
-    "unleaked": "without the test pictures that have a near-identical one in trainval",
+SUBSETS = {
+    "unleaked": "without the test images that have a near-identical one in trainval",
     "border_pet": "border counted as pet, two classes",
     "border_background": "border counted as background, two classes",
     "border_ignored": "border pixels not counted, predicted border as pet, two classes",
-    "small": "the third of the pictures with the smallest pets",
+    "small": "the third of the images with the smallest pets",
     "medium": "the middle third",
     "large": "the third with the largest pets",
 }
 """Other ways to look at the same counts."""
-
-METRICS = ("miou", "pet", "background", "border")
-"""What a claim may be about: mIoU, or the IoU of a class."""
-
-
-def claims(
-    experiment: Experiment, expected: Sequence[str] = (), metrics: Sequence[str] = METRICS, *, where: str = ""
-) -> list[Claim]:
-    """Returns claims about single arms of an experiment.
-
-    Args:
-        experiment: whose arms.
-        expected: the claims; none: the experiment's own.
-        metrics: what a claim may be about; without `in` it is about the first.
-        where: the recipe's part that the claims stand in, for errors; "": the experiment's.
-
-    Raises:
-        PetsegError: a claim that cannot be read, or names no arm.
-    """
-    found = []
-    for text in expected or experiment.expected:
-        source = f"study: {where or f'experiment {experiment.name!r}'}: expected {text!r}"
-        read = CLAIM.fullmatch(text)
-        if read is None:
-            raise PetsegError(
-                f"{source} cannot be read; write `unet > segnet`, `unet/a > unet/b by 1.5`, `a = b` or `a > b in "
-                "border`, and the reason after a colon"
-            )
-        metric = read["metric"] or metrics[0]
-        if metric not in metrics:
-            raise unknown_name(f"{source}: score", metric, metrics)
-        sides = [_side(experiment, read[side], source) for side in ("left", "right")]
-        shared = [key for key in sides[0] if key in sides[1]]
-        if not shared:
-            raise PetsegError(f"{source} compares a model with a variant; compare two of a kind, or two arms")
-        for key in shared:
-            left, right = sides[0][key], sides[1][key]
-            if left == right:
-                raise PetsegError(f"{source} compares an arm with itself; name two")
-            equal, size, why = read["sign"] == "=", float(read["points"] or 0), read["why"] or ""
-            found.append(Claim(text, left, right, equal, size, metric, why))
-    return found
-
-
-def _side(experiment: Experiment, name: str, source: str) -> dict[str, str]:
-    """Returns key -> arm; sides are compared key by key."""
-    if name in experiment.arms():
-        return {"": name}
-    if name in experiment.models:
-        return {f"variant {variant}": f"{name}/{variant}" for variant in experiment.variants}
-    if name in experiment.variants:
-        return {f"model {model}": f"{model}/{name}" for model in experiment.models}
-    choices = [*experiment.models, *experiment.variants, *experiment.arms()]
-    raise unknown_name(f"{source}: arm", name, choices)
 
 
 def matched_to(experiment: Experiment, arm: str) -> str | None:
@@ -320,12 +259,11 @@ def _experiment(fields: dict[str, Any], number: int, source: str) -> Experiment:
 
 
 def _check(study: Study) -> None:
-    """Finds every mistake that can be found before hours of work."""
+    """Finds the mistakes that can be found without the data."""
     names = [experiment.name for experiment in study.experiments]
-    for name in names:
-        if names.count(name) > 1:
-            raise PetsegError(f"study: experiment {name!r} stands there twice; give each a name of its own")
     for experiment in study.experiments:
+        if names.count(experiment.name) > 1:
+            raise PetsegError(f"study: experiment {experiment.name!r} stands there twice; give each a name of its own")
         claims(experiment)
         for arm in experiment.arms():
             matched_to(experiment, arm)
@@ -335,17 +273,27 @@ def _check(study: Study) -> None:
             raise PetsegError(
                 f"study: experiment {experiment.name!r} is tuned, but {untuned[0]!r} is not among [tuning] models"
             )
-        if experiment.test and study.data.oxford_pets.protocol != "official":
-            raise PetsegError(f"study: experiment {experiment.name!r} has test, which protocol 'seed' has not")
-    if study.robustness is not None:
-        experiment = rechecked(study, study.robustness, "robustness")
-        claims(experiment, study.robustness.expected, tuple(SEVERITIES), where="robustness")
-    if study.honesty is not None:
-        experiment = rechecked(study, study.honesty, "honesty")
-        claims(experiment, study.honesty.expected, tuple(VIEWS), where="honesty")
+    for part, allowed in (("robustness", SEVERITIES), ("subsets", SUBSETS)):
+        if (recheck := getattr(study, part)) is not None:
+            claims(rechecked(study, recheck, part), recheck.expected, tuple(allowed), where=part)
     if study.tuning is not None:
         for model in study.tuning.models:
             study.config(model, 0, [study.tuning.fields], source="study: tuning")
+
+
+def check_against_data(study: Study, data: DataInfo) -> None:
+    """Finds the mistakes that depend on the dataset.
+
+    Raises:
+        PetsegError: a claim about a class that it does not have, or `test` where it has no test split.
+    """
+    scores = ("miou", *(entry.name for entry in data.scored_classes))
+    for experiment in study.experiments:
+        claims(experiment, metrics=scores)
+        if experiment.test and "test" not in data.splits:
+            raise PetsegError(
+                f"study: experiment {experiment.name!r} has test, but {data.name} has no test split; take `test` out"
+            )
 
 
 def rechecked(study: Study, recheck: Recheck, where: str) -> Experiment:

@@ -1,0 +1,171 @@
+"""Arms' scores and differences with their intervals, from per-image counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from petseg.evaluation.statistics import Resampling, Scoring, bootstrap, paired_bootstrap
+from petseg.experiments.study.claims import Claim, expectations
+from petseg.experiments.study.recipe import Experiment
+from petseg.experiments.study.results import Results, RunEntry
+from petseg.metrics import Confusion, Score, boundary_sums, iou, mean_boundary_f, mean_iou
+from petseg.schema import ArmDifference, CostInfo, Estimate, PairedDifference
+
+HOW = Resampling()
+"""Every interval is made so."""
+
+BOUNDARY = "boundary_f"
+"""The metric that is no score of confusion matrices."""
+
+Arm = Mapping[int, RunEntry]
+"""Seed -> run."""
+
+
+def rounded(value: float) -> float:
+    """Returns what stands in JSON: what is beyond a ten-thousandth differs between machines."""
+    return round(float(value), 4) + 0.0  # no -0.0
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Returns the mean of at least one value."""
+    return rounded(float(np.mean(values))) if len(values) else None
+
+
+def estimate(counts: Confusion, score: Scoring = mean_iou) -> Estimate:
+    """Returns an arm's score with its interval; counts are int64 [S, N, C, C]."""
+    found = bootstrap(counts, score=score, how=HOW)
+    return Estimate(points=rounded(found.points), low=rounded(found.low), high=rounded(found.high))
+
+
+def difference(first: Confusion, second: Confusion, score: Scoring = mean_iou) -> PairedDifference:
+    """Returns the difference of two arms' scores on the same images and seeds, with its interval."""
+    found = paired_bootstrap(first, second, score=score, how=HOW)
+    return PairedDifference(
+        points=rounded(found.points),
+        low=rounded(found.low),
+        high=rounded(found.high),
+        share_left_better=rounded(found.share_first_better),
+    )
+
+
+def class_iou(confusion: Confusion, place: int) -> Score:
+    """Returns the IoU of one class, float64 [...]."""
+    return iou(confusion)[..., place]
+
+
+def scoring(metric: str, classes: Sequence[str]) -> Scoring:
+    """Returns the score that a metric names: "miou", "boundary_f", or a class's IoU."""
+    if metric == BOUNDARY:
+        return mean_boundary_f
+    return mean_iou if metric == "miou" else partial(class_iou, place=classes.index(metric))
+
+
+def stacked(
+    results: Results, arms: Sequence[Arm], section: str, metric: str = "miou"
+) -> tuple[tuple[int, ...], list[Confusion]]:
+    """Returns the seeds that all arms have, and what each arm's score is made from.
+
+    That is matrices int64 [S, N, C, C], and for the boundary F-score its sums, int64 [S, N, 2, C].
+    """
+    seeds = tuple(sorted(set.intersection(*(set(arm) for arm in arms))))
+
+    def one(entry: RunEntry) -> Confusion:
+        if metric == BOUNDARY:
+            return boundary_sums(results.images(entry, section).boundaries)
+        return results.counts(entry, section)
+
+    nothing = np.zeros((0, 0, 0, 0), np.int64)
+    return seeds, [np.stack([one(arm[seed]) for seed in seeds]) if seeds else nothing for arm in arms]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms of an experiment that are compared, and what was expected of them."""
+
+    experiment: Experiment
+    left: str
+    right: str
+    claims: Sequence[Claim] = ()
+
+    def compare(
+        self,
+        sides: tuple[Sequence[int], Sequence[Confusion]],
+        score: Scoring = mean_iou,
+        metric: str = "miou",
+        diverged: Mapping[str, int] | None = None,
+    ) -> ArmDifference:
+        """Returns their difference.
+
+        Args:
+            sides: as `stacked`, of both.
+            score: of the counts.
+            metric: its name.
+            diverged: arm -> seeds whose training diverged.
+        """
+        seeds, (first, second) = sides
+        found = ArmDifference(
+            left=self.left,
+            right=self.right,
+            metric=metric,
+            seeds=tuple(seeds),
+            diverged=dict(diverged or {}),
+            difference=difference(first, second, score) if seeds else None,
+        )
+        return found.model_copy(update={"expected": expectations(self.claims, found, len(self.experiment.seeds))})
+
+
+def cost_ratios(first: CostInfo | None, second: CostInfo | None) -> dict[str, float]:
+    """Returns what the first costs in units of the second, where both were measured; nothing of one same shape."""
+    if first is None or second is None or first == second:
+        return {}
+    names = ("macs", "parameters", "activation_bytes")
+    ratios = {name: rounded(getattr(first, name) / getattr(second, name)) for name in names}
+    if first.latency_ms is None or second.latency_ms is None:
+        return ratios
+    return {"latency": rounded(first.latency_ms.p50 / second.latency_ms.p50), **ratios}
+
+
+def model_pairs(experiment: Experiment) -> list[tuple[str, str]]:
+    """Returns the arms of one variant, model against model."""
+    return [
+        (f"{first}/{variant}", f"{second}/{variant}")
+        for variant in experiment.variants
+        for first, second in zip(experiment.models, experiment.models[1:], strict=False)
+    ]
+
+
+def distinct_pairs(results: Results, experiment: Experiment) -> list[tuple[str, str]]:
+    """Returns `model_pairs` without those of the same runs as an earlier one: a shape that was equal all along."""
+
+    def made(arm: str, seed: int) -> object:
+        entry = results.entry(experiment.name, arm, seed)
+        return (arm, seed) if entry is None else entry.name
+
+    kept: dict[tuple[object, ...], tuple[str, str]] = {}
+    for pair in model_pairs(experiment):
+        kept.setdefault(tuple(made(arm, seed) for arm in pair for seed in experiment.seeds), pair)
+    return list(kept.values())
+
+
+def distinct(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """Returns the arms that have runs, without those whose runs another arm has already."""
+    kept: dict[tuple[str, ...], str] = {}
+    for name, arm in arms.items():
+        if arm:
+            kept.setdefault(tuple(entry.name for entry in arm.values()), name)
+    return {name: arms[name] for name in kept.values()}
+
+
+def side_by_side(counts: Sequence[Confusion]) -> Confusion:
+    """Returns P matrices [..., C, C] of each image as one, int64 [..., P * C, C], for a score of all P."""
+    return np.concatenate(counts, axis=-2)
+
+
+def scores_of(parts: Confusion) -> Score:
+    """Returns the mIoU of each of P matrices side by side, float64 [P, ...]."""
+    *_, rows, classes = parts.shape
+    return np.stack([mean_iou(part) for part in np.split(parts, rows // classes, axis=-2)])

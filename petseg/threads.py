@@ -1,0 +1,64 @@
+"""How many threads compute: as many as were asked for, else as many as there are free cores.
+
+Other work on the machine is the rule (a browser, a video call). Two threads on two cores, one of them busy, are far
+slower than one: at each of the thousand barriers of a step both wait for the thread that shares its core.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from petseg.errors import PetsegError
+
+VARIABLE = "PETSEG_THREADS"
+
+PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+"""What makes OpenMP's threads (GNU's, Intel's and LLVM's) sleep at a barrier instead of spinning."""
+
+
+def wait_without_spinning() -> None:
+    """Makes threads that wait give their core to others; where the user set a variable, that stays.
+
+    Holds only if torch is loaded afterwards.
+    """
+    if not PATIENCE.keys() & os.environ.keys():
+        os.environ.update(PATIENCE)
+
+
+def thread_count(given: int | None = None) -> int | None:
+    """Returns how many threads were asked for: `given`, else PETSEG_THREADS, else None.
+
+    Raises:
+        PetsegError: PETSEG_THREADS is no number above zero.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if given is None and named:
+        if not named.isdecimal() or not int(named):
+            raise PetsegError(f"{VARIABLE} is {named!r}; wanted a whole number above zero")
+        return int(named)
+    return given
+
+
+def free_cores(seconds: float = 0.2) -> int:
+    """Returns how many of this process's cores were idle over a moment, at least 1; all of them where no one counts."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    before = _busy_seconds()
+    if before is None:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # of the last minute
+        return max(1, cores - round(load))
+    started = time.monotonic()
+    time.sleep(seconds)
+    busy = ((_busy_seconds() or 0.0) - before) / (time.monotonic() - started)
+    return max(1, min(cores, round((os.cpu_count() or cores) - busy)))
+
+
+def _busy_seconds() -> float | None:
+    """Returns the seconds that all cores have worked since the machine started; None without Linux's /proc."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, interrupts, soft, stolen = map(int, line.split()[1:9])
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,101 @@
+"""The dataset contract: classes from metadata, their colours, merged classes, nested shares of a split."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from petseg.data.dataset import BACKGROUND_COLOUR, COLOURS, Class, Merge, Sample, classes_from, palette, part_of
+from petseg.data.dataset import scored_ids as scored
+
+
+def test_classes_of_names_get_colours_and_roles():
+    classes = classes_from(["leaf", "background", "border", "stem"])
+    assert classes == (
+        Class("leaf", COLOURS[0], "foreground"),
+        Class("background", BACKGROUND_COLOUR, "background"),
+        Class("border", COLOURS[2], "boundary"),
+        Class("stem", COLOURS[3], "foreground"),
+    )
+    many = classes_from([f"class {number}" for number in range(255)])
+    assert many[13].colour == COLOURS[3], "repeated after ten"
+
+
+def test_classes_of_objects_keep_what_they_bring():
+    sky = {"name": "sky", "colour": "#0a0B0c", "role": "background"}
+    assert classes_from([sky, {"name": "tree"}]) == (
+        Class("sky", "#0a0B0c", "background"),
+        Class("tree", COLOURS[1], "foreground"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ([], "there are 0 classes; wanted 1 to 255"),
+        ([f"class {number}" for number in range(256)], "there are 256 classes"),
+        (["leaf", "leaf"], "two classes have one name"),
+        (["leaf", ""], "class 1 has no name"),
+        ([{"colour": "#000000"}], "class 0 has no name"),
+        ([{"name": 3}], "class 0 has no name"),
+        ([["leaf"]], "class 0 has no name"),
+        ([None], "class 0 has no name"),
+        ([{"name": "leaf", "role": "edge"}], "leaf has role 'edge'; wanted foreground, background or boundary"),
+        ([{"name": "leaf", "role": []}, {"name": "leaf", "role": ["x"]}], r"role \['x'\]"),
+        *(
+            ([{"name": "leaf", "colour": colour}], rf"leaf has colour {re.escape(repr(colour))}; wanted one as #0072B2")
+            for colour in ("red", "#12345", "#12345g", "#+12345", "#12_345", "0072B2#", 114, "#0072B2\n")
+        ),
+    ],
+)
+def test_classes_that_are_refused(entries, match):
+    with pytest.raises(ValueError, match=match):
+        classes_from(entries)
+
+
+def test_palette_is_white_beyond_the_classes():
+    colours = palette(classes_from([{"name": "leaf", "colour": "#0072B2"}, "background"]))
+    assert (colours.shape, colours.dtype) == ((256, 3), np.uint8)
+    assert colours[:3].tolist() == [[0x00, 0x72, 0xB2], [0xBB, 0xBB, 0xBB], [255, 255, 255]]
+    assert (colours[2:] == 255).all()
+
+
+def test_merge():
+    merge = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))
+    assert merge.members() == ((0, 1), (2,), (3,))
+    labels = np.uint8([[0, 1, 2], [3, 255, 0]])
+    assert scored(labels, merge).tolist() == [[0, 0, 1], [2, 255, 0]]
+    assert scored(labels, merge).dtype == np.uint8
+    assert scored(labels, None) is labels
+
+
+# Shares of the training split
+
+GROUPS = {"Bombay": 86, "beagle": 90, "pug": 31}
+SAMPLES = [Sample(f"{name}_{n}", Path(), Path(), name) for name, count in GROUPS.items() for n in range(count)]
+
+
+@pytest.mark.parametrize("share", [0.125, 0.25, 0.5, 1.0])
+def test_a_share_holds_each_group_in_proportion(share):
+    part = part_of(reversed(SAMPLES), share)
+    assert len(part) == round(share * len(SAMPLES))
+    assert list(part) == sorted(set(part))
+    drawn = Counter(sample_id.partition("_")[0] for sample_id in part)
+    assert all(abs(drawn[group] - share * count) <= 1 for group, count in GROUPS.items())
+
+
+def test_a_smaller_share_lies_within_a_larger_one():
+    shares = [set(part_of(SAMPLES, share)) for share in (0.01, 0.125, 0.25, 0.5, 1.0)]
+    assert all(smaller < larger for smaller, larger in pairwise(shares))
+    assert shares[-1] == {sample.id for sample in SAMPLES}
+    assert part_of(SAMPLES, 0.5, seed=1) != tuple(sorted(shares[3]))
+
+
+def test_a_share_of_few_images_keeps_two():
+    assert len(part_of(SAMPLES[:3], 0.01)) == 2
+    assert len(part_of(SAMPLES[:1], 0.01)) == 1

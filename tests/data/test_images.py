@@ -1,0 +1,278 @@
+"""Opening a sample: what is unusual is noted, what cannot be used is refused by name, any mode becomes RGB."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from petseg.data.dataset import SUSPECT, Dataset, Label, Sample, classes_from
+from petseg.data.images import LabelledImage, open_ids, open_sample, read_ids, resize_ids
+from petseg.data.sources import open_dataset
+from petseg.data.synthetic import draw_pet
+from petseg.errors import PetsegError
+from tests.data.traps import TRAPS
+
+USABLE = {
+    "RGB PNG named .jpg": ("PNG named .jpg",),
+    "RGBA PNG named .jpg": ("PNG named .jpg", "mode RGBA, converted to RGB"),
+    "GIF named .jpg": ("GIF named .jpg", "mode P, converted to RGB"),
+    "palette PNG with transparency named .jpg": ("PNG named .jpg", "mode P, converted to RGB"),
+    "CMYK JPEG": ("mode CMYK, converted to RGB",),
+    "16-bit grey PNG named .jpg": ("PNG named .jpg", "16-bit, scaled to 8"),
+    "EXIF orientation": ("EXIF rotation, not applied (the label has none)",),
+    "trimap without pet": (SUSPECT,),
+    "trimap of half the size": ("label of another size, resized (nearest)",),
+    "image in no list": (),
+}
+"""Kind of trap -> what `open_sample` notes."""
+
+UNUSABLE = {
+    "truncated JPEG": r"^NAME: image cannot be decoded \(image file is truncated",
+    "empty image file": r"^NAME: image cannot be decoded \(cannot identify image file",
+    "trimap of another aspect": r"^NAME: label is \d+x\d+, image \d+x\d+; different shapes cannot be matched$",
+    "trimap of other values": (
+        r"^NAME\.png holds values \{0, 4\}; a trimap holds 1 pet, 2 background, 3 border: was it remapped already\?$"
+    ),
+}
+"""Kind of trap -> the reason that `open_sample` gives."""
+
+
+@pytest.fixture(scope="module")
+def dataset(trapped: Path) -> Dataset:
+    """With trimaps as labels: a class id is the trimap's value less 1."""
+    return open_dataset(trapped)
+
+
+def of_kind(dataset: Dataset, kind: str) -> Sample:
+    return dataset.by_id[next(name for name, set_trap in TRAPS.items() if set_trap == kind)]
+
+
+def drawn(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the image as it was drawn, and its class ids."""
+    image, trimap = draw_pet(sample.group, int(sample.id.rpartition("_")[2]))
+    return image, trimap - 1
+
+
+def one_sample(folder: Path, image: bytes | Image.Image, label: bytes | np.ndarray) -> tuple[Dataset, Sample]:
+    """Writes an image and a label of plain class ids; returns them as a dataset."""
+    sample = Sample("beagle_1", folder / "beagle_1.jpg", folder / "beagle_1.png")
+    if isinstance(image, bytes):
+        sample.image.write_bytes(image)
+    else:
+        image.save(sample.image, "PNG")
+    if isinstance(label, bytes):
+        sample.label.write_bytes(label)
+    else:
+        Image.fromarray(label).save(sample.label)
+
+    def read_label(sample: Sample) -> Label:
+        return Label(read_ids(sample.label))
+
+    return Dataset("one", (sample,), classes_from(["leaf"]), {}, read_label, "this test"), sample
+
+
+def opened(folder: Path, image: bytes | Image.Image, label: bytes | np.ndarray) -> LabelledImage:
+    return open_sample(*one_sample(folder, image, label))
+
+
+def jpeg(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def nearest(ids: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes by taking, for the middle of each new pixel, the old pixel below it."""
+    rows = ((np.arange(height) + 0.5) * ids.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * ids.shape[1] / width).astype(int)
+    return ids[rows[:, None], columns]
+
+
+def blank(height: int = 8, width: int = 8) -> np.ndarray:
+    return np.zeros((height, width), np.uint8)
+
+
+# Traps of the real files
+
+
+@pytest.mark.parametrize(("kind", "notes"), USABLE.items())
+@pytest.mark.parametrize("draft", [None, 32])
+def test_notes_of_every_usable_trap(dataset, kind, notes, draft):
+    sample = of_kind(dataset, kind)
+    got = open_sample(dataset, sample, draft=draft)
+    assert got.notes == notes
+    assert got.image.mode == "RGB"
+    with Image.open(sample.image) as stored:
+        assert got.ids.shape == (stored.height, stored.width)
+    assert {*np.unique(got.ids)} <= {0, 1, 2}
+    np.testing.assert_array_equal(open_ids(dataset, sample), got.ids)
+
+
+@pytest.mark.parametrize(("kind", "match"), UNUSABLE.items())
+def test_reasons_of_every_unusable_trap(dataset, kind, match):
+    """A reason names no folder: it stands in published comparisons."""
+    sample = of_kind(dataset, kind)
+    for draft in (None, 32):
+        with pytest.raises(PetsegError, match=match.replace("NAME", sample.id)) as caught:
+            open_sample(dataset, sample, draft=draft)
+        assert str(sample.image.parent) not in str(caught.value)
+    if kind != "truncated JPEG":  # whose header is whole
+        with pytest.raises(PetsegError, match=match.replace("NAME", sample.id).partition(r" \(")[0]):
+            open_ids(dataset, sample)
+
+
+def test_every_trap_of_a_pair_is_tested_here():
+    unpaired = {"image without trimap", "trimap without image", "listed without image"}
+    assert {kind for name, kind in TRAPS.items() if "." not in name} == {*USABLE, *UNUSABLE} | unpaired
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [
+        ("image in no list", 6),  # a plain JPEG's loss
+        ("RGB PNG named .jpg", 0),
+        ("RGBA PNG named .jpg", 0),  # its alpha, from 0 to 255, neither darkens nor whitens
+        ("GIF named .jpg", 10),
+        ("CMYK JPEG", 6),
+        ("EXIF orientation", 6),
+    ],
+)
+def test_pixels_are_the_drawn_ones(dataset, kind, tolerance):
+    sample = of_kind(dataset, kind)
+    image, ids = drawn(sample)
+    if kind == "EXIF orientation":  # lies as it is stored, and so does its trimap
+        assert image.shape[0] != image.shape[1]
+        image, ids = np.rot90(image), np.rot90(ids)
+    got = open_sample(dataset, sample)
+    assert np.abs(np.asarray(got.image, int) - image).mean() <= tolerance
+    assert got.ids.dtype == np.uint8
+    np.testing.assert_array_equal(got.ids, ids)
+
+
+def test_pixels_of_a_palette(dataset):
+    sample = of_kind(dataset, "palette PNG with transparency named .jpg")
+    quantized = Image.fromarray(drawn(sample)[0]).quantize(64)
+    assert np.any(np.asarray(quantized) == 0)  # the transparent entry is in use
+    got = open_sample(dataset, sample).image
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(quantized.convert("RGB")))
+
+
+def test_16_bits_are_scaled(dataset, tmp_path):
+    sample = of_kind(dataset, "16-bit grey PNG named .jpg")
+    wanted = Image.fromarray(drawn(sample)[0]).convert("L").convert("RGB")
+    np.testing.assert_array_equal(np.asarray(open_sample(dataset, sample).image), np.asarray(wanted))
+    values = np.array([[0, 128, 129, 257], [25_700, 32_768, 65_278, 65_535]], np.uint16)
+    got = opened(tmp_path, Image.fromarray(values), blank(2, 4)).image
+    assert np.asarray(got)[..., 0].tolist() == [[0, 0, 1, 1], [100, 128, 254, 255]]
+
+
+# Labels
+
+
+def test_a_label_of_half_the_size_is_enlarged_nearest(dataset):
+    sample = of_kind(dataset, "trimap of half the size")
+    small = dataset.read_label(sample).ids
+    got = open_sample(dataset, sample)
+    height, width = got.ids.shape
+    assert (width, height) == got.image.size
+    assert small.shape == (height // 2, width // 2)
+    np.testing.assert_array_equal(got.ids, nearest(small, height, width))
+
+
+@pytest.mark.parametrize("width", [99, 100, 101, 50, 97, 103])
+def test_how_far_a_label_may_differ(tmp_path, width):
+    if width in (99, 100, 101):
+        assert opened(tmp_path, jpeg(100, 100), blank(100, width)).ids.shape == (100, 100)
+    else:
+        with pytest.raises(PetsegError, match=rf"label is {width}x100, image 100x100; different shapes cannot be"):
+            opened(tmp_path, jpeg(100, 100), blank(100, width))
+
+
+@pytest.mark.parametrize(
+    ("label", "match"),
+    [
+        (b"", r"^beagle_1: label cannot be decoded \(cannot identify"),
+        (b"\x89PNG\r\n\x1a\n", r"^beagle_1: label cannot be decoded"),
+        (np.ones((8, 8, 3), np.uint8), r"^beagle_1: label has shape \(8, 8, 3\); a label has one channel$"),
+    ],
+)
+def test_unusable_labels(tmp_path, label, match):
+    with pytest.raises(PetsegError, match=match):
+        opened(tmp_path, jpeg(8, 8), label)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (40, 23), (17, 17)])
+def test_resize_ids_takes_height_then_width(size):
+    ids = np.random.default_rng(0).choice([0, 1, 2, 255], (20, 31)).astype(np.uint8)
+    assert resize_ids(ids, size).dtype == np.uint8
+    np.testing.assert_array_equal(resize_ids(ids, size), nearest(ids, *size))
+
+
+# Bombs and threads
+
+
+def huge_png(side: int) -> bytes:
+    """A PNG of a few bytes whose header claims `side` x `side` pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    content[16:24] = struct.pack(">II", side, side)
+    content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("side", [10_000, 50_000])  # Pillow warns at the first, raises at the second
+def test_files_that_claim_too_many_pixels(tmp_path, side):
+    with pytest.raises(PetsegError, match=r"^beagle_1: image cannot be decoded \(Image size .* exceeds limit"):
+        opened(tmp_path, huge_png(side), blank())
+    with pytest.raises(PetsegError, match=r"^beagle_1: image cannot be decoded"):
+        open_ids(*one_sample(tmp_path, huge_png(side), blank()))
+    with pytest.raises(PetsegError, match=r"^beagle_1: label cannot be decoded"):
+        opened(tmp_path, jpeg(8, 8), huge_png(side))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pillows_limit_holds_whatever_the_warning_filter(tmp_path, monkeypatch):
+    """And the filter, which belongs to all threads, is left alone."""
+    monkeypatch.setattr(warnings, "catch_warnings", None)
+    with pytest.raises(PetsegError, match=r"100,000,000 pixels; at most 89,478,485 are read"):
+        opened(tmp_path, huge_png(10_000), blank())
+    assert opened(tmp_path, jpeg(8, 8), blank()).notes == ()
+
+
+# Draft
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("draft")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(16, 300), st.integers(16, 300), st.integers(8, 200))
+def test_draft_keeps_the_size_asked_for_and_the_labels_own(scratch, width, height, draft):
+    got = open_sample(*one_sample(scratch, jpeg(width, height), blank(height, width)), draft=draft)
+    if min(width, height) >= draft:
+        # one more halving would have gone below: the reduction is used, up to 8 in each direction
+        assert draft <= min(got.image.size) <= max(2 * draft, -(-min(width, height) // 8)) + 1
+    else:
+        assert got.image.size == (width, height)
+    assert got.ids.shape == (height, width)
+    assert got.notes == ()
+
+
+def test_draft_reduces_a_jpeg_and_leaves_a_png(tmp_path):
+    pair = one_sample(tmp_path, jpeg(400, 300), blank(300, 400))
+    sizes = [open_sample(*pair, draft=draft).image.size for draft in (None, 150, 151)]
+    assert sizes == [(400, 300), (200, 150), (400, 300)]
+    pair = one_sample(tmp_path, Image.new("RGB", (400, 300)), blank(300, 400))
+    assert open_sample(*pair, draft=150).image.size == (400, 300)

@@ -1,0 +1,226 @@
+"""Where a dataset is looked for, what lies in a folder, and which files count as the official ones."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from petseg.config import DataConfig, OxfordPetsConfig
+from petseg.data import sources
+from petseg.data.cache import prepare
+from petseg.data.download import ARCHIVES
+from petseg.data.sources import (
+    FOLDER,
+    OFFICIAL,
+    SYNTHETIC,
+    UNOFFICIAL,
+    find_data,
+    get_data,
+    open_dataset,
+    synthetic_data,
+)
+from petseg.errors import PetsegError
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("PETSEG_DATA", raising=False)
+    monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def packed(pets: Path, folder: Path, *, compressed: bool = True) -> Path:
+    """Returns a folder with the dataset as two archives."""
+    folder.mkdir()
+    suffix, mode = (".tar.gz", "w:gz") if compressed else (".tar", "w")
+    for name in ("images", "annotations"):
+        with tarfile.open(folder / f"{name}{suffix}", mode) as tar:
+            tar.add(pets / name, arcname=name)
+    return folder
+
+
+@pytest.fixture
+def archives(eight_pets: Path, tmp_path: Path) -> Path:
+    return packed(eight_pets, tmp_path / "archives")
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Makes the archives of a folder the official ones."""
+    published = []
+    for archive in ARCHIVES:
+        content = (folder / archive.name).read_bytes()
+        published.append(replace(archive, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()))
+    monkeypatch.setattr(sources, "ARCHIVES", tuple(published))
+
+
+# What counts as official
+
+
+def test_official_are_archives_of_the_right_bytes(archives, monkeypatch):
+    publish(monkeypatch, archives)
+    dataset = open_dataset(archives)
+    assert (dataset.provenance, dataset.official) == (OFFICIAL, True)
+    monkeypatch.setattr(sources, "is_official", None)
+    assert open_dataset(archives).official, "checksums are computed once"
+
+
+@pytest.mark.parametrize("wrong", [archive.name for archive in ARCHIVES])
+def test_archives_of_the_right_content_and_other_bytes_are_not_official(archives, monkeypatch, wrong):
+    """Every image and count is right; one archive was only compressed again."""
+    publish(monkeypatch, archives)
+    content = (archives / wrong).read_bytes()
+    (archives / wrong).write_bytes(gzip.compress(gzip.decompress(content), mtime=1))
+    dataset = open_dataset(archives)
+    assert (dataset.provenance, dataset.official) == (UNOFFICIAL, False)
+    assert len(dataset.samples) == 8
+
+
+def test_a_folder_is_never_official(archives, eight_pets, monkeypatch):
+    """Even with the official archives beside it: its files are not checked."""
+    publish(monkeypatch, archives)
+    for name in ("images", "annotations"):
+        shutil.copytree(eight_pets / name, archives / name)
+    dataset = open_dataset(archives)
+    assert (dataset.provenance, dataset.official) == (FOLDER, False)
+    assert dataset.samples[0].image.parent == archives / "images"
+
+
+@pytest.mark.parametrize("memo", [b"", b"tru", b"\xff", b"True"])
+def test_a_damaged_memo_is_not_believed(archives, cache_folder, memo):
+    open_dataset(archives)
+    (path,) = (cache_folder / "extracted").glob("*.official")
+    path.write_bytes(memo)
+    assert not open_dataset(archives).official
+    assert path.read_bytes() == b"false"
+
+
+# Archives
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_archives_are_unpacked_once(eight_pets, tmp_path, cache_folder, compressed):
+    folder = packed(eight_pets, tmp_path / "archives", compressed=compressed)
+    dataset = open_dataset(folder)
+    assert "other checksums than the official ones" in dataset.provenance
+    place = dataset.samples[0].image.parents[1]
+    assert place.parent == cache_folder / "extracted"
+    written = place.stat()
+    assert open_dataset(folder).samples == dataset.samples
+    assert (place.stat().st_ino, place.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    for sample in dataset.samples:
+        assert sample.image.read_bytes() == (eight_pets / "images" / sample.image.name).read_bytes()
+    shutil.rmtree(place)
+    assert open_dataset(folder).samples == dataset.samples, "a cache that was emptied is filled again"
+
+
+def test_archives_find_the_cache_of_the_folder_they_were_made_from(eight_pets, archives):
+    assert prepare(open_dataset(archives), 32).key == prepare(open_dataset(eight_pets), 32).key
+
+
+def test_other_archives_of_the_same_names_are_unpacked_anew(archives, copied):
+    first = open_dataset(archives)
+    (copied / "images" / "beagle_1.jpg").unlink()
+    shutil.rmtree(archives)
+    second = open_dataset(packed(copied, archives))
+    assert len(second.samples) == len(first.samples) - 1
+
+
+def test_a_damaged_archive(archives, cache_folder):
+    path = archives / "images.tar.gz"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(PetsegError, match=r"images\.tar\.gz is damaged or only half downloaded"):
+        open_dataset(archives)
+    assert [path.suffix for path in (cache_folder / "extracted").iterdir()] == [".lock"]
+
+
+# Folders
+
+
+def test_the_config_reaches_the_dataset(eight_pets, archives):
+    config = DataConfig(oxford_pets=OxfordPetsConfig(task="species", protocol="seed"))
+    for folder in (eight_pets, archives):
+        dataset = open_dataset(folder, config)
+        assert [entry.name for entry in dataset.classes] == ["background", "cat", "dog"]
+        assert "test" not in dataset.splits
+
+
+@pytest.mark.parametrize(
+    ("there", "match"),
+    [
+        ((), r"images\.tar\.gz and annotations\.tar\.gz missing; wanted images/ and annotations/, or the two archives"),
+        (("images.tar.gz",), r": annotations\.tar\.gz missing;"),
+        (("annotations.tar",), r": images\.tar\.gz missing;"),
+    ],
+)
+def test_a_folder_with_neither(tmp_path, there, match):
+    for name in there:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(PetsegError, match=match):
+        open_dataset(tmp_path)
+
+
+def test_no_folder_or_half_a_layout(tmp_path, copied):
+    (tmp_path / "file").write_text("x")
+    for name in ("nowhere", "file"):
+        with pytest.raises(PetsegError, match=rf"data folder .*{name}: not a folder; run `petseg data get`, or point"):
+            open_dataset(tmp_path / name)
+    shutil.rmtree(copied / "annotations")
+    with pytest.raises(PetsegError, match=r"no annotations/trimaps/\*\.png in it"):
+        open_dataset(copied)
+
+
+def test_find_data_takes_given_then_the_variable_then_the_download(tmp_path, monkeypatch):
+    downloaded = tmp_path / "downloaded"
+    monkeypatch.setattr(sources, "default_data_folder", lambda: downloaded)
+    assert find_data(None) is None
+    downloaded.mkdir()
+    for archive in ARCHIVES:
+        assert find_data(None) is None  # both archives, or nothing
+        (downloaded / archive.name).write_bytes(b"x")
+    assert find_data(None) == downloaded
+    monkeypatch.setenv("PETSEG_DATA", str(tmp_path / "named"))
+    assert find_data(None) == tmp_path / "named"
+    assert find_data(tmp_path / "given") == tmp_path / "given"
+    monkeypatch.setenv("PETSEG_DATA", "")
+    assert find_data(None) == downloaded
+
+
+def test_synthetic_data_is_drawn_once(cache_folder, monkeypatch):
+    monkeypatch.setattr(sources, "SYNTHETIC_PER_BREED", 2)
+    target = cache_folder / "synthetic_pets" / f"2-v{sources.SYNTHETIC_VERSION}"
+    stale = Path(f"{target}.tmp") / "images"
+    stale.mkdir(parents=True)  # a killed call's
+    (stale / "beagle_77.jpg").write_bytes(b"x")
+    assert synthetic_data() == target
+    status = target.stat()
+    dataset = open_dataset(target)
+    assert (dataset.provenance, dataset.official) == (SYNTHETIC, False)
+    assert (len(dataset.samples), dataset.skipped) == (74, {})
+    assert len({sample.group for sample in dataset.samples}) == 37
+    assert synthetic_data() == target
+    assert (target.stat().st_ino, target.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+    assert not stale.exists()
+    monkeypatch.chdir(target.parent)
+    assert open_dataset(Path(target.name)).provenance == SYNTHETIC
+
+
+# No permission
+
+
+def test_places_that_cannot_be_written(archives, tmp_path, monkeypatch):
+    """Below a plain file no folder can be made, whoever asks (root may write anywhere else)."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        PetsegError, match=r"data folder .*: cannot be written \(Not a directory\); choose another with --data"
+    ):
+        get_data(tmp_path / "file" / "data")
+    monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "file" / "cache"))
+    for call in (synthetic_data, lambda: open_dataset(archives)):
+        with pytest.raises(PetsegError, match=r"^[^\n]*set PETSEG_CACHE$"):
+            call()

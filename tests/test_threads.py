@@ -1,0 +1,61 @@
+"""The number of threads, and that those that wait do not spin."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from petseg import threads
+from petseg.errors import PetsegError
+
+
+def test_the_option_goes_before_the_variable(monkeypatch):
+    monkeypatch.delenv("PETSEG_THREADS", raising=False)
+    assert threads.thread_count() is None
+    monkeypatch.setenv("PETSEG_THREADS", "3")
+    assert (threads.thread_count(), threads.thread_count(2)) == (3, 2)
+
+
+@pytest.mark.parametrize("named", ["0", "two", "-1", "1.5"])
+def test_a_wrong_variable_is_named(monkeypatch, named):
+    monkeypatch.setenv("PETSEG_THREADS", named)
+    with pytest.raises(PetsegError, match=f"PETSEG_THREADS is '{named}'; wanted a whole number above zero"):
+        threads.thread_count()
+
+
+@pytest.mark.parametrize(("busy", "free"), [(0.0, 4), (0.4, 4), (1.1, 3), (3.0, 1), (9.0, 1)])
+def test_free_cores_are_those_that_were_idle(monkeypatch, busy, free):
+    """`busy` is what other processes keep busy of four cores."""
+    clock = iter([100.0, 101.0])
+    worked = iter([50.0, 50.0 + busy])
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    monkeypatch.setattr(threads.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(threads, "_busy_seconds", lambda: next(worked))
+    assert threads.free_cores(0) == free
+
+
+def test_without_proc_the_load_is_taken(monkeypatch):
+    monkeypatch.setattr(threads, "_busy_seconds", lambda: None)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    monkeypatch.setattr(threads.os, "getloadavg", lambda: (2.2, 0, 0))
+    assert threads.free_cores() == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="Linux counts there")  # noqa: PTH110
+def test_this_machine_counts_its_work():
+    before = threads._busy_seconds()
+    sum(range(10_000_000))
+    assert threads._busy_seconds() > before
+
+
+def test_the_command_line_does_not_spin_unless_the_user_says_so():
+    code = "import os, sys; sys.argv = ['petseg', '--version']; from petseg.cli import main\n"
+    code += "try: main()\nfinally: print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    clean = {name: value for name, value in os.environ.items() if name not in threads.PATIENCE}
+    for extra, wanted in (({}, "0 PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")):
+        done = subprocess.run([sys.executable, "-c", code], env=clean | extra, stdout=subprocess.PIPE, text=True)
+        assert done.stdout.splitlines()[-1] == wanted
