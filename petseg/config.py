@@ -84,7 +84,7 @@ class AugmentConfig(StrictConfig):
 
 
 class TrainConfig(StrictConfig):
-    """How the weights are found."""
+    """How the model is trained."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
     """Passes over the training images."""

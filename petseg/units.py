@@ -133,3 +133,10 @@ def plural(number: int, noun: str) -> str:
     ('1 epoch', '3,669 images')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+FORMATTERS = {
+    text.__name__: text
+    for text in (percent, loss, count, byte_size, duration, milliseconds, whole, points, signed, plural)
+}
+"""Name -> formatter, for templates and tables."""

@@ -16,16 +16,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
+import httpx
 from PIL import Image
 
 from petseg.data.synthetic import draw_pet, make_pets
@@ -58,9 +57,6 @@ def watch(process: int, minutes: float, work: Callable[[], int]) -> dict[str, An
         done += work()
         if now >= len(samples) * 60 * minutes / 120:  # 120 samples
             samples.append({"minute": round(now / 60, 2), **sample(process)})
-            if sys.stderr.isatty():
-                print(f"\r{now / 60:.1f} of {minutes:g} minutes, {samples[-1]}   ", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
     quarter = len(samples) // 4
     growth = {
         key: round(
@@ -146,35 +142,14 @@ def soak_serving(minutes: float, folder: Path) -> dict[str, Any]:
 
         def ask(query: str, body: bytes, wanted: int) -> None:
             kind = {"Content-Type": "application/octet-stream"}
-            try:
-                with urlopen(Request(f"{url}/api/segment?{query}", body, kind), timeout=60) as answer:  # noqa: S310
-                    answer.read()
-                    status = answer.status
-            except HTTPError as error:
-                error.read()
-                error.close()
-                status = error.code
+            status = httpx.post(f"{url}/api/segment?{query}", content=body, headers=kind, timeout=60).status_code
             assert status == wanted, (query, len(body), status, wanted)
-
-        failures: list[BaseException] = []
-
-        def client(mine: list[tuple[str, bytes, int]]) -> None:
-            try:
-                for request in mine:
-                    ask(*request)
-            except BaseException as error:
-                failures.append(error)
 
         def work() -> int:
             with socket.create_connection(("127.0.0.1", port)) as gone:
                 gone.sendall(b"POST /api/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999\r\n\r\nhalf")
-            clients = [threading.Thread(target=client, args=(todo[place::3],)) for place in range(3)]
-            for thread in clients:
-                thread.start()
-            for thread in clients:
-                thread.join()
-            if failures:
-                raise failures[0]
+            with ThreadPoolExecutor(3) as pool:
+                list(pool.map(ask, *zip(*todo, strict=True)))
             return len(todo) + 1
 
         for _ in range(4):

@@ -32,16 +32,11 @@ def spread(ratio: Any) -> str:
 
 
 FORMATS: dict[str, Callable[[Any], str]] = {
-    "percent": units.percent,
+    **units.FORMATTERS,
     "percent2": lambda share: f"{100 * share:.2f}",
     "percent4": lambda share: f"{100 * share:.4f}",
-    "whole_percent": lambda share: f"{100 * share:.0f}",
-    "points": units.points,
-    "loss": units.loss,
-    "count": units.count,
     "MB1": lambda size: f"{size / 1e6:.1f} MB",
     "MB2": lambda size: f"{size / 1e6:.2f} MB",
-    "duration": units.duration,
     "spread": spread,
     "median_percent": lambda values: f"{units.percent(float(np.median(values)))} %",
     "list": lambda values: ", ".join(map(str, values)),
@@ -106,7 +101,7 @@ def table(name: str, root: Path = ROOT) -> str:
     if name == "study":
         return study(root)
     described = TABLES[name]
-    source = read(root / "results" / described["source"]) if "source" in described else root
+    source: Any = read(root / "results" / described["source"]) if "source" in described else root
     if "rows" not in described:
         return markdown(described["columns"], *ROWS[name](source))
     rows = source
@@ -115,8 +110,6 @@ def table(name: str, root: Path = ROOT) -> str:
     caption = f"Commit `{source.environment.commit}`." if name == "fuzz" else measured(source)
     return markdown(described["columns"], named(rows), caption)
 
-
-# --- rows -----------------------------------------------------------------------------------------------------------
 
 Rows = tuple[list[Any], str]
 """The rows of a table and its caption."""
@@ -149,12 +142,9 @@ def results(root: Path) -> Rows:
 def study(root: Path) -> str:
     """Returns every network of the study."""
     findings = read_record(root / "results" / "study" / "findings.json", Findings)
-    found = arm_table(findings)
-    columns = {"Network": "{label}", **{head: f"{{cells.{place}}}" for place, head in enumerate(found.heads)}}
-    rows = [
-        Row(label=label, cells={str(place): cell.text for place, cell in enumerate(cells)})
-        for label, cells in found.rows
-    ]
+    table = arm_table(findings)
+    columns = {"Network": "{label}", **{head: f"{{cells.{place}}}" for place, head in enumerate(table.heads)}}
+    rows = [Row(label=label, cells={str(at): cell.text for at, cell in enumerate(row)}) for label, row in table.rows]
     machines = [f"{one.device}, {one.processor}, {one.precision}" for one in findings.training.machines]
     caption = f"{units.duration(findings.training.seconds)} of training on {'; '.join(machines)}."
     return markdown(columns, rows, f"{caption} {findings.data.images}." if findings.data else caption)

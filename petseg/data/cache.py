@@ -63,12 +63,9 @@ def locked(target: Path) -> Iterator[None]:
     """Keeps other processes from making `target` during the block."""
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(target) + ".lock")
-        lock.acquire()
-    try:
+        held = FileLock(f"{target}.lock").acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)
@@ -101,20 +98,17 @@ class Prepared:
         return np.array([row_of[sample_id] for sample_id in ids if sample_id in row_of], np.int64)
 
 
-def prepare(
-    dataset: Dataset, size: int, *, on_progress: Progress | None = None, workers: int | None = None
-) -> Prepared:
-    """Returns the prepared form of a dataset, made at the first call and found at the next.
+def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None) -> Prepared:
+    """Returns the prepared form of a dataset, made at the first call and read at the next.
 
-    Images are decoded by a thread for each core (Pillow releases the interpreter lock). Two processes may call at
-    once: the second waits and finds the first one's work. A killed call leaves nothing under the cache's name. A cache
-    that is damaged is made again, with a warning.
+    A thread for each core decodes images (Pillow releases the interpreter lock). Two processes may call at once: the
+    second waits and reads the first one's work. A killed call leaves nothing under the cache's name. A damaged cache
+    is made again, with a warning.
 
     Args:
         dataset: as `sources.open_dataset` returns it.
         size: side of the square in pixels.
         on_progress: called with (done, total) images.
-        workers: threads; None takes one a core.
 
     Raises:
         PetsegError: no sample can be used, or the disk is full.
@@ -127,11 +121,11 @@ def prepare(
             except PetsegError as error:
                 logging.getLogger("petseg").warning("petseg: warning: %s; preparing it again", error)
         with writing(target.parent):
-            _write_cache(target, dataset, size, workers, on_progress)
+            _write_cache(target, dataset, size, on_progress)
         return _read_cache(target, dataset)
 
 
-def _write_cache(target: Path, dataset: Dataset, size: int, workers: int | None, on_progress: Progress | None) -> None:
+def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progress | None) -> None:
     for stale in (target, *target.parent.glob(f"{target.name}.tmp*")):
         if stale.exists():
             shutil.rmtree(stale)  # damaged, or of a killed process: the caller holds the lock
@@ -142,7 +136,7 @@ def _write_cache(target: Path, dataset: Dataset, size: int, workers: int | None,
         rows: list[dict[str, object]] = []
         left_out: dict[str, str] = {}
         largest_side = 0
-        outcomes = _in_threads(partial(_decode, dataset, size), dataset.samples, workers)
+        outcomes = _in_threads(partial(_decode, dataset, size), dataset.samples)
         for done, (sample, outcome) in enumerate(zip(dataset.samples, outcomes, strict=True), start=1):
             if isinstance(outcome, str):
                 left_out[sample.id] = outcome
@@ -186,12 +180,10 @@ CHUNK = 25
 """Samples that a thread takes at once: handing out single ones costs a tenth of the speed."""
 
 
-def _in_threads(
-    work: Callable[[Sample], Result], samples: Sequence[Sample], workers: int | None = None
-) -> Iterator[Result]:
+def _in_threads(work: Callable[[Sample], Result], samples: Sequence[Sample]) -> Iterator[Result]:
     """Yields what `work` returns for each sample, in order; the threads are some samples ahead of the reader."""
     chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for results in pool.map(lambda chunk: [work(sample) for sample in chunk], chunks):
             yield from results
 
@@ -232,8 +224,8 @@ def _read_cache(target: Path, dataset: Dataset) -> Prepared:
 def content_key(dataset: Dataset) -> str:
     """Returns the SHA-256 (hex) over every sample's id and bytes, and what its class ids depend on beside them.
 
-    Reading hundreds of megabytes at each start would take seconds, so the answer is remembered under the files' names,
-    sizes and times: an unchanged folder is known at once, a copy elsewhere is read once and finds the same cache.
+    Reading hundreds of megabytes at each start would take seconds. So the key is kept in a file named after the paths,
+    sizes and times: an unchanged folder is not read again, a copy elsewhere is read once and has the same cache.
     """
     head = f"{[entry.name for entry in dataset.classes]} {dataset.fingerprint}"
     stamp = hashlib.sha256(f"{head}\n".encode())

@@ -1,10 +1,10 @@
-"""`petseg data check`: what a data folder holds, trap by trap, and what happens to each."""
+"""`petseg data check`: which files of a data folder are unusual, and what happens to each."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -39,43 +39,40 @@ class Finding:
     count: int
     action: str
     names: tuple[str, ...]
-    """Files or samples, sorted; empty for the row of sound pairs."""
+    """Files or sample ids, sorted; empty for the row of sound pairs."""
     left_out: bool
 
 
 def check_samples(dataset: Dataset, *, on_progress: Callable[[int, int], None] | None = None) -> list[Finding]:
-    """Returns a row for the sound pairs, then one for each kind of trap, after opening every pair.
+    """Returns a row for the sound pairs, then one for each kind of unusual file, after opening every pair.
 
     Args:
         dataset: as `sources.open_dataset` returns it.
         on_progress: called with (done, total) samples.
     """
-    by_kind: dict[str, list[str]] = defaultdict(list)
+    noted: dict[str, list[str]] = defaultdict(list)
     broken: dict[str, list[str]] = defaultdict(list)
     sound = 0
     with ThreadPoolExecutor() as pool:
-        for done, (sample, outcome) in enumerate(
-            zip(dataset.samples, pool.map(partial(_open, dataset), dataset.samples), strict=True), start=1
-        ):
+        outcomes = zip(dataset.samples, pool.map(partial(_open, dataset), dataset.samples), strict=True)
+        for done, (sample, outcome) in enumerate(outcomes, start=1):
             if isinstance(outcome, str):
                 broken[_kind(outcome, sample.id)].append(sample.id)
             else:
                 sound += not outcome
                 for note in outcome:
-                    by_kind[note].append(sample.id)
+                    noted[note].append(sample.id)
             if on_progress is not None:
                 on_progress(done, len(dataset.samples))
-    rows = [Finding("sound pair", sound, "used", (), False)]
-    rows += [
-        Finding(kind, len(names), HANDLED.get(kind, "kept"), tuple(names), False)
-        for kind, names in sorted(by_kind.items())
+    kinds: list[tuple[str, Sequence[str], str]] = [
+        *((kind, noted[kind], HANDLED.get(kind, "kept")) for kind in sorted(noted)),
+        *((kind, broken[kind], "left out") for kind in sorted(broken)),
+        *((kind, names, SKIPPED.get(kind, "skipped")) for kind, names in dataset.skipped.items()),
     ]
-    rows += [Finding(reason, len(names), "left out", tuple(names), True) for reason, names in sorted(broken.items())]
-    rows += [
-        Finding(kind, len(names), SKIPPED.get(kind, "skipped"), names, SKIPPED.get(kind) == "left out")
-        for kind, names in dataset.skipped.items()
+    return [
+        Finding("sound pair", sound, "used", (), False),
+        *(Finding(kind, len(names), action, tuple(names), action == "left out") for kind, names, action in kinds),
     ]
-    return rows
 
 
 def _kind(reason: str, name: str) -> str:

@@ -1,7 +1,6 @@
 """The dataset contract: all that training, evaluation, reports and prediction know of labelled images.
 
-A source (`oxford_pets`, a folder, an annotation file) reads its own format and returns a `Dataset`; nothing after it
-asks where the images came from.
+A source such as `oxford_pets` reads its own format and returns a `Dataset`. No later stage depends on the source.
 """
 
 from __future__ import annotations
@@ -46,11 +45,6 @@ class Class:
     """As "#0072B2", in every image, legend and plot."""
     role: Role = "foreground"
 
-    def rgb(self) -> tuple[int, int, int]:
-        """Returns the colour as three values 0..255."""
-        red, green, blue = bytes.fromhex(self.colour[1:])
-        return red, green, blue
-
 
 def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...]:
     """Returns classes from metadata: names, or objects with name, colour and role; what is missing is filled in.
@@ -84,7 +78,7 @@ def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...
 def palette(classes: Sequence[Class]) -> UInt8:
     """Returns the classes' colours by class id, uint8 [256, 3]; white for ids that no class has."""
     colours = np.full((256, 3), 255, np.uint8)
-    colours[: len(classes)] = [entry.rgb() for entry in classes]
+    colours[: len(classes)] = [tuple(bytes.fromhex(entry.colour[1:])) for entry in classes]
     return colours
 
 
@@ -115,7 +109,7 @@ class Sample:
     image: Path
     label: Path
     group: str = ""
-    """What scores are also given by, such as a breed; "" where there are no groups."""
+    """Such as a breed; scores are also reported by group. "" where there are no groups."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +180,7 @@ def scored_ids(labels: UInt8, merge: Merge | None) -> UInt8:
 def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[str, ...]:
     """Returns the ids of a share of the samples, sorted, each group in proportion, at least two.
 
-    Shares are nested: a smaller one lies within a larger one, so that a learning curve adds images and replaces none.
+    Shares are nested: a smaller one lies within a larger one, so a learning curve only adds images.
 
     Args:
         samples: of the training split.

@@ -1,4 +1,4 @@
-"""Opening image files that others wrote: which formats, what a decoder may raise, any mode to RGB."""
+"""Opens image files from elsewhere: accepted formats, errors of the decoders, conversion to RGB."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from petseg.data.dataset import Dataset, Label, Sample, UInt8
 from petseg.errors import PetsegError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-"""What is decoded. Pillow reads more, and some of that with programs of its own, such as Ghostscript."""
+"""What is decoded. Pillow reads more, some of it with other programs such as Ghostscript."""
 
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, AttributeError, MemoryError),
@@ -46,33 +46,31 @@ class LabelledImage:
 @lru_cache(maxsize=1)
 def formats() -> tuple[str, ...]:
     """Returns those of `FORMATS` that this Pillow has."""
-    Image.init()  # all are known before they are chosen from
+    Image.init()  # registers all of Pillow's formats
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def draft_side(size: int) -> int:
-    """Returns how many pixels the JPEG decoder, which can halve an image at once, must leave of each side.
+    """Returns how many pixels the JPEG decoder, which can halve an image as it decodes, must leave of each side.
 
-    A quarter more than is wanted: most official images (500 x 333 and more) are halved below 134 px: half the time.
+    A quarter more than `size`. Most official images (500 x 333 px and more) are then halved for sizes below 134 px,
+    which takes half the time.
     """
     return size + size // 4
 
 
 def check_pixels(opened: Image.Image) -> None:
-    """Checks that an image is not too large to decode: of up to twice its own limit Pillow warns only.
+    """Raises `Image.DecompressionBombError` for an image that is too large to decode.
 
-    Its warnings are no way to know: their filter belongs to all threads.
-
-    Raises:
-        ValueError: it is.
+    Pillow itself only warns up to twice its limit, and all threads share one filter of warnings.
     """
     pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
     if limit and pixels > limit:
-        raise ValueError(f"{pixels:,} pixels; at most {limit:,} are read")
+        raise Image.DecompressionBombError(f"{pixels:,} pixels; at most {limit:,} are read")
 
 
 def reason(error: Exception, path: Path) -> str:
-    """Returns Pillow's words without the folder, which is nobody's business in a published comparison."""
+    """Returns Pillow's message without the folder, which a published comparison should not name."""
     return str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)
 
 
@@ -122,7 +120,20 @@ def open_sample(dataset: Dataset, sample: Sample, *, draft: int | None = None) -
         PetsegError: the sample cannot be used; the message is the reason that `petseg data check` prints.
     """
     notes: list[str] = []
-    image, own_size = _open_image(sample, draft, notes)
+    try:
+        with Image.open(sample.image, formats=formats()) as opened:
+            own_size = opened.size
+            check_pixels(opened)
+            if opened.format != "JPEG":
+                notes.append(f"{opened.format} named {sample.image.suffix}")
+            # a JPEG without the segment needs no parsing
+            if (opened.format != "JPEG" or "exif" in opened.info) and opened.getexif().get(0x0112, 1) != 1:
+                notes.append("EXIF rotation, not applied (the label has none)")
+            if draft is not None:
+                opened.draft("RGB", (draft, draft))
+            image = to_rgb(opened, notes)
+    except UNREADABLE as error:
+        raise PetsegError(f"{sample.id}: image cannot be decoded ({reason(error, sample.image)})") from None
     ids = _match(dataset.read_label(sample), own_size, sample.id, notes)
     return LabelledImage(image, ids, tuple(notes))
 
@@ -155,23 +166,6 @@ def _match(label: Label, own_size: tuple[int, int], name: str, notes: list[str])
         notes.append("label of another size, resized (nearest)")
     notes.extend(label.notes)
     return ids
-
-
-def _open_image(sample: Sample, draft: int | None, notes: list[str]) -> tuple[Image.Image, tuple[int, int]]:
-    try:
-        with Image.open(sample.image, formats=formats()) as opened:
-            own_size = opened.size
-            check_pixels(opened)
-            if opened.format != "JPEG":
-                notes.append(f"{opened.format} named {sample.image.suffix}")
-            # a JPEG without the segment needs no parsing
-            if (opened.format != "JPEG" or "exif" in opened.info) and opened.getexif().get(0x0112, 1) != 1:
-                notes.append("EXIF rotation, not applied (the label has none)")
-            if draft is not None:
-                opened.draft("RGB", (draft, draft))
-            return to_rgb(opened, notes), own_size
-    except UNREADABLE as error:
-        raise PetsegError(f"{sample.id}: image cannot be decoded ({reason(error, sample.image)})") from None
 
 
 def resize_ids(ids: UInt8, size: tuple[int, int]) -> UInt8:

@@ -24,7 +24,7 @@ from petseg.errors import PetsegError
 NAME = "Oxford-IIIT Pet"
 
 ORIGINAL_LOSSES = {"unet": 0.3614, "segnet": 0.4176}
-"""Validation cross-entropy after 30 epochs that the comparison petseg descends from printed, under protocol `seed`."""
+"""Validation cross-entropy after 30 epochs, protocol `seed`, as printed by the comparison that petseg comes from."""
 
 OFFICIAL_IMAGES = {"train": 3312, "val": 368, "test": 3669}
 """Images of each split of protocol `official`."""
@@ -132,18 +132,11 @@ def read_contents(folder: Path) -> Contents:
     Raises:
         PetsegError: no images, no trimaps, or no lists in the folder.
     """
+    skipped: dict[str, list[str]] = defaultdict(list)
+    images, trimaps = (_files(folder, kind, skipped) for kind in FILES)
     annotations = folder / "annotations"
-    places = {"image": folder / "images", "trimap": annotations / "trimaps"}
-    for kind, content in (("image", "images/*.jpg"), ("trimap", "annotations/trimaps/*.png")):
-        if not places[kind].is_dir() or not any(_has_suffix(path, kind) for path in places[kind].iterdir()):
-            raise PetsegError(
-                f"data folder {folder}: no {content} in it; wanted the official layout or the two archives: "
-                "run `petseg data get`, or point --data or PETSEG_DATA at them"
-            )
     listed = {name: split for split in ("trainval", "test") for name in _read_list(annotations / f"{split}.txt")}
     species = _read_species(annotations / "list.txt")
-    skipped: dict[str, list[str]] = defaultdict(list)
-    images, trimaps = (_files(place, kind, skipped) for kind, place in places.items())
     skipped["image without trimap"] = [name for name in images if name not in trimaps]
     skipped["trimap without image"] = [name for name in trimaps if name not in images]
     skipped["listed, but no image"] = [name for name in sorted(listed) if name not in images]
@@ -157,25 +150,28 @@ def read_contents(folder: Path) -> Contents:
     )
 
 
-SUFFIXES = {"image": (".jpg", ".jpeg"), "trimap": (".png",)}
+FILES = {"image": ("images", (".jpg", ".jpeg")), "trimap": ("annotations/trimaps", (".png",))}
+"""Kind of file -> its folder and suffixes."""
 
 
-def _has_suffix(path: Path, kind: str) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES[kind] and path.is_file()
-
-
-def _files(place: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, Path]:
+def _files(folder: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, Path]:
     """Returns name -> file of the images or the trimaps; what is neither goes to `skipped`."""
+    place, suffixes = FILES[kind]
     files_of: dict[str, Path] = {}
-    for path in sorted(place.iterdir()):
+    for path in sorted((folder / place).glob("*")):
         if path.name.startswith("."):
             skipped[f"hidden file among the {kind}s"].append(path.name)
-        elif not _has_suffix(path, kind):
-            skipped[f"not a {SUFFIXES[kind][0]} among the {kind}s"].append(path.name)
+        elif path.suffix.lower() not in suffixes or not path.is_file():
+            skipped[f"not a {suffixes[0]} among the {kind}s"].append(path.name)
         elif path.stem in files_of:
             skipped[f"second {kind} of one name"].append(path.name)
         else:
             files_of[path.stem] = path
+    if not files_of:
+        raise PetsegError(
+            f"data folder {folder}: no {place}/*{suffixes[0]} in it; wanted the official layout or the two archives: "
+            "run `petseg data get`, or point --data or PETSEG_DATA at them"
+        )
     return files_of
 
 
@@ -229,7 +225,7 @@ def read_trimap(path: Path) -> UInt8:
         PetsegError: not decodable, not one channel, or other values.
     """
     values = read_ids(path, "trimap")
-    if values.min() < PET or values.max() > BORDER:  # half the time of counting, on each of thousands
+    if values.min() < PET or values.max() > BORDER:  # half the time of np.unique, for each of thousands
         present = np.unique(values).tolist()
         values_shown = ", ".join(map(str, present[:6])) + (", ..." if len(present) > 6 else "")
         raise PetsegError(
@@ -251,7 +247,7 @@ SEED_SIZE = 200
 def committed_validation() -> frozenset[str]:
     """Returns the 368 names of trainval that validate under protocol `official`.
 
-    Written by `scripts/make_validation_split.py`: stratified by breed, no near-duplicate of a training image.
+    Drawn once by `stratified_validation` with seed 0: stratified by breed, no near-duplicate of a training image.
     """
     return _committed("official_val.txt")
 

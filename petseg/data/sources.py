@@ -17,7 +17,7 @@ from petseg.config import DataConfig
 from petseg.data.archive import extract
 from petseg.data.cache import cache_root, locked, write_memo, writing
 from petseg.data.dataset import Dataset
-from petseg.data.download import ANNOTATIONS, ARCHIVES, IMAGES, download, is_official
+from petseg.data.download import ARCHIVES, download, is_official
 from petseg.data.oxford_pets import open_oxford_pets
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError
@@ -61,19 +61,16 @@ def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | Non
     Raises:
         PetsegError: no host gave the files, or the folder cannot be written.
     """
-    lock = FileLock(str(folder / "get.lock"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held = FileLock(folder / "get.lock").acquire()
     except OSError as error:
         raise PetsegError(
             f"data folder {folder}: cannot be written ({error.strerror or error}); choose another with --data"
         ) from None
-    try:
+    with held:
         for archive in ARCHIVES:
             download(archive, folder, on_progress=on_progress and partial(on_progress, archive.name), rounds=rounds)
-    finally:
-        lock.release()
 
 
 def synthetic_data() -> Path:
@@ -91,8 +88,8 @@ def synthetic_data() -> Path:
 def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
     """Returns the dataset in a folder.
 
-    The folder is in the official layout of the Oxford-IIIT Pet Dataset, or holds its two archives (.tar.gz or .tar),
-    which are then unpacked once into the cache.
+    The folder has the official layout of the Oxford-IIIT Pet Dataset, or holds its two archives (.tar.gz or .tar),
+    which are unpacked once into the cache.
 
     Raises:
         PetsegError: neither is there, or an archive is damaged.
@@ -111,10 +108,10 @@ def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
 
 def _unpacked(folder: Path) -> tuple[Path, bool]:
     """Returns where a folder's archives are unpacked, and whether they are the official ones."""
-    paths = [_archive_in(folder, archive.name) for archive in (IMAGES, ANNOTATIONS)]
-    archives = [path for path in paths if path is not None]
-    if len(archives) < 2:
-        missing = " and ".join(archive.name for archive, path in zip(ARCHIVES, paths, strict=True) if path is None)
+    given = [_archive_in(folder, archive.name) for archive in ARCHIVES]
+    archives = [path for path in given if path is not None]
+    if len(archives) < len(ARCHIVES):
+        missing = " and ".join(archive.name for archive, path in zip(ARCHIVES, given, strict=True) if path is None)
         raise PetsegError(
             f"data folder {folder}: {missing} missing; wanted images/ and annotations/, or the two archives: "
             "run `petseg data get`"

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from petseg.data.dataset import IGNORE, Class, UInt8, classes_from
+from petseg.data.dataset import Class, UInt8, classes_from
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.enlarge import Floats
 from petseg.predict.photos import Photo, Source
@@ -145,8 +145,6 @@ def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], int
     if not isinstance(card["classes"], list):
         raise ValueError("its classes are no list")
     classes = classes_from(card["classes"])
-    if len(classes) > IGNORE:
-        raise ValueError(f"it has {len(classes)} classes; at most {IGNORE} are read")
     if all(each.role != "foreground" for each in classes):
         raise ValueError("none of its classes is foreground")
     if type(size) is not int or not 1 <= size <= LARGEST_SIZE:

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from petseg.config import flat_fields
 from petseg.errors import PetsegError
 from petseg.report import plots, tables
 from petseg.report.plots import Chart, Line, Panel
-from petseg.schema import ComparisonResult, Difference, ModelResult, read_record
+from petseg.schema import ComparisonResult, ModelResult, read_record
 from petseg.storage import write_atomically
 from petseg.units import percent, points, signed
 
@@ -34,33 +33,16 @@ def headline(result: ComparisonResult) -> list[str]:
         return [f"{model.title}: {percent(model.evaluations[result.split].miou)} % mIoU on the {result.split} split"]
     return [
         f"{titles[one.model]} − {titles[one.reference]}: {signed(one.points)} points {one.metric} on the {one.split} "
-        f"split ({interval(one)}; {one.over})"
+        f"split ({100 * one.confidence:.4g} % interval {points(one.low)} to {points(one.high)}; {one.over})"
         for one in result.differences
     ]
-
-
-def interval(one: Difference) -> str:
-    """Returns the interval as a label and its ends."""
-    return f"{100 * one.confidence:.4g} % interval {points(one.low)} to {points(one.high)}"
-
-
-# --- images ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image of the gallery, embedded: `source` is a data URI."""
-
-    title: str
-    score: str
-    source: str
 
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
-def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, str, list[Picture]]]:
-    """Yields (reason, name, images) of each example whose images all lie in `folder`.
+def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
+    """Yields (reason, name, images) of each example whose images all lie in `folder`, as (title, score, data URI).
 
     Raises:
         PetsegError: an image's name leaves the folder, or is neither PNG nor JPEG.
@@ -68,17 +50,14 @@ def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, 
     titles = {"image": "Photo", "truth": "Truth", **{model.name: model.title for model in result.models}}
     for example in result.examples:
         paths = {role: _image_path(folder, example.files.get(role, "")) for role in titles}
-        pictures = [
-            Picture(
-                titles[role],
-                percent(example.miou[role]) if role in example.miou else "",
-                f"data:{_TYPES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}",
-            )
-            for role, path in paths.items()
-            if path is not None
-        ]
-        if len(pictures) == len(titles):
-            yield example.why, example.name.replace("_", " "), pictures
+        images = []
+        for role, path in paths.items():
+            if path is not None:
+                score = percent(example.miou[role]) if role in example.miou else ""
+                content = base64.b64encode(path.read_bytes()).decode()
+                images.append((titles[role], score, f"data:{_TYPES[path.suffix.lower()]};base64,{content}"))
+        if len(images) == len(titles):
+            yield example.why, example.name.replace("_", " "), images
 
 
 def _image_path(folder: Path, name: str) -> Path | None:
@@ -95,9 +74,6 @@ def _image_path(folder: Path, name: str) -> Path | None:
             "`examples`"
         )
     return path if path.is_file() else None
-
-
-# --- plots ----------------------------------------------------------------------------------------------------------
 
 
 def history_charts(result: ComparisonResult) -> list[Chart]:
@@ -133,9 +109,6 @@ def group_scores(result: ComparisonResult) -> dict[str, list[float]]:
     }
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
-
-
 def part(name: str) -> str:
     """Returns the text of a template, or of the script that sorts tables."""
     return (resources.files("petseg.report") / "templates" / name).read_text(encoding="utf-8")
@@ -154,21 +127,7 @@ def template(name: str) -> Template:
         loader=FunctionLoader(part), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"script": Markup(SCRIPT), "script_hash": SCRIPT_HASH}  # noqa: S704  # our own file
-    environment.filters |= {"unbroken": unbroken, "flat": flat_texts} | {
-        name: getattr(units, name)
-        for name in (
-            "percent",
-            "points",
-            "signed",
-            "count",
-            "byte_size",
-            "milliseconds",
-            "duration",
-            "whole",
-            "loss",
-            "plural",
-        )
-    }
+    environment.filters |= {**units.FORMATTERS, "unbroken": unbroken, "flat": flat_texts}
     return environment.get_template(name)
 
 

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
-from itertools import zip_longest
+from itertools import count, zip_longest
+from math import isnan, nan
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -63,11 +64,8 @@ DASHES, MARKERS = ("dashdot", "dotted", "solid", "dashed"), ("D", "^", "v", "P")
 
 def model_styles(names: Sequence[str]) -> dict[str, Style]:
     """Returns a style for each model: U-Net's and SegNet's are fixed; others have 20 before one comes again."""
-    others = [name for name in names if name not in STYLES]
-    further = {
-        name: Style(*COLOURS[place % 5], DASHES[place % 4], MARKERS[place % 4]) for place, name in enumerate(others)
-    }
-    return {name: STYLES.get(name) or further[name] for name in names}
+    free = (Style(*COLOURS[place % 5], DASHES[place % 4], MARKERS[place % 4]) for place in count())
+    return {name: STYLES[name] if name in STYLES else next(free) for name in names}
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,9 @@ class Line:
     """Which point has a dot."""
 
 
+Corner = Literal["lower right", "upper right", "lower left"]
+
+
 @dataclass(frozen=True)
 class Panel:
     """Lines on one pair of axes."""
@@ -111,7 +112,7 @@ class Panel:
     title: str
     lines: Sequence[Line]
     x_label: str = ""
-    legend: Literal["lower right", "upper right", "lower left"] = "lower right"
+    legend: Corner = "lower right"
     ticks: Mapping[float, str] = field(default_factory=dict)
     """Place -> label; without any they are chosen."""
     log: bool = False
@@ -168,9 +169,8 @@ def line_chart(name: str, panels: Sequence[Panel], size: tuple[float, float] = (
         for place, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
             for line in panel.lines:
                 _draw(axes, line)
-                rows += [
-                    [panel.title, line.label, *values] for values in zip_longest(line.x, line.y, line.low, line.high)
-                ]
+                values = zip_longest(line.x, line.y, line.low, line.high)
+                rows += [[panel.title, line.label, *each] for each in values]
             _set_axes(axes, panel, place == 0)
             label.append(f"{panel.title}: {', '.join(f'{line.label} {line.y[-1]:.4g}' for line in panel.lines)}")
         styles = list(dict.fromkeys(line.style for panel in panels for line in panel.lines))
@@ -192,12 +192,10 @@ def _draw(axes: Axes, line: Line) -> None:
     if line.mark is not None:
         axes.plot(line.x[line.mark], line.y[line.mark], style.marker, color=style.colour, markersize=6.5)
     for place, note in enumerate(line.notes):
-        # left above or right below, in turn: off a curve that rises
-        ends_at, offset, sides = (
-            (line.low, (6, -5), ("left", "top")) if place % 2 else (line.high, (-6, 5), ("right", "bottom"))
-        )
-        words: dict[str, Any] = dict(zip(("ha", "va"), sides, strict=True), textcoords="offset points", fontsize=9)
-        axes.annotate(note, (line.x[place], ends_at[place]), xytext=offset, color=style.colour, **words)
+        below = place % 2 == 1  # left above or right below, in turn: off a curve that rises
+        words: dict[str, Any] = {"xytext": (6, -5) if below else (-6, 5), "textcoords": "offset points", "fontsize": 9}
+        words |= {"ha": "left" if below else "right", "va": "top" if below else "bottom", "color": style.colour}
+        axes.annotate(note, (line.x[place], (line.low if below else line.high)[place]), **words)
 
 
 def _set_axes(axes: Axes, panel: Panel, first: bool) -> None:
@@ -226,31 +224,24 @@ def forest_chart(name: str, groups: Sequence[tuple[str, Sequence[Interval]]], wi
 
     A dot is full where the interval leaves zero out, hollow where it holds zero.
     """
-    lines: list[Interval | str] = []
-    for heading, rows in groups:
-        lines += [*([heading] if heading and rows else []), *rows]
+    headed = [[*([(heading, nan, nan, nan)] if heading and rows else []), *rows] for heading, rows in groups]
+    lines: list[Interval] = [line for group in headed for line in group]
     with look(name):
         figure = Figure(figsize=(width / 72, (50 + 17.5 * len(lines)) / 72))
         axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=1.2, alpha=0.6)
-        for place, row in enumerate(lines):
-            if isinstance(row, str):
-                continue
-            _, middle, low, high = row
+        axes.set_yticks(range(len(lines)), [label for label, *_ in lines])
+        for place, (_, middle, low, high) in enumerate(lines):
             axes.plot([low, high], [place, place], color=INK, linewidth=1.6, alpha=0.7)
-            full = INK if not low <= 0 <= high else PAPER
-            axes.plot(middle, place, "o", color=INK, markerfacecolor=full, markersize=6)
-        axes.set_yticks(range(len(lines)), [line if isinstance(line, str) else line[0] for line in lines])
-        for tick, line in zip(axes.get_yticklabels(), lines, strict=True):
-            if isinstance(line, str):
-                tick.set_fontweight("bold")
+            axes.plot(middle, place, "o", color=INK, markerfacecolor=PAPER if low <= 0 <= high else INK, markersize=6)
+            axes.get_yticklabels()[place].set_fontweight("bold" if isnan(middle) else "normal")
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", alpha=0.0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=max(4, width // 60), steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
         axes.set_xlabel("difference in points, 95 % interval")
-        found = [line for line in lines if not isinstance(line, str)]
+        found = [line for line in lines if not isnan(line[1])]
         told = [f"{label} {points(middle)} ({points(low)} to {points(high)})" for label, middle, low, high in found]
         table = [("difference", "points", "low", "high"), *found]
         return charted(name, figure, f"Differences in points: {'; '.join(told)}.", table, [])
@@ -265,16 +256,9 @@ def group_chart(name: str, groups: Mapping[str, Sequence[float]], models: Mappin
         for place, (_, scores) in enumerate(rows):
             axes.hlines(place, min(scores), max(scores), color=INK, alpha=0.3, linewidth=1.4)
         for at, (title, style) in enumerate(models.items()):
-            axes.plot(
-                [scores[at] for _, scores in rows],
-                range(len(rows)),
-                style.marker,
-                color=style.colour,
-                markerfacecolor=style.colour if at == 0 else PAPER,
-                markeredgewidth=1.7,
-                markersize=6.5,
-                label=title,
-            )
+            own = [scores[at] for _, scores in rows]
+            face = style.colour if at == 0 else PAPER
+            axes.plot(own, range(len(rows)), style.marker, color=style.colour, markerfacecolor=face, label=title)
         axes.set_yticks(range(len(rows)), [group.replace("_", " ") for group, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)

@@ -5,28 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from petseg.report import plots, tables
 from petseg.report.page import template, write_page
 from petseg.report.plots import Chart, Interval, Line, Panel, model_styles
-from petseg.report.tables import Column, Table
-from petseg.schema import ArmDifference, ArmFindings, Estimate, ExperimentFindings, Findings, TuningCell, read_record
-from petseg.units import byte_size, count, duration, milliseconds, points, signed, whole
-
-METRICS = {"miou": "mIoU", "boundary_f": "boundary F"}
-"""Names of scores that are no IoU of a class."""
-
-
-# --- labels ---------------------------------------------------------------------------------------------------------
-
-
-def metric_name(metric: str) -> str:
-    """Returns what a difference is of.
-
-    >>> metric_name("miou"), metric_name("border")
-    ('mIoU', 'IoU border')
-    """
-    return METRICS.get(metric, f"IoU {metric}")
+from petseg.report.tables import COSTS, Column, Table
+from petseg.schema import (
+    ArmDifference,
+    ArmFindings,
+    ArmScores,
+    CostInfo,
+    Estimate,
+    ExperimentFindings,
+    Findings,
+    TuningCell,
+    read_record,
+)
+from petseg.units import duration, points, signed, whole
 
 
 def label(findings: Findings, experiment: ExperimentFindings, one: ArmDifference) -> str:
@@ -61,42 +57,45 @@ def variant(arm: str) -> str:
     return arm.partition("/")[2]
 
 
+class Network(NamedTuple):
+    """An arm that was scored."""
+
+    arm: ArmFindings
+    scores: ArmScores
+    size: int
+
+
 # --- the table of every network -------------------------------------------------------------------------------------
 
 
 def arm_table(findings: Findings) -> Table:
     """Returns a row for each network of the study, by image size and mIoU; shared ones once."""
-    rows: dict[tuple[str, ...], tuple[str, ArmFindings, int]] = {}
+    rows: dict[tuple[str, ...], tuple[str, Network]] = {}
     for experiment in findings.experiments:
         for arm in experiment.arms:
             if arm.scores:
                 title = f"{experiment.name}: {findings.models[arm.model]}, {arm.title}"
-                rows.setdefault(arm.runs, (title, arm, experiment.size))
-    ordered = sorted(rows.values(), key=lambda row: (-row[2], -row[1].scores.miou.points if row[1].scores else 0))
-    sizes = {arm.runs: size for _, arm, size in ordered}
+                rows.setdefault(arm.runs, (title, Network(arm, arm.scores, experiment.size)))
+    ordered = sorted(rows.values(), key=lambda row: (-row[1].size, -row[1].scores.miou.points))
     border = [entry.name for entry in findings.data.scored_classes if entry.role == "boundary"] if findings.data else []
-    columns: list[Column[ArmFindings]] = [
-        Column("px", lambda arm: sizes[arm.runs], whole),
-        Column("Seeds", lambda arm: len(arm.seeds), whole),
-        Column("mIoU", lambda arm: arm.scores.miou.points if arm.scores else None, points),
-        Column("low", lambda arm: arm.scores.miou.low if arm.scores else None, points),
-        Column("high", lambda arm: arm.scores.miou.high if arm.scores else None, points),
-        *map(border_column, border),
-        Column("Parameters", lambda arm: arm.cost.parameters if arm.cost else None, count),
-        Column("MACs", lambda arm: arm.cost.macs if arm.cost else None, count),
-        Column(
-            "Latency", lambda arm: arm.cost.latency_ms.p50 if arm.cost and arm.cost.latency_ms else None, milliseconds
-        ),
-        Column("Memory", lambda arm: arm.cost.activation_bytes if arm.cost else None, byte_size),
-        Column("Skip bytes", lambda arm: arm.cost.skip_bytes if arm.cost else None, byte_size),
-        Column("Training", lambda arm: arm.scores.train_seconds if arm.scores else None, duration),
+
+    def iou(name: str) -> Column[Network]:
+        return Column(f"IoU {name}", lambda row: row.scores.iou[name].points, points)
+
+    def cost(column: Column[CostInfo]) -> Column[Network]:
+        return Column(column.head, lambda row: column.value(row.arm.cost) if row.arm.cost else None, column.text)
+
+    columns: list[Column[Network]] = [
+        Column("px", lambda row: row.size, whole),
+        Column("Seeds", lambda row: len(row.arm.seeds), whole),
+        Column("mIoU", lambda row: row.scores.miou.points, points),
+        Column("low", lambda row: row.scores.miou.low, points),
+        Column("high", lambda row: row.scores.miou.high, points),
+        *map(iou, border),
+        *map(cost, COSTS[:-1]),
+        Column("Training time", lambda row: row.scores.train_seconds, duration),
     ]
-    return tables.table(("Every network", ""), columns, [(title, arm) for title, arm, _ in ordered], len(ordered))
-
-
-def border_column(name: str) -> Column[ArmFindings]:
-    """Returns the IoU of a class, as `arm_table` shows it of the border."""
-    return Column(f"IoU {name}", lambda arm: arm.scores.iou[name].points if arm.scores else None, points)
+    return tables.table(("Every network", ""), columns, ordered, len(ordered))
 
 
 # --- plots ----------------------------------------------------------------------------------------------------------
@@ -131,15 +130,19 @@ def interval_line(title: str, style: plots.Style, scores: Mapping[float, Estimat
     return Line(title, style, list(scores), middle, low, high, "bars")
 
 
+VALIDATION: tuple[tuple[str, str, int, plots.Corner], ...] = (
+    ("val_miou", "validation mIoU, %", 100, "lower right"),
+    ("val_loss", "validation cross-entropy, nats", 1, "upper right"),
+)
+"""Field of an epoch, title, what it is multiplied by, and where the legend stands."""
+
+
 def training_charts(findings: Findings) -> Iterator[Chart]:
     """Yields mIoU and loss over epochs for the first variant: mean over seeds, band from lowest to highest."""
     main = findings.experiments[0]
     arms = [arm for arm in main.arms if arm.variant == main.arms[0].variant and arm.scores and arm.scores.history]
     styles = model_styles(list(findings.models))
-    for field, title, scale in (
-        ("val_miou", "validation mIoU, %", 100),
-        ("val_loss", "validation cross-entropy, nats", 1),
-    ):
+    for field, title, scale, legend in VALIDATION:
         lines = []
         for arm in arms:
             history = arm.scores.history if arm.scores else ()
@@ -148,8 +151,7 @@ def training_charts(findings: Findings) -> Iterator[Chart]:
             epochs = [float(row.epoch) for row in history]
             lines.append(Line(findings.models[arm.model], styles[arm.model], epochs, mean, low, high, "band"))
         if lines:
-            legend = "lower right" if field == "val_miou" else "upper right"
-            yield plots.line_chart(field, [Panel(title, lines, "epoch", legend)], (430, 290))  # type: ignore[arg-type]
+            yield plots.line_chart(field, [Panel(title, lines, "epoch", legend)])
 
 
 def corruption_chart(findings: Findings) -> Chart | None:
@@ -159,18 +161,14 @@ def corruption_chart(findings: Findings) -> Chart | None:
         return None
     arms = [arm for arm in found.arms if variant(arm.arm) == variant(found.arms[0].arm)]
     styles = model_styles(list(findings.models))
-    panels = [
-        Panel(
-            one.unit,
-            [
-                interval_line(findings.models[arm.model], styles[arm.model], dict(enumerate(arm.scores[one.name])))
-                for arm in arms
-            ],
-            legend="lower left",
-            ticks=dict(enumerate(["none", *(f"{amount:g}" for amount in one.amounts)])),
-        )
-        for one in found.corruptions
-    ]
+    panels = []
+    for one in found.corruptions:
+        lines = [
+            interval_line(findings.models[arm.model], styles[arm.model], dict(enumerate(arm.scores[one.name])))
+            for arm in arms
+        ]
+        ticks: dict[float, str] = dict(enumerate(["none", *(f"{amount:g}" for amount in one.amounts)]))
+        panels.append(Panel(one.unit, lines, legend="lower left", ticks=ticks))
     return plots.line_chart("corruptions", panels, (820, 490))
 
 
@@ -190,6 +188,7 @@ def render_study(findings: Findings) -> str:
     groups = findings.subsets.groups if findings.subsets else None
     sides = [side.partition("/")[0] for side in (groups.left, groups.right)] if groups else []
     scores = {row.group: [row.left, row.right] for row in groups.rows} if groups else {}
+    titled = {findings.models[side]: styles[side] for side in sides}
     intervals = [(one.title, list(intervals_of(findings, one))) for one in findings.experiments]
     tuning: dict[tuple[float, float], list[TuningCell]] = {}
     for cell in findings.tuning.cells if findings.tuning else ():
@@ -199,7 +198,6 @@ def render_study(findings: Findings) -> str:
         version=findings.petseg,
         styles=styles,
         headline=headline(findings),
-        metric_name=metric_name,
         label=label,
         curves=[(one, curve_chart(findings, one)) for one in findings.experiments if one.curve],
         forest=plots.forest_chart("forest", intervals) if any(rows for _, rows in intervals) else None,
@@ -208,9 +206,7 @@ def render_study(findings: Findings) -> str:
         settings={name: "; ".join(map(str, values)) for name, values in findings.settings.items()},
         training=list(training_charts(findings)),
         corruptions=corruption_chart(findings),
-        group_chart=plots.group_chart("groups", scores, {findings.models[side]: styles[side] for side in sides})
-        if scores
-        else None,
+        group_chart=plots.group_chart("groups", scores, titled) if scores else None,
     )
 
 

@@ -107,12 +107,14 @@ def test_labels_are_exactly_nearest(eight_pets, task):
 
 def test_threads_do_not_change_the_order(eight_pets, monkeypatch):
     monkeypatch.setattr(cache, "CHUNK", 1)
-    one = prepare(eight_pets, workers=1)
-    kept = np.array(one.images), np.array(one.labels)
-    shutil.rmtree(one.folder)
-    four = prepare(eight_pets, workers=4)
-    np.testing.assert_array_equal(four.images, kept[0])
-    np.testing.assert_array_equal(four.labels, kept[1])
+    arrays = []
+    for cores in (1, 4):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        prepared = prepare(eight_pets)
+        arrays.append((np.array(prepared.images), np.array(prepared.labels)))
+        shutil.rmtree(prepared.folder)
+    np.testing.assert_array_equal(arrays[0][0], arrays[1][0])
+    np.testing.assert_array_equal(arrays[0][1], arrays[1][1])
 
 
 def test_rows(eight_pets):

@@ -107,10 +107,10 @@ def test_eleven_classes_without_background(tmp_path, three_colours):
     [
         (["background", "border", "wall"], None),
         (["background", "border"], "none of its classes is foreground"),
-        (["leaf", "leaf"], "two of one name"),
+        (["leaf", "leaf"], "two classes have one name"),
         ([{"name": "leaf", "role": "plant"}], "role 'plant'"),
         ("leaf", "its classes are no list"),
-        ([f"class {number}" for number in range(256)], "256 classes; at most 255"),
+        ([f"class {number}" for number in range(256)], "256 classes; wanted 1 to 255"),
     ],
 )
 def test_classes_that_cannot_be_used_are_named(tmp_path, classes, problem):

@@ -1,0 +1,111 @@
+"""Draws the documents' images: docs/cat.png, docs/page.png and docs/speedrun.svg.
+
+    python scripts/draw.py cat         # needs scikit-image, which carries the photo (Chelsea, CC0)
+    python scripts/draw.py page        # needs a Chromium on the path and the extra dev
+    python scripts/draw.py speedrun
+
+cat: a photo that no network has seen, what both shipped networks see in it, and U-Net's cut-outs on a plain colour.
+page: `petseg serve` with the sample cat. speedrun: validation loss against time, the speedrun beside the plain recipe.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+from itertools import accumulate
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from petseg import Segmenter
+from petseg.data.oxford_pets import ORIGINAL_LOSSES
+from petseg.report.plots import STYLES
+from petseg.storage import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+
+
+def on_plain(cutout: Image.Image) -> Image.Image:
+    """Returns an RGBA image on a plain colour, RGB."""
+    plain = Image.new("RGBA", cutout.size, "#56B4E9")
+    plain.alpha_composite(cutout)
+    return plain.convert("RGB")
+
+
+def cat() -> None:
+    """Writes cat.png."""
+    from skimage import data
+
+    photo = data.chelsea()  # type: ignore[no-untyped-call]
+    found = {title: Segmenter(name)(photo) for title, name in {"U-Net": "unet", "SegNet": "segnet"}.items()}
+    panels = {
+        "photo": Image.fromarray(photo),
+        **{title: segmentation.overlay() for title, segmentation in found.items()},
+        "cut out": on_plain(found["U-Net"].cutout()),
+        "cut out --matting": on_plain(found["U-Net"].cutout(matting=True)),
+    }
+    height, width, _ = photo.shape
+    gap, caption = 12, 34
+    sheet = Image.new("RGB", (len(panels) * (width + gap) - gap, height + caption), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=22)
+    for column, (title, panel) in enumerate(panels.items()):
+        left = column * (width + gap)
+        sheet.paste(panel, (left, caption))
+        draw.text((left + 2, 3), title, fill="black", font=font)
+    sheet.save(DOCS / "cat.png", optimize=True)
+
+
+def page() -> None:
+    """Writes page.png."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    command = [sys.executable, "-m", "petseg.cli", "serve", "--port", "0", "--no-open"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
+        assert server.stdout is not None
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        view = browser.new_page(viewport={"width": 1100, "height": 800})
+        view.goto(server.stdout.readline().split()[0])
+        for _ in range(3):  # the first one warms the networks up, so that the times shown are usual ones
+            view.click("#sample")
+            view.locator("article .downloads a[href]").first.wait_for()
+            view.wait_for_timeout(1000)
+        view.locator("body").click(position={"x": 5, "y": 5})
+        seen = Image.open(BytesIO(view.screenshot(full_page=True))).convert("RGB")
+        browser.close()
+        server.terminate()
+    # few colours beside the photo's: half the bytes, and the eye sees none of it
+    seen.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(DOCS / "page.png", optimize=True)
+
+
+def speedrun() -> None:
+    """Writes speedrun.svg."""
+    benchmarks, wanted = ROOT / "results" / "benchmarks", ORIGINAL_LOSSES["unet"]
+    models = read_json(benchmarks / "speedrun" / "comparison.json")["models"]
+    lines = [(f"speedrun, {model['title']}", model["history"], model["name"], 2.2) for model in models]
+    lines.append(("default, U-Net", read_json(benchmarks / "plain_recipe.json")["history"], "unet", 1.0))
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for title, history, name, width in lines:
+        style = STYLES[name]
+        seconds = list(accumulate(row["seconds"] for row in history))
+        losses = [row["val_loss"] for row in history]
+        axes.plot(seconds, losses, color=style.colour, linestyle=style.dash, marker=style.marker, linewidth=width)
+        axes.annotate(title, (seconds[0], losses[0]), xytext=(9, 4), textcoords="offset points", va="center")
+    axes.axhline(wanted, color="#777777", linewidth=0.8)
+    words = f"the original U-Net after 30 epochs, {wanted}"
+    axes.annotate(words, (1, wanted - 0.01), xycoords=("axes fraction", "data"), ha="right", va="top")
+    axes.set(xlabel="seconds of training and validation", ylabel="validation cross-entropy", ylim=(0.3, 0.75))
+    axes.set_xlim(0, 1.25 * max(sum(row["seconds"] for row in history) for _, history, _, _ in lines))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(DOCS / "speedrun.svg", format="svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    {"cat": cat, "page": page, "speedrun": speedrun}[sys.argv[1]]()
