@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from petseg.export.bench import bench
+from petseg.export.bench import Plan, bench
 from petseg.predict.segmenter import WEIGHTS, model_file, shipped_models
 from petseg.storage import read_json, write_json
 
@@ -110,7 +110,10 @@ def main() -> None:
     names = {"width": ("unet_small", "segnet_small"), "accuracy": nearest()}
     sides = {"width": [read_json(WEIGHTS / "unet_small.json")["size"], LARGE], "accuracy": []}
     runtimes = ["onnxruntime", "openvino-bf16"]
-    found = {kind: bench(names[kind], sides[kind], [1], runtimes, turns=options.turns) for kind in names}
+    found = {
+        kind: bench(Plan(names[kind], sides[kind], [1], runtimes, options.turns)).model_dump(mode="json")
+        for kind in names
+    }
     pairs = {kind: measure(names[kind], found[kind]) for kind in names}
     for kind, models in pairs.items():
         for model in models.values():

@@ -20,7 +20,7 @@ from petseg import storage
 from petseg.cli.data import data_folder, prepare_data
 from petseg.config import RunConfig
 from petseg.errors import PetsegError
-from petseg.export.quantise import Network, accuracy, calibration_pictures, quantised
+from petseg.export.quantise import Network, accuracy, calibration_images, quantised
 from petseg.predict.runtimes import OnnxRuntime, OpenVino
 from petseg.predict.segmenter import Segmenter, model_file, shipped_models
 
@@ -37,7 +37,7 @@ def measure(name: str, data: Path, splits: list[str], files: Path | None) -> dic
     config = RunConfig.model_validate(card["config"])
     prepared = prepare_data(data, config.data)
     file = model_file(name)
-    smaller = quantised(file, calibration_pictures(prepared, config))
+    smaller = quantised(file, calibration_images(prepared, config))
     if files is not None:
         out = files / f"{name}_int8.onnx"
         storage.write_atomically(out, partial(Path.write_bytes, data=smaller))

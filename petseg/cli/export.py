@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from petseg.cli.options import DataOption, checked_size
 from petseg.cli.progress import progress_bar
 from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.export.bench import BenchResult
 
 
 def export(
@@ -45,7 +48,9 @@ def bench(
     size: Annotated[
         str, typer.Option(help="Sides in pixels, for example 128,256.", show_default="each model's own")
     ] = "",
-    threads: Annotated[str, typer.Option(help="Threads of one call, for example 1,2.")] = "1",
+    threads: Annotated[
+        str, typer.Option(help="Threads of one call, for example 1,2.", show_default="PETSEG_THREADS, else 1")
+    ] = "",
     runtime: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,58 +62,58 @@ def bench(
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,
 ) -> None:
-    """Measure time and memory of one picture, for every runtime at hand, taking turns on this machine."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Measure time and memory of one image, for every runtime at hand, taking turns on this machine."""
     from petseg.data.sources import find_data
+    from petseg.export.bench import Plan
     from petseg.export.bench import bench as bench_models
     from petseg.predict.segmenter import shipped_models
-    from petseg.storage import write_json
+    from petseg.schema import write_record
+    from petseg.threads import thread_count
 
-    sizes = [checked_size(side) for side in _whole_numbers(size, "--size")]
-    counts = _whole_numbers(threads, "--threads")
-    with progress_bar() as advance:
-        found = bench_models(
-            model or shipped_models(),
-            sizes,
-            counts,
-            runtime or (),
-            turns=turns,
-            data=find_data(data),
-            on_progress=lambda done, total: advance("bench", done, total),
-        )
-    machine = found["environment"]
-    extras = ", ".join(found["instructions"])
-    table = Table(
-        padding=(0, 0),
-        title=f"one picture at a time, {turns} turns; {machine['processor']} ({extras})",
-        caption=", ".join(
-            f"{name} {number}" for name, number in {"torch": machine["torch"], **found["versions"]}.items()
-        ),
+    threads = threads or str(thread_count() or 1)
+    plan = Plan(
+        models=model or shipped_models(),
+        sizes=[checked_size(side) for side in _whole_numbers(size, "--size")],
+        threads=_whole_numbers(threads, "--threads"),
+        runtimes=runtime or (),
+        turns=turns,
+        data=find_data(data),
     )
-    for column in ("model", "px", "threads", "runtime", "p50 ms", "by turn", "p95", "1/s", "MB"):
-        table.add_column(column, justify="left" if column in ("model", "runtime") else "right", no_wrap=True)
-    for row in sorted(found["rows"], key=lambda row: (row["size"], row["threads"], row["model"])):
-        table.add_row(
-            row["model"],
-            str(row["size"]),
-            str(row["threads"]),
-            row["title"],
-            f"{row['p50_ms']:.2f}",
-            f"{row['p50_low_ms']:.1f}-{row['p50_high_ms']:.1f}",
-            f"{row['p95_ms']:.1f}",
-            f"{row['images_per_second']:.0f}",
-            "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
-        )
-    Console().print(table)
-    for name, reason in found["not_measured"].items():
-        print(f"not measured: {name}: {reason}")
+    with progress_bar() as advance:
+        result = bench_models(plan, lambda done, total: advance("bench", done, total))
+    _print_bench(result)
     if out is not None:
         words = ["petseg", "bench", *(word for name in model or () for word in ("--model", name))]
         words += [*(("--size", size) if size else ()), "--threads", threads]
         words += [word for name in runtime or () for word in ("--runtime", name)]
-        write_json(out, {"kind": "benchmark", "command": shlex.join([*words, "--turns", str(turns)]), **found})
+        write_record(out, result.model_copy(update={"command": shlex.join([*words, "--turns", str(turns)])}))
+
+
+def _print_bench(result: BenchResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    machine = result.environment
+    versions = ", ".join(f"{name} {number}" for name, number in {"torch": machine.torch, **result.versions}.items())
+    title = f"one image at a time, {result.turns} turns; {machine.processor} ({', '.join(result.instructions)})"
+    table = Table(padding=(0, 0), title=title, caption=versions)
+    for column in ("model", "px", "threads", "runtime", "p50 ms", "by turn", "p95", "1/s", "MB"):
+        table.add_column(column, justify="left" if column in ("model", "runtime") else "right", no_wrap=True)
+    for row in sorted(result.rows, key=lambda row: (row.size, row.threads, row.model)):
+        table.add_row(
+            row.model,
+            str(row.size),
+            str(row.threads),
+            row.title,
+            f"{row.p50_ms:.2f}",
+            f"{row.p50_low_ms:.1f}-{row.p50_high_ms:.1f}",
+            f"{row.p95_ms:.1f}",
+            f"{row.images_per_second:.0f}",
+            "-" if row.peak_mb is None else f"{row.peak_mb:.0f}",
+        )
+    Console().print(table)
+    for name, reason in result.not_measured.items():
+        print(f"not measured: {name}: {reason}")
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:

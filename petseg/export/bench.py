@@ -1,4 +1,4 @@
-"""`petseg bench`: how long one picture takes and how much memory, for every runtime at hand, on this machine.
+"""`petseg bench`: how long one image takes and how much memory, for every runtime at hand, on this machine.
 
 Each contender (a model at a size, on a runtime, with some threads) has a process of its own. Those of one size and
 number of threads take turns, every second turn in reverse order, so that a busy moment of the machine hits all alike.
@@ -10,12 +10,12 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +25,12 @@ from petseg import environment as machine
 from petseg.data.dataset import UInt8
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.segmenter import Segmenter, model_file
+from petseg.schema import EnvironmentInfo, Record
 
 K = TypeVar("K")
 T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with (done, total) turns."""
 
 CONTENDERS = {
     "torch": ("torch, fp32", ("torch",), "train"),
@@ -50,6 +53,58 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "am
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    models: Sequence[str]
+    """Shipped models, or ONNX files that `petseg export` wrote."""
+    sizes: Sequence[int] = ()
+    """Sides in pixels, in steps that each level of the network halves evenly; empty: each model's own."""
+    threads: Sequence[int] = (1,)
+    """Of one call."""
+    runtimes: Sequence[str] = ()
+    """Of `CONTENDERS`; empty: all."""
+    turns: int = 7
+    """How often each contender is measured."""
+    data: Path | None = None
+    """The dataset, whose training images set the scales of int8; None: drawn pets, which take the same time."""
+
+
+class BenchRow(Record):
+    """One contender's figures; the interval is that of the turns' medians."""
+
+    model: str
+    size: int
+    threads: int
+    runtime: str
+    title: str
+    p50_ms: float
+    p50_low_ms: float
+    p50_high_ms: float
+    p95_ms: float
+    images_per_second: float
+    peak_mb: float | None
+    """Beyond what importing the runtime takes; None: the system does not say."""
+    repeats: int
+    turn_medians_ms: tuple[float, ...]
+
+
+class BenchResult(Record):
+    """What was measured, on what, and what was not: one image at a time, from bytes on."""
+
+    kind: str = "benchmark"
+    command: str = ""
+    environment: EnvironmentInfo
+    versions: dict[str, str]
+    instructions: tuple[str, ...]
+    turns: int
+    calibration: str
+    rows: tuple[BenchRow, ...]
+    not_measured: dict[str, str]
+    """Runtime -> what to install."""
+
+
+@dataclass(frozen=True)
 class Contender:
     """What one process measures."""
 
@@ -59,66 +114,44 @@ class Contender:
     runtime: str
     file: bytes
     """ONNX; empty for torch."""
-    network: dict[str, Any]
+    network: Mapping[str, Any]
     """Fields of `ModelConfig`, for torch, which draws weights at random: time does not depend on them."""
     num_classes: int
 
 
-def bench(
-    models: Sequence[str],
-    sizes: Sequence[int] = (),
-    threads: Sequence[int] = (1,),
-    runtimes: Sequence[str] = (),
-    *,
-    turns: int = 7,
-    data: Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Returns what was measured, on what, and what was not, ready for JSON: one picture at a time, from bytes on.
-
-    Args:
-        models: shipped models, or ONNX files that `petseg export` wrote.
-        sizes: sides in pixels, in steps that each level of the network halves evenly; empty: each model's own.
-        threads: of one call.
-        runtimes: of `CONTENDERS`; empty: all.
-        turns: how often each contender is measured.
-        data: the data set, whose training pictures set the scales of int8; None: drawn pets, which take the same time.
-        on_progress: called with (done, total) turns.
+def bench(plan: Plan, on_progress: Progress | None = None) -> BenchResult:
+    """Returns the figures of every contender that can be measured here.
 
     Raises:
-        PetsegError: an unknown model or runtime.
+        PetsegError: an unknown model or runtime, or a runtime that cannot compute a model.
     """
-    for name in runtimes:
+    for name in plan.runtimes:
         if name not in CONTENDERS:
             raise unknown_name("--runtime", name, CONTENDERS)
-    wanted = tuple(dict.fromkeys(runtimes)) or tuple(CONTENDERS)
-    missing = {name: told for name in wanted if (told := _missing(name))}
-    contenders = []
-    for model in dict.fromkeys(models):
-        contenders += _contenders(model, sizes, threads, [name for name in wanted if name not in missing], data)
+    wanted = dict.fromkeys(plan.runtimes or CONTENDERS)
+    missing = {name: reason for name in wanted if (reason := _missing(name))}
+    contenders = [each for model in dict.fromkeys(plan.models) for each in _contenders(plan, model, wanted, missing)]
     groups: dict[tuple[int, int], list[Contender]] = defaultdict(list)
-    for contender in contenders:
-        groups[contender.size if sizes else 0, contender.threads].append(contender)  # own sizes: models take turns
-    rows, done = [], 0
+    for contender in contenders:  # at their own sizes all models take turns
+        groups[contender.size if plan.sizes else 0, contender.threads].append(contender)
+    rows: list[BenchRow] = []
     for group in groups.values():
-        with _processes(group) as measured:
-            found: dict[int, list[list[float]]] = {place: [] for place in range(len(group))}
-            for place, seconds in take_turns({place: each.turn for place, each in enumerate(measured)}, turns):
-                found[place].append(seconds)
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, turns * len(contenders))
-            rows += [_row(each, found[place], measured[place].peak()) for place, each in enumerate(group)]
-    versions = {name: version(name) for name in ("onnxruntime", "openvino") if find_spec(name)}
-    return {
-        "environment": machine.environment(device="cpu", precision="as told", threads=max(threads)),
-        "versions": versions,
-        "instructions": _instructions(),
-        "turns": turns,
-        "calibration": "training pictures" if data else "drawn pets",
-        "rows": rows,
-        "not_measured": missing,
-    }
+
+        def report(done: int) -> None:
+            if on_progress is not None:
+                on_progress(len(rows) * plan.turns + done, len(contenders) * plan.turns)  # noqa: B023 - called here
+
+        rows += _measure(group, plan.turns, report)
+    found = machine.environment(device="cpu", precision="as listed", threads=max(plan.threads))
+    return BenchResult(
+        environment=EnvironmentInfo.model_validate(found),
+        versions={name: version(name) for name in ("onnxruntime", "openvino") if find_spec(name)},
+        instructions=_instructions(),
+        turns=plan.turns,
+        calibration="training images" if plan.data else "drawn pets",
+        rows=tuple(rows),
+        not_measured=missing,
+    )
 
 
 def take_turns(contenders: Mapping[K, Callable[[], T]], turns: int) -> Iterator[tuple[K, T]]:
@@ -139,184 +172,161 @@ def _missing(runtime: str) -> str:
     return f"needs {' and '.join(lacking)}; pip install 'petseg[{extra}]'" if lacking else ""
 
 
-def _contenders(
-    model: str, sizes: Sequence[int], threads: Sequence[int], wanted: Sequence[str], data: Path | None
-) -> list[Contender]:
-    """Returns what is to be measured of one model; no sizes: its own."""
+def _contenders(plan: Plan, model: str, wanted: Mapping[str, None], missing: Mapping[str, str]) -> list[Contender]:
+    """Returns what is to be measured of one model."""
     file = model_file(model)
     loaded = Segmenter(model, threads=1, runtime="onnxruntime")
-    files = dict.fromkeys(wanted, file) | {name: b"" for name in wanted if name.startswith("torch")}
+    files = {name: b"" if name.startswith("torch") else file for name in wanted if name not in missing}
     if "onnxruntime-int8" in files:
-        files["onnxruntime-int8"] = _int8(file, loaded.card, data)
+        files["onnxruntime-int8"] = _int8(file, loaded.card, plan.data)
     network, classes = loaded.card["config"]["model"], len(loaded.classes)
     return [
-        Contender(loaded.name, size, count, runtime, made, network, classes)
-        for size in dict.fromkeys(sizes or (loaded.size,))
-        for count in dict.fromkeys(threads)
-        for runtime, made in files.items()
+        Contender(loaded.name, size, count, runtime, content, network, classes)
+        for size in dict.fromkeys(plan.sizes or (loaded.size,))
+        for count in dict.fromkeys(plan.threads)
+        for runtime, content in files.items()
     ]
 
 
 def _int8(file: bytes, card: Mapping[str, Any], data: Path | None) -> bytes:
-    """Returns the file in int8, its scales set by training pictures where there are any."""
+    """Returns the file in int8, its scales set by training images where there are any."""
     from petseg.config import RunConfig
     from petseg.data.cache import prepare
     from petseg.data.sources import open_dataset
     from petseg.export.openvino import drawn_images
-    from petseg.export.quantise import calibration_pictures, quantised
+    from petseg.export.quantise import calibration_images, quantised
 
     if data is None:
         return quantised(file, drawn_images(card["size"]))
     config = RunConfig.model_validate(card["config"])
-    prepared = prepare(open_dataset(data, config.data), card["size"])
-    return quantised(file, calibration_pictures(prepared, config))
+    return quantised(file, calibration_images(prepare(open_dataset(data, config.data), card["size"]), config))
 
 
-# --- processes -------------------------------------------------------------------------------------------------------
+def _measure(group: Sequence[Contender], turns: int, report: Callable[[int], None]) -> list[BenchRow]:
+    """Returns the rows of contenders that take turns, each in a process of its own."""
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for _ in group]
+        for pool, contender in zip(pools, group, strict=True):
+            pool.submit(_load, contender).result()
+        seconds: list[list[list[float]]] = [[] for _ in group]
+        contenders = {place: lambda pool=pool: pool.submit(_turn).result() for place, pool in enumerate(pools)}
+        for done, (place, taken) in enumerate(take_turns(contenders, turns), start=1):
+            seconds[place].append(taken)
+            report(done)
+        peaks = [pool.submit(_peak).result() for pool in pools]
+    return [_row(*each) for each in zip(group, seconds, peaks, strict=True)]
 
 
-class _Measured:
-    """A contender's process, loaded and warm."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-
-    def turn(self) -> list[float]:
-        """Returns the seconds of each run of one turn."""
-        self._pipe.send("turn")
-        return self._answer()  # type: ignore[no-any-return]
-
-    def peak(self) -> float | None:
-        """Returns the most memory that it took, in MB beyond what importing the runtime takes; None: not known here."""
-        self._pipe.send("peak")
-        return self._answer()  # type: ignore[no-any-return]
-
-    def ready(self, name: str) -> None:
-        """Waits until it is warm.
-
-        Raises:
-            PetsegError: it cannot compute the model.
-        """
-        if (told := self._answer()) is not None:
-            raise PetsegError(f"{name}: {told}; leave it out with --runtime")
-
-    def _answer(self) -> Any:
-        return self._pipe.recv()
+# --- in a contender's process ----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _processes(contenders: Sequence[Contender]) -> Iterator[list[_Measured]]:
-    """Starts a process for each, one after the other, and ends them."""
-    context = get_context("spawn")
-    processes, measured, ends = [], [], []
+@dataclass(frozen=True)
+class _Loaded:
+    run: Callable[[], object]
+    repeats: int
+    """Runs of a turn."""
+    before: float | None
+    """Resident memory in MB before the model was loaded."""
+
+
+_loaded: list[_Loaded] = []  # the process's one
+
+
+def _load(contender: Contender) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1, contender.size, contender.size, 3), np.uint8)
     try:
-        for contender in contenders:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_contend, args=(theirs, contender), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            ends.append(ours)
-            measured.append(_Measured(ours))
-            measured[-1].ready(f"{contender.model} on {contender.runtime}")
-        yield measured
-    finally:
-        for pipe in ends:
-            pipe.close()
-        for process in processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
+        network = _torch(contender) if contender.runtime.startswith("torch") else _file(contender)
+        before = _resident("VmRSS")
+        answer = network()
 
+        def run() -> object:
+            return answer(images)
 
-def _contend(pipe: Connection, contender: Contender) -> None:
-    """Answers, in a process of its own, until the other end closes."""
-    pictures = np.random.default_rng(0).integers(0, 256, (1, contender.size, contender.size, 3), np.uint8)
-    try:
-        before, run = _loaded(contender)
         for _ in range(WARM_UP):
-            run(pictures)
+            run()
         started = time.perf_counter()
-        run(pictures)
+        run()
         repeats = int(np.clip(TURN_SECONDS / (time.perf_counter() - started), 5, 100))
-        pipe.send(None)
-    except Exception as error:  # each runtime has its own; the parent tells which contender it was
-        pipe.send(str(error).partition("\n")[0] or type(error).__name__)
-        return
-    while True:
-        try:
-            asked = pipe.recv()
-        except EOFError:
-            return
-        if asked == "peak":
-            highest = _resident("VmHWM")
-            pipe.send(None if highest is None or before is None else highest - before)
-            continue
-        run(pictures)  # the others had the caches
-        taken = []
-        for _ in range(repeats):
-            started = time.perf_counter()
-            run(pictures)
-            taken.append(time.perf_counter() - started)
-        pipe.send(taken)
+    except Exception as error:  # each runtime has its own kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise PetsegError(f"{contender.model} on {contender.runtime}: {reason}; leave it out with --runtime") from None
+    _loaded.append(_Loaded(run, repeats, before))
 
 
-def _loaded(contender: Contender) -> tuple[float | None, Callable[[UInt8], object]]:
-    """Returns the resident memory in MB before the model is loaded, and the model."""
-    runtime, threads = contender.runtime, contender.threads
-    if runtime.startswith("torch"):
-        import torch
+def _turn() -> list[float]:
+    """Returns the seconds of each run of one turn."""
+    _loaded[0].run()  # the others had the caches
+    seconds = []
+    for _ in range(_loaded[0].repeats):
+        started = time.perf_counter()
+        _loaded[0].run()
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
-        from petseg.config import ModelConfig
-        from petseg.models import build_model, model_input, to_unit_range
 
-        torch.set_num_threads(threads)
-        before = _resident("VmRSS")
-        torch.manual_seed(0)
-        config = ModelConfig(**contender.network)
-        network, wanted = build_model(config, contender.num_classes), model_input(config)
-        network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _peak() -> float | None:
+    highest, before = _resident("VmHWM"), _loaded[0].before
+    return None if highest is None or before is None else highest - before
 
-        def run(pictures: UInt8) -> object:
-            images = wanted.normalise(to_unit_range(torch.from_numpy(pictures)))
-            images = images.contiguous(memory_format=torch.channels_last)
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=runtime == "torch-bf16"):
-                return network(images).float().softmax(dim=1).numpy()
 
-        return before, run
-    if runtime.startswith("openvino"):
-        import openvino  # noqa: F401 - counted before the model
+def _file(contender: Contender) -> Callable[[], Callable[[UInt8], object]]:
+    """Imports a runtime, and returns what loads the model in it."""
+    from petseg.predict.runtimes import OnnxRuntime, OpenVino
 
-        from petseg.predict.runtimes import OpenVino
+    if not contender.runtime.startswith("openvino"):
+        return lambda: OnnxRuntime(contender.file, contender.threads)
+    import openvino  # noqa: F401 - counted before the model
 
-        before = _resident("VmRSS")
-        return before, OpenVino(contender.file, threads, precision="bf16" if runtime == "openvino-bf16" else "f32")
-    from petseg.predict.runtimes import OnnxRuntime
+    precision = "bf16" if contender.runtime == "openvino-bf16" else "f32"
+    return lambda: OpenVino(contender.file, contender.threads, precision=precision)
 
-    before = _resident("VmRSS")
-    return before, OnnxRuntime(contender.file, threads)
+
+def _torch(contender: Contender) -> Callable[[], Callable[[UInt8], object]]:
+    """Imports torch, and returns what makes the model."""
+    import torch
+
+    from petseg.config import ModelConfig
+    from petseg.models import build_model, model_input, to_unit_range
+
+    torch.set_num_threads(contender.threads)
+    config, layout = ModelConfig(**contender.network), torch.channels_last
+
+    def load() -> Callable[[UInt8], object]:
+        network = build_model(config, contender.num_classes).eval().to(memory_format=layout)  # type: ignore[call-overload]
+        wanted = model_input(config)
+
+        def run(images: UInt8) -> object:
+            batch = wanted.normalise(to_unit_range(torch.from_numpy(images))).contiguous(memory_format=layout)
+            bf16 = contender.runtime == "torch-bf16"
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                return network(batch).float().softmax(dim=1).numpy()
+
+        return run
+
+    return load
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _row(contender: Contender, turns: Sequence[Sequence[float]], peak: float | None) -> dict[str, Any]:
-    """Returns a contender's figures; the interval is that of the turns' medians."""
+def _row(contender: Contender, turns: Sequence[Sequence[float]], peak: float | None) -> BenchRow:
     every = 1000 * np.concatenate([np.asarray(turn) for turn in turns])
-    medians = [1000 * float(np.median(turn)) for turn in turns]
-    named = {name: value for name, value in asdict(contender).items() if name not in ("file", "network", "num_classes")}
-    return {
-        **named,
-        "title": CONTENDERS[contender.runtime][0],
-        "p50_ms": round(float(np.median(every)), 3),
-        "p50_low_ms": round(min(medians), 3),
-        "p50_high_ms": round(max(medians), 3),
-        "p95_ms": round(float(np.quantile(every, 0.95)), 3),
-        "images_per_second": round(1000 * len(every) / float(every.sum()), 1),
-        "peak_mb": None if peak is None else round(peak, 1),
-        "repeats": len(every),
-        "turn_medians_ms": [round(value, 3) for value in medians],
-    }
+    medians = tuple(round(1000 * float(np.median(turn)), 3) for turn in turns)
+    return BenchRow(
+        model=contender.model,
+        size=contender.size,
+        threads=contender.threads,
+        runtime=contender.runtime,
+        title=CONTENDERS[contender.runtime][0],
+        p50_ms=round(float(np.median(every)), 3),
+        p50_low_ms=min(medians),
+        p50_high_ms=max(medians),
+        p95_ms=round(float(np.quantile(every, 0.95)), 3),
+        images_per_second=round(1000 * len(every) / float(every.sum()), 1),
+        peak_mb=None if peak is None else round(peak, 1),
+        repeats=len(every),
+        turn_medians_ms=medians,
+    )
 
 
 def _resident(field: str) -> float | None:
@@ -328,10 +338,10 @@ def _resident(field: str) -> float | None:
     return None if found is None else 1024 * int(found[1]) / 1e6
 
 
-def _instructions() -> list[str]:
-    """Returns those of `INSTRUCTIONS` that the processor has; empty where it does not tell."""
+def _instructions() -> tuple[str, ...]:
+    """Returns those of `INSTRUCTIONS` that the processor has; empty where it does not say."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
-        return []
-    return [name for name in INSTRUCTIONS if name in flags]
+        return ()
+    return tuple(name for name in INSTRUCTIONS if name in flags)

@@ -47,12 +47,12 @@ FP32_BELOW = (40_000, 80_000, 160_000)
 """Tensors of fewer values stay in float32, tried in this order until the file agrees with torch.
 
 The first convolutions are small and the most sensitive: rounding them moves a maximum to another place, and every
-later stage sees it. On 64 pictures of the data set at 128 px (2026-11-22) SegNet agrees on 99.947 % of pixels with all
+later stage sees it. On 64 images of the dataset at 128 px (2026-11-22) SegNet agrees on 99.947 % of pixels with all
 weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on 99.992 % and 99.999 %.
 """
 
 LARGEST = 4096
-"""Side in pixels up to which a file takes pictures of any size."""
+"""Side in pixels up to which a file takes images of any size."""
 
 LICENCE = {
     "weights": "CC BY-SA 4.0",
@@ -75,8 +75,8 @@ DEFINITIONS = {
 LIMITS = (
     "cats and dogs alone: other animals, toys and drawings may be called pet or not",
     "trained on photos of one pet of 37 breeds, most of it in view",
-    "a photo is squeezed to a square of `size` pixels: a pet that is small in it is seen coarsely; crop first",
-    "border is a band around the pet's outline as the data set's annotators saw it",
+    "a photo is resized to a square of `size` pixels: a pet that is small in it is seen coarsely; crop first",
+    "border is a band around the pet's outline as the dataset's annotators saw it",
 )
 
 SCORES = ("split", "images", "frame", "miou", "iou", "pixel_accuracy", "mean_boundary_f", "image_class_accuracy")
@@ -138,7 +138,7 @@ def export_model(
 
     Args:
         network: on the CPU, in fp32.
-        description: at least `classes`, C names, and `size`, the side in pixels that photos are squeezed to.
+        description: at least `classes`, C names, and `size`, the side in pixels that photos are resized to.
         out: the file, replaced in one step.
         kind: as `export_run`.
         fp16: as `export_run`.
@@ -147,10 +147,10 @@ def export_model(
         PetsegError: the file disagrees with torch; nothing is written.
     """
     served = _Served(network).eval()
-    pictures = drawn_images(description["size"])
+    images = drawn_images(description["size"])
     with torch.inference_mode():
-        theirs = served(torch.from_numpy(pictures)).numpy()
-    for made in MAKERS[kind](served, pictures, fp16 and kind != "torch"):
+        theirs = served(torch.from_numpy(images)).numpy()
+    for made in MAKERS[kind](served, images, fp16 and kind != "torch"):
         parity = compare(made.answers, theirs)
         if parity.agreement >= AGREEMENT:
             break
@@ -173,8 +173,8 @@ def as_onnx(network: Network, size: int) -> bytes:
     return content
 
 
-def _onnx(served: _Served, pictures: UInt8, fp16: bool) -> Iterator[Made]:
-    for file in _onnx_files(served, pictures, fp16):
+def _onnx(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
+    for file in _onnx_files(served, images, fp16):
 
         def save(out: Path, metadata: Mapping[str, Any], file: onnx.ModelProto = file) -> None:
             for name, value in metadata.items():
@@ -182,18 +182,18 @@ def _onnx(served: _Served, pictures: UInt8, fp16: bool) -> Iterator[Made]:
             storage.write_atomically(out, partial(Path.write_bytes, data=file.SerializeToString()))
 
         session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
-        yield Made(session.run(None, {"image": pictures})[0], save)
+        yield Made(session.run(None, {"image": images})[0], save)
 
 
-def _openvino(served: _Served, pictures: UInt8, fp16: bool) -> Iterator[Made]:
-    for file in _onnx_files(served, pictures, fp16):
+def _openvino(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
+    for file in _onnx_files(served, images, fp16):
         converted = OpenVINO(file.SerializeToString())
-        yield Made(converted.probabilities(pictures), converted.save)
+        yield Made(converted.probabilities(images), converted.save)
 
 
-def _program(served: _Served, pictures: UInt8, fp16: bool) -> Iterator[Made]:
+def _program(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
     assert not fp16, "a program keeps torch's own weights"
-    sample, free = _traced(served, pictures)
+    sample, free = _traced(served, images)
     with _quiet():
         program = torch.export.export(served, sample, dynamic_shapes=free)
     for node in program.graph.nodes:
@@ -208,7 +208,7 @@ def _program(served: _Served, pictures: UInt8, fp16: bool) -> Iterator[Made]:
     with _quiet():
         loaded = torch.export.load(BytesIO(content({}))).module()
     with torch.inference_mode():
-        answers = loaded(torch.from_numpy(pictures)).numpy()
+        answers = loaded(torch.from_numpy(images)).numpy()
     yield Made(
         answers,
         lambda out, metadata: storage.write_atomically(out, partial(Path.write_bytes, data=content(metadata))),
@@ -223,8 +223,8 @@ MAKERS: dict[str, Callable[[_Served, UInt8, bool], Iterator[Made]]] = {
 """Format -> what makes it, the smallest file first; the first that agrees with torch is kept."""
 
 
-def _onnx_files(served: _Served, pictures: UInt8, fp16: bool) -> Iterator[onnx.ModelProto]:
-    exported = without_concat(_export(served, pictures))
+def _onnx_files(served: _Served, images: UInt8, fp16: bool) -> Iterator[onnx.ModelProto]:
+    exported = without_concat(_export(served, images))
     if not fp16:
         yield exported
         return
@@ -312,8 +312,8 @@ def without_concat(file: onnx.ModelProto) -> onnx.ModelProto:
     return split
 
 
-def _export(served: _Served, pictures: UInt8) -> onnx.ModelProto:
-    sample, free = _traced(served, pictures)
+def _export(served: _Served, images: UInt8) -> onnx.ModelProto:
+    sample, free = _traced(served, images)
     with _quiet():
         program = torch.onnx.export(
             served,
@@ -331,18 +331,18 @@ def _export(served: _Served, pictures: UInt8) -> onnx.ModelProto:
     return proto
 
 
-def _traced(served: _Served, pictures: UInt8) -> tuple[tuple[Tensor], dict[str, dict[int, Any]]]:
+def _traced(served: _Served, images: UInt8) -> tuple[tuple[Tensor], dict[str, dict[int, Any]]]:
     """Returns what to trace a network with, and which axes of [N, H, W, 3] stay free.
 
-    N does, and H and W in steps that each level of the network halves evenly, if `pictures` have such a size. A free
+    N does, and H and W in steps that each level of the network halves evenly, if `images` have such a size. A free
     size costs nothing: ONNX Runtime took .98 (U-Net) and 1.00 times (SegNet) what it takes for a fixed one, at 192 px
     with 16 channels, one thread of an Intel Xeon, the files taking turns, 2026-11-22.
     """
     free: dict[int, Any] = {0: torch.export.Dim("N")}
     step = served.input.multiple
-    side = pictures.shape[1]
+    side = images.shape[1]
     if step == 1 or side % step or side < 2 * step:
-        return (torch.from_numpy(pictures[:2]),), {"image": free}
+        return (torch.from_numpy(images[:2]),), {"image": free}
     free |= {axis: step * torch.export.Dim(name, min=2, max=LARGEST // step) for axis, name in ((1, "h"), (2, "w"))}
     # sides that differ: the tracer would take it as given that they are equal
     return (torch.zeros(2, 2 * step, 3 * step, 3, dtype=torch.uint8),), {"image": free}
@@ -370,7 +370,7 @@ def _description(run: Path, trained: TrainedRun) -> dict[str, Any]:
         "title": title_of(config.model.name),
         "classes": [entry.model_dump() for entry in trained.data.classes],
         "size": config.data.size,
-        "preprocessing": "uint8 RGB [N, H, W, 3], squeezed to the square by antialiased bilinear resizing; "
+        "preprocessing": "uint8 RGB [N, H, W, 3], resized to the square by antialiased bilinear resizing; "
         "normalisation is part of the graph",
         "scores": _scores(run),
         "definitions": DEFINITIONS,

@@ -1,7 +1,7 @@
-"""int8: `quantised(file, pictures)` makes a smaller, faster ONNX file of a model, and `accuracy` says what it costs.
+"""int8: `quantised(file, images)` makes a smaller, faster ONNX file of a model, and `accuracy` says what it costs.
 
 Weights and activations of the convolutions become 8-bit numbers with a scale each (static quantisation: the scales of
-activations come from calibration pictures). Everything between them that has no 8-bit form is computed as before.
+activations come from calibration images). Everything between them that has no 8-bit form is computed as before.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ Network = Callable[[UInt8], Floats]
 """uint8 [N, H, W, 3] -> probabilities [N, C, H, W]."""
 
 CALIBRATION = 128
-"""Training pictures that set the scales."""
+"""Training images that set the scales."""
 
 
-def calibration_pictures(prepared: Prepared, config: RunConfig) -> UInt8:
-    """Returns training pictures, uint8 [128, size, size, 3] (fewer where there are fewer), evenly spread."""
+def calibration_images(prepared: Prepared, config: RunConfig) -> UInt8:
+    """Returns training images, uint8 [128, size, size, 3] (fewer where there are fewer), evenly spread."""
     rows = load_splits(prepared, config, torch.device("cpu"))["train"].rows
     chosen = rows[np.linspace(0, len(rows) - 1, min(CALIBRATION, len(rows))).astype(int)]
     return np.ascontiguousarray(prepared.images[chosen])
 
 
-def quantised(file: bytes, pictures: UInt8) -> bytes:
+def quantised(file: bytes, images: UInt8) -> bytes:
     """Returns an ONNX file with its convolutions in int8, metadata kept.
 
     Weights have a scale for each output channel. Activations are unsigned, weights signed: the pair for which
@@ -52,7 +52,7 @@ def quantised(file: bytes, pictures: UInt8) -> bytes:
 
     Args:
         file: a model that `petseg export` wrote.
-        pictures: uint8 [N, H, W, 3] at its size, like those it will see.
+        images: uint8 [N, H, W, 3] at its size, like those it will see.
     """
     with tempfile.TemporaryDirectory() as folder:
         plain, smaller = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
@@ -70,7 +70,7 @@ def quantised(file: bytes, pictures: UInt8) -> bytes:
             quantize_static(
                 plain,
                 smaller,
-                _Reader(pictures),
+                _Reader(images),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv", "Add", "MaxPool"],
                 nodes_to_exclude=kept_in_fp32(nodes),
@@ -81,11 +81,11 @@ def quantised(file: bytes, pictures: UInt8) -> bytes:
             )
         finally:
             logger.setLevel(level)
-        made = onnx.load(smaller)
-    del made.metadata_props[:]
+        small = onnx.load(smaller)
+    del small.metadata_props[:]
     for entry in onnx.load_from_string(file).metadata_props:
-        made.metadata_props.add(key=entry.key, value=entry.value)
-    content: bytes = made.SerializeToString()
+        small.metadata_props.add(key=entry.key, value=entry.value)
+    content: bytes = small.SerializeToString()
     return content
 
 
@@ -112,7 +112,7 @@ def accuracy(network: Network, prepared: Prepared, config: RunConfig, split: str
 
     Args:
         network: uint8 [N, H, W, 3] at the config's size to probabilities [N, C, H, W].
-        prepared: the pictures at that size.
+        prepared: the images at that size.
         config: of the run that the model comes from.
         split: val or test.
     """
@@ -128,17 +128,17 @@ class LogProbabilities(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, normalised: Tensor) -> Tensor:
         """Returns logits [N, C, H, W]."""
-        pictures = ((images / 4 + 0.5) * 255).round().to(torch.uint8)  # `normalise` and `to_unit_range`, undone
-        probabilities = self.network(pictures.permute(0, 2, 3, 1).contiguous().numpy())
+        images = ((normalised / 4 + 0.5) * 255).round().to(torch.uint8)  # `normalise` and `to_unit_range`, undone
+        probabilities = self.network(images.permute(0, 2, 3, 1).contiguous().numpy())
         return torch.from_numpy(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, pictures: UInt8) -> None:
-        self._left: Iterator[UInt8] = iter(pictures[:, None])
+    def __init__(self, images: UInt8) -> None:
+        self._left: Iterator[UInt8] = iter(images[:, None])
 
     def get_next(self) -> dict[str, Any] | None:
-        picture = next(self._left, None)
-        return None if picture is None else {"image": picture}
+        image = next(self._left, None)
+        return None if image is None else {"image": image}

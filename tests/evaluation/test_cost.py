@@ -1,4 +1,4 @@
-"""Costs: parameters and multiply-accumulates counted by hand, memory of made programs, turns of the clock."""
+"""Costs: parameters and multiply-accumulates counted by hand, memory of small programs, turns of the clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from petseg.config import ModelConfig
 from petseg.evaluation.cost import LiveBytes, count_cost, measure_latencies
 from petseg.models import MODELS
-from petseg.training.loop import Hardware
+from petseg.training.device import Hardware
 
 CPU = Hardware(torch.device("cpu"), autocast=False, reason="a test")
 
@@ -90,9 +90,9 @@ SKIPPED = 4 * (256 * 4 + 64 * 8)  # bytes of both levels' maps
         (ModelConfig(name="segnet", convs=2, upsampling="bilinear"), 0),
     ],
 )
-def test_what_crosses_to_the_decoder(config, bytes_kept):
+def test_what_the_encoder_keeps_for_the_decoder(config, bytes_kept):
     small = config.model_copy(update={"base_channels": 4, "depth": 2})
-    assert count_cost(small, 3, 16).crossing_bytes == bytes_kept
+    assert count_cost(small, 3, 16).skip_bytes == bytes_kept
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -11,7 +11,7 @@ from petseg.errors import PetsegError
 from petseg.export import bench
 from petseg.export.onnx import export_model
 from tests.cli.test_commands import petseg
-from tests.export.test_onnx import trained_like
+from tests.export.test_onnx import CLASSES, trained_like
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A U-Net of 4 channels at 64 px, as a file."""
     out = tmp_path_factory.mktemp("bench") / "small.onnx"
     config = {"model": {"name": "unet", "base_channels": 4}}
-    description = {"classes": ["pet", "background", "border"], "size": 64, "config": config}
+    description = {"classes": CLASSES, "size": 64, "config": config}
     export_model(trained_like("unet", 3), description, out)
     return str(out)
 
@@ -57,17 +57,17 @@ def test_models_at_their_own_sizes_take_turns(small, monkeypatch):
 
     take_turns = bench.take_turns
     monkeypatch.setattr(bench, "take_turns", taken)
-    found = bench.bench([small, "unet_small"], runtimes=["onnxruntime"], turns=1)
+    result = bench.bench(bench.Plan([small, "unet_small"], runtimes=["onnxruntime"], turns=1))
     assert together == [2]
-    assert len({row["size"] for row in found["rows"]}) == 2
+    assert len({row.size for row in result.rows}) == 2
 
 
 def test_a_runtime_that_is_not_installed_is_told_and_no_error(small, monkeypatch):
     there = bench.find_spec
     monkeypatch.setattr(bench, "find_spec", lambda name: None if name in ("openvino", "torch", "onnx") else there(name))
-    found = bench.bench([small], turns=1)
-    assert [row["runtime"] for row in found["rows"]] == ["onnxruntime"]
-    assert found["not_measured"] == {
+    result = bench.bench(bench.Plan([small], turns=1))
+    assert [row.runtime for row in result.rows] == ["onnxruntime"]
+    assert result.not_measured == {
         "torch": "needs torch; pip install 'petseg[train]'",
         "torch-bf16": "needs torch; pip install 'petseg[train]'",
         "onnxruntime-int8": "needs onnx and torch; pip install 'petseg[export]'",
@@ -78,14 +78,13 @@ def test_a_runtime_that_is_not_installed_is_told_and_no_error(small, monkeypatch
 
 def test_a_contender_that_cannot_compute_is_named(small):
     with pytest.raises(PetsegError, match=r"small.onnx on onnxruntime: .*; leave it out with --runtime"):
-        bench.bench([small], sizes=[33], runtimes=["onnxruntime"], turns=1)
+        bench.bench(bench.Plan([small], sizes=[33], runtimes=["onnxruntime"], turns=1))
 
 
 def test_figures_of_turns():
     contender = bench.Contender("m", 32, 1, "torch", b"", {}, 3)
     row = bench._row(contender, [[0.001, 0.002, 0.003], [0.004, 0.004, 0.010]], 1.25)
-    assert (row["p50_ms"], row["p50_low_ms"], row["p50_high_ms"]) == (3.5, 2.0, 4.0)
-    assert row["p95_ms"] == pytest.approx(np.quantile([1, 2, 3, 4, 4, 10], 0.95))
-    assert row["images_per_second"] == 250.0
-    assert row["turn_medians_ms"] == [2.0, 4.0]
-    assert not {"file", "network"} & set(row)
+    assert (row.p50_ms, row.p50_low_ms, row.p50_high_ms) == (3.5, 2.0, 4.0)
+    assert row.p95_ms == pytest.approx(np.quantile([1, 2, 3, 4, 4, 10], 0.95))
+    assert row.images_per_second == 250.0
+    assert row.turn_medians_ms == (2.0, 4.0)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from petseg import storage
 from petseg.config import ModelConfig, load_recipe
 from petseg.data.cache import prepare
+from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
 from petseg.export import onnx as export
 from petseg.export.onnx import (
@@ -33,11 +34,20 @@ from petseg.export.onnx import (
     stored_in_fp16,
     without_concat,
 )
-from petseg.models import build_model, normalise, to_unit_range
+from petseg.models import to_unit_range
 from petseg.models.segnet import max_unpool, pool_places, unpool_places
 from petseg.predict.segmenter import WEIGHTS, Segmenter, shipped_models
-from petseg.training.loop import choose_hardware, train
+from petseg.training.device import choose_hardware
+from petseg.training.inference import Network, build_network
+from petseg.training.loop import Execution, train
 from tests.conftest import TINY
+
+CLASSES = [
+    {"name": "pet", "colour": "#0072B2", "role": "foreground"},
+    {"name": "background", "colour": "#BBBBBB", "role": "background"},
+    {"name": "border", "colour": "#E69F00", "role": "boundary"},
+]
+CPU = choose_hardware("fp32", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +57,26 @@ def run(pets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PETSEG_CACHE", str(folder.parent / "cache"))
         config = load_recipe("default", TINY).for_model("segnet")
-        train(config, prepare(pets_folder, 32), folder, hardware=choose_hardware("fp32", "cpu"))
-    storage.write_json(folder / "evaluations" / "val.json", {"split": "val", "miou": 0.5, "breed_miou": {}})
+        train(config, prepare(open_dataset(pets_folder), 32), folder, Execution(hardware=CPU))
+    storage.write_json(folder / "evaluations" / "val.json", {"split": "val", "miou": 0.5, "group_miou": {}})
     return folder
 
 
-def trained_like(name: str, classes: int) -> torch.nn.Module:
-    """A model of random weights whose batch normalisation has seen pictures."""
+def trained_like(name: str, classes: int) -> Network:
+    """A model of random weights whose batch normalisation has seen images."""
     torch.manual_seed(0)
-    model = build_model(ModelConfig(name=name, base_channels=4), classes)
-    pictures = normalise(to_unit_range(torch.from_numpy(drawn_images(32))))
+    network = build_network(ModelConfig(name=name, base_channels=4), classes, CPU)
+    images = to_unit_range(torch.from_numpy(drawn_images(32)))
     with torch.no_grad():
         for _ in range(20):
-            model(pictures)
-    return model.eval()
+            network.logits(images)
+    network.module.eval()
+    return network
+
+
+def probabilities(network: Network, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return network.logits(to_unit_range(torch.from_numpy(images))).softmax(dim=1).numpy()
 
 
 @pytest.mark.parametrize("name", ["unet", "segnet"])
@@ -69,33 +85,31 @@ def trained_like(name: str, classes: int) -> torch.nn.Module:
 def test_the_file_gives_torch_s_probabilities(tmp_path, name, size, fp16):
     model = trained_like(name, 3)
     out = tmp_path / "model.onnx"
-    export_model(model, {"classes": ["pet", "background", "border"], "size": size}, out, fp16=fp16)
-    pictures = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), np.uint8)
+    export_model(model, {"classes": CLASSES, "size": size}, out, fp16=fp16)
+    images = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), np.uint8)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    (ours,) = session.run(None, {"image": pictures})
-    with torch.inference_mode():
-        theirs = model(normalise(to_unit_range(torch.from_numpy(pictures)))).softmax(dim=1).numpy()
+    (ours,) = session.run(None, {"image": images})
+    theirs = probabilities(model, images)
     assert np.abs(ours - theirs).max() < (2e-3 if fp16 else 1e-4)
     assert np.abs(ours.sum(axis=1) - 1).max() < 1e-4
-    (alone,) = session.run(None, {"image": pictures[3:4]})
+    (alone,) = session.run(None, {"image": images[3:4]})
     assert np.abs(alone - ours[3:4]).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["unet", "segnet"])
-def test_a_file_takes_pictures_of_other_sizes(name, tmp_path):
+def test_a_file_takes_images_of_other_sizes(name, tmp_path):
     model = trained_like(name, 3)
     out = tmp_path / "model.onnx"
-    export_model(model, {"classes": ["pet", "background", "border"], "size": 64}, out, fp16=False)
+    export_model(model, {"classes": CLASSES, "size": 64}, out, fp16=False)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    pictures = np.random.default_rng(1).integers(0, 256, (3, 96, 160, 3), np.uint8)
-    with torch.inference_mode():
-        theirs = model(normalise(to_unit_range(torch.from_numpy(pictures)))).softmax(dim=1).numpy()
-    assert np.abs(session.run(None, {"image": pictures})[0] - theirs).max() < 1e-3
+    images = np.random.default_rng(1).integers(0, 256, (3, 96, 160, 3), np.uint8)
+    theirs = probabilities(model, images)
+    assert np.abs(session.run(None, {"image": images})[0] - theirs).max() < 1e-3
 
 
 def test_a_size_that_does_not_halve_evenly_stays_fixed(tmp_path):
     out = tmp_path / "model.onnx"
-    export_model(trained_like("unet", 3), {"classes": ["pet", "background", "border"], "size": 24}, out, fp16=False)
+    export_model(trained_like("unet", 3), {"classes": CLASSES, "size": 24}, out, fp16=False)
     axes = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
     assert [axis.dim_value for axis in axes] == [0, 24, 24, 3]
 
@@ -104,14 +118,14 @@ def test_metadata_say_what_a_reader_needs(run, tmp_path):
     out = tmp_path / "model.onnx"
     export_run(run, out)
     known = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
-    assert known["classes"] == ["pet", "background", "border"]
+    assert known["classes"] == CLASSES
     assert known["size"] == 32
     assert known["model"] == "segnet"
     assert known["scores"] == {"split": "val", "miou": 0.5}
     assert known["config"]["train"]["epochs"] == 2
     assert known["parity"]["agreement"] >= AGREEMENT
     assert "CC BY-SA 4.0" in known["licence"]["data"]
-    assert Segmenter(out).classes == ("pet", "background", "border")
+    assert [entry.name for entry in Segmenter(out).classes] == ["pet", "background", "border"]
 
 
 def test_the_file_holds_no_path_of_this_machine(run, tmp_path):
@@ -237,7 +251,7 @@ def test_what_onnx_runtime_makes_of_a_shipped_model_is_the_network_alone(name, t
     weights = {tensor.name for tensor in graph.initializer}
     assert not [node.name for node in graph.node if node.op_type == "Cast" and node.input[0] in weights]
     assert not [tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
-    assert kinds["Transpose"] == 1, "the picture, once"
+    assert kinds["Transpose"] == 1, "the image, once"
 
 
 def test_convolutions_of_the_parts_are_the_convolution_of_the_whole():

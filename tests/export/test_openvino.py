@@ -17,13 +17,12 @@ from petseg.export import onnx as export
 from petseg.export import openvino as convert
 from petseg.export.onnx import export_model
 from petseg.export.openvino import AGREEMENT, WEIGHTS, OpenVINO, chosen_format, compare, drawn_images, export_shipped
-from petseg.models import normalise, to_unit_range
 from petseg.predict.segmenter import Segmenter
 from tests.cli.test_commands import one_line_error, petseg
-from tests.export.test_onnx import trained_like
+from tests.export.test_onnx import CLASSES, probabilities, trained_like
 
 ROOT = Path(__file__).parents[2]
-DESCRIPTION = {"classes": ["pet", "background", "border"], "size": 32}
+DESCRIPTION = {"classes": CLASSES, "size": 32}
 
 
 def openvino_answers(path: Path, pictures: np.ndarray) -> np.ndarray:
@@ -52,8 +51,7 @@ def test_a_file_gives_torch_s_probabilities(tmp_path, name, kind, ending):
     assert parity["agreement"] >= AGREEMENT
     pictures = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
     ours = (torch_answers if kind == "torch" else openvino_answers)(out, pictures)
-    with torch.inference_mode():
-        theirs = model(normalise(to_unit_range(torch.from_numpy(pictures)))).softmax(dim=1).numpy()
+    theirs = probabilities(model, pictures)
     assert np.abs(ours - theirs).max() < 1e-4
     for file in tmp_path.iterdir():
         for told in (str(Path(export.__file__).parent), str(tmp_path), "site-packages"):

@@ -11,8 +11,9 @@ import pytest
 from petseg import Segmenter
 from petseg.config import load_recipe
 from petseg.data.cache import prepare
+from petseg.data.sources import open_dataset
 from petseg.export.openvino import drawn_images
-from petseg.export.quantise import accuracy, calibration_pictures, kept_in_fp32, quantised
+from petseg.export.quantise import accuracy, calibration_images, kept_in_fp32, quantised
 from petseg.predict.runtimes import OnnxRuntime
 from petseg.predict.segmenter import model_file
 from tests.conftest import TINY
@@ -20,10 +21,10 @@ from tests.conftest import TINY
 
 @pytest.mark.parametrize("name", ["unet_small", "segnet_small"])
 def test_int8_agrees_with_float32_on_drawn_pets(name, tmp_path):
-    file, pictures = model_file(name), drawn_images(128)
-    smaller = quantised(file, pictures)
+    file, images = model_file(name), drawn_images(128)
+    smaller = quantised(file, images)
     assert len(smaller) < 0.7 * len(file)
-    theirs, ours = OnnxRuntime(file, 1)(pictures), OnnxRuntime(smaller, 1)(pictures)
+    theirs, ours = OnnxRuntime(file, 1)(images), OnnxRuntime(smaller, 1)(images)
     assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean() > 0.97
     (tmp_path / "int8.onnx").write_bytes(smaller)
     assert Segmenter(tmp_path / "int8.onnx", threads=1).card == Segmenter(name, threads=1).card
@@ -49,18 +50,18 @@ def test_what_must_stay_exact_stays_in_float32():
 def test_accuracy_is_the_run_s_own_for_the_run_s_own_probabilities(pets_folder: Path):
     """A network that always says background scores what a prediction of background scores."""
     config = load_recipe("default", TINY).for_model("unet")
-    prepared = prepare(pets_folder, 32)
-    assert calibration_pictures(prepared, config).shape[1:] == (32, 32, 3)
+    prepared = prepare(open_dataset(pets_folder), 32)
+    assert calibration_images(prepared, config).shape[1:] == (32, 32, 3)
     seen: list[np.ndarray] = []
 
-    def background(pictures: np.ndarray) -> np.ndarray:
-        seen.append(pictures)
-        probabilities = np.full((len(pictures), 3, 32, 32), 0.01, np.float32)
+    def background(images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        probabilities = np.full((len(images), 3, 32, 32), 0.01, np.float32)
         probabilities[:, 1] = 0.98
         return probabilities
 
     found = accuracy(background, prepared, config, "val").scores
-    assert found["iou"]["pet"] == 0
-    assert found["iou"]["background"] == pytest.approx(found["pixel_accuracy"])
+    assert found.iou["pet"] == 0
+    assert found.iou["background"] == pytest.approx(found.pixel_accuracy)
     assert seen[0].dtype == np.uint8
-    assert any((picture == seen[0][0]).all() for picture in prepared.images), "the very bytes"
+    assert any((image == seen[0][0]).all() for image in prepared.images), "the very bytes"
