@@ -39,7 +39,8 @@ class CorruptedScores(Record):
     """Scores under one corruption."""
 
     miou: float
-    iou: dict[str, float]
+    iou: dict[str, float | None]
+    """Class -> IoU, None where it is in neither truth nor prediction."""
 
 
 class Robustness(Record):
@@ -166,7 +167,7 @@ def _confusion(num_classes: int, logits: torch.Tensor, truth: UInt8) -> Confusio
 
 def _scores(matrices: Confusion, names: Sequence[str]) -> CorruptedScores:
     total = matrices.sum(axis=0)
-    by_class = {name: float(value) for name, value in zip(names, iou(total), strict=True)}
+    by_class = {name: None if np.isnan(value) else float(value) for name, value in zip(names, iou(total), strict=True)}
     return CorruptedScores(miou=float(mean_iou(total)), iou=by_class)
 
 

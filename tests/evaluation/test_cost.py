@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from petseg.config import ModelConfig
-from petseg.evaluation.cost import LiveBytes, count_cost, measure_latencies
-from petseg.models import MODELS
-from petseg.training.device import Hardware
+from petseg.evaluation.cost import LiveBytes, count_cost, count_macs, measure_latencies
+from petseg.models import MODELS, Builder
+from tests.conftest import CPU
 
-CPU = Hardware(torch.device("cpu"), autocast=False, reason="a test")
-
-# each row: pixels of the output, channels in, channels out, taps a pixel
-Layers = list[tuple[int, int, int, int]]
-
-# U-Net of 4 base channels and depth 2 on 16 x 16: levels of 16, 8 and 4 pixels a side, 4, 8 and 16 channels
-UNET_3X3: Layers = [
+# each row: pixels of the output, channels in, channels out, taps a pixel. U-Net of 4 base channels and depth 2 on
+# 16 x 16: levels of 16, 8 and 4 pixels a side, 4, 8 and 16 channels
+UNET_3X3 = [
     *((256, 3, 4, 9), (256, 4, 4, 9)),
     *((64, 4, 8, 9), (64, 8, 8, 9)),
     *((16, 8, 16, 9), (16, 16, 16, 9)),
@@ -25,37 +21,38 @@ UNET_3X3: Layers = [
     *((256, 8, 4, 9), (256, 4, 4, 9)),
 ]
 # a 2x2 up-convolution of stride 2 makes each output pixel from one input pixel: one tap
-UNET_UPS: Layers = [(64, 16, 8, 1), (256, 8, 4, 1)]
-UNET_HEAD: Layers = [(256, 4, 3, 1)]
+UNET_UPS = [(64, 16, 8, 1), (256, 8, 4, 1)]
+UNET_HEAD = [(256, 4, 3, 1)]
 
 # SegNet of 4 base channels, depth 2 and 2 convolutions a stage on 16 x 16; the last is the head
-SEGNET_3X3: Layers = [
+SEGNET_3X3 = [
     *((256, 3, 4, 9), (256, 4, 4, 9)),
     *((64, 4, 8, 9), (64, 8, 8, 9)),
     *((64, 8, 8, 9), (64, 8, 4, 9)),
     (256, 4, 4, 9),
 ]
-SEGNET_HEAD: Layers = [(256, 4, 3, 9)]
+SEGNET_HEAD = [(256, 4, 3, 9)]
 
 
-def macs(layers: Layers) -> int:
+def macs(layers):
     return sum(pixels * before * after * taps for pixels, before, after, taps in layers)
 
 
-def weights(layers: Layers) -> int:
+def weights(layers):
     return sum(before * after * taps for _, before, after, taps in layers)
 
 
-def channels_out(layers: Layers) -> int:
+def channels_out(layers):
     return sum(after for _, _, after, _ in layers)
 
 
-# Parameters and multiply-accumulates
+def small(name, **options):
+    return ModelConfig(name=name, base_channels=4, depth=2, **options)
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_unet_by_hand(batch_norm):
-    cost = count_cost(ModelConfig(name="unet", base_channels=4, depth=2, batch_norm=batch_norm), 3, 16)
+    cost = count_cost(small("unet", batch_norm=batch_norm), 3, 16)
     assert cost.macs == macs(UNET_3X3 + UNET_UPS + UNET_HEAD) == 415_744
     # batch normalisation has a scale and a shift a channel and takes the bias's place; up-convolutions and head keep it
     beside = (2 if batch_norm else 1) * channels_out(UNET_3X3) + channels_out(UNET_UPS + UNET_HEAD)
@@ -63,64 +60,64 @@ def test_unet_by_hand(batch_norm):
 
 
 def test_unet_without_skips_by_hand():
-    cost = count_cost(ModelConfig(name="unet", base_channels=4, depth=2, skips=False), 3, 16)
     saved = [(64, 8, 8, 9), (256, 4, 4, 9)]  # the decoder's first convolutions read half as many channels
-    assert cost.macs == macs(UNET_3X3 + UNET_UPS + UNET_HEAD) - macs(saved)
+    wanted = macs(UNET_3X3 + UNET_UPS + UNET_HEAD) - macs(saved)
+    assert count_macs(small("unet", skips=False), 3, 16) == wanted
 
 
 @pytest.mark.parametrize("upsampling", ["indices", "bilinear"])
 def test_segnet_by_hand(upsampling):
-    cost = count_cost(ModelConfig(name="segnet", base_channels=4, depth=2, convs=2, upsampling=upsampling), 3, 16)
+    cost = count_cost(small("segnet", convs=2, upsampling=upsampling), 3, 16)
     assert cost.macs == macs(SEGNET_3X3 + SEGNET_HEAD)
     assert cost.parameters == weights(SEGNET_3X3 + SEGNET_HEAD) + 2 * channels_out(SEGNET_3X3) + 3
 
 
-SKIPPED = 4 * (256 * 4 + 64 * 8)  # bytes of both levels' maps
+SKIPS = 4 * (256 * 4 + 64 * 8)
+"""Bytes of both levels' maps. Indices: for a float of 32 bits a value, 2 bits for each window of four."""
 
 
 @pytest.mark.parametrize(
-    ("config", "bytes_kept"),
+    ("config", "skip_bytes"),
     [
-        (ModelConfig(name="unet"), SKIPPED),
-        (ModelConfig(name="unet", skips=False), 0),
-        (ModelConfig(name="unet", skips=False, upsampling="bilinear"), 0),
-        # a float of 32 bits for each value, an index of 2 for each window of four
-        (ModelConfig(name="unet", skips=False, upsampling="indices"), SKIPPED / 64),
-        (ModelConfig(name="segnet", convs=2), SKIPPED / 64),
-        (ModelConfig(name="segnet", convs=2, upsampling="bilinear"), 0),
+        (small("unet"), SKIPS),
+        (small("unet", skips=False), 0),
+        (small("unet", skips=False, upsampling="bilinear"), 0),
+        (small("unet", skips=False, upsampling="indices"), SKIPS / 64),
+        (small("segnet", convs=2), SKIPS / 64),
+        (small("segnet", convs=2, upsampling="bilinear"), 0),
     ],
+    ids=str,
 )
-def test_what_the_encoder_keeps_for_the_decoder(config, bytes_kept):
-    small = config.model_copy(update={"base_channels": 4, "depth": 2})
-    assert count_cost(small, 3, 16).skip_bytes == bytes_kept
+def test_skip_bytes(config, skip_bytes):
+    assert count_cost(config, 3, 16).skip_bytes == skip_bytes
+
+
+def test_any_module_is_counted(monkeypatch):
+    """Skip bytes cannot be told of a network whose layers all see whole images."""
+    monkeypatch.setitem(MODELS, "flat", Builder("Flat", lambda num_classes: nn.Conv2d(3, num_classes, 3, padding=1)))
+    cost = count_cost(ModelConfig(name="flat"), 5, 16)
+    assert (cost.parameters, cost.macs, cost.skip_bytes) == (5 * 28, 256 * 3 * 5 * 9, None)
+    assert cost.activation_bytes == 4 * 256 * 5
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_four_times_the_pixels(name):
-    small, large = (count_cost(ModelConfig(name=name), 3, size) for size in (64, 128))
-    assert large.parameters == small.parameters
-    assert large.macs == 4 * small.macs
+    one, four = (count_cost(ModelConfig(name=name), 3, size) for size in (64, 128))
+    assert four.parameters == one.parameters
+    assert four.macs == 4 * one.macs
     # all but batch normalisation's own numbers, a few a channel
-    assert large.activation_bytes == pytest.approx(4 * small.activation_bytes, rel=1e-3)
-    per_image = [cost.training_activation_bytes_per_image for cost in (small, large)]
+    assert four.activation_bytes == pytest.approx(4 * one.activation_bytes, rel=1e-3)
+    per_image = [cost.training_activation_bytes_per_image for cost in (one, four)]
     assert per_image[1] == pytest.approx(4 * per_image[0], rel=0.02)
+    assert per_image[0] > 2 * one.activation_bytes, "training holds more"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_training_holds_more(name):
-    cost = count_cost(ModelConfig(name=name), 3, 64)
-    assert cost.training_activation_bytes_per_image > 2 * cost.activation_bytes
-
-
-def test_the_smallest_size_is_counted_too():
+def test_the_smallest_and_odd_sizes_are_counted_too():
     """One pixel a channel at the bottom: batch normalisation refuses a single image there."""
     cost = count_cost(ModelConfig(name="unet"), 3, 16)
     assert cost.training_activation_bytes_per_image > cost.activation_bytes > 0
-
-
-def test_an_odd_size_costs_more_than_the_even_one_below():
-    even, odd = (count_cost(ModelConfig(name="segnet"), 3, size) for size in (64, 65))
-    assert even.macs < odd.macs < 1.3 * even.macs
+    even, odd = (count_macs(ModelConfig(name="segnet"), 3, size) for size in (64, 65))
+    assert even < odd < 1.3 * even
 
 
 # Memory
@@ -173,8 +170,7 @@ def test_what_was_there_before_is_not_counted():
 def test_each_of_several_outputs_is_counted():
     with LiveBytes() as memory:
         values, indices = torch.arange(100.0).sort()
-        assert memory.peak == 400 + 400 + 800
-        assert memory.live == 400 + 800, "what was sorted is gone"
+        assert (memory.live, memory.peak) == (400 + 800, 400 + 400 + 800), "what was sorted is gone"
         del values
         assert memory.live == 800
         del indices
@@ -188,31 +184,30 @@ def test_memory_of_a_chain_of_convolutions_by_hand():
         image = torch.empty(1, 3, 10, 10)
     with torch.no_grad(), LiveBytes() as memory:
         chain(image)
-    assert memory.peak == 4 * 100 * (32 + 16)
-    assert memory.live == 0
+    assert (memory.live, memory.peak) == (0, 4 * 100 * (32 + 16))
 
 
 # Latency
 
 
 class Roll(nn.Module):
-    """Writes its name, and whether it was training, into a list at each call."""
+    """Notes its name, and what mode it was called in."""
 
-    def __init__(self, name: str, calls: list[tuple[str, bool]]) -> None:
+    def __init__(self, name, calls):
         super().__init__()
         self.name, self.calls = name, calls
+        self.weight = nn.Parameter(torch.ones(1))
 
-    def forward(self, image: Tensor) -> Tensor:
-        self.calls.append((self.name, self.training))
+    def forward(self, image):
+        self.calls.append((self.name, self.training, (image * self.weight).requires_grad))
         return image
 
 
-def test_models_take_turns():
-    calls: list[tuple[str, bool]] = []
+def test_models_take_turns_and_keep_no_gradient():
+    calls = []
     measured = measure_latencies({name: Roll(name, calls) for name in "ab"}, 16, CPU, repeats=3)
-    assert calls == [("a", False), ("b", False)] * (5 + 3)
-    assert measured.keys() == {"a", "b"}
-    assert {latency.repeats for latency in measured.values()} == {3}
+    assert calls == [("a", False, False), ("b", False, False)] * (5 + 3)
+    assert {name: latency.repeats for name, latency in measured.items()} == {"a": 3, "b": 3}
 
 
 def test_latencies_are_of_the_model():
@@ -222,11 +217,3 @@ def test_latencies_are_of_the_model():
         assert 0 < latency.p50 <= latency.p95
     # 7,000 times the work; a busy machine hits both alike
     assert measured["heavy"].p50 > 3 * measured["light"].p50
-
-
-def test_latency_keeps_no_gradient():
-    seen: list[bool] = []
-    model = nn.Conv2d(3, 1, 1)
-    model.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
-    measure_latencies({"model": model}, 16, CPU, repeats=1)
-    assert seen == [False] * 6

@@ -1,120 +1,128 @@
-"""The comparison end to end, small: every stage real, on made pets."""
+"""The comparison end to end, small: every stage real, on synthetic pets."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from petseg.config import load_recipe
-from petseg.data.cache import Prepared
-from petseg.experiments.compare import choose_examples, compare
+from petseg.data.cache import prepare
+from petseg.data.sources import open_dataset
+from petseg.errors import PetsegError
+from petseg.evaluation.evaluate import read_images
+from petseg.experiments.compare import Plan, choose_examples, compare
 from petseg.metrics import mean_iou
 from petseg.report import write_report
-from petseg.report.page import read_comparison
-from petseg.training.loop import choose_hardware
-from tests.conftest import TINY
+from petseg.schema import ComparisonResult, read_record
+from tests.conftest import CPU, TINY
 
-CPU = choose_hardware("fp32", "cpu")
+
+def plan_of(models=("unet", "segnet"), *settings, **how):
+    named = ", ".join(f'"{name}"' for name in models)
+    return Plan(load_recipe("default", [*TINY, f"models=[{named}]", *settings]), CPU, "petseg compare", **how)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, pets_folder):
+    """A comparison's folder; tests resume it, and leave its figures as they are."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    stages = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PETSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        compare(plan_of(synthetic=True, on_stage=stages.append), prepare(open_dataset(pets_folder), 32), folder)
+    assert {stage.title for stage in stages} >= {"train U-Net", "score SegNet on test", "draw examples"}
+    assert all(stage.done <= stage.total for stage in stages)
+    return folder
 
 
 @pytest.fixture
-def finished(prepared: Prepared, tmp_path: Path) -> Path:
-    compare(
-        load_recipe("default", TINY), prepared, tmp_path / "out", hardware=CPU, command="petseg compare", made_data=True
-    )
-    return tmp_path / "out"
+def comparison(finished):
+    return read_record(finished / "comparison.json", ComparisonResult)
 
 
-def test_a_comparison_holds_every_figure_and_makes_a_report(finished: Path, prepared: Prepared) -> None:
-    comparison = read_comparison(finished / "comparison.json")
-    assert [model["name"] for model in comparison["models"]] == ["unet", "segnet"]
-    assert comparison["split"] == "test"
-    assert comparison["data"]["train"] + comparison["data"]["val"] + comparison["data"]["test"] == len(prepared.pets)
-    for model in comparison["models"]:
-        assert len(model["history"]) == 2
-        stored = json.loads((finished / "runs" / model["name"] / "evaluations" / "test.images.json").read_text())
-        counts = np.array([row[1] for row in stored["images"]]).reshape(-1, 3, 3)
-        assert model["evaluations"]["test"]["miou"] == pytest.approx(float(mean_iou(counts.sum(axis=0))))
-        assert model["cost"]["latency_ms"]["p50"] > 0
-    points = 100 * np.subtract(*(model["evaluations"]["test"]["miou"] for model in comparison["models"]))
-    low, high = comparison["difference"]["interval"]
-    assert comparison["difference"]["points"] == pytest.approx(points)
-    assert low <= points <= high
-    # both saw the same pictures under the same budget
-    first, second = (json.loads((finished / "runs" / name / "config.json").read_text()) for name in ("unet", "segnet"))
-    assert first["train"] == second["train"]
-    assert first["data"] == second["data"]
-    page = write_report(finished / "comparison.json").read_text(encoding="utf-8")
-    assert "these figures mean nothing for real cats and dogs" in page
-    assert page.count("data:image/") == 4 * len(comparison["examples"])
+def test_a_comparison_holds_every_figure(comparison, finished, prepared):
+    assert [model.name for model in comparison.models] == ["unet", "segnet"]
+    assert (comparison.split, comparison.quick, comparison.synthetic) == ("test", False, True)
+    assert comparison.data.splits == {part: len(ids) for part, ids in prepared.dataset.splits.items()}
+    for model in comparison.models:
+        assert [row.epoch for row in model.history] == [1, 2]
+        images = read_images(finished / "runs" / model.name / "evaluations" / "test.json", 3)
+        assert model.evaluations["test"].miou == pytest.approx(float(mean_iou(images.confusions.sum(axis=0))))
+        assert model.best_epoch == model.evaluations["test"].epoch
+        assert model.cost.latency_ms.p50 > 0
+    # both saw the same images under the same budget
+    first, second = (comparison.config.for_model(name) for name in ("unet", "segnet"))
+    assert (first.train, first.data) == (second.train, second.data)
 
 
-def test_the_background_baseline_says_background_everywhere(finished: Path) -> None:
-    comparison = read_comparison(finished / "comparison.json")
-    iou = comparison["baselines"][0]["evaluations"]["test"]["iou"]
+def test_the_background_baseline_calls_everything_background(comparison):
+    iou = comparison.baselines[0].evaluations["test"].iou
     assert iou["pet"] == iou["border"] == 0
     assert 0.4 < iou["background"] < 0.8
 
 
-def test_example_pictures_show_photo_truth_and_both_models(finished: Path) -> None:
-    comparison = read_comparison(finished / "comparison.json")
-    for example in comparison["examples"]:
+def test_examples_show_image_truth_and_every_model(comparison, finished):
+    assert {example.why for example in comparison.examples} == {"best", "median", "worst", "differ"}
+    for example in comparison.examples:
+        assert set(example.files) == {"image", "truth", "unet", "segnet"}
         sizes = set()
-        for name in example["files"].values():
-            with Image.open(finished / name) as picture:
-                sizes.add(picture.size)
-        assert set(example["files"]) == {"image", "truth", "unet", "segnet"}
+        for name in example.files.values():
+            with Image.open(finished / name) as opened:
+                sizes.add(opened.size)
         assert len(sizes) == 1
+    page = write_report(finished / "comparison.json", finished.with_name("report.html")).read_text(encoding="utf-8")
+    assert "Trained on synthetic images: these figures mean nothing" in page
+    assert page.count("data:image/") == 4 * len(comparison.examples)
 
 
-def test_resuming_a_finished_comparison_changes_no_figure(finished: Path, prepared: Prepared) -> None:
-    before = read_comparison(finished / "comparison.json")
-    after = compare(
-        load_recipe("default", TINY),
-        prepared,
-        finished,
-        hardware=CPU,
-        command="petseg compare",
-        resume=True,
-        made_data=True,
-    )
-    for one, other in zip(before["models"], after["models"], strict=True):
-        assert one["history"] == other["history"]
-        assert one["evaluations"] == other["evaluations"]
-    assert before["difference"] == after["difference"]
-    assert before["examples"] == after["examples"]
+def test_resuming_a_finished_comparison_changes_no_figure(comparison, finished, prepared):
+    with pytest.raises(PetsegError, match="exists; go on with --resume"):
+        compare(plan_of(), prepared, finished)
+    after = compare(plan_of(resume=True, synthetic=True), prepared, finished)
+    for one, other in zip(comparison.models, after.models, strict=True):
+        assert (one.history, one.evaluations) == (other.history, other.evaluations)
+    assert comparison.baselines == after.baselines
+    assert comparison.differences == after.differences
+    assert comparison.examples == after.examples
 
 
-def test_validation_only_leaves_the_test_split_alone(prepared: Prepared, tmp_path: Path) -> None:
-    comparison = compare(
-        load_recipe("default", [*TINY, "train.epochs=1"]),
-        prepared,
-        tmp_path / "out",
-        hardware=CPU,
-        command="",
-        final=False,
-    )
-    assert comparison["split"] == "val"
-    assert not list(tmp_path.glob("out/*/*/evaluations/test*")) + list(tmp_path.glob("out/baselines/*/test*"))
+@pytest.mark.parametrize("models", [("segnet",), ("segnet", "unet", "segnet_paper")], ids=len)
+def test_one_model_or_three_quick(models, prepared, tmp_path):
+    found = compare(plan_of(models, "train.epochs=1", final=False), prepared, tmp_path / "out")
+    assert read_record(tmp_path / "out" / "comparison.json", ComparisonResult) == found
+    assert tuple(model.name for model in found.models) == models
+    assert (found.split, found.quick) == ("val", True)
+    assert not list(tmp_path.rglob("test*")), "the test split is left alone"
+    # each other model less the first, which is the reference
+    assert found.reference == "segnet"
+    assert [(one.model, one.reference) for one in found.differences] == [(name, "segnet") for name in models[1:]]
+    reference, *others = (model.evaluations["val"].miou for model in found.models)
+    for difference, own in zip(found.differences, others, strict=True):
+        assert difference.points == pytest.approx(100 * (own - reference))
+        assert difference.low <= difference.points <= difference.high
+    for example in found.examples:
+        assert set(example.files) == {"image", "truth", *models}
+        assert len(models) > 1 or example.why != "differ"
 
 
-def test_examples_are_best_median_worst_and_where_the_models_differ() -> None:
+def test_a_wrong_option_is_an_error_before_any_work(prepared, tmp_path):
+    with pytest.raises(PetsegError, match=r"model\.skips was given for 'segnet', which has no such option"):
+        compare(plan_of(("unet", "segnet"), "model.skips=false"), prepared, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_examples_are_best_median_worst_and_where_the_models_differ():
     a = np.linspace(0, 1, 101)
     b = a.copy()
     b[[20, 30, 80, 90]] -= 0.2
-    chosen = choose_examples({"a": a, "b": b})
-    by_kind = {why: {row for row, kind in chosen if kind == why} for _, why in chosen}
-    assert by_kind["best"] == {100, 99}
-    assert by_kind["worst"] == {0, 1}
-    assert by_kind["differ"] == {20, 30, 80, 90}
-    assert all(45 < row < 56 for row in by_kind["median"])
+    chosen = choose_examples({"a": a, "b": b, "c": a})
+    rows = {why: {row for row, kind in chosen if kind == why} for _, why in chosen}
+    assert (rows["best"], rows["worst"], rows["differ"]) == ({100, 99}, {0, 1}, {20, 30, 80, 90})
+    assert all(45 < row < 56 for row in rows["median"])
     assert len({row for row, _ in chosen}) == len(chosen)
 
 
-def test_examples_of_very_few_pictures_are_not_repeated() -> None:
+def test_examples_of_very_few_images_are_not_repeated():
     chosen = choose_examples({"a": np.array([0.1, 0.2]), "b": np.array([0.2, 0.1])})
     assert sorted(row for row, _ in chosen) == [0, 1]
