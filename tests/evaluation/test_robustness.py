@@ -111,7 +111,9 @@ def test_a_run_is_scored_once_on_every_corruption(run, prepared):
         if name.startswith("dark"):
             for sample_id, matrix in zip(ids, counts, strict=True):
                 truth = open_ids(split.dataset, split.dataset.by_id[sample_id])
-                assert matrix.sum(axis=1).tolist() == np.bincount(truth.ravel(), minlength=3).tolist(), "at its own size"
+                assert matrix.sum(axis=1).tolist() == np.bincount(truth.ravel(), minlength=3).tolist(), (
+                    "at its own size"
+                )
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.json")}
     assert evaluate_robustness(run, CPU, split) == scores
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.json")} == before

@@ -1,0 +1,133 @@
+"""A network and a dataset from outside the package go all the way: trained, scored, compared, exported, predicted."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from petseg import Segmenter
+from petseg.config import load_recipe
+from petseg.data.cache import prepare
+from petseg.data.dataset import Dataset, Label, Sample, classes_from
+from petseg.data.images import read_ids
+from petseg.evaluation.cost import count_cost
+from petseg.evaluation.evaluate import evaluate_run
+from petseg.experiments.compare import Plan, compare
+from petseg.export.onnx import export_run
+from petseg.models import MODELS, Builder, run_config
+from petseg.report import write_report
+from petseg.schema import ComparisonResult, read_record
+from petseg.training.batches import load_splits
+from tests.conftest import CPU, train_on_cpu
+
+
+class TwoScales(nn.Module):
+    """Fifteen lines of a network that knows nothing of petseg."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fine = nn.Conv2d(3, 8, 3, padding=1)
+        self.coarse = nn.Conv2d(8, 16, 3, padding=1, stride=2)
+        self.classify = nn.Conv2d(24, num_classes, 1)
+
+    def forward(self, images):
+        fine = self.fine(images).relu()
+        coarse = F.interpolate(self.coarse(fine).relu(), size=fine.shape[-2:], mode="bilinear")
+        return self.classify(torch.cat([fine, coarse], dim=1))
+
+
+RECIPE = """
+models = ["two_scales", "unet"]
+data.size = 32
+train = {epochs = 20, batch_size = 4, learning_rate = 0.02, precision = "fp32"}
+overrides.unet.model = {base_channels = 4, depth = 2}
+"""
+
+CLASSES = classes_from([{"name": "sky", "role": "background"}, {"name": "leaf", "colour": "#00AA00"}, "fruit"])
+COLOURS = np.uint8([[120, 180, 250], [40, 140, 50], [220, 60, 40]])
+
+
+def draw(number):
+    """Returns an image uint8 [H, W, 3] and its class ids [H, W]: a leaf and a fruit on it, of size 40 x 48 and more."""
+    generator = np.random.default_rng(number)
+    height, width = 40 + number, 48 + number
+    rows, columns = np.mgrid[:height, :width]
+    ids = np.zeros((height, width), np.uint8)
+    for label, radius in ((1, 14), (2, 6)):
+        y, x = generator.integers(16, 26, 2)
+        ids[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = label
+    noise = generator.integers(-20, 20, (height, width, 3))
+    return np.clip(COLOURS[ids] + noise, 0, 255).astype(np.uint8), ids
+
+
+@pytest.fixture
+def garden(tmp_path):
+    samples = []
+    for number in range(20):
+        sample = Sample(f"{number:02}", tmp_path / f"{number}.png", tmp_path / f"{number}.ids.png", "ab"[number % 2])
+        for path, values in zip((sample.image, sample.label), draw(number), strict=True):
+            Image.fromarray(values).save(path)
+        samples.append(sample)
+    ids = tuple(sample.id for sample in samples)
+    return Dataset(
+        name="Garden",
+        samples=tuple(samples),
+        classes=CLASSES,
+        splits={"train": ids[:12], "val": ids[12:16], "test": ids[16:]},
+        read_label=lambda sample: Label(read_ids(sample.label)),
+        provenance="drawn by a test",
+    )
+
+
+@pytest.fixture
+def recipe(monkeypatch, tmp_path):
+    monkeypatch.setitem(MODELS, "two_scales", Builder("Two scales", TwoScales))
+    (tmp_path / "garden.toml").write_text(RECIPE)
+    return load_recipe(str(tmp_path / "garden.toml"))
+
+
+def test_it_is_trained_scored_counted_exported_and_predicted_with(recipe, garden, tmp_path):
+    config, prepared, run = run_config(recipe, "two_scales"), prepare(garden, 32), tmp_path / "run"
+    history = train_on_cpu(config, prepared, run)
+    assert history[-1].train_loss < 0.5 * history[0].train_loss
+    scores = evaluate_run(run, CPU, load_splits(prepared, config, CPU.device), "test").scores
+    assert list(scores.iou) == ["sky", "leaf", "fruit"]
+    assert set(scores.group_miou) == {"a", "b"}
+    assert scores.miou > 0.7
+    cost = count_cost(config.model, 3, 32)
+    assert cost.macs == 32 * 32 * (3 * 8 * 9 + 24 * 3) + 16 * 16 * 8 * 16 * 9
+    assert cost.skip_bytes is None, "no layer takes a smaller map than the image"
+
+    metadata = export_run(run, tmp_path / "garden.onnx")
+    assert (metadata["title"], metadata["data"]["name"]) == ("Two scales", "Garden")
+    image, ids = draw(99)
+    found = Segmenter(tmp_path / "garden.onnx")(image)
+    assert found.classes == CLASSES
+    assert (found.class_ids == ids).mean() > 0.9
+    assert (found.mask == 255 * (ids > 0)).mean() > 0.9, "leaf and fruit are foreground"
+    assert found.cutout().mode == "RGBA"
+    assert found.overlay().size == image.shape[1::-1]
+
+
+@pytest.mark.parametrize("models", [("two_scales",), ("two_scales", "unet")], ids=" ".join)
+def test_it_is_compared_and_reported(models, recipe, garden, tmp_path):
+    recipe = recipe.model_copy(update={"models": models})
+    found = compare(Plan(recipe, CPU, "a test"), prepare(garden, 32), tmp_path / "out")
+    assert read_record(tmp_path / "out" / "comparison.json", ComparisonResult) == found
+    assert (found.models[0].name, found.models[0].title) == ("two_scales", "Two scales")
+    assert [difference.model for difference in found.differences] == list(models[1:])
+    assert found.data.images == "Garden, images of at most 67 px: drawn by a test"
+    page = write_report(tmp_path / "out" / "comparison.json").read_text(encoding="utf-8")
+    for text in ("Two scales", "Garden", "fruit", "#00AA00"):
+        assert text in page
+    words = re.sub(r"<style.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+    # among all settings stands another source's section of the recipe, with its defaults
+    words = re.sub(r"data\.oxford_pets\.\w+\s+\w+", "", words)
+    for word in ("Oxford", "border", "pet ", "cat ", "dog", "trimap"):
+        assert word not in words

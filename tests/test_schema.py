@@ -1,0 +1,108 @@
+"""Records: what is written comes back; what is wrong with a file is one line that names the file and the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from petseg.errors import PetsegError
+from petseg.schema import ComparisonResult, DataInfo, EpochRow, Findings, ImageMiou, read_record, write_record
+
+RESULTS = Path(__file__).parents[1] / "results"
+PUBLISHED = RESULTS / "official" / "comparison.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("official/comparison.json", ComparisonResult),
+        ("seed/comparison.json", ComparisonResult),
+        ("official/data.json", DataInfo),
+        ("study/findings.json", Findings),
+    ],
+)
+def test_published_records_come_back_as_they_were_written(name, kind, tmp_path):
+    record = read_record(RESULTS / name, kind)
+    write_record(tmp_path / "again.json", record)
+    assert read_record(tmp_path / "again.json", kind) == record
+
+
+def changed(name, value):
+    """Returns the published comparison with one field, such as "models.0.cost.macs", set or, for MISSING, taken out."""
+    content = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    *parents, last = (int(part) if part.isdigit() else part for part in name.split("."))
+    place = content
+    for parent in parents:
+        place = place[parent]
+    if value is MISSING:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("kind", "findings", "kind is 'findings'; wanted 'comparison': name a file that this version of petseg wrote"),
+        ("kind", MISSING, "kind is None; wanted 'comparison'"),
+        ("version", 1, "version is 1; wanted 2: name a file that this version of petseg wrote"),
+        ("version", "2", "version is '2'; wanted 2"),
+        ("split", MISSING, "split: field required; restore the file or make it again"),
+        ("models.1.cost.macs", MISSING, "models.1.cost.macs: field required"),
+        ("crossing", 1, "crossing: extra inputs are not permitted"),
+        ("models.0.evaluations.test.taste", 1, "models.0.evaluations.test.taste: extra inputs are not permitted"),
+        ("models", [], "models: tuple should have at least 1 item"),
+        ("size", "128", "size: input should be a valid integer"),
+        ("quick", 0, "quick: input should be a valid boolean"),
+        ("differences.0.low", True, "differences.0.low: input should be a valid number"),
+        ("differences.0.low", float("nan"), "differences.0.low: input should be a finite number"),
+        ("data.classes.0.role", "pet", "data.classes.0.role: input should be 'foreground', 'background' or 'boundary'"),
+        ("config.train.epochs", 0, "config.train.epochs: input should be greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_field_is_one_line(field, value, message, tmp_path):
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps(changed(field, value)), encoding="utf-8")
+    with pytest.raises(PetsegError) as caught:
+        read_record(path, ComparisonResult)
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file"), ("{", "not readable as JSON"), ("[1]", "holds a list; wanted a JSON object")],
+)
+def test_what_is_no_json_object_is_one_line(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(PetsegError, match=rf"comparison\.json: {message}"):
+        read_record(tmp_path / "comparison.json", ComparisonResult)
+
+
+def test_a_record_never_changes():
+    with pytest.raises(ValidationError, match="frozen"):
+        ImageMiou(mean=0.5, median=0.5).mean = 0.6
+    with pytest.raises(ValidationError, match="finite number"):
+        ImageMiou(mean=float("nan"), median=0.5)
+    assert EpochRow.model_fields["learning_rate"].description == "At the epoch's last step."
+
+
+def test_the_caption_names_what_the_images_are():
+    data = read_record(RESULTS / "official" / "data.json", DataInfo)
+    assert data.model_copy(update={"official": True}).images == "Oxford-IIIT Pet, official archives"
+    reduced = data.model_copy(update={"official": False, "largest_side": 288, "provenance": "a mirror"})
+    assert reduced.images == "Oxford-IIIT Pet, images of at most 288 px: a mirror"
+
+
+def test_a_difference_is_shown_where_its_interval_leaves_zero_out():
+    (difference,) = read_record(PUBLISHED, ComparisonResult).differences
+    for low, high, shown in ((0.1, 2.0, True), (-2.0, -0.1, True), (-0.1, 2.0, False), (0.0, 2.0, False)):
+        assert difference.model_copy(update={"low": low, "high": high}).shown is shown
