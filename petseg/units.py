@@ -135,7 +135,7 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-FORMATTERS = {
+FORMATTERS: dict[str, Callable[..., str]] = {
     text.__name__: text
     for text in (percent, loss, count, byte_size, duration, milliseconds, whole, points, signed, plural)
 }

@@ -26,11 +26,13 @@ from petseg.units import percent, points, signed
 
 
 def headline(result: ComparisonResult) -> list[str]:
-    """Returns the answer as labels and values: a line for each difference, or the score of a model alone."""
+    """Returns the answer as labels and values: up to three differences, or the highest score."""
     titles = {model.name: model.title for model in result.models}
-    if not result.differences:
-        model = result.models[0]
-        return [f"{model.title}: {percent(model.evaluations[result.split].miou)} % mIoU on the {result.split} split"]
+    if not 1 <= len(result.differences) <= 3:
+        scores = {model.title: model.evaluations[result.split].miou for model in result.models}
+        best = max(scores, key=lambda title: scores[title])
+        of = f", the highest of {len(scores)}" if len(scores) > 1 else ""
+        return [f"{best}: {percent(scores[best])} % mIoU on the {result.split} split{of}"]
     return [
         f"{titles[one.model]} − {titles[one.reference]}: {signed(one.points)} points {one.metric} on the {one.split} "
         f"split ({100 * one.confidence:.4g} % interval {points(one.low)} to {points(one.high)}; {one.over})"
@@ -166,7 +168,9 @@ def render(result: ComparisonResult, folder: Path) -> str:
         version=result.petseg,
         headline=headline(result),
         cards=[(model, model.evaluations[result.split].miou) for model in result.models],
-        forest=plots.forest_chart("differences", [("", differences)], 300) if differences else None,
+        forest=plots.forest_chart("differences", [("", differences)], 300 if len(differences) < 4 else 760)
+        if differences
+        else None,
         tables=tables.comparison_tables(result),
         class_tables=tables.class_tables(result),
         history=history_charts(result),

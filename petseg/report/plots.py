@@ -212,7 +212,10 @@ def _set_axes(axes: Axes, panel: Panel, first: bool) -> None:
     if any(line.notes for line in panel.lines):
         axes.margins(0.3, 0.14)
     if first:
-        axes.legend(loc=panel.legend, prop={"size": 11 if len(panel.lines) <= 4 else 8})
+        few = len(panel.lines) <= 4
+        pairs = zip(axes.get_legend_handles_labels()[0], panel.lines, strict=True)
+        handles = [handle for handle, line in pairs if few or line.kind != "thin"]
+        axes.legend(handles=handles, loc=panel.legend, prop={"size": 11 if few else 8}, ncols=1 if few else 2)
 
 
 Interval = tuple[str, float, float, float]

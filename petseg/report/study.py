@@ -179,9 +179,6 @@ def intervals_of(findings: Findings, experiment: ExperimentFindings) -> Iterator
             yield label(findings, experiment, one), found.points, found.low, found.high
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
-
-
 def render_study(findings: Findings) -> str:
     """Returns the page's HTML; the same findings give the same bytes."""
     styles = model_styles(list(findings.models))

@@ -114,7 +114,8 @@ def test_the_headline_is_the_difference_with_its_interval(published: ComparisonR
         "SegNet − U-Net: −4.7 points mIoU on the test split (95 % interval −4.9 to −4.4; images; one seed)"
     ]
     assert headline(runs(published, 1)) == ["U-Net: 74.4 % mIoU on the test split"]
-    assert len(headline(runs(published, 12))) == 11
+    assert len(headline(runs(published, 4))) == 3
+    assert headline(runs(published, 12)) == ["U-Net: 74.4 % mIoU on the test split, the highest of 12"]
 
 
 def cells(result: ComparisonResult, title: str, head: str) -> list[Cell]:
@@ -195,7 +196,7 @@ def test_a_page_of_any_number_of_runs_holds_all_its_figures(
     for words in (*headline(result), result.command, result.data.images, "CC BY-SA 4.0", "train.weight_decay"):
         assert words in text
     for model in result.models:
-        assert text.count(model.title) >= 8
+        assert text.count(model.title) >= 7
     assert "3,669 images, each image's own size" in text
     assert f"commit {result.environment.commit}" in text
     assert len(Page(html).all("img")) == number + 2
