@@ -1,4 +1,4 @@
-"""Copies what a finished comparison or a study may publish into results/: every JSON, no picture, no weights.
+"""Copies what a finished comparison or a study may publish into results/: every JSON, no image, no weights.
 
 python scripts/publish.py runs/compare-default official
 python scripts/publish.py runs/study study

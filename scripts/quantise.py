@@ -4,7 +4,7 @@ python scripts/quantise.py --out results/benchmarks/int8.json               # va
 python scripts/quantise.py --test --out results/benchmarks/int8.json        # validation and test
 python scripts/quantise.py --model unet_small --files .                      # unet_small_int8.onnx
 
-The scales come from training pictures. Models of protocol `official` alone: the others have no test split.
+The scales come from training images. Models of protocol `official` alone: the others have no test split.
 """
 
 from __future__ import annotations

@@ -91,9 +91,9 @@ def measured(result: Any) -> str:
     machine = result.environment
     versions = [f"{name} {number}" for name, number in vars(getattr(result, "versions", Row())).items()]
     turns = [f"{result.turns} turns each"] if hasattr(result, "turns") else []
-    precision = [] if machine.precision == "as told" else [machine.precision]
-    parts = [*turns, machine.processor, f"{machine.threads} threads", *precision, f"torch {machine.torch}", *versions]
-    return f"`{result.command}`: {', '.join(parts)}, commit `{machine.commit}`."
+    threads = units.plural(machine.threads, "thread")
+    parts = [*turns, machine.processor, threads, machine.precision, f"torch {machine.torch}", *versions]
+    return f"`{result.command}`: {', '.join(part for part in parts if part != 'as told')}, commit `{machine.commit}`."
 
 
 def table(name: str, root: Path = ROOT) -> str:
@@ -131,7 +131,7 @@ def results(root: Path) -> Rows:
             f"{protocol}: {rows[-1].scores.images:,} images, {result.config.train.epochs} epochs at {result.size} px, "
             f"{units.plural(len(result.seeds), 'seed')}; {machine.device}, {machine.processor}, "
             f"{units.plural(machine.threads, 'thread')}, {machine.precision}, commit `{machine.commit}`. "
-            f"{result.data.images}."
+            f"Images: {result.data.images}."
         )
     titles = {row.model.name: row.model.title for row in rows}
     for name, loss in ORIGINAL_LOSSES.items():
@@ -147,14 +147,15 @@ def study(root: Path) -> str:
     rows = [Row(label=label, cells={str(at): cell.text for at, cell in enumerate(row)}) for label, row in table.rows]
     machines = [f"{one.device}, {one.processor}, {one.precision}" for one in findings.training.machines]
     caption = f"{units.duration(findings.training.seconds)} of training on {'; '.join(machines)}."
-    return markdown(columns, rows, f"{caption} {findings.data.images}." if findings.data else caption)
+    return markdown(columns, rows, f"{caption} Images: {findings.data.images}." if findings.data else caption)
 
 
 def cards(root: Path) -> list[Any]:
     """Returns the shipped models' cards, the best first, each with the images that it was trained on."""
     found = sorted(map(read, (root / "petseg" / "weights").glob("*.json")), key=lambda card: -card.scores.miou)
     for card in found:
-        card.images = read_record(root / "results" / "models" / card.name / "data.json", DataInfo).images
+        data = read_record(root / "results" / "models" / card.name / "data.json", DataInfo)
+        card.images = f"Images: {data.images}."
         card.sizes = list(dict.fromkeys([*(card.config.train.ramp or []), card.size]))
     return found
 
@@ -162,8 +163,8 @@ def cards(root: Path) -> list[Any]:
 def models(root: Path) -> Rows:
     """Returns the shipped models."""
     found = cards(root)
-    machines = dict.fromkeys(f"{card.environment.processor}, {card.environment.precision}" for card in found)
-    return found, f"{'; '.join(dict.fromkeys(card.images for card in found))}. Trained on {'; '.join(machines)}."
+    machine = found[0].environment
+    return found, f"{found[0].images} Trained on {machine.processor}, {machine.precision}."
 
 
 def files(checked: Any) -> Rows:
@@ -172,7 +173,8 @@ def files(checked: Any) -> Rows:
     for card in cards(ROOT):
         found = getattr(checked.models, card.name, None)
         rows.append(Row(name=card.name, found=found if found and found.sha256 == card.sha256 else None, card=card))
-    return rows, f"Test split. {measured(checked)} {rows[0].card.images}."
+    machine = checked.environment
+    return rows, f"Test split. torch {machine.torch}, commit `{machine.commit}`. {rows[0].card.images}"
 
 
 def time_to_loss(plain: Any) -> Rows:
@@ -193,7 +195,7 @@ def time_to_loss(plain: Any) -> Rows:
     for row in rows:
         row.times = row.seconds / rows[0].seconds
     plain.command = speedrun.command
-    return rows, f"{measured(plain)} {speedrun.data.images}."
+    return rows, f"{measured(plain)} Images: {speedrun.data.images}."
 
 
 def against(row: Any, base: Any) -> Any:
@@ -218,7 +220,7 @@ def precisions(result: Any) -> Rows:
         Row(name=model.key, bytes=model.bytes, scores=scores)
         for model in named(result.models)
         for scores in named(model.scores)
-    ], f"{measured(result)} {cards(ROOT)[0].images}."
+    ], f"{measured(result)} {cards(ROOT)[0].images}"
 
 
 def indices(result: Any) -> Rows:
@@ -234,7 +236,7 @@ def indices(result: Any) -> Rows:
                 row.runtimes = {name: against(one, base[name]) for name, one in speeds(model, side).items()}
                 row.peak_mb = speeds(model, side)["onnxruntime"].peak_mb
                 rows.append(row)
-    return rows, f"{measured(result)} mIoU: {cards(ROOT)[0].images}."
+    return rows, f"{measured(result)} {cards(ROOT)[0].images}"
 
 
 def speeds(model: Any, side: int) -> dict[str, Any]:
