@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petseg.cli.options import ThreadsOption
 from petseg.cli.progress import progress_bar
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
-    from petseg.predict.outputs import Outcome
+    from petseg.predict.outputs import Job, Outcome
     from petseg.predict.segmenter import Segmenter
 
 
@@ -43,16 +46,19 @@ def predict(
         typer.Option("--matting", help="Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip photos whose files are all there.")] = False,
+    threads: ThreadsOption = None,
 ) -> None:
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
     import warnings
 
-    from petseg.predict.outputs import check_folders, chosen_kinds, plan, predict_job, predict_jobs, remove_halves
+    from petseg.predict.outputs import check_folders, chosen_kinds, plan, remove_halves
+    from petseg.threads import thread_count
 
-    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in pictures that decode
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in images that decode
     kinds = chosen_kinds(only or ()) if only or not as_json else ()
+    threads = thread_count(threads)
     if matting:
-        import pymatting  # noqa: F401 - told now if it is missing, not after the first photo
+        import pymatting  # noqa: F401 - an error now if it is missing, not after the first photo
 
         if "cutout" not in kinds:
             raise PetsegError("--matting is of cut-outs, and none is written; add --only cutout or leave it out")
@@ -61,7 +67,7 @@ def predict(
     if photos == ["-"]:
         if out is not None or resume or len(kinds) + as_json != 1:
             raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
-        _predict_stdin(_segmenter(model, run, flip, photos=1), kinds, matting)
+        _predict_stdin(_segmenter(_model(model, run), 1, threads, flip), kinds, matting)
         return
     jobs = plan([Path(photo) for photo in photos], kinds, out)
     if resume:
@@ -70,22 +76,62 @@ def predict(
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
     if kinds:
         check_folders([out] if out is not None else [job.photo.parent for job in jobs])
-    segmenter = _segmenter(model, run, flip, photos=len(jobs))
+    segmenter = _segmenter(_model(model, run), len(jobs), threads, flip)
+    options = _Options(as_json, matting, threads)
     if len(photos) == 1 and not Path(photos[0]).is_dir():
-        for job in jobs:
-            outcome = predict_job(segmenter, job, matting=matting)
-            if outcome.error is not None:
-                raise outcome.error
-            print(json.dumps(outcome.to_dict()) if as_json else _line(outcome))
-        return
+        _predict_one(segmenter, jobs, options)
+    else:
+        _predict_many(segmenter, jobs, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    as_json: bool
+    matting: bool
+    threads: int | None
+
+
+def _model(model: str, run: Path | None) -> str | Path:
+    """Returns a shipped model's name, or the file of a run, exported if need be."""
+    if run is None:
+        return model
+    if model:
+        raise PetsegError(f"--run {run} was given with --model {model}; choose one: a run holds its own model")
+    from petseg.export.onnx import exported_run
+
+    return exported_run(run)
+
+
+def _segmenter(name: str | Path, photos: int, threads: int | None, flip: bool) -> Segmenter:
+    """Returns the model for so many photos: one takes all threads, several take one each."""
+    from petseg.predict.runtimes import chosen_runtime
+    from petseg.predict.segmenter import Segmenter
+
+    return Segmenter(name, threads=1 if photos > 1 else threads, runtime=chosen_runtime(photos), flip=flip)
+
+
+def _predict_one(segmenter: Segmenter, jobs: Sequence[Job], options: _Options) -> None:
+    from petseg.predict.outputs import predict_job
+
+    for job in jobs:  # none, if it is done already
+        outcome = predict_job(segmenter, job, matting=options.matting)
+        if outcome.error is not None:
+            raise outcome.error
+        print(json.dumps(outcome.to_dict()) if options.as_json else _line(outcome))
+
+
+def _predict_many(segmenter: Segmenter, jobs: Sequence[Job], options: _Options) -> None:
+    from petseg.predict.outputs import WORKERS, predict_jobs
+
     failed, noted, empty = [], [], 0
     with progress_bar() as advance:
-        for done, outcome in enumerate(predict_jobs(segmenter, jobs, matting=matting), start=1):
+        outcomes = predict_jobs(segmenter, jobs, options.threads or WORKERS, matting=options.matting)
+        for done, outcome in enumerate(outcomes, start=1):
             if outcome.summary is None:
                 failed.append(str(outcome.error))
             else:
                 empty += not outcome.summary.foreground
-                if as_json:
+                if options.as_json:
                     print(json.dumps(outcome.to_dict()))
                 elif outcome.summary.notes or not outcome.summary.foreground:
                     noted.append(_line(outcome))
@@ -94,26 +140,11 @@ def predict(
         print(f"petseg: {message}", file=sys.stderr)
     for line in noted:
         print(line)
-    if not as_json:
+    if not options.as_json:
         with_foreground = len(jobs) - len(failed) - empty
         print(f"{len(jobs)} photos: {with_foreground} with foreground, {empty} without, {len(failed)} failed")
     if failed:
         raise typer.Exit(1)
-
-
-def _segmenter(model: str, run: Path | None, flip: bool, photos: int) -> Segmenter:
-    """Returns the model for so many photos: one takes all cores, several take one each."""
-    from petseg.predict.runtimes import chosen_runtime
-    from petseg.predict.segmenter import Segmenter
-
-    if run is not None and model:
-        raise PetsegError(f"--run {run} was given with --model {model}; choose one: a run holds its own model")
-    name: str | Path = model
-    if run is not None:
-        from petseg.export.onnx import exported_run
-
-        name = exported_run(run)
-    return Segmenter(name, threads=1 if photos > 1 else None, runtime=chosen_runtime(photos), flip=flip)
 
 
 def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], matting: bool) -> None:
