@@ -11,21 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from petseg.config import (
-    RECIPES,
-    AugmentConfig,
-    DataConfig,
-    ModelConfig,
-    OxfordPetsConfig,
-    Recipe,
-    RunConfig,
-    ServeConfig,
-    TrainConfig,
-    load_recipe,
-    load_serving,
-    recipe_names,
-    validated,
-)
+from petseg import config
+from petseg.config import AugmentConfig, ModelConfig, Recipe, RunConfig, ServeConfig, TrainConfig, load_recipe
 from petseg.errors import PetsegError, unknown_name
 from petseg.models import MODELS, build_model, run_config
 
@@ -63,13 +50,13 @@ def value_of(recipe: Recipe, field: str) -> object:
 # Shipped recipes
 
 
-@pytest.mark.parametrize("name", [path.name.removesuffix(".toml") for path in RECIPES.iterdir()])
+@pytest.mark.parametrize("name", [path.name.removesuffix(".toml") for path in config.RECIPES.iterdir()])
 def test_shipped_recipe(name):
-    text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+    text = (config.RECIPES / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith("# "), "a recipe says first what it is for"
     if name == "study":  # has a reader of its own
         return
-    assert name in recipe_names()
+    assert name in config.recipe_names()
     assert re.search(r"^# Command: +petseg compare", text, re.MULTILINE)
     recipe = load_recipe(name)
     for section, fields in tomllib.loads(text).items():
@@ -79,14 +66,14 @@ def test_shipped_recipe(name):
             assert kept == {key: fields[key] for key in kept}
     assert set(recipe.overrides) <= set(recipe.models)
     for model in recipe.models:
-        config = run_config(recipe, model)
-        assert config.model.name == model
-        assert build_model(config.model, 3) is not None
+        run = run_config(recipe, model)
+        assert run.model.name == model
+        assert build_model(run.model, 3) is not None
 
 
 def test_names_and_defaults():
-    assert {"default", "quick", "base"} <= set(recipe_names())
-    assert recipe_names() == sorted(recipe_names())
+    assert {"default", "quick", "base"} <= set(config.recipe_names())
+    assert config.recipe_names() == sorted(config.recipe_names())
     assert load_recipe("default").train == TrainConfig()
 
 
@@ -101,7 +88,15 @@ def test_every_field_and_option_has_a_description():
     options = [builder.options for builder in MODELS.values()]
     undescribed = [
         f"{kind.__name__}.{name}"
-        for kind in (ModelConfig, OxfordPetsConfig, DataConfig, AugmentConfig, TrainConfig, ServeConfig, *options)
+        for kind in (
+            ModelConfig,
+            config.OxfordPetsConfig,
+            config.DataConfig,
+            AugmentConfig,
+            TrainConfig,
+            ServeConfig,
+            *options,
+        )
         for name, field in kind.model_fields.items()
         if not field.description and not hasattr(field.annotation, "model_fields")
     ]
@@ -210,13 +205,13 @@ def test_a_ramp_rises_to_the_size(ramp):
 
 def test_validated_names_its_source():
     with pytest.raises(PetsegError, match=r"^the flag: train\.epochs is 0; input should be greater"):
-        validated(RunConfig, {"train": {"epochs": 0}}, source="the flag")
+        config.validated(RunConfig, {"train": {"epochs": 0}}, source="the flag")
 
 
 def test_serving():
-    assert load_serving(["pixels=5"], port=0) == ServeConfig(pixels=5, port=0)
+    assert config.load_serving(["pixels=5"], port=0) == ServeConfig(pixels=5, port=0)
     with pytest.raises(PetsegError, match=r"^serve: field 'pixel' is unknown; choose one of: pixels, "):
-        load_serving(["pixel=5"])
+        config.load_serving(["pixel=5"])
 
 
 # --set

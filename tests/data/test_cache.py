@@ -38,14 +38,10 @@ def prepare(folder: Path, size: int = SIZE, task: str = "trimap", **options: obj
     return cache.prepare(open_dataset(folder, DataConfig(oxford_pets=OxfordPetsConfig(task=task))), size, **options)
 
 
-class Count:
-    """Keeps what a call of `prepare` reports; empty when it decoded nothing."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, int]] = []
-
-    def __call__(self, done: int, total: int) -> None:
-        self.calls.append((done, total))
+def counted(folder: Path) -> tuple[cache.Prepared, list[tuple[int, int]]]:
+    """Returns what `prepare` returns, and its reports: none when it decoded nothing."""
+    calls: list[tuple[int, int]] = []
+    return prepare(folder, on_progress=lambda *call: calls.append(call)), calls
 
 
 def names_in(folder: Path) -> list[str]:
@@ -120,15 +116,13 @@ def test_threads_do_not_change_the_order(eight_pets, monkeypatch):
 def test_rows(eight_pets):
     prepared = prepare(eight_pets)
     ids = [sample.id for sample in prepared.samples]
-    rows = prepared.rows([ids[3], "no_such_1", ids[0]])
-    assert rows.dtype == np.int64
-    assert rows.tolist() == [3, 0]
-    assert prepared.rows([]).tolist() == []
+    for wanted, rows in (([ids[3], "no_such_1", ids[0]], [3, 0]), ([], [])):
+        assert prepared.rows(wanted).dtype == np.int64
+        assert prepared.rows(wanted).tolist() == rows
 
 
 def test_unusable_samples_are_left_out_by_name_with_the_reason(trapped):
-    count = Count()
-    prepared = prepare(trapped, on_progress=count)
+    prepared, calls = counted(trapped)
     reasons = {
         "truncated JPEG": "image cannot be decoded",
         "empty image file": "image cannot be decoded",
@@ -141,7 +135,7 @@ def test_unusable_samples_are_left_out_by_name_with_the_reason(trapped):
     ids = [sample.id for sample in prepared.dataset.samples]
     assert [sample.id for sample in prepared.samples] == [name for name in ids if name not in wanted]
     assert len(prepared.images) == len(prepared.labels) == len(ids) - 4
-    assert count.calls == [(done, len(ids)) for done in range(1, len(ids) + 1)]
+    assert calls == [(done, len(ids)) for done in range(1, len(ids) + 1)]
     assert prepared.notes["beagle_904"] == (SUSPECT,)
     assert "beagle_1" not in prepared.notes
     # a row that follows a left-out one is still its own image
@@ -162,12 +156,10 @@ def test_a_folder_of_unusable_images(copied, cache_folder):
 
 
 def test_a_second_call_decodes_nothing(eight_pets):
-    first, again = Count(), Count()
-    one = prepare(eight_pets, on_progress=first)
+    one, first = counted(eight_pets)
     written = (one.folder / "index.json").stat()
-    two = prepare(eight_pets, on_progress=again)
-    assert first.calls == [(done, 8) for done in range(1, 9)]
-    assert again.calls == []
+    two, again = counted(eight_pets)
+    assert (first, again) == ([(done, 8) for done in range(1, 9)], [])
     assert two.folder == one.folder
     now = (two.folder / "index.json").stat()
     assert (now.st_mtime_ns, now.st_ino) == (written.st_mtime_ns, written.st_ino)
@@ -193,9 +185,8 @@ def test_an_unchanged_folder_is_not_even_read(copied):
 def test_a_copy_elsewhere_with_other_times_finds_the_same_cache(eight_pets, copied):
     for path in copied.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
-    first, count = prepare(eight_pets), Count()
-    assert prepare(copied, on_progress=count).folder == first.folder
-    assert count.calls == []
+    first, (second, calls) = prepare(eight_pets), counted(copied)
+    assert (second.folder, calls) == (first.folder, [])
 
 
 def test_another_folder_is_read_even_if_sizes_and_times_agree(eight_pets, copied):
@@ -240,9 +231,9 @@ def rename_a_pair(folder: Path) -> None:
 def test_another_content_is_another_cache(copied, cache_folder, change):
     first = prepare(copied)
     change(copied)
-    count = Count()
-    assert prepare(copied, on_progress=count).folder != first.folder
-    assert count.calls
+    second, calls = counted(copied)
+    assert second.folder != first.folder
+    assert calls
     assert len(names_in(cache_folder)) == 2
 
 
@@ -256,14 +247,10 @@ def test_other_splits_are_another_key_of_the_same_cache(copied):
     assert second.dataset.splits["train"] == ()
 
 
-def test_a_skipped_file_changes_nothing(copied):
-    first = prepare(copied)
+def test_skipped_and_lost_files(copied):
+    first, dataset = prepare(copied), open_dataset(copied)
     (copied / "images" / "._beagle_1.jpg").write_bytes(b"x")
-    assert prepare(copied).key == first.key
-
-
-def test_an_image_that_is_lost_after_listing_is_left_out(copied):
-    dataset = open_dataset(copied)
+    assert prepare(copied).key == first.key, "a skipped file changes nothing"
     (copied / "images" / "beagle_1.jpg").unlink()
     assert "image cannot be decoded" in cache.prepare(dataset, SIZE).left_out["beagle_1"]
 
@@ -333,9 +320,8 @@ def test_a_killed_process_leaves_nothing_under_the_name(eight_pets, cache_folder
         process.kill()
     (unfinished,) = names_in(cache_folder)
     assert not (cache_folder / "prepared" / unfinished / "index.json").exists()
-    count = Count()
-    prepared = prepare(eight_pets, on_progress=count)
-    assert len(count.calls) == len(prepared.samples) == 8
+    prepared, calls = counted(eight_pets)
+    assert len(calls) == len(prepared.samples) == 8
     assert names_in(cache_folder) == [prepared.folder.name]
     assert unfinished.startswith(f"{prepared.folder.name}.tmp")
 
@@ -415,18 +401,17 @@ def test_a_cache_without_its_index_is_made_again(eight_pets):
     """The index is written last, so a folder without it is no cache."""
     first = prepare(eight_pets)
     (first.folder / "index.json").unlink()
-    count = Count()
-    assert prepare(eight_pets, on_progress=count).folder == first.folder
-    assert len(count.calls) == 8
+    again, calls = counted(eight_pets)
+    assert (again.folder, len(calls)) == (first.folder, 8)
 
 
 def test_too_little_space_is_an_error_before_anything_is_decoded(eight_pets, cache_folder):
-    count = Count()
-    with pytest.raises(
-        PetsegError, match=r"cache .*: \d+\.\d GB free, 3200000\.0 GB wanted; free some space or set PETSEG_C"
-    ):
-        prepare(eight_pets, 10_000_000, on_progress=count)
-    assert count.calls == []
+    def decoded(done: int, total: int) -> None:
+        raise AssertionError
+
+    match = r"cache .*: \d+\.\d GB free, 3200000\.0 GB wanted; free some space or set PETSEG_CACHE"
+    with pytest.raises(PetsegError, match=match):
+        prepare(eight_pets, 10_000_000, on_progress=decoded)
     assert names_in(cache_folder) == []
 
 

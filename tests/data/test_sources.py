@@ -15,16 +15,7 @@ from petseg.config import DataConfig, OxfordPetsConfig
 from petseg.data import sources
 from petseg.data.cache import prepare
 from petseg.data.download import ARCHIVES
-from petseg.data.sources import (
-    FOLDER,
-    OFFICIAL,
-    SYNTHETIC,
-    UNOFFICIAL,
-    find_data,
-    get_data,
-    open_dataset,
-    synthetic_data,
-)
+from petseg.data.sources import find_data, get_data, open_dataset, synthetic_data
 from petseg.errors import PetsegError
 
 
@@ -65,7 +56,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def test_official_are_archives_of_the_right_bytes(archives, monkeypatch):
     publish(monkeypatch, archives)
     dataset = open_dataset(archives)
-    assert (dataset.provenance, dataset.official) == (OFFICIAL, True)
+    assert (dataset.provenance, dataset.official) == (sources.OFFICIAL, True)
     monkeypatch.setattr(sources, "is_official", None)
     assert open_dataset(archives).official, "checksums are computed once"
 
@@ -77,7 +68,7 @@ def test_archives_of_the_right_content_and_other_bytes_are_not_official(archives
     content = (archives / wrong).read_bytes()
     (archives / wrong).write_bytes(gzip.compress(gzip.decompress(content), mtime=1))
     dataset = open_dataset(archives)
-    assert (dataset.provenance, dataset.official) == (UNOFFICIAL, False)
+    assert (dataset.provenance, dataset.official) == (sources.UNOFFICIAL, False)
     assert len(dataset.samples) == 8
 
 
@@ -87,17 +78,17 @@ def test_a_folder_is_never_official(archives, eight_pets, monkeypatch):
     for name in ("images", "annotations"):
         shutil.copytree(eight_pets / name, archives / name)
     dataset = open_dataset(archives)
-    assert (dataset.provenance, dataset.official) == (FOLDER, False)
+    assert (dataset.provenance, dataset.official) == (sources.FOLDER, False)
     assert dataset.samples[0].image.parent == archives / "images"
 
 
-@pytest.mark.parametrize("memo", [b"", b"tru", b"\xff", b"True"])
-def test_a_damaged_memo_is_not_believed(archives, cache_folder, memo):
+def test_a_damaged_memo_is_not_believed(archives, cache_folder):
     open_dataset(archives)
     (path,) = (cache_folder / "extracted").glob("*.official")
-    path.write_bytes(memo)
-    assert not open_dataset(archives).official
-    assert path.read_bytes() == b"false"
+    for memo in (b"", b"tru", b"\xff", b"True"):
+        path.write_bytes(memo)
+        assert not open_dataset(archives).official
+        assert path.read_bytes() == b"false"
 
 
 # Archives
@@ -150,29 +141,21 @@ def test_the_config_reaches_the_dataset(eight_pets, archives):
         assert "test" not in dataset.splits
 
 
-@pytest.mark.parametrize(
-    ("there", "match"),
-    [
-        ((), r"images\.tar\.gz and annotations\.tar\.gz missing; wanted images/ and annotations/, or the two archives"),
-        (("images.tar.gz",), r": annotations\.tar\.gz missing;"),
-        (("annotations.tar",), r": images\.tar\.gz missing;"),
-    ],
-)
-def test_a_folder_with_neither(tmp_path, there, match):
-    for name in there:
-        (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(PetsegError, match=match):
-        open_dataset(tmp_path)
-
-
-def test_no_folder_or_half_a_layout(tmp_path, copied):
-    (tmp_path / "file").write_text("x")
-    for name in ("nowhere", "file"):
-        with pytest.raises(PetsegError, match=rf"data folder .*{name}: not a folder; run `petseg data get`, or point"):
-            open_dataset(tmp_path / name)
+def test_folders_without_a_dataset(tmp_path, copied):
     shutil.rmtree(copied / "annotations")
-    with pytest.raises(PetsegError, match=r"no annotations/trimaps/\*\.png in it"):
-        open_dataset(copied)
+    for name, file, match in (
+        ("nowhere", None, r"data folder .*nowhere: not a folder; run `petseg data get`, or point"),
+        ("images.tar.gz", "images.tar.gz", r"not a folder"),
+        ("", None, r": annotations\.tar\.gz missing; wanted images/ and annotations/, or the two archives"),
+        ("second", "second/annotations.tar", r": images\.tar\.gz missing;"),
+        ("third", "third/file", r"images\.tar\.gz and annotations\.tar\.gz missing;"),
+        ("copied", None, r"no annotations/trimaps/\*\.png in it"),
+    ):
+        if file is not None:
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_bytes(b"x")
+        with pytest.raises(PetsegError, match=match):
+            open_dataset(tmp_path / name)
 
 
 def test_find_data_takes_given_then_the_variable_then_the_download(tmp_path, monkeypatch):
@@ -200,14 +183,14 @@ def test_synthetic_data_is_drawn_once(cache_folder, monkeypatch):
     assert synthetic_data() == target
     status = target.stat()
     dataset = open_dataset(target)
-    assert (dataset.provenance, dataset.official) == (SYNTHETIC, False)
+    assert (dataset.provenance, dataset.official) == (sources.SYNTHETIC, False)
     assert (len(dataset.samples), dataset.skipped) == (74, {})
     assert len({sample.group for sample in dataset.samples}) == 37
     assert synthetic_data() == target
     assert (target.stat().st_ino, target.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
     assert not stale.exists()
     monkeypatch.chdir(target.parent)
-    assert open_dataset(Path(target.name)).provenance == SYNTHETIC
+    assert open_dataset(Path(target.name)).provenance == sources.SYNTHETIC
 
 
 # No permission
