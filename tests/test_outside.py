@@ -106,6 +106,7 @@ def test_it_is_trained_scored_counted_exported_and_predicted_with(recipe, garden
 
     metadata = export_run(run, tmp_path / "garden.onnx")
     assert (metadata["title"], metadata["data"]["name"]) == ("Two scales", "Garden")
+    assert not {"licence", "limits", "url"} & {*metadata, *metadata["data"]}, "those are of the pets"
     image, ids = draw(99)
     found = Segmenter(tmp_path / "garden.onnx")(image)
     assert found.classes == CLASSES

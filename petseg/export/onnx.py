@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from petseg import storage
 from petseg.data.dataset import UInt8
+from petseg.data.oxford_pets import NAME as OXFORD_PETS_NAME
 from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import TrainedRun, load_run
 from petseg.export.openvino import AGREEMENT, OpenVINO, compare, drawn_images, refusal
@@ -54,30 +55,32 @@ weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on
 LARGEST = 4096
 """Side in pixels up to which a file takes images of any size."""
 
-LICENCE = {
-    "weights": "CC BY-SA 4.0",
-    "url": "https://creativecommons.org/licenses/by-sa/4.0/",
-    "data": 'The Oxford-IIIT Pet Dataset by Omkar M. Parkhi, Andrea Vedaldi, Andrew Zisserman and C. V. Jawahar ("Cats '
-    'and Dogs", CVPR 2012), CC BY-SA 4.0',
-}
-
-DATA_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
-
 DEFINITIONS = {
-    "miou": "mean over pet, background and border of iou; cat and dog count as pet",
+    "miou": "mean of iou over the scored classes, those that it names",
     "iou": "true positives / (true positives + false positives + false negatives), from one confusion matrix over all "
     "pixels of the split",
     "pixel_accuracy": "share of pixels whose class is right",
     "mean_boundary_f": "mean over classes and images of the boundary F measure, within .75 % of the diagonal",
-    "image_class_accuracy": "share of the images with a pet whose species is right",
+    "image_class_accuracy": "of merged classes (cat and dog as pet): share of images whose class is right",
 }
 
-LIMITS = (
-    "cats and dogs alone: other animals, toys and drawings may be called pet or not",
-    "trained on photos of one pet of 37 breeds, most of it in view",
-    "a photo is resized to a square of `size` pixels: a pet that is small in it is seen coarsely; crop first",
-    "border is a band around the pet's outline as the dataset's annotators saw it",
-)
+OXFORD_PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
+
+OXFORD_PETS = {
+    "limits": (
+        "cats and dogs alone: other animals, toys and drawings may be called pet or not",
+        "trained on photos of one pet of 37 breeds, most of it in view",
+        "a photo is resized to a square of `size` pixels: a pet that is small in it is seen coarsely; crop first",
+        "border is a band around the pet's outline as the dataset's annotators saw it",
+    ),
+    "licence": {
+        "weights": "CC BY-SA 4.0",
+        "url": "https://creativecommons.org/licenses/by-sa/4.0/",
+        "data": "The Oxford-IIIT Pet Dataset by Omkar M. Parkhi, Andrea Vedaldi, Andrew Zisserman and C. V. Jawahar "
+        '("Cats and Dogs", CVPR 2012), CC BY-SA 4.0',
+    },
+}
+"""What a file says too where that dataset trained it; of others, limits and licence are not known here."""
 
 SCORES = ("split", "images", "frame", "miou", "iou", "pixel_accuracy", "mean_boundary_f", "image_class_accuracy")
 """What of an evaluation a file's metadata repeat, where it has it."""
@@ -364,7 +367,7 @@ def _quiet() -> Iterator[None]:
 
 def _description(run: Path, trained: TrainedRun) -> dict[str, Any]:
     """Returns what a file says of itself beside its weights."""
-    config = trained.config
+    config, pets = trained.config, trained.data.name == OXFORD_PETS_NAME
     return {
         "model": config.model.name,
         "title": title_of(config.model.name),
@@ -374,15 +377,14 @@ def _description(run: Path, trained: TrainedRun) -> dict[str, Any]:
         "normalisation is part of the graph",
         "scores": _scores(run),
         "definitions": DEFINITIONS,
-        "limits": LIMITS,
         "data": {
             "name": trained.data.name,
-            "url": DATA_URL,
             "copy": trained.data.images,
+            **({"url": OXFORD_PETS_URL} if pets else {}),
         },
         "config": config.model_dump(),
         "environment": storage.read_json(run / "environment.json"),
-        "licence": LICENCE,
+        **(OXFORD_PETS if pets else {}),
     }
 
 
