@@ -12,6 +12,7 @@ import numpy as np
 from petseg import storage
 from petseg.config import ModelConfig
 from petseg.data.dataset import classes_from
+from petseg.data.oxford_pets import NAME
 from petseg.evaluation.corruptions import corruptions
 from petseg.evaluation.evaluate import Evaluation, ImageScores, summarise, write_evaluation
 from petseg.evaluation.robustness import EVERY, CorruptedScores, Robustness
@@ -100,7 +101,7 @@ def make_study(
     study = load_study("study")
     classes = tuple(ClassInfo(name=entry.name, colour=entry.colour, role=entry.role) for entry in CLASSES)
     data = DataInfo(
-        name="drawn counts",
+        name=NAME,  # its groups are breeds
         provenance="drawn by a test",
         official=False,
         largest_side=500,

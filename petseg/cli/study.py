@@ -60,27 +60,26 @@ def _print_runs(study: Study, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from petseg.experiments.study.plan import plan
-    from petseg.experiments.study.run import open_study, pace
+    from petseg.experiments.study.plan import durations, plan
+    from petseg.experiments.study.run import open_study
     from petseg.units import duration
 
     manifest = open_study(study, folder)
-    known = pace(manifest, folder)
+    planned = plan(manifest)
+    seconds = durations(manifest, folder, planned)
     table = Table(title=f"{study.title}: {folder}")
     for column in ("", "run", "for", "time", "state"):
         table.add_column(column, justify="right" if column in ("", "time") else "left", overflow="fold")
-    total = left = 0.0
-    for number, run in enumerate(plan(manifest), start=1):
+    left = 0.0
+    for number, run in enumerate(planned, start=1):
         arms: dict[str, list[str]] = {}
         for row in run.rows:
             arms.setdefault(row.experiment, []).append(row.arm)
         purpose = "; ".join(f"{name} {', '.join(own)}" for name, own in arms.items())
-        seconds, state = known.seconds(run), run.state(folder)
-        total += seconds
-        left += seconds if state in ("missing", "waiting") else 0
+        state = run.state(folder)
+        left += seconds[run.name] if state in ("missing", "waiting") else 0
         # its config is not known yet, so neither is its name
         name = run.name.rpartition("-")[0] if run.waits else run.name
-        table.add_row(str(number), name, purpose, duration(seconds), state)
+        table.add_row(str(number), name, purpose, duration(seconds[run.name]), state)
     Console().print(table)
-    measured = "from measured epochs" if known.measured else "no epoch measured yet: as on two cores with AMX"
-    print(f"{duration(total)} in all, {duration(left)} left ({measured})")
+    print(f"{duration(sum(seconds.values()))} in all, {duration(left)} left, by the epochs that were measured")

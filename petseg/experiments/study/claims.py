@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from petseg.errors import PetsegError, unknown_name
 from petseg.schema import ArmDifference, Expectation, Verdict
 
 if TYPE_CHECKING:
     from petseg.experiments.study.recipe import Experiment
+
+
+DifferenceT = TypeVar("DifferenceT", bound=ArmDifference)
 
 
 @dataclass(frozen=True)
@@ -103,18 +106,19 @@ def verdict(low: float, high: float, *, equal: bool, by: float = 0.0) -> Verdict
     return "held" if low > by else "did not hold" if high < by else "open"
 
 
-def expectations(own_claims: Sequence[Claim], found: ArmDifference, seeds: int) -> tuple[Expectation, ...]:
-    """Returns those claims that are about two arms, in either order, with their verdicts.
+def expect(found: DifferenceT, own_claims: Sequence[Claim], seeds: int) -> DifferenceT:
+    """Returns a difference with those claims that are about its arms, in either order, and their verdicts.
 
     A claim stays open as long as a seed of its arms is missing. An arm whose training diverged in every seed has lost.
 
     Args:
-        own_claims: about the metric of what was found.
-        found: the arms' difference.
+        found: the difference.
+        own_claims: about its metric.
         seeds: how many there are to be.
     """
     about = [claim for claim in own_claims if {claim.left, claim.right} == {found.left, found.right}]
-    return tuple(Expectation(**asdict(claim), verdict=_judge(claim, found, seeds)) for claim in about)
+    expected = tuple(Expectation(**asdict(claim), verdict=_judge(claim, found, seeds)) for claim in about)
+    return found.model_copy(update={"expected": expected})
 
 
 def _judge(claim: Claim, found: ArmDifference, seeds: int) -> Verdict:

@@ -11,54 +11,18 @@ from typing import TypeVar, get_args
 import numpy as np
 from pydantic import JsonValue
 
+from petseg import schema
 from petseg.config import flat_fields
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.evaluation.statistics import seed_interval
-from petseg.experiments.study.arms import (
-    BOUNDARY,
-    HOW,
-    Arm,
-    Pair,
-    cost_ratios,
-    difference,
-    estimate,
-    mean,
-    model_pairs,
-    rounded,
-    scores_of,
-    scoring,
-    side_by_side,
-    stacked,
-)
-from petseg.experiments.study.claims import Claim, claims, verdict
+from petseg.experiments.study import intervals
+from petseg.experiments.study.claims import Claim, claims, expect, verdict
 from petseg.experiments.study.plan import MatchQuestion, tuning_arm
 from petseg.experiments.study.recipe import Experiment, Tuning, tuning_cells
 from petseg.experiments.study.results import TUNING, Results, RunEntry, RunResult
 from petseg.experiments.study.subsets import find_robustness, find_subsets
 from petseg.metrics import Confusion, Score
 from petseg.models import title_of
-from petseg.schema import (
-    ArmDifference,
-    ArmFindings,
-    ArmScores,
-    Band,
-    CostMatch,
-    EpochBands,
-    EpochRow,
-    ExperimentFindings,
-    Findings,
-    Machine,
-    PairedDifference,
-    RunState,
-    SeedMean,
-    SettingLoss,
-    TargetLoss,
-    TrainingFindings,
-    TuningCell,
-    TuningFindings,
-    Verdict,
-    write_record,
-)
 from petseg.training import runs
 
 FINDINGS = "findings.json"
@@ -70,7 +34,7 @@ Part = TypeVar("Part")
 Progress = Callable[[int, int], None]
 
 
-def find(folder: Path, on_progress: Progress = lambda done, total: None) -> Findings:
+def find(folder: Path, on_progress: Progress = lambda done, total: None) -> schema.Findings:
     """Returns the findings of the study in a folder, complete or not.
 
     Args:
@@ -90,14 +54,14 @@ def find(folder: Path, on_progress: Progress = lambda done, total: None) -> Find
 
     states = [entry.state for entry in manifest.runs]
     models = [*(study.tuning.models if study.tuning else ()), *(m for e in study.experiments for m in e.models)]
-    return Findings(
+    return schema.Findings(
         petseg=manifest.petseg,
         title=study.title,
         models={name: title_of(name) for name in models},
         data=manifest.data,
-        confidence=HOW.confidence,
-        resamples=HOW.resamples,
-        runs={state: states.count(state) for state in get_args(RunState) if state in states},
+        confidence=intervals.HOW.confidence,
+        resamples=intervals.HOW.resamples,
+        runs={state: states.count(state) for state in get_args(schema.RunState) if state in states},
         training=_training(results),
         latency_environment=manifest.latency_environment,
         target_loss=TARGET_LOSS,
@@ -112,17 +76,17 @@ def find(folder: Path, on_progress: Progress = lambda done, total: None) -> Find
 def write_findings(folder: Path, on_progress: Progress = lambda done, total: None) -> Path:
     """Returns FOLDER/findings.json, written anew; arguments and errors are those of `find`."""
     path = folder / FINDINGS
-    write_record(path, find(folder, on_progress))
+    schema.write_record(path, find(folder, on_progress))
     return path
 
 
 # --- an experiment ---------------------------------------------------------------------------------------------------
 
 
-def _experiment(results: Results, experiment: Experiment) -> ExperimentFindings:
+def _experiment(results: Results, experiment: Experiment) -> schema.ExperimentFindings:
     split = "test" if experiment.test else "val"
     machine = _usual_machine(results, experiment)
-    return ExperimentFindings(
+    return schema.ExperimentFindings(
         name=experiment.name,
         title=experiment.title,
         split=split,
@@ -146,7 +110,7 @@ def _machine(run: RunResult) -> str:
     return f"{made.device} {made.processor} {made.threads} {made.precision}"
 
 
-def _arm(results: Results, experiment: Experiment, name: str, machine: str) -> ArmFindings:
+def _arm(results: Results, experiment: Experiment, name: str, machine: str) -> schema.ArmFindings:
     model, _, variant = name.partition("/")
     config = results.study.arm_config(experiment, name)
     finished = results.arm(experiment, name)
@@ -154,7 +118,7 @@ def _arm(results: Results, experiment: Experiment, name: str, machine: str) -> A
     data = results.manifest.data
     question = MatchQuestion.of(results.study, experiment, name)
     match = None if question is None else results.manifest.matches.get(question.key)
-    return ArmFindings(
+    return schema.ArmFindings(
         arm=name,
         model=model,
         variant=variant,
@@ -167,90 +131,109 @@ def _arm(results: Results, experiment: Experiment, name: str, machine: str) -> A
         train_images=None if data is None else round(data.splits["train"] * config.data.fraction),
         learning_rate=trained.learning_rate if trained else None,
         warmup=trained.warmup if trained else None,
-        match=match and CostMatch(quantity=match.quantity, wanted=match.wanted, reached=match.reached),
+        match=match and schema.CostMatch(quantity=match.quantity, wanted=match.wanted, reached=match.reached),
         cost=next((results.manifest.costs.get(entry.cost) for entry in finished.values()), None),
         scores=_scores(results, experiment, finished, machine) if finished else None,
     )
 
 
-def _scores(results: Results, experiment: Experiment, finished: Arm, machine: str) -> ArmScores:
+def _scores(results: Results, experiment: Experiment, finished: intervals.Arm, machine: str) -> schema.ArmScores:
     split = "test" if experiment.test else "val"
     made = [results.result(entry) for entry in finished.values()]
-    _, (counts,) = stacked(results, [finished], split)
-    _, (edges,) = stacked(results, [finished], split, BOUNDARY)
-    classes = list(made[0].evaluations[split].iou)
+    (counts,) = intervals.stacked(results, [finished], split)[1]
+    (edges,) = intervals.stacked(results, [finished], split, intervals.BOUNDARY)[1]
+    scores = [run.evaluations[split] for run in made]
+    classes = list(scores[0].iou)
     reached = [(run, epoch) for run in made if (epoch := _epochs_to(run.history, TARGET_LOSS)) is not None]
     timed = {run.name: runs.epoch_seconds(run.history) for run in made if _machine(run) == machine}
-    first = experiment is results.study.experiments[0]
-    return ArmScores(
-        miou=estimate(counts),
-        iou={label: estimate(counts, scoring(label, classes)) for label in classes},
-        by_seed={seed: rounded(100 * run.evaluations[split].miou) for seed, run in zip(finished, made, strict=True)},
-        boundary_f=estimate(edges, scoring(BOUNDARY, classes)),
-        cross_entropy=_over_seeds([run.evaluations[split].cross_entropy for run in made]),
-        train_seconds=mean([timed[run.name] * len(run.history) for run in made if run.name in timed]),
-        target=TargetLoss(
-            runs=len(reached), seconds=mean([timed[run.name] * epoch for run, epoch in reached if run.name in timed])
+    return schema.ArmScores(
+        miou=intervals.estimate(counts),
+        iou={label: intervals.estimate(counts, intervals.scoring(label, classes)) for label in classes},
+        by_seed={seed: intervals.rounded(100 * own.miou) for seed, own in zip(finished, scores, strict=True)},
+        boundary_f=intervals.estimate(edges, intervals.scoring(intervals.BOUNDARY, classes)),
+        cross_entropy=_over_seeds([own.cross_entropy for own in scores]),
+        train_seconds=_mean([timed[run.name] * len(run.history) for run in made if run.name in timed]),
+        target=schema.TargetLoss(
+            runs=len(reached), seconds=_mean([timed[run.name] * epoch for run, epoch in reached if run.name in timed])
         ),
         # the page draws those of the first experiment; the others' stand with their runs
-        history=_history([run.history for run in made]) if first else (),
+        history=_history(made) if experiment is results.study.experiments[0] else (),
     )
 
 
-def _over_seeds(values: Sequence[float]) -> SeedMean:
-    low, high = seed_interval(values) or (None, None)
-    ends = {} if low is None or high is None else {"low": rounded(low), "high": rounded(high)}
-    return SeedMean(mean=rounded(float(np.mean(values))), **ends)
+def _mean(values: Sequence[float]) -> float | None:
+    return intervals.rounded(float(np.mean(values))) if values else None
 
 
-def _epochs_to(history: Sequence[EpochRow], loss: float) -> int | None:
+def _over_seeds(values: Sequence[float]) -> schema.SeedMean:
+    low, high = map(intervals.rounded, ends) if (ends := seed_interval(values)) else (None, None)
+    return schema.SeedMean(mean=intervals.rounded(float(np.mean(values))), low=low, high=high)
+
+
+def _epochs_to(history: Sequence[schema.EpochRow], loss: float) -> int | None:
     """Returns the epoch after which the validation loss was first at or below `loss`; None: never."""
     return next((row.epoch for row in history if row.val_loss <= loss), None)
 
 
-def _history(histories: Sequence[Sequence[EpochRow]]) -> tuple[EpochBands, ...]:
+def _history(made: Sequence[RunResult]) -> tuple[schema.EpochBands, ...]:
     """Returns, for each epoch, the mean, lowest and highest over seeds of each curve."""
 
-    def band(values: Sequence[float]) -> Band:
-        return Band(mean=rounded(float(np.mean(values))), low=rounded(min(values)), high=rounded(max(values)))
+    def band(rows: Sequence[schema.EpochRow], curve: str) -> schema.Band:
+        values = [getattr(row, curve) for row in rows]
+        mean, low, high = map(intervals.rounded, (float(np.mean(values)), min(values), max(values)))
+        return schema.Band(mean=mean, low=low, high=high)
 
+    curves = ("train_loss", "val_loss", "val_miou")
     return tuple(
-        EpochBands(
-            epoch=rows[0].epoch,
-            train_loss=band([row.train_loss for row in rows]),
-            val_loss=band([row.val_loss for row in rows]),
-            val_miou=band([row.val_miou for row in rows]),
-        )
-        for rows in zip(*histories, strict=False)
+        schema.EpochBands(epoch=rows[0].epoch, **{curve: band(rows, curve) for curve in curves})
+        for rows in zip(*(run.history for run in made), strict=False)
     )
 
 
-def _differences(results: Results, experiment: Experiment, split: str) -> Iterator[ArmDifference]:
+def _differences(results: Results, experiment: Experiment, split: str) -> Iterator[schema.ArmDifference]:
     """Yields each pair of arms that is compared, in the order of the page; claims stand with what they are about."""
     for (left, right, metric), own_claims in _compared(results, experiment).items():
         arms = [results.arm(experiment, arm) for arm in (left, right)]
         if any(entry.name == other.name for seed, entry in arms[0].items() if (other := arms[1].get(seed)) is not None):
             continue  # the same run under two names
-        seeds, sides = stacked(results, arms, split, metric)
-        diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in (left, right)}
-        pair = Pair(experiment, left, right, own_claims)
-        classes = list(results.result(arms[0][seeds[0]]).evaluations[split].iou) if seeds else [metric]
-        found = pair.compare(
-            (seeds, sides), scoring(metric, classes), metric, {arm: count for arm, count in diverged.items() if count}
-        )
+        seeds, sides = intervals.stacked(results, arms, split, metric)
+        difference, costs = None, {}
         if seeds:
-            costs = (results.manifest.costs.get(arm[seeds[0]].cost) for arm in arms)
-            found = found.model_copy(update={"cost_ratios": cost_ratios(*costs)})
-        yield found
+            entries = [arm[seeds[0]] for arm in arms]
+            classes = list(results.result(entries[0]).evaluations[split].iou)
+            difference = intervals.difference(sides[0], sides[1], intervals.scoring(metric, classes))
+            costs = _cost_ratios(*(results.manifest.costs.get(entry.cost) for entry in entries))
+        diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in (left, right)}
+        found = schema.ArmDifference(
+            left=left,
+            right=right,
+            metric=metric,
+            seeds=seeds,
+            diverged={arm: count for arm, count in diverged.items() if count},
+            difference=difference,
+            cost_ratios=costs,
+        )
+        yield expect(found, own_claims, len(experiment.seeds))
+
+
+def _cost_ratios(first: schema.CostInfo | None, second: schema.CostInfo | None) -> dict[str, float]:
+    """Returns what the first costs in units of the second, where both were measured; nothing of one same shape."""
+    if first is None or second is None or first == second:
+        return {}
+    names = ("macs", "parameters", "activation_bytes")
+    ratios = {name: intervals.rounded(getattr(first, name) / getattr(second, name)) for name in names}
+    if first.latency_ms and second.latency_ms:
+        ratios = {"latency": intervals.rounded(first.latency_ms.p50 / second.latency_ms.p50), **ratios}
+    return ratios
 
 
 def _compared(results: Results, experiment: Experiment) -> dict[tuple[str, str, str], list[Claim]]:
     """Returns (left, right, metric) -> claims: models in each variant, variants with the first, and what is claimed."""
     wanted: dict[tuple[str, str, str], list[Claim]] = {}
-    for left, right in model_pairs(experiment):
+    for left, right in intervals.model_pairs(experiment):
         wanted[left, right, "miou"] = []
         if experiment is results.study.experiments[0]:
-            wanted[left, right, BOUNDARY] = []
+            wanted[left, right, intervals.BOUNDARY] = []
     plain, *others = experiment.variants
     for variant in others:
         if experiment.variants[variant].line == experiment.variants[plain].line:
@@ -267,13 +250,13 @@ def _compared(results: Results, experiment: Experiment) -> dict[tuple[str, str, 
 # --- tuning ----------------------------------------------------------------------------------------------------------
 
 
-def _tuning(results: Results) -> TuningFindings | None:
+def _tuning(results: Results) -> schema.TuningFindings | None:
     tuning = results.study.tuning
     if tuning is None:
         return None
     config = results.study.config(tuning.models[0], tuning.seed, [tuning.fields], source="study: tuning")
     more_lost, held = _more_lost(results, tuning)
-    return TuningFindings(
+    return schema.TuningFindings(
         seed=tuning.seed,
         size=config.data.size,
         epochs=config.train.epochs,
@@ -291,60 +274,57 @@ def _cell_run(results: Results, tuning: Tuning, model: str, cell: Mapping[str, f
     return results.entry(TUNING, tuning_arm(model, cell), tuning.seed)
 
 
-def _cell(results: Results, tuning: Tuning, model: str, cell: Mapping[str, float]) -> TuningCell:
+def _cell(results: Results, tuning: Tuning, model: str, cell: Mapping[str, float]) -> schema.TuningCell:
     entry = _cell_run(results, tuning, model, cell)
-    scored = entry is not None and entry.state == "finished"
-    points = rounded(100 * results.result(entry).evaluations["val"].miou) if entry and scored else None
-    return TuningCell(model=model, **cell, state=entry.state if entry else "missing", points=points)
+    points = None
+    if entry is not None and entry.state == "finished":
+        points = intervals.rounded(100 * results.result(entry).evaluations["val"].miou)
+    return schema.TuningCell(model=model, **cell, state=entry.state if entry else "missing", points=points)
 
 
-def _own_and_other(results: Results, tuning: Tuning, model: str) -> tuple[RunEntry, RunEntry] | None:
-    """Returns a model's run at its own best setting and at the other model's; None before both are known."""
+def _own_and_other(results: Results, tuning: Tuning, model: str) -> list[RunEntry]:
+    """Returns a model's run at its own best setting and at the other model's; nothing before both have ended."""
     best = results.manifest.tuned
     other = next(name for name in tuning.models if name != model)
     if model not in best or other not in best:
-        return None
+        return []
     cells = (best[name].model_dump(include={"learning_rate", "warmup"}) for name in (model, other))
-    own, others = (_cell_run(results, tuning, model, cell) for cell in cells)
-    if own is None or others is None or own.state != "finished" or others.state not in ("finished", "diverged"):
-        return None
-    return own, others
+    found = [entry for cell in cells if (entry := _cell_run(results, tuning, model, cell)) is not None]
+    return found if len(found) == 2 and all(entry.state in ("finished", "diverged") for entry in found) else []
 
 
-def _loss(results: Results, tuning: Tuning, model: str) -> SettingLoss | None:
+def _loss(results: Results, tuning: Tuning, model: str) -> schema.SettingLoss | None:
     """Returns what a model loses at the other's best setting."""
     found = _own_and_other(results, tuning, model)
-    if found is None:
+    if not found:
         return None
-    own, other = found
-    if other.state == "diverged":
-        return SettingLoss(outcome="diverged")
-    if own.name == other.name:
-        return SettingLoss(outcome="same setting")
-    lost = difference(results.counts(own, "val"), results.counts(other, "val"))
-    return SettingLoss(outcome="scored", difference=lost)
+    if found[1].state == "diverged":
+        return schema.SettingLoss(outcome="diverged")
+    if found[0].name == found[1].name:
+        return schema.SettingLoss(outcome="same setting")
+    own, other = (results.counts(entry, "val") for entry in found)
+    return schema.SettingLoss(outcome="scored", difference=intervals.difference(own, other))
 
 
-def _more_lost(results: Results, tuning: Tuning) -> tuple[PairedDifference | None, Verdict | None]:
+def _more_lost(results: Results, tuning: Tuning) -> tuple[schema.PairedDifference | None, schema.Verdict | None]:
     """Returns by how much the model that was expected to lose more did, and the verdict."""
     if tuning.loses_more is None or len(tuning.models) != 2:
         return None, None
     models = sorted(tuning.models, key=lambda name: name != tuning.loses_more)
-    pairs = [pair for model in models if (pair := _own_and_other(results, tuning, model)) is not None]
-    if len(pairs) < 2:
+    pairs = [_own_and_other(results, tuning, model) for model in models]
+    if not all(pairs):
         return None, "open"
-    diverged = [other.state == "diverged" for _, other in pairs]
-    if any(diverged):
-        verdicts: dict[tuple[bool, ...], Verdict] = {(True, False): "held", (False, True): "did not hold"}
-        return None, verdicts.get(tuple(diverged), "open")
+    first, second = (pair[1].state == "diverged" for pair in pairs)
+    if first or second:
+        return None, "open" if first and second else "held" if first else "did not hold"
     # an image's matrices at the own and at the other's setting, side by side: their scores' difference is the loss
-    lost = [side_by_side([results.counts(entry, "val") for entry in pair]) for pair in pairs]
-    found = difference(lost[0], lost[1], _loss_score)
+    lost = [intervals.side_by_side([results.counts(entry, "val") for entry in pair]) for pair in pairs]
+    found = intervals.difference(lost[0], lost[1], _loss_score)
     return found, verdict(found.low, found.high, equal=False)
 
 
 def _loss_score(pair: Confusion) -> Score:
-    first, second = scores_of(pair)
+    first, second = intervals.scores_of(pair)
     return np.asarray(first - second)
 
 
@@ -366,13 +346,13 @@ def _settings(results: Results) -> dict[str, tuple[JsonValue, ...]]:
     return {name: tuple(values) for name, values in found.items()}
 
 
-def _training(results: Results) -> TrainingFindings:
+def _training(results: Results) -> schema.TrainingFindings:
     """Returns how long all runs took, how many at a time, and on what, each kind of machine once."""
     made = _finished(results)
     names = {"device", "processor", "threads", "precision", "torch", "commit"}
     machines = Counter(tuple(sorted(run.environment.model_dump(include=names).items())) for run in made)
-    return TrainingFindings(
-        seconds=rounded(sum(row.seconds for run in made for row in run.history)),
+    return schema.TrainingFindings(
+        seconds=intervals.rounded(sum(row.seconds for run in made for row in run.history)),
         at_once=max(results.manifest.at_once, default=1),
-        machines=tuple(Machine(**dict(machine), runs=count) for machine, count in machines.items()),
+        machines=tuple(schema.Machine(**dict(machine), runs=count) for machine, count in machines.items()),
     )

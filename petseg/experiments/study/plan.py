@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from petseg.config import ModelConfig, RunConfig
 from petseg.data.oxford_pets import OFFICIAL_IMAGES
 from petseg.evaluation.cost import count_macs
-from petseg.experiments.study.recipe import Experiment, Known, Quantity, Study, matched_to, tuning_cells
+from petseg.experiments.study.recipe import Experiment, Quantity, Study, matched_to, tuning_cells
 from petseg.experiments.study.results import DIVERGED, ROBUSTNESS, TUNING, Row, RunEntry, StudyManifest
 from petseg.models import model_options
 from petseg.models.segnet import VGG16_CONVS
@@ -109,13 +109,13 @@ def _experiment_runs(manifest: StudyManifest) -> Iterator[Run]:
             splits += (ROBUSTNESS,)
         for seed in experiment.seeds:
             for arm in experiment.arms():
-                known, waits = _known(manifest, experiment, arm)
-                config = plain(study.arm_config(experiment, arm, seed, known))
+                shape, tuned, waits = _known(manifest, experiment, arm)
+                config = plain(study.arm_config(experiment, arm, seed, tuned, shape))
                 yield Run(config, splits, (Row(experiment=experiment.name, arm=arm, seed=seed),), waits)
 
 
-def _known(manifest: StudyManifest, experiment: Experiment, arm: str) -> tuple[Known, str]:
-    """Returns what was found for an arm, and what it still waits for ("" for nothing)."""
+def _known(manifest: StudyManifest, experiment: Experiment, arm: str) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Returns an arm's shape and tuned settings, as far as they are known, and what is waited for ("": nothing)."""
     waits, tuned, shape = [], {}, {}
     model = arm.partition("/")[0]
     if (question := MatchQuestion.of(manifest.recipe, experiment, arm)) is not None:
@@ -128,7 +128,7 @@ def _known(manifest: StudyManifest, experiment: Experiment, arm: str) -> tuple[K
             tuned = manifest.tuned[model].model_dump(include={"learning_rate", "warmup"})
         else:
             waits.append(f"the tuning of {model}")
-    return Known(tuned, shape), " and ".join(waits)
+    return shape, tuned, " and ".join(waits)
 
 
 @dataclass(frozen=True)
@@ -224,35 +224,26 @@ BESIDE_SECONDS = 35.0
 """Of a run, for its start and for scoring some 4,000 images."""
 
 
-@dataclass
-class Pace:
-    """Seconds that runs take, from the epochs that were measured."""
-
-    num_classes: int = 3
-    images: Mapping[str, int] = field(default_factory=lambda: OFFICIAL_IMAGES)
-    """Of each split; the official ones are assumed before the dataset was looked at."""
-    measured: dict[str, float] = field(default_factory=dict)
-    """`Run.cost` -> seconds an image."""
-    macs: dict[str, int] = field(default_factory=dict)
-    """`Run.cost` -> multiply-accumulates of one image."""
-
-    def measure(self, folder: Path, planned: Sequence[Run]) -> None:
-        """Reads the epochs of every run that has some; the median, so that a pause does not count."""
-        taken: dict[str, list[float]] = {}
-        for run in planned:
-            seconds = [row.seconds / self._images(run) for row in runs.read_metrics(run.place(folder))]
-            taken.setdefault(run.cost, []).extend(seconds)
-        self.measured = {key: float(np.median(values)) for key, values in taken.items() if values}
-
-    def seconds(self, run: Run) -> float:
-        """Returns how long a run takes from start to end; a shape that was not measured, by its arithmetic."""
-        if run.cost not in self.macs:
-            self.macs[run.cost] = count_macs(run.config.model, self.num_classes, run.config.data.size)
-        rates = [seconds / self.macs[key] for key, seconds in self.measured.items() if key in self.macs]
-        guess = (float(np.median(rates)) if rates else SECONDS_PER_MAC) * self.macs[run.cost]
-        each = self.measured.get(run.cost, guess)
-        return BESIDE_SECONDS + run.config.train.epochs * self._images(run) * each
-
-    def _images(self, run: Run) -> float:
-        """Returns how many images an epoch is worth."""
-        return self.images["train"] * run.config.data.fraction + VALIDATION_SHARE * self.images["val"]
+def durations(manifest: StudyManifest, folder: Path, planned: Sequence[Run]) -> dict[str, float]:
+    """Returns run -> seconds from start to end: by the median of its shape's epochs in `folder`, else by arithmetic."""
+    data = manifest.data
+    splits, num_classes = (data.splits, len(data.classes)) if data else (OFFICIAL_IMAGES, 3)
+    images = {
+        run.name: splits["train"] * run.config.data.fraction + VALIDATION_SHARE * splits["val"] for run in planned
+    }
+    shapes = {run.cost: run.config for run in planned}
+    macs = {
+        key: manifest.costs[key].macs if key in manifest.costs else count_macs(c.model, num_classes, c.data.size)
+        for key, c in shapes.items()
+    }
+    taken: dict[str, list[float]] = {key: [] for key in shapes}
+    for run in planned:
+        epochs = runs.read_metrics(run.place(folder))
+        taken[run.cost] += [row.seconds / images[run.name] / macs[run.cost] for row in epochs]
+    rates = {key: float(np.median(values)) for key, values in taken.items() if values}
+    usual = float(np.median([*rates.values()])) if rates else SECONDS_PER_MAC
+    return {
+        run.name: BESIDE_SECONDS
+        + run.config.train.epochs * images[run.name] * macs[run.cost] * rates.get(run.cost, usual)
+        for run in planned
+    }

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -108,16 +108,6 @@ class Recheck(StrictConfig):
     """Claims as an experiment's; each names with `in` what it is about."""
 
 
-@dataclass(frozen=True)
-class Known:
-    """What was found for an arm beside what the recipe says."""
-
-    tuned: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of training that the tuning chose."""
-    shape: Mapping[str, Any] = field(default_factory=dict)
-    """The model's options that make it cost as much as another arm."""
-
-
 class Study(StrictConfig):
     """All that is studied; model, data and train are shared by all runs unless an experiment says otherwise."""
 
@@ -152,17 +142,23 @@ class Study(StrictConfig):
             raise PetsegError(f"{source}: {error}") from None
         return config
 
-    def arm_config(self, experiment: Experiment, arm: str, seed: int = 0, known: Known | None = None) -> RunConfig:
-        """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape searched for it.
+    def arm_config(
+        self,
+        experiment: Experiment,
+        arm: str,
+        seed: int = 0,
+        tuned: Mapping[str, Any] = MappingProxyType({}),
+        shape: Mapping[str, Any] = MappingProxyType({}),
+    ) -> RunConfig:
+        """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape of equal cost.
 
         Raises:
             PetsegError: as `config`.
         """
-        known = known or Known()
         model, _, name = arm.partition("/")
         variant = experiment.variants[name]
         own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]
-        changes = [{"train": known.tuned}, *own, {"model": known.shape}]
+        changes = [{"train": dict(tuned)}, *own, {"model": dict(shape)}]
         return self.config(model, seed, changes, source=f"study: experiment {experiment.name!r}: {arm}")
 
 
@@ -216,6 +212,7 @@ def load_study(name: str) -> Study:
     experiments = fields.pop("experiments", None)
     if not isinstance(experiments, list) or not all(isinstance(entry, dict) for entry in experiments):
         raise PetsegError(f"{source}: no [[experiments]] in it; a study has at least one")
+    # part by part, so that an error names the part
     if isinstance(fields.get("tuning"), dict):
         fields["tuning"] = validated(Tuning, fields["tuning"], source=f"{source}: tuning")
     fields["experiments"] = tuple(_experiment(entry, number, source) for number, entry in enumerate(experiments, 1))

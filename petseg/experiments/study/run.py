@@ -27,7 +27,7 @@ from petseg.evaluation.cost import count_cost
 from petseg.evaluation.evaluate import evaluate_run
 from petseg.evaluation.robustness import evaluate_robustness
 from petseg.experiments.executor import LocalProcesses
-from petseg.experiments.study.plan import Pace, Run, plan, questions, tuning_outcome
+from petseg.experiments.study.plan import Run, durations, plan, questions, tuning_outcome
 from petseg.experiments.study.recipe import Study, check_against_data
 from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUNING, StudyManifest, read_manifest
 from petseg.schema import CostInfo, DataInfo, LatencyEnvironment, Scores, read_record, write_record
@@ -135,8 +135,8 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
         while work.start():
             work.follow()
     if work.failed:
-        told = "; ".join(f"run {name}: {error}" for name, error in work.failed.items())
-        raise PetsegError(f"{told} (the same command tries again, from the last whole epoch)")
+        reasons = "; ".join(f"run {name}: {error}" for name, error in work.failed.items())
+        raise PetsegError(f"{reasons} (the same command tries again, from the last whole epoch)")
     _refuse_hopeless(work.manifest)
     return work.manifest
 
@@ -147,7 +147,7 @@ class _Work:
     def __init__(self, manifest: StudyManifest, folder: Path, making: Making, executor: Executor) -> None:
         self.manifest, self.folder, self.making, self.executor = manifest, folder, making, executor
         self.jobs: dict[Future[None], Run] = {}
-        self.failed: dict[str, BaseException] = {}
+        self.failed: dict[str, PetsegError] = {}
         self.threads = max(1, torch.get_num_threads() // making.at_once)
 
     def start(self) -> bool:
@@ -155,44 +155,39 @@ class _Work:
         tuned = tuning_outcome(self.manifest.recipe, self.folder)
         self.manifest = _save(self.manifest.model_copy(update={"tuned": tuned}), self.folder)
         planned = plan(self.manifest)
+        self.seconds = durations(self.manifest, self.folder, planned)
         states = {entry.name: entry.state for entry in self.manifest.runs}
-        known = pace(self.manifest, self.folder)
-        self.seconds = {run.name: known.seconds(run) for run in planned}
-        running = {run.name for run in self.jobs.values()}
-        self.ended = [name for name, state in states.items() if state in ("finished", "diverged")]
-        self.ended = [name for name in self.ended if name not in running]  # one may have ended since it was looked at
+        running = {run.name for run in self.jobs.values()}  # one may have ended since it was looked at
+        self.ended = [name for name in states if states[name] in ("finished", "diverged") and name not in running]
         todo = [run for run in planned if states[run.name] == "missing" and run.name not in {*running, *self.failed}]
         room = self.making.at_once - len(self.jobs) if len(self.failed) < MOST_FAILURES else 0
         for run in todo[: max(0, room)]:
-            making = self.making
-            job = Job(run.config, run.splits, run.place(self.folder), making.data, making.device, self.threads)
+            place, making = run.place(self.folder), self.making
+            job = Job(run.config, run.splits, place, making.data, making.device, self.threads)
             self.jobs[self.executor.submit(make_run, job)] = run
         return bool(self.jobs)
 
     def follow(self) -> None:
-        """Returns when a run has ended; tells until then how the work goes on."""
-        while True:
-            done, _ = wait(self.jobs, POLL_SECONDS, FIRST_COMPLETED)
-            for future in done:
-                run = self.jobs.pop(future)
-                error = future.exception()
-                if error is not None and not isinstance(error, PetsegError):
-                    raise error
-                if error is not None:
-                    self.failed[run.name] = error
-                self._tell(run, str(error) if error else _outcome(run.place(self.folder)), run_ended=True)
-            if done:
-                return
+        """Returns when a run has ended; reports until then how the work goes on."""
+        while not (done := wait(self.jobs, POLL_SECONDS, FIRST_COMPLETED).done):
             for run in self.jobs.values():
-                self._tell(run, _progress(run, self.folder)[1])
+                self._report(run, _progress(run, self.folder)[1])
+        for future in done:
+            run = self.jobs.pop(future)
+            try:
+                future.result()
+                self._report(run, _outcome(run.place(self.folder)), run_ended=True)
+            except PetsegError as error:
+                self.failed[run.name] = error
+                self._report(run, str(error), run_ended=True)
 
-    def _tell(self, run: Run, detail: str, *, run_ended: bool = False) -> None:
+    def _report(self, run: Run, detail: str, *, run_ended: bool = False) -> None:
         shares = {other.name: _progress(other, self.folder)[0] for other in self.jobs.values()}
-        shares |= dict.fromkeys(self.ended, 1.0) | ({run.name: 1.0} if run_ended else {})
-        at_once = self.making.at_once
-        done = sum(share * self.seconds[name] for name, share in shares.items()) / at_once
+        shares |= dict.fromkeys([*self.ended, *([run.name] if run_ended else [])], 1.0)
+        done = sum(share * self.seconds[name] for name, share in shares.items())
         words = f"{len(self.ended) + 1} of {len(self.seconds)}, {run.name}: {detail}"
-        self.making.on_status(Status(words, done, sum(self.seconds.values()) / at_once, run_ended))
+        at_once = self.making.at_once
+        self.making.on_status(Status(words, done / at_once, sum(self.seconds.values()) / at_once, run_ended))
         if run_ended:
             self.ended.append(run.name)
 
@@ -254,15 +249,6 @@ def _save(manifest: StudyManifest, folder: Path) -> StudyManifest:
     manifest = manifest.model_copy(update={"runs": tuple(run.entry(folder) for run in plan(manifest))})
     write_record(folder / MANIFEST, manifest)
     return manifest
-
-
-def pace(manifest: StudyManifest, folder: Path) -> Pace:
-    """Returns how long runs take, from the epochs that the folder holds."""
-    found = Pace(macs={key: cost.macs for key, cost in manifest.costs.items()})
-    if manifest.data is not None:
-        found.num_classes, found.images = len(manifest.data.classes), manifest.data.splits
-    found.measure(folder, plan(manifest))
-    return found
 
 
 def _claim_data(manifest: StudyManifest, prepared: Prepared, folder: Path) -> StudyManifest:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from petseg.evaluation.statistics import Resampling, Scoring, bootstrap, paired_bootstrap
-from petseg.experiments.study.claims import Claim, expectations
 from petseg.experiments.study.recipe import Experiment
 from petseg.experiments.study.results import Results, RunEntry
 from petseg.metrics import Confusion, Score, boundary_sums, iou, mean_boundary_f, mean_iou
-from petseg.schema import ArmDifference, CostInfo, Estimate, PairedDifference
+from petseg.schema import Estimate, PairedDifference
 
 HOW = Resampling()
 """Every interval is made so."""
@@ -24,15 +22,13 @@ BOUNDARY = "boundary_f"
 Arm = Mapping[int, RunEntry]
 """Seed -> run."""
 
+Stacked = tuple[tuple[int, ...], list[Confusion]]
+"""Seeds, and for each arm its counts of these, int64 [S, N, C, C]; no arrays without a seed."""
+
 
 def rounded(value: float) -> float:
     """Returns what stands in JSON: what is beyond a ten-thousandth differs between machines."""
     return round(float(value), 4) + 0.0  # no -0.0
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """Returns the mean of at least one value."""
-    return rounded(float(np.mean(values))) if len(values) else None
 
 
 def estimate(counts: Confusion, score: Scoring = mean_iou) -> Estimate:
@@ -44,12 +40,8 @@ def estimate(counts: Confusion, score: Scoring = mean_iou) -> Estimate:
 def difference(first: Confusion, second: Confusion, score: Scoring = mean_iou) -> PairedDifference:
     """Returns the difference of two arms' scores on the same images and seeds, with its interval."""
     found = paired_bootstrap(first, second, score=score, how=HOW)
-    return PairedDifference(
-        points=rounded(found.points),
-        low=rounded(found.low),
-        high=rounded(found.high),
-        share_left_better=rounded(found.share_first_better),
-    )
+    ends = {name: rounded(getattr(found, name)) for name in ("points", "low", "high")}
+    return PairedDifference(**ends, share_left_better=rounded(found.share_first_better))
 
 
 def class_iou(confusion: Confusion, place: int) -> Score:
@@ -64,78 +56,21 @@ def scoring(metric: str, classes: Sequence[str]) -> Scoring:
     return mean_iou if metric == "miou" else partial(class_iou, place=classes.index(metric))
 
 
-def stacked(
-    results: Results, arms: Sequence[Arm], section: str, metric: str = "miou"
-) -> tuple[tuple[int, ...], list[Confusion]]:
-    """Returns the seeds that all arms have, and what each arm's score is made from.
-
-    That is matrices int64 [S, N, C, C], and for the boundary F-score its sums, int64 [S, N, 2, C].
-    """
+def stacked(results: Results, arms: Sequence[Arm], section: str, metric: str = "miou") -> Stacked:
+    """Returns the counts of the seeds that all arms have; for the boundary F-score its sums, int64 [S, N, 2, C]."""
     seeds = tuple(sorted(set.intersection(*(set(arm) for arm in arms))))
 
-    def one(entry: RunEntry) -> Confusion:
-        if metric == BOUNDARY:
-            return boundary_sums(results.images(entry, section).boundaries)
-        return results.counts(entry, section)
+    def counts(entry: RunEntry) -> Confusion:
+        images = results.images(entry, section)
+        return boundary_sums(images.boundaries) if metric == BOUNDARY else images.confusions
 
-    nothing = np.zeros((0, 0, 0, 0), np.int64)
-    return seeds, [np.stack([one(arm[seed]) for seed in seeds]) if seeds else nothing for arm in arms]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two arms of an experiment that are compared, and what was expected of them."""
-
-    experiment: Experiment
-    left: str
-    right: str
-    claims: Sequence[Claim] = ()
-
-    def compare(
-        self,
-        sides: tuple[Sequence[int], Sequence[Confusion]],
-        score: Scoring = mean_iou,
-        metric: str = "miou",
-        diverged: Mapping[str, int] | None = None,
-    ) -> ArmDifference:
-        """Returns their difference.
-
-        Args:
-            sides: as `stacked`, of both.
-            score: of the counts.
-            metric: its name.
-            diverged: arm -> seeds whose training diverged.
-        """
-        seeds, (first, second) = sides
-        found = ArmDifference(
-            left=self.left,
-            right=self.right,
-            metric=metric,
-            seeds=tuple(seeds),
-            diverged=dict(diverged or {}),
-            difference=difference(first, second, score) if seeds else None,
-        )
-        return found.model_copy(update={"expected": expectations(self.claims, found, len(self.experiment.seeds))})
-
-
-def cost_ratios(first: CostInfo | None, second: CostInfo | None) -> dict[str, float]:
-    """Returns what the first costs in units of the second, where both were measured; nothing of one same shape."""
-    if first is None or second is None or first == second:
-        return {}
-    names = ("macs", "parameters", "activation_bytes")
-    ratios = {name: rounded(getattr(first, name) / getattr(second, name)) for name in names}
-    if first.latency_ms is None or second.latency_ms is None:
-        return ratios
-    return {"latency": rounded(first.latency_ms.p50 / second.latency_ms.p50), **ratios}
+    return seeds, [np.stack([counts(arm[seed]) for seed in seeds]) for arm in arms] if seeds else []
 
 
 def model_pairs(experiment: Experiment) -> list[tuple[str, str]]:
     """Returns the arms of one variant, model against model."""
-    return [
-        (f"{first}/{variant}", f"{second}/{variant}")
-        for variant in experiment.variants
-        for first, second in zip(experiment.models, experiment.models[1:], strict=False)
-    ]
+    models = list(zip(experiment.models, experiment.models[1:], strict=False))
+    return [(f"{one}/{variant}", f"{other}/{variant}") for variant in experiment.variants for one, other in models]
 
 
 def distinct_pairs(results: Results, experiment: Experiment) -> list[tuple[str, str]]:
