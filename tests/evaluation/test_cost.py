@@ -13,24 +13,14 @@ from tests.conftest import CPU
 
 # each row: pixels of the output, channels in, channels out, taps a pixel. U-Net of 4 base channels and depth 2 on
 # 16 x 16: levels of 16, 8 and 4 pixels a side, 4, 8 and 16 channels
-UNET_3X3 = [
-    *((256, 3, 4, 9), (256, 4, 4, 9)),
-    *((64, 4, 8, 9), (64, 8, 8, 9)),
-    *((16, 8, 16, 9), (16, 16, 16, 9)),
-    *((64, 16, 8, 9), (64, 8, 8, 9)),
-    *((256, 8, 4, 9), (256, 4, 4, 9)),
-]
+ENCODER = [(256, 3, 4, 9), (256, 4, 4, 9), (64, 4, 8, 9), (64, 8, 8, 9)]
+UNET_3X3 = [*ENCODER, (16, 8, 16, 9), (16, 16, 16, 9), (64, 16, 8, 9), (64, 8, 8, 9), (256, 8, 4, 9), (256, 4, 4, 9)]
 # a 2x2 up-convolution of stride 2 makes each output pixel from one input pixel: one tap
 UNET_UPS = [(64, 16, 8, 1), (256, 8, 4, 1)]
 UNET_HEAD = [(256, 4, 3, 1)]
 
 # SegNet of 4 base channels, depth 2 and 2 convolutions a stage on 16 x 16; the last is the head
-SEGNET_3X3 = [
-    *((256, 3, 4, 9), (256, 4, 4, 9)),
-    *((64, 4, 8, 9), (64, 8, 8, 9)),
-    *((64, 8, 8, 9), (64, 8, 4, 9)),
-    (256, 4, 4, 9),
-]
+SEGNET_3X3 = [*ENCODER, (64, 8, 8, 9), (64, 8, 4, 9), (256, 4, 4, 9)]
 SEGNET_HEAD = [(256, 4, 3, 9)]
 
 

@@ -18,18 +18,13 @@ def names(folder):
 
 
 def test_config_comes_back(tmp_path):
-    config = RunConfig(
-        model=ModelConfig(name="segnet", convs=(1, 2), depth=2), data=DataConfig(size=64), train=TrainConfig(seed=7)
-    )
-    write_json(tmp_path / "config.json", config.model_dump(mode="json"))
-    assert read_config(tmp_path).model_dump(mode="json") == config.model_dump(mode="json")
-
-
-def test_a_config_of_another_version_and_none(tmp_path):
     with pytest.raises(PetsegError, match=r"config\.json: no such file; is this the folder of a finished run\?"):
         read_config(tmp_path)
-    fields = RunConfig().model_dump(mode="json")
-    fields["train"]["epoch"] = fields["train"].pop("epochs")
+    config = RunConfig(model=ModelConfig(name="segnet", depth=2), data=DataConfig(size=64), train=TrainConfig(seed=7))
+    fields = config.model_dump(mode="json")
+    write_json(tmp_path / "config.json", fields)
+    assert read_config(tmp_path) == config
+    fields["train"]["epoch"] = fields["train"].pop("epochs")  # of another version
     write_json(tmp_path / "config.json", fields)
     with pytest.raises(
         PetsegError, match=r"config\.json: field 'train\.epoch' is unknown; choose one of: train\.epoch"
@@ -39,19 +34,11 @@ def test_a_config_of_another_version_and_none(tmp_path):
 
 # metrics.jsonl
 
+FIGURES = {"train_seconds": 1.0, "learning_rate": 1e-3, "train_loss": 0.5, "val_accuracy": 0.5}
 ROWS = [
-    EpochRow(
-        epoch=epoch,
-        seconds=seconds,
-        train_seconds=1.0,
-        learning_rate=1e-3,
-        train_loss=0.5,
-        val_loss=1 / epoch,
-        val_miou=0.1 * epoch,
-        val_accuracy=0.5,
-        val_image_class=None if epoch < 3 else 0.75,
-    )
-    for epoch, seconds in ((1, 2.0), (2, 90.0), (3, 3.0))
+    EpochRow(epoch=1, seconds=2.0, val_loss=1.0, val_miou=0.1, **FIGURES),
+    EpochRow(epoch=2, seconds=90.0, val_loss=0.5, val_miou=0.2, **FIGURES),
+    EpochRow(epoch=3, seconds=3.0, val_loss=0.3, val_miou=0.3, val_image_class=0.75, **FIGURES),
 ]
 
 
@@ -98,20 +85,17 @@ def test_a_broken_line_is_reported(old, new, message, tmp_path):
 # Folders
 
 
-def test_a_new_folder(tmp_path):
+def test_a_new_folder_and_one_that_holds_something(tmp_path):
+    run = tmp_path / "runs" / "one"
     for _ in range(2):  # with a lock alone it is empty: nothing to lose
-        with new_folder(tmp_path / "runs" / "one", resume=False):
-            assert names(tmp_path / "runs" / "one") <= {LOCK}
-
-
-def test_a_folder_that_holds_something_is_kept(tmp_path):
-    (tmp_path / "config.json").write_text("x")
+        with new_folder(run, resume=False):
+            assert names(run) <= {LOCK}
+    (run / "config.json").write_text("x")
     with pytest.raises(PetsegError, match=r"run folder .*: exists; go on with --resume, or choose another with --out"):
-        new_folder(tmp_path, resume=False).__enter__()
-    with new_folder(tmp_path, resume=True):
-        pass
-    assert names(tmp_path) - {LOCK} == {"config.json"}
-    assert (tmp_path / "config.json").read_text() == "x"
+        new_folder(run, resume=False).__enter__()
+    with new_folder(run, resume=True):
+        assert names(run) - {LOCK} == {"config.json"}
+    assert (run / "config.json").read_text() == "x"
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
