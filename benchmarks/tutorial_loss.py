@@ -19,7 +19,7 @@ from tutorial import BATCH, SIZE, TutorialNetwork, tutorial_optimiser
 from petseg import storage
 from petseg.config import load_recipe
 from petseg.data.cache import prepare
-from petseg.data.oxford_pets import get_task
+from petseg.data.oxford_pets import ORIGINAL_LOSSES, get_task
 from petseg.errors import PetsegError
 from petseg.training.loop import (
     choose_hardware,
@@ -32,7 +32,7 @@ from petseg.training.loop import (
 )
 
 EPOCHS = 30
-LOSS = 0.3614
+LOSS = ORIGINAL_LOSSES["unet"]
 
 
 class Rescaled(nn.Module):

@@ -58,7 +58,7 @@ def names_of(split: str, count: int) -> tuple[str, ...]:
 
 
 def truths(split: str, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """True pixels by class of each picture, the same for every run."""
+    """True pixels by class of each image, the same for every run."""
     rng = np.random.default_rng(len(split))
     pet = rng.integers(200, 6000, count)
     return np.stack([pet, rng.integers(3000, 9000, count), pet // 4 + 50], axis=1)

@@ -121,7 +121,7 @@ def test_one_run_under_two_names_is_compared_with_nothing(findings: Findings) ->
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "options", "told"),
+    ("low", "high", "options", "wanted"),
     [
         (0.1, 2, {"equal": False}, "held"),
         (-0.1, 2, {"equal": False}, "open"),
@@ -134,9 +134,9 @@ def test_one_run_under_two_names_is_compared_with_nothing(findings: Findings) ->
     ],
 )
 def test_an_expectation_is_held_against_the_interval(
-    low: float, high: float, options: dict[str, Any], told: str
+    low: float, high: float, options: dict[str, Any], wanted: str
 ) -> None:
-    assert verdict(low, high, **options) == told
+    assert verdict(low, high, **options) == wanted
 
 
 def test_every_claim_of_the_recipe_has_a_verdict(whole: Path, findings: Findings) -> None:

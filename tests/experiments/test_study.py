@@ -218,10 +218,10 @@ def test_killed_twice_it_comes_to_the_same_manifest_and_results(
     kept = manifest.model_copy(update={"runs": (), "data": None, "matches": {}, "tuned": {}, "at_once": ()})
     write_record(folder / "study.json", kept)
     first, second, third, *_ = (folder / "runs" / entry.name for entry in manifest.runs)
-    told = ended_when(process := started(recipe, pets_folder, folder), first.is_dir, signal.SIGINT)
+    printed = ended_when(process := started(recipe, pets_folder, folder), first.is_dir, signal.SIGINT)
     assert process.returncode == 130
-    assert "interrupted; whole epochs are kept: run the same command again to go on" in told
-    assert "Traceback" not in told
+    assert "interrupted; whole epochs are kept: run the same command again to go on" in printed
+    assert "Traceback" not in printed
     ended_when(started(recipe, pets_folder, folder), second.is_dir, signal.SIGKILL)
     assert [entry.state for entry in read_manifest(folder).runs].count("finished") == 0
     one_epoch = third / "resume.safetensors"
@@ -238,15 +238,15 @@ def test_killed_twice_it_comes_to_the_same_manifest_and_results(
 def test_two_runs_at_a_time_give_the_same(
     whole: Path, tiny: Study, sizes: dict[int, Prepared], pets_folder: Path, tmp_path: Path
 ) -> None:
-    at_once, told = [], []
+    at_once, shown = [], []
 
     def show(status: Status) -> None:
         at_once.append(len(multiprocessing.active_children()))
-        told.append(status)
+        shown.append(status)
 
     manifest = run_study(tiny, tmp_path / "two", sizes, Making(pets_folder, at_once=2, on_status=show))
     assert max(at_once) == 2
-    assert [status.detail[0] for status in told if status.run_ended] == ["1", "2", "3", "4", "5"]
+    assert [status.detail[0] for status in shown if status.run_ended] == ["1", "2", "3", "4", "5"]
     assert manifest.at_once == (2,)
     assert [entry.state for entry in manifest.runs] == [entry.state for entry in read_manifest(whole).runs]
     assert results(tmp_path / "two") == results(whole)

@@ -54,7 +54,7 @@ class Status:
     """Estimated seconds of the study's runs."""
     total: float = 1.0
     run_ended: bool = False
-    """Whether a run's outcome is told, worth a line of the log."""
+    """Whether this is a run's outcome, worth a line of the log."""
 
     @property
     def left(self) -> float:
