@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from petseg.errors import PetsegError
+from petseg.experiments.study import intervals
 from petseg.experiments.study.findings import write_findings
 from petseg.experiments.study.results import Results, read_manifest, sections
 from petseg.report import write_study_report
+from petseg.schema import Findings, read_record
 from tests.made_studies import diverge, make_study
 from tests.test_layers import ROOT
 
@@ -101,6 +103,13 @@ def test_the_published_study_is_whole_and_small() -> None:
     scores = results.result(entry).evaluations["test"]
     total = results.counts(entry, "test").sum(axis=0)
     assert total.trace() / total.sum() == pytest.approx(scores.pixel_accuracy)
+    main = results.study.experiments[0]
+    published = read_record(folder / "findings.json", Findings).experiment("main").differences
+    for found in published[:2]:  # mIoU and boundary F
+        arms = [results.arm(main, arm) for arm in (found.left, found.right)]
+        seeds, sides = intervals.stacked(results, arms, "test", found.metric)
+        again = intervals.difference(sides[0], sides[1], intervals.scoring(found.metric, list(scores.iou)))
+        assert (found.seeds, found.difference) == (seeds, again), "every interval can be computed again"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 15_000_000
 
 

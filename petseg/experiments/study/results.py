@@ -276,7 +276,8 @@ def _read_published(folder: Path) -> tuple[dict[str, RunResult], dict[tuple[str,
             else:
                 images[line["run"], line["section"]] = _decoded(line, *shared[line["section"]])
     except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise PetsegError(f"{path}: cannot be read ({str(error).splitlines()[0]}); restore the file") from None
+        reason = str(error).partition("\n")[0]
+        raise PetsegError(f"{path}: cannot be read ({reason}); restore the file") from None
     return results, images
 
 
