@@ -50,7 +50,7 @@ class Task:
 
 
 def get_task(config: OxfordPetsConfig) -> Task:
-    """Returns the task that the recipe names; `border` says what the border counts as in task `pet`."""
+    """Returns the task that the recipe names."""
     if config.task == "trimap":
         return Task(_classes("pet", "background", "border"), _table([0, 1, 2], [0, 1, 2]))
     if config.task == "pet":
@@ -184,11 +184,7 @@ def _read_species(path: Path) -> dict[str, int]:
 
 
 def breed_of(name: str) -> str:
-    """Returns the breed that a name starts with.
-
-    >>> breed_of("saint_bernard_108")
-    'saint_bernard'
-    """
+    """Returns the breed that a name starts with: `saint_bernard` of `saint_bernard_108`."""
     return re.sub(r"_\d+$", "", name)
 
 

@@ -130,5 +130,4 @@ def _unpacked(folder: Path) -> tuple[Path, bool]:
 
 
 def _archive_in(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / name.removesuffix(".gz"))
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in (folder / name, folder / name.removesuffix(".gz")) if path.is_file()), None)
