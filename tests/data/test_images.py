@@ -151,12 +151,15 @@ def test_pixels_are_the_drawn_ones(dataset, kind):
     np.testing.assert_array_equal(got.ids, ids)
 
 
-def test_pixels_of_a_palette(dataset):
+def test_pixels_of_a_palette(dataset, tmp_path):
     sample = of_kind(dataset, "palette PNG with transparency named .jpg")
     quantized = Image.fromarray(drawn(sample)[0]).quantize(64)
     assert np.any(np.asarray(quantized) == 0)  # the transparent entry is in use
     got = open_sample(dataset, sample).image
     np.testing.assert_array_equal(np.asarray(got), np.asarray(quantized.convert("RGB")))
+    quantized.info["transparency"] = bytes(range(64))  # an alpha for each entry, of which Pillow would warn
+    got = opened(tmp_path, quantized, blank(*np.asarray(quantized).shape)).image
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(quantized.convert("RGBA").convert("RGB")))
 
 
 def test_16_bits_are_scaled(dataset, tmp_path):
@@ -232,10 +235,11 @@ def test_files_that_claim_too_many_pixels(tmp_path, side):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_pillows_limit_holds_whatever_the_warning_filter(tmp_path, monkeypatch):
     """And the filter, which belongs to all threads, is left alone."""
-    monkeypatch.setattr(warnings, "catch_warnings", None)
-    with pytest.raises(PetsegError, match=r"100,000,000 pixels; at most 89,478,485 are read"):
-        opened(tmp_path, huge_png(10_000), blank())
-    assert opened(tmp_path, jpeg(8, 8), blank()).notes == ()
+    with monkeypatch.context() as patch:
+        patch.setattr(warnings, "catch_warnings", None)
+        with pytest.raises(PetsegError, match=r"100,000,000 pixels; at most 89,478,485 are read"):
+            opened(tmp_path, huge_png(10_000), blank())
+        assert opened(tmp_path, jpeg(8, 8), blank()).notes == ()
 
 
 # Draft
