@@ -231,27 +231,36 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         PetsegError: unknown recipe, broken TOML, unknown or wrong field, malformed setting.
     """
-    if name in recipe_names():
-        text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
-    elif name.endswith(".toml") or "/" in name:
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PetsegError(
-                f"recipe {name}: cannot be read ({error}); name a TOML file or a shipped recipe"
-            ) from None
-    else:
-        raise unknown_name("recipe", name, recipe_names())
-    try:
-        fields = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in thousands of brackets
-        raise PetsegError(f"recipe {name}: not valid TOML ({error}); mend the file") from None
+    fields = read_toml("recipe", name, recipe_names())
     parsed = [_parse_setting(setting) for setting in settings]
     for field, _ in parsed:
         _drop_overrides(fields, _full_name(field))
     for field, value in parsed:
         put_field(fields, field, value, source="--set")
     return validated(Recipe, fields, source=f"recipe {name}")
+
+
+def read_toml(kind: str, name: str, shipped: Sequence[str]) -> dict[str, Any]:
+    """Returns the fields of a shipped TOML file by name, or of one by path.
+
+    Args:
+        kind: "recipe" or "study", for errors.
+        name: of a shipped file, or a path that ends in .toml or holds a slash.
+        shipped: names of the shipped files.
+
+    Raises:
+        PetsegError: no such file, or broken TOML.
+    """
+    if name not in shipped and not name.endswith(".toml") and "/" not in name:
+        raise unknown_name(kind, name, shipped)
+    try:
+        text = (RECIPES / f"{name}.toml" if name in shipped else Path(name)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PetsegError(f"{kind} {name}: cannot be read ({error}); name a TOML file or a shipped {kind}") from None
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in thousands of brackets
+        raise PetsegError(f"{kind} {name}: not valid TOML ({error}); mend the file") from None
 
 
 def load_serving(settings: Sequence[str] = (), **given: Any) -> ServeConfig:

@@ -6,10 +6,8 @@ shows every field.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from itertools import product
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -24,6 +22,7 @@ from petseg.config import (
     TrainConfig,
     flat_fields,
     put_field,
+    read_toml,
     validated,
 )
 from petseg.errors import PetsegError, unknown_name
@@ -203,12 +202,8 @@ def load_study(name: str) -> Study:
     Raises:
         PetsegError: no such study, broken TOML, an unknown or wrong field, a claim about no arm.
     """
-    text = _read(name)
     source = f"study {name}"
-    try:
-        fields = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PetsegError(f"{source}: not valid TOML ({error}); mend the file") from None
+    fields = read_toml("study", name, study_names())
     experiments = fields.pop("experiments", None)
     if not isinstance(experiments, list) or not all(isinstance(entry, dict) for entry in experiments):
         raise PetsegError(f"{source}: no [[experiments]] in it; a study has at least one")
@@ -221,25 +216,10 @@ def load_study(name: str) -> Study:
     return study
 
 
-def _read(name: str) -> str:
-    shipped = study_names()
-    if name in shipped:
-        return (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
-    if not name.endswith(".toml") and "/" not in name:
-        raise unknown_name("study", name, shipped)
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PetsegError(f"study {name}: cannot be read ({error}); name a TOML file or a shipped study") from None
-
-
 def study_names() -> list[str]:
     """Returns the shipped studies' names; they lie among the recipes, and their names say what they are."""
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in RECIPES.iterdir()
-        if entry.name.startswith("study") and entry.name.endswith(".toml")
-    )
+    names = (entry.name for entry in RECIPES.iterdir() if entry.name.startswith("study"))
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def _experiment(fields: dict[str, Any], number: int, source: str) -> Experiment:
