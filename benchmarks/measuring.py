@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from petseg import storage
-from petseg.data.cache import find_data
+from petseg.config import RunConfig
+from petseg.data.cache import Prepared, prepare
+from petseg.data.sources import find_data, open_dataset
 from petseg.errors import PetsegError
 from petseg.export import bench
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
-    """Returns each contender's figures, one a turn, told as they come."""
+    """Returns each contender's figures, one a turn, printed as they come."""
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     for name, figure in bench.take_turns(contenders, turns):
         figures[name].append(figure)
@@ -38,20 +40,25 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """Returns a parser with what every benchmark takes."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="the data set; default: PETSEG_DATA, then what was downloaded")
+    parser.add_argument("--data", type=Path, help="the dataset; default: PETSEG_DATA, then what was downloaded")
     parser.add_argument("--turns", type=int, default=5, help="how often each contender is measured")
     parser.add_argument("--out", type=Path, help="JSON to write")
     return parser
 
 
+def prepared(folder: Path, config: RunConfig) -> Prepared:
+    """Returns the dataset of a folder as a run wants it."""
+    return prepare(open_dataset(folder, config.data), config.data.size)
+
+
 def data_folder(given: Path | None) -> Path:
-    """Returns the data set's folder.
+    """Returns the dataset's folder.
 
     Raises:
         PetsegError: there is none.
     """
     if (folder := find_data(given)) is None:
-        raise PetsegError("no data set: give --data or PETSEG_DATA, or run `petseg data get`")
+        raise PetsegError("no dataset: give --data or PETSEG_DATA, or run `petseg data get`")
     return folder
 
 

@@ -1,10 +1,10 @@
-"""Pictures a second of preparing the cache, and of a plain loop with Pillow, taking turns in one process.
+"""Images a second of preparing the cache, and of a plain loop with Pillow, taking turns in one process.
 
     python benchmarks/prepare_speed.py                                           # the last line is `ratio N.N x`
     python benchmarks/prepare_speed.py --out results/benchmarks/prepare_speed.json
 
-Both read every pair and leave uint8 arrays of 128 px. The plain loop opens, converts and resizes one picture after the
-other; petseg also verifies every trimap and finds its content's key. The ratio is of a part of the data set enlarged to
+Both read every pair and leave uint8 arrays of 128 px. The plain loop opens, converts and resizes one image after the
+other; petseg also verifies every trimap and finds its content's key. The ratio is of a part of the dataset enlarged to
 the official size: a reduced copy of the set leaves the JPEG decoder little to do, and is shown beside it.
 """
 
@@ -22,91 +22,94 @@ import numpy as np
 from measuring import arguments, data_folder, finish, main, ratio, take_turns
 from PIL import Image
 
-from petseg.data.cache import open_data, prepare
-from petseg.data.oxford_pets import Contents, read_contents
-from petseg.training.loop import choose_hardware, environment
+from petseg.data.cache import prepare
+from petseg.data.dataset import Dataset
+from petseg.data.sources import open_dataset
+from petseg.training.device import choose_hardware
 
 SIZE = 128
 OFFICIAL_SIDE, QUALITY = 500, 92
-"""Longest side of most official pictures, and the JPEG quality that gives about their size in bytes."""
+"""Longest side of most official images, and the JPEG quality that gives about their size in bytes."""
 ENLARGED = 1500
 
 
-def enlarge(contents: Contents, folder: Path) -> Contents:
-    """Returns the first pairs at the official pictures' size, in the official layout."""
+def enlarge(dataset: Dataset, folder: Path) -> Dataset:
+    """Returns the first pairs at the official images' size, in the official layout."""
     for name in ("images", "annotations/trimaps"):
         (folder / name).mkdir(parents=True)
-    shutil.copy(contents.folder / "annotations" / "list.txt", folder / "annotations")
-    for name in ("trainval.txt", "test.txt"):
-        shutil.copy(contents.folder / "annotations" / name, folder / "annotations")
-    for pet in contents.pets[:ENLARGED]:
-        image = Image.open(pet.image).convert("RGB")
+    lists = dataset.samples[0].label.parent.parent
+    for name in ("list.txt", "trainval.txt", "test.txt"):
+        shutil.copy(lists / name, folder / "annotations")
+    for sample in dataset.samples[:ENLARGED]:
+        image = Image.open(sample.image).convert("RGB")
         scale = OFFICIAL_SIDE / max(image.size)
         size = (round(scale * image.width), round(scale * image.height))
         large = image.resize(size, Image.Resampling.BICUBIC)
-        large.save(folder / "images" / pet.image.name, "JPEG", quality=QUALITY)
-        trimap = Image.open(pet.trimap).resize(size, Image.Resampling.NEAREST)
-        trimap.save(folder / "annotations" / "trimaps" / pet.trimap.name)
-    return read_contents(folder)
+        large.save(folder / "images" / sample.image.name, "JPEG", quality=QUALITY)
+        trimap = Image.open(sample.label).resize(size, Image.Resampling.NEAREST)
+        trimap.save(folder / "annotations" / "trimaps" / sample.label.name)
+    return open_dataset(folder)
 
 
-def plain(contents: Contents) -> None:
+def plain(dataset: Dataset) -> None:
     """Prepares as a script would."""
-    images = np.empty((len(contents.pets), SIZE, SIZE, 3), np.uint8)
-    trimaps = np.empty((len(contents.pets), SIZE, SIZE), np.uint8)
-    for row, pet in enumerate(contents.pets):
-        images[row] = Image.open(pet.image).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        trimaps[row] = Image.open(pet.trimap).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    images = np.empty((len(dataset.samples), SIZE, SIZE, 3), np.uint8)
+    trimaps = np.empty((len(dataset.samples), SIZE, SIZE), np.uint8)
+    for row, sample in enumerate(dataset.samples):
+        images[row] = Image.open(sample.image).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        trimaps[row] = Image.open(sample.label).resize((SIZE, SIZE), Image.Resampling.NEAREST)
 
 
-def petseg(contents: Contents) -> None:
+def petseg(dataset: Dataset) -> None:
     """Prepares into the cache, which is empty."""
-    prepare(contents.folder, SIZE)
+    prepare(dataset, SIZE)
 
 
-def speed(work: Callable[[Contents], None], contents: Contents) -> float:
-    """Returns pictures a second."""
+def speed(work: Callable[[Dataset], None], dataset: Dataset) -> float:
+    """Returns images a second."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["PETSEG_CACHE"] = cache
         started = time.perf_counter()
-        work(contents)
+        work(dataset)
         taken = time.perf_counter() - started
-    return round(len(contents.pets) / taken, 1)
+    return round(len(dataset.samples) / taken, 1)
 
 
 def run() -> None:
     """Measures, writes, prints."""
     options = arguments(__doc__).parse_args()
-    own, _ = open_data(data_folder(options.data))  # archives are unpacked here, once
+    own = open_dataset(data_folder(options.data))  # archives are unpacked here, once
     with tempfile.TemporaryDirectory() as scratch:
         sets = {"official size": enlarge(own, Path(scratch) / "pets"), "as given": own}
         speeds = take_turns(
             {
-                f"{name}, {work.__name__}": partial(speed, work, contents)
-                for name, contents in sets.items()
+                f"{name}, {work.__name__}": partial(speed, work, dataset)
+                for name, dataset in sets.items()
                 for work in (petseg, plain)
             },
             options.turns,
         )
         found = {
             name: {
-                "pictures": len(contents.pets),
-                "longest_side_median": int(np.median([max(Image.open(pet.image).size) for pet in contents.pets[::50]])),
+                "images": len(dataset.samples),
+                "longest_side_median": int(
+                    np.median([max(Image.open(each.image).size) for each in dataset.samples[::50]])
+                ),
                 "ratio": ratio(speeds[f"{name}, petseg"], speeds[f"{name}, plain"]),
             }
-            for name, contents in sets.items()
+            for name, dataset in sets.items()
         }
     finish(
         options.out,
         {
             "kind": "benchmark",
-            "what": "pictures a second in preparation; ratios are petseg's over a plain Pillow loop's, turn by turn",
+            "what": "images a second in preparation; ratios are petseg's over a plain Pillow loop's, turn by turn",
             "command": "python benchmarks/prepare_speed.py",
-            "environment": environment(choose_hardware()),
+            "environment": choose_hardware().environment().model_dump(),
             "size": SIZE,
             "turns": options.turns,
             "sets": found,
-            "pictures_per_second": speeds,
+            "images_per_second": speeds,
             "ratio": found["official size"]["ratio"],
         },
     )

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from measuring import arguments, data_folder, main
+from measuring import arguments, data_folder, main, prepared
 
 from petseg import storage
-from petseg.data.cache import prepare
+from petseg.schema import EpochRow
 from petseg.training import runs
-from petseg.training.loop import choose_hardware, environment, keep_freed_memory, train
+from petseg.training.device import choose_hardware
+from petseg.training.loop import Execution, train
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -36,26 +36,25 @@ def run() -> None:
     parser.add_argument("--comparison", default="official", help="which folder of results/")
     parser.add_argument("--epochs", type=int, default=1)
     options = parser.parse_args()
-    keep_freed_memory()
     hardware = choose_hardware()
     models: dict[str, Any] = {}
     for published in sorted((RESULTS / options.comparison / "runs").iterdir()):
         config = runs.read_config(published)
         before = [json.loads(line) for line in (published / "metrics.jsonl").read_text().splitlines()]
-        now: list[dict[str, Any]] = []
+        now: list[EpochRow] = []
 
-        def keep(row: Mapping[str, Any], now: list[dict[str, Any]] = now) -> None:
-            now.append(dict(row))
+        def keep(row: EpochRow, now: list[EpochRow] = now) -> None:
+            now.append(row)
             if len(now) == options.epochs:
                 raise EnoughError
 
-        prepared = prepare(data_folder(options.data), config.data.size)
+        images = prepared(data_folder(options.data), config)
         with tempfile.TemporaryDirectory() as scratch, suppress(EnoughError):
-            train(config, prepared, Path(scratch) / "run", hardware=hardware, on_epoch=keep)
+            train(config, images, Path(scratch) / "run", Execution(hardware=hardware, on_epoch=keep))
         models[published.name] = {
             loss: {
                 "published": [row[loss] for row in before[: options.epochs]],
-                "now": [row[loss] for row in now],
+                "now": [getattr(row, loss) for row in now],
             }
             for loss in ("train_loss", "val_loss")
         }
@@ -72,7 +71,7 @@ def run() -> None:
                 "kind": "benchmark",
                 "what": "losses of the first epochs of a published comparison, then and now",
                 "command": "python benchmarks/same_numbers.py",
-                "environment": environment(hardware),
+                "environment": hardware.environment().model_dump(),
                 "comparison": options.comparison,
                 "epochs": options.epochs,
                 "models": models,

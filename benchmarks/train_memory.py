@@ -3,7 +3,7 @@
     python benchmarks/train_memory.py                                          # megabytes for each model
     python benchmarks/train_memory.py --out results/benchmarks/train_memory.json
 
-Each model trains in a process of its own: training, validation and checkpoint. The prepared pictures are mapped into
+Each model trains in a process of its own: training, validation and checkpoint. The prepared images are mapped into
 memory and counted.
 """
 
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import arguments, data_folder, main
+from measuring import arguments, data_folder, main, prepared
 
 CASES = {
     "unet": ("U-Net, 16 channels", []),
@@ -37,15 +37,18 @@ def one(case: str, folder: Path) -> None:
 
     before = peak_mb()
     from petseg.config import load_recipe
-    from petseg.data.cache import prepare
-    from petseg.training.loop import choose_hardware, environment, keep_freed_memory, train
+    from petseg.training.device import choose_hardware
+    from petseg.training.loop import Execution, train
 
-    keep_freed_memory()
     config = load_recipe("default", ["epochs=1", *CASES[case][1]]).for_model(case.removesuffix("32"))
     hardware = choose_hardware()
     with tempfile.TemporaryDirectory() as scratch:
-        train(config, prepare(folder, config.data.size), Path(scratch) / "run", hardware=hardware)
-    print(json.dumps({"peak_mb": peak_mb() - before, "torch_mb": before, "environment": environment(hardware)}))
+        train(config, prepared(folder, config), Path(scratch) / "run", Execution(hardware=hardware))
+    print(
+        json.dumps(
+            {"peak_mb": peak_mb() - before, "torch_mb": before, "environment": hardware.environment().model_dump()}
+        )
+    )
 
 
 def run() -> None:

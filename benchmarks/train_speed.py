@@ -3,15 +3,15 @@
     python benchmarks/train_speed.py                                           # the last line is `ratio N.N x`
     python benchmarks/train_speed.py --out results/benchmarks/train_speed.json
 
-petseg's loop: pictures prepared once, a batch is an index, augmentation in batches, bf16 and channels_last where the
-hardware gains from them, freed memory kept, `train.compile` on. The usual loop: a DataLoader with two workers decodes,
+petseg's loop: images prepared once, a batch is an index, augmentation in batches, bf16 and channels_last where the
+hardware gains from them, `train.compile` on. The usual loop: a DataLoader with two workers decodes,
 resizes and augments every JPEG in every epoch (torchvision's transforms), fp32, NCHW, AdamW. The ratio is of these two
 with the same network, batch and size. Beside them run petseg's loop without compiling, segmentation_models.pytorch's
 U-Net (its default, a ResNet-34 encoder) in the usual loop, the classic tutorial's network in the tutorial's setting,
 and the recipes `default` and `speedrun`.
 
-Each loop lives in a process of its own and waits while another has its turn: what one tells the C library about freed
-memory, or leaves behind in its heap, would change the others.
+Each loop lives in a process of its own and waits while another has its turn: what one leaves behind in its heap would
+change the others.
 
 Needs a C++ compiler, torchvision and segmentation_models.pytorch: pip install '.[train,bench]'
 """
@@ -21,7 +21,8 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-from measuring import arguments, data_folder, finish, main, ratio, take_turns
+from measuring import arguments, data_folder, finish, main, prepared, ratio, take_turns
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,18 +41,16 @@ from tutorial import BATCH, SIZE, TutorialNetwork, tutorial_optimiser
 
 from petseg.config import RunConfig, load_recipe
 from petseg.data.augment import augment
-from petseg.data.cache import Prepared, open_data, prepare
-from petseg.data.oxford_pets import BACKGROUND, Pet, read_trimap, split_names
+from petseg.data.cache import Prepared
+from petseg.data.dataset import IGNORE
+from petseg.data.dataset import Dataset as Samples
+from petseg.data.sources import open_dataset
 from petseg.models import build_model
-from petseg.training.loop import (
-    Hardware,
-    choose_hardware,
-    environment,
-    keep_freed_memory,
-    load_splits,
-    make_optimiser,
-    train_step,
-)
+from petseg.training.batches import load_splits
+from petseg.training.device import Hardware, choose_hardware
+from petseg.training.inference import build_network
+from petseg.training.loop import Objective, train_step
+from petseg.training.optimiser import make_optimiser
 
 NUM_CLASSES = 3
 STEPS = 6
@@ -65,41 +64,33 @@ Step = Callable[[], float]
 
 
 class JpegPets(Dataset[tuple[Tensor, Tensor]]):
-    """What a usual data set does for a picture: open, resize, augment, to tensor."""
+    """What a usual dataset does for an image: open, resize, augment, to tensor."""
 
-    def __init__(self, pets: Sequence[Pet], size: int, *, augmented: bool) -> None:
+    def __init__(self, samples: Samples, size: int, *, augmented: bool) -> None:
         changes = [
             v2.RandomHorizontalFlip(),
-            v2.RandomAffine(15, (0.1, 0.1), (0.8, 1.25), fill={tv_tensors.Mask: BACKGROUND, "others": 0}),
+            v2.RandomAffine(15, (0.1, 0.1), (0.8, 1.25), fill={tv_tensors.Mask: IGNORE, "others": 0}),
             v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25),
         ]
         ends = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-        self.pets = pets
+        self.samples, self.names = samples, samples.splits["train"]
         self.transform = v2.Compose([v2.Resize((size, size)), *(changes if augmented else []), *ends])
 
     def __len__(self) -> int:
-        return len(self.pets)
+        return len(self.names)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        pet = self.pets[row]
-        mask = tv_tensors.Mask(torch.from_numpy(read_trimap(pet.trimap))[None])
-        image, mask = self.transform(Image.open(pet.image).convert("RGB"), mask)
-        return image, mask[0].long() - 1
+        sample = self.samples.by_id[self.names[row]]
+        mask = tv_tensors.Mask(torch.from_numpy(self.samples.read_label(sample).ids)[None])
+        image, mask = self.transform(Image.open(sample.image).convert("RGB"), mask)
+        return image, mask[0].long()
 
 
-def usual_loop(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    pets: Sequence[Pet],
-    size: int,
-    batch: int,
-    device: torch.device,
-    *,
-    augmented: bool = True,
-) -> Step:
+def usual_loop(network: nn.Module, optimiser: torch.optim.Optimizer, images: JpegPets, batch: int) -> Step:
     """Returns the step of the usual loop; its loader's two workers live as long as the process."""
+    device = next(network.parameters()).device
     loader = DataLoader(
-        JpegPets(pets, size, augmented=augmented),
+        images,
         batch,
         shuffle=True,
         drop_last=True,
@@ -113,7 +104,7 @@ def usual_loop(
         images, labels = next(batches)
         images, labels = images.to(device), labels.to(device)
         fetched = time.perf_counter()
-        loss = F.cross_entropy(network(images), labels)
+        loss = F.cross_entropy(network(images), labels, ignore_index=IGNORE)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -123,18 +114,19 @@ def usual_loop(
     return step
 
 
-def petseg_loop(config: RunConfig, prepared: Prepared, hardware: Hardware) -> Step:
+def petseg_loop(config: RunConfig, images: Prepared, hardware: Hardware) -> Step:
     """Returns the step of petseg's loop, from the functions that `petseg train` calls."""
-    model = build_model(config.model, NUM_CLASSES).to(hardware.device, memory_format=torch.channels_last)
-    optimiser = make_optimiser(model.train(), config.train)
-    stepped = torch.compile(model, dynamic=False) if config.train.compile else model
-    pictures = load_splits(prepared, config, hardware.device)["train"]
+    network = build_network(config.model, NUM_CLASSES, hardware)
+    optimiser, objective = make_optimiser(network.module.train(), config.train), Objective(config.train)
+    if config.train.compile:
+        network = replace(network, module=torch.compile(network.module, dynamic=False))
+    split = load_splits(images, config, hardware.device)["train"]
     generator = torch.Generator().manual_seed(0)
 
     def rows() -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
         random = np.random.default_rng(0)
         while True:
-            order = random.permutation(pictures.rows)
+            order = random.permutation(split.rows)
             yield from order[: len(order) // config.train.batch_size * config.train.batch_size].reshape(
                 -1, config.train.batch_size
             )
@@ -143,9 +135,9 @@ def petseg_loop(config: RunConfig, prepared: Prepared, hardware: Hardware) -> St
 
     def step() -> float:
         started = time.perf_counter()
-        images, labels = augment(*pictures.batch(next(batches)), config.train.augment, generator)
+        images, labels = augment(*split.batch(next(batches)), config.train.augment, generator)
         fetched = time.perf_counter()
-        loss, _ = train_step(stepped, optimiser, images, labels, config.train, hardware)
+        loss, _ = train_step(network, optimiser, images, labels, objective)
         loss.item()
         return fetched - started
 
@@ -156,9 +148,8 @@ def recipe_loop(recipe: str, *settings: str) -> Callable[[Path], tuple[Step, int
     """Returns what builds petseg's loop of a recipe's U-Net under protocol `seed`."""
 
     def build(folder: Path) -> tuple[Step, int, int]:
-        keep_freed_memory()
         config = load_recipe(recipe, ["protocol=seed", *settings]).for_model("unet")
-        step = petseg_loop(config, prepare(folder, config.data.size), choose_hardware())
+        step = petseg_loop(config, prepared(folder, config), choose_hardware())
         return step, config.train.batch_size, config.data.size
 
     return build
@@ -167,14 +158,14 @@ def recipe_loop(recipe: str, *settings: str) -> Callable[[Path], tuple[Step, int
 def usual(
     network: Callable[[], nn.Module], size: int = 128, batch: int = 16, *, tutorial: bool = False
 ) -> Callable[[Path], tuple[Step, int, int]]:
-    """Returns what builds the usual loop of a network, on the same training pictures."""
+    """Returns what builds the usual loop of a network, on the same training images."""
 
     def build(folder: Path) -> tuple[Step, int, int]:
         device = choose_hardware().device
         built = network().to(device).train()
         optimiser = tutorial_optimiser(built) if tutorial else torch.optim.AdamW(built.parameters(), lr=1e-3)
-        pets = training_pets(folder)
-        return usual_loop(built, optimiser, pets, size, batch, device, augmented=not tutorial), batch, size
+        images = JpegPets(seed_split(folder), size, augmented=not tutorial)
+        return usual_loop(built, optimiser, images, batch), batch, size
 
     return build
 
@@ -204,11 +195,9 @@ LOOPS: dict[str, tuple[str, int, Callable[[Path], tuple[Step, int, int]]]] = {
 """Name -> title, timed steps a turn, and what builds the loop: (step, batch, size)."""
 
 
-def training_pets(folder: Path) -> list[Pet]:
-    """Returns the training pairs of protocol `seed`."""
-    pets = {pet.name: pet for pet in open_data(folder)[0].pets}
-    names = split_names(list(pets), {name: pet.listed for name, pet in pets.items()}, "seed")["train"]
-    return [pets[name] for name in names]
+def seed_split(folder: Path) -> Samples:
+    """Returns the dataset with the splits of protocol `seed`."""
+    return open_dataset(folder, load_recipe("default", ["protocol=seed"]).data)
 
 
 def contend(name: str, folder: Path, pipe: Connection) -> None:
@@ -231,7 +220,7 @@ def run() -> None:
     """Measures, writes, prints."""
     options = arguments(__doc__).parse_args()
     folder = data_folder(options.data)
-    open_data(folder)  # unpacks archives, once
+    training = seed_split(folder).splits["train"]  # unpacks archives, once
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     frames: dict[str, tuple[int, int]] = {}
@@ -254,8 +243,8 @@ def run() -> None:
         "kind": "benchmark",
         "what": "images a second in training; ratios are petseg's first loop over the other, turn by turn",
         "command": "python benchmarks/train_speed.py",
-        "environment": environment(choose_hardware()),
-        "training_images": len(training_pets(folder)),
+        "environment": choose_hardware().environment().model_dump(),
+        "training_images": len(training),
         "turns": options.turns,
         "loops": {
             name: {
