@@ -66,26 +66,34 @@ class Killed:
         return ended
 
 
+SMALL = ("data.size=16", "model.base_channels=2", "model.depth=2", "train.deterministic=true", "train.precision=fp32")
+
+
 def train(folder: str, data: str, resume: bool) -> None:
     """A deterministic run of three epochs."""
     from petseg.config import load_recipe
     from petseg.data.cache import prepare
-    from petseg.training.loop import choose_hardware, train
+    from petseg.data.sources import open_dataset
+    from petseg.training.device import choose_hardware
+    from petseg.training.loop import Execution, train
 
-    settings = ("data.size=16", "model.base_channels=2", "model.depth=2", "train.epochs=3", "train.batch_size=4")
-    recipe = load_recipe("default", [*settings, "train.deterministic=true", "train.ema=0.9", "train.precision=fp32"])
-    config = recipe.for_model("unet")
-    train(config, prepare(Path(data), 16), Path(folder), hardware=choose_hardware("fp32", "cpu"), resume=resume)
+    recipe = load_recipe("default", [*SMALL, "train.epochs=3", "train.batch_size=4", "train.ema=0.9"])
+    execution = Execution(hardware=choose_hardware("fp32", "cpu"), resume=resume)
+    train(recipe.for_model("unet"), prepare(open_dataset(Path(data)), 16), Path(folder), execution)
 
 
 def score(folder: str, data: str) -> None:
     """The scores of a trained run, and a report."""
     from petseg.data.cache import prepare
+    from petseg.data.sources import open_dataset
     from petseg.evaluation.evaluate import evaluate_run
     from petseg.report import write_report
-    from petseg.training.loop import choose_hardware
+    from petseg.training.batches import load_splits
+    from petseg.training.device import choose_hardware
+    from petseg.training.runs import read_config
 
-    evaluate_run(Path(folder), prepare(Path(data), 16), choose_hardware("fp32", "cpu"), split="val")
+    cpu, prepared = choose_hardware("fp32", "cpu"), prepare(open_dataset(Path(data)), 16)
+    evaluate_run(Path(folder), cpu, load_splits(prepared, read_config(Path(folder)), cpu.device), "val")
     write_report(Path(folder) / "comparison.json")
 
 
@@ -93,23 +101,24 @@ def compare(folder: str, data: str, resume: bool) -> None:
     """A whole comparison with its report."""
     from petseg.config import load_recipe
     from petseg.data.cache import prepare
-    from petseg.experiments.compare import compare
+    from petseg.data.sources import open_dataset
+    from petseg.experiments.compare import Plan, compare
     from petseg.report import write_report
-    from petseg.training.loop import choose_hardware
+    from petseg.training.device import choose_hardware
 
-    settings = ("data.size=16", "model.base_channels=2", "model.depth=2", "train.epochs=1", "train.batch_size=8")
-    recipe = load_recipe("default", [*settings, "train.deterministic=true", "train.precision=fp32"])
-    cpu = choose_hardware("fp32", "cpu")
-    compare(recipe, prepare(Path(data), 16), Path(folder), hardware=cpu, command="", resume=resume, made_data=True)
+    recipe = load_recipe("default", [*SMALL, "train.epochs=1", "train.batch_size=8"])
+    plan = Plan(recipe, choose_hardware("fp32", "cpu"), command="", resume=resume, synthetic=True)
+    compare(plan, prepare(open_dataset(Path(data)), 16), Path(folder))
     write_report(Path(folder) / "comparison.json")
 
 
 def prepare(folder: str, data: str) -> None:
     """The prepared cache, in `folder`."""
     from petseg.data.cache import prepare
+    from petseg.data.sources import open_dataset
 
     os.environ["PETSEG_CACHE"] = folder
-    prepare(Path(data), 16)
+    prepare(open_dataset(Path(data)), 16)
 
 
 def download(folder: str, url: str, size: int, sha256: str) -> None:

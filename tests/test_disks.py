@@ -16,16 +16,20 @@ import pytest
 
 from petseg.cli import app
 from petseg.config import load_recipe
-from petseg.data.cache import Prepared, get_data, made_data, prepare
+from petseg.data.cache import Prepared, prepare
+from petseg.data.sources import get_data, open_dataset, synthetic_data
 from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import evaluate_run
 from petseg.export import onnx as export
 from petseg.report import write_report
-from petseg.training.loop import choose_hardware, train
+from petseg.training.batches import load_splits
+from petseg.training.device import choose_hardware
+from petseg.training.loop import Execution, train
 from tests.conftest import TINY
 from tests.test_kills import content
 
 CPU = choose_hardware("fp32", "cpu")
+FRESH = Execution(hardware=CPU)
 CONFIG = load_recipe(
     "default", [*TINY, "train.epochs=3", "train.deterministic=true", "model.base_channels=2"]
 ).for_model("unet")
@@ -80,7 +84,7 @@ def test_a_disk_that_fills_during_training_costs_no_epoch(
     leave: int, disk: Disk, prepared: Prepared, tmp_path: Path
 ) -> None:
     """Whichever of the epoch's files is the one that no longer fits."""
-    train(CONFIG, prepared, tmp_path / "whole", hardware=CPU)
+    train(CONFIG, prepared, tmp_path / "whole", FRESH)
     run = disk.place / "run"
     kept: dict[str, str] = {}
 
@@ -89,14 +93,14 @@ def test_a_disk_that_fills_during_training_costs_no_epoch(
         disk.fill(leave)
 
     with pytest.raises(PetsegError, match=r"cannot be written \(.*[Nn]o space left") as caught:
-        train(CONFIG, prepared, run, hardware=CPU, on_epoch=fill)
+        train(CONFIG, prepared, run, Execution(hardware=CPU, on_epoch=fill))
     assert "\n" not in str(caught.value)
     found = content(run)
     assert {name: found.get(name) for name in ("resume.safetensors", "config.json")} == {
         name: kept[name] for name in ("resume.safetensors", "config.json")
     }
     disk.empty()
-    train(CONFIG, prepared, run, hardware=CPU, resume=True)
+    train(CONFIG, prepared, run, Execution(hardware=CPU, resume=True))
     assert content(run) == content(tmp_path / "whole")
 
 
@@ -107,11 +111,11 @@ def test_a_disk_too_small_for_the_cache(
     monkeypatch.setenv("PETSEG_CACHE", str(disk.place / "cache"))
     disk.fill(leave)
     with pytest.raises(PetsegError, match="free some space or set PETSEG_CACHE") as caught:
-        prepare(pets_folder, 32)
+        prepare(open_dataset(pets_folder), 32)
     assert "\n" not in str(caught.value)
     assert not list((disk.place / "cache").glob("prepared/*/index.json"))
     disk.empty()
-    assert len(prepare(pets_folder, 32).pets) == 48
+    assert len(prepare(open_dataset(pets_folder), 32).samples) == 48
     assert len(list((disk.place / "cache" / "prepared").glob("*-32-*[!k]"))) == 1
 
 
@@ -126,7 +130,7 @@ def outcome(call: Callable[[], object]) -> str:
 def calls(disk: Disk, prepared: Prepared, pets_folder: Path) -> dict[str, Callable[[], object]]:
     """What writes somewhere, in a folder of the small disk with a trained run."""
     run = disk.place / "run"
-    train(CONFIG, prepared, run, hardware=CPU)
+    train(CONFIG, prepared, run, FRESH)
     shutil.copy(COMPARISON, disk.place)
     photo = next(iter((pets_folder / "images").glob("*.jpg")))
     shutil.copy(photo, disk.place / "cat.jpg")
@@ -135,16 +139,16 @@ def calls(disk: Disk, prepared: Prepared, pets_folder: Path) -> dict[str, Callab
         return lambda: app([*words], standalone_mode=False)
 
     return {
-        "train": lambda: train(CONFIG, prepared, disk.place / "new", hardware=CPU),
-        "evaluate": lambda: evaluate_run(run, prepared, CPU, split="val"),
+        "train": lambda: train(CONFIG, prepared, disk.place / "new", FRESH),
+        "evaluate": lambda: evaluate_run(run, CPU, load_splits(prepared, CONFIG, CPU.device), "val"),
         "report": lambda: write_report(disk.place / COMPARISON.name),
         "predict": command("predict", str(disk.place / "cat.jpg"), "--model", "unet_small"),
         "predict --out": command("predict", str(photo), "--out", str(disk.place / "out"), "--model", "unet_small"),
         "export": command("export", "--model", "unet_small", "--out", str(disk.place / "small.onnx")),
         "export --run": lambda: export.export_run(run, disk.place / "run.onnx"),
         "data get": lambda: get_data(disk.place, rounds=1),
-        "made data": made_data,
-        "prepare": lambda: prepare(pets_folder, 16),
+        "synthetic data": synthetic_data,
+        "prepare": lambda: prepare(open_dataset(pets_folder), 16),
     }
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, what they print, their exit codes."""
+"""The command line as a user meets it: what it prints, its exit codes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from petseg import __version__
+from petseg.cli import main
+from petseg.errors import PetsegError
 from tests.conftest import TINY
 from tests.data.traps import make_trapped_pets
 
@@ -37,15 +44,31 @@ COMMANDS = {
 
 
 def petseg(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "petseg.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=child_environment(**environment),
-        check=False,
-        timeout=240,
-    )
+    """Runs a command in this process, where torch is loaded already: a second, not ten of them."""
+    out, err, code = StringIO(), StringIO(), 0
+    words = ["petseg", *map(str, arguments)]
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.dict(os.environ, child_environment(**environment), clear=True),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        chdir(cwd or Path.cwd()),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except PetsegError:
+            traceback.print_exc()
+            code = 1
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def petseg_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command as a shell does."""
+    command = [sys.executable, "-m", "petseg.cli", *map(str, arguments)]
+    environment = child_environment(**environment)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
 
 
 def child_environment(**extra: str) -> dict[str, str]:
@@ -88,8 +111,9 @@ def test_the_commands_and_their_flags_are_these() -> None:
     assert listed(get_command(app), "") == COMMANDS
 
 
-def test_version() -> None:
-    assert petseg("--version").stdout.strip() == "petseg 0.1.0"
+def test_version_and_an_error_of_a_process() -> None:
+    assert petseg_process("--version").stdout.strip() == f"petseg {__version__}"
+    assert "model 'x' is unknown" in one_line_error(petseg_process("train", "--model", "x"))
 
 
 def test_train_evaluate_and_report_from_the_command_line(pets_folder: Path, tmp_path: Path) -> None:
@@ -151,16 +175,19 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_
             "--size: size is 15; input should be greater than or equal to 16",
         ),
         (["train", "--model", "segnet", "--set", "model.skips=false"], "model.skips was given for 'segnet'"),
-        (["train", "--set", "task=cats"], "data.task 'cats' is unknown; choose one of: species"),
-        (["train", "--set", "protocol=offical"], "data.protocol 'offical' is unknown; choose one of: official, seed"),
+        (["train", "--set", "task=cats"], "data.oxford_pets.task 'cats' is unknown; choose one of: species"),
+        (
+            ["train", "--set", "protocol=offical"],
+            "data.oxford_pets.protocol 'offical' is unknown; choose one of: official, seed",
+        ),
         (["train", "--device", "tpu"], "device 'tpu'"),
         (["train"], "no data set"),
         (["compare", "--quick", "--recipe", "base"], "choose one: --quick is the recipe"),
-        (["compare", "--set", 'models=["unet"]'], "a comparison names two different models"),
+        (["compare", "--set", 'models=["unet", "unet"]'], "a comparison names each model once"),
         (["train", "--data", "nowhere"], "data folder nowhere: not a folder"),
         (["data", "check", "--data", "."], "images.tar.gz and annotations.tar.gz missing"),
         (["evaluate", "nowhere"], "no such file; is this the folder of a finished run"),
-        (["report", "nowhere"], "does not exist"),
+        (["report", "nowhere"], "nowhere: no such file"),
         (["bench", "--runtime", "onnx"], "--runtime 'onnx' is unknown; choose one of: onnxruntime"),
         (["bench", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
         (["bench", "--threads", "1,two"], "--threads is '1,two'; wanted whole numbers above zero"),
@@ -174,7 +201,7 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments: list[str], messa
     assert not [path for path in tmp_path.iterdir() if path.name != "none"]
 
 
-def test_plain_compare_never_falls_back_to_made_pets(tmp_path: Path) -> None:
+def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path: Path) -> None:
     """With a proxy that refuses every connection, the download fails at once and says what to do."""
     result = petseg(
         "compare",
