@@ -201,9 +201,9 @@ def test_labels_of_another_task_are_refused(
     species = config("task=species")
     others = prepare(open_dataset(pets_folder, species.data), 32)
     splits = load_splits(others, species, CPU.device)
-    with pytest.raises(PetsegError, match="class"):
+    with pytest.raises(PetsegError, match="classes pet, background, border; the labels are of background, cat, dog"):
         evaluate_run(trained(tmp_path), CPU, splits, "val")
-    with pytest.raises(PetsegError, match="dataset"):
+    with pytest.raises(PetsegError, match="load them from the same dataset"):
         train(config(), prepared, tmp_path / "new", Execution(hardware=CPU, splits=splits))
 
 

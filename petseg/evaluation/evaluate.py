@@ -256,12 +256,15 @@ def evaluate_run(
         on_progress: called with (done, total) images.
 
     Raises:
-        PetsegError: not a trained run, or a split that the dataset does not have.
+        PetsegError: not a trained run, a split that the dataset does not have, or one of other classes.
     """
     trained = load_run(run, hardware)
     if name not in splits:
         raise unknown_name("split", name, splits)
     split = splits[name]
+    own, given = ([entry.name for entry in classes] for classes in (trained.data.classes, split.dataset.classes))
+    if own != given:
+        raise PetsegError(f"{run} was trained on classes {', '.join(own)}; the labels are of {', '.join(given)}")
     stored = run / "evaluations" / f"{name}.json"
     known = read_evaluation(stored)
     wanted = (trained.weights, trained.epoch, split.prepared.key, len(split.rows))
