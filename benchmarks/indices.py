@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from petseg.export.bench import Plan, bench
 from petseg.predict.segmenter import WEIGHTS, model_file, shipped_models
@@ -39,6 +38,8 @@ def follow(file: bytes, size: int) -> dict[str, Any]:
     most in each stage, in order. Steps that could write over their input are counted as if they did not.
     """
     with tempfile.TemporaryDirectory() as folder:
+        import onnxruntime  # after petseg, which switches its reports of use off
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3  # it warns that the optimised file fits this machine alone

@@ -12,7 +12,14 @@ Names are imported when they are first used: importing this package imports neit
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+# Nothing leaves the machine. ONNX Runtime (from 1.29) and OpenVINO would report their use and keep an id below the home
+# folder; both are switched off here, before anything of petseg can load them, for this process and its children.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO does without the package
 
 if TYPE_CHECKING:  # for type checkers alone, which cannot follow `__getattr__`
     from petseg.config import Recipe as Recipe

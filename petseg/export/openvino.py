@@ -95,7 +95,7 @@ def export_shipped(name: str, out: Path, kind: str = "onnx") -> Parity:
             f"model {name} is shipped as ONNX, without torch's weights; export it as onnx or openvino, or give --run"
         )
     content = (WEIGHTS / f"{name}.onnx").read_bytes()
-    segmenter = Segmenter(name, threads=1)
+    segmenter = Segmenter(name, threads=1, runtime="onnxruntime")  # OpenVINO may compute in bf16
     images = drawn_images(segmenter.size)
     theirs = segmenter.probabilities(images)
     if kind == "onnx":

@@ -44,7 +44,7 @@ class Segmenter:
         model: a shipped model (`shipped_models`), a kind (`unet`, `segnet`) for the best of it,
             or a path to an ONNX file that `petseg export` wrote.
         threads: of one call. None takes all cores: the fastest for one photo; where many threads call, take 1.
-        runtime: onnxruntime or openvino; None takes the faster one for many photos (`runtimes.chosen_runtime`).
+        runtime: onnxruntime or openvino; None takes PETSEG_RUNTIME, else onnxruntime, which computes in float32.
         flip: average with the result of the mirrored photo, at twice the time; no score of petseg's does.
 
     Raises:
@@ -57,7 +57,7 @@ class Segmenter:
         self.flip = flip
         self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or KINDS[0])
         content = model_file(self.name)
-        self.runtime = runtime or chosen_runtime()
+        self.runtime = runtime or chosen_runtime(photos=1)
         """What runs it."""
         if self.runtime not in RUNTIMES:
             raise unknown_name("runtime", self.runtime, RUNTIMES)

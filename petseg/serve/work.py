@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
+from petseg.predict.runtimes import chosen_runtime
 from petseg.predict.segmenter import KINDS, Segmenter, shipped_model, shipped_models
 
 T = TypeVar("T")
@@ -21,7 +22,7 @@ class Models:
     """The shipped models, ready; a kind's name stands for its best one."""
 
     def __init__(self) -> None:
-        loaded = {name: Segmenter(name, threads=1) for name in shipped_models()}
+        loaded = {name: Segmenter(name, threads=1, runtime=chosen_runtime()) for name in shipped_models()}
         self.best = {kind: loaded[shipped_model(kind)] for kind in KINDS}
         """Kind -> its best model; the page shows these side by side."""
         self.all = dict(sorted(loaded.items(), key=lambda item: (KINDS.index(item[1].card["model"]), item[0])))
