@@ -42,6 +42,25 @@ class TwoScales(nn.Module):
         return self.classify(torch.cat([fine, coarse], dim=1))
 
 
+class Unusual(nn.Module):
+    """Tied weights, a frozen and an unused parameter, grouped convolution, maps joined along another axis."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second, self.third = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.third.weight, self.third.bias = self.second.weight, self.second.bias
+        self.first.bias.requires_grad_(False)
+        self.unused = nn.Parameter(torch.zeros(3))
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.classify = nn.Conv2d(16, num_classes, 1)
+
+    def forward(self, images):
+        second = self.second(self.first(images).relu()).relu()
+        joined = self.grouped(torch.cat([second, self.third(second).relu()], dim=1))
+        return self.classify(torch.cat([joined, joined.flip(2)], dim=2))[:, :, : images.shape[2]]
+
+
 RECIPE = """
 models = ["two_scales", "unet"]
 data.size = 32
@@ -88,6 +107,7 @@ def garden(tmp_path):
 @pytest.fixture
 def recipe(monkeypatch, tmp_path):
     monkeypatch.setitem(MODELS, "two_scales", Builder("Two scales", TwoScales))
+    monkeypatch.setitem(MODELS, "unusual", Builder("Unusual", Unusual))
     (tmp_path / "garden.toml").write_text(RECIPE)
     return load_recipe(str(tmp_path / "garden.toml"))
 
@@ -114,6 +134,22 @@ def test_it_is_trained_scored_counted_exported_and_predicted_with(recipe, garden
     assert (found.mask == 255 * (ids > 0)).mean() > 0.9, "leaf and fruit are foreground"
     assert found.cutout().mode == "RGBA"
     assert found.overlay().size == image.shape[1::-1]
+
+
+def test_a_network_of_unusual_parts_resumes_and_is_exported(recipe, garden, tmp_path):
+    config, prepared = run_config(recipe, "unusual"), prepare(garden, 32)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 2, "ema": 0.9})})
+
+    def stop(progress):
+        if progress.step == 4:
+            raise KeyboardInterrupt
+
+    whole = train_on_cpu(config, prepared, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_on_cpu(config, prepared, tmp_path / "cut", on_step=stop)
+    resumed = train_on_cpu(config, prepared, tmp_path / "cut", resume=True)
+    assert [row.val_loss for row in resumed] == pytest.approx([row.val_loss for row in whole], rel=1e-6)
+    assert export_run(tmp_path / "cut", tmp_path / "unusual.onnx")["parity"]["agreement"] > 0.999
 
 
 @pytest.mark.parametrize("models", [("two_scales",), ("two_scales", "unet")], ids=" ".join)

@@ -288,11 +288,13 @@ def without_concat(file: onnx.ModelProto) -> onnx.ModelProto:
         node.output[0]: node
         for node in graph.node
         if node.op_type == "Concat" and len(node.input) == 2 and readers[node.output[0]] == 1
+        if _integer(node, "axis", 1) == 1 and node.input[0] in shapes
     }
     nodes = []
     for node in graph.node:
         join = joins.get(node.input[0]) if node.op_type == "Conv" else None
-        if join is None:
+        kernel_shared = join is not None and (node.input[1] not in weights or readers[node.input[1]] > 1)
+        if join is None or kernel_shared or _integer(node, "group", 1) > 1:
             nodes.append(node)
             continue
         nodes.remove(join)
@@ -313,6 +315,11 @@ def without_concat(file: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(nodes)
     return split
+
+
+def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
+    """Returns an attribute of a node."""
+    return next((int(entry.i) for entry in node.attribute if entry.name == name), default)
 
 
 def _export(served: _Served, images: UInt8) -> onnx.ModelProto:

@@ -125,7 +125,8 @@ def _settle_best(run: Path, epoch: int) -> None:
 
 
 def _plain(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    # copies: safetensors refuses tensors that share memory, as tied weights do
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
 
 
 def _save(path: Path, tensors: dict[str, Tensor], epoch: int, keep: Path | None = None) -> None:
@@ -196,10 +197,11 @@ def _restore(path: Path, state: State) -> int:
 def _load_optimiser(optimiser: torch.optim.Optimizer, kept: dict[str, Tensor], path: Path) -> None:
     whole = optimiser.state_dict()
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    expected = {(f"{number}.{kind}") for number in range(len(parameters)) for kind in ("step", "exp_avg", "exp_avg_sq")}
-    if kept.keys() != expected:
+    numbers = {name.partition(".")[0] for name in kept}  # a parameter that never had a gradient has no state
+    expected = {f"{number}.{kind}" for number in numbers for kind in ("step", "exp_avg", "exp_avg_sq")}
+    if not kept or kept.keys() != expected or not numbers <= {str(number) for number in range(len(parameters))}:
         raise PetsegError(f"{path}: not the optimiser's state of this model; train again, into another folder")
-    whole["state"] = {number: {} for number in range(len(parameters))}
+    whole["state"] = {int(number): {} for number in numbers}
     for name, tensor in kept.items():
         number, _, kind = name.partition(".")
         like = parameters[int(number)]
