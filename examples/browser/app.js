@@ -2,11 +2,11 @@
 
 import { load, pixels, segment } from "./segment.js";
 
-const TINT = [null, [0, 0x72, 0xb2, 0.45], [0xe6, 0x9f, 0, 0.7]]; // background, pet, border: as petseg draws them
+const WEIGHTS = { foreground: 0.45, background: 0.55, boundary: 0.7 }; // of a class's colour, as petseg draws it
 const LARGEST = 2048;
 
 const find = (id) => document.getElementById(id);
-const tell = (text) => (find("told").textContent = text);
+const say = (text) => (find("status").textContent = text);
 const models = new Map(); // name -> promise of a model
 
 let camera = null;
@@ -20,20 +20,23 @@ function chosen() {
 
 async function show(photo) {
   const model = await chosen();
-  const found = await segment(model, photo);
+  const result = await segment(model, photo);
   const tinted = new ImageData(new Uint8ClampedArray(photo.data), photo.width, photo.height);
-  for (const [place, label] of found.labels.entries()) {
-    const [red, green, blue, share] = TINT[label] ?? [255, 255, 255, 0.55];
-    for (const [channel, value] of [red, green, blue].entries()) {
+  const colours = model.classes.map(({ colour, role }) =>
+    [1, 3, 5].map((at) => (role === "background" ? 255 : parseInt(colour.slice(at, at + 2), 16))),
+  );
+  const weights = model.classes.map(({ role }) => WEIGHTS[role]);
+  for (const [place, id] of result.ids.entries()) {
+    for (let channel = 0; channel < 3; channel++) {
       const at = 4 * place + channel;
-      tinted.data[at] += (value - tinted.data[at]) * share;
+      tinted.data[at] += (colours[id][channel] - tinted.data[at]) * weights[id];
     }
   }
-  const canvas = find("picture");
+  const canvas = find("overlay");
   canvas.width = photo.width;
   canvas.height = photo.height;
   canvas.getContext("2d").putImageData(tinted, 0, 0);
-  return { ...found, title: model.title };
+  return { ...result, title: model.title };
 }
 
 async function take(blob) {
@@ -42,7 +45,7 @@ async function take(blob) {
   try {
     bitmap = await createImageBitmap(blob);
   } catch {
-    return tell("This is not an image that the browser can read; choose a JPEG, PNG, WebP or AVIF.");
+    return say("This is not an image that the browser can read; choose a JPEG, PNG, WebP or AVIF.");
   }
   last = pixels(bitmap, bitmap.width, bitmap.height, LARGEST);
   await again();
@@ -51,7 +54,7 @@ async function take(blob) {
 async function again() {
   const { mask, milliseconds, title } = await show(last);
   const share = mask.reduce((sum, value) => sum + (value > 0), 0) / mask.length;
-  tell(`${title}: ${Math.round(100 * share)} % of the photo is pet; ${Math.round(milliseconds)} ms in this browser.`);
+  say(`${title}: ${Math.round(100 * share)} % of the photo is foreground; ${Math.round(milliseconds)} ms in this browser.`);
   const canvas = new OffscreenCanvas(last.width, last.height);
   const image = new ImageData(last.width, last.height);
   for (const [place, value] of mask.entries()) image.data.set([value, value, value, 255], 4 * place);
@@ -62,12 +65,12 @@ async function again() {
 }
 
 async function start() {
-  if (!navigator.mediaDevices) return tell("The browser lends its webcam to pages on localhost and over https alone.");
+  if (!navigator.mediaDevices) return say("The browser lends its webcam to pages on localhost and over https alone.");
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 480 } } });
   } catch (error) {
-    return tell(`The webcam cannot be used (${error.message}).`);
+    return say(`The webcam cannot be used (${error.message}).`);
   }
   const video = document.createElement("video");
   video.muted = video.playsInline = true;
@@ -84,7 +87,7 @@ async function start() {
     ends.push(performance.now());
     if (ends.length > 20) ends.shift();
     const rate = (1000 * (ends.length - 1)) / (ends.at(-1) - ends[0]);
-    if (camera === stream && ends.length > 1) tell(`${title}: ${rate.toFixed(1)} pictures a second`);
+    if (camera === stream && ends.length > 1) say(`${title}: ${rate.toFixed(1)} frames a second`);
     await new Promise(requestAnimationFrame);
   }
 }
@@ -104,8 +107,8 @@ find("model").addEventListener("change", () => last && !camera && again());
 
 try {
   await chosen();
-  tell("Ready: choose a photo.");
+  say("Ready: choose a photo.");
   document.body.dataset.ready = "true";
 } catch (error) {
-  tell(`The model cannot be loaded (${error.message}); was \`npm install\` run in examples/browser?`);
+  say(`The model cannot be loaded (${error.message}); was \`npm install\` run in examples/browser?`);
 }

@@ -51,7 +51,7 @@ def predict(
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
     import warnings
 
-    from petseg.predict.outputs import check_folders, chosen_kinds, plan, remove_halves
+    from petseg.predict.outputs import check_folders, chosen_kinds, plan, remove_unfinished
     from petseg.threads import thread_count
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in images that decode
@@ -71,7 +71,7 @@ def predict(
         return
     jobs = plan([Path(photo) for photo in photos], kinds, out)
     if resume:
-        remove_halves(jobs)
+        remove_unfinished(jobs)
         total, jobs = len(jobs), [job for job in jobs if not job.done()]
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
     if kinds:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from petseg.data.dataset import Class, Role, UInt8, palette
+from petseg.data.images import resize_ids
 from petseg.predict.enlarge import Floats, enlarged, windows
 
 FOREGROUND, BACKGROUND, BOUNDARY = 1, 2, 3
@@ -75,12 +76,10 @@ def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> I
     small_size = (max(1, round(width * scale)), max(1, round(height * scale)))
     reduced = photo.resize(small_size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     small = np.divide(np.asarray(reduced), 255, dtype=np.float32)
-    (soft,) = enlarged(share[None], small.shape[:2], slice(0, small.shape[0]), slice(0, small.shape[1]))
+    (soft,) = enlarged(share[None], small_size[::-1], slice(0, small_size[1]), slice(0, small_size[0]))
     soft = ((soft - 0.5) * STEEPER + 0.5).clip(0, 1)
     radius = max(1, round(EDGE * max(small_size)))
-    matte = None
-    if trimap is not None:
-        matte = _matte(small, np.asarray(Image.fromarray(trimap).resize(small_size, Image.Resampling.NEAREST)))
+    matte = None if trimap is None else _matte(small, resize_ids(trimap, small_size[::-1]))
     if matte is None:
         opacity, inside = _opacity_of_colour(small, soft, radius), _inside(soft, radius)
     else:
@@ -137,9 +136,8 @@ def _matte(image: Floats, trimap: UInt8) -> Floats | None:
 
 def _sure(matte: Floats) -> Floats:
     """Returns [1, h, w]: 1 where a matte is opaque all around, 0 where it is transparent, else .5."""
-    opaque, transparent = _all_around(matte > 0.99, 2), _all_around(matte < 0.01, 2)
-    sure: Floats = np.where(opaque, 1, np.where(transparent, 0, 0.5)).astype(np.float32)[None]
-    return sure
+    sides: Floats = _all_around(matte > 0.99, 2).astype(np.float32) - _all_around(matte < 0.01, 2).astype(np.float32)
+    return (sides[None] + 1) * np.float32(0.5)
 
 
 def _all_around(where: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
@@ -156,22 +154,20 @@ def _inside(soft: Floats, radius: int) -> Floats:
 
 def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> Floats:
     """Returns how opacity follows from colour, [4, h, w]: it is maps 0..2 times the colour, plus map 3."""
-    mean = _box(np.concatenate([image.transpose(2, 0, 1), soft[None]]), radius)
-    r, g, b, p = *image.transpose(2, 0, 1), soft
-    mr, mg, mb, mp = mean
-    products = _box(np.stack([r * r, r * g, r * b, g * g, g * b, b * b, r * p, g * p, b * p]), radius)
-    rr, rg, rb, gg, gb, bb, rp, gp, bp = products - np.stack(
-        [mr * mr, mr * mg, mr * mb, mg * mg, mg * mb, mb * mb, mr * mp, mg * mp, mb * mp]
-    )
+    maps = np.concatenate([image.transpose(2, 0, 1), soft[None]])
+    mean = _box(maps, radius)
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2), (0, 3), (1, 3), (2, 3)]
+    products, of_means = (np.stack([each[one] * each[other] for one, other in pairs]) for each in (maps, mean))
+    rr, rg, rb, gg, gb, bb, rp, gp, bp = _box(products, radius) - of_means
     rr, gg, bb = rr + NOISE, gg + NOISE, bb + NOISE
-    # the covariance is symmetrical and 3 x 3: its inverse is written out
+    # the covariance is symmetrical and 3 x 3: its inverse is written out; solving for each pixel takes longer
     irr, irg, irb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
     igg, igb, ibb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
     determinant = rr * irr + rg * irg + rb * irb
     ar = (irr * rp + irg * gp + irb * bp) / determinant
     ag = (irg * rp + igg * gp + igb * bp) / determinant
     ab = (irb * rp + igb * gp + ibb * bp) / determinant
-    offset = mp - ar * mr - ag * mg - ab * mb
+    offset = mean[3] - ar * mean[0] - ag * mean[1] - ab * mean[2]
     return _box(np.stack([ar, ag, ab, offset]), radius // 2)
 
 
@@ -180,14 +176,14 @@ def _colours(image: Floats, inside: Floats, radius: int) -> tuple[Floats, Floats
 
     Pixels count the more the farther they lie from the mask's edge, which may be off by some pixels.
     """
-    planes = image.transpose(2, 0, 1)
-    spread = []
-    for share in ((2 * inside - 1).clip(0, 1), (1 - 2 * inside).clip(0, 1)):
-        total = np.concatenate([planes * share, share])
+
+    def spread(share: Floats) -> Floats:
+        total = np.concatenate([image.transpose(2, 0, 1) * share, share])
         far, near = _box(total, 6 * radius), _box(total, 2 * radius)
-        far = far[:3] / np.maximum(far[3], 1e-3)
-        spread.append((near[:3] + 0.01 * far) / (near[3] + 0.01))
-    return spread[0], spread[1]
+        colours: Floats = (near[:3] + 0.01 * far[:3] / np.maximum(far[3], 1e-3)) / (near[3] + 0.01)
+        return colours
+
+    return spread((2 * inside - 1).clip(0, 1)), spread((1 - 2 * inside).clip(0, 1))
 
 
 def _box(maps: Floats, radius: int) -> Floats:

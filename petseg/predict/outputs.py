@@ -1,4 +1,4 @@
-"""Predictions as files: which photo writes which, many photos at once, each file whole or not at all."""
+"""Predictions as files: which photo writes which, many photos at once, each file complete or absent."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def plan(sources: Sequence[Path], kinds: Sequence[str], out: Path | None) -> lis
     Raises:
         PetsegError: no photos, or two that would write the same file all the same.
     """
-    found = find_photos(sources, ENDINGS.values())
-    places = [(photo, photo.parent if out is None else out / below.parent) for photo, below in found]
+    photos = find_photos(sources, ENDINGS.values())
+    places = [(photo, photo.parent if out is None else out / below.parent) for photo, below in photos]
     same: dict[str, list[Path]] = defaultdict(list)
     for photo, place in places:
         # some file systems do not tell cases apart, and a plan holds on all of them
@@ -110,12 +110,11 @@ def plan(sources: Sequence[Path], kinds: Sequence[str], out: Path | None) -> lis
     return jobs
 
 
-def remove_halves(jobs: Sequence[Job]) -> None:
-    """Removes what a killed call left half-written of these jobs."""
+def remove_unfinished(jobs: Sequence[Job]) -> None:
+    """Removes the half-written files that a killed call left of these jobs."""
     names: dict[Path, list[str]] = defaultdict(list)
-    for job in jobs:
-        for path in job.files.values():
-            names[path.parent].append(path.name)
+    for path in (path for job in jobs for path in job.files.values()):
+        names[path.parent].append(path.name)
     for folder, inside in names.items():
         storage.remove_unfinished(folder, inside)
 
@@ -155,11 +154,8 @@ def predict_job(segmenter: Segmenter, job: Job, *, matting: bool = False) -> Out
     """Returns the outcome of one photo; its files are written when all of them are made."""
     try:
         result = segmenter(job.photo)
-        if len(job.files) > 1:
-            with ThreadPoolExecutor(len(job.files)) as pool:
-                contents = list(pool.map(partial(encoded, result, matting=matting), job.files))
-        else:  # a pool would take longer than a mask
-            contents = [encoded(result, kind, matting=matting) for kind in job.files]
+        with ThreadPoolExecutor(max(1, len(job.files))) as pool:
+            contents = list(pool.map(partial(encoded, result, matting=matting), job.files))
         writes = [partial(Path.write_bytes, data=content) for content in contents]
         storage.write_together(dict(zip(job.files.values(), writes, strict=True)))
         return Outcome(job, result.summary(), None)

@@ -1,4 +1,4 @@
-"""Photos as people have them: any format, size, rotation and colour profile; told in one line where one cannot be used.
+"""Photos as people have them: any format, size, rotation and colour profile.
 
 A photo is kept encoded and decoded when it is needed: once reduced, for the model, and once whole where a cut-out is
 wanted. H W are the pixels of the photo as it is seen, after its EXIF rotation.
@@ -29,6 +29,10 @@ ORIENTATION, STORED_WIDTH = 0x0112, 0x0100
 
 TURNED = (5, 6, 7, 8)
 """Orientations that swap height and width."""
+
+
+class TooManyPixelsError(PetsegError):
+    """The photo is too large to decode."""
 
 
 class Photo:
@@ -117,8 +121,10 @@ class Photo:
     def _unreadable(self, error: Exception) -> PetsegError:
         reason = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "not an image that can be read"
-        return PetsegError(f"{self.name}: cannot be decoded ({reason})")
+            reason = f"not an image that can be read; wanted {', '.join(formats())}"
+        too_large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
+        kind = TooManyPixelsError if too_large else PetsegError
+        return kind(f"{self.name}: cannot be decoded ({reason})")
 
 
 def _turned_already(opened: Image.Image) -> bool:

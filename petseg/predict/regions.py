@@ -43,16 +43,11 @@ class Regions:
         >>> find_regions(np.array([[0, 255, 0], [0, 255, 255]], np.uint8)).boxes().tolist()
         [[1, 0, 3, 2]]
         """
-        rows = self.starts // self.width
-        left = np.full(self.count, self.width)
-        np.minimum.at(left, self.owner, self.starts - rows * self.width)
-        right = np.zeros(self.count, np.int64)
-        np.maximum.at(right, self.owner, self.ends - rows * self.width)
-        top = np.full(self.count, rows.max(initial=0))
-        np.minimum.at(top, self.owner, rows)
-        bottom = np.zeros(self.count, np.int64)
-        np.maximum.at(bottom, self.owner, rows + 1)
-        return np.stack([left, top, right, bottom], axis=1)
+        rows, columns = np.divmod(self.starts, self.width)
+        low, high = np.full((self.count, 2), np.iinfo(np.int64).max), np.zeros((self.count, 2), np.int64)
+        np.minimum.at(low, self.owner, np.stack([columns, rows], axis=1))
+        np.maximum.at(high, self.owner, np.stack([columns + self.ends - self.starts, rows + 1], axis=1))
+        return np.concatenate([low, high], axis=1)
 
     def at(self, rows: Ints, columns: Ints) -> Ints:
         """Returns the region at each pixel, -1 outside all of them; `rows` and `columns` may broadcast."""
@@ -65,9 +60,8 @@ class Regions:
 
 def find_regions(mask: UInt8) -> Regions:
     """Returns the regions of a mask uint8 [H, W], zero outside; pixels belong together that share an edge."""
-    height, width = mask.shape
-    padded = np.zeros((height, width + 1), np.bool_)  # the column of zeros ends a run that reaches the right side
-    padded[:, :width] = mask != 0
+    width = mask.shape[1]
+    padded = np.pad(mask != 0, ((0, 0), (0, 1)))  # the column of zeros ends a run that reaches the right side
     edges = np.flatnonzero(np.diff(padded.ravel(), prepend=False))
     rows = edges[::2] // (width + 1)
     starts, ends = edges[::2] - rows, edges[1::2] - rows

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +22,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from petseg import __version__
@@ -29,17 +30,19 @@ from petseg.config import ServeConfig
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.outputs import encoded
 from petseg.predict.segmentation import Box, ForegroundClass, Segmentation, Summary
-from petseg.predict.segmenter import Segmenter
+from petseg.predict.segmenter import KINDS, Segmenter, shipped_models
 from petseg.report.page import SCRIPT_HASH
 from petseg.schema import ClassInfo
 from petseg.serve import published
-from petseg.serve.upload import FIELD, RAW, ClientDisconnect, Held, checked, drain
+from petseg.serve.upload import FIELD, RAW, Uploads, drain, opened
 from petseg.serve.work import Models, Queue, unless_gone
 
-Output = Literal["mask", "overlay", "cutout", "classes", "trimap", "json"]
+if TYPE_CHECKING:
+    ModelName = str
+else:
+    ModelName = Literal[(*KINDS, *shipped_models())]
 
-GONE = 499
-"""Never sent: the client is no longer there."""
+Output = Literal["mask", "overlay", "cutout", "classes", "trimap", "json"]
 
 LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]
 """Names under which a loopback server answers; a page elsewhere that resolves its own name to 127.0.0.1 is refused."""
@@ -87,7 +90,7 @@ class ModelList(BaseModel):
 
 
 class Published(BaseModel):
-    """A published comparison: what it found, and its page."""
+    """A published comparison: its result in sentences, and its page."""
 
     name: str
     answer: list[str]
@@ -154,7 +157,7 @@ class State:
     config: ServeConfig
     models: Models
     queue: Queue
-    held: Held
+    uploads: Uploads
 
 
 api = APIRouter()
@@ -168,7 +171,7 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
         loopback: answer only under this machine's own names.
     """
     config = config or ServeConfig()
-    state = State(config, Models(), Queue(config), Held(config.held_bytes))
+    state = State(config, Models(), Queue(config), Uploads(config))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -191,11 +194,6 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
     if loopback:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
     app.add_middleware(_with_headers)
-    operation = app.openapi()["paths"]["/api/segment"]["post"]
-    (names,) = (parameter for parameter in operation["parameters"] if parameter["name"] == "model")
-    names["schema"] = {"type": "string", "enum": state.models.names(), "default": state.models.default.name}
-    # FastAPI leaves null out of examples
-    operation["responses"]["200"]["content"]["application/json"]["example"] = EXAMPLE
     return app
 
 
@@ -206,11 +204,12 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
     responses={
         200: {
             "description": "A PNG, or JSON for output=json; for several outputs, multipart/form-data with a part each. "
-            "Server-Timing tells what the network took.",
+            "Server-Timing holds the milliseconds of the network and of all.",
             "model": Prediction,
             "content": {
+                "application/json": {"example": EXAMPLE},
                 "image/png": {"schema": PHOTO},
-                "multipart/form-data": {"schema": {"type": "string", "format": "binary"}},
+                "multipart/form-data": {"schema": PHOTO},
             },
         },
         **{status: {"model": Problem, "description": reason} for status, reason in PROBLEMS.items()},
@@ -219,7 +218,7 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
 )
 async def segment(
     request: Request,
-    model: Annotated[str | None, Query(description="A shipped model, or a kind: the best one of it.")] = None,
+    model: Annotated[ModelName, Query(description="A shipped model, or a kind: the best one of it.")] = KINDS[0],
     output: Annotated[
         list[Output],
         Query(
@@ -232,21 +231,16 @@ async def segment(
 ) -> Response:
     """Returns the segmentation of a photo as an image or as JSON."""
     state: State = request.app.state.petseg
-    segmenter = state.models.default if model is None else state.models.get(model)
-    if segmenter is None:
-        assert model is not None
-        await drain(request)
-        raise HTTPException(422, str(unknown_name("model", model, state.models.names())))
     computing = False
     try:
         if state.queue.full():
             await drain(request)
             raise HTTPException(503, "the queue is full; try again in a moment", {"Retry-After": "1"})
-        with state.queue.place(), state.held.upload() as upload:
-            async with asyncio.timeout(state.config.seconds):
-                content = await upload.read(request, state.config.upload_bytes)
+        with state.queue.place():
+            async with asyncio.timeout(state.config.seconds), state.uploads.read(request) as content:
                 computing = True
-                work = partial(_compute, segmenter, content, tuple(dict.fromkeys(output)), state.config)
+                segmenter = state.models.get(model)
+                work = partial(_compute, segmenter, content, tuple(dict.fromkeys(output)), state.config.pixels)
                 return await unless_gone(request, state.queue.run(work))
     except TimeoutError:
         problem = f"took longer than {state.config.seconds:g} s; try again"
@@ -254,15 +248,15 @@ async def segment(
             raise HTTPException(503, f"the answer {problem}", {"Retry-After": "5"}) from None
         raise HTTPException(408, f"the upload {problem}") from None
     except ClientDisconnect:
-        return Response(status_code=GONE)
+        return Response(status_code=499)  # never sent
 
 
-@api.get("/api/models", summary="The models and the limits", response_model=ModelList)
+@api.get("/api/models", summary="The models and the limits")
 async def models(request: Request) -> ModelList:
     """Returns the shipped models, best first, and the limits that a client should know."""
     state: State = request.app.state.petseg
     return ModelList(
-        default=state.models.default.name,
+        default=state.models.best[KINDS[0]].name,
         pair=[model.name for model in state.models.best.values()],
         models=[
             ModelCard(
@@ -282,22 +276,18 @@ async def models(request: Request) -> ModelList:
     )
 
 
-@api.get("/api/results", summary="The published comparisons", response_model=list[Published])
+@api.get("/api/results", summary="The published comparisons")
 async def results() -> list[Published]:
-    """Returns what the published comparisons found."""
+    """Returns the results of the published comparisons."""
     return [Published(name=name, answer=published.answer(name), url=f"/results/{name}") for name in published.names()]
 
 
-@api.get("/health", summary="Whether it runs", response_model=Health)
+@api.get("/health", summary="Whether it runs")
 async def health(request: Request) -> Health:
     """Returns how many requests have a place, and how many places there are."""
     state: State = request.app.state.petseg
-    return Health(
-        status="ok",
-        version=__version__,
-        busy=state.queue.taken,
-        places=state.config.concurrent + state.config.queue,
-    )
+    places = state.config.concurrent + state.config.queue
+    return Health(status="ok", version=__version__, busy=state.queue.taken, places=places)
 
 
 @api.get("/results/{name}", include_in_schema=False)
@@ -308,9 +298,9 @@ def result_page(name: str) -> HTMLResponse:
     return HTMLResponse(published.page(name), headers={"Cache-Control": "max-age=3600"})
 
 
-def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], config: ServeConfig) -> Response:
+def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], pixels: int) -> Response:
     """Returns the answer to one photo; this is what the threads do."""
-    photo = checked(content, config)
+    photo = opened(content, pixels)
     started = time.perf_counter()
     try:
         result = segmenter.batch([photo])[0]

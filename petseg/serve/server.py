@@ -44,7 +44,7 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: None) -> None:
-    """Serves until it is told to stop; `on_ready` gets the page's address once photos are taken.
+    """Serves until it is stopped; `on_ready` gets the page's address once it listens.
 
     Raises:
         PetsegError: the address cannot be had.
@@ -60,9 +60,9 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: Non
             server_header=False,
             timeout_graceful_shutdown=math.ceil(config.seconds),
         )
-        server = _Announced(settings, lambda: on_ready(f"http://{shown}:{port}"))
+        on_ready(f"http://{shown}:{port}")  # it listens; who asks now is answered as soon as the loop runs
         with suppress(KeyboardInterrupt):  # raised again by uvicorn when all is answered
-            server.run(sockets=[listening])
+            uvicorn.Server(settings).run(sockets=[listening])
 
 
 def _listening(config: ServeConfig) -> socket.socket:
@@ -138,14 +138,3 @@ def most_connections() -> int:
     except ImportError:  # Windows
         return 500
     return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - SPARE_FILES
-
-
-class _Announced(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._announce = announce
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._announce()

@@ -27,16 +27,10 @@ class Models:
         """Kind -> its best model; the page shows these side by side."""
         self.all = dict(sorted(loaded.items(), key=lambda item: (KINDS.index(item[1].card["model"]), item[0])))
         """Name -> model: U-Nets first, each base before its small."""
-        self.default = self.best[KINDS[0]]
-        """Used where none is named."""
 
-    def names(self) -> list[str]:
-        """Returns what the API takes for a model: the shipped names, and the kinds."""
-        return list(dict.fromkeys([*self.best, *self.all]))
-
-    def get(self, name: str) -> Segmenter | None:
-        """Returns the model of a name, or the best one of a kind; None where there is none."""
-        return self.all.get(name) or self.best.get(name)
+    def get(self, name: str) -> Segmenter:
+        """Returns the model of a name, or the best one of a kind."""
+        return self.best.get(name) or self.all[name]
 
 
 class Queue:
