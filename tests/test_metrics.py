@@ -128,7 +128,7 @@ def test_halves_add_sides_transpose_and_ignored_pixels_do_not_matter(pair, cut):
 
 
 @pytest.mark.parametrize("score", [iou, dice, mean_iou, pixel_accuracy])
-def test_leading_axes_stay(score):
+def test_leading_axes_stay_and_large_counts_do_not_overflow(score):
     matrices = np.random.default_rng(0).integers(0, 5, (4, 6, CLASSES, CLASSES))
     matrices[1, 2] = 0
     matrices[3, 3, 1] = matrices[3, 3, :, 1] = 0
@@ -136,13 +136,7 @@ def test_leading_axes_stay(score):
     assert together.shape == ((4, 6, CLASSES) if score in (iou, dice) else (4, 6))
     for place in np.ndindex(4, 6):
         np.testing.assert_array_equal(together[place], score(matrices[place]))
-
-
-def test_large_images_do_not_overflow():
-    truth = np.full((1500, 1500), 2, np.uint8)
-    matrix = confusion_matrix(truth, truth, CLASSES)
-    assert matrix[2, 2] == 2_250_000
-    assert mean_iou(matrix * 3669) == 1
+    np.testing.assert_allclose(score(matrices * 1500 * 1500 * 3669), together)
 
 
 # Boundary
@@ -239,10 +233,8 @@ def test_the_rim_of_an_ignored_band_is_no_boundary():
 
 
 def test_boundary_scores_add_up_to_their_mean():
-    scores = np.array([[0.5, 1.0, np.nan], [0.25, np.nan, np.nan], [0.0, 0.5, np.nan]])
-    sums = boundary_sums(scores)
-    assert sums.dtype == np.int64
-    assert sums.shape == (3, 2, 3)
+    sums = boundary_sums(np.array([[0.5, 1.0, np.nan], [0.25, np.nan, np.nan], [0.0, 0.5, np.nan]]))
+    assert (sums.dtype, sums.shape) == (np.int64, (3, 2, 3))
     assert mean_boundary_f(sums.sum(axis=0)) == pytest.approx((0.25 + 0.75) / 2)
     assert mean_boundary_f(sums[0]) == pytest.approx(0.75)
     assert np.isnan(mean_boundary_f(boundary_sums(np.full((1, 3), np.nan))[0]))

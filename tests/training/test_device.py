@@ -24,12 +24,9 @@ def test_the_order_is_cuda_mps_cpu(cuda, mps, wanted, monkeypatch):
         assert choose_hardware("auto").precision == "fp32", "bf16 is not tried there"
 
 
-def test_precision_is_as_asked():
+def test_precision_is_as_asked_and_a_device_that_is_not_there_refused():
     assert choose_hardware("bf16", "cpu").precision == "bf16"
     assert choose_hardware("fp32", "cpu").environment().precision == "fp32"
-
-
-@pytest.mark.parametrize("device", ["tpu9", "cuda:99", "meta"])
-def test_a_device_that_is_not_there_is_refused(device):
-    with pytest.raises(PetsegError, match=f"device '{device}': torch has no such device here; choose cpu"):
-        choose_hardware("auto", device)
+    for device in ("tpu9", "cuda:99", "meta"):
+        with pytest.raises(PetsegError, match=f"device '{device}': torch has no such device here; choose cpu"):
+            choose_hardware("auto", device)
