@@ -1,7 +1,5 @@
 """Recipes: every shipped one parses, and each mistake in one is a line that names its field."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Callable
@@ -21,7 +19,6 @@ Write = Callable[[str], str]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Returns a function that writes a recipe and returns its path."""
 
     def write_recipe(text: str) -> str:
         path = tmp_path / "written.toml"
@@ -32,7 +29,6 @@ def write(tmp_path: Path) -> Write:
 
 
 def settable(kind: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
-    """Returns the dotted name of every field that holds a value."""
     names = []
     for name, field in kind.model_fields.items():
         inner: Any = field.annotation
@@ -45,9 +41,6 @@ def value_of(recipe: Recipe, field: str) -> object:
     for part in field.split("."):
         value = getattr(value, part)
     return value
-
-
-# Shipped recipes
 
 
 @pytest.mark.parametrize("name", [path.name.removesuffix(".toml") for path in config.RECIPES.iterdir()])
@@ -103,9 +96,6 @@ def test_every_field_and_option_has_a_description():
     assert undescribed == []
 
 
-# From a file
-
-
 def test_file_by_path(write):
     recipe = load_recipe(write('models = ["segnet", "unet_paper"]\n[train]\nepochs = 7\n[train.augment]\nflip = false'))
     assert recipe.models == ("segnet", "unet_paper")
@@ -123,9 +113,6 @@ def test_files_that_cannot_be_read(tmp_path, write):
     ):
         with pytest.raises(PetsegError, match=match):
             load_recipe(name)
-
-
-# Fields
 
 
 @pytest.mark.parametrize(
@@ -206,9 +193,6 @@ def test_serving():
         config.load_serving(["pixel=5"])
 
 
-# --set
-
-
 def test_set_bare_or_dotted_wins_over_the_file_and_the_last_over_the_first(write):
     for setting in ("epochs=9", "train.epochs=9", " epochs = 9 ", "train.epochs = 9"):
         recipe = load_recipe(write("[train]\nepochs = 3\nseed = 4"), ["epochs=5", setting])
@@ -266,9 +250,6 @@ def test_wrong_setting(setting, message):
 def test_set_below_a_value(write):
     with pytest.raises(PetsegError, match=r"train\.epochs: train holds a value, not fields"):
         load_recipe(write("train = 3"), ["train.epochs=3"])
-
-
-# Overrides
 
 
 def test_overrides_are_for_one_model(write):
@@ -336,9 +317,6 @@ def test_models_and_their_options_are_checked_before_a_run(settings, message):
     recipe = load_recipe("default", settings)
     with pytest.raises(PetsegError, match=message):
         [run_config(recipe, model) for model in recipe.models]
-
-
-# Names
 
 
 @pytest.mark.parametrize(

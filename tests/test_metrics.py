@@ -1,7 +1,5 @@
 """The scores, held against scikit-learn, hand-made cases and a boundary score that compares every pair of pixels."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 
@@ -37,15 +35,11 @@ examples = settings(max_examples=60, deadline=None)
 
 @st.composite
 def mask_pairs(draw):
-    """Draws truth (some pixels ignored, at least one not) and prediction of one random size."""
     shape = draw(npst.array_shapes(min_dims=1, max_dims=3, max_side=7))
     truth = draw(npst.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, 255])))
     prediction = draw(npst.arrays(np.uint8, shape, elements=st.integers(0, CLASSES - 1)))
     truth.flat[draw(st.integers(0, truth.size - 1))] = draw(st.integers(0, CLASSES - 1))
     return truth, prediction
-
-
-# By hand
 
 
 def test_scores_by_hand():
@@ -72,9 +66,6 @@ def test_absent_classes_are_nan_and_left_out():
     assert np.isnan([*iou(nothing), mean_iou(nothing), pixel_accuracy(nothing)]).all()
 
 
-# Oracle: scikit-learn
-
-
 @examples
 @given(mask_pairs())
 def test_scores_agree_with_scikit_learn(pair):
@@ -91,9 +82,6 @@ def test_scores_agree_with_scikit_learn(pair):
         np.testing.assert_allclose(ours(matrix), np.where(present, expected, np.nan))
     macro = sklearn.metrics.jaccard_score(**flat, labels=np.flatnonzero(present), average="macro", zero_division=0)
     assert mean_iou(matrix) == pytest.approx(macro)
-
-
-# Invariances
 
 
 @examples
@@ -139,9 +127,6 @@ def test_leading_axes_stay_and_large_counts_do_not_overflow(score):
     np.testing.assert_allclose(score(matrices * 1500 * 1500 * 3669), together)
 
 
-# Boundary
-
-
 def square(top, left, side=20, size=100):
     mask = np.zeros((size, size), np.uint8)
     mask[top : top + side, left : left + side] = 1
@@ -149,7 +134,6 @@ def square(top, left, side=20, size=100):
 
 
 def pairwise_counts(truth, prediction, label, tolerance):
-    """Counts as the docstring of `boundary_counts` says, by looking at each pixel, neighbour and pair."""
 
     def edge(inside):
         height, width = inside.shape

@@ -1,7 +1,5 @@
 """The small synthetic folders that tests of data read, and copies of them that a test may spoil."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -13,13 +11,11 @@ from tests.data.traps import make_trapped_pets
 
 @pytest.fixture(scope="session")
 def eight_pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4 breeds of 2 images, half of them in test.txt."""
     return make_pets(tmp_path_factory.mktemp("pets"), per_breed=2, breeds=4)
 
 
 @pytest.fixture(scope="session")
 def trapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2 breeds of 2 images, and every trap."""
     return make_trapped_pets(tmp_path_factory.mktemp("trapped"))
 
 

@@ -1,7 +1,5 @@
 """Good, truncated and hostile archives."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import os
@@ -17,6 +15,7 @@ from petseg.data.archive import extract
 from petseg.errors import PetsegError
 
 FILES = {"images/a.jpg": b"a" * 3000, "images/b.jpg": b"b" * 70_000, "list.txt": b""}
+MODES = ["w", "w:gz", "w:bz2", "w:xz"]
 DAMAGED = r"is damaged or only half downloaded \(.+\); a whole tar archive is wanted: delete the file and download it"
 
 
@@ -25,6 +24,14 @@ def member(name: str, **fields: object) -> tarfile.TarInfo:
     for field, value in fields.items():
         setattr(info, field, value)
     return info
+
+
+LINKS = [(tarfile.SYMTYPE, "/etc"), (tarfile.SYMTYPE, "list.txt"), (tarfile.LNKTYPE, "list.txt")]
+HOSTILE = [
+    *(member(name) for name in ("../evil", "images/../../evil", "a\x1b[2Jb", "a\nb")),
+    *(member("link", type=kind, linkname=target) for kind, target in LINKS),
+    *(member("special", type=kind) for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)),
+]
 
 
 def write_tar(path: Path, *members: tarfile.TarInfo, mode: str = "w", files: dict[str, bytes] = FILES) -> Path:
@@ -54,38 +61,18 @@ def assert_refused(path: Path, match: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_extract_plain_and_compressed(tmp_path, mode):
-    extract([write_tar(tmp_path / "x.tar.gz", mode=mode)], tmp_path / "deep" / "pets")
-    assert tree(tmp_path / "deep" / "pets") == FILES
+@pytest.mark.parametrize("mode", MODES)
+def test_extract_plain_and_compressed_archives_into_one_folder_once(tmp_path, mode):
+    one = write_tar(tmp_path / "1.tar.gz", mode=mode)
+    two = write_tar(tmp_path / "2.tar", files={"annotations/list.txt": b"l"})  # its folder has no member of its own
+    target = tmp_path / "deep" / "pets"
+    extract([one, two], target)
+    extract([tmp_path / "absent.tar"], target)  # an existing target stays as it is
+    assert tree(target) == FILES | {"annotations/list.txt": b"l"}
     assert names(tmp_path / "deep") == ["pets"]
 
 
-def test_extract_several_archives_into_one_folder_once(tmp_path):
-    one = write_tar(tmp_path / "1.tar", files={"images/a.jpg": b"a"})
-    two = write_tar(tmp_path / "2.tar", files={"annotations/list.txt": b"l"})  # its folder has no member of its own
-    extract([one, two], tmp_path / "pets")
-    assert tree(tmp_path / "pets") == {"images/a.jpg": b"a", "annotations/list.txt": b"l"}
-    extract([tmp_path / "absent.tar"], tmp_path / "pets")  # an existing target stays as it is
-    assert len(tree(tmp_path / "pets")) == 2
-
-
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        member("../evil"),
-        member("images/../../evil"),
-        member("link", type=tarfile.SYMTYPE, linkname="/etc"),
-        member("link", type=tarfile.SYMTYPE, linkname="list.txt"),
-        member("link", type=tarfile.LNKTYPE, linkname="list.txt"),
-        member("pipe", type=tarfile.FIFOTYPE),
-        member("null", type=tarfile.CHRTYPE),
-        member("disk", type=tarfile.BLKTYPE),
-        member("a\x1b[2Jb"),
-        member("a\nb"),
-    ],
-    ids=lambda value: repr(value.name),
-)
+@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda value: repr(value.name))
 def test_hostile_member_is_refused(tmp_path, hostile):
     assert_refused(write_tar(tmp_path / "evil.tar", hostile), "no plain file or folder below it; use the official")
     assert names(tmp_path) == ["data", "evil.tar"]
@@ -103,21 +90,17 @@ def test_an_absolute_or_foreign_path_stays_below_the_target(tmp_path, name):
     assert names(tmp_path / "data") in (["pets"], [])
 
 
-def test_too_many_members(tmp_path, monkeypatch):
-    assert archives.MAX_MEMBERS == 50_000
-    monkeypatch.setattr(archives, "MAX_MEMBERS", 50)
-    path = tmp_path / "many.tar.gz"
-    path.write_bytes(gzip.compress(member("d", type=tarfile.DIRTYPE).tobuf() * 51 + bytes(1024), 1))
-    assert_refused(path, r"holds too much, 51 members with 0 bytes; use the official archive")
-
-
-def test_too_many_bytes_over_all_archives(tmp_path):
+def test_too_many_members_or_bytes_over_all_archives(tmp_path, monkeypatch):
     path = tmp_path / "big.tar"
     path.write_bytes(member("big", size=archives.MAX_BYTES + 1).tobuf(tarfile.GNU_FORMAT))
     assert_refused(path, r"holds too much, 1 members with 4,294,967,297 bytes")
     path.write_bytes(member("big", size=archives.MAX_BYTES).tobuf(tarfile.GNU_FORMAT))
     with pytest.raises(PetsegError, match="holds too much"):
         extract([write_tar(tmp_path / "1.tar"), path], tmp_path / "pets")
+    assert archives.MAX_MEMBERS == 50_000
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 50)
+    path.write_bytes(gzip.compress(member("d", type=tarfile.DIRTYPE).tobuf() * 51 + bytes(1024), 1))
+    assert_refused(path, r"holds too much, 51 members with 0 bytes; use the official archive")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -129,7 +112,7 @@ def test_a_header_that_would_fill_the_memory_is_refused(tmp_path, kind):
     assert_refused(path, r"a header of 4,294,967,296 bytes")
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("mode", MODES)
 def test_archive_truncated_anywhere_is_refused(tmp_path, mode):
     whole = write_tar(tmp_path / "x.tar", mode=mode, files={"a": os.urandom(2000), "b": os.urandom(100)}).read_bytes()
     ends = {10, 511, 512, 700, 1536, 3072, 3100, 3584, 4096} if mode == "w" else {10, len(whole) // 2, len(whole) - 4}
@@ -139,12 +122,9 @@ def test_archive_truncated_anywhere_is_refused(tmp_path, mode):
         assert_refused(tmp_path / "x.tar", DAMAGED)
 
 
-@pytest.mark.parametrize(
-    ("mode", "place"),
-    [("w:gz", 50_000), ("w", 512 * 3)],
-    ids=["data", "the header of b, which tarfile would take for the archive's end"],
-)
+@pytest.mark.parametrize(("mode", "place"), [("w:gz", 50_000), ("w", 512 * 3)])
 def test_damaged_bytes_are_refused(tmp_path, mode, place):
+    """Among the data; and in the header of b, which tarfile would take for the archive's end."""
     files = {"a": os.urandom(100_000)} if mode == "w:gz" else {"a": b"a", "b": b"b"}
     content = bytearray(write_tar(tmp_path / "x.tar", mode=mode, files=files).read_bytes())
     content[place] ^= 255
@@ -152,14 +132,12 @@ def test_damaged_bytes_are_refused(tmp_path, mode, place):
     assert_refused(tmp_path / "x.tar", DAMAGED)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>We have moved.</html>" * 100])
-def test_not_an_archive(tmp_path, content):
-    (tmp_path / "x.tar").write_bytes(content)
-    assert_refused(tmp_path / "x.tar", r"x.tar is damaged or only half downloaded \(file could not be opened")
-
-
-def test_missing_archive(tmp_path):
-    assert_refused(tmp_path / "x.tar", r"x.tar is not a file; a tar archive is wanted: download it, or put it there")
+def test_what_is_no_archive_or_missing(tmp_path):
+    path = tmp_path / "x.tar"
+    assert_refused(path, r"x.tar is not a file; a tar archive is wanted: download it, or put it there")
+    for content in (b"", b"<html>We have moved.</html>" * 100):
+        path.write_bytes(content)
+        assert_refused(path, r"x.tar is damaged or only half downloaded \(file could not be opened")
 
 
 def test_extract_where_nothing_can_be_written(tmp_path):

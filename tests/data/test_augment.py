@@ -1,7 +1,5 @@
 """Augmentation moves image and labels together, makes no new values, and is repeatable."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -34,7 +32,6 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def blobs(count: int, height: int = 48, width: int = 64) -> tuple[Tensor, Tensor]:
-    """Returns images painted by their labels (red where 1, green where 2, black elsewhere), and the labels."""
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     labels = torch.zeros(count, height, width, dtype=torch.uint8)
     for index in range(count):
@@ -44,16 +41,12 @@ def blobs(count: int, height: int = 48, width: int = 64) -> tuple[Tensor, Tensor
 
 
 def inside(labels: Tensor) -> Tensor:
-    """Returns which pixels have all eight neighbours of their own label: there bilinear and nearest must agree."""
     padded = F.pad(labels[:, None].float(), (1, 1, 1, 1), mode="replicate")
     return (F.max_pool2d(padded, 3, 1) == -F.max_pool2d(-padded, 3, 1))[:, 0]
 
 
 def blank(count: int, height: int = 4, width: int = 4) -> Tensor:
     return torch.zeros(count, height, width, dtype=torch.uint8)
-
-
-# Image and labels together
 
 
 @pytest.mark.parametrize("config", MOVES.values(), ids=MOVES.keys())
@@ -99,16 +92,6 @@ def test_randomness():
     assert torch.equal(torch.rand(1), expected), "the global generator is left alone"
 
 
-# Each change
-
-
-def test_nothing_changes_nothing():
-    images, labels = blobs(4)
-    moved_images, moved = augment(images, labels, NOTHING, seeded())
-    assert torch.equal(moved_images, images)
-    assert torch.equal(moved, labels)
-
-
 @pytest.mark.parametrize("shift", [0, 1e-9])
 def test_flip_is_a_mirror(shift):
     """Exact; and by the sampling grid, through which a shift too small to matter sends the batch, within rounding."""
@@ -139,37 +122,30 @@ def motion(config: AugmentConfig, count: int = 300) -> tuple[Tensor, Tensor]:
     return torch.stack([down, right], dim=2), shift
 
 
-def assert_similar(steps: Tensor, zoom: Tensor) -> None:
+def test_turns_are_rigid_and_zoom_and_shift_keep_within_their_ranges():
+    turns, of_turns = motion(only(rotation=90.0))
+    zooms, of_zooms = motion(only(scale=0.5))
+    shifts, shift = motion(only(shift=0.2))
+    assert_similar(turns, torch.ones(1))
+    assert (turns.det() > 0).all(), "no mirror"
+    degrees = torch.rad2deg(torch.atan2(turns[:, 1, 0], turns[:, 0, 0]))
+    assert [float(degrees.min()), float(degrees.max())] == pytest.approx([-90, 90], abs=3)
+    assert degrees.std() == pytest.approx(180 / math.sqrt(12), rel=0.1), "uniform"
+    zoom = 1 / zooms[:, 0, 0]
+    torch.testing.assert_close(zooms, torch.eye(2).double() / zoom[:, None, None], atol=1e-3, rtol=0)
+    assert [float(zoom.min()), float(zoom.max())] == pytest.approx([1 / 1.5, 1.5], abs=0.03)
+    assert zoom.log().mean() == pytest.approx(0, abs=0.05), "as often smaller as larger"
+    assert max(of_turns.abs().max(), of_zooms.abs().max()) < 1e-3, "about the middle"
+    torch.testing.assert_close(shifts, torch.eye(2).double().expand_as(shifts), atol=1e-3, rtol=0)
+    assert shift.aminmax(dim=0).max.tolist() == pytest.approx([0.2, 0.2], abs=0.01)
+    assert shift.aminmax(dim=0).min.tolist() == pytest.approx([-0.2, -0.2], abs=0.01)
+    assert torch.corrcoef(shift.T)[0, 1].abs() < 0.2, "up and down does not follow left and right"
+
+
+def assert_similar(steps, zoom):
     """Steps neither shear nor stretch."""
     expected = torch.eye(2).double() / zoom.expand(len(steps))[:, None, None] ** 2
     torch.testing.assert_close(steps.mT @ steps, expected, atol=1e-3, rtol=0)
-
-
-def test_turns_are_rigid_and_within_their_range():
-    steps, shift = motion(only(rotation=90.0))
-    assert_similar(steps, torch.ones(1))
-    assert (steps.det() > 0).all(), "no mirror"
-    degrees = torch.rad2deg(torch.atan2(steps[:, 1, 0], steps[:, 0, 0]))
-    assert [float(degrees.min()), float(degrees.max())] == pytest.approx([-90, 90], abs=3)
-    assert degrees.std() == pytest.approx(180 / math.sqrt(12), rel=0.1), "uniform"
-    assert shift.abs().max() < 1e-3, "about the middle"
-
-
-def test_zoom_keeps_within_its_range():
-    steps, shift = motion(only(scale=0.5))
-    zoom = 1 / steps[:, 0, 0]
-    torch.testing.assert_close(steps, torch.eye(2).double() / zoom[:, None, None], atol=1e-3, rtol=0)
-    assert [float(zoom.min()), float(zoom.max())] == pytest.approx([1 / 1.5, 1.5], abs=0.03)
-    assert zoom.log().mean() == pytest.approx(0, abs=0.05), "as often smaller as larger"
-    assert shift.abs().max() < 1e-3
-
-
-def test_shift_keeps_within_its_range():
-    steps, shift = motion(only(shift=0.2))
-    torch.testing.assert_close(steps, torch.eye(2).double().expand_as(steps), atol=1e-3, rtol=0)
-    assert shift.amax(dim=0).tolist() == pytest.approx([0.2, 0.2], abs=0.01)
-    assert shift.amin(dim=0).tolist() == pytest.approx([-0.2, -0.2], abs=0.01)
-    assert torch.corrcoef(shift.T)[0, 1].abs() < 0.2, "up and down does not follow left and right"
 
 
 def test_all_moves_together_are_a_similarity():
@@ -192,14 +168,18 @@ def test_outside_is_the_mirror_image():
     assert all((windows == image).flatten(1).all(dim=1).any() for image in moved)
 
 
-# Colour
-
-
-def test_colour_leaves_labels_alone():
+def test_nothing_changes_nothing_colour_leaves_labels_alone_and_is_clamped():
     images, labels = blobs(4)
-    recoloured, moved = augment(images, labels, only(colour=0.5), seeded())
-    assert torch.equal(moved, labels)
+    same, unmoved = augment(images, labels, NOTHING, seeded())
+    recoloured, kept = augment(images, labels, only(colour=0.5), seeded())
+    assert torch.equal(same, images)
+    assert torch.equal(unmoved, labels)
+    assert torch.equal(kept, labels)
     assert not torch.equal(recoloured, images)
+    images = torch.ones(32, 3, 4, 4)
+    images[:, :, :2] = 0
+    recoloured, _ = augment(images, blank(32), only(colour=0.9), seeded())
+    assert (recoloured.min(), recoloured.max()) == (0, 1)
 
 
 def test_colour_is_brightness_of_contrast_of_saturation():
@@ -222,10 +202,3 @@ def test_colour_is_brightness_of_contrast_of_saturation():
     torch.testing.assert_close(changes.amin(dim=1), torch.full((3,), 0.7).double(), atol=0.01, rtol=0)
     torch.testing.assert_close(changes.amax(dim=1), torch.full((3,), 1.3).double(), atol=0.01, rtol=0)
     assert (torch.corrcoef(changes) - torch.eye(3)).abs().max() < 0.2
-
-
-def test_colour_is_clamped():
-    images = torch.ones(32, 3, 4, 4)
-    images[:, :, :2] = 0
-    recoloured, _ = augment(images, blank(32), only(colour=0.9), seeded())
-    assert (recoloured.min(), recoloured.max()) == (0, 1)

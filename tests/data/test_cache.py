@@ -1,7 +1,5 @@
 """The prepared cache: right arrays, one key for one content, whole or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -39,23 +37,17 @@ def prepare(folder: Path, size: int = SIZE, task: str = "trimap", **options: obj
 
 
 def counted(folder: Path) -> tuple[cache.Prepared, list[tuple[int, int]]]:
-    """Returns what `prepare` returns, and its reports: none when it decoded nothing."""
     calls: list[tuple[int, int]] = []
     return prepare(folder, on_progress=lambda *call: calls.append(call)), calls
 
 
 def names_in(folder: Path) -> list[str]:
-    """Returns what lies among the prepared datasets, locks left out."""
     return sorted(path.name for path in (folder / "prepared").glob("*") if path.suffix != ".lock")
 
 
 def plain(path: Path, size: int, method: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
-    """Returns an image resized without a decoder's help."""
     with Image.open(path) as image:
         return np.asarray(image.resize((size, size), method), int)
-
-
-# What a cache holds
 
 
 @pytest.mark.parametrize("size", [16, 32, 57])
@@ -152,9 +144,6 @@ def test_a_folder_of_unusable_images(copied, cache_folder):
     assert names_in(cache_folder) == []
 
 
-# The key
-
-
 def test_a_second_call_decodes_nothing(eight_pets):
     one, first = counted(eight_pets)
     written = (one.folder / "index.json").stat()
@@ -167,7 +156,6 @@ def test_a_second_call_decodes_nothing(eight_pets):
 
 
 def spoil(path: Path) -> None:
-    """Changes a file's bytes, and neither its size nor its time."""
     status = path.stat()
     path.write_bytes(b"x" * status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -255,8 +243,6 @@ def test_skipped_and_lost_files(copied):
     assert "image cannot be decoded" in cache.prepare(dataset, SIZE).left_out["beagle_1"]
 
 
-# Two processes, and a killed one
-
 WORKER = """
 import hashlib, sys
 from pathlib import Path
@@ -278,7 +264,6 @@ print(len(calls), hashlib.sha256(prepared.images.tobytes() + prepared.labels.tob
 
 
 def start(folder: Path, how: str) -> subprocess.Popen[str]:
-    """Returns a process that prepares, once it is ready or has stopped half-way."""
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER, folder, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -326,15 +311,11 @@ def test_an_interrupted_call_leaves_nothing(eight_pets, cache_folder):
     assert len(prepare(eight_pets).samples) == 8
 
 
-# Damage, full disks, no permission
-
-
 def half(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
 def without(key: str) -> Callable[[bytes], bytes]:
-    """Returns a change of index.json that drops a key of it, or of its first row."""
 
     def change(content: bytes) -> bytes:
         index = json.loads(content)

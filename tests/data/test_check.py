@@ -1,7 +1,5 @@
 """`petseg data check` finds every trap, says what happens to it, and loses nothing."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The dataset contract: classes from metadata, their colours, merged classes, nested shares of a split."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -74,8 +72,6 @@ def test_merge():
     assert scored(labels, merge).dtype == np.uint8
     assert scored(labels, None) is labels
 
-
-# Shares of the training split
 
 GROUPS = {"Bombay": 86, "beagle": 90, "pug": 31}
 SAMPLES = [Sample(f"{name}_{n}", Path(), Path(), name) for name, count in GROUPS.items() for n in range(count)]

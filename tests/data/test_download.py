@@ -22,8 +22,6 @@ ARCHIVE = Archive("pets.tar.gz", len(BODY), hashlib.sha256(BODY).hexdigest(), ()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Behaves as its path says; keeps (path, Range) of each request."""
-
     server: Server
 
     def do_GET(self) -> None:
@@ -73,8 +71,6 @@ BODIES = {  # kind -> body and the length that the header promises; status 200, 
 
 
 class Server(ThreadingHTTPServer):
-    """Records what it was asked; says nothing of clients that hang up."""
-
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.seen: list[tuple[str, str | None]] = []

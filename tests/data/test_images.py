@@ -1,7 +1,5 @@
 """Opening a sample: what is unusual is noted, what cannot be used is refused by name, any mode becomes RGB."""
 
-from __future__ import annotations
-
 import io
 import struct
 import warnings
@@ -48,7 +46,6 @@ UNUSABLE = {
 
 @pytest.fixture(scope="module")
 def dataset(trapped: Path) -> Dataset:
-    """With trimaps as labels: a class id is the trimap's value less 1."""
     return open_dataset(trapped)
 
 
@@ -57,13 +54,11 @@ def of_kind(dataset: Dataset, kind: str) -> Sample:
 
 
 def drawn(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the image as it was drawn, and its class ids."""
     image, trimap = draw_pet(sample.group, int(sample.id.rpartition("_")[2]))
     return image, trimap - 1
 
 
 def one_sample(folder: Path, image: bytes | Image.Image, label: bytes | np.ndarray) -> tuple[Dataset, Sample]:
-    """Writes an image and a label of plain class ids; returns them as a dataset."""
     sample = Sample("beagle_1", folder / "beagle_1.jpg", folder / "beagle_1.png")
     if isinstance(image, bytes):
         sample.image.write_bytes(image)
@@ -91,7 +86,6 @@ def jpeg(width: int, height: int) -> bytes:
 
 
 def nearest(ids: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes by taking, for the middle of each new pixel, the old pixel below it."""
     rows = ((np.arange(height) + 0.5) * ids.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * ids.shape[1] / width).astype(int)
     return ids[rows[:, None], columns]
@@ -99,9 +93,6 @@ def nearest(ids: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def blank(height: int = 8, width: int = 8) -> np.ndarray:
     return np.zeros((height, width), np.uint8)
-
-
-# Traps of the real files
 
 
 @pytest.mark.parametrize(("kind", "notes"), USABLE.items())
@@ -171,9 +162,6 @@ def test_16_bits_are_scaled(dataset, tmp_path):
     assert np.asarray(got)[..., 0].tolist() == [[0, 0, 1, 1], [100, 128, 254, 255]]
 
 
-# Labels
-
-
 def test_a_label_of_half_the_size_is_enlarged_nearest(dataset):
     sample = of_kind(dataset, "trimap of half the size")
     small = dataset.read_label(sample).ids
@@ -209,11 +197,7 @@ def test_resize_ids_takes_height_then_width():
         np.testing.assert_array_equal(resize_ids(ids, size), nearest(ids, *size))
 
 
-# Bombs and threads
-
-
 def huge_png(side: int) -> bytes:
-    """A PNG of a few bytes whose header claims `side` x `side` pixels."""
     buffer = io.BytesIO()
     Image.new("L", (1, 1)).save(buffer, "PNG")
     content = bytearray(buffer.getvalue())
@@ -240,9 +224,6 @@ def test_pillows_limit_holds_whatever_the_warning_filter(tmp_path, monkeypatch):
         with pytest.raises(PetsegError, match=r"100,000,000 pixels; at most 89,478,485 are read"):
             opened(tmp_path, huge_png(10_000), blank())
         assert opened(tmp_path, jpeg(8, 8), blank()).notes == ()
-
-
-# Draft
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """A folder in the official layout: its pairs, species, breeds and lists, its trimaps, and what a task calls a pixel."""
 
-from __future__ import annotations
-
 import re
 import shutil
 
@@ -27,9 +25,6 @@ from tests.data.traps import TRAPS
 
 def of_kind(kind: str) -> tuple[str, ...]:
     return tuple(sorted(name for name, set_trap in TRAPS.items() if set_trap == kind))
-
-
-# Reading a folder
 
 
 def test_pairs_are_sorted_and_carry_breed_species_and_list(trapped):
@@ -139,9 +134,6 @@ def test_capital_suffixes(copied):
     assert len(read_contents(copied).samples) == 8
 
 
-# Trimaps
-
-
 def test_a_trimap_of_16_bits_or_with_a_palette_is_its_values(tmp_path):
     values, path = np.array([[1, 2], [3, 1]], np.uint8), tmp_path / "beagle_1.png"
     palette = Image.fromarray(values)
@@ -164,8 +156,6 @@ def test_unusable_trimaps(tmp_path):
         with pytest.raises(PetsegError, match=match):
             read_trimap(tmp_path / "beagle_1.png")
 
-
-# Tasks
 
 NONE = [IGNORE] * 4
 PETS = [("pet", "#0072B2", "foreground"), ("background", "#BBBBBB", "background"), ("border", "#E69F00", "boundary")]
@@ -199,9 +189,6 @@ def test_border_matters_in_task_pet_alone(border, becomes):
     for task in ("trimap", "species", "trimap_species"):
         other, usual = get_task(OxfordPetsConfig(task=task, border=border)), get_task(OxfordPetsConfig(task=task))
         assert (other.classes, other.table.tolist()) == (usual.classes, usual.table.tolist())
-
-
-# The dataset
 
 
 @pytest.mark.parametrize("protocol", ["official", "seed"])

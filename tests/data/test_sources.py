@@ -1,7 +1,5 @@
 """Where a dataset is looked for, what lies in a folder, and which files count as the official ones."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import shutil
@@ -27,7 +25,6 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def packed(pets: Path, folder: Path, *, compressed: bool = True) -> Path:
-    """Returns a folder with the dataset as two archives."""
     folder.mkdir()
     suffix, mode = (".tar.gz", "w:gz") if compressed else (".tar", "w")
     for name in ("images", "annotations"):
@@ -42,15 +39,11 @@ def archives(eight_pets: Path, tmp_path: Path) -> Path:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Makes the archives of a folder the official ones."""
     published = []
     for archive in ARCHIVES:
         content = (folder / archive.name).read_bytes()
         published.append(replace(archive, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()))
     monkeypatch.setattr(sources, "ARCHIVES", tuple(published))
-
-
-# What counts as official
 
 
 def test_official_are_archives_of_the_right_bytes(archives, monkeypatch):
@@ -91,9 +84,6 @@ def test_a_damaged_memo_is_not_believed(archives, cache_folder):
         assert path.read_bytes() == b"false"
 
 
-# Archives
-
-
 @pytest.mark.parametrize("compressed", [True, False])
 def test_archives_are_unpacked_once(eight_pets, tmp_path, cache_folder, compressed):
     folder = packed(eight_pets, tmp_path / "archives", compressed=compressed)
@@ -128,9 +118,6 @@ def test_a_damaged_archive(archives, cache_folder):
     with pytest.raises(PetsegError, match=r"images\.tar\.gz is damaged or only half downloaded"):
         open_dataset(archives)
     assert [path.suffix for path in (cache_folder / "extracted").iterdir()] == [".lock"]
-
-
-# Folders
 
 
 def test_the_config_reaches_the_dataset(eight_pets, archives):
@@ -191,9 +178,6 @@ def test_synthetic_data_is_drawn_once(cache_folder, monkeypatch):
     assert not stale.exists()
     monkeypatch.chdir(target.parent)
     assert open_dataset(Path(target.name)).provenance == sources.SYNTHETIC
-
-
-# No permission
 
 
 def test_places_that_cannot_be_written(archives, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """Who trains, who validates, who tests: the committed split, the tutorial's, and the one for other datasets."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os
@@ -34,7 +32,6 @@ OFFICIAL = {"train": 3312, "val": 368, "test": 3669}
 
 @pytest.fixture(scope="module")
 def listed() -> dict[str, str]:
-    """7,390 names -> list; trainval holds the committed names and as many of each breed as the official one."""
     lists = dict.fromkeys(sorted(committed_validation()), "trainval")
     for breed, wanted in TRAINVAL.items():
         free = (name for number in range(1, 300) if (name := f"{breed}_{number}") not in lists)
@@ -52,9 +49,6 @@ def listed() -> dict[str, str]:
 
 def names_in(listed: dict[str, str], part: str) -> set[str]:
     return {name for name in listed if listed[name] == part}
-
-
-# The committed split
 
 
 def test_committed_validation():
@@ -91,9 +85,6 @@ def test_official_protocol_with_an_image_missing_keeps_the_others(listed):
     assert {*splits["val"]} == committed_validation() - {missing}
 
 
-# The tutorial's split
-
-
 def tutorial(names: list[str], val_samples: int = 1000) -> tuple[list[str], list[str]]:
     """Returns (train, val) as keras-io's "Image segmentation with a U-Net-like architecture" makes them.
 
@@ -128,8 +119,6 @@ def test_a_left_out_image_does_not_shift_the_seed_protocol(prepared, pets_folder
         rows = dataclasses.replace(prepared, samples=kept).rows(names)
         assert [kept[row].id for row in rows] == [name for name in names if name not in missing]
 
-
-# A stratified draw
 
 BREEDS = ("Abyssinian", "Sphynx", "beagle", "pug", "samoyed")
 counts = st.dictionaries(st.sampled_from(BREEDS), st.integers(1, 40), min_size=1)
@@ -177,9 +166,6 @@ def test_seeds_and_breeds_draw_on_their_own():
     assert [name for name in drawn if breed_of(name) == "beagle"] == stratified_validation(one)
 
 
-# Disjoint, always
-
-
 @settings(max_examples=150)
 @given(
     st.dictionaries(
@@ -206,9 +192,6 @@ def test_parts_are_disjoint_and_nobody_is_lost(listed, protocol):
         assert {*splits["test"]} == names_in(listed, "test")
 
 
-# The real lists
-
-
 @pytest.mark.real
 def test_splits_of_the_real_dataset():
     """Archives are unpacked into the tests' cache: give a folder in the official layout to save that minute."""
@@ -227,9 +210,6 @@ def test_splits_of_the_real_dataset():
     images = [path.stem for path in dataset.samples[0].image.parent.glob("[!.]*.jpg")]
     assert (seed["train"], seed["val"]) == tutorial(images)
     assert (len(seed["train"]), len(seed["val"])) == (6390, 1000)
-
-
-# Fractions of the training images
 
 
 def test_training_on_a_fraction_leaves_validation_and_test_alone(prepared):

@@ -1,7 +1,5 @@
 """The synthetic dataset has the official layout and plausible images; the traps of the tests are what they claim."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ def trapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def listed(folder: Path, name: str) -> list[str]:
-    """Returns the rows of one list, comments left out."""
     rows = (folder / "annotations" / f"{name}.txt").read_text().splitlines()
     return [row for row in rows if not row.startswith("#")]
 
@@ -40,9 +37,6 @@ def stems(folder: Path) -> set[str]:
 def trimap_of(folder: Path, name: str) -> np.ndarray:
     with Image.open(folder / "annotations" / "trimaps" / f"{name}.png") as trimap:
         return np.asarray(trimap)
-
-
-# Layout
 
 
 def test_layout(pets):
@@ -79,9 +73,6 @@ def test_all_breeds_have_the_official_ids(tmp_path):
     assert [int(row[3]) for row in rows if row[2] == "1"] == list(range(1, 13))
     assert [int(row[3]) for row in rows if row[2] == "2"] == list(range(1, 26))
     assert rows[36][0] == "yorkshire_terrier_1"
-
-
-# Images
 
 
 def test_images_and_trimaps_fit(pets):
@@ -179,9 +170,6 @@ def test_numbers_out_of_range(tmp_path, argument, match):
 def test_unknown_breed():
     with pytest.raises(PetsegError, match="breed 'begle' is unknown; choose one of: beagle,"):
         draw_pet("begle", 1)
-
-
-# Traps
 
 
 def of_kind(kind: str) -> str:

@@ -1,7 +1,5 @@
 """Synthetic pets with one of each trap of the real dataset: odd formats, damaged files, trimaps that do not fit."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
@@ -47,7 +45,6 @@ MAT = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
 
 
 def make_trapped_pets(folder: Path, *, per_breed: int = 2, breeds: int = 2, size: int = 160) -> Path:
-    """Returns `folder` as `make_pets` fills it, with every trap of TRAPS added."""
     make_pets(folder, per_breed=per_breed, breeds=breeds, size=size)
     images, annotations = folder / "images", folder / "annotations"
     listed = []
@@ -74,7 +71,6 @@ def make_trapped_pets(folder: Path, *, per_breed: int = 2, breeds: int = 2, size
 
 
 def _trap_image(image: Image.Image, kind: str) -> bytes | None:
-    """Returns the bytes of the image file, None where the trap has none."""
     match kind:
         case "trimap without image" | "listed without image":
             return None
@@ -106,7 +102,6 @@ def _trap_image(image: Image.Image, kind: str) -> bytes | None:
 
 
 def _trap_trimap(trimap: Bytes, kind: str) -> Bytes | None:
-    """Returns the trimap's values, None where the trap has none."""
     H, W = trimap.shape
     match kind:
         case "image without trimap" | "listed without image":

@@ -1,7 +1,5 @@
 """Costs: parameters and multiply-accumulates counted by hand, memory of small programs, turns of the clock."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -29,7 +27,6 @@ def macs(layers):
 
 
 def weights(layers, scales=1):
-    """Returns how many numbers layers hold: kernels, and `scales` beside them a channel."""
     return sum((before * taps + scales) * after for _, before, after, taps in layers)
 
 
@@ -103,9 +100,6 @@ def test_the_smallest_and_odd_sizes_are_counted_too():
     assert even < odd < 1.3 * even
 
 
-# Memory
-
-
 def test_live_bytes_by_hand():
     with LiveBytes() as memory:
         a, b = torch.ones(1000), torch.ones(1000)
@@ -156,12 +150,7 @@ def test_memory_of_a_chain_of_convolutions_by_hand():
     assert (memory.live, memory.peak) == (0, 4 * 100 * (32 + 16))
 
 
-# Latency
-
-
 class Roll(nn.Module):
-    """Notes its name, and in which mode it was called."""
-
     def __init__(self, name, calls):
         super().__init__()
         self.name, self.calls, self.weight = name, calls, nn.Parameter(torch.ones(1))

@@ -1,7 +1,5 @@
 """Evaluation at each image's own size: against scikit-learn, batch size, order, and what is kept in the run folder."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +22,6 @@ from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
 
 
 def pointwise(weight, bias):
-    """Returns a network whose logits depend on each pixel alone."""
     module = nn.Conv2d(3, len(weight), 1)
     module.load_state_dict({"weight": torch.tensor(weight)[:, :, None, None], "bias": torch.tensor(bias)})
     return Network(module, Input(), CPU)
@@ -35,7 +32,6 @@ BRIGHTNESS = pointwise([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]], [0.
 
 
 def constant(num_classes):
-    """Returns a network that gives class 1 everywhere."""
     return pointwise([[0.0] * 3] * num_classes, [0.0, 3.0, 0.0][:num_classes])
 
 
@@ -107,9 +103,6 @@ def test_per_image_counts_add_up_to_the_pixels_and_come_back(pets_folder, tmp_pa
     assert again.images.ids == found.images.ids
     assert (again.images.confusions == found.images.confusions).all()
     np.testing.assert_allclose(again.images.boundaries, found.images.boundaries, atol=5e-5)
-
-
-# Trained runs
 
 
 def test_a_run_is_scored_once_on_the_same_images(prepared, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """Numbers that stay numbers: what a prediction or a score must not depend on, and a golden run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -109,7 +107,6 @@ def test_scores_do_not_depend_on_threads(prepared):
 
 
 def golden_losses(model, folder):
-    """Returns the losses of 20 steps on synthetic pets: training and validation of each of 5 epochs of 4 steps."""
     config = tiny("train.epochs=5", "train.deterministic=true", model=model)
     pets = prepare_for(config, make_pets(folder / "pets", per_breed=12, breeds=6, size=48, seed=3))
     steps = []

@@ -1,7 +1,5 @@
 """Corruptions: the same change every time, labels that move with the image, scores that follow from counts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 
@@ -80,7 +78,6 @@ def test_what_only_changes_light_leaves_the_label():
 
 
 def untrained_run(folder, prepared):
-    """Returns the folder of a network that learnt nothing, and never predicts a fourth class."""
     torch.manual_seed(0)
     model = build_model(tiny().model, len(prepared.dataset.classes))
     with torch.no_grad():

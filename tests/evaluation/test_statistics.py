@@ -1,7 +1,5 @@
 """The paired bootstrap finds the difference that was put in, and its interval holds it as often as it says."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -31,7 +29,6 @@ def draw_trainings(seeds, count, *, lead, seed, of_seed=0.0, noise=0.05):
 
 
 def draw_images(count, **how):
-    """Returns two models' matrices [N, 2, 2] of one training each."""
     first, second = draw_trainings(1, count, **how)
     return first[0], second[0]
 
@@ -126,9 +123,6 @@ def test_coverage(confidence, least, most):
     ]
     assert truth > 1
     assert least <= share_that_hold(truth, studies) <= most
-
-
-# Several seeds
 
 
 def test_points_are_the_mean_over_seeds():

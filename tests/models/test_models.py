@@ -3,8 +3,6 @@
 Axis letters: N batch, C classes, D features, H and W pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,12 +60,10 @@ def built(config: ModelConfig, seed: int = 0) -> Any:
 
 
 def small(name: str, **options: object) -> Any:
-    """Returns a narrow model for inference."""
     return built(ModelConfig(name=name, base_channels=4, **options)).eval()
 
 
 def paper(name: str, num_classes: int = CLASSES) -> Any:
-    """Returns a preset as it stands, with shapes and no values."""
     with torch.device("meta"):
         return build_model(ModelConfig(name=name), num_classes)
 
@@ -77,7 +73,6 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rings(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Returns images and labels of a disc in a ring, each class in its own colour under noise."""
     row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     labels = torch.zeros(count, size, size, dtype=torch.int64)
     for index in range(count):
@@ -89,7 +84,6 @@ def rings(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> list[float]:
-    """Returns the loss before each step."""
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(steps):
@@ -103,9 +97,6 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> list[
 
 def convolutions(modules: nn.Module) -> list[nn.Conv2d]:
     return [module for module in modules.modules() if isinstance(module, nn.Conv2d)]
-
-
-# Five learning tests
 
 
 def test_initial_loss(config):
@@ -164,9 +155,6 @@ def test_same_seed_same_loss(config):
     assert first != other
 
 
-# Sizes and layouts
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_any_size_and_layout(config, size):
     model, images = built(config).eval(), noise(2, 3, *size)
@@ -187,9 +175,6 @@ def test_any_size_and_layout(config, size):
 def test_presets_keep_the_size(name, num_classes):
     logits = paper(name, num_classes)(torch.empty(2, 3, 97, 130, device="meta"))
     assert logits.shape == (2, num_classes, 97, 130)
-
-
-# U-Net
 
 
 def test_unet_paper():
@@ -215,7 +200,6 @@ def test_unet_options():
 
 
 def same_logits(model: nn.Module, bottleneck: float) -> bool:
-    """Returns whether two images give the same logits when every value of the deepest map is replaced."""
     model.dropout.register_forward_hook(lambda module, inputs, output: torch.full_like(output, bottleneck))
     with torch.no_grad():
         return torch.equal(model(noise(1, 3, 32, 32, seed=1)), model(noise(1, 3, 32, 32, seed=2)))
@@ -241,9 +225,6 @@ def test_skip_hands_over_the_first_level():
     assert seen["merged"].shape == (2, 8, 33, 50)
     assert torch.equal(seen["merged"][:, :4], seen["level"])
     assert not torch.equal(seen["merged"][:, 4:], seen["level"])
-
-
-# SegNet
 
 
 def test_segnet_paper_is_vgg16_and_its_mirror():
@@ -275,7 +256,6 @@ def test_segnet_convs(given, counts):
 
 
 def both_ways(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Yields what `max_unpool` makes natively, then what its deterministic path makes."""
     yield max_unpool(x, indices, size)
     with deterministic():
         yield max_unpool(x, indices, size)
@@ -321,9 +301,6 @@ def test_deterministic_path_is_bit_identical(size):
     native = logits_and_gradients()
     with deterministic():
         assert all(torch.equal(first, second) for first, second in zip(logits_and_gradients(), native, strict=True))
-
-
-# Options
 
 
 @pytest.mark.parametrize("name", ["unet", "segnet"])
@@ -394,9 +371,6 @@ def test_a_network_from_elsewhere_is_one_line(monkeypatch):
     assert len({builder.title for builder in MODELS.values()}) == len(MODELS)
 
 
-# What goes in
-
-
 def test_normalise():
     assert Input().normalise(torch.tensor([0.0, 0.5, 0.75, 1.0])).tolist() == [-2.0, 0.0, 1.0, 2.0]
 
@@ -426,9 +400,6 @@ def test_to_unit_range():
     torch.testing.assert_close(unit[1, 2, 3, 4] * 255, images[1, 3, 4, 2].float())
     assert to_unit_range(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)).tolist() == [[[[1.0]], [[1.0]], [[1.0]]]]
     assert images[0, 0, 1, 0] == 3, "the caller's image is left alone"
-
-
-# Baselines
 
 
 LABELS = np.uint8([[[0, 0, 1], [2, 255, 1]], [[0, 1, 1], [2, 255, 0]], [[0, 0, 1], [0, 255, 1]]])

@@ -1,7 +1,5 @@
 """Batches: every image once an epoch, the same for all models; smaller sides; classes that scores take together."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -53,8 +51,6 @@ def test_a_batch_can_be_reduced_and_keeps_its_labels_values(prepared):
     blocks = labels.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)
     assert (blocks == small_labels[..., None]).any(dim=-1).all()
 
-
-# Merged classes
 
 PET = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))
 """Of cat, dog, background, border."""

@@ -1,7 +1,5 @@
 """Checkpoints: a resumed run is the undisturbed one, the best weights are of the best epoch, damage is reported."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file

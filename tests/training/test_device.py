@@ -1,7 +1,5 @@
 """The device: CUDA, MPS, CPU in that order; what torch does not have is refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

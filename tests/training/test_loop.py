@@ -1,7 +1,5 @@
 """The training loop: determinism, what is refused, what stops a run, options."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from importlib.util import find_spec
@@ -72,9 +70,6 @@ def test_a_ramp_trains_small_first_and_validates_at_the_full_size(prepared, tmp_
     assert set(sides[False]) == {32}
 
 
-# What is refused
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -101,9 +96,6 @@ def test_resuming_with_another_config_or_on_other_images_is_refused(prepared, tm
         train_on_cpu(tiny("train.epochs=1"), other, tmp_path / "run", resume=True)
 
 
-# What stops a run
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -116,9 +108,6 @@ def test_a_loss_that_is_not_a_number_stops_and_is_not_kept(settings, message, pr
     with pytest.raises(DivergedError, match=message):
         train_on_cpu(tiny("train.warmup=0", "model.batch_norm=false", *settings), prepared, tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
-
-
-# The optimiser
 
 
 def test_the_rate_warms_up_and_falls_to_zero():
@@ -137,9 +126,6 @@ def test_norms_and_biases_do_not_decay():
     assert {parameter.ndim for parameter in by_decay[0.1]} == {4}
     assert {parameter.ndim for parameter in by_decay[0.0]} == {1}
     assert sum(map(len, by_decay.values())) == len(list(model.parameters()))
-
-
-# Optional parts
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """The losses, held against plain numpy in float64: values, gradients by finite differences, and the extremes."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 
@@ -16,7 +14,6 @@ WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
 
 
 def draw(seed=0, shape=(2, 4, 5)):
-    """Returns logits [N, C, H, W] and labels [N, H, W] with a fifth of the pixels ignored."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(shape[0], CLASSES, *shape[1:], generator=generator)
     labels = torch.randint(0, CLASSES, shape, generator=generator)
@@ -24,7 +21,6 @@ def draw(seed=0, shape=(2, 4, 5)):
 
 
 def sure_of(labels, num_classes=CLASSES):
-    """Returns logits that give each pixel's label (0 where ignored) a probability of nearly 1."""
     known = labels.masked_fill(labels == 255, 0)
     return 40.0 * torch.nn.functional.one_hot(known, num_classes).permute(0, 3, 1, 2).float()
 

@@ -1,7 +1,5 @@
 """A run's files: config and metrics come back, and clear words where they cannot be read."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -31,8 +29,6 @@ def test_config_comes_back(tmp_path):
     ):
         read_config(tmp_path)
 
-
-# metrics.jsonl
 
 FIGURES = {"train_seconds": 1.0, "learning_rate": 1e-3, "train_loss": 0.5, "val_accuracy": 0.5}
 ROWS = [
@@ -80,9 +76,6 @@ def test_a_broken_line_is_reported(old, new, message, tmp_path):
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(PetsegError, match=message):
         read_metrics(tmp_path)
-
-
-# Folders
 
 
 def test_a_new_folder_and_one_that_holds_something(tmp_path):
