@@ -204,7 +204,8 @@ def write_report(comparison: Path, out: Path | None = None) -> Path:
     Raises:
         PetsegError: the comparison is missing, invalid or of another kind; see `read_record`.
     """
-    if comparison.is_dir():
-        raise PetsegError(f"{comparison} is a folder; a report is made from a comparison.json: name one")
+    if not comparison.is_file():
+        state = "is a folder" if comparison.is_dir() else "does not exist"
+        raise PetsegError(f"{comparison} {state}; a report is made from a comparison.json: run `petseg compare`")
     result = read_record(comparison, ComparisonResult)
     return write_page(out or comparison.with_name("report.html"), render(result, comparison.parent))

@@ -357,7 +357,7 @@ def test_a_study_without_a_run_still_reports(findings: Findings, page: Callable[
 
 
 def test_a_missing_file_and_a_folder_are_one_line(published: ComparisonResult, tmp_path: Path) -> None:
-    with pytest.raises(PetsegError, match=r"none\.json"):
+    with pytest.raises(PetsegError, match=r"none\.json does not exist; .*: run `petseg compare`"):
         write_report(tmp_path / "none.json")
     with pytest.raises(PetsegError, match=r"is a folder; a report is made from a comparison\.json"):
         write_report(tmp_path)
