@@ -111,6 +111,15 @@ def test_the_documents_tables_are_generated_from_results(tmp_path: Path, capsys:
         update.with_tables(text.partition("<!-- models:end -->")[0], str)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
+def test_no_column_of_a_generated_table_is_empty(document: Path) -> None:
+    """A field of the JSON that was renamed would leave dashes alone."""
+    for _, text in re.findall(r"<!-- ([\w-]+):begin -->(.*?)<!-- \1:end -->", document.read_text(), flags=re.DOTALL):
+        rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        for column in zip(rows[0], *rows[2:], strict=True):
+            assert set(column[1:]) != {"–"}, column[0]
+
+
 @pytest.mark.parametrize("name", ["tables", "update_docs"])
 def test_the_scripts_examples_hold(name: str) -> None:
     found = doctest.testmod(scripts(name))
