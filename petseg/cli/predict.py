@@ -51,7 +51,7 @@ def predict(
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
     import warnings
 
-    from petseg.predict.outputs import check_folders, chosen_kinds, plan, remove_unfinished
+    from petseg.predict.outputs import check_folders, check_outputs, chosen_kinds, plan, remove_unfinished
     from petseg.threads import thread_count
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in images that decode
@@ -76,6 +76,7 @@ def predict(
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
     if kinds:
         check_folders([out] if out is not None else [job.photo.parent for job in jobs])
+        check_outputs(jobs)
     segmenter = _segmenter(_model(model, run), len(jobs), threads, flip)
     options = _Options(as_json, matting, threads)
     if len(photos) == 1 and not Path(photos[0]).is_dir():

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from petseg import storage
 from petseg.data.dataset import palette
+from petseg.data.images import UNREADABLE
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.photos import find_photos
 from petseg.predict.segmentation import Segmentation, Summary
@@ -35,6 +37,9 @@ ENDINGS = {
 
 USUAL = ("mask", "cutout", "overlay")
 """What is written unless told otherwise."""
+
+MARK = "petseg predict"
+"""Software, as every file that is written names it; so petseg knows its own files."""
 
 WORKERS = min(4, os.cpu_count() or 1)
 """Photos in work at once: each takes some 20 bytes a pixel while its cut-out is made."""
@@ -89,7 +94,10 @@ def plan(sources: Sequence[Path], kinds: Sequence[str], out: Path | None) -> lis
     Raises:
         PetsegError: no photos, or two that would write the same file all the same.
     """
-    photos = find_photos(sources, ENDINGS.values())
+    named = [source for source in sources if not (source.name.endswith((*ENDINGS.values(),)) and is_output(source))]
+    if sources and not named:
+        raise PetsegError(f"{sources[0]}: petseg wrote this file; name the photo itself")
+    photos = find_photos(named, ENDINGS.values())
     places = [(photo, photo.parent if out is None else out / below.parent) for photo, below in photos]
     same: dict[str, list[Path]] = defaultdict(list)
     for photo, place in places:
@@ -108,6 +116,31 @@ def plan(sources: Sequence[Path], kinds: Sequence[str], out: Path | None) -> lis
             )
         jobs.append(Job(photo, {kind: place / f"{name}{ENDINGS[kind]}" for kind in kinds}))
     return jobs
+
+
+def is_output(path: Path) -> bool:
+    """Returns whether petseg wrote a file: its PNGs carry a text, its JSON its fields."""
+    try:
+        if path.suffix == ".json":
+            return MARK.encode() in path.read_bytes()
+        with Image.open(path, formats=["PNG"]) as opened:
+            return opened.info.get("Software") == MARK
+    except UNREADABLE:
+        return False
+
+
+def check_outputs(jobs: Sequence[Job]) -> None:
+    """Checks that no file of these jobs replaces a photo or a file that petseg did not write.
+
+    Raises:
+        PetsegError: one would.
+    """
+    photos = {job.photo.resolve() for job in jobs}
+    for path in (path for job in jobs for path in job.files.values() if path.exists()):
+        if path.resolve() in photos:
+            raise PetsegError(f"{path} is one of the photos and would be replaced; choose another folder with --out")
+        if path.is_file() and not is_output(path):
+            raise PetsegError(f"{path} is there already and petseg did not write it; move it, or choose --out")
 
 
 def remove_unfinished(jobs: Sequence[Job]) -> None:
@@ -168,7 +201,7 @@ def predict_job(segmenter: Segmenter, job: Job, *, matting: bool = False) -> Out
 def encoded(result: Segmentation, kind: str, *, matting: bool = False) -> bytes:
     """Returns the file of one kind: a PNG, or JSON with a line's end; `matting` as `Segmentation.cutout`."""
     if kind == "json":
-        return (json.dumps(result.summary().to_dict(), indent=1) + "\n").encode()
+        return (json.dumps({"software": MARK, **result.summary().to_dict()}, indent=1) + "\n").encode()
     if kind == "cutout":
         image = result.cutout(matting=matting)
     elif kind == "overlay":
@@ -178,6 +211,7 @@ def encoded(result: Segmentation, kind: str, *, matting: bool = False) -> bytes:
         image.putpalette(palette(result.classes)[: len(result.classes)].tobytes())
     else:
         image = Image.fromarray(result.mask if kind == "mask" else result.trimap)
-    stream = BytesIO()
-    image.save(stream, "PNG", compress_level=1)
+    stream, text = BytesIO(), PngInfo()
+    text.add_text("Software", MARK)
+    image.save(stream, "PNG", compress_level=1, pnginfo=text)
     return stream.getvalue()

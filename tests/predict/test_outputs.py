@@ -12,7 +12,17 @@ from PIL import Image
 
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
-from petseg.predict.outputs import ENDINGS, USUAL, check_folders, chosen_kinds, encoded, plan, predict_job, predict_jobs
+from petseg.predict.outputs import (
+    ENDINGS,
+    USUAL,
+    check_folders,
+    check_outputs,
+    chosen_kinds,
+    encoded,
+    plan,
+    predict_job,
+    predict_jobs,
+)
 from petseg.predict.segmentation import Segmentation
 from petseg.predict.segmenter import Segmenter
 
@@ -126,6 +136,34 @@ def test_predictions_are_never_taken_for_photos(segmenter, tmp_path):
     jobs = plan([tmp_path], list(ENDINGS), None)
     list(predict_jobs(segmenter, jobs))
     assert plan([tmp_path], list(ENDINGS), None) == jobs
+
+
+def test_an_output_never_replaces_a_photo_or_a_file_of_somebody_else(segmenter, tmp_path):
+    photo, other = pet(tmp_path / "cat.png"), pet(tmp_path / "cat.mask.png", number=2)
+    with pytest.raises(PetsegError, match=r"cat\.mask\.png is one of the photos and would be replaced"):
+        check_outputs(plan([photo, other], ["mask"], None))
+    jobs = plan([photo], ["mask", "json"], None)
+    with pytest.raises(PetsegError, match=r"cat\.mask\.png is there already and petseg did not write it"):
+        check_outputs(jobs)
+    other.unlink()
+    (tmp_path / "cat.prediction.json").write_text("{}")
+    with pytest.raises(PetsegError, match=r"cat\.prediction\.json is there already"):
+        check_outputs(jobs)
+    (tmp_path / "cat.prediction.json").unlink()
+    for _ in range(2):  # its own files it replaces
+        check_outputs(jobs)
+        assert predict_job(segmenter, jobs[0]).error is None
+
+
+def test_a_glob_that_is_run_again_takes_no_output_for_a_photo(segmenter, tmp_path):
+    pet(tmp_path / "a.png")
+    for _ in range(2):
+        jobs = plan(sorted(tmp_path.glob("*.png")), USUAL, None)
+        assert [job.photo.name for job in jobs] == ["a.png"]
+        list(predict_jobs(segmenter, jobs))
+    assert below(tmp_path) == {"a.png", *(f"a{ENDINGS[kind]}" for kind in USUAL)}
+    with pytest.raises(PetsegError, match=r"a\.mask\.png: petseg wrote this file; name the photo itself"):
+        plan([tmp_path / "a.mask.png"], USUAL, None)
 
 
 def test_a_place_that_cannot_be_written_is_told(segmenter, tmp_path):
