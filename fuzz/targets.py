@@ -50,10 +50,10 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except PetsegError as error:
-        told = str(error)
-        assert told, "a refusal says why"
-        assert len(told) < 3000, f"{len(told)} characters are no line"
-        raise RefusedError(told) from None
+        message = str(error)
+        assert message, "a refusal says why"
+        assert len(message) < 3000, f"{len(message)} characters are no line"
+        raise RefusedError(message) from None
 
 
 @cache
@@ -73,7 +73,7 @@ def _file(name: str, content: bytes) -> Path:
     return path
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 def read_image(content: bytes) -> None:
@@ -88,23 +88,34 @@ def read_image(content: bytes) -> None:
 
 
 def read_pair(content: bytes) -> None:
-    """A trimap of the data set, and the same bytes as an image of it."""
-    from petseg.data.oxford_pets import Pet, open_pair, open_trimap
+    """A trimap of the dataset, and the same bytes as an image of it."""
+    from petseg.data.dataset import Sample
+    from petseg.data.images import open_ids, open_sample
 
-    sound = _file("sound.png", _picture("PNG", "L"))
+    sound, dataset = _file("sound.png", small_image("PNG", "L")), trimaps()
     for image, trimap in ((sound, _file("fuzzed.png", content)), (_file("fuzzed.jpg", content), sound)):
-        pet = Pet("beagle_1", image, trimap, "beagle", 2, "trainval")
+        sample = Sample("beagle_1", image, trimap)
         try:
             with _refusals():
-                open_trimap(pet)
-                open_pair(pet, draft=64)
+                open_ids(dataset, sample)
+                open_sample(dataset, sample, draft=64)
         except RefusedError:
             if image != sound:
                 raise
 
 
-def _picture(kind: str, mode: str = "RGB", size: tuple[int, int] = (24, 17), **options: Any) -> bytes:
-    """A small picture with some shapes in it; of values 1, 2, 3 in mode L."""
+@cache
+def trimaps() -> Any:
+    """Returns a dataset whose labels are trimaps."""
+    from petseg.data.dataset import Dataset, Label, classes_from
+    from petseg.data.oxford_pets import read_trimap
+
+    classes = classes_from(["pet", "background", "border"])
+    return Dataset("pets", (), classes, {}, lambda sample: Label(read_trimap(sample.label) - 1), "fuzzed")
+
+
+def small_image(kind: str, mode: str = "RGB", size: tuple[int, int] = (24, 17), **options: Any) -> bytes:
+    """A small image with some shapes in it; of values 1, 2, 3 in mode L."""
     from PIL import Image, ImageDraw
 
     if mode == "L":
@@ -120,7 +131,7 @@ def _picture(kind: str, mode: str = "RGB", size: tuple[int, int] = (24, 17), **o
 
 
 def image_seeds() -> list[bytes]:
-    """Returns pictures in every format that is read, and in some that are not."""
+    """Returns images in every format that is read, and in some that are not."""
     from PIL import Image, ImageCms
 
     turned = Image.Exif()
@@ -154,7 +165,7 @@ def image_seeds() -> list[bytes]:
     found = []
     for kind, mode, given in wanted:
         with suppress(KeyError, OSError, TypeError):  # not every Pillow writes all of them
-            found.append(_picture(kind, mode, **given))
+            found.append(small_image(kind, mode, **given))
     return found
 
 
@@ -162,18 +173,18 @@ def trimap_seeds() -> list[bytes]:
     """Returns trimaps, right and wrong ones."""
     small = {"size": (12, 9)}
     return [
-        _picture("PNG", "L"),
-        _picture("PNG", "L", **small),
-        _picture("PNG", "L", size=(17, 24)),
-        _picture("PNG", "P"),
-        _picture("PNG", "1"),
-        _picture("PNG", "LA"),
-        _picture("PNG", "I;16"),
-        _picture("GIF", "L"),
-        _picture("TIFF", "L"),
-        _picture("BMP", "L"),
-        _picture("JPEG", "L"),
-        _picture("WEBP"),
+        small_image("PNG", "L"),
+        small_image("PNG", "L", **small),
+        small_image("PNG", "L", size=(17, 24)),
+        small_image("PNG", "P"),
+        small_image("PNG", "1"),
+        small_image("PNG", "LA"),
+        small_image("PNG", "I;16"),
+        small_image("GIF", "L"),
+        small_image("TIFF", "L"),
+        small_image("BMP", "L"),
+        small_image("JPEG", "L"),
+        small_image("WEBP"),
     ]
 
 
@@ -216,7 +227,8 @@ def recipe_seeds() -> list[bytes]:
     return [
         *((RECIPES / f"{name}.toml").read_bytes() for name in recipe_names()),
         b'train.epochs = 3\nmodels = ["segnet", "unet"]\n[overrides.segnet.train]\nlearning_rate = 1e-3\n',
-        b'[model]\nconvs = [2, 2, 3]\ndepth = 3\n[data]\ntask = "pet"\nborder = "ignore"\n[train]\nramp = [64, 96]\n',
+        b"[model]\nconvs = [2, 2, 3]\ndepth = 3\n[train]\nramp = [64, 96]\n",
+        b'[data.oxford_pets]\ntask = "pet"\nborder = "ignore"\n',
         b"train.epochs = " + b"[" * 2000,
         b"epochs=" + b"9" * 5000,
         b"a" + b".a" * 2000 + b" = 1",
@@ -241,7 +253,7 @@ def read_run(content: bytes) -> None:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content[1:] if file == name else whole)
     with _refusals():
-        read_evaluation(folder / "evaluations" / "val.json", 2, epoch=1)
+        read_evaluation(folder / "evaluations" / "val.json")
         runs.read_metrics(folder)
         runs.read_config(folder)
         headline(read_record(folder / "comparison.json", ComparisonResult))
@@ -251,17 +263,23 @@ def read_run(content: bytes) -> None:
 def _run_files() -> dict[str, bytes]:
     from petseg.config import RunConfig
 
-    row = {"epoch": 1, "seconds": 1.0, "train_loss": 0.5, "val_loss": 0.5, "val_miou": 0.6}
-    scores = {"epoch": 1, "split": "val", "iou": {"pet": 0.5, "background": None}, "miou": 0.5}
-    images = {"images": [["beagle_1", [1, 2, 3, 4], [0.5, None]], ["beagle_2", [4, 3, 2, 1], [0.25, 1.0]]]}
+    rows = [["beagle_1", [*range(9)], [0.5, None, 0.2]], ["beagle_2", [*range(9)], [0.25, 1.0, 0.2]]]
+    images = {"columns": ["name", "confusion", "boundary F"], "images": rows}
     published = Path(__file__).parents[1] / "results" / "seed" / "comparison.json"
     comparison = json.loads(published.read_text(encoding="utf-8"))
     for model in comparison["models"]:
         model["history"] = model["history"][:2]
         for evaluation in model["evaluations"].values():
-            evaluation["breed_miou"] = dict(list(evaluation["breed_miou"].items())[:2])
+            evaluation["group_miou"] = dict(list(evaluation["group_miou"].items())[:2])
     comparison["baselines"], comparison["examples"] = comparison["baselines"][:1], []
-    contents = (RunConfig().model_dump(mode="json"), row, scores, images, comparison)
+    first = comparison["models"][0]
+    contents = (
+        RunConfig().model_dump(mode="json"),
+        first["history"][0],
+        first["evaluations"]["val"],
+        images,
+        comparison,
+    )
     return {name: json.dumps(content).encode() for name, content in zip(RUN_FILES, contents, strict=True)}
 
 
@@ -276,14 +294,20 @@ def run_seeds() -> list[bytes]:
 
 def read_checkpoint(content: bytes) -> None:
     """A checkpoint that training resumes from, and the same file as weights."""
-    from petseg.training.loop import _restore, load_weights, make_optimiser
+    from petseg.schema import EpochRow
+    from petseg.training.checkpoint import State, load_weights, restore
+    from petseg.training.optimiser import make_optimiser
+    from petseg.training.runs import write_metrics
 
     model, config = _tiny_model()
     path = _file("resume.safetensors", content)
+    _file("best.safetensors", content)
+    row = dict.fromkeys(("seconds", "train_seconds", "learning_rate", "train_loss", "val_loss", "val_accuracy"), 0.5)
+    write_metrics(path.parent, [EpochRow(**row, epoch=epoch, val_miou=epoch / 10) for epoch in range(1, 4)])
     with suppress(RefusedError), _refusals():
         load_weights(model, path)
     with _refusals():
-        assert _restore(path, model, make_optimiser(model, config), None) >= 1
+        assert restore(path.parent, State(model, make_optimiser(model, config), None))
 
 
 @cache
@@ -302,7 +326,7 @@ def checkpoint_seeds() -> list[bytes]:
     import torch
     from safetensors.torch import save
 
-    from petseg.training.loop import make_optimiser
+    from petseg.training.optimiser import make_optimiser
 
     weights = {name: tensor.contiguous() for name, tensor in _tiny_model()[0].state_dict().items()}
     state = {f"model.{name}": tensor for name, tensor in weights.items()}
@@ -336,9 +360,9 @@ def read_onnx(content: bytes) -> None:
     with _refusals():
         segmenter = Segmenter(_file("model.onnx", content), threads=1)
         found = segmenter(np.full((20, 30, 3), 99, np.uint8))
-        json.dumps(found.summary(), allow_nan=False)
+        json.dumps(found.summary().to_dict(), allow_nan=False)
         found.cutout()
-        assert found.trimap.shape == found.mask.shape == (20, 30)
+        assert found.class_ids.shape == found.mask.shape == (20, 30)
 
 
 def read_card(content: bytes) -> None:
@@ -358,7 +382,7 @@ CARD = {"classes": ["pet", "background", "border"], "size": 16, "scores": {"miou
 
 @cache
 def onnx_seeds() -> list[bytes]:
-    """Returns small networks with their cards: as `petseg export` writes, one with species, one of another kind."""
+    """Returns small networks with their cards: as `petseg export` writes, one of four classes, some that lie."""
     from onnx import TensorProto, helper
 
     def network(classes: int, card: dict[str, Any], pads: int = 0) -> bytes:
@@ -442,9 +466,9 @@ def read_body(content: bytes) -> None:
     asyncio.run(ask())
     assert sent[0]["status"] in (200, 400, 413, 415, 422), sent
     if sent[0]["status"] != 200:
-        told = json.loads(sent[1]["body"])["detail"]
-        assert "\n" not in told, told
-        raise RefusedError(told)
+        detail = json.loads(sent[1]["body"])["detail"]
+        assert "\n" not in detail, detail
+        raise RefusedError(detail)
 
 
 @cache
@@ -457,7 +481,7 @@ def _server() -> Any:
 
 def body_seeds() -> list[bytes]:
     """Returns bodies as curl sends them, and photos alone, led by the number of their content type and query."""
-    photo = _picture("PNG")
+    photo = small_image("PNG")
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
     forms = [
         part + photo + b"\r\n--b--\r\n",
