@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from petseg.data.oxford_pets import ORIGINAL_LOSSES
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "benchmarks"
 
@@ -23,9 +25,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     return importlib.import_module
 
 
-@pytest.mark.parametrize(
-    "name", ["petseg.export.bench", "measuring", "benchmark_tables", "inference_tables", "update_docs"]
-)
+@pytest.mark.parametrize("name", ["petseg.export.bench", "measuring"])
 def test_examples_in_docstrings_hold(name: str, load) -> None:
     module: ModuleType = load(name)
     found = doctest.testmod(module)
@@ -55,37 +55,24 @@ def test_the_tutorial_s_network_has_its_size_and_shape(load) -> None:
     assert network(torch.zeros(1, 3, 40, 40)).shape == (1, 3, 40, 40)
 
 
-def test_a_loss_that_was_not_reached_gives_a_lower_bound(load) -> None:
-    tables = load("benchmark_tables")
-    history = [{"epoch": 1, "val_loss": 0.5, "seconds": 100.0}, {"epoch": 2, "val_loss": 0.4, "seconds": 100.0}]
-    assert tables.row("x", history, "", (1, 50.0)) == [
-        "x",
-        "more than 2",
-        "0.4000",
-        "more than 3.3 min",
-        "more than 4.0",
-    ]
-
-
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_a_result_says_how_where_and_from_which_commit(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
-    script = ROOT / result["command"].removeprefix("python ").split()[0]
-    assert script.is_file() or result["command"].startswith("petseg ")
+    script = result["command"].removeprefix("python ").split()[0]
+    assert script in ("petseg", "scripts/check_weights.py") or (ROOT / script).is_file()  # the latter: until 0.1
     environment = result["environment"]
     assert environment["processor"]
     assert environment["commit"]
     assert "dirty" not in environment["commit"]
 
 
-def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes(load) -> None:
+def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes() -> None:
     comparison = json.loads((RESULTS / "speedrun" / "comparison.json").read_text(encoding="utf-8"))
-    limit = load("benchmark_tables").LOSS
     assert [model["name"] for model in comparison["models"]] == ["unet", "segnet"]
     for model in comparison["models"]:
-        assert model["evaluations"]["val"]["cross_entropy"] <= limit
-        assert model["evaluations"]["val"]["cross_entropy_200"] <= limit
-    assert not comparison["made_data"]
+        assert model["evaluations"]["val"]["cross_entropy"] <= ORIGINAL_LOSSES["unet"]
+        assert model["evaluations"]["val"]["cross_entropy_at"]["200"] <= ORIGINAL_LOSSES["unet"]
+    assert not comparison["synthetic"]
     assert "dirty" not in comparison["environment"]["commit"]
 
 
