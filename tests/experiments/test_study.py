@@ -131,6 +131,13 @@ def part(whole: Path, folder: Path, names: list[str]) -> Path:
     return folder
 
 
+def begun(whole: Path, folder: Path) -> Path:
+    """Returns a folder with costs alone: latencies are the one thing that two studies measure differently."""
+    empty = {"runs": (), "data": None, "matches": {}, "tuned": {}, "at_once": ()}
+    write_record(folder / "study.json", read_manifest(whole).model_copy(update=empty))
+    return folder
+
+
 def manifest_of(study: Study, **fields: Any) -> StudyManifest:
     return StudyManifest(petseg="", title=study.title, recipe=study, **fields)
 
@@ -212,11 +219,7 @@ def ended_when(process: subprocess.Popen[str], ready: Callable[[], bool], signal
 def test_killed_twice_it_comes_to_the_same_manifest_and_results(
     whole: Path, recipe: Path, pets_folder: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "killed"
-    manifest = read_manifest(whole)
-    # latencies are the one thing that two studies measure differently, so both get the same
-    kept = manifest.model_copy(update={"runs": (), "data": None, "matches": {}, "tuned": {}, "at_once": ()})
-    write_record(folder / "study.json", kept)
+    folder, manifest = begun(whole, tmp_path / "killed"), read_manifest(whole)
     first, second, third, *_ = (folder / "runs" / entry.name for entry in manifest.runs)
     printed = ended_when(process := started(recipe, pets_folder, folder), first.is_dir, signal.SIGINT)
     assert process.returncode == 130
@@ -244,12 +247,13 @@ def test_two_runs_at_a_time_give_the_same(
         at_once.append(len(multiprocessing.active_children()))
         shown.append(status)
 
-    manifest = run_study(tiny, tmp_path / "two", sizes, Making(pets_folder, at_once=2, on_status=show))
+    folder = begun(whole, tmp_path / "two")
+    manifest = run_study(tiny, folder, sizes, Making(pets_folder, at_once=2, on_status=show))
     assert max(at_once) == 2
     assert [status.detail[0] for status in shown if status.run_ended] == ["1", "2", "3", "4", "5"]
     assert manifest.at_once == (2,)
     assert [entry.state for entry in manifest.runs] == [entry.state for entry in read_manifest(whole).runs]
-    assert results(tmp_path / "two") == results(whole)
+    assert results(folder) == results(whole)
 
 
 def test_a_run_that_fails_stops_no_other(
