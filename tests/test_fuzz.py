@@ -31,7 +31,7 @@ from petseg.predict.segmenter import Segmenter
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 from targets import CARD, TARGETS, RefusedError, Target, mend_png, onnx_seeds, small_image, trimaps
 
-EXAMPLES = 300
+EXAMPLES = 150
 """Cases of each target."""
 
 

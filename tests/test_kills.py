@@ -85,11 +85,11 @@ def test_a_killed_training_resumes_to_the_bit(killed, few_pets, tmp_path, tried)
 
     again = killed.do("train", tmp_path / "again", data=str(few_pets), resume=False)
     seconds = min(undisturbed["seconds"], again["seconds"])  # the first may have filled caches
-    while died < 20 * MANY:  # a run that was over before its moment does not count
+    while died < 8 * MANY:  # a run that was over before its moment does not count
         tries += 1
         assert tries < 100 * MANY, "no kill comes in time"
         died += kill_and_resume(after=draw.uniform(0.01, 0.95) * seconds)
-    for at in chosen(undisturbed["operations"], 15):
+    for at in chosen(undisturbed["operations"], 8):
         tries += 1
         assert kill_and_resume(at=at)
         died += 1
@@ -101,7 +101,7 @@ def test_a_run_killed_again_and_again_ends_the_same(killed, few_pets, tmp_path, 
     died = 0
     for at in range(1, undisturbed["operations"]):
         died += killed.do("train", tmp_path / "run", data=str(few_pets), resume=True, at=at)["signal"] == 9
-        if at > 12:
+        if at > 8:
             break
     whole(killed.do("train", tmp_path / "run", data=str(few_pets), resume=True))
     assert content(tmp_path / "run") == content(tmp_path / "whole")
@@ -116,7 +116,7 @@ def test_a_killed_evaluation_or_report_is_made_again(killed, few_pets, tmp_path,
     undisturbed = whole(killed.do("score", tmp_path / "whole", data=str(few_pets)))
     wanted = content(tmp_path / "whole")
     assert {"report.html", "evaluations/val.json", "evaluations/val.images.json"} <= set(wanted)
-    kills = chosen(undisturbed["operations"], 6)
+    kills = chosen(undisturbed["operations"], 4)
     for at in kills:
         run = tmp_path / f"killed-{at}"
         shutil.copytree(tmp_path / "trained", run)
@@ -148,7 +148,7 @@ def test_a_killed_comparison_goes_on(killed, few_pets, tmp_path, tried):
 def test_a_killed_preparation_is_done_again(killed, few_pets, tmp_path, tried):
     undisturbed = whole(killed.do("prepare", tmp_path / "whole", data=str(few_pets)))
     wanted = content(tmp_path / "whole" / "prepared")
-    kills = chosen(undisturbed["operations"], 30)
+    kills = chosen(undisturbed["operations"], 10)
     for at in kills:
         cache = tmp_path / f"killed-{at}"
         assert killed.do("prepare", cache, data=str(few_pets), at=at)["signal"] == 9
@@ -190,7 +190,7 @@ def test_a_killed_folder_prediction_resumes(killed, few_pets, tmp_path, tried):
     wanted = content(tmp_path / "whole")
     assert len(wanted) == 3 * len(list(photos.glob("*.jpg")))
     draw = random.Random(8)
-    moments = [("at", at) for at in chosen(undisturbed["operations"], 6)]
+    moments = [("at", at) for at in chosen(undisturbed["operations"], 4)]
     moments += [("after", draw.uniform(0.1, 0.9) * undisturbed["seconds"]) for _ in range(4 * MANY)]
     died = 0
     for number, (how, when) in enumerate(moments):
