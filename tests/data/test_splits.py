@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import random
 from collections import Counter
@@ -19,28 +20,23 @@ from petseg.data.synthetic import CATS, DOGS
 from petseg.errors import PetsegError
 from petseg.training.batches import load_splits
 
-TRAINVAL = dict.fromkeys(CATS + DOGS, 100) | {
-    "Bombay": 96,
-    "Egyptian_Mau": 93,
-    "Siamese": 99,
-    "english_cocker_spaniel": 96,
-    "newfoundland": 96,
-}
+OTHERS = {"Bombay": 96, "Egyptian_Mau": 93, "Siamese": 99, "english_cocker_spaniel": 96, "newfoundland": 96}
+TRAINVAL = dict.fromkeys(CATS + DOGS, 100) | OTHERS
 """Breed -> names in the official trainval.txt; 3,680 in all."""
+CPU = torch.device("cpu")
 OFFICIAL = {"train": 3312, "val": 368, "test": 3669}
 
 
 @pytest.fixture(scope="module")
 def listed() -> dict[str, str]:
+    """7,390 names -> list; trainval holds the committed names and as many of each breed as the official one."""
     lists = dict.fromkeys(sorted(committed_validation()), "trainval")
     for breed, wanted in TRAINVAL.items():
         free = (name for number in range(1, 300) if (name := f"{breed}_{number}") not in lists)
         for _ in range(wanted - sum(breed_of(name) == breed for name in committed_validation())):
             lists[next(free)] = "trainval"
-    for part, count in (("test", 3669), ("none", 41)):
-        lists |= {
-            f"{(CATS + DOGS)[number % 37]}_{1000 + number}{'0' * (part == 'none')}": part for number in range(count)
-        }
+    breeds = itertools.cycle(CATS + DOGS)
+    lists |= {f"{next(breeds)}_{number}": "test" if number < 4669 else "none" for number in range(1000, 4710)}
     assert Counter(lists.values()) == {"trainval": 3680, "test": 3669, "none": 41}
     names = list(lists)
     random.Random(5).shuffle(names)  # no order that a folder happens to give may matter
@@ -62,13 +58,17 @@ def test_committed_validation():
     assert all(abs(count - TRAINVAL[breed] / 10) < 1 for breed, count in by_breed.items())
 
 
-def test_official_protocol(listed):
+def test_official_protocol_also_with_an_image_missing(listed):
+    """Else near-duplicates of training images validate, and figures stand beside others of another split."""
     splits = split_names(list(listed), listed, "official")
     assert {part: len(names) for part, names in splits.items()} == OFFICIAL
     assert {*splits["val"]} == committed_validation()
     assert {*splits["train"]} == names_in(listed, "trainval") - committed_validation()
     assert {*splits["test"]} == names_in(listed, "test")
     assert all(names == sorted(names) for names in splits.values())
+    missing = splits["val"][7]
+    fewer = split_names([name for name in listed if name != missing], listed, "official")
+    assert {*fewer["val"]} == committed_validation() - {missing}
 
 
 def test_official_protocol_of_another_dataset_validates_on_a_tenth_of_its_own_trainval():
@@ -76,13 +76,6 @@ def test_official_protocol_of_another_dataset_validates_on_a_tenth_of_its_own_tr
     splits = split_names(list(listed), listed, "official")
     assert splits["val"] == stratified_validation(names_in(listed, "trainval"))
     assert {part: len(names) for part, names in splits.items()} == {"train": 36, "val": 4, "test": 1}
-
-
-def test_official_protocol_with_an_image_missing_keeps_the_others(listed):
-    """Else near-duplicates of training images validate, and figures stand beside others of another split."""
-    missing = sorted(committed_validation())[7]
-    splits = split_names([name for name in listed if name != missing], listed, "official")
-    assert {*splits["val"]} == committed_validation() - {missing}
 
 
 def tutorial(names: list[str], val_samples: int = 1000) -> tuple[list[str], list[str]]:
@@ -97,16 +90,11 @@ def tutorial(names: list[str], val_samples: int = 1000) -> tuple[list[str], list
     return sorted(stems[:-val_samples]), sorted(stems[-val_samples:])
 
 
-def test_seed_protocol_is_the_tutorials(listed):
-    splits = split_names(list(listed), listed, "seed")
-    assert {part: len(names) for part, names in splits.items()} == {"train": 6390, "val": 1000}
-    assert (splits["train"], splits["val"]) == tutorial(list(listed))
-
-
-def test_seed_protocol_of_a_small_dataset_validates_on_half_at_most():
-    names = [f"beagle_{number}" for number in range(9)]
-    splits = split_names(names, {}, "seed")
-    assert (splits["train"], splits["val"]) == tutorial(names, val_samples=4)
+def test_seed_protocol_is_the_tutorials_and_validates_on_half_at_most(listed):
+    for names, val_samples in ((list(listed), 1000), ([f"beagle_{number}" for number in range(9)], 4)):
+        splits = split_names(names, listed, "seed")
+        assert (splits["train"], splits["val"]) == tutorial(names, val_samples)
+        assert {part: len(names) for part, names in splits.items()}["val"] == val_samples
 
 
 def test_a_left_out_image_does_not_shift_the_seed_protocol(prepared, pets_folder):
@@ -132,8 +120,7 @@ def names_of(counts: dict[str, int]) -> list[str]:
 def test_quotas_whatever_the_order(counts, share, seed, rng):
     names = names_of(counts)
     drawn = stratified_validation(names, share=share, seed=seed)
-    assert drawn == sorted(set(drawn))
-    assert {*drawn} <= {*names}
+    assert drawn == sorted({*drawn} & {*names})
     assert len(drawn) == max(1, round(share * len(names)))
     by_breed = Counter(map(breed_of, drawn))
     assert all(abs(by_breed[breed] - share * count) < 1 + 1e-9 for breed, count in counts.items())
@@ -141,10 +128,14 @@ def test_quotas_whatever_the_order(counts, share, seed, rng):
     assert stratified_validation(names, share=share, seed=seed) == drawn
 
 
-def test_largest_remainders_get_the_rest():
+def test_largest_remainders_get_the_rest_and_breeds_draw_on_their_own():
     """A tenth of 14, 16 and 27: floors 1, 1, 2 make 4 of 6; the remainders .7 (27) and .6 (16) get one each."""
     drawn = stratified_validation(names_of({"beagle": 14, "pug": 16, "samoyed": 27}))
     assert Counter(map(breed_of, drawn)) == {"beagle": 1, "pug": 2, "samoyed": 3}
+    one, two = names_of({"beagle": 40}), names_of({"beagle": 40, "pug": 40})
+    drawn = stratified_validation(two)
+    assert drawn == stratified_validation(two, seed=0, share=0.1) != stratified_validation(two, seed=1)
+    assert [name for name in drawn if breed_of(name) == "beagle"] == stratified_validation(one)
 
 
 @given(counts, st.data(), st.floats(0.01, 0.99))
@@ -159,27 +150,16 @@ def test_barred_names_are_never_drawn(counts, data, share):
     assert Counter(map(breed_of, drawn)) == +Counter({b: min(wanted[b], free[b]) for b in counts})
 
 
-def test_seeds_and_breeds_draw_on_their_own():
-    one, two = names_of({"beagle": 40}), names_of({"beagle": 40, "pug": 40})
-    drawn = stratified_validation(two)
-    assert drawn == stratified_validation(two, seed=0, share=0.1) != stratified_validation(two, seed=1)
-    assert [name for name in drawn if breed_of(name) == "beagle"] == stratified_validation(one)
+NAMES = st.one_of(
+    st.builds("{}_{}".format, st.sampled_from(BREEDS), st.integers(1, 200)),
+    st.sampled_from(sorted(committed_validation())),
+    st.text(min_size=1, max_size=8),
+)
+LISTS = st.dictionaries(NAMES, st.sampled_from(["trainval", "test", "none"]), min_size=2, max_size=80)
 
 
 @settings(max_examples=150)
-@given(
-    st.dictionaries(
-        st.one_of(
-            st.builds("{}_{}".format, st.sampled_from(BREEDS), st.integers(1, 200)),
-            st.sampled_from(sorted(committed_validation())),
-            st.text(min_size=1, max_size=8),
-        ),
-        st.sampled_from(["trainval", "test", "none"]),
-        min_size=2,
-        max_size=80,
-    ),
-    st.sampled_from(["official", "seed"]),
-)
+@given(LISTS, st.sampled_from(["official", "seed"]))
 def test_parts_are_disjoint_and_nobody_is_lost(listed, protocol):
     splits = split_names(list(listed), listed, protocol)
     together = [name for names in splits.values() for name in names]
@@ -215,7 +195,7 @@ def test_splits_of_the_real_dataset():
 def test_training_on_a_fraction_leaves_validation_and_test_alone(prepared):
     def rows(share: float, seed: int = 0) -> dict[str, list[int]]:
         config = RunConfig(data=DataConfig(size=32, fraction=share), train=TrainConfig(seed=seed))
-        return {part: split.rows.tolist() for part, split in load_splits(prepared, config, torch.device("cpu")).items()}
+        return {part: split.rows.tolist() for part, split in load_splits(prepared, config, CPU).items()}
 
     whole, half = rows(1.0), rows(0.5)
     assert len(half["train"]) == round(len(whole["train"]) / 2)
@@ -225,12 +205,11 @@ def test_training_on_a_fraction_leaves_validation_and_test_alone(prepared):
     assert rows(0.5, seed=1)["train"] != half["train"], "each seed draws its own"
 
 
-def test_too_few_images_to_train(prepared):
-    names, config = [sample.id for sample in prepared.samples], RunConfig(data=DataConfig(size=32))
-    for parts in ({}, {"train": 1, "val": 1}, {"train": 2, "val": 0}, {"train": 3}, {"train": 2, "val": 1}):
-        splits = {part: tuple(names[:count]) for part, count in parts.items()}
-        small = dataclasses.replace(prepared, dataset=dataclasses.replace(prepared.dataset, splits=splits))
-        match = rf"{parts.get('train', 0)} training and {parts.get('val', 0)} validation images can be used; wanted at"
-        enough = parts == {"train": 2, "val": 1}
-        with contextlib.nullcontext() if enough else pytest.raises(PetsegError, match=match):
-            load_splits(small, config, torch.device("cpu"))
+@pytest.mark.parametrize(("train", "val"), [(0, 0), (1, 1), (2, 0), (3, None), (2, 1)])
+def test_too_few_images_to_train(prepared, train, val):
+    names, parts = [sample.id for sample in prepared.samples], {"train": train, "val": val}
+    splits = {part: tuple(names[:count]) for part, count in parts.items() if count is not None and train}
+    small = dataclasses.replace(prepared, dataset=dataclasses.replace(prepared.dataset, splits=splits))
+    match = rf"{train} training and {val or 0} validation images can be used; wanted at"
+    with contextlib.nullcontext() if (train, val) == (2, 1) else pytest.raises(PetsegError, match=match):
+        load_splits(small, RunConfig(data=DataConfig(size=32)), CPU)
