@@ -58,7 +58,7 @@ def test_every_trap_is_in_its_rows_and_in_no_other(rows, trap, kind):
     assert sum(trap in row.names for row in rows) == len(ROWS[kind])
 
 
-def test_counts_add_up(dataset, rows):
+def test_counts_add_up_and_nothing_that_lies_in_the_folder_vanishes(dataset, rows, trapped):
     """Every pair is sound, noted or left out, and only one of them; rows hold traps alone, and none stands twice."""
     sound, *others = rows
     assert (sound.found, sound.action, sound.names, sound.left_out) == ("sound pair", "used", (), False)
@@ -78,34 +78,30 @@ def test_counts_add_up(dataset, rows):
     # the drawn images and the two in no list are the sound ones
     assert ids - noted - {*left_out} == (ids - {*TRAPS}) | {"Abyssinian_911", "beagle_911"}
     assert sound.count == len(ids) - len(noted) - len(left_out) == 6
+    for path in [*(trapped / "images").iterdir(), *(trapped / "annotations" / "trimaps").iterdir()]:
+        assert {path.stem, path.name} & (ids | {*TRAPS}), "a file is part of an opened pair or named in a row"
 
 
-def test_nothing_that_lies_in_the_folder_vanishes(dataset, rows, trapped):
-    """Every file is part of an opened pair or named in a row."""
-    named = {name for row in rows for name in row.names}
-    for place in (trapped / "images", trapped / "annotations" / "trimaps"):
-        for path in place.iterdir():
-            assert path.stem in dataset.by_id or path.stem in named or path.name in named, path.name
-
-
-def test_progress_counts_pairs_and_a_clean_folder_has_one_row(eight_pets):
+def test_a_clean_folder_has_one_row_and_an_image_that_is_lost_after_listing_is_left_out(copied):
     calls: list[tuple[int, int]] = []
-    rows = check_samples(open_dataset(eight_pets), on_progress=lambda done, total: calls.append((done, total)))
+    dataset = open_dataset(copied)
+    rows = check_samples(dataset, on_progress=lambda done, total: calls.append((done, total)))
     assert rows == [Finding("sound pair", 8, "used", (), False)]
     assert calls == [(done, 8) for done in range(1, 9)]
+    shutil.rmtree(copied / "images")
+    (sound, row) = check_samples(dataset)
+    assert (sound.count, row.found, row.count, row.left_out) == (0, "image cannot be decoded", 8, True)
 
 
-@pytest.mark.parametrize(
-    ("name", "row"),
-    [
-        ("trimaps/Thumbs.db", Finding("not a .png among the trimaps", 1, "skipped", ("Thumbs.db",), False)),
-        ("trimaps/beagle_1.PNG", Finding("second trimap of one name", 1, "left out", ("beagle_1.png",), True)),
-    ],
-)
-def test_more_files_among_the_trimaps(copied, name, row):
-    shutil.copy(copied / "annotations" / "trimaps" / "beagle_1.png", copied / "annotations" / name)
-    assert check_samples(open_dataset(copied))[1:] == [row]
-    assert (row.found in SKIPPED) == row.left_out
+def test_more_files_among_the_trimaps(copied):
+    for name, row in (
+        ("Thumbs.db", Finding("not a .png among the trimaps", 1, "skipped", ("Thumbs.db",), False)),
+        ("beagle_1.PNG", Finding("second trimap of one name", 1, "left out", ("beagle_1.png",), True)),
+    ):
+        path = shutil.copy(copied / "annotations/trimaps/beagle_1.png", copied / "annotations/trimaps" / name)
+        assert check_samples(open_dataset(copied))[1:] == [row]
+        assert (row.found in SKIPPED) == row.left_out
+        path.unlink()
 
 
 def test_one_kind_is_one_row(copied):
@@ -118,10 +114,3 @@ def test_one_kind_is_one_row(copied):
     rows = check_samples(dataset)
     assert [(row.count, row.left_out) for row in rows] == [(0, False), (4, True), (4, True)]
     assert sorted(name for row in rows for name in row.names) == [sample.id for sample in dataset.samples]
-
-
-def test_an_image_that_is_lost_after_listing_is_left_out(copied):
-    dataset = open_dataset(copied)
-    shutil.rmtree(copied / "images")
-    (sound, row) = check_samples(dataset)
-    assert (sound.count, row.found, row.count, row.left_out) == (0, "image cannot be decoded", 8, True)

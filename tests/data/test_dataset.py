@@ -11,7 +11,7 @@ from petseg.data.dataset import BACKGROUND_COLOUR, COLOURS, Class, Merge, Sample
 from petseg.data.dataset import scored_ids as scored
 
 
-def test_classes_of_names_get_colours_and_roles():
+def test_classes_of_names_get_colours_and_roles_and_objects_keep_what_they_bring():
     classes = classes_from(["leaf", "background", "border", "stem"])
     assert classes == (
         Class("leaf", COLOURS[0], "foreground"),
@@ -21,37 +21,23 @@ def test_classes_of_names_get_colours_and_roles():
     )
     many = classes_from([f"class {number}" for number in range(255)])
     assert many[13].colour == COLOURS[3], "repeated after ten"
-
-
-def test_classes_of_objects_keep_what_they_bring():
-    sky = {"name": "sky", "colour": "#0a0B0c", "role": "background"}
-    assert classes_from([sky, {"name": "tree"}]) == (
-        Class("sky", "#0a0B0c", "background"),
-        Class("tree", COLOURS[1], "foreground"),
-    )
+    sky, tree = classes_from([{"name": "sky", "colour": "#0a0B0c", "role": "background"}, {"name": "tree"}])
+    assert (sky, tree) == (Class("sky", "#0a0B0c", "background"), Class("tree", COLOURS[1], "foreground"))
 
 
 BAD_COLOURS = ["red", "#12345", "#12345g", "#+12345", "#12_345", "0072B2#", 114, "#0072B2\n"]
+BAD_CLASSES = [
+    ([], "there are 0 classes; wanted 1 to 255"),
+    ([f"class {number}" for number in range(256)], "there are 256 classes"),
+    (["leaf", "leaf"], "two classes have one name"),
+    *((["leaf", entry], "class 1 has no name") for entry in ("", {"colour": "#000000"}, {"name": 3}, ["leaf"], None)),
+    ([{"name": "leaf", "role": "edge"}], "leaf has role 'edge'; wanted foreground, background or boundary"),
+    ([{"name": "leaf", "role": ["x"]}], r"leaf has role \['x'\]"),
+    *(([{"name": "leaf", "colour": colour}], r"leaf has colour .*; wanted one as #0072B2") for colour in BAD_COLOURS),
+]
 
 
-@pytest.mark.parametrize(
-    ("entries", "match"),
-    [
-        ([], "there are 0 classes; wanted 1 to 255"),
-        ([f"class {number}" for number in range(256)], "there are 256 classes"),
-        (["leaf", "leaf"], "two classes have one name"),
-        *(
-            (["leaf", entry], "class 1 has no name")
-            for entry in ("", {"colour": "#000000"}, {"name": 3}, ["leaf"], None)
-        ),
-        ([{"name": "leaf", "role": "edge"}], "leaf has role 'edge'; wanted foreground, background or boundary"),
-        ([{"name": "leaf", "role": ["x"]}], r"leaf has role \['x'\]"),
-        *(
-            ([{"name": "leaf", "colour": colour}], r"leaf has colour .*; wanted one as #0072B2")
-            for colour in BAD_COLOURS
-        ),
-    ],
-)
+@pytest.mark.parametrize(("entries", "match"), BAD_CLASSES)
 def test_classes_that_are_refused(entries, match):
     with pytest.raises(ValueError, match=match):
         classes_from(entries)
@@ -77,22 +63,14 @@ GROUPS = {"Bombay": 86, "beagle": 90, "pug": 31}
 SAMPLES = [Sample(f"{name}_{n}", Path(), Path(), name) for name, count in GROUPS.items() for n in range(count)]
 
 
-@pytest.mark.parametrize("share", [0.125, 0.25, 0.5, 1.0])
-def test_a_share_holds_each_group_in_proportion(share):
-    part = part_of(reversed(SAMPLES), share)
-    assert len(part) == round(share * len(SAMPLES))
-    assert list(part) == sorted(set(part))
-    drawn = Counter(sample_id.partition("_")[0] for sample_id in part)
-    assert all(abs(drawn[group] - share * count) <= 1 for group, count in GROUPS.items())
-
-
-def test_a_smaller_share_lies_within_a_larger_one():
-    shares = [set(part_of(SAMPLES, share)) for share in (0.01, 0.125, 0.25, 0.5, 1.0)]
-    assert all(smaller < larger for smaller, larger in pairwise(shares))
-    assert shares[-1] == {sample.id for sample in SAMPLES}
-    assert part_of(SAMPLES, 0.5, seed=1) != tuple(sorted(shares[3]))
-
-
-def test_a_share_of_few_images_keeps_two():
-    assert len(part_of(SAMPLES[:3], 0.01)) == 2
-    assert len(part_of(SAMPLES[:1], 0.01)) == 1
+def test_a_share_holds_each_group_in_proportion_and_any_smaller_share():
+    parts = {share: part_of(reversed(SAMPLES), share) for share in (0.01, 0.125, 0.25, 0.5, 1.0)}
+    for share, part in parts.items():
+        assert len(part) == round(share * len(SAMPLES))
+        assert list(part) == sorted(set(part))
+        drawn = Counter(sample_id.partition("_")[0] for sample_id in part)
+        assert all(abs(drawn[group] - share * count) <= 1 for group, count in GROUPS.items())
+    assert all(set(smaller) < set(larger) for smaller, larger in pairwise(parts.values()))
+    assert set(parts[1.0]) == {sample.id for sample in SAMPLES}
+    assert part_of(SAMPLES, 0.5) == parts[0.5] != part_of(SAMPLES, 0.5, seed=1)
+    assert [len(part_of(SAMPLES[:count], 0.01)) for count in (3, 1)] == [2, 1], "a share of few keeps two"

@@ -47,10 +47,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, str(value))
         self.end_headers()
         self.close_connection = True
-        for piece in range(0, len(body), 4096 if kind == "slow" else len(BODY) + 4):
-            self.wfile.write(body[piece : piece + (4096 if kind == "slow" else len(BODY) + 4)])
-            if kind == "slow" and self.server.closing.wait(0.001):
-                return
+        self.wfile.write(body)
         while kind in ("stalls", "trickles") and not self.server.closing.wait(0.05):
             self.wfile.write(b"x" * (kind == "trickles"))
 
@@ -119,10 +116,16 @@ def test_download_writes_the_verified_file_and_reports_progress(server, tmp_path
 
 
 def test_a_verified_file_is_kept_and_a_wrong_one_is_replaced(server, tmp_path):
-    (tmp_path / "pets.tar.gz").write_bytes(BODY)
+    path = tmp_path / "pets.tar.gz"
+    assert not is_official(path, ARCHIVE)
+    path.write_bytes(BODY)
+    assert sha256(path) == ARCHIVE.sha256
+    assert is_official(path, ARCHIVE)
+    assert not is_official(path, replace(ARCHIVE, bytes=len(BODY) + 1))
+    assert not is_official(path, replace(ARCHIVE, sha256="0" * 64))
     get(server, tmp_path, "good")
     assert server.seen == []
-    (tmp_path / "pets.tar.gz").write_bytes(BODY[:-1] + b"x")
+    path.write_bytes(BODY[:-1] + b"x")
     assert get(server, tmp_path, "good").read_bytes() == BODY
 
 
@@ -132,19 +135,19 @@ def test_a_broken_transfer_resumes_where_it_broke_off(server, tmp_path, kinds):
     assert server.seen == [("breaks-off", None), (kinds[-1], f"bytes={HALF}-")]
 
 
-@pytest.mark.parametrize(
-    ("part", "kind", "ranges"),
-    [
-        (BODY[:1000], "good", ["bytes=1000-"]),
-        (BODY, "good", []),
-        (b"x" * 1000, "good", ["bytes=1000-", None]),
-        (b"x" * len(BODY), "good", [None]),
-        (BODY + b"x", "good", [None]),
-        (b"x" * 1000, "ignores-range", ["bytes=1000-"]),
-    ],
-    ids=["right", "right, whole", "wrong", "wrong, whole", "too long", "host ignores Range"],
-)
-def test_the_part_of_an_earlier_call_is_continued_if_it_is_right(server, tmp_path, part, kind, ranges):
+PARTS = {
+    "right": (BODY[:1000], "good", ["bytes=1000-"]),
+    "right, whole": (BODY, "good", []),
+    "wrong": (b"x" * 1000, "good", ["bytes=1000-", None]),
+    "wrong, whole": (b"x" * len(BODY), "good", [None]),
+    "too long": (BODY + b"x", "good", [None]),
+    "host ignores Range": (b"x" * 1000, "ignores-range", ["bytes=1000-"]),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_the_part_of_an_earlier_call_is_continued_if_it_is_right(server, tmp_path, case):
+    part, kind, ranges = PARTS[case]
     (tmp_path / "pets.tar.gz.part").write_bytes(part)
     assert get(server, tmp_path, kind, rounds=1).read_bytes() == BODY
     assert server.seen == [(kind, wanted) for wanted in ranges]
@@ -168,19 +171,19 @@ def test_a_bad_host_does_not_cost_the_part(server, tmp_path, first):
     assert server.seen[-1] == ("good", f"bytes={HALF}-")
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("404", "HTTP Error 404: Not Found"),
-        ("wrong", f"1,048,576 bytes and SHA-256 {hashlib.sha256(bytes(len(BODY))).hexdigest()}"),
-        ("short", "offers 27 bytes"),
-        ("longer", "at least 1,048,580 bytes"),
-        ("204", "HTTP 204"),
-        ("to-http", r"http://pets\.example/pets\.tar\.gz is not https"),
-    ],
-)
-def test_if_all_hosts_fail_the_error_says_what_to_do(server, tmp_path, kind, reason):
-    with pytest.raises(PetsegError, match=reason) as caught:
+FAILURES = {
+    "404": "HTTP Error 404: Not Found",
+    "wrong": f"1,048,576 bytes and SHA-256 {hashlib.sha256(bytes(len(BODY))).hexdigest()}",
+    "short": "offers 27 bytes",
+    "longer": "at least 1,048,580 bytes",
+    "204": "HTTP 204",
+    "to-http": r"http://pets\.example/pets\.tar\.gz is not https",
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_if_all_hosts_fail_the_error_says_what_to_do(server, tmp_path, kind):
+    with pytest.raises(PetsegError, match=FAILURES[kind]) as caught:
         get(server, tmp_path, kind, kind)
     assert len(server.seen) == 4  # two rounds of two hosts
     message = str(caught.value)
@@ -191,17 +194,14 @@ def test_if_all_hosts_fail_the_error_says_what_to_do(server, tmp_path, kind, rea
     assert not (tmp_path / "pets.tar.gz").exists()
 
 
-@pytest.mark.parametrize("kind", ["wrong-range", "other-size"])
-def test_a_wrong_content_range_is_refused(server, tmp_path, kind):
-    (tmp_path / "pets.tar.gz.part").write_bytes(BODY[:HALF])
-    with pytest.raises(PetsegError, match=rf"with Content-Range 'bytes .*', not bytes {HALF}- of {len(BODY)}"):
-        get(server, tmp_path, kind)
-
-
-def test_a_transfer_that_breaks_off_keeps_its_part(server, tmp_path):
+def test_a_wrong_content_range_is_refused_and_a_transfer_that_breaks_off_keeps_its_part(server, tmp_path):
+    part = tmp_path / "pets.tar.gz.part"
     with pytest.raises(PetsegError, match=r"broke off after 524,288 of 1,048,576 bytes"):
         get(server, tmp_path, "breaks-off", rounds=1)
-    assert (tmp_path / "pets.tar.gz.part").read_bytes() == BODY[:HALF]
+    assert part.read_bytes() == BODY[:HALF]
+    for kind in ("wrong-range", "other-size"):
+        with pytest.raises(PetsegError, match=rf"with Content-Range 'bytes .*', not bytes {HALF}- of {len(BODY)}"):
+            get(server, tmp_path, kind)
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("stalls", "timed out"), ("trickles", "fewer than 1000 bytes a second")])
@@ -217,26 +217,31 @@ def test_a_slow_host_is_given_up_and_its_part_is_continued_elsewhere(server, tmp
     assert server.seen[-1][1].startswith("bytes=")
 
 
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("http://127.0.0.1:9/x", "refused"),
-        ("http://pets.example/x", "is not https"),
-        ("http://localhost.example/x", "is not https"),
-        ("ftp://127.0.0.1/x", "unknown url type"),
-        ("file:///etc/passwd", "unknown url type"),
-    ],
-)
+REFUSED = [
+    ("http://127.0.0.1:9/x", "refused"),
+    ("http://pets.example/x", "is not https"),
+    ("http://localhost.example/x", "is not https"),
+    ("ftp://127.0.0.1/x", "unknown url type"),
+    ("file:///etc/passwd", "unknown url type"),
+]
+
+
+@pytest.mark.parametrize(("url", "reason"), REFUSED)
 def test_only_https_or_this_machine(tmp_path, url, reason, monkeypatch):
     monkeypatch.delenv("http_proxy", raising=False)
     with pytest.raises(PetsegError, match=rf"could not be downloaded \({url}: .*{reason}"):
         download(replace(ARCHIVE, urls=(url,)), tmp_path, rounds=1)
 
 
-def test_a_full_disk_is_reported_before_the_download(server, tmp_path):
+def test_too_little_space_or_a_folder_that_cannot_be_written(server, tmp_path):
     with pytest.raises(PetsegError, match=r"bytes free; pets.tar.gz needs [\d,]+: free some space, or choose another"):
         download(replace(ARCHIVE, bytes=2**62, urls=(server.url("good"),)), tmp_path)
     assert server.seen == []
+    (tmp_path / "file").touch()
+    (tmp_path / "pets.tar.gz").mkdir()
+    for folder in (tmp_path / "file" / "folder", tmp_path):
+        with pytest.raises(PetsegError, match=r"cannot be written \(.+\); free some space .* or choose another folder"):
+            get(server, folder, "good")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -244,21 +249,3 @@ def test_a_full_disk_is_reported_during_the_download(server, tmp_path):
     (tmp_path / "pets.tar.gz.part").symlink_to("/dev/full")
     with pytest.raises(PetsegError, match=r"cannot be written \(No space left on device\); free some space and run"):
         get(server, tmp_path, "good")
-
-
-@pytest.mark.parametrize("place", ["file/folder", "."])
-def test_a_folder_that_cannot_be_written(server, tmp_path, place):
-    (tmp_path / "file").touch()
-    (tmp_path / "pets.tar.gz").mkdir()
-    with pytest.raises(PetsegError, match=r"cannot be written \(.+\); free some space .* or choose another folder"):
-        get(server, tmp_path / place, "good")
-
-
-def test_is_official_checks_size_and_checksum(tmp_path):
-    path = tmp_path / "pets.tar.gz"
-    assert not is_official(path, ARCHIVE)
-    path.write_bytes(BODY)
-    assert sha256(path) == ARCHIVE.sha256
-    assert is_official(path, ARCHIVE)
-    assert not is_official(path, replace(ARCHIVE, bytes=len(BODY) + 1))
-    assert not is_official(path, replace(ARCHIVE, sha256="0" * 64))

@@ -8,16 +8,9 @@ import pytest
 from PIL import Image
 
 from petseg.config import OxfordPetsConfig
+from petseg.data import oxford_pets
 from petseg.data.dataset import IGNORE, SUSPECT
-from petseg.data.oxford_pets import (
-    breed_of,
-    get_task,
-    open_oxford_pets,
-    read_contents,
-    read_trimap,
-    species_of,
-    split_names,
-)
+from petseg.data.oxford_pets import breed_of, get_task, open_oxford_pets, read_contents, read_trimap, species_of
 from petseg.data.synthetic import CATS, DOGS
 from petseg.errors import PetsegError
 from tests.data.traps import TRAPS
@@ -27,13 +20,12 @@ def of_kind(kind: str) -> tuple[str, ...]:
     return tuple(sorted(name for name, set_trap in TRAPS.items() if set_trap == kind))
 
 
-def test_pairs_are_sorted_and_carry_breed_species_and_list(trapped):
+def test_pairs_are_sorted_and_carry_breed_species_and_list_and_other_files_are_skipped_by_kind(trapped, eight_pets):
     contents = read_contents(trapped)
     names = [sample.id for sample in contents.samples]
     single = {*of_kind("image without trimap"), *of_kind("trimap without image"), *of_kind("listed without image")}
-    assert names == sorted(
-        {"Abyssinian_1", "Abyssinian_2", "beagle_1", "beagle_2"} | {name for name in TRAPS if "." not in name} - single
-    )
+    pairs = {name for name in TRAPS if "." not in name} - single
+    assert names == sorted({"Abyssinian_1", "Abyssinian_2", "beagle_1", "beagle_2"} | pairs)
     assert list(contents.species) == list(contents.listed) == names
     for sample in contents.samples:
         assert sample.image == trapped / "images" / f"{sample.id}.jpg"
@@ -43,11 +35,8 @@ def test_pairs_are_sorted_and_carry_breed_species_and_list(trapped):
     assert {name for name in names if contents.listed[name] == "test"} == {"Abyssinian_2", "beagle_2"}
     assert {name for name in names if contents.listed[name] == "none"} == {*of_kind("image in no list")}
     assert {*contents.listed.values()} == {"trainval", "test", "none"}
-
-
-def test_skipped_files_by_kind(trapped, eight_pets):
     assert read_contents(eight_pets).skipped == {}
-    assert read_contents(trapped).skipped == {
+    assert contents.skipped == {
         "hidden file among the images": of_kind("hidden file among the images"),
         "not a .jpg among the images": of_kind("mat file among the images"),
         "hidden file among the trimaps": of_kind("hidden file beside the trimaps"),
@@ -58,10 +47,11 @@ def test_skipped_files_by_kind(trapped, eight_pets):
     }
 
 
-def test_more_files_that_are_skipped(copied):
+def test_capital_suffixes_and_more_files_that_are_skipped(copied):
     images, trimaps = copied / "images", copied / "annotations" / "trimaps"
     shutil.copy(images / "beagle_1.jpg", images / "beagle_1.JPEG")
     shutil.copy(trimaps / "beagle_1.png", trimaps / "beagle_1.PNG")
+    (images / "beagle_2.jpg").rename(images / "beagle_2.JPG")
     (trimaps / "Thumbs.db").write_bytes(b"x")
     (images / "folder.jpg").mkdir()
     (trimaps / "folder.png").mkdir()
@@ -75,16 +65,12 @@ def test_more_files_that_are_skipped(copied):
     }
 
 
-def test_species_is_the_third_column_of_the_list(copied_traps):
+def test_species_is_the_third_column_of_the_list_else_the_name_decides(copied_traps):
     """Each row is made so that the name, the class id and the breed id all say the other species."""
     path = copied_traps / "annotations" / "list.txt"
     path.write_text("#NAME CLASS SPECIES BREED\nAbyssinian_1 1 2 1\nbeagle_1 2 1 2\n")
     species = read_contents(copied_traps).species
-    assert (species["Abyssinian_1"], species["beagle_1"]) == (2, 1)
-    assert (species["Abyssinian_911"], species["beagle_911"]) == (1, 2)  # unlisted: the name decides
-
-
-def test_breed_and_species_from_a_name():
+    assert [species[f"{breed}_{n}"] for n in (1, 911) for breed in ("Abyssinian", "beagle")] == [2, 1, 1, 2]
     for breed in CATS + DOGS:
         for name in (f"{breed}_7", f"{breed}_108"):
             assert (breed_of(name), species_of(name)) == (breed, 1 if breed in CATS else 2)
@@ -104,34 +90,21 @@ def test_no_images_or_no_trimaps(copied_traps, files):
 
 
 @pytest.mark.parametrize("name", ["list", "trainval", "test"])
-def test_a_list_that_is_missing_or_has_a_short_line(copied, name):
+def test_a_list_that_is_missing_or_has_a_wrong_line(copied, name):
     path = copied / "annotations" / f"{name}.txt"
-    with path.open("a") as file:
-        file.write("\n# a comment\nbeagle_77 5\n")
-    with pytest.raises(
-        PetsegError, match=rf"{name}\.txt: line 'beagle_77 5' has 2 fields; wanted name, class, species"
-    ):
-        read_contents(copied)
-    path.unlink()
-    with pytest.raises(PetsegError, match=rf"annotations/{name}\.txt is missing; unpack annotations\.tar\.gz compl"):
-        read_contents(copied)
-
-
-def test_a_list_with_a_wrong_species_or_encoding(copied):
     for line, match in (
+        (b"# a comment\nbeagle_77 5", r"line 'beagle_77 5' has 2 fields; wanted name, class, species"),
         (b"beagle_1 5 dog 4", r"beagle_1 has species 'dog'; wanted 1 cat or 2 dog"),
         (b"beagle_1 5 7 4", r"beagle_1 has species '7'; wanted 1 cat or 2 dog"),
         (b"b\xe4gle_1 5 2 4", r"not UTF-8 .*; unpack annotations\.tar\.gz again"),
     ):
-        (copied / "annotations" / "list.txt").write_bytes(line + b"\n")
-        with pytest.raises(PetsegError, match=rf"list\.txt: {match}"):
-            read_contents(copied)
-
-
-def test_capital_suffixes(copied):
-    for path in [*(copied / "images").iterdir()]:
-        path.rename(path.with_suffix(".JPG"))
-    assert len(read_contents(copied).samples) == 8
+        if name == "list" or "has species" not in match:
+            path.write_bytes(line + b"\n")
+            with pytest.raises(PetsegError, match=rf"{name}\.txt: {match}"):
+                read_contents(copied)
+    path.unlink()
+    with pytest.raises(PetsegError, match=rf"annotations/{name}\.txt is missing; unpack annotations\.tar\.gz compl"):
+        read_contents(copied)
 
 
 def test_a_trimap_of_16_bits_or_with_a_palette_is_its_values(tmp_path):
@@ -162,25 +135,22 @@ PETS = [("pet", "#0072B2", "foreground"), ("background", "#BBBBBB", "background"
 CAT_DOG = [("cat", "#CC79A7", "foreground"), ("dog", "#009E73", "foreground")]
 
 
-@pytest.mark.parametrize(
-    ("task", "classes", "cat", "dog"),
-    [
-        ("trimap", PETS, [0, 1, 2], [0, 1, 2]),
-        ("pet", [PETS[1], PETS[0]], [1, 0, 1], [1, 0, 1]),
-        ("species", [PETS[1], *CAT_DOG], [1, 0, IGNORE], [2, 0, IGNORE]),
-        ("trimap_species", [*CAT_DOG, *PETS[1:]], [0, 2, 3], [1, 2, 3]),
-    ],
-)
+TASKS = [
+    ("trimap", PETS, [0, 1, 2], [0, 1, 2]),
+    ("pet", [PETS[1], PETS[0]], [1, 0, 1], [1, 0, 1]),
+    ("species", [PETS[1], *CAT_DOG], [1, 0, IGNORE], [2, 0, IGNORE]),
+    ("trimap_species", [*CAT_DOG, *PETS[1:]], [0, 2, 3], [1, 2, 3]),
+]
+
+
+@pytest.mark.parametrize(("task", "classes", "cat", "dog"), TASKS)
 def test_tasks(task, classes, cat, dog):
     got = get_task(OxfordPetsConfig(task=task))
     assert [(entry.name, entry.colour, entry.role) for entry in got.classes] == classes
     assert got.table.dtype == np.uint8
     assert got.table.tolist() == [NONE, [IGNORE, *cat], [IGNORE, *dog]]
-    if task == "trimap_species":
-        assert [entry.name for entry in got.merge.classes] == ["pet", "background", "border"]
-        assert got.merge.of == (0, 0, 1, 2)
-    else:
-        assert got.merge is None
+    merged = got.merge and ([entry.name for entry in got.merge.classes], got.merge.of)
+    assert merged == ((["pet", "background", "border"], (0, 0, 1, 2)) if task == "trimap_species" else None)
 
 
 @pytest.mark.parametrize(("border", "becomes"), [("pet", 1), ("background", 0), ("ignore", IGNORE)])
@@ -198,9 +168,8 @@ def test_dataset(trapped, protocol):
     dataset = open_oxford_pets(trapped, config, provenance="a folder")
     assert (dataset.name, dataset.provenance, dataset.official) == ("Oxford-IIIT Pet", "a folder", False)
     assert (dataset.samples, dataset.skipped) == (contents.samples, contents.skipped)
-    assert dataset.splits == {
-        part: tuple(names) for part, names in split_names(list(contents.listed), contents.listed, protocol).items()
-    }
+    splits = oxford_pets.split_names(list(contents.listed), contents.listed, protocol)
+    assert dataset.splits == {part: tuple(names) for part, names in splits.items()}
     assert dataset.loss_sizes == ((200,) if protocol == "seed" else ())
     assert [entry.name for entry in dataset.scored_classes] == ["pet", "background", "border"]
     assert len(dataset.classes) == 4
