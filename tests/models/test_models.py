@@ -199,7 +199,9 @@ def test_unet_options():
     assert [len(convolutions(stage)) for stage in small("unet", convs=3).encoder] == [3] * 5
 
 
-def same_logits(model: nn.Module, bottleneck: float) -> bool:
+def same_logits(name: str, bottleneck: float, **options: object) -> bool:
+    """Returns whether two images give the same logits when every value of the deepest map is replaced."""
+    model = small(name, **options)
     model.dropout.register_forward_hook(lambda module, inputs, output: torch.full_like(output, bottleneck))
     with torch.no_grad():
         return torch.equal(model(noise(1, 3, 32, 32, seed=1)), model(noise(1, 3, 32, 32, seed=2)))
@@ -207,12 +209,12 @@ def same_logits(model: nn.Module, bottleneck: float) -> bool:
 
 def test_what_reaches_the_decoder_beside_the_deepest_map():
     """Skips carry values. Indices carry places alone: with nothing to place, nothing."""
-    assert not same_logits(small("unet"), 0.0)
-    assert same_logits(small("unet", skips=False), 0.0)
-    assert same_logits(small("segnet"), 0.0)
+    assert not same_logits("unet", 0.0)
+    assert same_logits("unet", 0.0, skips=False)
+    assert same_logits("segnet", 0.0)
     for name, options in (("segnet", {}), ("unet", {"skips": False})):
-        assert not same_logits(small(name, upsampling="indices", **options), 1.0)
-        assert same_logits(small(name, upsampling="bilinear", **options), 1.0)
+        assert not same_logits(name, 1.0, upsampling="indices", **options)
+        assert same_logits(name, 1.0, upsampling="bilinear", **options)
 
 
 def test_skip_hands_over_the_first_level():
@@ -241,10 +243,10 @@ def test_segnet_paper_is_vgg16_and_its_mirror():
     assert sum(conv.weight.numel() for conv in encoder) == 14_710_464
 
 
-@pytest.mark.parametrize(
-    ("given", "counts"),
-    [({"depth": 7}, [2, 2, 3, 3, 3, 3, 3]), ({"convs": 2}, [2] * 5), ({"convs": (1, 2, 3), "depth": 3}, [1, 2, 3])],
-)
+CONVS = [({"depth": 7}, [2, 2, 3, 3, 3, 3, 3]), ({"convs": 2}, [2] * 5), ({"convs": (1, 2, 3), "depth": 3}, [1, 2, 3])]
+
+
+@pytest.mark.parametrize(("given", "counts"), CONVS)
 def test_segnet_convs(given, counts):
     model = small("segnet", **given)
     assert [len(convolutions(stage)) for stage in model.encoder] == counts
@@ -304,7 +306,7 @@ def test_deterministic_path_is_bit_identical(size):
 
 
 @pytest.mark.parametrize("name", ["unet", "segnet"])
-def test_dropout_drops_channels_in_training_alone(name):
+def test_dropout_drops_in_training_alone_and_biases_stand_where_no_batch_norm_cancels_them(name):
     model = small(name, dropout=0.5)
     dropped: list[Tensor] = []
     model.dropout.register_forward_hook(lambda module, inputs, output: dropped.append(output[inputs[0] > 0] == 0))
@@ -313,10 +315,6 @@ def test_dropout_drops_channels_in_training_alone(name):
         model.eval()(noise(4, 3, 64, 64))
     assert 0.3 < dropped[0].float().mean() < 0.7
     assert not dropped[1].any()
-
-
-@pytest.mark.parametrize("name", ["unet", "segnet"])
-def test_biases_stand_where_no_batch_norm_cancels_them(name):
     for batch_norm in (True, False):
         model = small(name, batch_norm=batch_norm)
         threes = convolutions(model.encoder) + convolutions(model.decoder)
@@ -324,30 +322,26 @@ def test_biases_stand_where_no_batch_norm_cancels_them(name):
         assert model.head.bias is not None
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("unett", {}, r"^model 'unett' is unknown; choose one of: unet, "),
-        ("unet", {"chanels": 3}, r"^option of model 'unet' 'chanels' is unknown; choose one of: base_channels, "),
-        ("segnet", {"skips": False}, r"^model\.skips was given for 'segnet', .* \[overrides\.unet\.model\]$"),
-        ("segnet_paper", {"skips": True}, r"^model\.skips was given for 'segnet_paper', .* it belongs to 'unet'"),
-        (
-            "segnet",
-            {"upsampling": "transposed"},
-            r"upsampling 'transposed' is unknown; choose one of: indices, bilinear$",
-        ),
-        ("segnet", {"convs": (2, 2, 3)}, r"convs has 3 numbers for depth 5; give one for each stage$"),
-        ("segnet", {"convs": "two"}, r"convs is 'two'; input should be a valid integer$"),
-        ("segnet", {"convs": 9}, r"convs is 9; input should be less than or equal to 8$"),
-        ("unet", {"convs": (2, 2, 3, 3)}, r"convs is \(2, 2, 3, 3\); input should be a valid integer$"),
-        ("unet", {"convs": True}, r"convs is True; input should be a valid integer$"),
-        ("unet", {"convs": 0}, r"convs is 0; input should be greater than or equal to 1$"),
-        ("unet", {"base_channels": 257}, r"base_channels is 257; input should be less than or equal to 256$"),
-        ("segnet", {"depth": 8}, r"depth is 8; input should be less than or equal to 7$"),
-        ("unet", {"depth": 0}, r"depth is 0; input should be greater than or equal to 1$"),
-        ("unet", {"dropout": 1}, r"dropout is 1; input should be less than 1$"),
-    ],
-)
+WRONG_OPTIONS = [
+    ("unett", {}, r"^model 'unett' is unknown; choose one of: unet, "),
+    ("unet", {"chanels": 3}, r"^option of model 'unet' 'chanels' is unknown; choose one of: base_channels, "),
+    ("segnet", {"skips": False}, r"^model\.skips was given for 'segnet', .* \[overrides\.unet\.model\]$"),
+    ("segnet_paper", {"skips": True}, r"^model\.skips was given for 'segnet_paper', .* it belongs to 'unet'"),
+    ("segnet", {"upsampling": "transposed"}, r"'transposed' is unknown; choose one of: indices, bilinear$"),
+    ("segnet", {"convs": (2, 2, 3)}, r"convs has 3 numbers for depth 5; give one for each stage$"),
+    ("segnet", {"convs": "two"}, r"convs is 'two'; input should be a valid integer$"),
+    ("segnet", {"convs": 9}, r"convs is 9; input should be less than or equal to 8$"),
+    ("unet", {"convs": (2, 2, 3, 3)}, r"convs is \(2, 2, 3, 3\); input should be a valid integer$"),
+    ("unet", {"convs": True}, r"convs is True; input should be a valid integer$"),
+    ("unet", {"convs": 0}, r"convs is 0; input should be greater than or equal to 1$"),
+    ("unet", {"base_channels": 257}, r"base_channels is 257; input should be less than or equal to 256$"),
+    ("segnet", {"depth": 8}, r"depth is 8; input should be less than or equal to 7$"),
+    ("unet", {"depth": 0}, r"depth is 0; input should be greater than or equal to 1$"),
+    ("unet", {"dropout": 1}, r"dropout is 1; input should be less than 1$"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), WRONG_OPTIONS)
 def test_wrong_options(name, options, message):
     for call in (lambda config: build_model(config, CLASSES), model_input):
         with pytest.raises(PetsegError, match=message) as caught:
@@ -371,11 +365,8 @@ def test_a_network_from_elsewhere_is_one_line(monkeypatch):
     assert len({builder.title for builder in MODELS.values()}) == len(MODELS)
 
 
-def test_normalise():
-    assert Input().normalise(torch.tensor([0.0, 0.5, 0.75, 1.0])).tolist() == [-2.0, 0.0, 1.0, 2.0]
-
-
 def test_normalise_by_channel():
+    assert Input().normalise(torch.tensor([0.0, 0.5, 0.75, 1.0])).tolist() == [-2.0, 0.0, 1.0, 2.0]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.25)
     images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     expected = (images.numpy() - np.float32(mean)[:, None, None]) / np.float32(std)[:, None, None]
@@ -395,10 +386,9 @@ def test_multiple_is_what_every_level_halves_evenly():
 def test_to_unit_range():
     images = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).reshape(2, 4, 5, 3)
     unit = to_unit_range(images)
-    assert unit.shape == (2, 3, 4, 5)
-    assert unit.dtype == torch.float32
+    assert (unit.shape, unit.dtype) == ((2, 3, 4, 5), torch.float32)
     torch.testing.assert_close(unit[1, 2, 3, 4] * 255, images[1, 3, 4, 2].float())
-    assert to_unit_range(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)).tolist() == [[[[1.0]], [[1.0]], [[1.0]]]]
+    assert (to_unit_range(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)) == 1).all()
     assert images[0, 0, 1, 0] == 3, "the caller's image is left alone"
 
 
@@ -415,23 +405,17 @@ def test_mean_mask_by_hand():
     torch.testing.assert_close(logits[0, :, 1, 0].exp(), torch.tensor([2.0, 1, 3]) / 6)
     torch.testing.assert_close(logits[0, :, 1, 1].exp(), torch.full((3,), 1 / 3))
     torch.testing.assert_close(logits.exp().sum(dim=1), torch.ones(4, 2, 3))
+    assert {everywhere for _, everywhere in BASELINES.values()} == {True, False}
+    assert not BASELINES.keys() & MODELS.keys()
 
 
-def test_mean_mask_everywhere_is_the_most_frequent_class():
+def test_mean_mask_everywhere_is_the_most_frequent_class_and_ignores_255():
     labels = np.where(LABELS == 0, np.uint8(2), np.where(LABELS == 2, np.uint8(0), LABELS))
     assert np.bincount(labels.ravel())[:CLASSES].tolist() == [2, 6, 7]
     logits = MeanMask(labels, CLASSES, everywhere=True)(torch.zeros(1, 3, 2, 3))
     assert logits.argmax(dim=1).unique().tolist() == [2]
     torch.testing.assert_close(logits[0, :, 1, 2].exp(), torch.tensor([3.0, 7, 8]) / 18)
-
-
-def test_mean_mask_ignores_255():
     mostly_ignored = np.full((5, 2, 2), 255, np.uint8)
     mostly_ignored[0] = 1
     logits = MeanMask(mostly_ignored, 2, everywhere=True)(torch.zeros(1, 3, 2, 2))
     torch.testing.assert_close(logits[0, :, 0, 0].exp(), torch.tensor([1.0, 5]) / 6)
-
-
-def test_baselines_are_named_apart():
-    assert {everywhere for _, everywhere in BASELINES.values()} == {True, False}
-    assert not BASELINES.keys() & MODELS.keys()
