@@ -61,7 +61,7 @@ def refusal(out: Path, parity: Parity, original: str) -> PetsegError:
 
 
 def drawn_images(size: int) -> UInt8:
-    """Returns 16 made pets, uint8 [16, size, size, 3], the same everywhere: what exports are checked on."""
+    """Returns 16 synthetic pets, uint8 [16, size, size, 3], the same everywhere: what exports are checked on."""
     breeds = (*CATS[:8], *DOGS[:8])
     return np.stack([Photo(draw_pet(breed, 1, size=max(size, 32))[0]).resized(size) for breed in breeds])
 
@@ -78,8 +78,8 @@ def chosen_format(out: Path, wanted: str) -> str:
     if wanted and out.suffix != ENDINGS[wanted]:
         raise PetsegError(f"{out}: a file of format {wanted} ends in {ENDINGS[wanted]}; call it so")
     if out.suffix not in by_ending:
-        told = ", ".join(f"{ending} ({name})" for name, ending in ENDINGS.items())
-        raise PetsegError(f"{out}: the ending {out.suffix!r} says no format; end it in {told}")
+        endings = ", ".join(f"{ending} ({name})" for name, ending in ENDINGS.items())
+        raise PetsegError(f"{out}: the ending {out.suffix!r} says no format; end it in {endings}")
     return by_ending[out.suffix]
 
 

@@ -33,10 +33,10 @@ ENDINGS = {
     "trimap": ".trimap.png",
     "json": ".prediction.json",
 }
-"""What can be written -> how its file's name ends. Such files are never taken for photos."""
+"""Output -> how its file's name ends. Such files are never taken for photos."""
 
 USUAL = ("mask", "cutout", "overlay")
-"""What is written unless told otherwise."""
+"""Written where `--only` names none."""
 
 MARK = "petseg predict"
 """Software, as every file that is written names it; so petseg knows its own files."""

@@ -142,7 +142,7 @@ def _frame_note(opened: Image.Image) -> tuple[str, ...]:
 def to_srgb(image: Image.Image) -> Image.Image:
     """Returns the image in mode RGB and in sRGB; what is transparent is put on white.
 
-    A colour profile that does not fit is passed over, as browsers do.
+    A colour profile that does not fit is ignored, as browsers do.
     """
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
@@ -167,16 +167,21 @@ def find_photos(sources: Iterable[Path], ours: Iterable[str]) -> list[tuple[Path
     """Returns (photo, its path below the folder that was named), sorted, each photo once.
 
     Folders are searched with their sub-folders for files of `SUFFIXES`; hidden ones and those that end in one of
-    `ours`, the files that predictions are written to, are passed over.
+    `ours`, the files that predictions are written to, are skipped.
 
     Raises:
         PetsegError: a path that does not exist, or a folder without images.
     """
     endings = tuple(ours)
-    found: dict[Path, tuple[Path, Path]] = {}
+    photos: dict[Path, tuple[Path, Path]] = {}
     for source in sources:
-        if source.is_dir():
-            inside = [
+        if not source.exists():
+            raise PetsegError(f"{source}: no such file or folder")
+        folder = source if source.is_dir() else source.parent
+        inside = (
+            [source]
+            if not source.is_dir()
+            else [
                 path
                 for path in sorted(source.rglob("*"))
                 if path.suffix.lower() in SUFFIXES
@@ -184,12 +189,9 @@ def find_photos(sources: Iterable[Path], ours: Iterable[str]) -> list[tuple[Path
                 and not path.name.endswith(endings)
                 and path.is_file()
             ]
-            if not inside:
-                raise PetsegError(f"{source}: no images in this folder; wanted {', '.join(SUFFIXES)}")
-            for path in inside:
-                found.setdefault(path.resolve(), (path, path.relative_to(source)))
-        elif source.exists():
-            found.setdefault(source.resolve(), (source, Path(source.name)))
-        else:
-            raise PetsegError(f"{source}: no such file or folder")
-    return sorted(found.values())
+        )
+        if not inside:
+            raise PetsegError(f"{source}: no images in this folder; wanted {', '.join(SUFFIXES)}")
+        for path in inside:
+            photos.setdefault(path.resolve(), (path, path.relative_to(folder)))
+    return sorted(photos.values())

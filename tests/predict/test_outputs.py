@@ -166,7 +166,7 @@ def test_a_glob_that_is_run_again_takes_no_output_for_a_photo(segmenter, tmp_pat
         plan([tmp_path / "a.mask.png"], USUAL, None)
 
 
-def test_a_place_that_cannot_be_written_is_told(segmenter, tmp_path):
+def test_a_place_that_cannot_be_written_is_an_error(segmenter, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(PetsegError, match=r"file.*: cannot be written to .*choose another folder with --out"):
@@ -191,7 +191,7 @@ def test_of_several_files_all_are_written_or_none(segmenter, tmp_path):
     assert job.files["mask"].read_bytes() == b"before"
 
 
-def test_a_photo_too_large_for_the_memory_is_told(segmenter, tmp_path, monkeypatch):
+def test_a_photo_too_large_for_the_memory_is_an_error(segmenter, tmp_path, monkeypatch):
     def no_room(self: Segmentation, *, matting: bool) -> None:
         raise MemoryError
 

@@ -23,9 +23,9 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def exif(orientation: int) -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112] = orientation
-    return found
+    result = Image.Exif()
+    result[0x0112] = orientation
+    return result
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
@@ -126,7 +126,7 @@ def test_reduced_keeps_the_shape():
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "problem"),
     [
         (b"", r"^x: is empty \(zero bytes\)"),
         (b"no image, only words", r"^x: cannot be decoded \(not an image that can be read; wanted JPEG, .*TIFF\)"),
@@ -136,11 +136,11 @@ def test_reduced_keeps_the_shape():
     ],
     ids=["empty", "words", "truncated JPEG", "truncated PNG", "truncated TIFF"],
 )
-def test_a_bad_file_is_one_line(content, told):
-    with pytest.raises(PetsegError, match=told) as caught:
+def test_a_bad_file_is_one_line(content, problem):
+    with pytest.raises(PetsegError, match=problem) as caught:
         Photo(content, "x").whole()
     assert "\n" not in str(caught.value)
-    with pytest.raises(PetsegError, match=told):
+    with pytest.raises(PetsegError, match=problem):
         Photo(content, "x").resized(32)
 
 
@@ -153,12 +153,12 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch, pixel
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
-def test_an_array_that_is_no_photo_is_told(array):
+def test_an_array_that_is_no_photo_is_an_error(array):
     with pytest.raises(PetsegError, match=r"wanted uint8 \[H, W, 3\] in RGB"):
         Photo(array)
 
 
-def test_a_missing_file_is_told(tmp_path: Path):
+def test_a_missing_file_is_an_error(tmp_path: Path):
     with pytest.raises(PetsegError, match=r"nowhere\.jpg: cannot be read"):
         Photo(tmp_path / "nowhere.jpg")
 
@@ -167,12 +167,12 @@ def test_find_photos_takes_photos_alone(tmp_path: Path):
     for name in ("b.JPG", "a.png", "deep/er/c.webp", ".hidden.jpg", ".cache/d.jpg", "note.txt", "a.mask.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [below.as_posix() for _, below in find_photos([tmp_path], [".mask.png"])]
-    assert found == ["a.png", "b.JPG", "deep/er/c.webp"]
+    photos = [below.as_posix() for _, below in find_photos([tmp_path], [".mask.png"])]
+    assert photos == ["a.png", "b.JPG", "deep/er/c.webp"]
     assert len(find_photos([tmp_path, tmp_path / "a.png", tmp_path / "a.mask.png"], [".mask.png"])) == 4
 
 
-def test_a_folder_without_images_is_told(tmp_path: Path):
+def test_a_folder_without_images_is_an_error(tmp_path: Path):
     with pytest.raises(PetsegError, match="no images in this folder"):
         find_photos([tmp_path], [])
     with pytest.raises(PetsegError, match="no such file or folder"):

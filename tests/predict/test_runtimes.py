@@ -65,7 +65,7 @@ def test_a_user_chooses_the_runtime(monkeypatch):
         Segmenter("unet_small", runtime="torch")
 
 
-def test_a_file_that_is_no_model_is_told_by_openvino_too(tmp_path: Path):
+def test_a_file_that_is_no_model_is_an_error_for_openvino_too(tmp_path: Path):
     (tmp_path / "x.onnx").write_bytes(b"words")
     with pytest.raises(PetsegError, match="not a model that `petseg export` wrote"):
         Segmenter(tmp_path / "x.onnx", runtime="openvino")

@@ -245,13 +245,13 @@ def test_any_shape_is_predicted(segmenter, shape):
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_model_is_told_with_the_choices():
+def test_an_unknown_model_lists_the_choices():
     with pytest.raises(PetsegError, match=r"model 'unet_smal' is unknown; choose one of: .*unet_small"):
         Segmenter("unet_smal")
 
 
 @pytest.mark.parametrize("content", [b"", b"no model"])
-def test_a_file_that_is_no_model_is_told(tmp_path, content):
+def test_a_file_that_is_no_model_is_an_error(tmp_path, content):
     (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(PetsegError, match="not a model that `petseg export` wrote") as caught:
         Segmenter(tmp_path / "x.onnx")

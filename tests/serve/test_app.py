@@ -50,7 +50,7 @@ CAT = ROOT / "petseg" / "serve" / "page" / "cat.jpg"
 OUTPUTS = ("mask", "overlay", "cutout", "classes", "trimap", "json")
 
 
-def picture(width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
+def image_file(width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
     stream = BytesIO()
     Image.new("RGB", (width, height), "grey").save(stream, kind)
     return stream.getvalue()
@@ -73,15 +73,15 @@ def post(url: str, content: bytes, **query: object) -> httpx.Response:
 def test_an_answer_is_what_python_gives(served, model, output):
     answer = post(served.url, CAT.read_bytes(), model=model, output=output)
     assert answer.status_code == 200, answer.text
-    found = Segmenter(model, threads=1)(CAT)
+    result = Segmenter(model, threads=1)(CAT)
     if output != "json":
         assert answer.headers["content-type"] == "image/png"
-        assert answer.content == encoded(found, output)
+        assert answer.content == encoded(result, output)
         return
-    told = answer.json()
-    assert told.pop("model") == model
-    assert 0 < told.pop("milliseconds") < 60_000
-    assert told == summary_of(found)
+    row = answer.json()
+    assert row.pop("model") == model
+    assert 0 < row.pop("milliseconds") < 60_000
+    assert row == summary_of(result)
 
 
 def test_a_raw_body_is_the_same_as_a_form(served):
@@ -107,10 +107,10 @@ def test_several_outputs_come_in_one_answer(served):
         finally:
             await form.close()
 
-    found = asyncio.run(parts())
-    assert tuple(found) == OUTPUTS
-    assert json.loads(found["json"])["foreground"]
-    assert found["cutout"] == post(served.url, CAT.read_bytes(), output="cutout").content
+    result = asyncio.run(parts())
+    assert tuple(result) == OUTPUTS
+    assert json.loads(result["json"])["foreground"]
+    assert result["cutout"] == post(served.url, CAT.read_bytes(), output="cutout").content
 
 
 def test_a_kind_stands_for_its_best_model(served):
@@ -120,8 +120,8 @@ def test_a_kind_stands_for_its_best_model(served):
     for kind, best in zip(("unet", "segnet"), listed["pair"], strict=True):
         assert scores[best] == max(card["miou"] for card in listed["models"] if card["kind"] == kind)
     for kind, best in zip(("unet", "segnet"), listed["pair"], strict=True):
-        told = post(served.url, CAT.read_bytes(), model=kind, output="json").json()
-        assert told["model"] == best
+        row = post(served.url, CAT.read_bytes(), model=kind, output="json").json()
+        assert row["model"] == best
     assert listed["default"] == listed["pair"][0]
     for card in listed["models"]:
         assert [entry["role"] for entry in card["classes"]][-2:] == ["background", "boundary"]
@@ -145,14 +145,14 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("request_", "status", "told"),
+    ("request_", "status", "problem"),
     [
         ({"files": {"image": b"words"}}, 400, "not an image that can be read; wanted JPEG, PNG"),
-        ({"files": {"image": picture()[:60]}}, 400, "the photo: cannot be decoded"),
+        ({"files": {"image": image_file()[:60]}}, 400, "the photo: cannot be decoded"),
         ({"files": {"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}}, 400, "not an image"),
         ({"files": {"image": bomb()}}, 413, "the photo has far more than 50,000,000 pixels"),
         ({"files": {"image": b""}}, 422, "the photo is empty"),
-        ({"files": {"photo": picture()}}, 422, "the field 'image' is missing"),
+        ({"files": {"photo": image_file()}}, 422, "the field 'image' is missing"),
         ({"data": {"image": "text"}, "files": {"x": b""}}, 422, "the field 'image' holds text, no file"),
         ({"files": [("image", b"a"), ("image", b"b")]}, 400, "Too many files"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "Missing boundary"),
@@ -164,12 +164,12 @@ def bomb() -> bytes:
         ({"content": b"x"}, 415, "content type is missing"),
         ({"data": {"image": "text"}}, 415, "content type application/x-www-form-urlencoded"),
         (
-            {"files": {"image": picture()}, "params": {"model": "unett"}},
+            {"files": {"image": image_file()}, "params": {"model": "unett"}},
             422,
             "model is 'unett'; input should be 'unet', 'segnet'",
         ),
         (
-            {"files": {"image": picture()}, "params": {"output": "masks"}},
+            {"files": {"image": image_file()}, "params": {"output": "masks"}},
             422,
             "output is 'masks'; input",
         ),
@@ -177,9 +177,9 @@ def bomb() -> bytes:
     ],
     ids=lambda value: str(value)[:50] if isinstance(value, int) else "",
 )
-def test_a_refusal_has_its_status_and_a_sentence(served, request_, status, told):
+def test_a_refusal_has_its_status_and_a_sentence(served, request_, status, problem):
     answer = httpx.post(f"{served.url}/api/segment", timeout=60, **request_)
-    assert (answer.status_code, told in answer.json()["detail"]) == (status, True), answer.text
+    assert (answer.status_code, problem in answer.json()["detail"]) == (status, True), answer.text
     assert status in PROBLEMS
     assert httpx.get(f"{served.url}/health").json()["busy"] == 0
 
@@ -192,7 +192,7 @@ RAW = {"content-type": "application/octet-stream"}
 
 
 @pytest.mark.parametrize(
-    ("limits", "status", "told"),
+    ("limits", "status", "problem"),
     [
         ({"pixels": 1199}, 413, "the photo has 1,200 pixels; at most 1,199 are taken"),
         ({"pixels": 1200}, 200, ""),
@@ -200,8 +200,8 @@ RAW = {"content-type": "application/octet-stream"}
         ({"upload_bytes": 1}, 413, "larger than 1e-06 MB"),
     ],
 )
-def test_a_limit_is_a_setting(limits, status, told):
-    content = picture() + bytes(20_000 if "upload_bytes" in limits else 0)
+def test_a_limit_is_a_setting(limits, status, problem):
+    content = image_file() + bytes(20_000 if "upload_bytes" in limits else 0)
 
     async def ask() -> httpx.Response:
         async with in_process(make_app(ServeConfig(**limits))) as client:
@@ -209,7 +209,7 @@ def test_a_limit_is_a_setting(limits, status, told):
 
     answer = asyncio.run(ask())
     assert answer.status_code == status
-    assert told in answer.text
+    assert problem in answer.text
     assert ("retry-after" in answer.headers) == (status == 503)
 
 
@@ -230,20 +230,20 @@ def test_a_full_queue_answers_503_and_then_takes_photos_again():
         going = asyncio.Event()
 
         async def slow() -> AsyncIterator[bytes]:
-            yield picture()
+            yield image_file()
             await going.wait()
 
         async with in_process(make_app(ServeConfig(concurrent=1, queue=0))) as client:
             first = asyncio.create_task(client.post("/api/segment", content=slow(), headers=RAW))
             while (await client.get("/health")).json()["busy"] == 0:
                 await asyncio.sleep(0)
-            second = await client.post("/api/segment", content=picture(), headers=RAW)
+            second = await client.post("/api/segment", content=image_file(), headers=RAW)
             assert second.status_code == 503
             assert second.headers["retry-after"] == "1"
             assert "the queue is full" in second.text
             going.set()
             assert (await first).status_code == 200
-            assert (await client.post("/api/segment", content=picture(), headers=RAW)).status_code == 200
+            assert (await client.post("/api/segment", content=image_file(), headers=RAW)).status_code == 200
 
     asyncio.run(ask())
 
@@ -251,7 +251,7 @@ def test_a_full_queue_answers_503_and_then_takes_photos_again():
 def test_a_slow_upload_answers_408_and_a_slow_answer_503():
     async def ask() -> None:
         async def slow() -> AsyncIterator[bytes]:
-            yield picture()
+            yield image_file()
             await asyncio.Event().wait()
 
         app = make_app(ServeConfig(concurrent=1, seconds=0.2))
@@ -260,7 +260,7 @@ def test_a_slow_upload_answers_408_and_a_slow_answer_503():
             assert (late.status_code, late.json()["detail"]) == (408, "the upload took longer than 0.2 s; try again")
             done = threading.Event()
             blocking = asyncio.create_task(app.state.petseg.queue.run(done.wait))
-            busy = await client.post("/api/segment", content=picture(), headers=RAW)
+            busy = await client.post("/api/segment", content=image_file(), headers=RAW)
             assert (busy.status_code, busy.headers["retry-after"]) == (503, "5")
             done.set()
             await blocking
@@ -277,7 +277,7 @@ def test_a_client_that_goes_away_frees_its_place_and_is_not_computed(monkeypatch
         monkeypatch.setattr("petseg.serve.app._compute", lambda *arguments: computed.append(arguments))
         blocking = asyncio.create_task(app.state.petseg.queue.run(done.wait))
         gone = asyncio.Event()
-        messages = [{"type": "http.request", "body": picture(), "more_body": False}]
+        messages = [{"type": "http.request", "body": image_file(), "more_body": False}]
 
         async def receive() -> dict[str, object]:
             if messages:
@@ -336,11 +336,11 @@ def test_an_upload_never_touches_the_disk(monkeypatch):
     spilled: list[str] = []
     rollover = tempfile.SpooledTemporaryFile.rollover
 
-    def told(self: object) -> None:
+    def note(self: object) -> None:
         spilled.append("to disk")
         rollover(self)
 
-    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", told)
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", note)
 
     async def ask() -> int:
         async with in_process(make_app(ServeConfig())) as client:
@@ -370,7 +370,7 @@ def test_loopback(host, alone):
     assert is_loopback(host) == alone
 
 
-def test_another_host_warns_and_a_taken_port_is_told(tmp_path):
+def test_another_host_warns_and_a_taken_port_is_an_error(tmp_path):
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = petseg("serve", "--no-open", "--host", "0.0.0.0", "--port", port)
@@ -380,7 +380,7 @@ def test_another_host_warns_and_a_taken_port_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "problem"),
     [
         ("queue=many", "serve: queue is 'many'; input should be a valid integer"),
         ("queues=3", "serve: field 'queues' is unknown; choose one of: queue"),
@@ -388,8 +388,8 @@ def test_another_host_warns_and_a_taken_port_is_told(tmp_path):
         ("port=70000", "serve: port is 70000; input should be less than or equal to 65535"),
     ],
 )
-def test_a_wrong_setting_is_told(setting, told):
-    with pytest.raises(PetsegError, match=re.escape(told)):
+def test_a_wrong_setting_is_named(setting, problem):
+    with pytest.raises(PetsegError, match=re.escape(problem)):
         load_serving([setting])
 
 
@@ -445,12 +445,12 @@ def test_the_comparisons_are_those_of_results_and_the_wheel_carries_them(served)
 def cats(number: int) -> list[bytes]:
     """Pictures that differ in size and in what is seen in them."""
     with Image.open(CAT) as cat:
-        found = []
+        result = []
         for place in range(number):
             stream = BytesIO()
             cat.crop((3 * place, 2 * place, 451 - 5 * place, 300)).save(stream, "JPEG")
-            found.append(stream.getvalue())
-    return found
+            result.append(stream.getvalue())
+    return result
 
 
 def test_two_hundred_requests_at_once_each_get_their_own_answer(served):
@@ -470,9 +470,9 @@ def test_two_hundred_requests_at_once_each_get_their_own_answer(served):
 
     for place, answer in enumerate(asyncio.run(ask())):
         assert answer.status_code == 200
-        told = answer.json()
-        del told["model"], told["milliseconds"]
-        assert told == wanted[place % 20]
+        row = answer.json()
+        del row["model"], row["milliseconds"]
+        assert row == wanted[place % 20]
     assert httpx.get(f"{served.url}/health").json()["busy"] == 0
 
 
@@ -501,9 +501,9 @@ def test_memory_stays_flat(served):
 
 # --- whatever is sent ------------------------------------------------------------------------------------------------
 
-PICTURES = st.sampled_from([picture(), picture(1, 1), picture(300, 2, "JPEG"), picture()[:50], b"words", b""])
+FILES = st.sampled_from([image_file(), image_file(1, 1), image_file(300, 2, "JPEG"), image_file()[:50], b"words", b""])
 for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream"):
-    schemathesis.openapi.media_type(kind, PICTURES)
+    schemathesis.openapi.media_type(kind, FILES)
 
 schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(ServeConfig(seconds=30), loopback=False))
 
@@ -511,7 +511,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(ServeConfig(se
 @schema.parametrize()
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_api_keeps_its_openapi_document(case):
-    """No check that what fits the schema is taken: a schema cannot say `picture`."""
+    """No check that what fits the schema is taken: a schema cannot say "an image"."""
     case.call_and_validate(
         checks=[
             not_a_server_error,

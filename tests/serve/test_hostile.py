@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import Served
-from tests.serve.test_app import picture, resident
+from tests.serve.test_app import image_file, resident
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and open files are read from /proc")
 
@@ -53,7 +53,7 @@ def healthy(server: Served, busy: int = 0) -> None:
     assert httpx.get(f"{server.url}/health", timeout=20).json()["busy"] <= busy
     ends = time.monotonic() + 20
     while True:  # on a machine that is busy a photo may take longer than this server's second
-        answer = httpx.post(f"{server.url}/api/segment?output=json", files={"image": picture()}, timeout=20)
+        answer = httpx.post(f"{server.url}/api/segment?output=json", files={"image": image_file()}, timeout=20)
         if answer.status_code == 200:
             return
         assert answer.status_code == 503
@@ -154,7 +154,7 @@ def test_uploads_over_the_limit_are_not_kept(hasty: Served) -> None:
 
 
 def test_a_client_that_does_not_read_its_answer_holds_nobody_up(hasty: Served) -> None:
-    photo = picture(1500, 1500)
+    photo = image_file(1500, 1500)
     with ExitStack() as stack:
         for _ in range(20):
             connection = stack.enter_context(connect(hasty))
@@ -203,21 +203,21 @@ def form(*parts: bytes, end: bytes = b"--b--\r\n") -> bytes:
 FIELD = b'Content-Disposition: form-data; name="image"; filename="%s"\r\n\r\n%s'
 
 FORMS = {
-    "a name that leaves": (form(FIELD % (b"../../../../tmp/petseg-was-here", picture())), {200}),
+    "a name that leaves": (form(FIELD % (b"../../../../tmp/petseg-was-here", image_file())), {200}),
     "a name with a script": (form(FIELD % (b"<script>alert(1)</script>", b"no photo")), {400}),
-    "a name with control characters": (form(FIELD % (b"a\x00b\x1b[31m", picture())), {200, 400}),
-    "an endless name": (form(FIELD % (b"a" * 100_000, picture())), {200, 400}),
+    "a name with control characters": (form(FIELD % (b"a\x00b\x1b[31m", image_file())), {200, 400}),
+    "an endless name": (form(FIELD % (b"a" * 100_000, image_file())), {200, 400}),
     "a thousand fields": (
         form(*(b'Content-Disposition: form-data; name="a%d"\r\n\r\nx' % number for number in range(1000))),
         {400},
     ),
-    "a thousand headers": (form(b"X-A: a\r\n" * 1000 + FIELD % (b"a", picture())), {400}),
+    "a thousand headers": (form(b"X-A: a\r\n" * 1000 + FIELD % (b"a", image_file())), {400}),
     "a thousand photos": (form(*([FIELD % (b"a", b"x")] * 1000)), {400}),
-    "no end": (form(FIELD % (b"a", picture()), end=b""), {200, 400, 422}),
+    "no end": (form(FIELD % (b"a", image_file()), end=b""), {200, 400, 422}),
     "no name": (form(b"Content-Disposition: form-data\r\n\r\nx"), {400, 422}),
     "no disposition": (form(b"\r\nx"), {400, 422}),
     "a form in a form": (
-        form(b"Content-Type: multipart/mixed; boundary=c\r\n" + FIELD % (b"a", form(FIELD % (b"b", picture())))),
+        form(b"Content-Type: multipart/mixed; boundary=c\r\n" + FIELD % (b"a", form(FIELD % (b"b", image_file())))),
         {400},
     ),
     "an encoding": (form(b"Content-Transfer-Encoding: base64\r\n" + FIELD % (b"a", b"aGFsbG8=")), {400}),

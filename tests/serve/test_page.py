@@ -51,10 +51,10 @@ def opened(browser: Browser, served: Served, address: str = "/", **context: obje
     made.set_default_timeout(30_000)
     expect.set_options(timeout=30_000)
     page = made.new_page()
-    told: list[str] = []
+    console: list[str] = []
     elsewhere: list[str] = []
-    page.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("console", lambda message: console.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: console.append(str(error)))
     made.on(
         "request",
         lambda request: (
@@ -68,7 +68,7 @@ def opened(browser: Browser, served: Served, address: str = "/", **context: obje
     yield page
     made.close()
     assert elsewhere == []
-    assert [line for line in told if "400 (Bad Request)" not in line] == []
+    assert [line for line in console if "400 (Bad Request)" not in line] == []
 
 
 @pytest.fixture
@@ -108,16 +108,16 @@ def test_a_photo_gives_both_results_with_their_figures(page):
     masks = []
     for place, name in enumerate((UNET, SEGNET)):
         side = page.get_by_role("article", name=MODELS[place])
-        found = Segmenter(name, threads=1)(CAT)
-        masks.append(found.mask)
-        seen = found.foreground_class
+        result = Segmenter(name, threads=1)(CAT)
+        masks.append(result.mask)
+        seen = result.foreground_class
         expect(side.locator(".sees")).to_have_text(
             f"{seen.name}, {100 * seen.probability:.0f} %" if seen is not None else "foreground"
         )
-        expect(side.locator(".confidence")).to_have_text(f"{100 * found.confidence:.0f} %")
-        expect(side.locator(".covers")).to_have_text(f"{100 * found.foreground_share:.0f} %")
+        expect(side.locator(".confidence")).to_have_text(f"{100 * result.confidence:.0f} %")
+        expect(side.locator(".covers")).to_have_text(f"{100 * result.foreground_share:.0f} %")
         expect(side.locator(".time")).to_have_text(re.compile(r"^[\d.]+ ms$"))
-        assert np.array_equal(shown_pixels(page, place), np.asarray(found.overlay()))
+        assert np.array_equal(shown_pixels(page, place), np.asarray(result.overlay()))
     same = 100 * np.mean(masks[0] == masks[1])
     expect(page.locator("#agreement")).to_have_text(f"The two agree on {same:.1f} % of the pixels.")
 
@@ -125,14 +125,14 @@ def test_a_photo_gives_both_results_with_their_figures(page):
 def test_each_view_shows_its_image(page):
     page.get_by_role("button", name="Sample cat").click()
     done(page)
-    found = Segmenter(SEGNET, threads=1)(CAT)
+    result = Segmenter(SEGNET, threads=1)(CAT)
     page.locator("input[value=mask]").check(force=True)
     expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: mask")
-    assert np.array_equal(shown_pixels(page, 1)[..., 0], found.mask)
+    assert np.array_equal(shown_pixels(page, 1)[..., 0], result.mask)
     page.locator("input[value=classes]").check(force=True)
     expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: classes")
-    assert np.array_equal(shown_pixels(page, 1), palette(found.classes)[found.class_ids])
-    expect(page.locator("#legend li")).to_have_text([each.name for each in found.classes])
+    assert np.array_equal(shown_pixels(page, 1), palette(result.classes)[result.class_ids])
+    expect(page.locator("#legend li")).to_have_text([each.name for each in result.classes])
     page.locator("input[value=cutout]").check(force=True)
     expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: cut-out")
 
@@ -165,11 +165,11 @@ def test_downloads_are_the_api_s_files(page):
         ending = "json" if output == "json" else f"{output}.png"
         assert download.value.suggested_filename == f"cat.{SEGNET}.{ending}"
         content = Path(download.value.path()).read_bytes()
-        found = Segmenter(SEGNET, threads=1)(CAT)
+        result = Segmenter(SEGNET, threads=1)(CAT)
         if output == "json":
-            assert json.loads(content).items() >= json.loads(json.dumps(found.summary().to_dict())).items()
+            assert json.loads(content).items() >= json.loads(json.dumps(result.summary().to_dict())).items()
         else:
-            assert content == encoded(found, output)
+            assert content == encoded(result, output)
 
 
 def test_the_result_is_copied(page):
@@ -204,15 +204,15 @@ def test_a_wrong_file_says_why_and_the_next_photo_works(page, tmp_path):
     expect(page.locator("#problem")).to_be_hidden()
 
 
-def test_a_server_that_stopped_is_told(browser):
+def test_a_server_that_stopped_is_an_error(browser):
     server = Served()
     page = browser.new_page()
     page.goto(server.url)
     page.wait_for_selector("body[data-ready]")
     server.stop()
     choose(page, CAT)
-    told = page.get_by_role("alert")
-    expect(told).to_have_text("cat.jpg: the server does not answer; is `petseg serve` still running?")
+    console = page.get_by_role("alert")
+    expect(console).to_have_text("cat.jpg: the server does not answer; is `petseg serve` still running?")
     page.close()
 
 
