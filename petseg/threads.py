@@ -6,8 +6,10 @@ slower than one: at each of the thousand barriers of a step both wait for the th
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from petseg.errors import PetsegError
@@ -39,6 +41,17 @@ def thread_count(given: int | None = None) -> int | None:
             raise PetsegError(f"{VARIABLE} is {named!r}; wanted a whole number above zero")
         return int(named)
     return given
+
+
+def recorded_threads(folder: Path) -> int | None:
+    """Returns with how many threads the run, or the first run of a comparison, in a folder was made; None: not known.
+
+    Sums in another order differ in their last digits, so what goes on there takes as many.
+    """
+    for path in (folder / "environment.json", *sorted(folder.glob("runs/*/environment.json"))):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            return int(json.loads(path.read_bytes())["threads"])
+    return None
 
 
 def free_cores(seconds: float = 0.2) -> int:

@@ -38,6 +38,16 @@ def test_free_cores_are_those_that_were_idle(monkeypatch, busy, free):
     assert threads.free_cores(0) == free
 
 
+def test_what_goes_on_takes_the_threads_it_began_with(tmp_path):
+    assert threads.recorded_threads(tmp_path) is None
+    (tmp_path / "environment.json").write_text("damaged")
+    run = tmp_path / "runs" / "unet"
+    run.mkdir(parents=True)
+    (run / "environment.json").write_text('{"threads": 7}')
+    assert threads.recorded_threads(tmp_path) == 7
+    assert threads.recorded_threads(run) == 7
+
+
 def test_without_proc_the_load_is_taken(monkeypatch):
     monkeypatch.setattr(threads, "_busy_seconds", lambda: None)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: range(4), raising=False)

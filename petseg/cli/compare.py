@@ -55,7 +55,7 @@ def compare(
         run_config(loaded, model)  # a mistake in the recipe shows before minutes of work
     folder = out or Path("runs") / f"compare-{Path(name).stem}"
     refuse_existing(folder, resume=resume)
-    hardware = chosen_hardware(loaded.train.precision, device, threads)
+    hardware = chosen_hardware(loaded.train.precision, device, threads, folder)
     found, synthetic = data_or_synthetic(data) if quick else (data_or_download(data), False)
     prepared = prepare_data(found, loaded.data)
     started = time.monotonic()

@@ -49,15 +49,16 @@ def checked_size(size: int) -> int:
     return validated(DataConfig, {"size": size}, source="--size").size
 
 
-def chosen_hardware(precision: str, device: str | None, threads: int | None) -> Hardware:
-    """Returns the device and precision to compute with; sets torch's threads; prints all three."""
+def chosen_hardware(precision: str, device: str | None, threads: int | None, run: Path | None = None) -> Hardware:
+    """Returns the device and precision to compute with; sets torch's threads, those of a `run` to go on; prints all."""
     import torch
 
-    from petseg.threads import free_cores, thread_count
+    from petseg.threads import free_cores, recorded_threads, thread_count
     from petseg.training.device import choose_hardware
 
     hardware = choose_hardware(precision, device)
-    count = thread_count(threads) or min(free_cores(), torch.get_num_threads())
+    count = thread_count(threads) or (recorded_threads(run) if run else None)
+    count = count or min(free_cores(), torch.get_num_threads())
     torch.set_num_threads(count)
     print(
         f"computing on {hardware.device} in {hardware.precision} ({hardware.reason}), {count} thread{'s' * (count > 1)}"

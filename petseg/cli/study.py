@@ -40,7 +40,7 @@ def study(
         return
     place = data_folder(data)
     prepared = {size: prepare_data(place, loaded.data.model_copy(update={"size": size})) for size in sizes(loaded)}
-    chosen_hardware(loaded.train.precision, device, threads)
+    chosen_hardware(loaded.train.precision, device, threads, folder)
     with resumable("run the same command again to go on"), progress_bar() as advance:
 
         def show_status(status: Status) -> None:

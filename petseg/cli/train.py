@@ -32,7 +32,7 @@ def train(
     config = run_config(load_recipe(recipe, settings or ()), model)
     run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
     refuse_existing(run, resume=resume)
-    hardware = chosen_hardware(config.train.precision, device, threads)
+    hardware = chosen_hardware(config.train.precision, device, threads, run)
     prepared = prepare_data(data_folder(data), config.data)
     with resumable(), progress_bar() as advance:
 
