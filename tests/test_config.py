@@ -14,14 +14,13 @@ from petseg.config import AugmentConfig, ModelConfig, Recipe, RunConfig, ServeCo
 from petseg.errors import PetsegError, unknown_name
 from petseg.models import MODELS, build_model, run_config
 
-Write = Callable[[str], str]
-
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
+def write(tmp_path: Path) -> Callable[[str], str]:
+    """Returns a function that writes a recipe and returns its path."""
+    path = tmp_path / "written.toml"
 
     def write_recipe(text: str) -> str:
-        path = tmp_path / "written.toml"
         path.write_text(text, encoding="utf-8")
         return str(path)
 
@@ -64,13 +63,10 @@ def test_shipped_recipe(name):
         assert build_model(run.model, 3) is not None
 
 
-def test_names_and_defaults():
+def test_names_and_defaults_and_recipes_round_trip_and_do_not_change():
     assert {"default", "quick", "base"} <= set(config.recipe_names())
     assert config.recipe_names() == sorted(config.recipe_names())
     assert load_recipe("default").train == TrainConfig()
-
-
-def test_recipes_round_trip_and_do_not_change():
     recipe = load_recipe("base", ["epochs=3", "model.convs=[2, 2, 3, 3, 3]"])
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
     with pytest.raises(ValidationError, match="frozen"):
@@ -78,18 +74,10 @@ def test_recipes_round_trip_and_do_not_change():
 
 
 def test_every_field_and_option_has_a_description():
-    options = [builder.options for builder in MODELS.values()]
+    kinds = [ModelConfig, config.OxfordPetsConfig, config.DataConfig, AugmentConfig, TrainConfig, ServeConfig]
     undescribed = [
         f"{kind.__name__}.{name}"
-        for kind in (
-            ModelConfig,
-            config.OxfordPetsConfig,
-            config.DataConfig,
-            AugmentConfig,
-            TrainConfig,
-            ServeConfig,
-            *options,
-        )
+        for kind in (*kinds, *(builder.options for builder in MODELS.values()))
         for name, field in kind.model_fields.items()
         if not field.description and not hasattr(field.annotation, "model_fields")
     ]
@@ -115,67 +103,34 @@ def test_files_that_cannot_be_read(tmp_path, write):
             load_recipe(name)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[train]\nepoch = 3", r"field 'train\.epoch' is unknown; choose one of: train\.epochs, "),
-        ("[data]\nsise = 64", r"field 'data\.sise' is unknown; choose one of: data\.size, "),
-        ("[train.augment]\nflips = true", r"field 'train\.augment\.flips' is unknown; .* of: train\.augment\.flip,"),
-        ("[data]\ntask = 'pet'", r"field 'data\.task' is unknown; choose one of: data\.oxford_pets\.task, "),
-        ("[modle]\nskips = true", r"field 'modle' is unknown; choose one of: model"),
-        ("[train]\nepochs = 2.5", r"train\.epochs is 2\.5; input should be a valid integer"),
-        ('[train]\nepochs = "ten"', r"train\.epochs is 'ten'; input should be a valid integer"),
-        ("[train]\nepochs = [3]", r"train\.epochs is \[3\]; input should be a valid integer"),
-        ("[train]\nlearning_rate = 'fast'", r"train\.learning_rate is 'fast'; input should be a valid number"),
-        ("[train]\ndeterministic = 3", r"train\.deterministic is 3; input should be a valid boolean"),
-        (
-            "[data]\noxford_pets.task = 'cats'",
-            r"data\.oxford_pets\.task 'cats' is unknown; choose one of: species, pet",
-        ),
-        ("[model]\nname = 'unet'", r"model\.name cannot be set; name the models under `models`"),
-        ("models = 'unet'", r"models is 'unet'; input should be a valid tuple"),
-        ("models = []", r"models is \[\]; tuple should have at least 1 item"),
-        ("models = ['unet', 'unet']", r"a comparison names each model once"),
-        ("train = 3", r"train is 3; input should be a valid dictionary"),
-        ("model = 3", r"model is 3; input should be a valid dictionary"),
-        ("overrides = 3", r"overrides is 3; input should be a valid dictionary"),
-    ],
-)
-def test_wrong_field(write, text, message):
-    with pytest.raises(PetsegError, match=rf"^recipe .*written\.toml: {message}") as caught:
-        load_recipe(write(text))
-    assert "\n" not in str(caught.value)
+RANGES = [
+    ("train.epochs", 1, 0, "greater than or equal to 1"),
+    ("train.batch_size", 2, 1, "greater than or equal to 2"),
+    ("train.learning_rate", 1e-9, 0, "greater than 0"),
+    ("train.learning_rate", 1, "nan", "a finite number"),
+    ("train.learning_rate", 1, "inf", "a finite number"),
+    ("train.warmup", 0, 1, "less than 1"),
+    ("train.weight_decay", 0, -0.1, "greater than or equal to 0"),
+    ("train.gradient_clip", 0, -1, "greater than or equal to 0"),
+    ("train.dice_weight", 0, -1, "greater than or equal to 0"),
+    ("train.ema", 0.999, 1, "less than 1"),
+    ("train.seed", 0, -1, "greater than or equal to 0"),
+    ("train.augment.scale", 0, 1, "less than 1"),
+    ("train.augment.rotation", 180, 181, "less than or equal to 180"),
+    ("train.augment.shift", 0.9, 1, "less than 1"),
+    ("train.augment.colour", 0, -0.1, "greater than or equal to 0"),
+    ("data.size", 16, 15, "greater than or equal to 16"),
+    ("data.size", 2048, 2049, "less than or equal to 2048"),
+    ("data.fraction", 1, 0, "greater than 0"),
+    ("data.fraction", 0.1, 1.1, "less than or equal to 1"),
+]
 
 
-@pytest.mark.parametrize(
-    ("field", "accepted", "refused", "bound"),
-    [
-        ("train.epochs", 1, 0, "greater than or equal to 1"),
-        ("train.batch_size", 2, 1, "greater than or equal to 2"),
-        ("train.learning_rate", 1e-9, 0, "greater than 0"),
-        ("train.learning_rate", 1, "nan", "a finite number"),
-        ("train.learning_rate", 1, "inf", "a finite number"),
-        ("train.warmup", 0, 1, "less than 1"),
-        ("train.weight_decay", 0, -0.1, "greater than or equal to 0"),
-        ("train.gradient_clip", 0, -1, "greater than or equal to 0"),
-        ("train.dice_weight", 0, -1, "greater than or equal to 0"),
-        ("train.ema", 0.999, 1, "less than 1"),
-        ("train.seed", 0, -1, "greater than or equal to 0"),
-        ("train.augment.scale", 0, 1, "less than 1"),
-        ("train.augment.rotation", 180, 181, "less than or equal to 180"),
-        ("train.augment.shift", 0.9, 1, "less than 1"),
-        ("train.augment.colour", 0, -0.1, "greater than or equal to 0"),
-        ("data.size", 16, 15, "greater than or equal to 16"),
-        ("data.size", 2048, 2049, "less than or equal to 2048"),
-        ("data.fraction", 1, 0, "greater than 0"),
-        ("data.fraction", 0.1, 1.1, "less than or equal to 1"),
-    ],
-)
+@pytest.mark.parametrize(("field", "accepted", "refused", "bound"), RANGES)
 def test_ranges(field, accepted, refused, bound):
     assert value_of(load_recipe("default", [f"{field}={accepted}"]), field) == accepted
-    with pytest.raises(
-        PetsegError, match=rf"^recipe default: {re.escape(field)} is {refused}; input should be {bound}"
-    ):
+    match = rf"^recipe default: {re.escape(field)} is {refused}; input should be {bound}"
+    with pytest.raises(PetsegError, match=match):
         load_recipe("default", [f"{field}={refused}"])
 
 
@@ -209,18 +164,18 @@ def test_set_reaches_every_field_and_option_by_its_bare_name():
         assert load_recipe("default", [f"{option}=1"]).model.options[option] == 1
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("data.oxford_pets.task=pet", "pet"),
-        ('data.oxford_pets.task="pet"', "pet"),
-        ("train.learning_rate=1e-3", 1e-3),
-        ("train.deterministic=true", True),
-        ("model.convs=2", 2),
-        ("model.convs=[2, 2, 3]", [2, 2, 3]),
-        ('models=["segnet", "unet"]', ("segnet", "unet")),
-    ],
-)
+VALUES = [
+    ("data.oxford_pets.task=pet", "pet"),
+    ('data.oxford_pets.task="pet"', "pet"),
+    ("train.learning_rate=1e-3", 1e-3),
+    ("train.deterministic=true", True),
+    ("model.convs=2", 2),
+    ("model.convs=[2, 2, 3]", [2, 2, 3]),
+    ('models=["segnet", "unet"]', ("segnet", "unet")),
+]
+
+
+@pytest.mark.parametrize(("setting", "value"), VALUES)
 def test_set_values(setting, value):
     field = setting.partition("=")[0]
     for name in (setting, f"{field.rpartition('.')[2]}={setting.partition('=')[2]}"):
@@ -228,51 +183,98 @@ def test_set_values(setting, value):
         assert (got, type(got)) == (value, type(value))
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("epochs", r"^--set epochs: got no '='; write --set field=value, for example --set epochs=10$"),
-        ("epoch=3", r"field 'epoch' is unknown; choose one of: train\.epochs, "),
-        ("train.epoch=3", r"field 'train\.epoch' is unknown; choose one of: train\.epochs, "),
-        ("epochs=", r"train\.epochs is ''; input should be a valid integer"),
-        ("epochs=true", r"train\.epochs is True; input should be a valid integer"),
-        ('epochs="10"', r"train\.epochs is '10'; input should be a valid integer"),
-        ("train.epochs.x=1", r"train\.epochs"),
-        ("train=3", r"train is 3; input should be a valid dictionary"),
-        ("name=segnet", r"model\.name cannot be set"),
-    ],
-)
+WRONG_FIELDS = [
+    ("[train]\nepoch = 3", r"field 'train\.epoch' is unknown; choose one of: train\.epochs, "),
+    ("[data]\nsise = 64", r"field 'data\.sise' is unknown; choose one of: data\.size, "),
+    ("[train.augment]\nflips = true", r"field 'train\.augment\.flips' is unknown; .* of: train\.augment\.flip,"),
+    ("[data]\ntask = 'pet'", r"field 'data\.task' is unknown; choose one of: data\.oxford_pets\.task, "),
+    ("[modle]\nskips = true", r"field 'modle' is unknown; choose one of: model"),
+    ("[train]\nepochs = 2.5", r"train\.epochs is 2\.5; input should be a valid integer"),
+    ('[train]\nepochs = "ten"', r"train\.epochs is 'ten'; input should be a valid integer"),
+    ("[train]\nepochs = [3]", r"train\.epochs is \[3\]; input should be a valid integer"),
+    ("[train]\nlearning_rate = 'fast'", r"train\.learning_rate is 'fast'; input should be a valid number"),
+    ("[train]\ndeterministic = 3", r"train\.deterministic is 3; input should be a valid boolean"),
+    ("[data]\noxford_pets.task = 'cats'", r"data\.oxford_pets\.task 'cats' is unknown; .* one of: species, pet"),
+    ("[model]\nname = 'unet'", r"model\.name cannot be set; name the models under `models`"),
+    ("models = 'unet'", r"models is 'unet'; input should be a valid tuple"),
+    ("models = []", r"models is \[\]; tuple should have at least 1 item"),
+    ("models = ['unet', 'unet']", r"a comparison names each model once"),
+    *((f"{field} = 3", rf"{field} is 3; input should be a valid dict") for field in ("train", "model", "overrides")),
+]
+WRONG_SETTINGS = [
+    ("epochs", r"^--set epochs: got no '='; write --set field=value, for example --set epochs=10$"),
+    ("epoch=3", r"field 'epoch' is unknown; choose one of: train\.epochs, "),
+    ("train.epoch=3", r"field 'train\.epoch' is unknown; choose one of: train\.epochs, "),
+    ("epochs=", r"train\.epochs is ''; input should be a valid integer"),
+    ("epochs=true", r"train\.epochs is True; input should be a valid integer"),
+    ('epochs="10"', r"train\.epochs is '10'; input should be a valid integer"),
+    ("train.epochs.x=1", r"train\.epochs"),
+    ("train=3", r"train is 3; input should be a valid dictionary"),
+    ("name=segnet", r"model\.name cannot be set"),
+]
+WRONG_MODELS = [
+    ("overrides.segnt.train.epochs=3", r"^model 'segnt' is unknown; choose one of: segnet, "),
+    ("overrides.segnet.model.dept=3", r"^option of model 'segnet' 'dept' is unknown; choose one of: depth, "),
+    ("overrides.segnet.train.epoch=3", r"segnet: field 'train\.epoch' is unknown; choose one of: train\.epochs, "),
+    ("overrides.segnet.train.epochs=0", r"segnet: train\.epochs is 0; input should be greater than or equal to 1"),
+    ("overrides.segnet.train.epochs.x=1", r"train\.epochs\.x: epochs holds a value, not fields"),
+    ("overrides.segnet.model.name=unet", r"overrides\.segnet: model\.name cannot be set"),
+    *(
+        (f"overrides.segnet.data.{setting}", r"overrides\.segnet: data must be the same for all models")
+        for setting in ("size=64", "oxford_pets.protocol=seed", "oxford_pets.task=pet")
+    ),
+    ("models=['unett']", r"^model 'unett' is unknown; choose one of: unet, "),
+    ("base_channels=0", r"^model 'unet': base_channels is 0; input should be greater than or equal to 1$"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_FIELDS)
+def test_wrong_field(write, text, message):
+    with pytest.raises(PetsegError, match=rf"^recipe .*written\.toml: {message}") as caught:
+        load_recipe(write(text))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PetsegError, match=r"train\.epochs: train holds a value, not fields"):
+        load_recipe(write("train = 3"), ["train.epochs=3"])
+
+
+@pytest.mark.parametrize(("setting", "message"), WRONG_SETTINGS)
 def test_wrong_setting(setting, message):
     with pytest.raises(PetsegError, match=message):
         load_recipe("default", [setting])
 
 
-def test_set_below_a_value(write):
-    with pytest.raises(PetsegError, match=r"train\.epochs: train holds a value, not fields"):
-        load_recipe(write("train = 3"), ["train.epochs=3"])
+@pytest.mark.parametrize(("setting", "message"), WRONG_MODELS)
+def test_models_their_overrides_and_options_are_checked_before_a_run(setting, message):
+    recipe = load_recipe("default", [setting])
+    with pytest.raises(PetsegError, match=message):
+        [run_config(recipe, model) for model in recipe.models]
 
 
-def test_overrides_are_for_one_model(write):
-    recipe = load_recipe(
-        write(
-            '[train]\nepochs = 7\nlearning_rate = 0.02\n[overrides.segnet]\n"train.learning_rate" = 0.001\n'
-            '"train.augment.flip" = false\n"model.upsampling" = "bilinear"\nwarmup = 0.3\n'
-        )
-    )
+OVERRIDES = """
+[train]
+epochs = 7
+learning_rate = 0.02
+[overrides.segnet]
+"train.learning_rate" = 0.001
+"train.augment.flip" = false
+"model.upsampling" = "bilinear"
+warmup = 0.3
+"""
+
+
+def test_overrides_are_for_one_model_and_may_be_tables(write):
+    recipe = load_recipe(write(OVERRIDES))
     unet, segnet = (recipe.for_model(name) for name in ("unet", "segnet"))
     assert unet == RunConfig(model=ModelConfig(name="unet"), train=TrainConfig(epochs=7, learning_rate=0.02))
     assert segnet.model == ModelConfig(name="segnet", upsampling="bilinear")
-    changed = TrainConfig(epochs=7, learning_rate=0.001, warmup=0.3, augment=AugmentConfig(flip=False))
-    assert segnet.train == changed
+    assert segnet.train == unet.train.model_copy(
+        update={"learning_rate": 0.001, "warmup": 0.3, "augment": AugmentConfig(flip=False)}
+    )
     assert recipe.for_model("unet") == unet, "asking leaves the recipe as it was"
-
-
-def test_overrides_may_be_tables_and_leave_the_rest_of_a_section(write):
-    shared = "[train]\nepochs = 7\n"
     for form in ("[overrides.segnet]\ntrain.learning_rate = 0.001", "[overrides.segnet.train]\nlearning_rate = 0.001"):
-        segnet = load_recipe(write(shared + form)).for_model("segnet")
+        segnet = load_recipe(write(f"[train]\nepochs = 7\n{form}")).for_model("segnet")
         assert (segnet.train.epochs, segnet.train.learning_rate) == (7, 0.001)
-    assert load_recipe(write(shared), ["overrides.segnet.train.epochs=3"]).for_model("segnet").train.epochs == 3
+    assert load_recipe("default", ["overrides.segnet.train.epochs=3"]).for_model("segnet").train.epochs == 3
 
 
 @pytest.mark.parametrize("field", ["learning_rate", "train.learning_rate"])
@@ -284,44 +286,10 @@ def test_a_setting_goes_before_overrides(write, field):
     assert [own.for_model(name).train.learning_rate for name in ("segnet", "unet")] == [0.004, 0.002]
 
 
-@pytest.mark.parametrize("setting", ["data.size=64", "data.oxford_pets.protocol=seed", "data.oxford_pets.task=pet"])
-def test_all_models_get_the_same_data(setting):
-    with pytest.raises(PetsegError, match=r"overrides\.segnet: data must be the same for all models"):
-        load_recipe("default", [f"overrides.segnet.{setting}"]).for_model("segnet")
+NEAREST = [("unett", "unet"), ("segnt", "segnet"), ("UNET", "background"), ("segnet_papr", "segnet_paper")]
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('"train.epoch" = 3', r"overrides\.segnet: field 'train\.epoch' is unknown; choose one of: train\.epochs, "),
-        ('"train.epochs" = 0', r"overrides\.segnet: train\.epochs is 0; input should be greater than or equal to 1"),
-        ('"train.epochs.x" = 1', r"train\.epochs\.x: epochs holds a value, not fields"),
-        ('model.name = "unet"', r"overrides\.segnet: model\.name cannot be set"),
-    ],
-)
-def test_wrong_override(write, line, message):
-    with pytest.raises(PetsegError, match=message):
-        load_recipe(write(f"[overrides.segnet]\n{line}")).for_model("segnet")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["overrides.segnt.train.epochs=3"], r"^model 'segnt' is unknown; choose one of: segnet, "),
-        (["overrides.segnet.model.dept=3"], r"^option of model 'segnet' 'dept' is unknown; choose one of: depth, "),
-        (["models=['unett']"], r"^model 'unett' is unknown; choose one of: unet, "),
-        (["base_channels=0"], r"^model 'unet': base_channels is 0; input should be greater than or equal to 1$"),
-    ],
-)
-def test_models_and_their_options_are_checked_before_a_run(settings, message):
-    recipe = load_recipe("default", settings)
-    with pytest.raises(PetsegError, match=message):
-        [run_config(recipe, model) for model in recipe.models]
-
-
-@pytest.mark.parametrize(
-    ("got", "first"), [("unett", "unet"), ("segnt", "segnet"), ("UNET", "background"), ("segnet_papr", "segnet_paper")]
-)
+@pytest.mark.parametrize(("got", "first"), NEAREST)
 def test_unknown_name_lists_the_nearest_first(got, first):
     choices = ["segnet", "unet", "segnet_paper", "background"]
     message = str(unknown_name("model", got, choices))
