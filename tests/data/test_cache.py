@@ -275,6 +275,17 @@ def test_of_two_processes_the_second_waits_and_reads_the_same(eight_pets, cache_
     assert len(names_in(cache_folder)) == 1
 
 
+def test_a_killed_process_leaves_nothing_under_the_name(eight_pets, cache_folder):
+    with start(eight_pets, "stops half-way") as process:
+        process.kill()
+    (unfinished,) = names_in(cache_folder)
+    assert not (cache_folder / "prepared" / unfinished / "index.json").exists()
+    prepared, calls = counted(eight_pets)
+    assert len(calls) == len(prepared.samples) == 8
+    assert names_in(cache_folder) == [prepared.folder.name]
+    assert unfinished.startswith(f"{prepared.folder.name}.tmp")
+
+
 def test_an_interrupted_call_leaves_nothing(eight_pets, cache_folder):
     def interrupt(done: int, total: int) -> None:
         if done == 3:

@@ -56,28 +56,32 @@ SKIPS = 4 * (256 * 4 + 64 * 8)
 """Bytes of both levels' maps. Indices: for a float of 32 bits a value, 2 bits for each window of four."""
 
 
-@pytest.mark.parametrize(
-    ("config", "skip_bytes"),
-    [
-        (small("unet"), SKIPS),
-        (small("unet", skips=False), 0),
-        (small("unet", skips=False, upsampling="bilinear"), 0),
-        (small("unet", skips=False, upsampling="indices"), SKIPS / 64),
-        (small("segnet", convs=2), SKIPS / 64),
-        (small("segnet", convs=2, upsampling="bilinear"), 0),
-    ],
-    ids=str,
-)
-def test_skip_bytes(config, skip_bytes):
-    assert count_cost(config, 3, 16).skip_bytes == skip_bytes
+BYTES = [
+    ("unet", {}, SKIPS),
+    ("unet", {"skips": False}, 0),
+    ("unet", {"skips": False, "upsampling": "bilinear"}, 0),
+    ("unet", {"skips": False, "upsampling": "indices"}, SKIPS / 64),
+    ("segnet", {"convs": 2}, SKIPS / 64),
+    ("segnet", {"convs": 2, "upsampling": "bilinear"}, 0),
+]
 
 
-def test_any_module_is_counted(monkeypatch):
+@pytest.mark.parametrize(("name", "options", "skip_bytes"), BYTES)
+def test_skip_bytes(name, options, skip_bytes):
+    assert count_cost(small(name, **options), 3, 16).skip_bytes == skip_bytes
+
+
+def test_any_module_and_the_smallest_and_odd_sizes_are_counted(monkeypatch):
     """Skip bytes cannot be told of a network whose layers all see whole images."""
     monkeypatch.setitem(MODELS, "flat", Builder("Flat", lambda num_classes: nn.Conv2d(3, num_classes, 3, padding=1)))
     cost = count_cost(ModelConfig(name="flat"), 5, 16)
     assert (cost.parameters, cost.macs, cost.skip_bytes) == (5 * 28, 256 * 3 * 5 * 9, None)
     assert cost.activation_bytes == 4 * 256 * 5
+    # one pixel a channel at the bottom: batch normalisation refuses a single image there
+    cost = count_cost(ModelConfig(name="unet"), 3, 16)
+    assert cost.training_activation_bytes_per_image > cost.activation_bytes > 0
+    even, odd = (count_macs(ModelConfig(name="segnet"), 3, size) for size in (64, 65))
+    assert even < odd < 1.3 * even
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -92,15 +96,7 @@ def test_four_times_the_pixels(name):
     assert per_image[0] > 2 * one.activation_bytes, "training holds more"
 
 
-def test_the_smallest_and_odd_sizes_are_counted_too():
-    """One pixel a channel at the bottom: batch normalisation refuses a single image there."""
-    cost = count_cost(ModelConfig(name="unet"), 3, 16)
-    assert cost.training_activation_bytes_per_image > cost.activation_bytes > 0
-    even, odd = (count_macs(ModelConfig(name="segnet"), 3, size) for size in (64, 65))
-    assert even < odd < 1.3 * even
-
-
-def test_live_bytes_by_hand():
+def test_live_bytes_by_hand_of_one_and_several_outputs():
     with LiveBytes() as memory:
         a, b = torch.ones(1000), torch.ones(1000)
         x = a + b
@@ -113,6 +109,13 @@ def test_live_bytes_by_hand():
         assert (memory.live, memory.peak) == (12_000, 16_000)
     del y
     assert (memory.live, memory.peak) == (0, 16_000)
+    with LiveBytes() as memory:
+        values, indices = torch.arange(100.0).sort()
+        assert (memory.live, memory.peak) == (400 + 800, 400 + 400 + 800), "what was sorted is gone"
+        del values
+        assert memory.live == 800
+        del indices
+        assert memory.live == 0
 
 
 def test_views_and_what_was_there_before_take_nothing():
@@ -127,16 +130,6 @@ def test_views_and_what_was_there_before_take_nothing():
         del x
         assert memory.live == 800, "a view keeps its storage alive"
         del rows
-        assert memory.live == 0
-
-
-def test_each_of_several_outputs_is_counted():
-    with LiveBytes() as memory:
-        values, indices = torch.arange(100.0).sort()
-        assert (memory.live, memory.peak) == (400 + 800, 400 + 400 + 800), "what was sorted is gone"
-        del values
-        assert memory.live == 800
-        del indices
         assert memory.live == 0
 
 
@@ -160,17 +153,13 @@ class Roll(nn.Module):
         return image
 
 
-def test_models_take_turns_and_keep_no_gradient():
+def test_models_take_turns_keep_no_gradient_and_have_latencies_of_their_own():
     calls = []
     measured = measure_latencies({name: Roll(name, calls) for name in "ab"}, 16, CPU, repeats=3)
     assert calls == [("a", False, False), ("b", False, False)] * (5 + 3)
     assert {name: latency.repeats for name, latency in measured.items()} == {"a": 3, "b": 3}
-
-
-def test_latencies_are_of_the_model():
     models = {"heavy": nn.Conv2d(3, 48, 7, padding=3), "light": nn.Conv2d(3, 1, 1)}
     measured = measure_latencies(models, 96, CPU, repeats=9)
-    for latency in measured.values():
-        assert 0 < latency.p50 <= latency.p95
+    assert all(0 < latency.p50 <= latency.p95 for latency in measured.values())
     # 7,000 times the work; a busy machine hits both alike
     assert measured["heavy"].p50 > 3 * measured["light"].p50

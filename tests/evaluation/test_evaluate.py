@@ -43,8 +43,8 @@ def splits_for(folder, *settings):
 @pytest.mark.parametrize("settings", [(), ("task=species",), ("task=pet", "border=background")], ids=" ".join)
 def test_scores_equal_scikit_learn_on_all_pixels_at_own_size(settings, pets_folder):
     split = splits_for(pets_folder, *settings)["test"]
-    num_classes = len(split.dataset.classes)
-    network = BRIGHTNESS if num_classes == 3 else constant(2)
+    labels = range(len(split.dataset.classes))
+    network = BRIGHTNESS if len(labels) == 3 else constant(2)
     scores = evaluate(network, split, "test").scores
     truths, predictions = [], []
     for row in split.rows:
@@ -54,7 +54,6 @@ def test_scores_equal_scikit_learn_on_all_pixels_at_own_size(settings, pets_fold
         truths.append(truth[truth != 255])
         predictions.append(predicted[truth != 255])
     truth, prediction = np.concatenate(truths), np.concatenate(predictions)
-    labels = range(num_classes)
     assert list(scores.iou.values()) == pytest.approx(jaccard_score(truth, prediction, labels=labels, average=None))
     assert scores.miou == pytest.approx(jaccard_score(truth, prediction, labels=labels, average="macro"))
     assert scores.mean_dice == pytest.approx(f1_score(truth, prediction, labels=labels, average="macro"))
@@ -70,6 +69,7 @@ def test_scores_do_not_depend_on_batch_size_or_order(pets_folder, monkeypatch):
     assert got.scores.miou == wanted.scores.miou
     assert got.images.ids == wanted.images.ids[::-1]
     assert (got.images.confusions == wanted.images.confusions[::-1]).all()
+    assert got.scores.cross_entropy_at == {}
 
 
 def test_the_seed_protocol_adds_the_loss_at_200_px(pets_folder):
@@ -77,7 +77,6 @@ def test_the_seed_protocol_adds_the_loss_at_200_px(pets_folder):
     # a constant's loss is linear in the share of background, which 200 px holds a little differently than 32 px
     assert scores.cross_entropy_at["200"] == pytest.approx(scores.cross_entropy, abs=0.05)
     assert scores.cross_entropy_at["200"] != scores.cross_entropy
-    assert evaluate(constant(3), splits_for(pets_folder)["val"], "val").scores.cross_entropy_at == {}
 
 
 def test_absent_classes_are_none_and_left_out_of_the_mean():
@@ -107,6 +106,8 @@ def test_per_image_counts_add_up_to_the_pixels_and_come_back(pets_folder, tmp_pa
 
 def test_a_run_is_scored_once_on_the_same_images(prepared, tmp_path, monkeypatch):
     run, splits = tmp_path / "run", load_splits(prepared, tiny(), CPU.device)
+    with pytest.raises(PetsegError, match="no such file; is this the folder of a finished run"):
+        evaluate_run(run, CPU, splits, "val")
     train_on_cpu(tiny(), prepared, run)
     first = evaluate_run(run, CPU, splits, "test")
     with monkeypatch.context() as patch:
@@ -114,6 +115,8 @@ def test_a_run_is_scored_once_on_the_same_images(prepared, tmp_path, monkeypatch
         assert evaluate_run(run, CPU, splits, "test").scores == first.scores
         with pytest.raises(TypeError, match="not callable"):
             evaluate_run(run, CPU, splits, "val")
+    with pytest.raises(PetsegError, match="split 'tests' is unknown; choose one of: test, train, val"):
+        evaluate_run(run, CPU, splits, "tests")
     # of fewer images, or of others: scored anew
     less = {"test": replace(splits["test"], rows=splits["test"].rows[1:])}
     assert len(evaluate_run(run, CPU, less, "test").images.ids) == len(first.images.ids) - 1
@@ -132,12 +135,3 @@ def test_the_weights_are_the_best_with_a_test_split_and_the_last_without(prepare
     write_record(tmp_path / "run" / "data.json", without)
     trained = load_run(tmp_path / "run", CPU)
     assert (trained.weights, trained.epoch) == ("last.safetensors", 3)
-
-
-def test_what_is_no_run_or_no_split_is_refused(prepared, tmp_path):
-    splits = load_splits(prepared, tiny(), CPU.device)
-    with pytest.raises(PetsegError, match="no such file; is this the folder of a finished run"):
-        evaluate_run(tmp_path, CPU, splits, "val")
-    train_on_cpu(tiny("train.epochs=1"), prepared, tmp_path / "run")
-    with pytest.raises(PetsegError, match="split 'tests' is unknown; choose one of: test, train, val"):
-        evaluate_run(tmp_path / "run", CPU, splits, "tests")

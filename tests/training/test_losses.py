@@ -75,23 +75,18 @@ def test_value_and_gradient_agree_with_numpy(ours, naive, seed):
 
 
 @every_loss
-def test_ignored_pixels_do_not_matter(ours, naive):
+def test_ignored_pixels_and_the_order_of_images_do_not_matter_and_float32_is_computed_in(ours, naive):
     logits, labels = draw()
+    loss = ours(logits.bfloat16(), labels)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, ours(logits.bfloat16().float(), labels))
+    assert ours(logits.flip(0), labels.flip(0)).item() == pytest.approx(ours(logits, labels).item())
     ignored = (labels == 255)[:, None].expand_as(logits)
     loss = ours(logits.requires_grad_(), labels)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[ignored].abs().max() == 0
     assert gradient[~ignored].abs().max() > 0
     assert ours(torch.where(ignored, logits.flip(1) - 5, logits), labels).item() == pytest.approx(loss.item())
-
-
-@every_loss
-def test_computes_in_float32_whatever_the_order_of_images(ours, naive):
-    logits, labels = draw()
-    loss = ours(logits.bfloat16(), labels)
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, ours(logits.bfloat16().float(), labels))
-    assert ours(logits.flip(0), labels.flip(0)).item() == pytest.approx(ours(logits, labels).item())
 
 
 def test_relabelling_does_not_matter():
@@ -105,25 +100,25 @@ def test_relabelling_does_not_matter():
     assert weighted.item() == pytest.approx(cross_entropy(logits, labels, WEIGHTS).item())
 
 
-def test_cross_entropy_by_hand():
+def test_cross_entropy_by_hand_and_at_its_extremes():
     logits = torch.log(torch.tensor([[0.2, 0.5], [0.8, 0.5]]))[None, :, None]
     assert cross_entropy(logits, torch.tensor([[[0, 1]]])).item() == pytest.approx(-math.log(0.2 * 0.5) / 2)
     weighted = cross_entropy(logits, torch.tensor([[[0, 1]]]), torch.tensor([3.0, 1.0]))
     assert weighted.item() == pytest.approx(-(3 * math.log(0.2) + math.log(0.5)) / 4)
-
-
-def test_cross_entropy_extremes():
     no_idea = torch.zeros(2, CLASSES, 4, 5)
     assert cross_entropy(no_idea, draw()[1]).item() == pytest.approx(math.log(CLASSES))
     assert cross_entropy(no_idea, torch.full((2, 4, 5), 255)).isnan()
 
 
-def test_dice_extremes():
+def test_dice_extremes_and_falls_as_the_prediction_gets_better():
     _, labels = draw(shape=(4, 32, 32))
     wrong = torch.where(labels == 255, labels, (labels + 1) % CLASSES)
     assert dice_loss(sure_of(labels), labels).item() == pytest.approx(0, abs=1e-6)
     assert dice_loss(sure_of(wrong), labels).item() == pytest.approx(1, abs=0.002)
     assert dice_loss(sure_of(labels, CLASSES + 2), labels).item() == pytest.approx(0, abs=1e-6), "classes in neither"
+    losses = [dice_loss(sure_of(labels) / 40 * sureness, labels).item() for sureness in (-4, 0, 1, 2, 4, 8)]
+    assert losses == sorted(losses, reverse=True)
+    assert 0 < losses[-1] < losses[0] < 1
 
 
 def test_dice_by_hand():
@@ -135,13 +130,6 @@ def test_dice_by_hand():
     logits, labels = draw()
     beside = dice_loss(torch.cat(tuple(logits), dim=-1)[None], torch.cat(tuple(labels), dim=-1)[None])
     assert beside.item() == pytest.approx(dice_loss(logits, labels).item())
-
-
-def test_dice_falls_as_the_prediction_gets_better():
-    _, labels = draw(shape=(2, 16, 16))
-    losses = [dice_loss(sure_of(labels) / 40 * sureness, labels).item() for sureness in (-4, 0, 1, 2, 4, 8)]
-    assert losses == sorted(losses, reverse=True)
-    assert 0 < losses[-1] < losses[0] < 1
 
 
 def test_median_frequency_weights_by_hand():

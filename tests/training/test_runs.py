@@ -1,6 +1,7 @@
 """A run's files: config and metrics come back, and clear words where they cannot be read."""
 
 import json
+from itertools import product
 
 import pytest
 
@@ -24,9 +25,7 @@ def test_config_comes_back(tmp_path):
     assert read_config(tmp_path) == config
     fields["train"]["epoch"] = fields["train"].pop("epochs")  # of another version
     write_json(tmp_path / "config.json", fields)
-    with pytest.raises(
-        PetsegError, match=r"config\.json: field 'train\.epoch' is unknown; choose one of: train\.epoch"
-    ):
+    with pytest.raises(PetsegError, match=r"config\.json: field 'train\.epoch' is unknown; .* one of: train\.epoch"):
         read_config(tmp_path)
 
 
@@ -38,37 +37,32 @@ ROWS = [
 ]
 
 
-def test_metrics_come_back(tmp_path):
+def test_metrics_come_back_but_for_a_half_written_last_line(tmp_path):
     assert read_metrics(tmp_path) == []
     write_metrics(tmp_path, ROWS)
     assert read_metrics(tmp_path) == ROWS
     for up_to, rows in ((2, ROWS[:2]), (0, []), (9, ROWS)):
         assert read_metrics(tmp_path, up_to=up_to) == rows
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    for cut in range(2, len(whole.splitlines()[-1]) + 2):  # with its line end
+        path.write_text(whole[:-cut])
+        assert read_metrics(tmp_path) == ROWS[:2], cut
     write_metrics(tmp_path, ROWS[:1])  # anew, not behind the others
-    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (line,) = path.read_text().splitlines()
     assert EpochRow(**json.loads(line)) == ROWS[0]
     assert (epoch_seconds(ROWS), epoch_seconds(ROWS, "train_seconds")) == (3.0, 1.0), "the median"
 
 
-def test_a_half_written_last_line_is_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    write_metrics(tmp_path, ROWS)
-    whole = path.read_text()
-    last = len(whole.splitlines()[-1]) + 1  # with its line end
-    for cut in range(2, last + 1):
-        path.write_text(whole[:-cut])
-        assert read_metrics(tmp_path) == ROWS[:2], cut
+BROKEN = [
+    ('"epoch":2', '"epoch"2', r"metrics\.jsonl: line 2: line: invalid json"),
+    ('"epoch":2', '"epoch":3', r"metrics\.jsonl: line 2 is not that of epoch 2; restore the file or train again"),
+    ('"seconds":3.0', '"second":3.0', r"metrics\.jsonl: line 3: seconds: field required; restore"),
+    ('"val_miou":0.2,', '"val_miou":"no",', r"metrics\.jsonl: line 2: val_miou: input should be a valid number"),
+]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ('"epoch":2', '"epoch"2', r"metrics\.jsonl: line 2: line: invalid json"),
-        ('"epoch":2', '"epoch":3', r"metrics\.jsonl: line 2 is not that of epoch 2; restore the file or train again"),
-        ('"seconds":3.0', '"second":3.0', r"metrics\.jsonl: line 3: seconds: field required; restore"),
-        ('"val_miou":0.2,', '"val_miou":"no",', r"metrics\.jsonl: line 2: val_miou: input should be a valid number"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "message"), BROKEN)
 def test_a_broken_line_is_reported(old, new, message, tmp_path):
     write_metrics(tmp_path, ROWS)
     path = tmp_path / "metrics.jsonl"
@@ -78,7 +72,7 @@ def test_a_broken_line_is_reported(old, new, message, tmp_path):
         read_metrics(tmp_path)
 
 
-def test_a_new_folder_and_one_that_holds_something(tmp_path):
+def test_a_new_folder_and_one_that_holds_something_or_where_a_file_is(tmp_path):
     run = tmp_path / "runs" / "one"
     for _ in range(2):  # with a lock alone it is empty: nothing to lose
         with new_folder(run, resume=False):
@@ -89,11 +83,6 @@ def test_a_new_folder_and_one_that_holds_something(tmp_path):
     with new_folder(run, resume=True):
         assert names(run) - {LOCK} == {"config.json"}
     assert (run / "config.json").read_text() == "x"
-
-
-@pytest.mark.parametrize("place", ["file", "file/below"])
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_folder_where_a_file_is(place, resume, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(PetsegError, match=r"run folder .*: cannot be made \(.*\); choose another with --out"):
-        new_folder(tmp_path / place, resume=resume).__enter__()
+    for place, resume in product((run / "config.json", run / "config.json" / "below"), (False, True)):
+        with pytest.raises(PetsegError, match=r"run folder .*: cannot be made \(.*\); choose another with --out"):
+            new_folder(place, resume=resume).__enter__()
