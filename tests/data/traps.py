@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from petseg.data.dataset import UInt8
 from petseg.data.oxford_pets import BORDER, PET
-from petseg.data.synthetic import Bytes, draw_pet, make_pets, write_list
+from petseg.data.synthetic import draw_pet, make_pets, write_list
 
 TRAPS: dict[str, str] = {
     "._Abyssinian_1.png": "hidden file beside the trimaps",
@@ -101,7 +102,8 @@ def _trap_image(image: Image.Image, kind: str) -> bytes | None:
     return _encoded(image, "JPEG")
 
 
-def _trap_trimap(trimap: Bytes, kind: str) -> Bytes | None:
+def _trap_trimap(trimap: UInt8, kind: str) -> UInt8 | None:
+    """Returns the trimap's values, None where the trap has none."""
     H, W = trimap.shape
     match kind:
         case "image without trimap" | "listed without image":

@@ -106,16 +106,16 @@ def test_scores_do_not_depend_on_threads(prepared):
 
 def golden_losses(model, folder):
     config = tiny("train.epochs=5", "train.deterministic=true", model=model)
-    pets = prepare_for(config, make_pets(folder / "pets", per_breed=12, breeds=6, size=48, seed=3))
+    pets = prepare_for(config, make_pets(folder / "pets", per_breed=12, breeds=6, size=48, seed=2))
     steps = []
     rows = train_on_cpu(config, pets, folder / model, on_step=steps.append)
     assert len(steps) == 20
     return [loss for row in rows for loss in (row.train_loss, row.val_loss)]
 
 
-TOLERANCE = {"unet": 0.005, "segnet": 0.02}
-"""Relative. Two threads, which sum in another order, move U-Net's losses by .014 %, SegNet's by .63 %; a learning rate
-that is a tenth higher moves them by 1.0 % and 8.0 % (torch 2.13 on a Xeon with AMX, 2026-11-26)."""
+TOLERANCE = {"unet": 0.03, "segnet": 0.02}
+"""Relative. Two threads, which sum in another order, move either model's losses by up to 1.1 %; a learning rate that is
+a tenth higher moves them by 9.8 % and 4.4 % (torch 2.13 on a Xeon with AMX, 2026-11-26)."""
 
 
 @pytest.mark.parametrize("model", ["unet", "segnet"])
