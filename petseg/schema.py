@@ -18,39 +18,29 @@ from petseg.errors import PetsegError, shown
 class Record(BaseModel):
     """A part of a JSON file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ClassInfo(Record):
     """What a pixel can be."""
 
     name: str
-    colour: str
-    """As "#0072B2"."""
+    colour: str  # as "#0072B2"
     role: Literal["foreground", "background", "boundary"] = "foreground"
 
 
 class DataInfo(Record):
     """Which images figures are of."""
 
-    name: str
-    """Of the dataset."""
-    provenance: str
-    """Where the files come from, in one sentence."""
-    official: bool
-    """Whether checksums say that these are the published files."""
-    largest_side: int
-    """Of all images, in pixels: tells a reduced copy from the original."""
-    key: str
-    """Names the content of images and labels, the size they are prepared at, and the splits."""
-    classes: tuple[ClassInfo, ...]
-    """By class id, as trained."""
-    scored_classes: tuple[ClassInfo, ...]
-    """What scores are of."""
-    splits: dict[str, int]
-    """Split -> images that can be used."""
-    left_out: dict[str, str] = {}
-    """Sample id -> reason, for those that cannot."""
+    name: str  # of the dataset
+    provenance: str  # where the files come from, in one sentence
+    official: bool  # whether checksums say that these are the published files
+    largest_side: int  # of all images, in pixels: tells a reduced copy from the original
+    key: str  # names the content of images and labels, the size they are prepared at, and the splits
+    classes: tuple[ClassInfo, ...]  # by class id, as trained
+    scored_classes: tuple[ClassInfo, ...]  # what scores are of
+    splits: dict[str, int]  # split -> images that can be used
+    left_out: dict[str, str] = {}  # sample id -> reason, for those that cannot
 
     @property
     def images(self) -> str:
@@ -64,8 +54,7 @@ class EnvironmentInfo(Record):
     """What a figure depends on beside the config."""
 
     petseg: str
-    commit: str = ""
-    """Of the code; "" where petseg was installed without git."""
+    commit: str = ""  # of the code; "" where petseg was installed without git
     device: str
     processor: str = ""
     threads: int
@@ -87,34 +76,26 @@ class ImageMiou(Record):
 class Scores(Record):
     """Every score of one model on one split; scores lie in 0..1, best 1."""
 
-    weights: str = ""
-    """File of the run folder; "" for what has no weights."""
+    weights: str = ""  # file of the run folder; "" for what has no weights
     epoch: int = 0
     split: str
-    data: str
-    """`DataInfo.key`."""
+    data: str  # `DataInfo.key`
     images: int
-    frame: str
-    """At which size images were scored."""
-    cross_entropy: float
-    """In nats, best 0, at the training size."""
+    frame: str  # at which size images were scored
+    cross_entropy: float  # in nats, best 0, at the training size
     cross_entropy_frame: str
-    cross_entropy_at: dict[str, float] = {}
-    """Side in pixels -> the same at that size."""
-    image_class_accuracy: float | None = None
-    """Of merged classes (cat and dog as pet): share of images whose class is right."""
+    cross_entropy_at: dict[str, float] = {}  # side in pixels -> the same at that size
+    image_class_accuracy: float | None = None  # of merged classes (cat, dog as pet): share of images of the right class
     image_class_images: int | None = None
     miou: float
-    iou: dict[str, float | None]
-    """Class -> IoU, None where it is in neither truth nor prediction."""
+    iou: dict[str, float | None]  # class -> IoU, None where it is in neither truth nor prediction
     mean_dice: float
     dice: dict[str, float | None]
     pixel_accuracy: float
     mean_boundary_f: float | None
     boundary_f: dict[str, float | None]
     image_miou: ImageMiou
-    group_miou: dict[str, float] = {}
-    """Group (breed) -> mIoU."""
+    group_miou: dict[str, float] = {}  # group (breed) -> mIoU
 
 
 class EpochRow(Record):
@@ -123,8 +104,7 @@ class EpochRow(Record):
     epoch: int
     seconds: float
     train_seconds: float
-    learning_rate: float
-    """At the epoch's last step."""
+    learning_rate: float  # at the epoch's last step
     train_loss: float
     val_loss: float
     val_miou: float
@@ -146,12 +126,9 @@ class CostInfo(Record):
     """What a model costs, for one square image."""
 
     parameters: int
-    macs: int
-    """Multiply-accumulates."""
-    activation_bytes: int
-    """Largest sum of tensors alive at once in a forward pass, float32, weights not counted."""
-    skip_bytes: int | None
-    """What the encoder keeps for the decoder beside its deepest map; None where that cannot be told."""
+    macs: int  # multiply-accumulates
+    activation_bytes: int  # largest sum of tensors alive at once in a forward pass, float32, weights not counted
+    skip_bytes: int | None  # what the encoder keeps for the decoder beside its deepest map; None: cannot be told
     training_activation_bytes_per_image: int
     latency_ms: LatencyInfo | None = None
     train_seconds: float | None = None
@@ -168,8 +145,7 @@ class ModelResult(Record):
     environment: EnvironmentInfo
     cost: CostInfo
     history: tuple[EpochRow, ...]
-    evaluations: dict[str, Scores]
-    """Split -> scores."""
+    evaluations: dict[str, Scores]  # split -> scores
 
 
 class BaselineResult(Record):
@@ -180,23 +156,12 @@ class BaselineResult(Record):
     evaluations: dict[str, Scores]
 
 
-class Difference(Record):
-    """A model less the reference, with a bootstrap interval."""
+class Estimate(Record):
+    """A score or a difference of two, with its interval, in points (hundredths)."""
 
-    model: str
-    reference: str
-    split: str
-    metric: str
     points: float
-    """Hundredths."""
     low: float
     high: float
-    confidence: float
-    resamples: int
-    share_better: float
-    """Of the resamples in which the model scores higher."""
-    over: str
-    """What the interval covers."""
 
     @property
     def shown(self) -> bool:
@@ -204,15 +169,26 @@ class Difference(Record):
         return not self.low <= 0 <= self.high
 
 
+class Difference(Estimate):
+    """A model less the reference, with a bootstrap interval."""
+
+    model: str
+    reference: str
+    split: str
+    metric: str
+    confidence: float
+    resamples: int
+    share_better: float  # of the resamples in which the model scores higher
+    over: str  # what the interval covers
+
+
 class Example(Record):
     """An image that the report shows."""
 
     name: str
     why: Literal["best", "median", "worst", "differ"]
-    miou: dict[str, float]
-    """Model -> mIoU of this image."""
-    files: dict[str, str]
-    """"image", "truth" or a model -> path below the comparison's folder."""
+    miou: dict[str, float]  # model -> mIoU of this image
+    files: dict[str, str]  # "image", "truth" or a model -> path below the comparison's folder
 
 
 class ComparisonResult(Record):
@@ -223,24 +199,19 @@ class ComparisonResult(Record):
     petseg: str
     command: str
     created: str
-    quick: bool
-    """Scored on validation alone, after a short training: no result."""
-    synthetic: bool
-    """The images were drawn by petseg."""
-    split: str
-    """What the figures are of."""
+    quick: bool  # scored on validation alone, after a short training: no result
+    synthetic: bool  # the images were drawn by petseg
+    split: str  # what the figures are of
     seeds: tuple[int, ...]
     size: int
     config: Recipe
     environment: EnvironmentInfo
     scoring_environment: EnvironmentInfo
     data: DataInfo
-    reference: str
-    """The model that the others are compared with."""
+    reference: str  # the model that the others are compared with
     models: Annotated[tuple[ModelResult, ...], Field(min_length=1)]
     baselines: tuple[BaselineResult, ...] = ()
-    differences: tuple[Difference, ...] = ()
-    """Each other model less the reference."""
+    differences: tuple[Difference, ...] = ()  # each other model less the reference
     examples: tuple[Example, ...] = ()
 
 
@@ -253,24 +224,10 @@ Verdict = Literal["held", "did not hold", "open"]
 """Of an expectation that was written before the runs."""
 
 
-class Estimate(Record):
-    """A score with its interval, in points (hundredths)."""
-
-    points: float
-    low: float
-    high: float
-
-
 class PairedDifference(Estimate):
     """A difference of two scores on the same images, left less right."""
 
-    share_left_better: float
-    """Of the resamples, 0..1."""
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval leaves zero out, ends included."""
-        return not self.low <= 0 <= self.high
+    share_left_better: float  # of the resamples, 0..1
 
 
 class SeedMean(Record):
@@ -301,13 +258,11 @@ class EpochBands(Record):
 class Expectation(Record):
     """A claim about two arms and what became of it; `left` scores higher than `right`, or the same."""
 
-    text: str
-    """As the recipe has it."""
+    text: str  # as the recipe has it
     left: str
     right: str
     equal: bool
-    points: float
-    """By at least how much."""
+    points: float  # by at least how much
     metric: str
     reason: str
     verdict: Verdict
@@ -318,16 +273,11 @@ class ArmDifference(Record):
 
     left: str
     right: str
-    metric: str
-    """"miou", "boundary_f", or a class whose IoU it is."""
-    seeds: tuple[int, ...]
-    """That both arms have."""
-    diverged: dict[str, int] = {}
-    """Arm -> seeds in which its training diverged, where there are any."""
-    difference: PairedDifference | None
-    """None without a seed that both have."""
-    cost_ratios: dict[str, float] = {}
-    """"latency", "macs", "parameters", "activation_bytes" -> left over right; empty for equal shapes."""
+    metric: str  # "miou", "boundary_f", or a class whose IoU it is
+    seeds: tuple[int, ...]  # that both arms have
+    diverged: dict[str, int] = {}  # arm -> seeds in which its training diverged, where there are any
+    difference: PairedDifference | None  # None without a seed that both have
+    cost_ratios: dict[str, float] = {}  # quantity, such as "macs" -> left over right; empty for equal shapes
     expected: tuple[Expectation, ...] = ()
 
 
@@ -342,27 +292,21 @@ class CostMatch(Record):
 class TargetLoss(Record):
     """How soon runs reached the study's `target_loss` on validation."""
 
-    runs: int
-    """That reached it."""
-    seconds: float | None
-    """Mean training time until then, of runs made by the experiment's usual machine."""
+    runs: int  # that reached it
+    seconds: float | None  # mean training time until then, of runs made by the experiment's usual machine
 
 
 class ArmScores(Record):
     """What an arm's finished runs scored on the experiment's split."""
 
     miou: Estimate
-    iou: dict[str, Estimate]
-    """By class."""
-    by_seed: dict[int, float]
-    """Seed -> mIoU in points."""
+    iou: dict[str, Estimate]  # by class
+    by_seed: dict[int, float]  # seed -> mIoU in points
     boundary_f: Estimate
     cross_entropy: SeedMean
-    train_seconds: float | None
-    """Mean of the runs that the experiment's usual machine made; None: another made them."""
+    train_seconds: float | None  # mean of the runs that the experiment's usual machine made; None: another made them
     target: TargetLoss
-    history: tuple[EpochBands, ...] = ()
-    """Of the study's first experiment alone; the others' stand with their runs."""
+    history: tuple[EpochBands, ...] = ()  # of the study's first experiment alone; the others' stand with their runs
 
 
 class ArmFindings(Record):
@@ -371,25 +315,18 @@ class ArmFindings(Record):
     arm: str
     model: str
     variant: str
-    title: str
-    """Of the variant."""
-    line: str = ""
-    """Of the experiment's curve, where a model has several."""
-    runs: tuple[str, ...]
-    """Names of the finished runs, seed by seed; arms of the same runs are one network under two names."""
-    seeds: tuple[int, ...]
-    """That finished."""
-    diverged: tuple[int, ...] = ()
-    """Seeds whose training diverged."""
+    title: str  # of the variant
+    line: str = ""  # of the experiment's curve, where a model has several
+    runs: tuple[str, ...]  # finished, seed by seed; arms of the same runs are one network under two names
+    seeds: tuple[int, ...]  # that finished
+    diverged: tuple[int, ...] = ()  # seeds whose training diverged
     epochs: int
     train_images: int | None
-    learning_rate: float | None
-    """None before a run was made."""
+    learning_rate: float | None  # None before a run was made
     warmup: float | None
     match: CostMatch | None = None
     cost: CostInfo | None = None
-    scores: ArmScores | None = None
-    """None before a run has finished."""
+    scores: ArmScores | None = None  # None before a run has finished
 
 
 class ExperimentFindings(Record):
@@ -398,12 +335,9 @@ class ExperimentFindings(Record):
     name: str
     title: str
     split: str
-    size: int
-    """Side in pixels at which the arms train."""
-    curve: Literal["latency", "images"] | None
-    """What mIoU is drawn over."""
-    seeds: tuple[int, ...]
-    """As planned."""
+    size: int  # side in pixels at which the arms train
+    curve: Literal["latency", "images"] | None  # what mIoU is drawn over
+    seeds: tuple[int, ...]  # as planned
     arms: tuple[ArmFindings, ...]
     differences: tuple[ArmDifference, ...]
 
@@ -415,8 +349,7 @@ class TuningCell(Record):
     learning_rate: float
     warmup: float
     state: RunState
-    points: float | None
-    """mIoU on validation, where it finished."""
+    points: float | None  # mIoU on validation, where it finished
 
 
 class TunedSetting(Record):
@@ -424,8 +357,7 @@ class TunedSetting(Record):
 
     learning_rate: float
     warmup: float
-    miou: float
-    """On validation, 0..1."""
+    miou: float  # on validation, 0..1
     run: str
 
 
@@ -442,16 +374,12 @@ class TuningFindings(Record):
     seed: int
     size: int
     epochs: int
-    expected: str
-    """In words."""
-    loses_more: str | None
-    """The model that was expected to lose more at the other's best setting."""
+    expected: str  # in words
+    loses_more: str | None  # the model that was expected to lose more at the other's best setting
     cells: tuple[TuningCell, ...]
     best: dict[str, TunedSetting]
-    at_the_other_s_best: dict[str, SettingLoss | None]
-    """Model -> its loss; None before both best settings are known."""
-    more_lost: PairedDifference | None
-    """By how much `loses_more` lost more than the other model."""
+    at_the_other_s_best: dict[str, SettingLoss | None]  # model -> its loss; None before both best settings are known
+    more_lost: PairedDifference | None  # by how much `loses_more` lost more than the other model
     verdict: Verdict | None
 
 
@@ -461,8 +389,7 @@ class CorruptionInfo(Record):
     name: str
     title: str
     unit: str
-    amounts: tuple[float, float, float]
-    """Severities in that unit."""
+    amounts: tuple[float, float, float]  # severities in that unit
 
 
 class CorruptedArm(Record):
@@ -470,28 +397,24 @@ class CorruptedArm(Record):
 
     arm: str
     model: str
-    scores: dict[str, tuple[Estimate, ...]]
-    """Corruption -> the same images unchanged, then in each severity."""
+    scores: dict[str, tuple[Estimate, ...]]  # corruption -> the same images unchanged, then in each severity
 
 
 class CorruptionDifference(ArmDifference):
     """Two arms on one corruption, the mean of its severities."""
 
     corruption: str
-    by_severity: tuple[PairedDifference, ...]
-    """Of the images unchanged, then in each severity."""
+    by_severity: tuple[PairedDifference, ...]  # of the images unchanged, then in each severity
 
 
 class RobustnessFindings(Record):
     """An experiment's arms on corrupted test images."""
 
     experiment: str
-    every: int | None
-    """Each n-th test image by name is taken; None before any was."""
+    every: int | None  # each n-th test image by name is taken; None before any was
     images: int | None
     corruptions: tuple[CorruptionInfo, ...]
-    arms: tuple[CorruptedArm, ...]
-    """Those of the same runs once."""
+    arms: tuple[CorruptedArm, ...]  # those of the same runs once
     differences: tuple[CorruptionDifference, ...]
 
 
@@ -501,8 +424,7 @@ class Subset(Record):
     name: str
     title: str
     images: int
-    scores: dict[str, Estimate]
-    """Arm -> mIoU."""
+    scores: dict[str, Estimate]  # arm -> mIoU
     differences: tuple[ArmDifference, ...]
 
 
@@ -511,8 +433,7 @@ class GroupDifference(PairedDifference):
 
     group: str
     images: int
-    left: float
-    """mIoU in points."""
+    left: float  # mIoU in points
     right: float
 
 
@@ -548,10 +469,8 @@ class Machine(Record):
 class TrainingFindings(Record):
     """What all runs took."""
 
-    seconds: float
-    """Summed over the runs."""
-    at_once: int
-    """The most runs that shared a machine's cores."""
+    seconds: float  # summed over the runs
+    at_once: int  # the most runs that shared a machine's cores
     machines: tuple[Machine, ...]
 
 
@@ -575,24 +494,19 @@ class Findings(Record):
     version: Literal[3] = 3
     petseg: str
     title: str
-    models: dict[str, str]
-    """Name -> title."""
+    models: dict[str, str]  # name -> title
     data: DataInfo | None
-    confidence: float
-    """Of every interval."""
+    confidence: float  # of every interval
     resamples: int
     runs: dict[RunState, int]
     training: TrainingFindings
     latency_environment: LatencyEnvironment | None
-    target_loss: float
-    """The validation loss to which times are given."""
+    target_loss: float  # the validation loss to which times are given
     tuning: TuningFindings | None
-    experiments: Annotated[tuple[ExperimentFindings, ...], Field(min_length=1)]
-    """The first is the main one."""
+    experiments: Annotated[tuple[ExperimentFindings, ...], Field(min_length=1)]  # the first is the main one
     robustness: RobustnessFindings | None
     subsets: SubsetFindings | None
-    settings: dict[str, tuple[JsonValue, ...]]
-    """Every field of the runs' configs -> its values in any of them."""
+    settings: dict[str, tuple[JsonValue, ...]]  # every field of the runs' configs -> its values in any of them
 
     def experiment(self, name: str) -> ExperimentFindings:
         """Returns an experiment by name."""

@@ -75,17 +75,12 @@ class Prepared:
     dataset: Dataset
     folder: Path
     size: int
-    images: UInt8
-    """[N, size, size, 3] RGB, memory-mapped; resized to a square, antialiased."""
-    labels: UInt8
-    """[N, size, size] class ids, 255 ignored, memory-mapped; nearest."""
+    images: UInt8  # [N, size, size, 3] RGB, memory-mapped; resized to a square, antialiased
+    labels: UInt8  # [N, size, size] class ids, 255 ignored, memory-mapped; nearest
     samples: tuple[Sample, ...]
-    left_out: dict[str, str]
-    """Sample id -> reason, for samples that could not be used."""
-    notes: dict[str, tuple[str, ...]]
-    """Sample id -> what was unusual and how it was handled."""
-    largest_side: int
-    """Of all images as they lie on disk, in pixels."""
+    left_out: dict[str, str]  # sample id -> reason, for samples that could not be used
+    notes: dict[str, tuple[str, ...]]  # sample id -> what was unusual and how it was handled
+    largest_side: int  # of all images as they lie on disk, in pixels
 
     @property
     def key(self) -> str:

@@ -38,8 +38,7 @@ class Finding:
     found: str
     count: int
     action: str
-    names: tuple[str, ...]
-    """Files or sample ids, sorted; empty for the row of sound pairs."""
+    names: tuple[str, ...]  # files or sample ids, sorted; empty for the row of sound pairs
     left_out: bool
 
 

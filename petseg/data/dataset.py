@@ -41,8 +41,7 @@ class Class:
     """What a pixel can be."""
 
     name: str
-    colour: str
-    """As "#0072B2", in every image, legend and plot."""
+    colour: str  # as "#0072B2", in every image, legend and plot
     role: Role = "foreground"
 
 
@@ -89,10 +88,8 @@ class Merge:
     An image then also has a class: the member of the first merged group that it shows most of.
     """
 
-    classes: tuple[Class, ...]
-    """What scores are of."""
-    of: tuple[int, ...]
-    """For each trained class id, its scored class id."""
+    classes: tuple[Class, ...]  # what scores are of
+    of: tuple[int, ...]  # for each trained class id, its scored class id
 
     def members(self) -> tuple[tuple[int, ...], ...]:
         """Returns, for each scored class, the trained class ids that it holds."""
@@ -108,18 +105,15 @@ class Sample:
     id: str
     image: Path
     label: Path
-    group: str = ""
-    """Such as a breed; scores are also reported by group. "" where there are no groups."""
+    group: str = ""  # such as a breed; scores are also reported by group. "" where there are no groups
 
 
 @dataclass(frozen=True)
 class Label:
     """An opened label: what each pixel is."""
 
-    ids: UInt8
-    """[H, W] class ids, 255 where ignored; at the label file's own size."""
-    notes: tuple[str, ...] = ()
-    """What is unusual about it, for `petseg data check`."""
+    ids: UInt8  # [H, W] class ids, 255 where ignored; at the label file's own size
+    notes: tuple[str, ...] = ()  # what is unusual about it, for `petseg data check`
 
 
 SUSPECT = "label without any foreground"
@@ -130,27 +124,18 @@ SUSPECT = "label without any foreground"
 class Dataset:
     """Labelled images with their classes and splits."""
 
-    name: str
-    """As tables name it."""
-    samples: tuple[Sample, ...]
-    """Sorted by id."""
-    classes: tuple[Class, ...]
-    """By class id, 0..C-1."""
-    splits: Mapping[str, tuple[str, ...]]
-    """"train", "val" and, where there is one, "test": sample ids, sorted."""
-    read_label: Callable[[Sample], Label]
-    """Opens a label; raises `PetsegError` where it cannot be used."""
-    provenance: str
-    """Where the images come from, in one sentence."""
-    official: bool = False
-    """Whether checksums say that these are the published files."""
+    name: str  # as tables name it
+    samples: tuple[Sample, ...]  # sorted by id
+    classes: tuple[Class, ...]  # by class id, 0..C-1
+    splits: Mapping[str, tuple[str, ...]]  # "train", "val" and, where there is one, "test": sample ids, sorted
+    read_label: Callable[[Sample], Label]  # opens a label; raises `PetsegError` where it cannot be used
+    provenance: str  # where the images come from, in one sentence
+    official: bool = False  # whether checksums say that these are the published files
     fingerprint: str = ""
     """What class ids depend on beside the files' bytes, such as how a trimap's values become classes."""
     merge: Merge | None = None
-    loss_sizes: tuple[int, ...] = ()
-    """Sides in pixels at which the cross-entropy is reported too."""
-    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Kind of file that is no sample -> names."""
+    loss_sizes: tuple[int, ...] = ()  # sides in pixels at which the cross-entropy is reported too
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind of file that is no sample -> names
 
     @property
     def scored_classes(self) -> tuple[Class, ...]:

@@ -35,12 +35,9 @@ SAME_ASPECT = 0.02
 class LabelledImage:
     """An opened sample in the frame of its image."""
 
-    image: Image.Image
-    """Mode RGB; reduced already where `draft` asked for it."""
-    ids: UInt8
-    """[H, W] class ids at the image's own size, 255 ignored."""
-    notes: tuple[str, ...]
-    """What was unusual and how it was handled, for `petseg data check`."""
+    image: Image.Image  # mode RGB; reduced already where `draft` asked for it
+    ids: UInt8  # [H, W] class ids at the image's own size, 255 ignored
+    notes: tuple[str, ...]  # what was unusual and how it was handled, for `petseg data check`
 
 
 @lru_cache(maxsize=1)

@@ -44,8 +44,7 @@ class Task:
     """What a pixel is called: the classes, and the class id of each species and trimap value."""
 
     classes: tuple[Class, ...]
-    table: UInt8
-    """[3, 4] class ids, indexed by species (1, 2) and trimap value (1, 2, 3); 255 where ignored."""
+    table: UInt8  # [3, 4] class ids, indexed by species (1, 2) and trimap value (1, 2, 3); 255 where ignored
     merge: Merge | None = None
 
 
@@ -116,14 +115,10 @@ def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str,
 class Contents:
     """What a data folder holds: the pairs of image and trimap, sorted by name, and what was skipped."""
 
-    samples: tuple[Sample, ...]
-    """The group is the breed."""
-    species: Mapping[str, int]
-    """Name of a pair -> 1 cat, 2 dog."""
-    listed: Mapping[str, str]
-    """Name of a pair -> "trainval", "test", or "none" for the 41 names that are in no list."""
-    skipped: Mapping[str, tuple[str, ...]]
-    """Kind of file -> names, sorted."""
+    samples: tuple[Sample, ...]  # the group is the breed
+    species: Mapping[str, int]  # name of a pair -> 1 cat, 2 dog
+    listed: Mapping[str, str]  # name of a pair -> "trainval", "test", or "none" for the 41 names that are in no list
+    skipped: Mapping[str, tuple[str, ...]]  # kind of file -> names, sorted
 
 
 def read_contents(folder: Path) -> Contents:

@@ -56,16 +56,12 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "am
 class Plan:
     """What to measure."""
 
-    models: Sequence[str]
-    """Shipped models, or ONNX files that `petseg export` wrote."""
+    models: Sequence[str]  # shipped models, or ONNX files that `petseg export` wrote
     sizes: Sequence[int] = ()
     """Sides in pixels, in steps that each level of the network halves evenly; empty: each model's own."""
-    threads: Sequence[int] = (1,)
-    """Of one call."""
-    runtimes: Sequence[str] = ()
-    """Of `CONTENDERS`; empty: all."""
-    turns: int = 7
-    """How often each contender is measured."""
+    threads: Sequence[int] = (1,)  # of one call
+    runtimes: Sequence[str] = ()  # of `CONTENDERS`; empty: all
+    turns: int = 7  # how often each contender is measured
     data: Path | None = None
     """The dataset, whose training images set the scales of int8; None: drawn pets, which take the same time."""
 
@@ -83,8 +79,7 @@ class BenchRow(Record):
     p50_high_ms: float
     p95_ms: float
     images_per_second: float
-    peak_mb: float | None
-    """Beyond what importing the runtime takes; None: the system does not say."""
+    peak_mb: float | None  # beyond what importing the runtime takes; None: the system does not say
     repeats: int
     turn_medians_ms: tuple[float, ...]
 
@@ -100,8 +95,7 @@ class BenchResult(Record):
     turns: int
     calibration: str
     rows: tuple[BenchRow, ...]
-    not_measured: dict[str, str]
-    """Runtime -> what to install."""
+    not_measured: dict[str, str]  # runtime -> what to install
 
 
 @dataclass(frozen=True)
@@ -112,8 +106,7 @@ class Contender:
     size: int
     threads: int
     runtime: str
-    file: bytes
-    """ONNX; empty for torch."""
+    file: bytes  # ONNX; empty for torch
     network: Mapping[str, Any]
     """Fields of `ModelConfig`, for torch, which draws weights at random: time does not depend on them."""
     num_classes: int
@@ -223,10 +216,8 @@ def _measure(group: Sequence[Contender], turns: int, report: Callable[[int], Non
 @dataclass(frozen=True)
 class _Loaded:
     run: Callable[[], object]
-    repeats: int
-    """Runs of a turn."""
-    before: float | None
-    """Resident memory in MB before the model was loaded."""
+    repeats: int  # runs of a turn
+    before: float | None  # resident memory in MB before the model was loaded
 
 
 _loaded: list[_Loaded] = []  # the process's one

@@ -92,10 +92,8 @@ Floats = npt.NDArray[np.float32]
 class Made:
     """A model in some format, not yet kept."""
 
-    answers: Floats
-    """What it gives for the drawn pets."""
-    save: Callable[[Path, Mapping[str, Any]], None]
-    """Writes it with its metadata."""
+    answers: Floats  # what it gives for the drawn pets
+    save: Callable[[Path, Mapping[str, Any]], None]  # writes it with its metadata
 
 
 class _Served(nn.Module):

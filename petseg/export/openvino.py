@@ -37,10 +37,8 @@ class Parity:
     """How far a file agrees with the original on drawn pets."""
 
     pixels: int
-    agreement: float
-    """Share of pixels with the same class, 0..1."""
-    largest_difference: float
-    """Of a probability, 0..1."""
+    agreement: float  # share of pixels with the same class, 0..1
+    largest_difference: float  # of a probability, 0..1
 
 
 def compare(ours: Floats, theirs: Floats) -> Parity:
