@@ -128,8 +128,8 @@ class CostInfo(Record):
     parameters: int
     macs: int  # multiply-accumulates
     activation_bytes: int  # largest sum of tensors alive at once in a forward pass, float32, weights not counted
-    skip_bytes: int | None  # what the encoder keeps for the decoder beside its deepest map; None: cannot be told
-    training_activation_bytes_per_image: int
+    skip_bytes: int | None  # kept for the decoder beside the deepest map, indices at 2 bits; None: no map is smaller
+    training_activation_bytes_per_image: int  # what each further image adds to the same, forward and backward
     latency_ms: LatencyInfo | None = None
     train_seconds: float | None = None
     train_images_per_second: float | None = None

@@ -23,18 +23,13 @@ its own first, the second one."""
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a path beside `path`, then moves the file there in one step.
 
-    Raises:
-        PetsegError: the disk is full or the folder not writable; the old file is left as it was.
+    Where the disk is full or the folder not writable, that is a `PetsegError`, and the old file is left as it was.
     """
     write_together({path: write})
 
 
 def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """As `write_atomically`, of several files: none is moved to its place before all are written.
-
-    Raises:
-        PetsegError: as `write_atomically`.
-    """
+    """As `write_atomically`, of several files: none is moved to its place before all are written."""
     unfinished = {path: path.with_name(f".{path.name}.tmp{os.getpid()}") for path in files}
     path = Path()
     try:
@@ -65,18 +60,18 @@ def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
                 path.unlink()
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON that people can read, atomically; nan is not JSON and raises `ValueError`."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8, atomically."""
     write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns a JSON object.
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON that people can read, atomically; nan is not JSON and raises `ValueError`."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
-    Raises:
-        PetsegError: the file is missing, not JSON, or not an object.
-    """
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object; refuses a file that is missing, not JSON, or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

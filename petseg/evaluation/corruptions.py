@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +48,7 @@ class Corruption:
 
     @property
     def name(self) -> str:
-        """How it is called in files.
-
-        >>> Corruption("blur", 2).name
-        'blur-2'
-        """
+        """How it is called in files, such as "blur-2"."""
         return f"{self.kind}-{self.severity}"
 
     @property
@@ -59,13 +56,11 @@ class Corruption:
         """The severity in the kind's own unit."""
         return SEVERITIES[self.kind][self.severity - 1]
 
-    def image(self, image: UInt8, name: str, own_size: tuple[int, int]) -> UInt8:
-        """Returns the square image changed, uint8 [S, S, 3].
+    def image(self, image: UInt8, name: str, own_size: Sequence[int]) -> UInt8:
+        """Returns an image, uint8 [S, S, 3], changed.
 
-        Args:
-            image: uint8 [S, S, 3], squeezed to a square.
-            name: the image's; noise and the side of a turn follow from it.
-            own_size: height and width before it was squeezed.
+        Noise and the direction of a turn follow from its name; `own_size` is its height and width before it was resized
+        to a square.
         """
         opened = Image.fromarray(image)
         if self.kind == "blur":
@@ -91,12 +86,9 @@ class Corruption:
         return np.asarray(opened.transform(opened.size, *turn, Image.Resampling.BILINEAR, fillcolor=mean))
 
     def truth(self, labels: UInt8, name: str, side: int) -> UInt8:
-        """Returns the labels where the change moved them, uint8 [H, W]; 255 where nothing of the image came.
+        """Returns labels uint8 [H, W], at the image's own size, where the change of the square image moved them.
 
-        Args:
-            labels: uint8 [H, W] at the image's own size.
-            name: as in `image`.
-            side: S of `image`.
+        They are 255 where nothing of the image came; `side` is S of `image`.
         """
         if self.kind not in ("small", "rotated"):
             return labels
@@ -124,24 +116,14 @@ def corruptions() -> list[Corruption]:
     return [Corruption(kind, severity) for kind in SEVERITIES for severity in (1, 2, 3)]
 
 
-def _turned(
-    degrees: float, *, aspect: float, size: tuple[int, int]
-) -> tuple[Image.Transform, tuple[float, float, float, float, float, float]]:
+def _turned(degrees: float, *, aspect: float, size: tuple[int, int]) -> tuple[Image.Transform, tuple[float, ...]]:
     """Returns a turn about the middle for `Image.transform`, which asks where each new pixel comes from.
 
-    Args:
-        degrees: of the image in its own proportions.
-        aspect: how many times as high as wide a pixel of this frame is there.
-        size: width and height of the frame.
+    The degrees are of the image in its own proportions, where a pixel of this frame is `aspect` times as high as wide.
     """
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     x, y = size[0] / 2, size[1] / 2
     across, down = sine * aspect, -sine / aspect
-    return Image.Transform.AFFINE, (
-        cosine,
-        across,
-        x - cosine * x - across * y,
-        down,
-        cosine,
-        y - down * x - cosine * y,
-    )
+    first_row = (cosine, across, x - cosine * x - across * y)
+    second_row = (down, cosine, y - down * x - cosine * y)
+    return Image.Transform.AFFINE, first_row + second_row

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,39 +17,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from petseg.config import ModelConfig
 from petseg.models import build_model
+from petseg.schema import CostInfo, LatencyInfo
 from petseg.training.device import Hardware
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Figures that do not depend on the machine, for one square image."""
-
-    parameters: int
-    macs: int
-    """Multiply-accumulates of all convolutions."""
-    activation_bytes: int
-    """Largest sum of tensors alive at once in a forward pass without gradients, float32, weights not counted."""
-    skip_bytes: int | None
-    """What the encoder keeps for the decoder beside its deepest map: skips, or indices of the 2 bits that one needs.
-    None where no layer sees a smaller map than the image."""
-    training_activation_bytes_per_image: int
-    """What each further image of a batch adds to the same, for a forward and backward pass."""
-
 
 TRAINING_BATCH = 32
 """Images from which a further one is counted: with few, the weights' gradients would hide what an image needs."""
 
 
-def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
-    """Returns the cost of a model for one image [1, 3, size, size], found without computing a single pixel.
+def count_cost(config: ModelConfig, num_classes: int, size: int) -> CostInfo:
+    """Returns what does not depend on the machine: the cost of a model for one image [1, 3, size, size].
 
     The model runs on torch's meta device, where tensors have shapes and no values; operations are counted by torch's
     own flop counter (two operations a multiply-accumulate), memory by following each tensor's life.
-
-    Args:
-        config: the model.
-        num_classes: C.
-        size: side in pixels.
     """
     model, image = _on_meta(config, num_classes, size)
     with torch.no_grad(), LiveBytes() as inference:
@@ -64,7 +42,7 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
             F.cross_entropy(model(image.expand(count, -1, -1, -1)), labels).backward()
         training.append(batch.peak)
         model.zero_grad(set_to_none=True)
-    return Cost(
+    return CostInfo(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=count_macs(config, num_classes, size),
         activation_bytes=inference.peak,
@@ -94,7 +72,7 @@ def _count_skips(model: nn.Module, image: Tensor) -> int | None:
 
 
 def count_macs(config: ModelConfig, num_classes: int, size: int) -> int:
-    """Returns `Cost.macs` alone, in a tenth of the time; arguments as `count_cost`."""
+    """Returns the multiply-accumulates alone, in a tenth of the time."""
     model, image = _on_meta(config, num_classes, size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
@@ -109,8 +87,7 @@ def _on_meta(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Modul
 class LiveBytes(TorchDispatchMode):
     """Follows the storages that operations make under it; `peak` is the most bytes alive at once.
 
-    Args:
-        index_bits: bits that an int64 value counts.
+    `index_bits` are the bits that an int64 value counts.
     """
 
     def __init__(self, *, index_bits: int = 64) -> None:
@@ -149,25 +126,12 @@ def _storage_key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the address of the storage
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Time of one forward pass in milliseconds."""
-
-    p50: float
-    p95: float
-    repeats: int
-
-
 def measure_latencies(
     models: Mapping[str, nn.Module], size: int, hardware: Hardware, *, repeats: int = 40
-) -> dict[str, Latency]:
+) -> dict[str, LatencyInfo]:
     """Returns each model's latency for one image, logits out; models take turns, so that a busy machine hits all alike.
 
-    Args:
-        models: name -> model on the device.
-        size: side in pixels.
-        hardware: where and how precisely.
-        repeats: counted passes a model, after five to warm up.
+    Of each, `repeats` passes are counted, after five to warm up.
     """
     image = torch.zeros(1, 3, size, size, device=hardware.device).contiguous(memory_format=torch.channels_last)
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -183,7 +147,7 @@ def measure_latencies(
                 if turn >= 0:
                     times[name].append(1000 * (time.perf_counter() - started))
     return {
-        name: Latency(float(np.quantile(taken, 0.5)), float(np.quantile(taken, 0.95)), repeats)
+        name: LatencyInfo(p50=np.quantile(taken, 0.5), p95=np.quantile(taken, 0.95), repeats=repeats, size=size)
         for name, taken in times.items()
     }
 

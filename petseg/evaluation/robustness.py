@@ -21,7 +21,7 @@ from petseg.data.dataset import Sample, UInt8, scored_ids
 from petseg.data.images import open_ids
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import Corruption, corruptions
-from petseg.evaluation.evaluate import Progress, load_run, predicted_ids
+from petseg.evaluation.evaluate import Progress, load_run, predicted_ids, silent
 from petseg.metrics import Confusion, confusion_matrix, iou, mean_iou
 from petseg.schema import Record, read_record, write_record
 from petseg.training.batches import Rows, Split
@@ -69,19 +69,11 @@ def evaluate_robustness(
     hardware: Hardware,
     split: Split,
     wanted: Sequence[Corruption] | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = silent,
 ) -> Robustness:
-    """Returns a run's scores on corrupted images at their own size, computed once and kept.
+    """Returns a run's scores on corrupted images of the test split at their own size, computed once and kept.
 
-    Args:
-        run: a trained run whose dataset has a test split.
-        hardware: where to compute.
-        split: the test split.
-        wanted: None: all.
-        on_progress: called with (done, total) images.
-
-    Raises:
-        PetsegError: not a trained run, or a damaged one.
+    Where none are `wanted`, all corruptions are.
     """
     trained = load_run(run, hardware)
     stored = run / "evaluations" / "robustness.json"
@@ -97,14 +89,13 @@ def evaluate_robustness(
         corruptions={},
     )
     known = _stored(stored)
-    same = known is not None and known.model_copy(update={"corruptions": {}}) == head
-    if known is not None and same and all(corruption.name in known.corruptions for corruption in wanted):
+    current = known is not None and known.model_copy(update={"corruptions": {}}) == head
+    if known is not None and current and all(corruption.name in known.corruptions for corruption in wanted):
         return known
     counts = _count(trained.network, replace(split, rows=rows), wanted, on_progress)
     names = [entry.name for entry in split.dataset.scored_classes]
-    scores = head.model_copy(
-        update={"corruptions": {name: _scores(matrices, names) for name, matrices in counts.items()}}
-    )
+    by_corruption = {name: _scores(matrices, names) for name, matrices in counts.items()}
+    scores = head.model_copy(update={"corruptions": by_corruption})
     _write(stored, scores, [split.prepared.samples[row].id for row in rows], counts)
     return scores
 
@@ -116,9 +107,7 @@ def _stored(path: Path) -> Robustness | None:
         return None
 
 
-def _count(
-    network: Network, split: Split, wanted: Sequence[Corruption], on_progress: Progress | None
-) -> dict[str, Confusion]:
+def _count(network: Network, split: Split, wanted: Sequence[Corruption], on_progress: Progress) -> dict[str, Confusion]:
     """Returns corruption -> confusion matrices int64 [N, C, C] of the split's images."""
     found: dict[str, list[Confusion]] = {corruption.name: [] for corruption in wanted}
     done = 0
@@ -127,16 +116,11 @@ def _count(
             samples = [split.prepared.samples[row] for row in rows]
             truths = list(pool.map(partial(_truth, split), samples))
             for corruption in wanted:
-                moved = [
-                    corruption.truth(truth, sample.id, split.prepared.size)
-                    for sample, truth in zip(samples, truths, strict=True)
-                ]
                 logits = _logits(network, _corrupted(split, rows, truths, corruption))
-                score = partial(_confusion, len(split.dataset.scored_classes))
-                found[corruption.name] += pool.map(score, logits, moved)
+                score = partial(_confusion, corruption, split)
+                found[corruption.name] += pool.map(score, samples, truths, logits)
             done += len(rows)
-            if on_progress is not None:
-                on_progress(done, len(split.rows))
+            on_progress(done, len(split.rows))
     return {name: np.stack(matrices) for name, matrices in found.items()}
 
 
@@ -149,7 +133,7 @@ def _corrupted(split: Split, rows: Rows, truths: Sequence[UInt8], corruption: Co
     index = torch.from_numpy(rows)
     images = split.images[index.to(split.images.device)].cpu().numpy()
     corrupted = [
-        corruption.image(image, split.prepared.samples[row].id, (truth.shape[0], truth.shape[1]))
+        corruption.image(image, split.prepared.samples[row].id, truth.shape)
         for image, row, truth in zip(images, rows, truths, strict=True)
     ]
     labels = split.labels[index.to(split.labels.device)]
@@ -161,8 +145,9 @@ def _logits(network: Network, split: Split) -> Iterator[torch.Tensor]:
         yield from scored_logits(logits, split.dataset.merge)
 
 
-def _confusion(num_classes: int, logits: torch.Tensor, truth: UInt8) -> Confusion:
-    return confusion_matrix(truth, predicted_ids(logits, (truth.shape[0], truth.shape[1])), num_classes)
+def _confusion(corruption: Corruption, split: Split, sample: Sample, truth: UInt8, logits: torch.Tensor) -> Confusion:
+    moved = corruption.truth(truth, sample.id, split.prepared.size)
+    return confusion_matrix(moved, predicted_ids(logits, moved.shape), len(split.dataset.scored_classes))
 
 
 def _scores(matrices: Confusion, names: Sequence[str]) -> CorruptedScores:
@@ -177,17 +162,12 @@ def _write(stored: Path, scores: Robustness, ids: Sequence[str], counts: dict[st
         for name, matrices in counts.items()
     }
     text = json.dumps({"columns": ["name", "confusion, rows truth"], "corruptions": rows}, separators=(",", ":"))
-    images = stored.with_suffix(".images.json")
-    storage.write_atomically(images, lambda unfinished: unfinished.write_text(text + "\n", encoding="utf-8"))
+    storage.write_text(stored.with_suffix(".images.json"), text + "\n")
     write_record(stored, scores)
 
 
 def read_corrupted(run: Path, num_classes: int) -> dict[str, tuple[tuple[str, ...], Confusion]]:
-    """Returns corruption -> sample ids and confusion matrices int64 [N, C, C], of a run that was scored so.
-
-    Raises:
-        PetsegError: missing or damaged.
-    """
+    """Returns corruption -> sample ids and confusion matrices int64 [N, C, C], of a run that was scored so."""
     rows = read_record(run / "evaluations" / "robustness.images.json", CorruptedRows).corruptions
     return {
         name: (

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy.special import stdtrit
 
 from petseg.metrics import Confusion, Score, mean_iou
-
-RESAMPLES = 2000
+from petseg.schema import Estimate, PairedDifference
 
 Scoring = Callable[[Confusion], Score]
 """Matrices [..., C, C] to scores [...]; mIoU unless told otherwise. Other sums than confusion matrices do as well, such
@@ -19,29 +18,10 @@ as `petseg.metrics.boundary_sums`, int64 [..., 2, C]."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A score of one model with its interval, in points (hundredths)."""
-
-    points: float
-    low: float
-    high: float
-    resamples: int
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Difference(Estimate):
-    """A difference of scores, first model less second, in points (hundredths)."""
-
-    share_first_better: float
-    """Of the resamples, 0..1."""
-
-
-@dataclass(frozen=True)
 class Resampling:
     """How an interval is made."""
 
-    resamples: int = RESAMPLES
+    resamples: int = 2000
     confidence: float = 0.95
     seed: int = 0
     """Of the draws."""
@@ -49,8 +29,8 @@ class Resampling:
 
 def paired_bootstrap(
     first: Confusion, second: Confusion, *, score: Scoring = mean_iou, how: Resampling = Resampling()
-) -> Difference:
-    """Returns the difference of two models' scores with its interval over images and, where there are any, seeds.
+) -> PairedDifference:
+    """Returns the first score less the second with its interval over images and, where there are any, seeds.
 
     Both models see the same resampled images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
     13); each resample's matrices are added and scored anew. With S seeds the score is the mean over the trainings, and
@@ -67,10 +47,8 @@ def paired_bootstrap(
     own = score(first.sum(axis=1)) - score(second.sum(axis=1))
     resampled = _resampled(first, score, how) - _resampled(second, score, how)
     drawn = _drawn(100 * own, 100 * resampled, how.seed)
-    return Difference(
-        **asdict(_estimate(100 * own, drawn, how.confidence)),
-        share_first_better=float((drawn > 0).mean()),
-    )
+    interval = _estimate(100 * own, drawn, how.confidence)
+    return PairedDifference(**interval.model_dump(), share_left_better=float((drawn > 0).mean()))
 
 
 def bootstrap(confusions: Confusion, *, score: Scoring = mean_iou, how: Resampling = Resampling()) -> Estimate:
@@ -105,10 +83,7 @@ def _resampled(confusions: Confusion, score: Scoring, how: Resampling) -> Score:
 def _drawn(own: Score, resampled: Score, seed: int) -> Score:
     """Returns the resamples of the mean over seeds, float64 [resamples].
 
-    Args:
-        own: [S], of all images.
-        resampled: [resamples, S], of each resample of images.
-        seed: of the order of seeds' deviations.
+    `own` [S] is of all images, `resampled` [resamples, S] of each resample of images.
     """
     resamples, seeds = resampled.shape
     over_images = resampled.mean(axis=1)
@@ -142,7 +117,7 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 def _estimate(own: Score, drawn: Score, confidence: float) -> Estimate:
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Estimate(float(own.mean()), float(low), float(high), len(drawn), confidence)
+    return Estimate(points=float(own.mean()), low=float(low), high=float(high))
 
 
 def _by_seed(confusions: Confusion) -> Confusion:

@@ -34,7 +34,6 @@ class Split:
     device: torch.device
     """Where batches are wanted."""
     prepared: Prepared
-    """Where the images come from."""
 
     @property
     def dataset(self) -> Dataset:
@@ -59,11 +58,7 @@ class Split:
 
 
 def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> dict[str, Split]:
-    """Returns "train", "val" and, where the dataset has one, "test".
-
-    Raises:
-        PetsegError: another size than the config's, or too few images for a training and a validation part.
-    """
+    """Returns "train", "val" and, where the dataset has one, "test"; refuses another size than the config's."""
     dataset = prepared.dataset
     if prepared.size != config.data.size:
         raise PetsegError(

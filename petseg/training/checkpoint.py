@@ -49,32 +49,78 @@ def best_epoch(history: Sequence[EpochRow]) -> int:
     return max(history, key=lambda row: row.val_miou).epoch
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Returns the tensors of a safetensors file and the epoch it was written after; refuses a damaged one."""
+    if not path.is_file():
+        raise PetsegError(f"{path}: no such weights; is this the folder of a trained run?")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, epoch = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["epoch"])  # noqa: SIM118
+        if epoch < 1:
+            raise ValueError(f"epoch {epoch}")
+        return tensors, epoch
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise PetsegError(f"{path}: damaged ({error}); train again without --resume, into another folder") from None
+
+
+def load_weights(model: nn.Module, path: Path) -> int:
+    """Loads weights into a model and returns the epoch they are of; refuses those of another model."""
+    tensors, epoch = read_tensors(path)
+    _load(model, tensors, path)
+    return epoch
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise PetsegError(f"{path}: weights of another model than its config.json describes; restore both") from None
+
+
+def _save(path: Path, tensors: dict[str, Tensor], epoch: int, keep: Path | None = None) -> None:
+    """Writes weights; the file that was there goes to `keep` once the new one is whole."""
+
+    def write(unfinished: Path) -> None:
+        try:
+            save_file(tensors, unfinished, metadata={"epoch": str(epoch)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        if keep is not None and path.is_file():
+            path.replace(keep)
+
+    storage.write_atomically(path, write)
+
+
 def save(run: Path, state: State, history: Sequence[EpochRow]) -> None:
     """Writes weights and metrics, and last the file that a resumed run starts from: it names the whole epoch."""
     epoch = history[-1].epoch
-    weights = _plain(state.evaluated)
+    weights = _named(state.evaluated)
     new_best = best_epoch(history) == epoch
     if new_best:
         _save(run / BEST, weights, epoch, keep=run / PREVIOUS_BEST)
     _save(run / LAST, weights, epoch)
     runs.write_metrics(run, history)
-    tensors = {f"model.{name}": tensor for name, tensor in _plain(state.model).items()}
+    tensors = _named(state.model, "model.")
     for number, values in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": value.contiguous() for name, value in values.items()}
     if state.average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in _plain(state.average).items()}
+        tensors |= _named(state.average, "average.")
     _save(run / RESUME, tensors, epoch, keep=run / PREVIOUS_RESUME)
     if not new_best:
         (run / PREVIOUS_BEST).unlink(missing_ok=True)  # the best is that of both epochs that are kept
 
 
+def _named(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    # copies: safetensors refuses tensors that share memory, as tied weights do
+    tensors = model.state_dict().items()
+    return {prefix + name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors}
+
+
 def restore(run: Path, state: State) -> list[EpochRow]:
     """Returns the rows of the whole epochs that a run goes on after, none for a new run; the state is as after them.
 
-    Where the newest checkpoint or its line of metrics is damaged, the one before is taken, with a warning.
-
-    Raises:
-        PetsegError: all that is there is damaged, or of another model.
+    Where the newest checkpoint or its line of metrics is damaged, the one before is taken, with a warning; where both
+    are, or are of another model, the first damage is the error.
     """
     damage: PetsegError | None = None
     for path in (run / RESUME, run / PREVIOUS_RESUME):
@@ -106,79 +152,17 @@ def _settle_best(run: Path, epoch: int) -> None:
     """Sees to it that the best weights are of `epoch`, the best one of those kept.
 
     A kill after a new best was written and before its epoch was kept leaves the right ones under the previous name.
-
-    Raises:
-        PetsegError: neither file has them.
     """
     best, previous = run / BEST, run / PREVIOUS_BEST
     try:
-        found = read_tensors(best)[1]
+        if read_tensors(best)[1] == epoch:
+            return
     except PetsegError:
         if not previous.is_file():
             raise
-        found = 0
-    if found == epoch:
-        return
     if not previous.is_file() or read_tensors(previous)[1] != epoch:
         raise PetsegError(f"{best}: not the weights of epoch {epoch}, the best one; restore it, or train again")
     previous.replace(best)
-
-
-def _plain(model: nn.Module) -> dict[str, Tensor]:
-    # copies: safetensors refuses tensors that share memory, as tied weights do
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
-
-
-def _save(path: Path, tensors: dict[str, Tensor], epoch: int, keep: Path | None = None) -> None:
-    """Writes weights; the file that was there goes to `keep` once the new one is whole."""
-
-    def write(unfinished: Path) -> None:
-        try:
-            save_file(tensors, unfinished, metadata={"epoch": str(epoch)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        if keep is not None and path.is_file():
-            path.replace(keep)
-
-    storage.write_atomically(path, write)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Returns the tensors of a safetensors file and the epoch it was written after.
-
-    Raises:
-        PetsegError: missing or damaged.
-    """
-    if not path.is_file():
-        raise PetsegError(f"{path}: no such weights; is this the folder of a trained run?")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors, epoch = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["epoch"])  # noqa: SIM118
-        if epoch < 1:
-            raise ValueError(f"epoch {epoch}")
-        return tensors, epoch
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise PetsegError(f"{path}: damaged ({error}); train again without --resume, into another folder") from None
-
-
-def load_weights(model: nn.Module, path: Path) -> int:
-    """Loads weights into a model and returns the epoch they are of.
-
-    Raises:
-        PetsegError: missing, damaged, or of another model.
-    """
-    tensors, epoch = read_tensors(path)
-    _load(model, tensors, path)
-    return epoch
-
-
-def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError:
-        raise PetsegError(
-            f"{path}: weights of another model than its config.json describes; restore the pair"
-        ) from None
 
 
 def _restore(path: Path, state: State) -> int:
@@ -195,19 +179,21 @@ def _restore(path: Path, state: State) -> int:
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, kept: dict[str, Tensor], path: Path) -> None:
-    whole = optimiser.state_dict()
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     numbers = {name.partition(".")[0] for name in kept}  # a parameter that never had a gradient has no state
-    expected = {f"{number}.{kind}" for number in numbers for kind in ("step", "exp_avg", "exp_avg_sq")}
-    if not kept or kept.keys() != expected or not numbers <= {str(number) for number in range(len(parameters))}:
+    shapes = {
+        f"{number}.{kind}": () if kind == "step" else tuple(parameter.shape)
+        for number, parameter in enumerate(parameters)
+        for kind in ("step", "exp_avg", "exp_avg_sq")
+        if str(number) in numbers
+    }
+    if not kept or {name: tuple(tensor.shape) for name, tensor in kept.items()} != shapes:
         raise PetsegError(f"{path}: not the optimiser's state of this model; train again, into another folder")
-    whole["state"] = {int(number): {} for number in numbers}
+    state: dict[int, dict[str, Tensor]] = {int(number): {} for number in numbers}
     for name, tensor in kept.items():
         number, _, kind = name.partition(".")
         like = parameters[int(number)]
-        if tensor.shape != (like.shape if kind != "step" else ()):
-            raise PetsegError(f"{path}: not the optimiser's state of this model; train again, into another folder")
         # copies: a view would keep the file mapped, and Windows replaces no mapped file. The fused kernel walks memory,
         # so its averages must lie as the weights do (channels_last)
-        whole["state"][int(number)][kind] = tensor.clone() if kind == "step" else torch.empty_like(like).copy_(tensor)
-    optimiser.load_state_dict(whole)
+        state[int(number)][kind] = tensor.clone() if kind == "step" else torch.empty_like(like).copy_(tensor)
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})

@@ -32,8 +32,9 @@ class Hardware:
     def environment(self) -> EnvironmentInfo:
         """Returns what the figures of this process depend on."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        found = environment.environment(device=name, precision=self.precision, threads=torch.get_num_threads())
-        return EnvironmentInfo.model_validate(found)
+        return EnvironmentInfo.model_validate(
+            environment.environment(device=name, precision=self.precision, threads=torch.get_num_threads())
+        )
 
 
 def best_device() -> str:
@@ -49,9 +50,6 @@ def choose_hardware(precision: str = "auto", device: str | None = None) -> Hardw
     Args:
         precision: "auto", "fp32" or "bf16".
         device: "cpu", "cuda", "cuda:1", "mps"; None chooses.
-
-    Raises:
-        PetsegError: a device that torch does not know or does not have.
     """
     device = device or best_device()
     try:

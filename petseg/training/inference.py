@@ -35,11 +35,7 @@ class Network:
 
 
 def build_network(config: ModelConfig, num_classes: int, hardware: Hardware) -> Network:
-    """Returns a new network on its device, in channels_last, weights drawn from torch's global generator.
-
-    Raises:
-        PetsegError: as `petseg.models.build_model`.
-    """
+    """Returns a new network on its device, in channels_last, weights drawn from torch's global generator."""
     module = build_model(config, num_classes).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(module, model_input(config), hardware)
 
@@ -79,13 +75,8 @@ def scored_labels(labels: Tensor, merge: Merge | None) -> Tensor:
 def right_image_class(logits: Tensor, labels: Tensor, merge: Merge | None) -> list[bool]:
     """Returns, for each image that shows a merged class, whether the right member is predicted; none without merging.
 
-    The predicted member is that with the largest sum of probabilities over all pixels; the true one is that with most
-    pixels.
-
-    Args:
-        logits: float [N, C, H, W], of the trained classes.
-        labels: uint8 [N, H, W], likewise.
-        merge: of the dataset.
+    Logits [N, C, H, W] and labels uint8 [N, H, W] are of the trained classes. The predicted member is that with the
+    largest sum of probabilities over all pixels; the true one is that with most pixels.
     """
     members = next((ids for ids in merge.members() if len(ids) > 1), ()) if merge else ()
     if not members:

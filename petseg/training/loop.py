@@ -73,14 +73,8 @@ class Execution:
 def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution = Execution()) -> list[EpochRow]:
     """Returns the rows of metrics.jsonl after training the model of `config` into the folder `run`.
 
-    Args:
-        config: model, data and training.
-        prepared: the dataset at `config.data.size`.
-        run: folder to make; with `execution.resume` it may exist.
-        execution: device, resume, progress.
-
-    Raises:
-        PetsegError: the folder exists, holds another config, or a damaged checkpoint; or the loss is not a number.
+    Refuses a folder that exists (when resuming: one of another config, or with damaged checkpoints), and ends with
+    `DivergedError` where the loss becomes NaN or infinite.
     """
     hardware = execution.hardware or choose_hardware(config.train.precision)
     if config.train.compile:
@@ -96,12 +90,11 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
         if len(history) >= config.train.epochs:
             return history
         _describe(run, config, hardware)
-        board = _tensorboard(run) if config.train.tensorboard else None
+        log = _tensorboard(run) if config.train.tensorboard else lambda row: None
         with _determinism(config.train.deterministic):
             for epoch in range(len(history) + 1, config.train.epochs + 1):
                 started = time.perf_counter()
-                loss = history[-1].val_loss if history else None
-                train_loss = trainer.epoch(epoch, lambda step: execution.on_step(replace(step, loss=loss)))  # noqa: B023
+                train_loss = trainer.epoch(epoch, history[-1].val_loss if history else None, execution.on_step)
                 trained = time.perf_counter()
                 scores = validate(replace(network, module=trainer.state.evaluated), splits["val"])
                 if not math.isfinite(scores.val_loss):
@@ -111,14 +104,13 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
                         epoch=epoch,
                         seconds=round(time.perf_counter() - started, 3),
                         train_seconds=round(trained - started, 3),
-                        learning_rate=trainer.rate,
+                        learning_rate=float(trainer.state.optimiser.param_groups[0]["lr"]),
                         train_loss=train_loss,
                         **asdict(scores),
                     )
                 )
                 checkpoint.save(run, trainer.state, history)
-                if board is not None:
-                    _log(board, history[-1])
+                log(history[-1])
                 execution.on_epoch(history[-1])
         return history
 
@@ -127,25 +119,24 @@ class Trainer:
     """A model, its optimiser and its averaged weights, and how one epoch changes them."""
 
     def __init__(self, config: RunConfig, network: Network, split: Split) -> None:
-        settings = config.train
+        settings, model = config.train, network.module
         self.config = config
         self.network = network
         self.split = split
-        model = network.module
         decay = get_ema_multi_avg_fn(settings.ema) if settings.ema else None
         average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True) if decay else None
         self.state = State(model, make_optimiser(model, settings), average)
-        self.objective = Objective(settings, _class_weights(settings, split))
+        weights = None
+        if settings.class_weights != "none":
+            labels = split.labels.cpu().numpy()[split.rows]
+            weights = median_frequency_weights(labels, len(split.dataset.classes)).to(split.device)
+        self.objective = Objective(settings, weights)
 
-    @property
-    def rate(self) -> float:
-        """The learning rate of the last step."""
-        return float(self.state.optimiser.param_groups[0]["lr"])
-
-    def epoch(self, epoch: int, on_step: Callable[[Progress], None]) -> float:
+    def epoch(self, epoch: int, val_loss: float | None, on_step: Callable[[Progress], None]) -> float:
         """Returns the mean cross-entropy of the epoch over images, augmentation and dropout on.
 
-        Unweighted and without Dice whatever is optimised, so that it stands beside the validation loss.
+        Unweighted and without Dice whatever is optimised, so that it stands beside the validation loss. `val_loss`, of
+        the epoch before, is for the progress bar.
         """
         settings, side = self.config.train, self.config.side(epoch)
         batches = epoch_batches(self.split.rows, epoch, settings)
@@ -171,7 +162,7 @@ class Trainer:
             objectives.append(objective)
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == len(batches):
                 _check_finite(objectives, epoch, step)
-            on_step(Progress(epoch, step + 1, steps, None))
+            on_step(Progress(epoch, step + 1, steps, val_loss))
         return float(torch.stack(losses).sum()) / len(self.split.rows)
 
 
@@ -180,7 +171,6 @@ class Objective:
     """What is minimised."""
 
     settings: TrainConfig
-    """Dice's weight and the gradient's clip are read."""
     class_weights: Tensor | None = None
     """float32 [C] or None."""
 
@@ -198,12 +188,7 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Returns the batch's cross-entropy and what was minimised (scalars, detached), after one step of the optimiser.
 
-    Args:
-        network: in training mode, its weights in channels_last.
-        optimiser: of the model's parameters.
-        images: float32 [N, 3, H, W] in 0..1.
-        labels: uint8 [N, H, W], 255 ignored.
-        objective: what is minimised.
+    Images are float32 [N, 3, H, W] in 0..1, labels uint8 [N, H, W], 255 ignored; the network is in training mode.
     """
     loss, minimised = objective(network.logits(images), labels.long())
     optimiser.zero_grad(set_to_none=True)
@@ -212,9 +197,6 @@ def train_step(
         nn.utils.clip_grad_norm_(network.module.parameters(), objective.settings.gradient_clip)
     optimiser.step()
     return loss.detach(), minimised.detach()
-
-
-# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def _check_finite(objectives: Sequence[Tensor], epoch: int, step: int) -> None:
@@ -247,11 +229,8 @@ def _check_compiler(device: torch.device) -> None:
         )
 
 
-# --- the run folder --------------------------------------------------------------------------------------------------
-
-
 def _claim(run: Path, config: RunConfig, prepared: Prepared) -> None:
-    """Checks that a folder is new or of the same config and images, and writes down which images they are."""
+    """Refuses a folder of another config or other images, and writes down which images they are."""
     if (run / "config.json").is_file() and (change := _first_difference(runs.read_config(run), config)):
         raise PetsegError(f"run folder {run}: holds another config ({change}); choose another --out")
     runs.claim_data(run, prepared)
@@ -270,16 +249,6 @@ def _describe(run: Path, config: RunConfig, hardware: Hardware) -> None:
     write_json(run / "config.json", config.model_dump(mode="json"))
 
 
-# --- around ----------------------------------------------------------------------------------------------------------
-
-
-def _class_weights(settings: TrainConfig, split: Split) -> Tensor | None:
-    if settings.class_weights == "none":
-        return None
-    labels = split.labels.cpu().numpy()[split.rows]
-    return median_frequency_weights(labels, len(split.dataset.classes)).to(split.device)
-
-
 @contextmanager
 def _determinism(enabled: bool) -> Iterator[None]:
     """Torch's deterministic algorithms while training, restored after."""
@@ -291,17 +260,16 @@ def _determinism(enabled: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _tensorboard(run: Path) -> Any:
+def _tensorboard(run: Path) -> Callable[[EpochRow], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise PetsegError(
-            "train.tensorboard is true, but tensorboard is missing; pip install 'petseg[tensorboard]'"
-        ) from None
-    return SummaryWriter(run / "tensorboard")
+        raise PetsegError("train.tensorboard: tensorboard is missing; pip install 'petseg[tensorboard]'") from None
+    board: Any = SummaryWriter(run / "tensorboard")
 
+    def log(row: EpochRow) -> None:
+        for name in ("train_loss", "val_loss", "val_miou", "learning_rate"):
+            board.add_scalar(name, getattr(row, name), row.epoch)
+        board.flush()
 
-def _log(board: Any, row: EpochRow) -> None:
-    for name in ("train_loss", "val_loss", "val_miou", "learning_rate"):
-        board.add_scalar(name, getattr(row, name), row.epoch)
-    board.flush()
+    return log

@@ -1,4 +1,7 @@
-"""Training losses, in float32 whatever the model's precision."""
+"""Training losses, in float32 whatever the model's precision.
+
+Throughout, logits are float [N, C, H, W] and labels int64 [N, H, W], 0..C-1 or 255 (ignored).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,9 @@ from petseg.data.dataset import IGNORE, UInt8
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Returns the mean over labelled pixels of -log p(label), in nats; best 0.
+    """Returns the mean over labelled pixels of -log p(label), in nats; best 0, nan without a labelled pixel.
 
-    With class weights, the weighted mean (divided by the sum of the weights of the pixels).
-
-    Args:
-        logits: float [N, C, H, W].
-        labels: int64 [N, H, W], 0..C-1 or 255 (ignored). A batch with no labelled pixel gives nan.
-        class_weights: float32 [C] or None.
+    With class weights, float32 [C], the weighted mean (divided by the sum of the weights of the pixels).
     """
     logits = logits.float()
     if logits.is_cuda and torch.are_deterministic_algorithms_enabled():
@@ -27,15 +25,29 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     return F.cross_entropy(logits, labels, weight=class_weights, ignore_index=IGNORE)
 
 
+class CrossEntropySum:
+    """Cross-entropy summed over pixels, so that batches of any size give the same mean."""
+
+    def __init__(self) -> None:
+        self.total, self.pixels = 0.0, 0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch; labels may be uint8."""
+        counted = int((labels != IGNORE).sum())
+        if counted:
+            self.total += float(cross_entropy(logits, labels.long())) * counted
+            self.pixels += counted
+
+    def mean(self) -> float:
+        """Returns the mean over labelled pixels, 0 without any."""
+        return self.total / max(1, self.pixels)
+
+
 def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
     """Returns 1 less the soft Dice, mean over classes, over all pixels of the batch; 0..1, best 0.
 
-    Milletari et al., "V-Net", 2016, arXiv 1606.04797, section 3, with the plain sum in the denominator.
-
-    Args:
-        logits: float [N, C, H, W].
-        labels: int64 [N, H, W], 0..C-1 or 255 (ignored).
-        smooth: pixels added to numerator and denominator, so that a class in neither gives no loss.
+    Milletari et al., "V-Net", 2016, arXiv 1606.04797, section 3, with the plain sum in the denominator. `smooth` pixels
+    are added to numerator and denominator, so that a class in neither gives no loss.
     """
     counted = labels != IGNORE
     one_hot = F.one_hot(labels.masked_fill(~counted, 0), logits.shape[1]).permute(0, 3, 1, 2) * counted[:, None]
@@ -48,16 +60,12 @@ def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
 def median_frequency_weights(labels: UInt8, num_classes: int) -> Tensor:
     """Returns float32 [C]: median(f) / f_c, where f_c is the share of class c in the images that hold it.
 
-    Eigen and Fergus, 2015, arXiv 1411.4734, section 6.3.2; SegNet's weights. An absent class weighs 0.
-
-    Args:
-        labels: uint8 [N, H, W], 0..C-1 or 255 (not counted).
-        num_classes: C.
+    Eigen and Fergus, 2015, arXiv 1411.4734, section 6.3.2; SegNet's weights. Of labels uint8 [N, H, W]; an absent class
+    weighs 0.
     """
     counts = np.stack([np.bincount(image.ravel(), minlength=256)[:num_classes] for image in labels]).astype(np.float64)
     pixels = counts.sum(axis=1, keepdims=True)
-    present = counts > 0
-    totals = (pixels * present).sum(axis=0)
+    totals = (pixels * (counts > 0)).sum(axis=0)
     frequency = np.divide(counts.sum(axis=0), totals, out=np.zeros(num_classes), where=totals > 0)
     middle = np.median(frequency[frequency > 0]) if frequency.any() else 0.0
     weights = np.divide(middle, frequency, out=np.zeros(num_classes), where=frequency > 0)

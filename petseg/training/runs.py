@@ -32,22 +32,14 @@ LOCK = ".lock"
 
 
 def refuse_existing(folder: Path, *, resume: bool) -> None:
-    """Checks that a run may use the folder; the command line asks before minutes of preparation.
-
-    Raises:
-        PetsegError: it holds something and `resume` is false.
-    """
+    """Refuses a folder that holds something, unless to resume; the command line asks before minutes of preparation."""
     if not resume and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
 
 
 @contextmanager
 def new_folder(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Makes the folder of a run and keeps other processes out of it until the end of the block.
-
-    Raises:
-        PetsegError: it holds something and `resume` is false, another process works in it, or it cannot be made.
-    """
+    """Makes the folder of a run and keeps other processes out of it until the end of the block."""
     refuse_existing(folder, resume=resume)
     lock = FileLock(folder / LOCK)
     try:
@@ -71,21 +63,26 @@ def new_folder(folder: Path, *, resume: bool) -> Iterator[None]:
 
 
 def read_config(run: Path) -> RunConfig:
-    """Returns the config of a run folder.
-
-    Raises:
-        PetsegError: not a run folder, or a config that this version does not understand.
-    """
+    """Returns the config of a run folder; refuses what this version does not understand."""
     return validated(RunConfig, storage.read_json(run / "config.json"), source=f"{run / 'config.json'}")
 
 
 def read_data(run: Path) -> DataInfo:
-    """Returns which images a run folder's figures are of.
-
-    Raises:
-        PetsegError: not a run folder, or not one of this version.
-    """
+    """Returns which images a run folder's figures are of."""
     return read_record(run / "data.json", DataInfo)
+
+
+def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
+    """Returns which images a folder's figures come from; writes it down, or refuses other images than were written."""
+    data = describe(prepared)
+    path = folder / "data.json"
+    if not path.is_file():
+        write_record(path, data)
+    elif (known := read_data(folder)).key != data.key:
+        raise PetsegError(
+            f"run folder {folder}: holds work on other images ({known.images}); choose another with --out"
+        )
+    return data
 
 
 def describe(prepared: Prepared) -> DataInfo:
@@ -108,39 +105,13 @@ def describe(prepared: Prepared) -> DataInfo:
     )
 
 
-def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
-    """Returns which images a folder's figures come from; writes it down, or checks that they are these.
-
-    Raises:
-        PetsegError: the folder holds work on other images.
-    """
-    path = folder / "data.json"
-    data = describe(prepared)
-    if not path.is_file():
-        write_record(path, data)
-    elif (known := read_data(folder)).key != data.key:
-        raise PetsegError(
-            f"run folder {folder}: holds work on other images ({known.images}); choose another with --out"
-        )
-    return data
-
-
 def epoch_seconds(history: Sequence[EpochRow], kind: Literal["seconds", "train_seconds"] = "seconds") -> float:
-    """Returns the median epoch's seconds: a pause of the machine is not the model's.
-
-    Args:
-        history: as `read_metrics`, at least one epoch.
-        kind: "seconds", of the whole epoch, or "train_seconds", without validation.
-    """
+    """Returns the median epoch's seconds, whole or without validation: a pause of the machine is not the model's."""
     return float(statistics.median(getattr(row, kind) for row in history))
 
 
 def read_metrics(run: Path, *, up_to: int | None = None) -> list[EpochRow]:
-    """Returns the epochs of metrics.jsonl, at most the first `up_to`; a half-written last line is dropped.
-
-    Raises:
-        PetsegError: another line is damaged, or the epochs are not 1, 2, 3, ...
-    """
+    """Returns the epochs of metrics.jsonl, at most the first `up_to`; drops a half-written last line."""
     path = run / "metrics.jsonl"
     rows: list[EpochRow] = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
@@ -162,5 +133,4 @@ def read_metrics(run: Path, *, up_to: int | None = None) -> list[EpochRow]:
 
 def write_metrics(run: Path, rows: Sequence[EpochRow]) -> None:
     """Writes metrics.jsonl anew, atomically (30 short lines: cheaper than reasoning about appends)."""
-    text = "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
-    storage.write_atomically(run / "metrics.jsonl", lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    storage.write_text(run / "metrics.jsonl", "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows))

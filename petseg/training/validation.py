@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from petseg.data.dataset import IGNORE
 from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from petseg.training.batches import Split
 from petseg.training.inference import Network, predict_logits, right_image_class, scored_labels, scored_logits
-from petseg.training.losses import cross_entropy
+from petseg.training.losses import CrossEntropySum
 
 
 @dataclass(frozen=True)
@@ -30,20 +29,17 @@ def validate(network: Network, split: Split) -> Validation:
     """Returns loss and scores of a network on a split."""
     merge = split.dataset.merge
     num_classes = len(split.dataset.scored_classes)
-    total = torch.zeros((), dtype=torch.float64)
+    loss = CrossEntropySum()
     confusion = np.zeros((num_classes, num_classes), np.int64)
     right: list[bool] = []
     for _, labels, logits in predict_logits(network, split, split.rows):
         right += right_image_class(logits, labels, merge)
         logits, labels = scored_logits(logits, merge), scored_labels(labels, merge)
-        counted = int((labels != IGNORE).sum())
-        if counted:
-            total += cross_entropy(logits, labels.long()).cpu().double() * counted
-        confusion += confusion_matrix(
-            labels.cpu().numpy(), logits.argmax(dim=1).to(torch.uint8).cpu().numpy(), num_classes
-        )
+        loss.add(logits, labels)
+        prediction = logits.argmax(dim=1).to(torch.uint8)
+        confusion += confusion_matrix(labels.cpu().numpy(), prediction.cpu().numpy(), num_classes)
     return Validation(
-        val_loss=float(total) / max(1, int(confusion.sum())),
+        val_loss=loss.mean(),
         val_miou=float(mean_iou(confusion)),
         val_accuracy=float(pixel_accuracy(confusion)),
         val_image_class=float(np.mean(right)) if right else None,

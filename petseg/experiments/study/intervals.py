@@ -41,7 +41,7 @@ def difference(first: Confusion, second: Confusion, score: Scoring = mean_iou) -
     """Returns the difference of two arms' scores on the same images and seeds, with its interval."""
     found = paired_bootstrap(first, second, score=score, how=HOW)
     ends = {name: rounded(getattr(found, name)) for name in ("points", "low", "high")}
-    return PairedDifference(**ends, share_left_better=rounded(found.share_first_better))
+    return PairedDifference(**ends, share_left_better=rounded(found.share_left_better))
 
 
 def class_iou(confusion: Confusion, place: int) -> Score:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from petseg.experiments.executor import LocalProcesses
 from petseg.experiments.study.plan import Run, durations, plan, questions, tuning_outcome
 from petseg.experiments.study.recipe import Study, check_against_data
 from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUNING, StudyManifest, read_manifest
-from petseg.schema import CostInfo, DataInfo, LatencyEnvironment, Scores, read_record, write_record
+from petseg.schema import DataInfo, LatencyEnvironment, Scores, read_record, write_record
 from petseg.training import runs
 from petseg.training.batches import load_splits
 from petseg.training.checkpoint import PREVIOUS_RESUME, RESUME
@@ -290,7 +290,7 @@ def _count_costs(manifest: StudyManifest, folder: Path, making: Making) -> Study
     for key, shape in shapes.items():
         if key not in costs:
             making.on_status(Status(f"count {key}"))
-            costs[key] = CostInfo(**asdict(count_cost(shape[0], classes, shape[1])))
+            costs[key] = count_cost(shape[0], classes, shape[1])
     changes: dict[str, object] = {"costs": costs}
     if any(costs[key].latency_ms is None for key in shapes):
         making.on_status(Status("measure latencies"))
