@@ -15,7 +15,7 @@ class PetsegError(ValueError):
 
 
 class DivergedError(PetsegError):
-    """Training lost its numbers: a result of its settings, which a study records and goes on."""
+    """The loss became NaN or infinite: a result of the settings, which a study records and goes on."""
 
 
 _SHORT = Repr()

@@ -25,12 +25,7 @@ BOUNDARY_TOLERANCE = 0.0075
 
 
 def confusion_matrix(truth: Labels, prediction: Labels, num_classes: int) -> Confusion:
-    """Returns int64 [C, C], rows truth, columns prediction; pixels whose truth is 255 are not counted.
-
-    Args:
-        truth: uint8 of any shape, 0..C-1 or 255.
-        prediction: uint8 of the same shape, 0..C-1.
-        num_classes: C.
+    """Returns int64 [C, C] of uint8 class ids of any shape; pixels whose truth is 255 are not counted.
 
     >>> confusion_matrix(np.uint8([0, 0, 1, 255]), np.uint8([0, 1, 1, 1]), 2).tolist()
     [[1, 1], [0, 1]]
@@ -50,8 +45,7 @@ def _ratio(numerator: Confusion | Score, denominator: Confusion | Score) -> Scor
 def iou(confusion: Confusion) -> Score:
     """Returns intersection over union of each class, float64 [..., C]; nan for a class in neither truth nor prediction.
 
-    Args:
-        confusion: [..., C, C]; leading axes (images, resamples) stay.
+    Leading axes of the matrices [..., C, C] (images, resamples) stay, here and below.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     return _ratio(hits, confusion.sum(axis=-1) + confusion.sum(axis=-2) - hits)
@@ -93,23 +87,14 @@ def boundary_counts(truth: Labels, prediction: Labels, label: int) -> BoundaryCo
     """Returns how many boundary pixels of a class lie within the tolerance of the other side's boundary.
 
     A boundary pixel is a labelled pixel of the class with a labelled 4-neighbour outside it. The image's edge is no
-    boundary, nor is the rim of an ignored band: it would score the truth's own outline.
-
-    Args:
-        truth: uint8 [H, W], 0..C-1 or 255.
-        prediction: uint8 [H, W], 0..C-1.
-        label: the class.
+    boundary, nor is the rim of an ignored band: it would score the truth's own outline. Class ids are uint8 [H, W].
     """
     tolerance = BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape))
     ignored = truth == IGNORE
     true = _boundary(truth == label, ignored)
     predicted = _boundary((prediction == label) & ~ignored, ignored)
-    return BoundaryCounts(
-        predicted=len(predicted),
-        predicted_right=_near(predicted, true, tolerance),
-        true=len(true),
-        true_found=_near(true, predicted, tolerance),
-    )
+    right, found = _near(predicted, true, tolerance), _near(true, predicted, tolerance)
+    return BoundaryCounts(len(predicted), right, len(true), found)
 
 
 def _boundary(inside: npt.NDArray[np.bool_], ignored: npt.NDArray[np.bool_]) -> Score:
@@ -141,12 +126,9 @@ PARTS = 10_000
 
 
 def boundary_sums(scores: Score) -> Confusion:
-    """Returns images' boundary F-scores as whole numbers that can be added: int64 [..., 2, C].
+    """Returns boundary F-scores [..., C], nan without a boundary, as numbers that can be added: int64 [..., 2, C].
 
     The first row holds ten-thousandths, the second 1 where the class has a boundary.
-
-    Args:
-        scores: float64 [..., C], nan where a class has no boundary.
     """
     present = ~np.isnan(scores)
     found = np.where(present, np.round(scores * PARTS), 0)
@@ -154,9 +136,5 @@ def boundary_sums(scores: Score) -> Confusion:
 
 
 def mean_boundary_f(sums: Confusion) -> Score:
-    """Returns the boundary F-score, float64 [...]: the mean over classes of the mean over images that have one.
-
-    Args:
-        sums: int64 [..., 2, C], added `boundary_sums`.
-    """
+    """Returns the mean over classes of the mean over images that have one, float64 [...], of added `boundary_sums`."""
     return mean_over_classes(_ratio(sums[..., 0, :], PARTS * sums[..., 1, :]))

@@ -69,38 +69,35 @@ class Builder:
 Convs = Annotated[int, Field(ge=1, le=8)]
 
 
-class UNetOptions(StrictConfig):
-    """Options of U-Net."""
+class StageOptions(StrictConfig):
+    """Options of an encoder and a decoder of several stages."""
 
     base_channels: Annotated[int, Field(ge=1, le=256)]
     """Channels of the first stage; they double with each halving of the resolution."""
     depth: Annotated[int, Field(ge=1, le=7)]
     """How many times the resolution is halved."""
-    convs: Convs
-    """3x3 convolutions a stage."""
     batch_norm: bool
     """Batch normalisation after each convolution."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping a channel of the deepest stage."""
+
+
+class UNetOptions(StageOptions):
+    """Options of U-Net."""
+
+    convs: Convs
+    """3x3 convolutions a stage."""
     skips: bool = True
     """Concatenate the encoder's maps; false is the ablation."""
     upsampling: Literal["transposed", "bilinear", "indices"] = "transposed"
     """A learnt 2x2 up-convolution (U-Net's own), bilinear, or by the pooling's indices (SegNet's own)."""
 
 
-class SegNetOptions(StrictConfig):
+class SegNetOptions(StageOptions):
     """Options of SegNet."""
 
-    base_channels: Annotated[int, Field(ge=1, le=256)]
-    """Channels of the first stage; they double with each halving of the resolution."""
-    depth: Annotated[int, Field(ge=1, le=7)]
-    """How many times the resolution is halved."""
     convs: Convs | Annotated[tuple[Convs, ...], Field(strict=False)] | None = None
     """3x3 convolutions a stage: one number, or one for each stage; none takes VGG16's 2, 2, 3, 3, 3."""
-    batch_norm: bool
-    """Batch normalisation after each convolution."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of dropping a channel of the deepest stage."""
     upsampling: Literal["indices", "bilinear"] = "indices"
     """By the pooling's indices (SegNet's own), or bilinear: the ablation."""
 
@@ -124,63 +121,47 @@ def _multiple(options: Mapping[str, Any]) -> int:
     return int(2 ** options["depth"])
 
 
-_UNET: dict[str, Any] = {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True}
-_SEGNET: dict[str, Any] = {"base_channels": 16, "depth": 5, "batch_norm": True}
+_UNET = Builder(
+    "U-Net", UNet, UNetOptions, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True}, multiple=_multiple
+)
+_SEGNET = Builder(
+    "SegNet", _segnet, SegNetOptions, {"base_channels": 16, "depth": 5, "batch_norm": True}, multiple=_multiple
+)
+_UNET_PAPER = {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5}
 
 MODELS: dict[str, Builder] = {
-    "unet": Builder("U-Net", UNet, UNetOptions, _UNET, multiple=_multiple),
-    "segnet": Builder("SegNet", _segnet, SegNetOptions, _SEGNET, multiple=_multiple),
-    "unet_paper": Builder(
-        "U-Net (paper)",
-        UNet,
-        UNetOptions,
-        {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5},
-        multiple=_multiple,
-    ),
-    "segnet_paper": Builder(
-        "SegNet (paper)", _segnet, SegNetOptions, _SEGNET | {"base_channels": 64}, multiple=_multiple
-    ),
+    "unet": _UNET,
+    "segnet": _SEGNET,
+    "unet_paper": replace(_UNET, title="U-Net (paper)", preset=_UNET_PAPER),
+    "segnet_paper": replace(_SEGNET, title="SegNet (paper)", preset={**_SEGNET.preset, "base_channels": 64}),
 }
 """Name -> builder."""
 
 
 def builder_of(name: str) -> Builder:
-    """Returns the builder of a model.
-
-    Raises:
-        PetsegError: no model has that name.
-    """
+    """Returns the builder of a model; for an unknown name, an error with the choices."""
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
     return MODELS[name]
 
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
-    """Returns every option of a model, the preset's where the config gives none.
-
-    Raises:
-        PetsegError: an unknown model, or an option that it does not have or that is out of range.
-    """
+    """Returns every option of a model, the preset's where the config gives none; refuses what the model has not."""
     builder = builder_of(config.name)
     given = {name: value for name, value in config.options.items() if value is not None}
-    unknown = next((name for name in given if name not in builder.options.model_fields), None)
-    if unknown is not None:
-        owners = [name for name, other in MODELS.items() if unknown in other.options.model_fields]
-        if owners:
-            raise PetsegError(
-                f"model.{unknown} was given for {config.name!r}, which has no such option; it belongs to "
-                f"{owners[0]!r}: write it under [overrides.{owners[0]}.model]"
-            )
-        raise unknown_name(f"option of model {config.name!r}", unknown, builder.options.model_fields)
+    for unknown in [name for name in given if name not in builder.options.model_fields]:
+        owner = next((name for name, other in MODELS.items() if unknown in other.options.model_fields), None)
+        if owner is None:
+            raise unknown_name(f"option of model {config.name!r}", unknown, builder.options.model_fields)
+        raise PetsegError(
+            f"model.{unknown} was given for {config.name!r}, which has no such option; it belongs to {owner!r}: "
+            f"write it under [overrides.{owner}.model]"
+        )
     return validated(builder.options, {**builder.preset, **given}, source=f"model {config.name!r}").model_dump()
 
 
 def run_config(recipe: Recipe, name: str) -> RunConfig:
-    """Returns the run of one model of a recipe, after checking names and options: before minutes of work.
-
-    Raises:
-        PetsegError: as `Recipe.for_model` and `model_options`; or an override of an unknown model.
-    """
+    """Returns the run of one model of a recipe, after checking names and options: before minutes of work."""
     for model in (name, *recipe.overrides):
         builder_of(model)
     config = recipe.for_model(name)
@@ -189,21 +170,12 @@ def run_config(recipe: Recipe, name: str) -> RunConfig:
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
-    """Returns the model that `config` names, weights drawn from torch's global generator.
-
-    Raises:
-        PetsegError: as `model_options`.
-    """
-    options = model_options(config)
-    return builder_of(config.name).build(num_classes, **options)
+    """Returns the model that `config` names, weights drawn from torch's global generator."""
+    return builder_of(config.name).build(num_classes, **model_options(config))
 
 
 def model_input(config: ModelConfig) -> Input:
-    """Returns what a model wants of its images.
-
-    Raises:
-        PetsegError: as `model_options`.
-    """
+    """Returns what a model wants of its images."""
     builder, options = builder_of(config.name), model_options(config)
     return builder.input if builder.multiple is None else replace(builder.input, multiple=builder.multiple(options))
 
@@ -219,19 +191,3 @@ def to_unit_range(images: Tensor) -> Tensor:
     Planes, not channels_last: augmentation is twice as fast on them, and the model takes either.
     """
     return images.permute(0, 3, 1, 2).contiguous().to(torch.float32).mul_(1 / 255)
-
-
-__all__ = [
-    "MODELS",
-    "Builder",
-    "Input",
-    "SegNet",
-    "UNet",
-    "build_model",
-    "builder_of",
-    "model_input",
-    "model_options",
-    "run_config",
-    "title_of",
-    "to_unit_range",
-]
