@@ -2,6 +2,9 @@
 
 A share (IoU, Dice, accuracy, F) is stored in 0..1 and shown in percent, so that a difference reads in points.
 A value that does not exist (a class absent from every image, a cost that was not measured) is shown as a dash.
+
+>>> percent(0.7314), percent(1), percent(None), loss(0.36142), whole(3669)
+('73.1', '100.0', '–', '0.3614', '3,669')
 """
 
 from __future__ import annotations
@@ -26,24 +29,14 @@ def dashed(text: Callable[[float], str]) -> Format:
     return written
 
 
-@dashed
-def percent(value: float) -> str:
-    """Returns a share of 0..1 in percent with one decimal, without the sign.
+percent = dashed(lambda share: f"{100 * share:.1f}")
+"""A share of 0..1 in percent with one decimal, without the sign."""
 
-    >>> percent(0.7314), percent(1), percent(None)
-    ('73.1', '100.0', '–')
-    """
-    return f"{100 * value:.1f}"
+loss = dashed(lambda nats: f"{nats:.4f}")
+"""A cross-entropy in nats with four decimals."""
 
-
-@dashed
-def loss(value: float) -> str:
-    """Returns a cross-entropy in nats with four decimals.
-
-    >>> loss(0.36142), loss(None)
-    ('0.3614', '–')
-    """
-    return f"{value:.4f}"
+whole = dashed(lambda value: f"{value:,.0f}")
+"""A whole number with commas."""
 
 
 @dashed
@@ -96,16 +89,6 @@ def milliseconds(value: float) -> str:
 
 
 @dashed
-def whole(value: float) -> str:
-    """Returns a whole number with commas.
-
-    >>> whole(3669), whole(None)
-    ('3,669', '–')
-    """
-    return f"{value:,.0f}"
-
-
-@dashed
 def points(value: float) -> str:
     """Returns percentage points with a true minus sign; never "−0.0".
 
@@ -136,7 +119,7 @@ def plural(number: int, noun: str) -> str:
 
 
 FORMATTERS: dict[str, Callable[..., str]] = {
-    text.__name__: text
-    for text in (percent, loss, count, byte_size, duration, milliseconds, whole, points, signed, plural)
+    **{"percent": percent, "loss": loss, "whole": whole},
+    **{text.__name__: text for text in (count, byte_size, duration, milliseconds, points, signed, plural)},
 }
 """Name -> formatter, for templates and tables."""

@@ -7,7 +7,7 @@ evaluations/robustness.images.json     per-image counts by corruption
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,16 +23,17 @@ from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import Corruption, corruptions
 from petseg.evaluation.evaluate import Progress, load_run, predicted_ids, silent
 from petseg.metrics import Confusion, confusion_matrix, iou, mean_iou
+from petseg.models import to_unit_range
 from petseg.schema import Record, read_record, write_record
-from petseg.training.batches import Rows, Split
+from petseg.training.batches import Split
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, predict_logits, scored_logits
+from petseg.training.inference import Network, scored_logits
 
 EVERY = 3
 """Each third test image, by id: 18 corruptions of all of them would take as long as the training."""
 
 BATCH = 32
-"""Images whose labels are held at a time."""
+"""Images whose labels and logits are held at a time."""
 
 
 class CorruptedScores(Record):
@@ -113,12 +114,16 @@ def _count(network: Network, split: Split, wanted: Sequence[Corruption], on_prog
     done = 0
     with ThreadPoolExecutor() as pool:
         for rows in np.split(split.rows, range(BATCH, len(split.rows), BATCH)):
+            images = np.array(split.prepared.images[rows])
             samples = [split.prepared.samples[row] for row in rows]
             truths = list(pool.map(partial(_truth, split), samples))
+            shown = list(zip(images, samples, truths, strict=True))
             for corruption in wanted:
-                logits = _logits(network, _corrupted(split, rows, truths, corruption))
+                corrupted = np.stack(
+                    [corruption.image(image, sample.id, truth.shape) for image, sample, truth in shown]
+                )
                 score = partial(_confusion, corruption, split)
-                found[corruption.name] += pool.map(score, samples, truths, logits)
+                found[corruption.name] += pool.map(score, samples, truths, _logits(network, split, corrupted))
             done += len(rows)
             on_progress(done, len(split.rows))
     return {name: np.stack(matrices) for name, matrices in found.items()}
@@ -128,21 +133,12 @@ def _truth(split: Split, sample: Sample) -> UInt8:
     return scored_ids(open_ids(split.dataset, sample), split.dataset.merge)
 
 
-def _corrupted(split: Split, rows: Rows, truths: Sequence[UInt8], corruption: Corruption) -> Split:
-    """Returns a split of these rows alone, its images corrupted."""
-    index = torch.from_numpy(rows)
-    images = split.images[index.to(split.images.device)].cpu().numpy()
-    corrupted = [
-        corruption.image(image, split.prepared.samples[row].id, truth.shape)
-        for image, row, truth in zip(images, rows, truths, strict=True)
-    ]
-    labels = split.labels[index.to(split.labels.device)]
-    return replace(split, images=torch.from_numpy(np.stack(corrupted)), labels=labels.cpu(), rows=np.arange(len(rows)))
-
-
-def _logits(network: Network, split: Split) -> Iterator[torch.Tensor]:
-    for _, _, logits in predict_logits(network, split, split.rows):
-        yield from scored_logits(logits, split.dataset.merge)
+def _logits(network: Network, split: Split, images: UInt8) -> torch.Tensor:
+    """Returns logits float32 [n, C, h, w] of the scored classes, of images uint8 [n, S, S, 3]."""
+    network.module.eval()
+    with torch.inference_mode():
+        logits = network.logits(to_unit_range(torch.from_numpy(images).to(split.device)))
+    return scored_logits(logits.float(), split.dataset.merge)
 
 
 def _confusion(corruption: Corruption, split: Split, sample: Sample, truth: UInt8, logits: torch.Tensor) -> Confusion:
