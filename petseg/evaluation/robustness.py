@@ -117,11 +117,9 @@ def _count(network: Network, split: Split, wanted: Sequence[Corruption], on_prog
             images = np.array(split.prepared.images[rows])
             samples = [split.prepared.samples[row] for row in rows]
             truths = list(pool.map(partial(_truth, split), samples))
-            shown = list(zip(images, samples, truths, strict=True))
+            names, sizes = [sample.id for sample in samples], [truth.shape for truth in truths]
             for corruption in wanted:
-                corrupted = np.stack(
-                    [corruption.image(image, sample.id, truth.shape) for image, sample, truth in shown]
-                )
+                corrupted = np.stack(list(map(corruption.image, images, names, sizes)))
                 score = partial(_confusion, corruption, split)
                 found[corruption.name] += pool.map(score, samples, truths, _logits(network, split, corrupted))
             done += len(rows)

@@ -89,7 +89,9 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
         history = checkpoint.restore(run, trainer.state) if execution.resume else []
         if len(history) >= config.train.epochs:
             return history
-        _describe(run, config, hardware)
+        if not (run / "environment.json").is_file():
+            write_record(run / "environment.json", hardware.environment())
+        write_json(run / "config.json", config.model_dump(mode="json"))
         log = _tensorboard(run) if config.train.tensorboard else lambda row: None
         with _determinism(config.train.deterministic):
             for epoch in range(len(history) + 1, config.train.epochs + 1):
@@ -231,22 +233,14 @@ def _check_compiler(device: torch.device) -> None:
 
 def _claim(run: Path, config: RunConfig, prepared: Prepared) -> None:
     """Refuses a folder of another config or other images, and writes down which images they are."""
-    if (run / "config.json").is_file() and (change := _first_difference(runs.read_config(run), config)):
-        raise PetsegError(f"run folder {run}: holds another config ({change}); choose another --out")
-    runs.claim_data(run, prepared)
-
-
-def _first_difference(known: RunConfig, wanted: RunConfig) -> str | None:
+    known = runs.read_config(run) if (run / "config.json").is_file() else config
     # as JSON: a model's option may be a tuple here and a list in the file
-    old, new = (dict(flat_fields(config.model_dump(mode="json"))) for config in (known, wanted))
-    changed = (name for name in {**old, **new} if old.get(name) != new.get(name))
-    return next((f"{name} is {old.get(name)!r} there, {new.get(name)!r} now" for name in changed), None)
-
-
-def _describe(run: Path, config: RunConfig, hardware: Hardware) -> None:
-    if not (run / "environment.json").is_file():
-        write_record(run / "environment.json", hardware.environment())
-    write_json(run / "config.json", config.model_dump(mode="json"))
+    old, new = (dict(flat_fields(one.model_dump(mode="json"))) for one in (known, config))
+    for name in old | new:
+        if old.get(name) != new.get(name):
+            change = f"{name} is {old.get(name)!r} there, {new.get(name)!r} now"
+            raise PetsegError(f"run folder {run}: holds another config ({change}); choose another --out")
+    runs.claim_data(run, prepared)
 
 
 @contextmanager

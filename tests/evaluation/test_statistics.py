@@ -76,7 +76,7 @@ def test_swapping_swaps_the_sign_and_order_does_not_matter(seeds):
     first, second = draw_trainings(seeds, 50, lead=0.02, seed=2, of_seed=0.01)
     there, back = paired(first, second, resamples=400), paired(second, first, resamples=400)
     assert (there.points, there.low, there.high) == pytest.approx((-back.points, -back.high, -back.low))
-    assert there.share_left_better + back.share_first_better == pytest.approx(1)
+    assert there.share_left_better + back.share_left_better == pytest.approx(1)
     turned = paired(first[::-1, ::-1], second[::-1, ::-1], resamples=10)
     assert turned.points == pytest.approx(there.points)
 
