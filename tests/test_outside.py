@@ -140,8 +140,8 @@ def test_a_network_of_unusual_parts_resumes_and_is_exported(recipe, garden, tmp_
     config, prepared = run_config(recipe, "unusual"), prepare(garden, 32)
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 2, "ema": 0.9})})
 
-    def stop(progress):
-        if progress.step == 4:
+    def stop(done, total, detail):
+        if done == 4:
             raise KeyboardInterrupt
 
     whole = train_on_cpu(config, prepared, tmp_path / "whole")

@@ -15,7 +15,6 @@ from petseg.cli.progress import progress_bar, resumable
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
-    from petseg.experiments.compare import Stage
     from petseg.schema import ComparisonResult
 
 
@@ -60,10 +59,6 @@ def compare(
     prepared = prepare_data(found, loaded.data)
     started = time.monotonic()
     with resumable(), progress_bar() as advance:
-
-        def show(stage: Stage) -> None:
-            advance(stage.title, stage.done, stage.total, stage.detail)
-
         plan = Plan(
             recipe=loaded,
             hardware=hardware,
@@ -71,7 +66,7 @@ def compare(
             resume=resume,
             final=not quick,
             synthetic=synthetic,
-            on_stage=show,
+            on_stage=advance,
         )
         comparison = compare_models(plan, prepared, folder)
     report_path = write_report(folder / "comparison.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ def train(
     """Train one model into a run folder."""
     from petseg.config import load_recipe
     from petseg.models import run_config, title_of
-    from petseg.training.loop import Execution, Progress
+    from petseg.training.loop import Execution
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
 
@@ -35,11 +36,8 @@ def train(
     hardware = chosen_hardware(config.train.precision, device, threads, run)
     prepared = prepare_data(data_folder(data), config.data)
     with resumable(), progress_bar() as advance:
-
-        def show(progress: Progress) -> None:
-            advance(f"train {title_of(model)}", progress.step, progress.steps, progress.detail)
-
-        last = train_model(config, prepared, run, Execution(hardware=hardware, resume=resume, on_step=show))[-1]
+        on_step = partial(advance, f"train {title_of(model)}")
+        last = train_model(config, prepared, run, Execution(hardware=hardware, resume=resume, on_step=on_step))[-1]
     print(f"{run}: epoch {last.epoch}, val loss {last.val_loss:.4f}, val mIoU {last.val_miou:.4f} at the training size")
 
 

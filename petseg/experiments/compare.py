@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,7 @@ from petseg.training import runs
 from petseg.training.batches import Rows, Split, load_splits
 from petseg.training.device import Hardware
 from petseg.training.inference import Network, predict_logits, scored_logits
-from petseg.training.loop import Execution, Progress, train
+from petseg.training.loop import Execution, train
 
 BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4
 """How many images of each kind the report shows."""
@@ -42,16 +43,6 @@ EXAMPLE_SIDE = 320
 """Longest side in pixels of the images in the report, so that it stays small enough to send."""
 
 Why = Literal["best", "median", "worst", "differ"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a comparison is doing, for a progress bar."""
-
-    title: str
-    done: int
-    total: int
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,15 +59,12 @@ class Plan:
     """Score the test split too; false stops at validation and marks the whole as quick, no result."""
     synthetic: bool = False
     """The images are drawn, and every figure says so."""
-    on_stage: Callable[[Stage], None] = lambda stage: None
+    on_stage: Callable[..., None] = lambda title, done, total, detail="": None
+    """Called with what stands on a progress bar."""
 
     def scored_splits(self, splits: Mapping[str, Split]) -> tuple[str, ...]:
         """Returns the splits that are scored; the figures are of the last."""
         return ("val", "test") if self.final and "test" in splits else ("val",)
-
-    def progress(self, title: str) -> Callable[[int, int], None]:
-        """Returns what a stage reports (done, total) to."""
-        return lambda done, total: self.on_stage(Stage(title, done, total))
 
 
 def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
@@ -125,7 +113,9 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             models=models,
             baselines=baselines,
             differences=tuple(_difference(name, recipe.models[0], last, split) for name in recipe.models[1:]),
-            examples=_Gallery(out / "examples", splits[split], networks).write(last, plan.progress("draw examples")),
+            examples=_Gallery(out / "examples", splits[split], networks).write(
+                last, partial(plan.on_stage, "draw examples")
+            ),
         )
         schema.write_record(out / "comparison.json", comparison)
         return comparison
@@ -134,17 +124,15 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
 def _train(
     plan: Plan, prepared: Prepared, run: Path, config: RunConfig, splits: Mapping[str, Split]
 ) -> Sequence[EpochRow]:
-    title = f"train {title_of(config.model.name)}"
-
-    def on_step(progress: Progress) -> None:
-        plan.on_stage(Stage(title, progress.step, progress.steps, progress.detail))
-
+    on_step = partial(plan.on_stage, f"train {title_of(config.model.name)}")
     return train(config, prepared, run, Execution(plan.hardware, resume=plan.resume, splits=splits, on_step=on_step))
 
 
 def _evaluate(plan: Plan, run: Path, title: str, splits: Mapping[str, Split]) -> dict[str, Evaluation]:
     return {
-        part: evaluation.evaluate_run(run, plan.hardware, splits, part, plan.progress(f"score {title} on {part}"))
+        part: evaluation.evaluate_run(
+            run, plan.hardware, splits, part, partial(plan.on_stage, f"score {title} on {part}")
+        )
         for part in plan.scored_splits(splits)
     }
 
@@ -189,7 +177,7 @@ def _baselines(plan: Plan, splits: Mapping[str, Split], folder: Path) -> tuple[s
             stored = folder / name / f"{part}.json"
             known = evaluation.read_evaluation(stored)
             if known is None or known.scores.data != training.prepared.key:
-                on_progress = plan.progress(f"score {title} on {part}")
+                on_progress = partial(plan.on_stage, f"score {title} on {part}")
                 known = evaluation.evaluate(network, splits[part], part, on_progress)
                 evaluation.write_evaluation(known, stored)
             scores[part] = known.scores

@@ -39,21 +39,8 @@ CHECK_EVERY = 50
 """Steps between looks at the losses for nan: each look waits for the device."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a progress bar needs, after each step."""
-
-    epoch: int
-    step: int
-    steps: int
-    """In the whole run."""
-    loss: float | None
-    """Validation cross-entropy of the last whole epoch."""
-
-    @property
-    def detail(self) -> str:
-        """What stands beside the bar."""
-        return f"epoch {self.epoch}" + (f", val loss {self.loss:.4f}" if self.loss is not None else "")
+OnStep = Callable[[int, int, str], None]
+"""Called with the steps done, those of the whole run, and what stands beside a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ class Execution:
     """Go on after the last whole epoch in the folder; a finished run returns at once."""
     splits: Mapping[str, Split] | None = None
     """Of `load_splits`, where the caller has them already."""
-    on_step: Callable[[Progress], None] = lambda progress: None
+    on_step: OnStep = lambda done, total, detail: None
     on_epoch: Callable[[EpochRow], None] = lambda row: None
 
 
@@ -96,7 +83,8 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
         with _determinism(config.train.deterministic):
             for epoch in range(len(history) + 1, config.train.epochs + 1):
                 started = time.perf_counter()
-                train_loss = trainer.epoch(epoch, history[-1].val_loss if history else None, execution.on_step)
+                detail = f"epoch {epoch}" + (f", val loss {history[-1].val_loss:.4f}" if history else "")
+                train_loss = trainer.epoch(epoch, detail, execution.on_step)
                 trained = time.perf_counter()
                 scores = validate(replace(network, module=trainer.state.evaluated), splits["val"])
                 if not math.isfinite(scores.val_loss):
@@ -134,11 +122,10 @@ class Trainer:
             weights = median_frequency_weights(labels, len(split.dataset.classes)).to(split.device)
         self.objective = Objective(settings, weights)
 
-    def epoch(self, epoch: int, val_loss: float | None, on_step: Callable[[Progress], None]) -> float:
+    def epoch(self, epoch: int, detail: str, on_step: OnStep) -> float:
         """Returns the mean cross-entropy of the epoch over images, augmentation and dropout on.
 
-        Unweighted and without Dice whatever is optimised, so that it stands beside the validation loss. `val_loss`, of
-        the epoch before, is for the progress bar.
+        Unweighted and without Dice whatever is optimised, so that it stands beside the validation loss.
         """
         settings, side = self.config.train, self.config.side(epoch)
         batches = epoch_batches(self.split.rows, epoch, settings)
@@ -164,7 +151,7 @@ class Trainer:
             objectives.append(objective)
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == len(batches):
                 _check_finite(objectives, epoch, step)
-            on_step(Progress(epoch, step + 1, steps, val_loss))
+            on_step(step + 1, steps, detail)
         return float(torch.stack(losses).sum()) / len(self.split.rows)
 
 

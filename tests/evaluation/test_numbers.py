@@ -108,7 +108,7 @@ def golden_losses(model, folder):
     config = tiny("train.epochs=5", "train.deterministic=true", model=model)
     pets = prepare_for(config, make_pets(folder / "pets", per_breed=12, breeds=6, size=48, seed=2))
     steps = []
-    rows = train_on_cpu(config, pets, folder / model, on_step=steps.append)
+    rows = train_on_cpu(config, pets, folder / model, on_step=lambda *step: steps.append(step))
     assert len(steps) == 20
     return [loss for row in rows for loss in (row.train_loss, row.val_loss)]
 

@@ -30,9 +30,10 @@ def finished(tmp_path_factory, pets_folder):
     stages = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PETSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        compare(plan_of(synthetic=True, on_stage=stages.append), prepare(open_dataset(pets_folder), 32), folder)
-    assert {stage.title for stage in stages} >= {"train U-Net", "score SegNet on test", "draw examples"}
-    assert all(stage.done <= stage.total for stage in stages)
+        plan = plan_of(synthetic=True, on_stage=lambda *stage: stages.append(stage[:3]))
+        compare(plan, prepare(open_dataset(pets_folder), 32), folder)
+    assert {title for title, *_ in stages} >= {"train U-Net", "score SegNet on test", "draw examples"}
+    assert all(done <= total for _, done, total in stages)
     return folder
 
 

@@ -20,8 +20,8 @@ class KilledError(Exception):
 
 
 def killed_after(steps):
-    def stop(progress):
-        if progress.step == steps:
+    def stop(done, total, detail):
+        if done == steps:
             raise KilledError
 
     return stop
