@@ -36,11 +36,8 @@ def paired_bootstrap(
     13); each resample's matrices are added and scored anew. With S seeds the score is the mean over the trainings, and
     each resample's deviation is one of images plus one of seeds. docs/statistics.md derives it.
 
-    Args:
-        first: per-image confusion matrices, int64 [N, C, C], or [S, N, C, C] of S seeds.
-        second: of the other model on the same images, and with the same seeds in the same order.
-        score: of matrices.
-        how: resamples, confidence, seed.
+    Both are per-image confusion matrices, int64 [N, C, C] or, of S seeds, [S, N, C, C]: of the same images, and of the
+    same seeds in the same order.
     """
     assert first.shape == second.shape, "paired: both models score the same images, from the same seeds"
     first, second = (_by_seed(confusions) for confusions in (first, second))

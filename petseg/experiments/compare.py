@@ -113,9 +113,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             models=models,
             baselines=baselines,
             differences=tuple(_difference(name, recipe.models[0], last, split) for name in recipe.models[1:]),
-            examples=_Gallery(out / "examples", splits[split], networks).write(
-                last, partial(plan.on_stage, "draw examples")
-            ),
+            examples=_Gallery(out / "examples", splits[split], networks).write(last, plan.on_stage),
         )
         schema.write_record(out / "comparison.json", comparison)
         return comparison
@@ -220,9 +218,7 @@ class _Gallery:
     split: Split
     networks: Mapping[str, Network]
 
-    def write(
-        self, evaluations: Mapping[str, Evaluation], on_progress: evaluation.Progress
-    ) -> tuple[schema.Example, ...]:
+    def write(self, evaluations: Mapping[str, Evaluation], on_stage: Callable[..., None]) -> tuple[schema.Example, ...]:
         scores = {name: mean_iou(scored.images.confusions) for name, scored in evaluations.items()}
         prepared, rows = self.split.prepared, self.split.rows
         # a wrong label would be everybody's worst image and tell nothing of the models
@@ -235,7 +231,7 @@ class _Gallery:
             name = prepared.samples[rows[row]].id
             miou = {model: float(np.nan_to_num(values[row])) for model, values in scores.items()}
             examples.append(schema.Example(name=name, why=why, miou=miou, files=self._draw(row)))
-            on_progress(number, len(chosen))
+            on_stage("draw examples", number, len(chosen))
         return tuple(examples)
 
     def _draw(self, row: int) -> dict[str, str]:

@@ -45,10 +45,6 @@ class Input:
         return (images - mean) / std
 
 
-class NoOptions(StrictConfig):
-    """The options of a model that has none."""
-
-
 @dataclass(frozen=True)
 class Builder:
     """How a model is made from its options, and what stands beside it."""
@@ -57,20 +53,18 @@ class Builder:
     """How a reader knows it."""
     build: Callable[..., nn.Module]
     """Called with num_classes and the options as keywords; draws weights from torch's global generator."""
-    options: type[StrictConfig] = NoOptions
+    options: type[StrictConfig] = StrictConfig
     """Names, types and ranges of the options."""
     preset: Mapping[str, Any] = field(default_factory=dict)
     """Option -> value where a recipe gives none."""
     input: Input = Input()
-    multiple: Callable[[Mapping[str, Any]], int] | None = None
-    """`Input.multiple` where it follows from the options."""
 
 
 Convs = Annotated[int, Field(ge=1, le=8)]
 
 
 class StageOptions(StrictConfig):
-    """Options of an encoder and a decoder of several stages."""
+    """Options of an encoder and a decoder of several stages; `Input.multiple` follows from their depth."""
 
     base_channels: Annotated[int, Field(ge=1, le=256)]
     """Channels of the first stage; they double with each halving of the resolution."""
@@ -117,16 +111,8 @@ def _segnet(num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int
     return SegNet(num_classes, convs=convs, depth=depth, **options)
 
 
-def _multiple(options: Mapping[str, Any]) -> int:
-    return int(2 ** options["depth"])
-
-
-_UNET = Builder(
-    "U-Net", UNet, UNetOptions, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True}, multiple=_multiple
-)
-_SEGNET = Builder(
-    "SegNet", _segnet, SegNetOptions, {"base_channels": 16, "depth": 5, "batch_norm": True}, multiple=_multiple
-)
+_UNET = Builder("U-Net", UNet, UNetOptions, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True})
+_SEGNET = Builder("SegNet", _segnet, SegNetOptions, {"base_channels": 16, "depth": 5, "batch_norm": True})
 _UNET_PAPER = {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5}
 
 MODELS: dict[str, Builder] = {
@@ -177,7 +163,8 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 def model_input(config: ModelConfig) -> Input:
     """Returns what a model wants of its images."""
     builder, options = builder_of(config.name), model_options(config)
-    return builder.input if builder.multiple is None else replace(builder.input, multiple=builder.multiple(options))
+    halvings = options["depth"] if issubclass(builder.options, StageOptions) else None
+    return builder.input if halvings is None else replace(builder.input, multiple=2**halvings)
 
 
 def title_of(name: str) -> str:
