@@ -101,13 +101,20 @@ def save(run: Path, state: State, history: Sequence[EpochRow]) -> None:
     _save(run / LAST, weights, epoch)
     runs.write_metrics(run, history)
     tensors = _named(state.model, "model.")
-    for number, values in state.optimiser.state_dict()["state"].items():
+    known = state.optimiser.state_dict()["state"]
+    for number, parameter in enumerate(_parameters(state.optimiser)):
+        zeros = torch.zeros_like(parameter)  # of a parameter that never had a gradient
+        values = known.get(number, {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()})
         tensors |= {f"optimiser.{number}.{name}": value.contiguous() for name, value in values.items()}
     if state.average is not None:
         tensors |= _named(state.average, "average.")
     _save(run / RESUME, tensors, epoch, keep=run / PREVIOUS_RESUME)
     if not new_best:
         (run / PREVIOUS_BEST).unlink(missing_ok=True)  # the best is that of both epochs that are kept
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def _named(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
@@ -179,17 +186,15 @@ def _restore(path: Path, state: State) -> int:
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, kept: dict[str, Tensor], path: Path) -> None:
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    numbers = {name.partition(".")[0] for name in kept}  # a parameter that never had a gradient has no state
+    parameters = _parameters(optimiser)
     shapes = {
         f"{number}.{kind}": () if kind == "step" else tuple(parameter.shape)
         for number, parameter in enumerate(parameters)
         for kind in ("step", "exp_avg", "exp_avg_sq")
-        if str(number) in numbers
     }
-    if not kept or {name: tuple(tensor.shape) for name, tensor in kept.items()} != shapes:
+    if {name: tuple(tensor.shape) for name, tensor in kept.items()} != shapes:
         raise PetsegError(f"{path}: not the optimiser's state of this model; train again, into another folder")
-    state: dict[int, dict[str, Tensor]] = {int(number): {} for number in numbers}
+    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
     for name, tensor in kept.items():
         number, _, kind = name.partition(".")
         like = parameters[int(number)]
