@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 
 def silent(done: int, total: int) -> None:
-    """The progress that nobody follows."""
+    """Reports progress to nobody."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Evaluation:
 def evaluate(network: Network, split: Split, name: str, on_progress: Progress = silent) -> Evaluation:
     """Returns the scores of a network on the images of one split; `name` is the split's, for the scores."""
     dataset, prepared = split.dataset, split.prepared
-    loss, losses = CrossEntropySum(), {size: CrossEntropySum() for size in dataset.loss_sizes}
+    loss, loss_at = CrossEntropySum(), {size: CrossEntropySum() for size in dataset.loss_sizes}
     right: list[bool] = []
     ids: list[str] = []
     confusions: list[Confusion] = []
@@ -78,7 +78,7 @@ def evaluate(network: Network, split: Split, name: str, on_progress: Progress = 
             for one, (truth, confusion, edges) in zip(logits, scored, strict=True):
                 confusions.append(confusion)
                 boundaries.append(edges)
-                for size, total in losses.items():
+                for size, total in loss_at.items():
                     small = torch.from_numpy(resize_ids(truth, (size, size)).copy())[None].to(one.device)
                     total.add(upsample(one, (size, size))[None], small)
             on_progress(len(confusions), len(split.rows))
@@ -90,7 +90,7 @@ def evaluate(network: Network, split: Split, name: str, on_progress: Progress = 
             "data": prepared.key,
             "cross_entropy": loss.mean(),
             "cross_entropy_frame": f"{prepared.size} px",
-            "cross_entropy_at": {str(size): total.mean() for size, total in losses.items()},
+            "cross_entropy_at": {str(size): total.mean() for size, total in loss_at.items()},
             "image_class_accuracy": float(np.mean(right)) if right else None,
             "image_class_images": len(right) or None,
         }
@@ -165,15 +165,13 @@ def _number(value: Score) -> float | None:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run folder's model on the device."""
+    """A run folder's model on the device, from the file `weights` of some epoch."""
 
     network: Network
     config: RunConfig
     data: DataInfo
     weights: str
-    """The file's name."""
     epoch: int
-    """That the weights are of."""
 
 
 def load_run(run: Path, hardware: Hardware) -> TrainedRun:

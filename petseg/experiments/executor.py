@@ -23,8 +23,8 @@ T = TypeVar("T")
 class LocalProcesses(Executor):
     """Runs each job in a fresh process of this machine, at most `count` at a time.
 
-    A job that is killed fails alone. Ctrl-C is the caller's: when the `with` block ends by an exception, jobs end. They
-    also end when the caller's process does, however that comes about.
+    A job that is killed fails alone. Jobs end when the `with` block ends by an exception (Ctrl-C is the caller's), and
+    when the caller's process does, however that comes about.
     """
 
     def __init__(self, count: int) -> None:
