@@ -38,7 +38,6 @@ from petseg.training.validation import validate
 CHECK_EVERY = 50
 """Steps between looks at the losses for nan: each look waits for the device."""
 
-
 OnStep = Callable[[int, int, str], None]
 """Called with the steps done, those of the whole run, and what stands beside a progress bar."""
 
