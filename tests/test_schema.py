@@ -92,7 +92,6 @@ def test_a_record_never_changes():
         ImageMiou(mean=0.5, median=0.5).mean = 0.6
     with pytest.raises(ValidationError, match="finite number"):
         ImageMiou(mean=float("nan"), median=0.5)
-    assert EpochRow.model_fields["learning_rate"].description == "At the epoch's last step."
 
 
 def test_the_caption_names_what_the_images_are():
