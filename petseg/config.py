@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from petseg.errors import PetsegError, shown, unknown_name
 
@@ -30,7 +30,7 @@ class StrictConfig(BaseModel):
 class ModelOptions(StrictConfig):
     """Options of a network, by name; its builder in `petseg.models` checks them (`petseg models` lists them)."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -131,10 +131,8 @@ class RunConfig(StrictConfig):
     def _ramp_rises(self) -> RunConfig:
         sides = [*self.train.ramp, self.data.size]
         if any(later < earlier for earlier, later in pairwise(sides)) or self.data.size in self.train.ramp:
-            raise ValueError(
-                f"train.ramp is {list(self.train.ramp)} and data.size {self.data.size}; "
-                "a ramp holds smaller sides, rising"
-            )
+            given = f"train.ramp is {list(self.train.ramp)} and data.size {self.data.size}"
+            raise ValueError(f"{given}; a ramp holds smaller sides, rising")
         return self
 
     def side(self, epoch: int) -> int:
@@ -159,19 +157,13 @@ class Recipe(StrictConfig):
     overrides: dict[str, dict[str, Any]] = {}
     """Model name -> field -> value, for example `[overrides.segnet.train]` with `learning_rate = 1e-3`."""
 
-    @field_validator("models")
-    @classmethod
-    def _different_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(models)) < len(models):
+    @model_validator(mode="after")
+    def _models_are_named_once(self) -> Recipe:
+        if len(set(self.models)) < len(self.models):
             raise ValueError("a comparison names each model once")
-        return models
-
-    @field_validator("model")
-    @classmethod
-    def _shared_options(cls, model: ModelOptions) -> ModelOptions:
-        if "name" in model.options:
+        if "name" in self.model.options:
             raise ValueError("model.name cannot be set; name the models under `models`")
-        return model
+        return self
 
     def for_model(self, name: str) -> RunConfig:
         """Returns the run of one model: shared fields, then its overrides.
@@ -241,12 +233,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def read_toml(kind: str, name: str, shipped: Sequence[str]) -> dict[str, Any]:
-    """Returns the fields of a shipped TOML file by name, or of one by path.
-
-    Args:
-        kind: "recipe" or "study", for errors.
-        name: of a shipped file, or a path that ends in .toml or holds a slash.
-        shipped: names of the shipped files.
+    """Returns the fields of a shipped TOML file by name, or of one by path; errors call it a `kind`.
 
     Raises:
         PetsegError: no such file, or broken TOML.
@@ -264,13 +251,8 @@ def read_toml(kind: str, name: str, shipped: Sequence[str]) -> dict[str, Any]:
 
 
 def load_serving(settings: Sequence[str] = (), **given: Any) -> ServeConfig:
-    """Returns what `petseg serve` goes by: `field=value` settings, then the flags that were given.
-
-    Raises:
-        PetsegError: unknown or wrong field, malformed setting.
-    """
-    fields = dict(map(_parse_setting, settings))
-    return validated(ServeConfig, {**fields, **given}, source="serve")
+    """Returns what `petseg serve` goes by: `field=value` settings, then the flags that were given."""
+    return validated(ServeConfig, {**dict(map(_parse_setting, settings)), **given}, source="serve")
 
 
 def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) -> ConfigT:
@@ -290,10 +272,9 @@ def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) ->
         raise PetsegError(f"{source}: {unknown_name('field', '.'.join(path), names)}")
     if first["type"] == "missing":
         raise PetsegError(f"{source}: {'.'.join(path)} is missing; give it")
-    # below a field pydantic's path goes on into its own types
-    dotted = next(
-        (".".join(path[:end]) for end in range(len(path), 0, -1) if ".".join(path[:end]) in names), ".".join(path)
-    )
+    dotted = ".".join(path)
+    while dotted not in names and "." in dotted:  # below a field pydantic's path goes on into its own types
+        dotted = dotted.rpartition(".")[0]
     if first["type"] == "literal_error":
         choices = [choice.strip("' ") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
         raise PetsegError(f"{source}: {unknown_name(dotted, str(first['input']), choices)}")
@@ -359,12 +340,7 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
     field, equals, value = setting.partition("=")
     if not equals:
         raise PetsegError(f"--set {setting[:80]}: got no '='; write --set field=value, for example --set epochs=10")
-    return field.strip(), _parse_value(value.strip())
-
-
-def _parse_value(text: str) -> Any:
-    """Returns a TOML value, or the bare text where it is none (`--set task=pet` needs no quotes)."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
+        return field.strip(), tomllib.loads(f"value = {value}")["value"]
+    except (ValueError, RecursionError):  # `--set task=pet` needs no quotes
+        return field.strip(), value.strip()

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from petseg.errors import PetsegError
-from petseg.schema import ComparisonResult, DataInfo, EpochRow, Findings, ImageMiou, read_record, write_record
+from petseg.schema import ComparisonResult, DataInfo, Findings, ImageMiou, read_record, write_record
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = RESULTS / "official" / "comparison.json"
