@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -123,18 +124,19 @@ def bench(plan: Plan, on_progress: Progress | None = None) -> BenchResult:
             raise unknown_name("--runtime", name, CONTENDERS)
     wanted = dict.fromkeys(plan.runtimes or CONTENDERS)
     missing = {name: reason for name in wanted if (reason := _missing(name))}
-    contenders = [each for model in dict.fromkeys(plan.models) for each in _contenders(plan, model, wanted, missing)]
+    runtimes = [name for name in wanted if name not in missing]
+    contenders = [each for model in dict.fromkeys(plan.models) for each in _contenders(plan, model, runtimes)]
     groups: dict[tuple[int, int], list[Contender]] = defaultdict(list)
     for contender in contenders:  # at their own sizes all models take turns
         groups[contender.size if plan.sizes else 0, contender.threads].append(contender)
     rows: list[BenchRow] = []
+
+    def report(done: int) -> None:
+        if on_progress is not None:
+            on_progress(len(rows) * plan.turns + done, len(contenders) * plan.turns)
+
     for group in groups.values():
-
-        def report(done: int) -> None:
-            if on_progress is not None:
-                on_progress(len(rows) * plan.turns + done, len(contenders) * plan.turns)  # noqa: B023 - called here
-
-        rows += _measure(group, plan.turns, report)
+        rows.extend(_measure(group, plan.turns, report))
     found = machine.environment(device="cpu", precision="as listed", threads=max(plan.threads))
     return BenchResult(
         environment=EnvironmentInfo.model_validate(found),
@@ -165,11 +167,11 @@ def _missing(runtime: str) -> str:
     return f"needs {' and '.join(lacking)}; pip install 'petseg[{extra}]'" if lacking else ""
 
 
-def _contenders(plan: Plan, model: str, wanted: Mapping[str, None], missing: Mapping[str, str]) -> list[Contender]:
+def _contenders(plan: Plan, model: str, runtimes: Sequence[str]) -> list[Contender]:
     """Returns what is to be measured of one model."""
     file = model_file(model)
     loaded = Segmenter(model, threads=1, runtime="onnxruntime")
-    files = {name: b"" if name.startswith("torch") else file for name in wanted if name not in missing}
+    files = {name: b"" if name.startswith("torch") else file for name in runtimes}
     if "onnxruntime-int8" in files:
         files["onnxruntime-int8"] = _int8(file, loaded.card, plan.data)
     network, classes = loaded.card["config"]["model"], len(loaded.classes)
@@ -199,65 +201,46 @@ def _measure(group: Sequence[Contender], turns: int, report: Callable[[int], Non
     """Returns the rows of contenders that take turns, each in a process of its own."""
     with ExitStack() as stack:
         pools = [stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for _ in group]
-        for pool, contender in zip(pools, group, strict=True):
-            pool.submit(_load, contender).result()
+        before = [pool.submit(_load, contender).result() for pool, contender in zip(pools, group, strict=True)]
         seconds: list[list[list[float]]] = [[] for _ in group]
         contenders = {place: lambda pool=pool: pool.submit(_turn).result() for place, pool in enumerate(pools)}
         for done, (place, taken) in enumerate(take_turns(contenders, turns), start=1):
             seconds[place].append(taken)
             report(done)
-        peaks = [pool.submit(_peak).result() for pool in pools]
+        highest = [pool.submit(_resident, "VmHWM").result() for pool in pools]
+    peaks = [None if high is None or low is None else high - low for high, low in zip(highest, before, strict=True)]
     return [_row(*each) for each in zip(group, seconds, peaks, strict=True)]
 
 
 # --- in a contender's process ----------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Loaded:
-    run: Callable[[], object]
-    repeats: int  # runs of a turn
-    before: float | None  # resident memory in MB before the model was loaded
+_runs: list[Callable[[], object]] = []  # the process's one
 
 
-_loaded: list[_Loaded] = []  # the process's one
-
-
-def _load(contender: Contender) -> None:
+def _load(contender: Contender) -> float | None:
+    """Warms the model up; returns the resident memory in MB before it was loaded."""
     images = np.random.default_rng(0).integers(0, 256, (1, contender.size, contender.size, 3), np.uint8)
     try:
-        network = _torch(contender) if contender.runtime.startswith("torch") else _file(contender)
+        load = _torch(contender) if contender.runtime.startswith("torch") else _file(contender)
         before = _resident("VmRSS")
-        answer = network()
-
-        def run() -> object:
-            return answer(images)
-
+        _runs.append(partial(load(), images))
         for _ in range(WARM_UP):
-            run()
-        started = time.perf_counter()
-        run()
-        repeats = int(np.clip(TURN_SECONDS / (time.perf_counter() - started), 5, 100))
+            _runs[0]()
     except Exception as error:  # each runtime has its own kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise PetsegError(f"{contender.model} on {contender.runtime}: {reason}; leave it out with --runtime") from None
-    _loaded.append(_Loaded(run, repeats, before))
+    return before
 
 
 def _turn() -> list[float]:
     """Returns the seconds of each run of one turn."""
-    _loaded[0].run()  # the others had the caches
-    seconds = []
-    for _ in range(_loaded[0].repeats):
+    _runs[0]()  # the others had the caches
+    seconds: list[float] = []
+    while len(seconds) < 5 or (sum(seconds) < TURN_SECONDS and len(seconds) < 100):
         started = time.perf_counter()
-        _loaded[0].run()
+        _runs[0]()
         seconds.append(time.perf_counter() - started)
     return seconds
-
-
-def _peak() -> float | None:
-    highest, before = _resident("VmHWM"), _loaded[0].before
-    return None if highest is None or before is None else highest - before
 
 
 def _file(contender: Contender) -> Callable[[], Callable[[UInt8], object]]:
@@ -275,24 +258,24 @@ def _file(contender: Contender) -> Callable[[], Callable[[UInt8], object]]:
 def _torch(contender: Contender) -> Callable[[], Callable[[UInt8], object]]:
     """Imports torch, and returns what makes the model."""
     import torch
+    from torch import nn
 
     from petseg.config import ModelConfig
     from petseg.models import build_model, model_input, to_unit_range
 
     torch.set_num_threads(contender.threads)
     config, layout = ModelConfig(**contender.network), torch.channels_last
+    normalise = model_input(config).normalise
+
+    def run(network: nn.Module, images: UInt8) -> object:
+        batch = normalise(to_unit_range(torch.from_numpy(images))).contiguous(memory_format=layout)
+        bf16 = contender.runtime == "torch-bf16"
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return network(batch).float().softmax(dim=1).numpy()
 
     def load() -> Callable[[UInt8], object]:
-        network = build_model(config, contender.num_classes).eval().to(memory_format=layout)  # type: ignore[call-overload]
-        wanted = model_input(config)
-
-        def run(images: UInt8) -> object:
-            batch = wanted.normalise(to_unit_range(torch.from_numpy(images))).contiguous(memory_format=layout)
-            bf16 = contender.runtime == "torch-bf16"
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                return network(batch).float().softmax(dim=1).numpy()
-
-        return run
+        network = build_model(config, contender.num_classes).eval()
+        return partial(run, network.to(memory_format=layout))  # type: ignore[call-overload]
 
     return load
 
@@ -301,7 +284,7 @@ def _torch(contender: Contender) -> Callable[[], Callable[[UInt8], object]]:
 
 
 def _row(contender: Contender, turns: Sequence[Sequence[float]], peak: float | None) -> BenchRow:
-    every = 1000 * np.concatenate([np.asarray(turn) for turn in turns])
+    milliseconds = 1000 * np.concatenate(turns)
     medians = tuple(round(1000 * float(np.median(turn)), 3) for turn in turns)
     return BenchRow(
         model=contender.model,
@@ -309,30 +292,28 @@ def _row(contender: Contender, turns: Sequence[Sequence[float]], peak: float | N
         threads=contender.threads,
         runtime=contender.runtime,
         title=CONTENDERS[contender.runtime][0],
-        p50_ms=round(float(np.median(every)), 3),
+        p50_ms=round(float(np.median(milliseconds)), 3),
         p50_low_ms=min(medians),
         p50_high_ms=max(medians),
-        p95_ms=round(float(np.quantile(every, 0.95)), 3),
-        images_per_second=round(1000 * len(every) / float(every.sum()), 1),
+        p95_ms=round(float(np.quantile(milliseconds, 0.95)), 3),
+        images_per_second=round(1000 / float(milliseconds.mean()), 1),
         peak_mb=None if peak is None else round(peak, 1),
-        repeats=len(every),
+        repeats=len(milliseconds),
         turn_medians_ms=medians,
     )
 
 
 def _resident(field: str) -> float | None:
     """Returns a field of this process's memory in MB, VmRSS now or VmHWM the highest; None where there is no /proc."""
-    try:
-        found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    return None if found is None else 1024 * int(found[1]) / 1e6
+    match = re.search(rf"{field}:\s+(\d+)", _proc("self/status"))
+    return None if match is None else 1024 * int(match[1]) / 1e6
 
 
 def _instructions() -> tuple[str, ...]:
-    """Returns those of `INSTRUCTIONS` that the processor has; empty where it does not say."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return ()
+    flags = set(_proc("cpuinfo").split())
     return tuple(name for name in INSTRUCTIONS if name in flags)
+
+
+def _proc(name: str) -> str:
+    path = Path("/proc") / name
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
