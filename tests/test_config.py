@@ -63,7 +63,7 @@ def test_shipped_recipe(name):
         assert build_model(run.model, 3) is not None
 
 
-def test_names_and_defaults_and_recipes_round_trip_and_do_not_change():
+def test_names_defaults_round_trip_and_descriptions():
     assert {"default", "quick", "base"} <= set(config.recipe_names())
     assert config.recipe_names() == sorted(config.recipe_names())
     assert load_recipe("default").train == TrainConfig()
@@ -71,9 +71,6 @@ def test_names_and_defaults_and_recipes_round_trip_and_do_not_change():
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
     with pytest.raises(ValidationError, match="frozen"):
         recipe.train.epochs = 3
-
-
-def test_every_field_and_option_has_a_description():
     kinds = [ModelConfig, config.OxfordPetsConfig, config.DataConfig, AugmentConfig, TrainConfig, ServeConfig]
     undescribed = [
         f"{kind.__name__}.{name}"
@@ -84,13 +81,10 @@ def test_every_field_and_option_has_a_description():
     assert undescribed == []
 
 
-def test_file_by_path(write):
+def test_a_file_by_path_or_one_that_cannot_be_read(write, tmp_path):
     recipe = load_recipe(write('models = ["segnet", "unet_paper"]\n[train]\nepochs = 7\n[train.augment]\nflip = false'))
     assert recipe.models == ("segnet", "unet_paper")
     assert recipe.train == TrainConfig(epochs=7, augment=AugmentConfig(flip=False))
-
-
-def test_files_that_cannot_be_read(tmp_path, write):
     (tmp_path / "image.toml").write_bytes(b"\xff\xd8\xff\xe0")
     for name, match in (
         (str(tmp_path / "gone.toml"), r"^recipe .*gone\.toml: cannot be read \(.*No such file.*\); name a TOML"),
@@ -134,7 +128,10 @@ def test_ranges(field, accepted, refused, bound):
         load_recipe("default", [f"{field}={refused}"])
 
 
-def test_a_ramp_rises_to_the_size():
+def test_serving_and_a_ramp_that_rises_to_the_size():
+    assert config.load_serving(["pixels=5"], port=0) == ServeConfig(pixels=5, port=0)
+    with pytest.raises(PetsegError, match=r"^serve: field 'pixel' is unknown; choose one of: pixels, "):
+        config.load_serving(["pixel=5"])
     run = load_recipe("default", ["ramp=[64, 64, 96]", "size=97"]).for_model("unet")
     assert [run.side(epoch) for epoch in (1, 14, 20, 30)] == [64, 64, 96, 97]
     for ramp in ("[64, 48]", "[96]", "[128]"):
@@ -142,20 +139,11 @@ def test_a_ramp_rises_to_the_size():
             load_recipe("default", [f"ramp={ramp}", "size=96"]).for_model("unet")
 
 
-def test_serving():
-    assert config.load_serving(["pixels=5"], port=0) == ServeConfig(pixels=5, port=0)
-    with pytest.raises(PetsegError, match=r"^serve: field 'pixel' is unknown; choose one of: pixels, "):
-        config.load_serving(["pixel=5"])
-
-
-def test_set_bare_or_dotted_wins_over_the_file_and_the_last_over_the_first(write):
+def test_set_wins_over_the_file_and_reaches_every_field_and_option(write):
     for setting in ("epochs=9", "train.epochs=9", " epochs = 9 ", "train.epochs = 9"):
         recipe = load_recipe(write("[train]\nepochs = 3\nseed = 4"), ["epochs=5", setting])
         assert recipe.train == TrainConfig(epochs=9, seed=4)
-
-
-def test_set_reaches_every_field_and_option_by_its_bare_name():
-    """No two fields end alike, so that every last part may stand alone; nor is an option near a field's name."""
+    # no two fields end alike, so that every last part may stand alone; nor is an option near a field's name
     bare = [name.rsplit(".", 1)[-1] for name in settable()]
     assert sorted(bare) == sorted(set(bare))
     assert "train.augment.flip" in settable()

@@ -195,15 +195,12 @@ def test_boundary_falls_with_the_shift_and_tolerance_grows_with_the_image():
     assert boundary_f(small) < boundary_f(large) == 1
 
 
-def test_boundary_absent():
+def test_boundary_absent_and_the_rim_of_an_ignored_band_is_none():
     empty, whole, there = np.zeros((30, 30), np.uint8), np.ones((30, 30), np.uint8), square(5, 5, 10, 30)
     assert math.isnan(boundary_f(boundary_counts(empty, empty, 1)))
     assert math.isnan(boundary_f(boundary_counts(whole, whole, 1))), "the image's edge is no boundary"
     assert boundary_f(boundary_counts(there, empty, 1)) == boundary_f(boundary_counts(empty, there, 1)) == 0
-
-
-def test_the_rim_of_an_ignored_band_is_no_boundary():
-    """A disc whose whole outline is ignored: a model that calls everything the class gains nothing from the band."""
+    # a disc whose whole outline is ignored: a model that calls everything the class gains nothing from the band
     rows, columns = np.mgrid[:60, :60]
     distance = np.hypot(rows - 30, columns - 30)
     truth = np.where(distance < 15, 1, 0).astype(np.uint8)

@@ -93,7 +93,7 @@ def test_a_clean_folder_has_one_row_and_an_image_that_is_lost_after_listing_is_l
     assert (sound.count, row.found, row.count, row.left_out) == (0, "image cannot be decoded", 8, True)
 
 
-def test_more_files_among_the_trimaps(copied):
+def test_more_files_among_the_trimaps_and_one_kind_is_one_row(copied):
     for name, row in (
         ("Thumbs.db", Finding("not a .png among the trimaps", 1, "skipped", ("Thumbs.db",), False)),
         ("beagle_1.PNG", Finding("second trimap of one name", 1, "left out", ("beagle_1.png",), True)),
@@ -102,10 +102,7 @@ def test_more_files_among_the_trimaps(copied):
         assert check_samples(open_dataset(copied))[1:] == [row]
         assert (row.found in SKIPPED) == row.left_out
         path.unlink()
-
-
-def test_one_kind_is_one_row(copied):
-    """A folder of 7,390 remapped trimaps, each of another size, must not print 7,390 rows."""
+    # a folder of 7,390 remapped trimaps, each of another size, must not print 7,390 rows
     for number, path in enumerate(sorted((copied / "annotations" / "trimaps").iterdir())):
         with Image.open(path) as trimap:
             values = np.asarray(trimap) - 1

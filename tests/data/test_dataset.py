@@ -43,14 +43,11 @@ def test_classes_that_are_refused(entries, match):
         classes_from(entries)
 
 
-def test_palette_is_white_beyond_the_classes():
+def test_palette_is_white_beyond_the_classes_and_merged_classes():
     colours = palette(classes_from([{"name": "leaf", "colour": "#0072B2"}, "background"]))
     assert (colours.shape, colours.dtype) == ((256, 3), np.uint8)
     assert colours[:3].tolist() == [[0x00, 0x72, 0xB2], [0xBB, 0xBB, 0xBB], [255, 255, 255]]
     assert (colours[2:] == 255).all()
-
-
-def test_merge():
     merge = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))
     assert merge.members() == ((0, 1), (2,), (3,))
     labels = np.uint8([[0, 1, 2], [3, 255, 0]])

@@ -107,7 +107,7 @@ def test_a_list_that_is_missing_or_has_a_wrong_line(copied, name):
         read_contents(copied)
 
 
-def test_a_trimap_of_16_bits_or_with_a_palette_is_its_values(tmp_path):
+def test_a_trimap_of_16_bits_or_with_a_palette_is_its_values_and_others_are_refused(tmp_path):
     values, path = np.array([[1, 2], [3, 1]], np.uint8), tmp_path / "beagle_1.png"
     palette = Image.fromarray(values)
     palette.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0, 0, 0, 200])
@@ -115,9 +115,6 @@ def test_a_trimap_of_16_bits_or_with_a_palette_is_its_values(tmp_path):
         trimap.save(path)
         assert read_trimap(path).dtype == np.uint8
         np.testing.assert_array_equal(read_trimap(path), values)
-
-
-def test_unusable_trimaps(tmp_path):
     for values, match in (
         (np.zeros((8, 8), np.uint8), r"^beagle_1\.png holds values \{0\}; a trimap holds 1 pet, .* remapped already"),
         (np.full((8, 8), 255, np.uint8), r"holds values \{255\};"),

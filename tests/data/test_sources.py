@@ -59,23 +59,20 @@ def test_official_are_archives_of_the_right_bytes(archives, monkeypatch, wrong):
     assert open_dataset(archives).official == (not wrong), "checksums are computed once"
 
 
-def test_a_folder_is_never_official(archives, eight_pets, monkeypatch):
-    """Even with the official archives beside it: its files are not checked."""
-    publish(monkeypatch, archives)
-    for name in ("images", "annotations"):
-        shutil.copytree(eight_pets / name, archives / name)
-    dataset = open_dataset(archives)
-    assert (dataset.provenance, dataset.official) == (sources.FOLDER, False)
-    assert dataset.samples[0].image.parent == archives / "images"
-
-
-def test_a_damaged_memo_is_not_believed(archives, cache_folder):
+def test_a_damaged_memo_is_not_believed_nor_a_folder_ever_official(archives, cache_folder, eight_pets, monkeypatch):
     open_dataset(archives)
     (path,) = (cache_folder / "extracted").glob("*.official")
     for memo in (b"", b"tru", b"\xff", b"True"):
         path.write_bytes(memo)
         assert not open_dataset(archives).official
         assert path.read_bytes() == b"false"
+    # even with the official archives beside it: its files are not checked
+    publish(monkeypatch, archives)
+    for name in ("images", "annotations"):
+        shutil.copytree(eight_pets / name, archives / name)
+    dataset = open_dataset(archives)
+    assert (dataset.provenance, dataset.official) == (sources.FOLDER, False)
+    assert dataset.samples[0].image.parent == archives / "images"
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar"])

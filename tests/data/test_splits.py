@@ -47,7 +47,7 @@ def names_in(listed: dict[str, str], part: str) -> set[str]:
     return {name for name in listed if listed[name] == part}
 
 
-def test_committed_validation():
+def test_committed_validation_is_the_official_protocols(listed):
     path = Path(__file__).parents[2] / "petseg" / "data" / "splits" / "official_val.txt"
     names = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     assert names == sorted(set(names))
@@ -56,10 +56,7 @@ def test_committed_validation():
     by_breed = Counter(map(breed_of, names))
     assert {*by_breed} == {*CATS, *DOGS}
     assert all(abs(count - TRAINVAL[breed] / 10) < 1 for breed, count in by_breed.items())
-
-
-def test_official_protocol_also_with_an_image_missing(listed):
-    """Else near-duplicates of training images validate, and figures stand beside others of another split."""
+    # else near-duplicates of training images validate, and figures stand beside others of another split
     splits = split_names(list(listed), listed, "official")
     assert {part: len(names) for part, names in splits.items()} == OFFICIAL
     assert {*splits["val"]} == committed_validation()
@@ -71,11 +68,18 @@ def test_official_protocol_also_with_an_image_missing(listed):
     assert {*fewer["val"]} == committed_validation() - {missing}
 
 
-def test_official_protocol_of_another_dataset_validates_on_a_tenth_of_its_own_trainval():
+def test_other_datasets_validate_on_a_tenth_by_largest_remainders():
     listed = {f"beagle_{number}": "trainval" for number in range(300, 340)} | {"beagle_1": "test", "beagle_2": "none"}
     splits = split_names(list(listed), listed, "official")
     assert splits["val"] == stratified_validation(names_in(listed, "trainval"))
     assert {part: len(names) for part, names in splits.items()} == {"train": 36, "val": 4, "test": 1}
+    # a tenth of 14, 16 and 27: floors 1, 1, 2 make 4 of 6; the remainders .7 (27) and .6 (16) get one each
+    drawn = stratified_validation(names_of({"beagle": 14, "pug": 16, "samoyed": 27}))
+    assert Counter(map(breed_of, drawn)) == {"beagle": 1, "pug": 2, "samoyed": 3}
+    one, two = names_of({"beagle": 40}), names_of({"beagle": 40, "pug": 40})
+    drawn = stratified_validation(two)
+    assert drawn == stratified_validation(two, seed=0, share=0.1) != stratified_validation(two, seed=1)
+    assert [name for name in drawn if breed_of(name) == "beagle"] == stratified_validation(one)
 
 
 def tutorial(names: list[str], val_samples: int = 1000) -> tuple[list[str], list[str]]:
@@ -90,15 +94,12 @@ def tutorial(names: list[str], val_samples: int = 1000) -> tuple[list[str], list
     return sorted(stems[:-val_samples]), sorted(stems[-val_samples:])
 
 
-def test_seed_protocol_is_the_tutorials_and_validates_on_half_at_most(listed):
+def test_seed_protocol_is_the_tutorials_and_a_left_out_image_does_not_shift_it(listed, prepared, pets_folder):
     for names, val_samples in ((list(listed), 1000), ([f"beagle_{number}" for number in range(9)], 4)):
         splits = split_names(names, listed, "seed")
         assert (splits["train"], splits["val"]) == tutorial(names, val_samples)
         assert {part: len(names) for part, names in splits.items()}["val"] == val_samples
-
-
-def test_a_left_out_image_does_not_shift_the_seed_protocol(prepared, pets_folder):
-    """Splits are of all pairs, the left-out ones too; rows are of the images that are there."""
+    # splits are of all pairs, the left-out ones too; rows are of the images that are there
     listed = read_contents(pets_folder).listed
     splits = split_names(list(listed), listed, "seed")
     missing = {splits["train"][7], splits["val"][7]}
@@ -126,16 +127,6 @@ def test_quotas_whatever_the_order(counts, share, seed, rng):
     assert all(abs(by_breed[breed] - share * count) < 1 + 1e-9 for breed, count in counts.items())
     rng.shuffle(names)
     assert stratified_validation(names, share=share, seed=seed) == drawn
-
-
-def test_largest_remainders_get_the_rest_and_breeds_draw_on_their_own():
-    """A tenth of 14, 16 and 27: floors 1, 1, 2 make 4 of 6; the remainders .7 (27) and .6 (16) get one each."""
-    drawn = stratified_validation(names_of({"beagle": 14, "pug": 16, "samoyed": 27}))
-    assert Counter(map(breed_of, drawn)) == {"beagle": 1, "pug": 2, "samoyed": 3}
-    one, two = names_of({"beagle": 40}), names_of({"beagle": 40, "pug": 40})
-    drawn = stratified_validation(two)
-    assert drawn == stratified_validation(two, seed=0, share=0.1) != stratified_validation(two, seed=1)
-    assert [name for name in drawn if breed_of(name) == "beagle"] == stratified_validation(one)
 
 
 @given(counts, st.data(), st.floats(0.01, 0.99))

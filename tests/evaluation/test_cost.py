@@ -96,7 +96,7 @@ def test_four_times_the_pixels(name):
     assert per_image[0] > 2 * one.activation_bytes, "training holds more"
 
 
-def test_live_bytes_by_hand_of_one_and_several_outputs():
+def test_live_bytes_by_hand_of_outputs_views_and_a_chain():
     with LiveBytes() as memory:
         a, b = torch.ones(1000), torch.ones(1000)
         x = a + b
@@ -116,9 +116,6 @@ def test_live_bytes_by_hand_of_one_and_several_outputs():
         assert memory.live == 800
         del indices
         assert memory.live == 0
-
-
-def test_views_and_what_was_there_before_take_nothing():
     weight = torch.ones(500)
     with LiveBytes() as memory:
         weight.view(5, 100).mul_(2)
@@ -131,10 +128,7 @@ def test_views_and_what_was_there_before_take_nothing():
         assert memory.live == 800, "a view keeps its storage alive"
         del rows
         assert memory.live == 0
-
-
-def test_memory_of_a_chain_of_convolutions_by_hand():
-    """At each step of a plain chain input and output live: the peak is the widest pair."""
+    # at each step of a plain chain input and output live: the peak is the widest pair
     with torch.device("meta"):
         chain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 32, 1), nn.Conv2d(32, 16, 1), nn.Conv2d(16, 1, 1))
         image = torch.empty(1, 3, 10, 10)

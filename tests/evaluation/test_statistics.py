@@ -60,7 +60,7 @@ def test_equal_models_hold_zero_and_a_lead_is_found():
         paired_bootstrap(first, second[:4])
 
 
-def test_points_by_hand():
+def test_points_by_hand_and_a_class_absent_from_a_resample_is_left_out():
     first = np.array([[[6, 2], [2, 6]], [[8, 0], [0, 8]]])  # added: 14, 2 / 2, 14; IoU 14 / 18 of both classes
     second = np.array([[[4, 4], [4, 4]], [[8, 0], [0, 8]]])  # added: 12, 4 / 4, 12; IoU 12 / 20
     difference = paired_bootstrap(first, second)
@@ -69,6 +69,11 @@ def test_points_by_hand():
     assert difference.high == pytest.approx(100 * (6 / 10 - 4 / 12))
     assert difference.low == 0
     assert difference.share_left_better == pytest.approx(3 / 4, abs=0.03)
+    # a class that one image of three holds is missing from many resamples, which are scored without it
+    plain = np.array([[4, 1, 0], [1, 4, 0], [0, 0, 0]])
+    rare = np.array([[4, 1, 0], [1, 4, 0], [0, 0, 3]])
+    difference = paired(np.array([plain, plain, rare]), np.array([plain, plain, rare]), resamples=200)
+    assert (difference.low, difference.high) == (0, 0)
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 5])
@@ -81,7 +86,7 @@ def test_swapping_swaps_the_sign_and_order_does_not_matter(seeds):
     assert turned.points == pytest.approx(there.points)
 
 
-def test_the_interval_follows_from_seed_confidence_and_images():
+def test_the_interval_follows_from_seed_confidence_images_and_pairing():
     pair = draw_images(60, lead=0.02, seed=4)
     first, again, other = (paired(*pair, resamples=200, seed=seed) for seed in (1, 1, 2))
     assert first == again
@@ -91,23 +96,12 @@ def test_the_interval_follows_from_seed_confidence_and_images():
     assert most.low < half.low < half.high < most.high
     few, many = (paired(*draw_images(count, lead=0.02, seed=5), resamples=500) for count in (40, 1000))
     assert width(many) < 0.4 * width(few)
-
-
-def test_pairing_removes_what_images_share():
-    """Images vary far more than the models differ: shuffling one model's images widens the interval."""
+    # images vary far more than the models differ: shuffling one model's images widens the interval
     first, second = draw_images(100, lead=0.02, seed=6, noise=0.01)
     together = paired(first, second, resamples=500)
     shuffled = paired(first, np.random.default_rng(0).permutation(second), resamples=500)
     assert together.points == pytest.approx(shuffled.points)
     assert width(together) < 0.5 * width(shuffled)
-
-
-def test_class_absent_from_a_resample_is_left_out():
-    """A class that one image of three holds is missing from many resamples, which are scored without it."""
-    plain = np.array([[4, 1, 0], [1, 4, 0], [0, 0, 0]])
-    rare = np.array([[4, 1, 0], [1, 4, 0], [0, 0, 3]])
-    difference = paired(np.array([plain, plain, rare]), np.array([plain, plain, rare]), resamples=200)
-    assert (difference.low, difference.high) == (0, 0)
 
 
 @pytest.mark.parametrize(("confidence", "least", "most"), [(0.95, 0.88, 0.99), (0.5, 0.4, 0.6)])

@@ -177,7 +177,7 @@ def test_presets_keep_the_size(name, num_classes):
     assert logits.shape == (2, num_classes, 97, 130)
 
 
-def test_unet_paper():
+def test_unet_paper_and_options():
     # figure 1: 23 convolutional layers, of which 18 are 3x3, 4 are 2x2 up-convolutions and one is 1x1
     model = paper("unet_paper")
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(31.0e6, abs=0.05e6)
@@ -191,9 +191,6 @@ def test_unet_paper():
     assert model.head.kernel_size == (1, 1)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert model.dropout.p == 0.5
-
-
-def test_unet_options():
     for skips, widths in ((True, [64, 32, 16, 8]), (False, [32, 16, 8, 4])):
         assert [convolutions(stage)[0].in_channels for stage in small("unet", skips=skips).decoder] == widths
     assert [len(convolutions(stage)) for stage in small("unet", convs=3).encoder] == [3] * 5
@@ -215,10 +212,7 @@ def test_what_reaches_the_decoder_beside_the_deepest_map():
     for name, options in (("segnet", {}), ("unet", {"skips": False})):
         assert not same_logits(name, 1.0, upsampling="indices", **options)
         assert same_logits(name, 1.0, upsampling="bilinear", **options)
-
-
-def test_skip_hands_over_the_first_level():
-    """The last decoder stage gets the first encoder level as it left it, then what comes from below."""
+    # the last decoder stage gets the first encoder level as it left it, then what comes from below
     model, seen = small("unet"), {}
     model.encoder[0].register_forward_hook(lambda module, inputs, output: seen.update(level=output.clone()))
     model.decoder[-1].register_forward_pre_hook(lambda module, inputs: seen.update(merged=inputs[0].clone()))
@@ -355,7 +349,9 @@ def test_the_ends_of_each_range():
         build_model(ModelConfig(name="segnet", base_channels=1, depth=7, convs=8, dropout=0.99), CLASSES)
 
 
-def test_a_network_from_elsewhere_is_one_line(monkeypatch):
+def test_multiples_and_a_network_from_elsewhere(monkeypatch):
+    assert [model_input(ModelConfig(name=name)).multiple for name in MODELS] == [16, 32, 16, 32]
+    assert model_input(ModelConfig(name="segnet", depth=3)) == Input(multiple=8)
     monkeypatch.setitem(MODELS, "mine", Builder("My network", lambda num_classes: nn.Conv2d(3, num_classes, 1)))
     assert build_model(ModelConfig(name="mine"), 5)(torch.zeros(1, 3, 8, 8)).shape == (1, 5, 8, 8)
     assert model_input(ModelConfig(name="mine")) == Input(multiple=1)
@@ -365,7 +361,7 @@ def test_a_network_from_elsewhere_is_one_line(monkeypatch):
     assert len({builder.title for builder in MODELS.values()}) == len(MODELS)
 
 
-def test_normalise_by_channel():
+def test_to_unit_range_and_normalise_by_channel():
     assert Input().normalise(torch.tensor([0.0, 0.5, 0.75, 1.0])).tolist() == [-2.0, 0.0, 1.0, 2.0]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.25)
     images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -376,14 +372,6 @@ def test_normalise_by_channel():
     grey = torch.full((1, 3, 1, 1), 0.5)
     assert Input((0.5, 0.5, 0.25)).normalise(grey).flatten().tolist() == [0.0, 0.0, 1.0], "one channel's own mean"
     assert Input(std=(0.5, 0.5, 0.25)).normalise(grey + 0.5).flatten().tolist() == [1.0, 1.0, 2.0]
-
-
-def test_multiple_is_what_every_level_halves_evenly():
-    assert [model_input(ModelConfig(name=name)).multiple for name in MODELS] == [16, 32, 16, 32]
-    assert model_input(ModelConfig(name="segnet", depth=3)) == Input(multiple=8)
-
-
-def test_to_unit_range():
     images = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).reshape(2, 4, 5, 3)
     unit = to_unit_range(images)
     assert (unit.shape, unit.dtype) == ((2, 3, 4, 5), torch.float32)

@@ -110,16 +110,13 @@ def test_a_loss_that_is_not_a_number_stops_and_is_not_kept(settings, message, pr
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_the_rate_warms_up_and_falls_to_zero():
+def test_the_rate_warms_up_and_norms_and_biases_do_not_decay():
     config = TrainConfig(learning_rate=1.0, warmup=0.1)
     rates = [learning_rate(step, 100, config) for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert rates[10] == max(rates) == 1.0
     assert rates[55] == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
-
-
-def test_norms_and_biases_do_not_decay():
     model = build_model(tiny().model, 3)
     groups = make_optimiser(model, TrainConfig(weight_decay=0.1)).param_groups
     by_decay = {group["weight_decay"]: group["params"] for group in groups}
