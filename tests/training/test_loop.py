@@ -20,11 +20,10 @@ from tests.conftest import prepare_for, tiny, train_on_cpu
 
 
 def test_same_seed_same_losses_and_another_seed_others(prepared, tmp_path):
-    runs = [
-        train_on_cpu(tiny(f"train.seed={seed}"), prepared, tmp_path / str(place))
-        for place, seed in enumerate((0, 0, 1))
-    ]
-    first, again, other = ([row.train_loss for row in rows] for rows in runs)
+    first, again, other = (
+        [row.train_loss for row in train_on_cpu(tiny(f"train.seed={seed}"), prepared, tmp_path / place)]
+        for seed, place in ((0, "first"), (0, "again"), (1, "other"))
+    )
     assert first == again
     assert first != other
 
@@ -37,16 +36,15 @@ def test_training_lowers_the_loss_below_what_class_shares_give(prepared, tmp_pat
     assert history[-1].train_loss < history[0].train_loss
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("train.dice_weight=1",),
-        ("train.class_weights=median_frequency",),
-        ("data.oxford_pets.task=species",),
-        ("data.oxford_pets.task=pet", "data.oxford_pets.border=ignore"),
-    ],
-    ids=" ".join,
-)
+OPTIONS = [
+    ("train.dice_weight=1",),
+    ("train.class_weights=median_frequency",),
+    ("data.oxford_pets.task=species",),
+    ("data.oxford_pets.task=pet", "data.oxford_pets.border=ignore"),
+]
+
+
+@pytest.mark.parametrize("settings", OPTIONS, ids=" ".join)
 def test_options_of_loss_and_task_train(settings, pets_folder, tmp_path):
     config = tiny(*settings, "train.epochs=6", model="segnet")
     history = train_on_cpu(config, prepare_for(config, pets_folder), tmp_path / "run")
