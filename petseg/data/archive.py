@@ -14,11 +14,8 @@ from typing import Self
 from petseg.data.download import disk_errors
 from petseg.errors import PetsegError
 
-MAX_MEMBERS = 50_000
-"""Most members that `extract` accepts in all; the two official archives hold about 26,000."""
-
-MAX_BYTES = 4 * 2**30
-"""Most bytes that `extract` writes in all; the two official archives hold about 0.8 GB."""
+MAX_MEMBERS, MAX_BYTES = 50_000, 4 * 2**30
+"""Most that `extract` accepts in all; the two official archives hold about 26,000 members and 0.8 GB."""
 
 MAX_HEADER_BYTES = 2**20
 """Most bytes of a long name or of extended attributes: tarfile reads them into memory."""
@@ -31,8 +28,7 @@ def extract(paths: Sequence[Path], target: Path) -> None:
     What a killed extraction left is removed, so the caller holds a lock.
 
     Raises:
-        PetsegError: An archive is missing, truncated or damaged; holds a link, a device or a name outside the folder;
-            holds more than MAX_MEMBERS or MAX_BYTES; or `target` cannot be written.
+        PetsegError: An archive is missing, damaged, too large or unsafe; or `target` cannot be written.
     """
     if target.exists():
         return

@@ -47,11 +47,7 @@ def cache_root() -> Path:
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turns an OSError in the block into one line.
-
-    Raises:
-        PetsegError: the disk is full, or the place not writable.
-    """
+    """Turns an OSError in the block (a full disk, a place that is not writable) into one line."""
     try:
         yield
     except OSError as error:
@@ -98,12 +94,7 @@ def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None)
 
     A thread for each core decodes images (Pillow releases the interpreter lock). Two processes may call at once: the
     second waits and reads the first one's work. A killed call leaves nothing under the cache's name. A damaged cache
-    is made again, with a warning.
-
-    Args:
-        dataset: as `sources.open_dataset` returns it.
-        size: side of the square in pixels.
-        on_progress: called with (done, total) images.
+    is made again, with a warning. `size` is the side of the square in pixels.
 
     Raises:
         PetsegError: no sample can be used, or the disk is full.

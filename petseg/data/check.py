@@ -45,9 +45,7 @@ class Finding:
 def check_samples(dataset: Dataset, *, on_progress: Callable[[int, int], None] | None = None) -> list[Finding]:
     """Returns a row for the sound pairs, then one for each kind of unusual file, after opening every pair.
 
-    Args:
-        dataset: as `sources.open_dataset` returns it.
-        on_progress: called with (done, total) samples.
+    `on_progress` gets (done, total) samples.
     """
     noted: dict[str, list[str]] = defaultdict(list)
     broken: dict[str, list[str]] = defaultdict(list)

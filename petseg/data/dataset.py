@@ -165,12 +165,7 @@ def scored_ids(labels: UInt8, merge: Merge | None) -> UInt8:
 def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[str, ...]:
     """Returns the ids of a share of the samples, sorted, each group in proportion, at least two.
 
-    Shares are nested: a smaller one lies within a larger one, so a learning curve only adds images.
-
-    Args:
-        samples: of the training split.
-        share: above 0, to 1.
-        seed: of the order within each group, the same for every share.
+    Shares are nested: a smaller one lies within a larger one of that seed, so a learning curve only adds images.
 
     >>> samples = [Sample(f"{group}_{n}", Path(), Path(), group) for group in ("pug", "Bombay") for n in range(3)]
     >>> [len(part_of(samples, share)) for share in (0.5, 1.0)]

@@ -44,19 +44,14 @@ class Archive:
 
 
 HOSTS = ("https://www.robots.ox.ac.uk/~vgg/data/pets/data", "https://thor.robots.ox.ac.uk/~vgg/data/pets")
-IMAGES = Archive(
-    name="images.tar.gz",
-    bytes=791_918_971,
-    sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
-    urls=tuple(f"{host}/images.tar.gz" for host in HOSTS),
+ARCHIVES = tuple(
+    Archive(name, size, checksum, tuple(f"{host}/{name}" for host in HOSTS))
+    for name, size, checksum in (
+        ("images.tar.gz", 791_918_971, "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d"),
+        ("annotations.tar.gz", 19_173_078, "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91"),
+    )
 )
-ANNOTATIONS = Archive(
-    name="annotations.tar.gz",
-    bytes=19_173_078,
-    sha256="52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91",
-    urls=tuple(f"{host}/annotations.tar.gz" for host in HOSTS),
-)
-ARCHIVES = (IMAGES, ANNOTATIONS)
+IMAGES, ANNOTATIONS = ARCHIVES
 
 
 def sha256(path: Path) -> str:
@@ -81,13 +76,8 @@ def download(
     """Returns the path of the verified archive in `folder`; downloads it, or what is missing of it.
 
     A `NAME.part` from an earlier call is continued, a verified archive kept, a wrong one replaced. The caller locks.
-
-    Args:
-        archive: The file wanted.
-        folder: Where it goes; created if missing.
-        timeout: Seconds without a byte, or with fewer than SLOWEST each, after which a host is given up.
-        rounds: How often all hosts are tried.
-        on_progress: Called with (bytes here, bytes in all) after each chunk.
+    `timeout` is in seconds without a byte, or with fewer than SLOWEST each; `rounds` is how often all hosts are tried;
+    `on_progress` gets (bytes here, bytes in all) after each chunk.
 
     Raises:
         PetsegError: No host gave the file, the folder cannot be written, or the disk is too full.

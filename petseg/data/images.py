@@ -106,12 +106,8 @@ def read_ids(path: Path, kind: str = "label") -> npt.NDArray[Any]:
 def open_sample(dataset: Dataset, sample: Sample, *, draft: int | None = None) -> LabelledImage:
     """Returns the image as RGB and its class ids, both at the image's own size and orientation on disk.
 
-    EXIF rotation is not applied: labels were drawn on the stored pixels.
-
-    Args:
-        dataset: reads the label.
-        sample: which one.
-        draft: lets the JPEG decoder reduce the image (the label stays), as long as both sides keep this many pixels.
+    EXIF rotation is not applied: labels were drawn on the stored pixels. `draft` lets the JPEG decoder reduce the image
+    (the label stays), as long as both sides keep this many pixels.
 
     Raises:
         PetsegError: the sample cannot be used; the message is the reason that `petseg data check` prints.
@@ -136,11 +132,7 @@ def open_sample(dataset: Dataset, sample: Sample, *, draft: int | None = None) -
 
 
 def open_ids(dataset: Dataset, sample: Sample) -> UInt8:
-    """Returns the class ids at the image's own size, as `open_sample` does, without decoding the image.
-
-    Raises:
-        PetsegError: as `open_sample`.
-    """
+    """Returns the class ids at the image's own size, as `open_sample` does, without decoding the image."""
     try:
         with Image.open(sample.image, formats=formats()) as opened:
             own_size = opened.size

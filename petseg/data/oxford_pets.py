@@ -78,12 +78,6 @@ def _table(cat: Sequence[int], dog: Sequence[int]) -> UInt8:
 def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str, official: bool = False) -> Dataset:
     """Returns the dataset in a folder of the official layout, without opening an image.
 
-    Args:
-        folder: with images/ and annotations/.
-        config: task, border and protocol.
-        provenance: where the files come from, in one sentence.
-        official: whether they are the official files.
-
     Raises:
         PetsegError: no images, no trimaps, or no lists in the folder.
     """
@@ -122,11 +116,7 @@ class Contents:
 
 
 def read_contents(folder: Path) -> Contents:
-    """Returns what a folder in the official layout holds, without opening an image.
-
-    Raises:
-        PetsegError: no images, no trimaps, or no lists in the folder.
-    """
+    """Returns what a folder in the official layout holds, without opening an image."""
     skipped: dict[str, list[str]] = defaultdict(list)
     images, trimaps = (_files(folder, kind, skipped) for kind in FILES)
     annotations = folder / "annotations"
@@ -257,12 +247,8 @@ def _committed(name: str) -> frozenset[str]:
 def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: str) -> dict[str, list[str]]:
     """Returns "train", "val" and (official only) "test": names, sorted, of all pairs in the folder.
 
-    A pair that is left out for a defect must still be in `all_names`, or the `seed` split would shift.
-
-    Args:
-        all_names: every pair's name.
-        listed: name -> "trainval", "test" or "none".
-        protocol: `official` or `seed`.
+    A pair that is left out for a defect must still be in `all_names`, or the `seed` split would shift. `listed` says
+    "trainval", "test" or "none" of each.
     """
     if protocol == "seed":
         shuffled = sorted(all_names)
@@ -286,11 +272,7 @@ def stratified_validation(
 ) -> list[str]:
     """Returns `share` of the names, sorted, each breed in proportion (largest remainders), at least one name.
 
-    Args:
-        names: of trainval.
-        share: between 0 and 1.
-        seed: of the draw within each breed.
-        barred: names that may not be drawn (their near-duplicates train).
+    `seed` is of the draw within each breed; `barred` names may not be drawn (their near-duplicates train).
     """
     by_breed: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):

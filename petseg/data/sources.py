@@ -53,10 +53,7 @@ def find_data(given: Path | None) -> Path | None:
 def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | None = None, rounds: int = 4) -> None:
     """Downloads the two official archives into a folder; what is there and verified stays.
 
-    Args:
-        folder: made when it is missing.
-        on_progress: called with (archive's name, bytes here, bytes in all).
-        rounds: how often both hosts are tried.
+    `on_progress` gets (archive's name, bytes here, bytes in all); `rounds` is how often both hosts are tried.
 
     Raises:
         PetsegError: no host gave the files, or the folder cannot be written.

@@ -113,11 +113,8 @@ class _Served(nn.Module):
 def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -> dict[str, Any]:
     """Returns the metadata of `out`, now the file of a trained run (`evaluate.load_run` says of which weights).
 
-    Args:
-        run: the run folder.
-        out: the file, replaced in one step.
-        kind: onnx, torch (a torch.export program) or openvino.
-        fp16: store large weights in half the bytes; they are computed with in float32 all the same. Not for torch.
+    `kind` is one of `MAKERS`. With `fp16` large weights are stored in half the bytes and computed with in float32 all
+    the same; torch's programs are not.
 
     Raises:
         PetsegError: not a trained run, or the file disagrees with torch.
@@ -139,10 +136,9 @@ def export_model(
 
     Args:
         network: on the CPU, in fp32.
-        description: at least `classes`, C names, and `size`, the side in pixels that photos are resized to.
-        out: the file, replaced in one step.
-        kind: as `export_run`.
-        fp16: as `export_run`.
+        description: at least `classes` and `size`, the side in pixels that photos are resized to.
+        out: replaced in one step.
+        kind: as `export_run`, and so is fp16.
 
     Raises:
         PetsegError: the file disagrees with torch; nothing is written.
@@ -164,12 +160,7 @@ def export_model(
 
 
 def as_onnx(network: Network, size: int) -> bytes:
-    """Returns a model as an ONNX file in float32, neither checked nor described: for timing.
-
-    Args:
-        network: on the CPU, in fp32.
-        size: side in pixels.
-    """
+    """Returns a model (on the CPU, in fp32) as an ONNX file, neither checked nor described: for timing."""
     content: bytes = without_concat(_export(_Served(network).eval(), drawn_images(size))).SerializeToString()
     return content
 
@@ -258,9 +249,7 @@ def stored_in_fp16(file: onnx.ModelProto, *, fp32_below: int) -> onnx.ModelProto
     casts = []
     for tensor in smaller.graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if values.dtype != np.float32:
-            continue
-        if values.size >= fp32_below:
+        if values.dtype == np.float32 and values.size >= fp32_below:
             name = tensor.name
             tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.fp16"))
             casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
@@ -323,15 +312,8 @@ def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
 def _export(served: _Served, images: UInt8) -> onnx.ModelProto:
     sample, free = _traced(served, images)
     with _quiet():
-        program = torch.onnx.export(
-            served,
-            sample,
-            dynamo=True,
-            verbose=False,
-            input_names=["image"],
-            output_names=["probabilities"],
-            dynamic_shapes=free,
-        )
+        names: dict[str, Any] = {"input_names": ["image"], "output_names": ["probabilities"]}
+        program = torch.onnx.export(served, sample, dynamo=True, verbose=False, dynamic_shapes=free, **names)
     assert program is not None, "the dynamo exporter returns what it made"
     proto: onnx.ModelProto = program.model_proto
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):

@@ -48,11 +48,8 @@ def quantised(file: bytes, images: UInt8) -> bytes:
     """Returns an ONNX file with its convolutions in int8, metadata kept.
 
     Weights have a scale for each output channel. Activations are unsigned, weights signed: the pair for which
-    processors have instructions (VNNI, AMX); the other pairs were slower than float32 (docs/log.md).
-
-    Args:
-        file: a model that `petseg export` wrote.
-        images: uint8 [N, H, W, 3] at its size, like those it will see.
+    processors have instructions (VNNI, AMX); the other pairs were slower than float32 (docs/log.md). `images` are uint8
+    [N, H, W, 3] at the model's size, like those it will see.
     """
     with tempfile.TemporaryDirectory() as folder:
         plain, smaller = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
@@ -98,23 +95,16 @@ def kept_in_fp32(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     kept = [convolutions[0].name, convolutions[-1].name]
     if any(node.op_type == "Equal" for node in nodes):
+        kept += [node.name for node in nodes if node.op_type == "MaxPool"]
         sums = {name for node in convolutions for name in node.output}
-        kept += [
-            node.name
-            for node in nodes
-            if node.op_type == "MaxPool" or (node.op_type == "Add" and not sums >= set(node.input))
-        ]
+        kept += [node.name for node in nodes if node.op_type == "Add" and not sums >= set(node.input)]
     return kept
 
 
 def accuracy(network: Network, prepared: Prepared, config: RunConfig, split: str) -> Evaluation:
     """Returns the scores of anything that gives probabilities, as `evaluate_run` has them for a run.
 
-    Args:
-        network: uint8 [N, H, W, 3] at the config's size to probabilities [N, C, H, W].
-        prepared: the images at that size.
-        config: of the run that the model comes from.
-        split: val or test.
+    `config` is that of the run that the model comes from, `split` val or test.
     """
     hardware = choose_hardware("fp32", "cpu")
     images = load_splits(prepared, config, hardware.device)[split]
