@@ -32,7 +32,7 @@ LARGE = 512
 
 
 def follow(file: bytes, size: int) -> dict[str, Any]:
-    """Returns how many bytes of maps are alive, as ONNX Runtime computes one picture on one thread.
+    """Returns how many bytes of maps are alive, as ONNX Runtime computes one image on one thread.
 
     `peak` is the most at once; `held` what waits for the decoder while the deepest stage is computed; `stages` the
     most in each stage, in order. Steps that could write over their input are counted as if they did not.

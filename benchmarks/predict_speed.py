@@ -4,7 +4,7 @@
 
 Cold starts run `--python`, an environment without torch (`pip install .`), one process each. One photo goes from
 decoded, 256 px a side, to its mask. A folder of 451 px photos is decoded, resized, predicted and written as masks; the
-model alone gets the same pictures decoded and resized, in as many threads, taking turns with it.
+model alone gets the same images decoded and resized, in as many threads, taking turns with it.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def cold(python: str, arguments: list[str], folder: Path) -> tuple[float, float]
     return taken, usage.ru_maxrss * 1024 / 1e6
 
 
-def one_photo(segmenter: Segmenter, picture: np.ndarray, repeats: int) -> float:
+def one_photo(segmenter: Segmenter, image: np.ndarray, repeats: int) -> float:
     """Returns photos a second, one after the other, from a decoded photo to its mask."""
-    segmenter(picture)
+    segmenter(image)
     started = time.perf_counter()
     for _ in range(repeats):
-        segmenter(picture).mask  # noqa: B018 - computed when asked for
+        segmenter(image).mask  # noqa: B018 - computed when asked for
     return repeats / (time.perf_counter() - started)
 
 
@@ -80,12 +80,12 @@ def whole_folder(segmenter: Segmenter, photos: Path, out: Path) -> float:
     return len(jobs) / taken
 
 
-def model_alone(segmenter: Segmenter, pictures: list[np.ndarray]) -> float:
-    """Returns pictures a second of the network alone, in as many threads as a folder gets."""
+def model_alone(segmenter: Segmenter, images: list[np.ndarray]) -> float:
+    """Returns images a second of the network alone, in as many threads as a folder gets."""
     with ThreadPoolExecutor(WORKERS) as pool:
         started = time.perf_counter()
-        list(pool.map(segmenter.probabilities, pictures))
-        return len(pictures) / (time.perf_counter() - started)
+        list(pool.map(segmenter.probabilities, images))
+        return len(images) / (time.perf_counter() - started)
 
 
 def measure_cold(python: str, photos: Path, turns: int) -> dict[str, Any]:
@@ -141,26 +141,26 @@ def main() -> None:
         with Image.open(BytesIO(photos[0])) as image:
             for name, size in (("large", LARGE), ("huge", HUGE)):
                 image.resize(size, Image.Resampling.BICUBIC).save(alone / f"{name}.jpg", quality=90)
-            picture = np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
+            image = np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
         starts = measure_cold(options.python, alone, options.turns)
         contenders: dict[str, Callable[[], float]] = {}
         for name in names:
             for runtime in runtimes:
                 segmenter = Segmenter(name, runtime=runtime)
-                contenders[f"{name} {runtime}"] = partial(one_photo, segmenter, picture, 30)
+                contenders[f"{name} {runtime}"] = partial(one_photo, segmenter, image, 30)
         one = take_turns(contenders, options.turns)
         contenders = {}
         for name, runtime in product(IN_FOLDERS, runtimes):
             segmenter = Segmenter(name, threads=1, runtime=runtime)
-            pictures = [np.asarray(Photo(photo).resized(segmenter.size))[None] for photo in photos]
+            images = [np.asarray(Photo(photo).resized(segmenter.size))[None] for photo in photos]
             contenders[f"{name} {runtime}"] = partial(whole_folder, segmenter, many, Path(scratch) / name / runtime)
-            contenders[f"{name} {runtime} alone"] = partial(model_alone, segmenter, pictures)
+            contenders[f"{name} {runtime} alone"] = partial(model_alone, segmenter, images)
         folders = take_turns(contenders, options.turns)
     result = {
         "kind": "benchmark",
         "what": "cold starts, one photo from decoded to mask, and a folder of photos beside the model alone",
         "command": "python benchmarks/predict_speed.py",
-        "environment": environment(device="cpu", precision="as told", threads=cores()),
+        "environment": environment(device="cpu", precision="as listed", threads=cores()),
         "turns": options.turns,
         "default_model": shipped_model(KINDS[0]),
         "cold": starts,

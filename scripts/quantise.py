@@ -83,7 +83,7 @@ def main() -> None:
                 "kind": "benchmark",
                 "what": "mIoU of the shipped models in float32, int8 and bf16, and the bytes of their files",
                 "command": f"python scripts/quantise.py{' --test' if options.test else ''}",
-                "environment": machine.environment(device="cpu", precision="as told", threads=1),
+                "environment": machine.environment(device="cpu", precision="as listed", threads=1),
                 "limit": LARGEST_LOSS,
                 "models": found,
             },

@@ -93,7 +93,7 @@ def measured(result: Any) -> str:
     turns = [f"{result.turns} turns each"] if hasattr(result, "turns") else []
     threads = units.plural(machine.threads, "thread")
     parts = [*turns, machine.processor, threads, machine.precision, f"torch {machine.torch}", *versions]
-    return f"`{result.command}`: {', '.join(part for part in parts if part != 'as told')}, commit `{machine.commit}`."
+    return f"`{result.command}`: {', '.join(part for part in parts if part != 'as listed')}, commit `{machine.commit}`."
 
 
 def table(name: str, root: Path = ROOT) -> str:

@@ -48,7 +48,7 @@ class Killed:
         self.process.wait(60)
 
     def do(self, job: str, folder: Path, *, at: int = 0, after: float = 0.0, **arguments: Any) -> dict[str, Any]:
-        """Returns how a job ended: `signal` (0 for none), `seconds`, and of a whole one `operations` and `told`.
+        """Returns how a job ended: `signal` (0 for none), `seconds`, and of a whole one `operations` and `error`.
 
         Args:
             job: a function of this module.
@@ -151,12 +151,12 @@ def _child(order: dict[str, Any], answer: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(operation)
-    told = ""
+    failure = ""
     try:
         globals()[order["job"]](folder, **order["arguments"])
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-    os.write(answer, json.dumps({"operations": count, "told": told}).encode())
+        failure = f"{type(error).__name__}: {error}"
+    os.write(answer, json.dumps({"operations": count, "error": failure}).encode())
 
 
 def main() -> None:
@@ -187,11 +187,11 @@ def main() -> None:
         with os.fdopen(reading, "rb") as pipe:
             if order["after"] and not select.select([pipe], [], [], order["after"])[0]:
                 os.kill(child, signal.SIGKILL)  # nobody has waited for it, so the number is still its own
-            told = json.loads(pipe.read() or b"{}")
+            answer = json.loads(pipe.read() or b"{}")
         _, status = os.waitpid(child, 0)
         ended = {"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0}
         ended["seconds"] = time.perf_counter() - started
-        os.write(out, json.dumps({**ended, **told}).encode() + b"\n")
+        os.write(out, json.dumps({**ended, **answer}).encode() + b"\n")
 
 
 if __name__ == "__main__":

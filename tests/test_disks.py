@@ -162,8 +162,8 @@ def test_a_full_disk_is_one_line_for_every_command(
     disk.fill()
     before = content(disk.place)
     for name, call in calls.items():
-        told = outcome(call)
-        assert "space" in told, (name, told)
+        message = outcome(call)
+        assert "space" in message, (name, message)
         after = content(disk.place)
         assert {file: after.get(file) for file in before} == before, name
         assert not [file for file in set(after) - set(before) if "cache" not in file], name

@@ -23,7 +23,7 @@ def compare(
         bool,
         typer.Option(
             "--quick",
-            help="A taste in minutes: small pictures, few epochs, validation only; draws pets if none can be had.",
+            help="Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had.",
         ),
     ] = False,
     recipe: Annotated[
@@ -55,8 +55,8 @@ def compare(
     folder = out or Path("runs") / f"compare-{Path(name).stem}"
     refuse_existing(folder, resume=resume)
     hardware = chosen_hardware(loaded.train.precision, device, threads, folder)
-    found, synthetic = data_or_synthetic(data) if quick else (data_or_download(data), False)
-    prepared = prepare_data(found, loaded.data)
+    source, synthetic = data_or_synthetic(data) if quick else (data_or_download(data), False)
+    prepared = prepare_data(source, loaded.data)
     started = time.monotonic()
     with resumable(), progress_bar() as advance:
         plan = Plan(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from petseg.config import DataConfig
     from petseg.data.cache import Prepared
 
-app = typer.Typer(help="Get, check and prepare the data set.", no_args_is_help=True)
+app = typer.Typer(help="Get, check and prepare the dataset.", no_args_is_help=True)
 
 
 @app.command()
@@ -65,7 +65,7 @@ def prepare(
     data: DataOption = None,
     size: Annotated[int, typer.Option(help="Side of the square in pixels, 16 to 2048.")] = 128,
 ) -> None:
-    """Decode and resize the whole data set once, into the cache that training reads."""
+    """Decode and resize the whole dataset once, into the cache that training reads."""
     from petseg.config import DataConfig
 
     prepared = prepare_data(data_folder(data), DataConfig(size=checked_size(size)))
@@ -79,7 +79,7 @@ def data_folder(given: Path | None) -> Path:
     folder = find_data(given)
     if folder is None:
         raise PetsegError(
-            "no data set: neither --data nor PETSEG_DATA is given and nothing was downloaded; run `petseg data get`"
+            "no dataset: neither --data nor PETSEG_DATA is given and nothing was downloaded; run `petseg data get`"
         )
     return folder
 

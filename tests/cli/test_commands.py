@@ -181,7 +181,7 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_
             "data.oxford_pets.protocol 'offical' is unknown; choose one of: official, seed",
         ),
         (["train", "--device", "tpu"], "device 'tpu'"),
-        (["train"], "no data set"),
+        (["train"], "no dataset"),
         (["compare", "--quick", "--recipe", "base"], "choose one: --quick is the recipe"),
         (["compare", "--set", 'models=["unet", "unet"]'], "a comparison names each model once"),
         (["train", "--data", "nowhere"], "data folder nowhere: not a folder"),

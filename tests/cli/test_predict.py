@@ -58,8 +58,8 @@ def test_a_folder_with_a_bad_photo_is_done_and_exits_1_then_resumes(tmp_path):
     arguments = ("predict", "photos", "--out", "masks", "--only", "cutout", "--model", "segnet")
     result = petseg(*arguments, cwd=tmp_path)
     assert result.returncode == 1
-    told = [line for line in result.stderr.splitlines() if line.startswith("petseg: ")]
-    (line,) = told
+    messages = [line for line in result.stderr.splitlines() if line.startswith("petseg: ")]
+    (line,) = messages
     assert line.startswith("petseg: photos/bad.jpg: cannot be decoded (not an image that can be read; wanted JPEG")
     assert result.stdout.splitlines()[-1].startswith("4 photos: ")
     assert "1 failed" in result.stdout
@@ -121,8 +121,8 @@ def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
         "a.gif: no foreground; 3 frames, the first one is used; a.mask.png",
         "1 photos: 0 with foreground, 1 without, 0 failed",
     ]
-    told = piped((tmp_path / "a.gif").read_bytes(), "--only", "mask").stderr.decode().splitlines()
-    assert told == ["petseg: stdin: no foreground", "petseg: stdin: 3 frames, the first one is used"]
+    lines = piped((tmp_path / "a.gif").read_bytes(), "--only", "mask").stderr.decode().splitlines()
+    assert lines == ["petseg: stdin: no foreground", "petseg: stdin: 3 frames, the first one is used"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in other units elsewhere")
@@ -216,8 +216,8 @@ def test_what_the_light_install_lacks_is_told_with_its_extra(module, arguments, 
         check=False,
         env=child_environment(),
     )
-    told = f"petseg: this command needs {module}; pip install 'petseg[{extra}]'\n"
-    assert (done.returncode, done.stderr) == (2, told)
+    message = f"petseg: this command needs {module}; pip install 'petseg[{extra}]'\n"
+    assert (done.returncode, done.stderr) == (2, message)
 
 
 def test_a_trained_run_predicts_and_exports(pets_folder, tmp_path):

@@ -47,10 +47,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, str(value))
         self.end_headers()
         self.close_connection = True
-        size = 4096 if kind == "slow" else len(BODY) + 4  # slow: for tests that stop a download on its way
-        for start in range(0, len(body), size):
-            self.wfile.write(body[start : start + size])
-            if kind == "slow" and self.server.closing.wait(0.001):
+        for start in range(0, len(body), 1 << 14):
+            self.wfile.write(body[start : start + (1 << 14)])
+            if kind == "slow" and self.server.closing.wait(0.01):
                 return
         while kind in ("stalls", "trickles") and not self.server.closing.wait(0.05):
             self.wfile.write(b"x" * (kind == "trickles"))

@@ -72,7 +72,7 @@ def test_skip_bytes(name, options, skip_bytes):
 
 
 def test_any_module_and_the_smallest_and_odd_sizes_are_counted(monkeypatch):
-    """Skip bytes cannot be told of a network whose layers all see whole images."""
+    """Skip bytes cannot be counted for a network whose layers all see whole images."""
     monkeypatch.setitem(MODELS, "flat", Builder("Flat", lambda num_classes: nn.Conv2d(3, num_classes, 3, padding=1)))
     cost = count_cost(ModelConfig(name="flat"), 5, 16)
     assert (cost.parameters, cost.macs, cost.skip_bytes) == (5 * 28, 256 * 3 * 5 * 9, None)

@@ -132,8 +132,8 @@ def test_the_file_holds_no_path_of_this_machine(run, tmp_path):
     out = tmp_path / "model.onnx"
     export_run(run, out)
     content = out.read_bytes()
-    for told in (str(Path(export.__file__).parent), str(tmp_path), "site-packages", 'File "'):
-        assert told.encode() not in content
+    for message in (str(Path(export.__file__).parent), str(tmp_path), "site-packages", 'File "'):
+        assert message.encode() not in content
 
 
 def test_a_file_that_disagrees_is_refused_with_the_difference(run, tmp_path, monkeypatch):

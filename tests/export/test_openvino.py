@@ -25,16 +25,16 @@ ROOT = Path(__file__).parents[2]
 DESCRIPTION = {"classes": CLASSES, "size": 32}
 
 
-def openvino_answers(path: Path, pictures: np.ndarray) -> np.ndarray:
+def openvino_answers(path: Path, images: np.ndarray) -> np.ndarray:
     openvino = pytest.importorskip("openvino")
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return compiled(pictures)[0]
+    return compiled(images)[0]
 
 
-def torch_answers(path: Path, pictures: np.ndarray) -> np.ndarray:
+def torch_answers(path: Path, images: np.ndarray) -> np.ndarray:
     program = torch.export.load(io.BytesIO(path.read_bytes()))
     with torch.inference_mode():
-        return program.module()(torch.from_numpy(pictures)).numpy()
+        return program.module()(torch.from_numpy(images)).numpy()
 
 
 @pytest.mark.parametrize(
@@ -49,22 +49,22 @@ def test_a_file_gives_torch_s_probabilities(tmp_path, name, kind, ending):
     out = tmp_path / f"model{ending}"
     parity = export_model(model, DESCRIPTION, out, kind, fp16=False)["parity"]
     assert parity["agreement"] >= AGREEMENT
-    pictures = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    ours = (torch_answers if kind == "torch" else openvino_answers)(out, pictures)
-    theirs = probabilities(model, pictures)
+    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    ours = (torch_answers if kind == "torch" else openvino_answers)(out, images)
+    theirs = probabilities(model, images)
     assert np.abs(ours - theirs).max() < 1e-4
     for file in tmp_path.iterdir():
-        for told in (str(Path(export.__file__).parent), str(tmp_path), "site-packages"):
-            assert told.encode() not in file.read_bytes(), file.name
+        for message in (str(Path(export.__file__).parent), str(tmp_path), "site-packages"):
+            assert message.encode() not in file.read_bytes(), file.name
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_program_says_what_it_is(tmp_path):
     export_model(trained_like("unet", 3), DESCRIPTION, tmp_path / "model.pt2", "torch")
-    told = {"classes.json": "", "parity.json": ""}
-    torch.export.load(tmp_path / "model.pt2", extra_files=told)
-    assert json.loads(told["classes.json"]) == DESCRIPTION["classes"]
-    assert json.loads(told["parity.json"])["agreement"] >= AGREEMENT
+    stored = {"classes.json": "", "parity.json": ""}
+    torch.export.load(tmp_path / "model.pt2", extra_files=stored)
+    assert json.loads(stored["classes.json"]) == DESCRIPTION["classes"]
+    assert json.loads(stored["parity.json"])["agreement"] >= AGREEMENT
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -100,16 +100,16 @@ def test_a_shipped_model_as_openvino(tmp_path, monkeypatch, runtime):
     assert parity.agreement >= AGREEMENT
     assert {path.name for path in tmp_path.iterdir()} == {"unet.xml", "unet.bin"}
     segmenter = Segmenter("unet_small", runtime="onnxruntime")
-    pictures = drawn_images(segmenter.size)[:4]
-    theirs = segmenter.probabilities(pictures)
-    assert np.abs(openvino_answers(tmp_path / "unet.xml", pictures) - theirs).max() < 1e-3
+    images = drawn_images(segmenter.size)[:4]
+    theirs = segmenter.probabilities(images)
+    assert np.abs(openvino_answers(tmp_path / "unet.xml", images) - theirs).max() < 1e-3
     assert "CC BY-SA 4.0" in (tmp_path / "unet.xml").read_text(encoding="utf-8")
 
 
 def test_an_openvino_file_that_disagrees_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     right = OpenVINO.probabilities
-    monkeypatch.setattr(OpenVINO, "probabilities", lambda self, pictures: np.zeros_like(right(self, pictures)))
+    monkeypatch.setattr(OpenVINO, "probabilities", lambda self, images: np.zeros_like(right(self, images)))
     with pytest.raises(PetsegError, match=r"agrees with ONNX Runtime on [\d.]+ % .*nothing was written"):
         export_shipped("unet_small", tmp_path / "unet.xml", "openvino")
     assert not list(tmp_path.iterdir())
@@ -153,7 +153,7 @@ def test_the_ending_says_the_format(out, wanted, kind):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--model", "segnet_small", "--out", "a.bin"], "a.bin: the ending '.bin' says no format; end it in .onnx"),
         (
@@ -168,6 +168,6 @@ def test_the_ending_says_the_format(out, wanted, kind):
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_line_and_writes_nothing(arguments, told, tmp_path):
-    assert told in one_line_error(petseg("export", *arguments, cwd=tmp_path))
+def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path):
+    assert message in one_line_error(petseg("export", *arguments, cwd=tmp_path))
     assert not list(tmp_path.iterdir())
