@@ -40,8 +40,7 @@ class CorruptedScores(Record):
     """Scores under one corruption."""
 
     miou: float
-    iou: dict[str, float | None]
-    """Class -> IoU, None where it is in neither truth nor prediction."""
+    iou: dict[str, float | None]  # class -> IoU, None where it is in neither truth nor prediction
 
 
 class Robustness(Record):
@@ -49,13 +48,11 @@ class Robustness(Record):
 
     weights: str
     epoch: int
-    data: str
-    """`DataInfo.key`."""
+    data: str  # `DataInfo.key`
     every: int
     images: int
     split: str = "test"
-    corruptions: dict[str, CorruptedScores]
-    """Corruption and severity -> scores."""
+    corruptions: dict[str, CorruptedScores]  # corruption and severity -> scores
 
 
 class CorruptedRows(Record):

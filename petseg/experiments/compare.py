@@ -51,14 +51,10 @@ class Plan:
 
     recipe: Recipe
     hardware: Hardware
-    command: str
-    """How to repeat it, for the report."""
-    resume: bool = False
-    """Go on in the folder; work that is there is kept."""
-    final: bool = True
-    """Score the test split too; false stops at validation and marks the whole as quick, no result."""
-    synthetic: bool = False
-    """The images are drawn, and every figure says so."""
+    command: str  # how to repeat it, for the report
+    resume: bool = False  # go on in the folder; work that is there is kept
+    final: bool = True  # score the test split too; false stops at validation and marks the whole as quick, no result
+    synthetic: bool = False  # the images are drawn, and every figure says so
     on_stage: Callable[..., None] = lambda title, done, total, detail="": None
     """Called with what stands on a progress bar."""
 

@@ -28,8 +28,7 @@ from petseg.models.unet import UNet
 class Input:
     """What a model wants of its images."""
 
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Taken off each channel of values in 0..1."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken off each channel of values in 0..1
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     """Each channel is divided by it afterwards. Our own models take fixed numbers, not the data's own mean and
     deviation, so that they carry no hidden statistics."""
@@ -49,14 +48,11 @@ class Input:
 class Builder:
     """How a model is made from its options, and what stands beside it."""
 
-    title: str
-    """How a reader knows it."""
+    title: str  # how a reader knows it
     build: Callable[..., nn.Module]
     """Called with num_classes and the options as keywords; draws weights from torch's global generator."""
-    options: type[StrictConfig] = StrictConfig
-    """Names, types and ranges of the options."""
-    preset: Mapping[str, Any] = field(default_factory=dict)
-    """Option -> value where a recipe gives none."""
+    options: type[StrictConfig] = StrictConfig  # names, types and ranges of the options
+    preset: Mapping[str, Any] = field(default_factory=dict)  # option -> value where a recipe gives none
     input: Input = Input()
 
 

@@ -26,13 +26,10 @@ GPU_SHARE = 0.5
 class Split:
     """The images of one split, on the training device or, where they do not fit, in the host's memory."""
 
-    images: Tensor
-    """uint8 [N, H, W, 3]: the whole prepared array; `rows` says which belong to the split."""
-    labels: Tensor
-    """uint8 [N, H, W]: class ids, 255 ignored."""
+    images: Tensor  # uint8 [N, H, W, 3]: the whole prepared array; `rows` says which belong to the split
+    labels: Tensor  # uint8 [N, H, W]: class ids, 255 ignored
     rows: Rows
-    device: torch.device
-    """Where batches are wanted."""
+    device: torch.device  # where batches are wanted
     prepared: Prepared
 
     @property

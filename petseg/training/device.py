@@ -17,8 +17,7 @@ class Hardware:
 
     device: torch.device
     autocast: bool
-    reason: str
-    """Why this precision, for the terminal."""
+    reason: str  # why this precision, for the terminal
 
     @property
     def precision(self) -> str:

@@ -46,12 +46,9 @@ OnStep = Callable[[int, int, str], None]
 class Execution:
     """How a run is carried out; nothing of it is part of what the run is."""
 
-    hardware: Hardware | None = None
-    """None chooses by `config.train.precision`."""
-    resume: bool = False
-    """Go on after the last whole epoch in the folder; a finished run returns at once."""
-    splits: Mapping[str, Split] | None = None
-    """Of `load_splits`, where the caller has them already."""
+    hardware: Hardware | None = None  # None: by `config.train.precision`
+    resume: bool = False  # go on after the last whole epoch in the folder; a finished run returns at once
+    splits: Mapping[str, Split] | None = None  # of `load_splits`, where the caller has them already
     on_step: OnStep = lambda done, total, detail: None
     on_epoch: Callable[[EpochRow], None] = lambda row: None
 
@@ -159,8 +156,7 @@ class Objective:
     """What is minimised."""
 
     settings: TrainConfig
-    class_weights: Tensor | None = None
-    """float32 [C] or None."""
+    class_weights: Tensor | None = None  # float32 [C] or None
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the cross-entropy and the objective (scalars) of logits [N, C, H, W] and labels int64 [N, H, W]."""

@@ -17,12 +17,10 @@ from petseg.training.losses import CrossEntropySum
 class Validation:
     """Scores over all pixels of a split at the training size, of the scored classes."""
 
-    val_loss: float
-    """Cross-entropy in nats."""
+    val_loss: float  # cross-entropy in nats
     val_miou: float
     val_accuracy: float
-    val_image_class: float | None
-    """Share of images whose class (cat or dog) is right, where classes are merged."""
+    val_image_class: float | None  # share of images whose class (cat or dog) is right, where classes are merged
 
 
 def validate(network: Network, split: Split) -> Validation:
