@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,24 +134,20 @@ def measure_latencies(
     Of each, `repeats` passes are counted, after five to warm up.
     """
     image = torch.zeros(1, 3, size, size, device=hardware.device).contiguous(memory_format=torch.channels_last)
+    wait: Callable[[], None] = (lambda: None) if hardware.device.type == "cpu" else torch.accelerator.synchronize
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for turn in range(-5, repeats):
             for name, model in models.items():
                 model.eval()
-                _wait(hardware)
+                wait()
                 started = time.perf_counter()
                 with hardware.context():
                     model(image)
-                _wait(hardware)
+                wait()
                 if turn >= 0:
                     times[name].append(1000 * (time.perf_counter() - started))
     return {
         name: LatencyInfo(p50=np.quantile(taken, 0.5), p95=np.quantile(taken, 0.95), repeats=repeats, size=size)
         for name, taken in times.items()
     }
-
-
-def _wait(hardware: Hardware) -> None:
-    if hardware.device.type != "cpu":
-        torch.accelerator.synchronize()

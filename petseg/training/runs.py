@@ -24,7 +24,6 @@ from pydantic import ValidationError
 from petseg import storage
 from petseg.config import RunConfig, validated
 from petseg.data.cache import Prepared
-from petseg.data.dataset import Class
 from petseg.errors import PetsegError
 from petseg.schema import ClassInfo, DataInfo, EpochRow, read_record, write_record
 
@@ -88,18 +87,14 @@ def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
 def describe(prepared: Prepared) -> DataInfo:
     """Returns what later stages must know of a prepared dataset without opening it."""
     dataset = prepared.dataset
-
-    def info(classes: Sequence[Class]) -> tuple[ClassInfo, ...]:
-        return tuple(ClassInfo.model_validate(asdict(entry)) for entry in classes)
-
     return DataInfo(
         name=dataset.name,
         provenance=dataset.provenance,
         official=dataset.official,
         largest_side=prepared.largest_side,
         key=prepared.key,
-        classes=info(dataset.classes),
-        scored_classes=info(dataset.scored_classes),
+        classes=tuple(ClassInfo(**asdict(entry)) for entry in dataset.classes),
+        scored_classes=tuple(ClassInfo(**asdict(entry)) for entry in dataset.scored_classes),
         splits={part: len(prepared.rows(ids)) for part, ids in dataset.splits.items()},
         left_out=prepared.left_out,
     )
