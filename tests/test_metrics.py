@@ -149,7 +149,7 @@ def test_boundary_by_hand():
 
 
 @examples
-@given(st.data(), st.sampled_from([0.5, 1.0, math.sqrt(2), 2.0]))
+@given(st.data(), st.sampled_from([0.5, 1.0, 1.5, 2.0]))
 def test_boundary_agrees_with_all_pairs(data, tolerance):
     shape = data.draw(npst.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
     truth = data.draw(npst.arrays(np.uint8, shape, elements=st.sampled_from([0, 0, 1, 1, 1, 255])))
