@@ -230,14 +230,6 @@ class PairedDifference(Estimate):
     share_left_better: float  # of the resamples, 0..1
 
 
-class SeedMean(Record):
-    """The mean of one number a run, and its interval over seeds (Student's t); no interval for one seed."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-
 class Band(Record):
     """Mean, lowest and highest over seeds."""
 
@@ -256,15 +248,9 @@ class EpochBands(Record):
 
 
 class Expectation(Record):
-    """A claim about two arms and what became of it; `left` scores higher than `right`, or the same."""
+    """What was expected of a difference, as the recipe has it, and what became of it."""
 
-    text: str  # as the recipe has it
-    left: str
-    right: str
-    equal: bool
-    points: float  # by at least how much
-    metric: str
-    reason: str
+    text: str
     verdict: Verdict
 
 
@@ -289,23 +275,13 @@ class CostMatch(Record):
     reached: float
 
 
-class TargetLoss(Record):
-    """How soon runs reached the study's `target_loss` on validation."""
-
-    runs: int  # that reached it
-    seconds: float | None  # mean training time until then, of runs made by the experiment's usual machine
-
-
 class ArmScores(Record):
     """What an arm's finished runs scored on the experiment's split."""
 
     miou: Estimate
     iou: dict[str, Estimate]  # by class
-    by_seed: dict[int, float]  # seed -> mIoU in points
     boundary_f: Estimate
-    cross_entropy: SeedMean
     train_seconds: float | None  # mean of the runs that the experiment's usual machine made; None: another made them
-    target: TargetLoss
     history: tuple[EpochBands, ...] = ()  # of the study's first experiment alone; the others' stand with their runs
 
 
@@ -375,11 +351,10 @@ class TuningFindings(Record):
     size: int
     epochs: int
     expected: str  # in words
-    loses_more: str | None  # the model that was expected to lose more at the other's best setting
     cells: tuple[TuningCell, ...]
     best: dict[str, TunedSetting]
     at_the_other_s_best: dict[str, SettingLoss | None]  # model -> its loss; None before both best settings are known
-    more_lost: PairedDifference | None  # by how much `loses_more` lost more than the other model
+    more_lost: PairedDifference | None  # by how much the model that was expected to lose more did
     verdict: Verdict | None
 
 
@@ -501,7 +476,6 @@ class Findings(Record):
     runs: dict[RunState, int]
     training: TrainingFindings
     latency_environment: LatencyEnvironment | None
-    target_loss: float  # the validation loss to which times are given
     tuning: TuningFindings | None
     experiments: Annotated[tuple[ExperimentFindings, ...], Field(min_length=1)]  # the first is the main one
     robustness: RobustnessFindings | None

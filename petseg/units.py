@@ -29,23 +29,14 @@ def dashed(text: Callable[[float], str]) -> Format:
     return written
 
 
-percent = dashed(lambda share: f"{100 * share:.1f}")
-"""A share of 0..1 in percent with one decimal, without the sign."""
-
+percent = dashed(lambda share: f"{100 * share:.1f}")  # of a share of 0..1, without the sign: 73.1
 loss = dashed(lambda nats: f"{nats:.4f}")
-"""A cross-entropy in nats with four decimals."""
-
 whole = dashed(lambda value: f"{value:,.0f}")
-"""A whole number with commas."""
 
 
 @dashed
 def count(value: float) -> str:
-    """Returns a count with the prefix k, M, G or T that leaves at least 0.1 before it; below 100 it is exact.
-
-    >>> count(1_944_000), count(730_000_000), count(31_040_000), count(42), count(None)
-    ('1.9 M', '0.73 G', '31.0 M', '42', '–')
-    """
+    """Returns a count with the prefix that leaves at least 0.1 before it, 730_000_000 as 0.73 G; exact below 100."""
     for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         scaled = value / unit
         if scaled >= 0.1:
@@ -55,11 +46,7 @@ def count(value: float) -> str:
 
 @dashed
 def byte_size(value: float) -> str:
-    """Returns bytes in decimal units (1 MB is 10^6 bytes) with one decimal.
-
-    >>> byte_size(12_345_678), byte_size(999), byte_size(2_500_000_000), byte_size(None)
-    ('12.3 MB', '999 B', '2.5 GB', '–')
-    """
+    """Returns bytes in decimal units (1 MB is 10^6 bytes) with one decimal: 12.3 MB."""
     for prefix, unit in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= 0.99995 * unit:
             return f"{value / unit:.1f} {prefix}"
@@ -68,11 +55,7 @@ def byte_size(value: float) -> str:
 
 @dashed
 def duration(seconds: float) -> str:
-    """Returns seconds as s below two minutes, min below two hours, else h.
-
-    >>> duration(1180), duration(45.2), duration(9000), duration(None)
-    ('19.7 min', '45 s', '2.5 h', '–')
-    """
+    """Returns seconds as s below two minutes, min below two hours, else h: 19.7 min."""
     if seconds < 119.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -80,41 +63,25 @@ def duration(seconds: float) -> str:
 
 @dashed
 def milliseconds(value: float) -> str:
-    """Returns milliseconds with three significant digits.
-
-    >>> milliseconds(9.12), milliseconds(0.5), milliseconds(123.4), milliseconds(None)
-    ('9.12 ms', '0.500 ms', '123 ms', '–')
-    """
+    """Returns milliseconds with three significant digits: 9.12 ms."""
     return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3}f} ms"
 
 
 @dashed
 def points(value: float) -> str:
-    """Returns percentage points with a true minus sign; never "−0.0".
-
-    >>> points(5.42), points(-0.31), points(-0.04)
-    ('5.4', '−0.3', '0.0')
-    """
+    """Returns percentage points with a true minus sign: −0.3; never −0.0."""
     text = f"{value:.1f}"
     return text.replace("-", "" if float(text) == 0 else "−")
 
 
 def signed(value: float) -> str:
-    """Returns percentage points with their sign.
-
-    >>> signed(4.67), signed(-4.67), signed(-0.04)
-    ('+4.7', '−4.7', '0.0')
-    """
+    """Returns percentage points with their sign: +4.7."""
     text = points(value)
     return f"+{text}" if value > 0 and text != "0.0" else text
 
 
 def plural(number: int, noun: str) -> str:
-    """Returns the number with its noun.
-
-    >>> plural(1, "epoch"), plural(3669, "image")
-    ('1 epoch', '3,669 images')
-    """
+    """Returns the number with its noun: 1 epoch, 3,669 images."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -112,7 +112,6 @@ def make_study(
     )
     manifest = StudyManifest(
         petseg="0.2.0",
-        title=study.title,
         recipe=study,
         data=data,
         matches=matches_of(study, shapes),

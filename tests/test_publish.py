@@ -101,7 +101,7 @@ def test_the_published_study_is_whole_and_small() -> None:
     assert results.manifest.data.splits == {"train": 3312, "val": 368, "test": 3669}
     entry = results.manifest.runs[-1]
     scores = results.result(entry).evaluations["test"]
-    total = results.counts(entry, "test").sum(axis=0)
+    total = results.images(entry, "test").confusions.sum(axis=0)
     assert total.trace() / total.sum() == pytest.approx(scores.pixel_accuracy)
     main = results.study.experiments[0]
     published = read_record(folder / "findings.json", Findings).experiment("main").differences

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -93,21 +93,6 @@ def _drawn(own: Score, resampled: Score, seed: int) -> Score:
     levels = np.random.default_rng([seed, seeds]).permutation((np.arange(resamples) + 0.5) / resamples)
     deviations = stdtrit(seeds - 1, levels) * (-1 if middle < 0 else 1)
     return np.asarray(middle + shrink * (over_images - middle) + deviations * own.std(ddof=1) / np.sqrt(seeds))
-
-
-def seed_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Returns the interval of the mean over seeds by Student's t; None for one seed, from which no spread can be taken.
-
-    For what is one number a training, such as a loss: it says how much hangs on the seed, not on the images.
-
-    >>> [round(end, 3) for end in seed_interval([0.24, 0.25, 0.26])]
-    [0.225, 0.275]
-    """
-    if len(values) < 2:
-        return None
-    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    middle = float(np.mean(values))
-    return middle - half, middle + half
 
 
 def _estimate(own: Score, drawn: Score, confidence: float) -> Estimate:

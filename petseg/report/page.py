@@ -44,11 +44,7 @@ _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
 def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
-    """Yields (reason, name, images) of each example whose images all lie in `folder`, as (title, score, data URI).
-
-    Raises:
-        PetsegError: an image's name leaves the folder, or is neither PNG nor JPEG.
-    """
+    """Yields (reason, name, images) of each example whose images all lie in `folder`, as (title, score, data URI)."""
     titles = {"image": "Photo", "truth": "Truth", **{model.name: model.title for model in result.models}}
     for example in result.examples:
         paths = {role: _image_path(folder, example.files.get(role, "")) for role in titles}
@@ -116,8 +112,7 @@ def part(name: str) -> str:
     return (resources.files("petseg.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-SCRIPT = part("sort.js").strip()
-"""Sorts tables by a click on a heading."""
+SCRIPT = part("sort.js").strip()  # sorts tables by a click on a heading
 
 SCRIPT_HASH = f"sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}"
 """What a Content-Security-Policy allows the script by."""
@@ -185,11 +180,7 @@ def render(result: ComparisonResult, folder: Path) -> str:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Writes a page whole or not at all, and returns its path.
-
-    Raises:
-        PetsegError: the path is a folder, or cannot be written.
-    """
+    """Writes a page whole or not at all, and returns its path."""
     if path.is_dir():
         raise PetsegError(f"{path} is a folder; a report is one HTML file: name a file in it, such as report.html")
     write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", newline="\n"))

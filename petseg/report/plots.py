@@ -96,10 +96,8 @@ class Line:
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
     kind: Literal["thick", "thin", "band", "bars", "hollow bars"] = "thick"
-    notes: Sequence[str] = ()
-    """Words beside each point."""
-    mark: int | None = None
-    """Which point has a dot."""
+    notes: Sequence[str] = ()  # words beside each point
+    mark: int | None = None  # which point has a dot
 
 
 Corner = Literal["lower right", "upper right", "lower left"]
@@ -113,8 +111,7 @@ class Panel:
     lines: Sequence[Line]
     x_label: str = ""
     legend: Corner = "lower right"
-    ticks: Mapping[float, str] = field(default_factory=dict)
-    """Place -> label; without any they are chosen."""
+    ticks: Mapping[float, str] = field(default_factory=dict)  # place -> label; without any they are chosen
     log: bool = False
 
 
@@ -218,8 +215,7 @@ def _set_axes(axes: Axes, panel: Panel, first: bool) -> None:
         axes.legend(handles=handles, loc=panel.legend, prop={"size": 11 if few else 8}, ncols=1 if few else 2)
 
 
-Interval = tuple[str, float, float, float]
-"""Label, middle, low, high."""
+Interval = tuple[str, float, float, float]  # label, middle, low, high
 
 
 def forest_chart(name: str, groups: Sequence[tuple[str, Sequence[Interval]]], width: int = 760) -> Chart:

@@ -7,25 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from petseg import schema
 from petseg.report import plots, tables
 from petseg.report.page import template, write_page
 from petseg.report.plots import Chart, Interval, Line, Panel, model_styles
 from petseg.report.tables import COSTS, Column, Table
-from petseg.schema import (
-    ArmDifference,
-    ArmFindings,
-    ArmScores,
-    CostInfo,
-    Estimate,
-    ExperimentFindings,
-    Findings,
-    TuningCell,
-    read_record,
-)
+from petseg.schema import read_record
 from petseg.units import duration, points, signed, whole
 
 
-def label(findings: Findings, experiment: ExperimentFindings, one: ArmDifference) -> str:
+def label(findings: schema.Findings, experiment: schema.ExperimentFindings, one: schema.ArmDifference) -> str:
     """Returns which arm is subtracted from which; what both share stands first."""
     arms = {arm.arm: arm for arm in experiment.arms}
     left, right = arms[one.left], arms[one.right]
@@ -38,7 +29,7 @@ def label(findings: Findings, experiment: ExperimentFindings, one: ArmDifference
     return f"{first}, {left.title} − {second}, {right.title}"
 
 
-def headline(findings: Findings) -> list[str]:
+def headline(findings: schema.Findings) -> list[str]:
     """Returns the main experiment's differences of mIoU between two models, each pair of networks once."""
     main = findings.experiments[0]
     runs = {arm.arm: arm.runs for arm in main.arms}
@@ -60,15 +51,15 @@ def variant(arm: str) -> str:
 class Network(NamedTuple):
     """An arm that was scored."""
 
-    arm: ArmFindings
-    scores: ArmScores
+    arm: schema.ArmFindings
+    scores: schema.ArmScores
     size: int
 
 
 # --- the table of every network -------------------------------------------------------------------------------------
 
 
-def arm_table(findings: Findings) -> Table:
+def arm_table(findings: schema.Findings) -> Table:
     """Returns a row for each network of the study, by image size and mIoU; shared ones once."""
     rows: dict[tuple[str, ...], tuple[str, Network]] = {}
     for experiment in findings.experiments:
@@ -82,7 +73,7 @@ def arm_table(findings: Findings) -> Table:
     def iou(name: str) -> Column[Network]:
         return Column(f"IoU {name}", lambda row: row.scores.iou[name].points, points)
 
-    def cost(column: Column[CostInfo]) -> Column[Network]:
+    def cost(column: Column[schema.CostInfo]) -> Column[Network]:
         return Column(column.head, lambda row: column.value(row.arm.cost) if row.arm.cost else None, column.text)
 
     columns: list[Column[Network]] = [
@@ -101,10 +92,10 @@ def arm_table(findings: Findings) -> Table:
 # --- plots ----------------------------------------------------------------------------------------------------------
 
 
-def curve_chart(findings: Findings, experiment: ExperimentFindings) -> Chart | None:
+def curve_chart(findings: schema.Findings, experiment: schema.ExperimentFindings) -> Chart | None:
     """Returns mIoU with its interval over latency or over training images, a curve for each model and line."""
     by_latency = experiment.curve == "latency"
-    styles, found = model_styles(list(findings.models)), dict[tuple[str, str], dict[float, ArmFindings]]()
+    styles, found = model_styles(list(findings.models)), dict[tuple[str, str], dict[float, schema.ArmFindings]]()
     for arm in experiment.arms:
         latency = arm.cost.latency_ms.p50 if arm.cost and arm.cost.latency_ms else None
         if arm.scores and (at := latency if by_latency else arm.train_images) is not None:
@@ -124,7 +115,7 @@ def curve_chart(findings: Findings, experiment: ExperimentFindings) -> Chart | N
     return plots.line_chart(f"{experiment.curve}-{experiment.name}", [panel], (430, 330))
 
 
-def interval_line(title: str, style: plots.Style, scores: Mapping[float, Estimate]) -> Line:
+def interval_line(title: str, style: plots.Style, scores: Mapping[float, schema.Estimate]) -> Line:
     """Returns points with their intervals as bars, from x -> score."""
     middle, low, high = ([getattr(each, key) for each in scores.values()] for key in ("points", "low", "high"))
     return Line(title, style, list(scores), middle, low, high, "bars")
@@ -137,7 +128,7 @@ VALIDATION: tuple[tuple[str, str, int, plots.Corner], ...] = (
 """Field of an epoch, title, what it is multiplied by, and where the legend stands."""
 
 
-def training_charts(findings: Findings) -> Iterator[Chart]:
+def training_charts(findings: schema.Findings) -> Iterator[Chart]:
     """Yields mIoU and loss over epochs for the first variant: mean over seeds, band from lowest to highest."""
     main = findings.experiments[0]
     arms = [arm for arm in main.arms if arm.variant == main.arms[0].variant and arm.scores and arm.scores.history]
@@ -154,7 +145,7 @@ def training_charts(findings: Findings) -> Iterator[Chart]:
             yield plots.line_chart(field, [Panel(title, lines, "epoch", legend)])
 
 
-def corruption_chart(findings: Findings) -> Chart | None:
+def corruption_chart(findings: schema.Findings) -> Chart | None:
     """Returns mIoU over the severity of each corruption, for the first variant's arms."""
     found = findings.robustness
     if not found or not found.arms:
@@ -172,14 +163,14 @@ def corruption_chart(findings: Findings) -> Chart | None:
     return plots.line_chart("corruptions", panels, (820, 490))
 
 
-def intervals_of(findings: Findings, experiment: ExperimentFindings) -> Iterator[Interval]:
+def intervals_of(findings: schema.Findings, experiment: schema.ExperimentFindings) -> Iterator[Interval]:
     """Yields an experiment's differences of mIoU."""
     for one in experiment.differences:
         if one.metric == "miou" and (found := one.difference):
             yield label(findings, experiment, one), found.points, found.low, found.high
 
 
-def render_study(findings: Findings) -> str:
+def render_study(findings: schema.Findings) -> str:
     """Returns the page's HTML; the same findings give the same bytes."""
     styles = model_styles(list(findings.models))
     groups = findings.subsets.groups if findings.subsets else None
@@ -187,7 +178,7 @@ def render_study(findings: Findings) -> str:
     scores = {row.group: [row.left, row.right] for row in groups.rows} if groups else {}
     titled = {findings.models[side]: styles[side] for side in sides}
     intervals = [(one.title, list(intervals_of(findings, one))) for one in findings.experiments]
-    tuning: dict[tuple[float, float], list[TuningCell]] = {}
+    tuning: dict[tuple[float, float], list[schema.TuningCell]] = {}
     for cell in findings.tuning.cells if findings.tuning else ():
         tuning.setdefault((cell.learning_rate, cell.warmup), []).append(cell)
     return template("study.html.j2").render(
@@ -208,9 +199,5 @@ def render_study(findings: Findings) -> str:
 
 
 def write_study_report(findings: Path, out: Path | None = None) -> Path:
-    """Returns the path of the page written from a findings.json: `out`, or report.html beside it.
-
-    Raises:
-        PetsegError: as `read_record` and `write_page`.
-    """
-    return write_page(out or findings.with_name("report.html"), render_study(read_record(findings, Findings)))
+    """Returns the path of the page written from a findings.json: `out`, or report.html beside it."""
+    return write_page(out or findings.with_name("report.html"), render_study(read_record(findings, schema.Findings)))

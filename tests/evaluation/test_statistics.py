@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from petseg.evaluation.statistics import Resampling, bootstrap, paired_bootstrap, seed_interval
+from petseg.evaluation.statistics import Resampling, bootstrap, paired_bootstrap
 from petseg.metrics import iou, mean_iou
 
 
@@ -161,10 +161,3 @@ def test_coverage_over_images_and_seeds(seeds, of_seed):
     drawn = [draw_trainings(seeds, 60, lead=0.03, seed=100 + study, of_seed=of_seed) for study in range(200)]
     studies = [paired(*pair, resamples=200, seed=study) for study, pair in enumerate(drawn)]
     assert 0.9 <= share_that_hold(truth, studies) <= 0.99
-
-
-def test_the_interval_over_seeds_is_student_s():
-    values = [0.31, 0.29, 0.33, 0.3, 0.32]
-    wanted = scipy.stats.t.interval(0.9, 4, np.mean(values), scipy.stats.sem(values))
-    assert seed_interval(values, 0.9) == pytest.approx(wanted)
-    assert seed_interval([0.3]) is None

@@ -72,15 +72,14 @@ def test_boundary_f_has_its_interval_too(whole: Path, findings: Findings) -> Non
     assert found.low < found.points < found.high
 
 
-def test_an_arm_has_its_score_cost_and_time(findings: Findings) -> None:
+def test_an_arm_has_its_score_cost_and_time(whole: Path, findings: Findings) -> None:
     arm = findings.experiment("main").arms[0]
     scores = arm.scores
     assert scores is not None
     assert scores.miou.low < scores.miou.points < scores.miou.high
-    assert scores.miou.points == pytest.approx(np.mean(list(scores.by_seed.values())), abs=1e-3)
-    assert scores.cross_entropy.low is not None
-    assert scores.cross_entropy.low < scores.cross_entropy.mean
-    assert (scores.train_seconds, scores.target.runs, len(scores.history)) == (21.0 * 30, 5, 30)
+    own = [read_json(whole / "runs" / run / "evaluations" / "test.json")["miou"] for run in arm.runs]
+    assert scores.miou.points == pytest.approx(100 * np.mean(own), abs=1e-3)
+    assert (scores.train_seconds, len(scores.history)) == (21.0 * 30, 30)
     assert arm.cost is not None
     assert arm.cost.latency_ms is not None
     assert arm.cost.latency_ms.p95 > arm.cost.latency_ms.p50
@@ -104,13 +103,9 @@ def test_times_of_unlike_machines_are_not_mixed(tmp_path: Path) -> None:
     times = {arm.arm: arm.scores for arm in found.experiment("main").arms}
     unet, parameters, segnet = (times[arm] for arm in ("unet/width", "segnet/parameters", "segnet/width"))
     assert unet is not None
-    assert (unet.train_seconds, unet.target.runs) == (21.0 * 30, 5)
-    assert unet.target.seconds is not None
-    assert unet.target.seconds < 21.0 * 30
     assert parameters is not None
-    assert parameters.train_seconds is None
     assert segnet is not None
-    assert segnet.train_seconds == 21.0 * 30
+    assert (unet.train_seconds, parameters.train_seconds, segnet.train_seconds) == (21.0 * 30, None, 21.0 * 30)
     assert {machine.processor: machine.runs for machine in found.training.machines} == {"made": 136, "another": 7}
 
 
@@ -244,7 +239,7 @@ def test_scores_and_counts_agree(whole: Path) -> None:
     results = Results(whole)
     entry = results.entry("main", "unet/width", 0)
     assert entry is not None
-    counts = results.counts(entry, "test")
+    counts = results.images(entry, "test").confusions
     assert len(results.images(entry, "test").ids) == len(counts) == 48
     scores = read_run(whole / "runs" / entry.name, entry).evaluations["test"]
     assert mean_iou(counts.sum(axis=0)) == pytest.approx(scores.miou)
@@ -258,4 +253,4 @@ def test_damaged_counts_are_one_line(tmp_path: Path) -> None:
     file = folder / "runs" / entry.name / "evaluations" / "test.images.json"
     file.write_text(json.dumps({"images": [["a", [1, 2]]]}))
     with pytest.raises(PetsegError, match=r"test\.images\.json: no per-image counts in it \(.*\); score the run again"):
-        results.counts(entry, "test")
+        results.images(entry, "test")

@@ -139,7 +139,7 @@ def begun(whole: Path, folder: Path) -> Path:
 
 
 def manifest_of(study: Study, **fields: Any) -> StudyManifest:
-    return StudyManifest(petseg="", title=study.title, recipe=study, **fields)
+    return StudyManifest(petseg="", recipe=study, **fields)
 
 
 # The whole

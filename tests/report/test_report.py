@@ -165,21 +165,34 @@ def test_an_absent_class_is_a_dash_and_an_absent_column_is_left_out(published: C
 @pytest.mark.parametrize(
     ("function", "value", "text"),
     [
+        (units.percent, 0.7314, "73.1"),
         (units.percent, 0.99951, "100.0"),
+        (units.percent, None, "–"),
         (units.percent, math.nan, "–"),
+        (units.loss, 0.36142, "0.3614"),
+        (units.count, 31_040_000, "31.0 M"),
+        (units.count, 42, "42"),
         (units.count, 123_456_789, "0.12 G"),
         (units.count, 999_999, "1.0 M"),
         (units.count, 0, "0"),
+        (units.byte_size, 999, "999 B"),
+        (units.byte_size, 2_500_000_000, "2.5 GB"),
         (units.byte_size, 999_999, "1.0 MB"),
         (units.byte_size, 0, "0 B"),
+        (units.duration, 45.2, "45 s"),
         (units.duration, 119.9, "2.0 min"),
         (units.duration, 7200, "2.0 h"),
+        (units.milliseconds, 0.5, "0.500 ms"),
         (units.milliseconds, 9.999, "10.0 ms"),
+        (units.milliseconds, 123.4, "123 ms"),
+        (units.whole, 3669, "3,669"),
         (units.points, -0.04, "0.0"),
         (units.signed, -1.25, "−1.2"),
+        (units.signed, 4.67, "+4.7"),
+        (units.signed, -0.04, "0.0"),
     ],
 )
-def test_numbers_are_formatted(function: Callable[[float], str], value: float, text: str) -> None:
+def test_numbers_are_formatted(function: Callable[[float | None], str], value: float | None, text: str) -> None:
     assert function(value) == text
 
 
@@ -366,22 +379,9 @@ def test_a_missing_file_and_a_folder_are_one_line(published: ComparisonResult, t
         write_report(tmp_path / "comparison.json", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "told"),
-    [
-        ('"kind": "comparison"', '"kind": "run"', r"kind is 'run'; wanted 'comparison'"),
-        ('"version": 2', '"version": 1', r"version is 1; wanted 2"),
-        ('"best_epoch": 29', '"best": 29', r"models\.0\.best_epoch: field required"),
-        ('"reference": "unet",\n "models"', '"models"', r"reference: field required"),
-        ('"why"', '"because"', r"examples\.0\.why: field required"),
-        ('"size": 128,\n "config"', '"size": "wide",\n "config"', r"size: input should be a valid integer"),
-    ],
-)
-def test_a_wrong_field_is_named(tmp_path: Path, old: str, new: str, told: str) -> None:
-    text = (RESULTS / "official" / "comparison.json").read_text(encoding="utf-8")
-    assert old in text
-    (tmp_path / "comparison.json").write_text(text.replace(old, new, 1), encoding="utf-8")
-    with pytest.raises(PetsegError, match=rf"comparison\.json: {told}"):
+def test_another_kind_of_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text('{"kind": "run"}', encoding="utf-8")
+    with pytest.raises(PetsegError, match=r"comparison\.json: kind is 'run'; wanted 'comparison'"):
         write_report(tmp_path / "comparison.json")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from petseg.errors import PetsegError, unknown_name
@@ -12,7 +12,6 @@ from petseg.schema import ArmDifference, Expectation, Verdict
 
 if TYPE_CHECKING:
     from petseg.experiments.study.recipe import Experiment
-
 
 DifferenceT = TypeVar("DifferenceT", bound=ArmDifference)
 
@@ -27,29 +26,20 @@ class Claim:
     equal: bool
     points: float
     metric: str
-    reason: str
-    """What follows the colon; "": nothing."""
 
 
 CLAIM = re.compile(
-    r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?"
-    r"(?: in (?P<metric>\w+))?(?:: (?P<reason>.+))?"
+    r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?(?: in (?P<metric>\w+))?(?:: .+)?"
 )
 
 
 def claims(
     experiment: Experiment, expected: Sequence[str] = (), metrics: Sequence[str] = (), *, where: str = ""
 ) -> list[Claim]:
-    """Returns claims about single arms of an experiment.
+    """Returns claims about single arms of an experiment, its own unless `expected` are given.
 
-    Args:
-        experiment: whose arms.
-        expected: the claims; none: the experiment's own.
-        metrics: what a claim may be about; without `in` it is about the first. None: anything, mIoU without `in`.
-        where: the recipe's part that the claims stand in, for errors; "": the experiment's.
-
-    Raises:
-        PetsegError: a claim that cannot be read, or names no arm.
+    A claim is about one of `metrics`, the first without `in`; without `metrics` anything, mIoU without `in`. `where`
+    is the recipe's part that the claims stand in, for errors.
     """
     found = []
     for text in expected or experiment.expected:
@@ -64,8 +54,7 @@ def claims(
         if metrics and metric not in metrics:
             raise unknown_name(f"{source}: score", metric, metrics)
         for left, right in _pairs(experiment, read["left"], read["right"], source):
-            equal, size, reason = read["sign"] == "=", float(read["points"] or 0), read["reason"] or ""
-            found.append(Claim(text, left, right, equal, size, metric, reason))
+            found.append(Claim(text, left, right, read["sign"] == "=", float(read["points"] or 0), metric))
     return found
 
 
@@ -110,14 +99,9 @@ def expect(found: DifferenceT, own_claims: Sequence[Claim], seeds: int) -> Diffe
     """Returns a difference with those claims that are about its arms, in either order, and their verdicts.
 
     A claim stays open as long as a seed of its arms is missing. An arm whose training diverged in every seed has lost.
-
-    Args:
-        found: the difference.
-        own_claims: about its metric.
-        seeds: how many there are to be.
     """
     about = [claim for claim in own_claims if {claim.left, claim.right} == {found.left, found.right}]
-    expected = tuple(Expectation(**asdict(claim), verdict=_judge(claim, found, seeds)) for claim in about)
+    expected = tuple(Expectation(text=claim.text, verdict=_judge(claim, found, seeds)) for claim in about)
     return found.model_copy(update={"expected": expected})
 
 

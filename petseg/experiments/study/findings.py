@@ -13,8 +13,6 @@ from pydantic import JsonValue
 
 from petseg import schema
 from petseg.config import flat_fields
-from petseg.data.oxford_pets import ORIGINAL_LOSSES
-from petseg.evaluation.statistics import seed_interval
 from petseg.experiments.study import intervals
 from petseg.experiments.study.claims import Claim, claims, expect, verdict
 from petseg.experiments.study.plan import MatchQuestion, tuning_arm
@@ -27,23 +25,12 @@ from petseg.training import runs
 
 FINDINGS = "findings.json"
 
-TARGET_LOSS = ORIGINAL_LOSSES["unet"]
-"""The validation loss to which times are given."""
-
 Part = TypeVar("Part")
 Progress = Callable[[int, int], None]
 
 
 def find(folder: Path, on_progress: Progress = lambda done, total: None) -> schema.Findings:
-    """Returns the findings of the study in a folder, complete or not.
-
-    Args:
-        folder: of the study.
-        on_progress: called with the parts that are resampled, and how many there are.
-
-    Raises:
-        PetsegError: no study, or a damaged one.
-    """
+    """Returns the findings of the study in a folder, complete or not."""
     results = Results(folder)
     manifest, study = results.manifest, results.study
     parts, done = 3 + len(study.experiments), itertools.count(1)
@@ -64,7 +51,6 @@ def find(folder: Path, on_progress: Progress = lambda done, total: None) -> sche
         runs={state: states.count(state) for state in get_args(schema.RunState) if state in states},
         training=_training(results),
         latency_environment=manifest.latency_environment,
-        target_loss=TARGET_LOSS,
         tuning=after(_tuning(results)),
         experiments=tuple(after(_experiment(results, experiment)) for experiment in study.experiments),
         robustness=after(find_robustness(results)),
@@ -74,7 +60,7 @@ def find(folder: Path, on_progress: Progress = lambda done, total: None) -> sche
 
 
 def write_findings(folder: Path, on_progress: Progress = lambda done, total: None) -> Path:
-    """Returns FOLDER/findings.json, written anew; arguments and errors are those of `find`."""
+    """Returns FOLDER/findings.json, written anew."""
     path = folder / FINDINGS
     schema.write_record(path, find(folder, on_progress))
     return path
@@ -84,17 +70,16 @@ def write_findings(folder: Path, on_progress: Progress = lambda done, total: Non
 
 
 def _experiment(results: Results, experiment: Experiment) -> schema.ExperimentFindings:
-    split = "test" if experiment.test else "val"
     machine = _usual_machine(results, experiment)
     return schema.ExperimentFindings(
         name=experiment.name,
         title=experiment.title,
-        split=split,
+        split=experiment.split,
         size=results.study.arm_config(experiment, experiment.arms()[0]).data.size,
         curve=experiment.curve,
         seeds=experiment.seeds,
         arms=tuple(_arm(results, experiment, name, machine) for name in experiment.arms()),
-        differences=tuple(_differences(results, experiment, split)),
+        differences=tuple(_differences(results, experiment)),
     )
 
 
@@ -138,46 +123,22 @@ def _arm(results: Results, experiment: Experiment, name: str, machine: str) -> s
 
 
 def _scores(results: Results, experiment: Experiment, finished: intervals.Arm, machine: str) -> schema.ArmScores:
-    split = "test" if experiment.test else "val"
     made = [results.result(entry) for entry in finished.values()]
-    (counts,) = intervals.stacked(results, [finished], split)[1]
-    (edges,) = intervals.stacked(results, [finished], split, intervals.BOUNDARY)[1]
-    scores = [run.evaluations[split] for run in made]
-    classes = list(scores[0].iou)
-    reached = [(run, epoch) for run in made if (epoch := _epochs_to(run.history, TARGET_LOSS)) is not None]
-    timed = {run.name: runs.epoch_seconds(run.history) for run in made if _machine(run) == machine}
+    (counts,) = intervals.stacked(results, [finished], experiment.split)[1]
+    (edges,) = intervals.stacked(results, [finished], experiment.split, intervals.BOUNDARY)[1]
+    classes = list(made[0].evaluations[experiment.split].iou)
+    times = [runs.epoch_seconds(run.history) * len(run.history) for run in made if _machine(run) == machine]
     return schema.ArmScores(
         miou=intervals.estimate(counts),
         iou={label: intervals.estimate(counts, intervals.scoring(label, classes)) for label in classes},
-        by_seed={seed: intervals.rounded(100 * own.miou) for seed, own in zip(finished, scores, strict=True)},
         boundary_f=intervals.estimate(edges, intervals.scoring(intervals.BOUNDARY, classes)),
-        cross_entropy=_over_seeds([own.cross_entropy for own in scores]),
-        train_seconds=_mean([timed[run.name] * len(run.history) for run in made if run.name in timed]),
-        target=schema.TargetLoss(
-            runs=len(reached), seconds=_mean([timed[run.name] * epoch for run, epoch in reached if run.name in timed])
-        ),
+        train_seconds=intervals.rounded(float(np.mean(times))) if times else None,
         # the page draws those of the first experiment; the others' stand with their runs
         history=_history(made) if experiment is results.study.experiments[0] else (),
     )
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return intervals.rounded(float(np.mean(values))) if values else None
-
-
-def _over_seeds(values: Sequence[float]) -> schema.SeedMean:
-    low, high = map(intervals.rounded, ends) if (ends := seed_interval(values)) else (None, None)
-    return schema.SeedMean(mean=intervals.rounded(float(np.mean(values))), low=low, high=high)
-
-
-def _epochs_to(history: Sequence[schema.EpochRow], loss: float) -> int | None:
-    """Returns the epoch after which the validation loss was first at or below `loss`; None: never."""
-    return next((row.epoch for row in history if row.val_loss <= loss), None)
-
-
 def _history(made: Sequence[RunResult]) -> tuple[schema.EpochBands, ...]:
-    """Returns, for each epoch, the mean, lowest and highest over seeds of each curve."""
-
     def band(rows: Sequence[schema.EpochRow], curve: str) -> schema.Band:
         values = [getattr(row, curve) for row in rows]
         mean, low, high = map(intervals.rounded, (float(np.mean(values)), min(values), max(values)))
@@ -190,17 +151,16 @@ def _history(made: Sequence[RunResult]) -> tuple[schema.EpochBands, ...]:
     )
 
 
-def _differences(results: Results, experiment: Experiment, split: str) -> Iterator[schema.ArmDifference]:
-    """Yields each pair of arms that is compared, in the order of the page; claims stand with what they are about."""
+def _differences(results: Results, experiment: Experiment) -> Iterator[schema.ArmDifference]:
     for (left, right, metric), own_claims in _compared(results, experiment).items():
         arms = [results.arm(experiment, arm) for arm in (left, right)]
         if any(entry.name == other.name for seed, entry in arms[0].items() if (other := arms[1].get(seed)) is not None):
             continue  # the same run under two names
-        seeds, sides = intervals.stacked(results, arms, split, metric)
+        seeds, sides = intervals.stacked(results, arms, experiment.split, metric)
         difference, costs = None, {}
         if seeds:
             entries = [arm[seeds[0]] for arm in arms]
-            classes = list(results.result(entries[0]).evaluations[split].iou)
+            classes = list(results.result(entries[0]).evaluations[experiment.split].iou)
             difference = intervals.difference(sides[0], sides[1], intervals.scoring(metric, classes))
             costs = _cost_ratios(*(results.manifest.costs.get(entry.cost) for entry in entries))
         diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in (left, right)}
@@ -255,27 +215,23 @@ def _tuning(results: Results) -> schema.TuningFindings | None:
     if tuning is None:
         return None
     config = results.study.config(tuning.models[0], tuning.seed, [tuning.fields], source="study: tuning")
-    more_lost, held = _more_lost(results, tuning)
+    pairs = {model: _own_and_other(results, tuning, model) for model in tuning.models if len(tuning.models) == 2}
+    more_lost, held = _more_lost(results, tuning, pairs)
     return schema.TuningFindings(
         seed=tuning.seed,
         size=config.data.size,
         epochs=config.train.epochs,
         expected=tuning.expected,
-        loses_more=tuning.loses_more,
         cells=tuple(_cell(results, tuning, model, cell) for model in tuning.models for cell in tuning_cells(tuning)),
         best=results.manifest.tuned,
-        at_the_other_s_best={m: _loss(results, tuning, m) for m in tuning.models if len(tuning.models) == 2},
+        at_the_other_s_best={model: _loss(results, pair) for model, pair in pairs.items()},
         more_lost=more_lost,
         verdict=held,
     )
 
 
-def _cell_run(results: Results, tuning: Tuning, model: str, cell: Mapping[str, float]) -> RunEntry | None:
-    return results.entry(TUNING, tuning_arm(model, cell), tuning.seed)
-
-
 def _cell(results: Results, tuning: Tuning, model: str, cell: Mapping[str, float]) -> schema.TuningCell:
-    entry = _cell_run(results, tuning, model, cell)
+    entry = results.entry(TUNING, tuning_arm(model, cell), tuning.seed)
     points = None
     if entry is not None and entry.state == "finished":
         points = intervals.rounded(100 * results.result(entry).evaluations["val"].miou)
@@ -285,40 +241,40 @@ def _cell(results: Results, tuning: Tuning, model: str, cell: Mapping[str, float
 def _own_and_other(results: Results, tuning: Tuning, model: str) -> list[RunEntry]:
     """Returns a model's run at its own best setting and at the other model's; nothing before both have ended."""
     best = results.manifest.tuned
-    other = next(name for name in tuning.models if name != model)
-    if model not in best or other not in best:
+    if not set(tuning.models) <= set(best):
         return []
-    cells = (best[name].model_dump(include={"learning_rate", "warmup"}) for name in (model, other))
-    found = [entry for cell in cells if (entry := _cell_run(results, tuning, model, cell)) is not None]
-    return found if len(found) == 2 and all(entry.state in ("finished", "diverged") for entry in found) else []
+    names = sorted(tuning.models, key=lambda name: name != model)  # its own first
+    cells = (best[name].model_dump(include={"learning_rate", "warmup"}) for name in names)
+    found = [results.entry(TUNING, tuning_arm(model, cell), tuning.seed) for cell in cells]
+    return [entry for entry in found if entry] if all(e and e.state in ("finished", "diverged") for e in found) else []
 
 
-def _loss(results: Results, tuning: Tuning, model: str) -> schema.SettingLoss | None:
+def _loss(results: Results, pair: Sequence[RunEntry]) -> schema.SettingLoss | None:
     """Returns what a model loses at the other's best setting."""
-    found = _own_and_other(results, tuning, model)
-    if not found:
+    if not pair:
         return None
-    if found[1].state == "diverged":
+    if pair[1].state == "diverged":
         return schema.SettingLoss(outcome="diverged")
-    if found[0].name == found[1].name:
+    if pair[0].name == pair[1].name:
         return schema.SettingLoss(outcome="same setting")
-    own, other = (results.counts(entry, "val") for entry in found)
+    own, other = (results.images(entry, "val").confusions for entry in pair)
     return schema.SettingLoss(outcome="scored", difference=intervals.difference(own, other))
 
 
-def _more_lost(results: Results, tuning: Tuning) -> tuple[schema.PairedDifference | None, schema.Verdict | None]:
+def _more_lost(
+    results: Results, tuning: Tuning, pairs: Mapping[str, Sequence[RunEntry]]
+) -> tuple[schema.PairedDifference | None, schema.Verdict | None]:
     """Returns by how much the model that was expected to lose more did, and the verdict."""
-    if tuning.loses_more is None or len(tuning.models) != 2:
+    if tuning.loses_more is None or not pairs:
         return None, None
-    models = sorted(tuning.models, key=lambda name: name != tuning.loses_more)
-    pairs = [_own_and_other(results, tuning, model) for model in models]
-    if not all(pairs):
+    if not all(pairs.values()):
         return None, "open"
-    first, second = (pair[1].state == "diverged" for pair in pairs)
+    ordered = [pairs[model] for model in sorted(pairs, key=lambda name: name != tuning.loses_more)]
+    first, second = (pair[1].state == "diverged" for pair in ordered)
     if first or second:
         return None, "open" if first and second else "held" if first else "did not hold"
     # an image's matrices at the own and at the other's setting, side by side: their scores' difference is the loss
-    lost = [intervals.side_by_side([results.counts(entry, "val") for entry in pair]) for pair in pairs]
+    lost = [intervals.side_by_side([results.images(entry, "val").confusions for entry in pair]) for pair in ordered]
     found = intervals.difference(lost[0], lost[1], _loss_score)
     return found, verdict(found.low, found.high, equal=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,15 +13,11 @@ from petseg.experiments.study.results import Results, RunEntry
 from petseg.metrics import Confusion, Score, boundary_sums, iou, mean_boundary_f, mean_iou
 from petseg.schema import Estimate, PairedDifference
 
-HOW = Resampling()
-"""Every interval is made so."""
+HOW = Resampling()  # every interval is made so
+BOUNDARY = "boundary_f"  # the metric that is no score of confusion matrices
 
-BOUNDARY = "boundary_f"
-"""The metric that is no score of confusion matrices."""
-
-Arm = Mapping[int, RunEntry]
-"""Seed -> run."""
-
+EstimateT = TypeVar("EstimateT", bound=Estimate)
+Arm = Mapping[int, RunEntry]  # seed -> run
 Stacked = tuple[tuple[int, ...], list[Confusion]]
 """Seeds, and for each arm its counts of these, int64 [S, N, C, C]; no arrays without a seed."""
 
@@ -33,27 +29,23 @@ def rounded(value: float) -> float:
 
 def estimate(counts: Confusion, score: Scoring = mean_iou) -> Estimate:
     """Returns an arm's score with its interval; counts are int64 [S, N, C, C]."""
-    found = bootstrap(counts, score=score, how=HOW)
-    return Estimate(points=rounded(found.points), low=rounded(found.low), high=rounded(found.high))
+    return _rounded(bootstrap(counts, score=score, how=HOW))
 
 
 def difference(first: Confusion, second: Confusion, score: Scoring = mean_iou) -> PairedDifference:
     """Returns the difference of two arms' scores on the same images and seeds, with its interval."""
-    found = paired_bootstrap(first, second, score=score, how=HOW)
-    ends = {name: rounded(getattr(found, name)) for name in ("points", "low", "high")}
-    return PairedDifference(**ends, share_left_better=rounded(found.share_left_better))
+    return _rounded(paired_bootstrap(first, second, score=score, how=HOW))
 
 
-def class_iou(confusion: Confusion, place: int) -> Score:
-    """Returns the IoU of one class, float64 [...]."""
-    return iou(confusion)[..., place]
+def _rounded(found: EstimateT) -> EstimateT:
+    return type(found)(**{name: rounded(value) for name, value in found})
 
 
 def scoring(metric: str, classes: Sequence[str]) -> Scoring:
     """Returns the score that a metric names: "miou", "boundary_f", or a class's IoU."""
     if metric == BOUNDARY:
         return mean_boundary_f
-    return mean_iou if metric == "miou" else partial(class_iou, place=classes.index(metric))
+    return mean_iou if metric == "miou" else lambda confusion: iou(confusion)[..., classes.index(metric)]
 
 
 def stacked(results: Results, arms: Sequence[Arm], section: str, metric: str = "miou") -> Stacked:
@@ -75,14 +67,9 @@ def model_pairs(experiment: Experiment) -> list[tuple[str, str]]:
 
 def distinct_pairs(results: Results, experiment: Experiment) -> list[tuple[str, str]]:
     """Returns `model_pairs` without those of the same runs as an earlier one: a shape that was equal all along."""
-
-    def made(arm: str, seed: int) -> object:
-        entry = results.entry(experiment.name, arm, seed)
-        return (arm, seed) if entry is None else entry.name
-
-    kept: dict[tuple[object, ...], tuple[str, str]] = {}
+    kept: dict[tuple[RunEntry | None, ...], tuple[str, str]] = {}
     for pair in model_pairs(experiment):
-        kept.setdefault(tuple(made(arm, seed) for arm in pair for seed in experiment.seeds), pair)
+        kept.setdefault(tuple(results.entry(experiment.name, arm, s) for arm in pair for s in experiment.seeds), pair)
     return list(kept.values())
 
 

@@ -26,20 +26,12 @@ from petseg.schema import LatencyInfo
 from petseg.training.device import choose_hardware
 from petseg.training.inference import build_network
 
-Measure = Callable[[Sequence[ModelConfig]], Sequence[float]]
-"""Costs of shapes, the reference first, measured together."""
+Measure = Callable[[Sequence[ModelConfig]], Sequence[float]]  # costs of shapes, the reference first, measured together
 
-MACS_RANGE = (0.6, 1.7)
-"""Widths whose multiply-accumulates are within these shares of the reference's are candidates for its latency."""
-
-NEAREST = 3
-"""Widths, nearest first, whose stages may take one convolution more or less where no width alone fits."""
-
-UNDISTURBED = 0.1
-"""Of a shape's times, the quantile that is matched: what else runs on the machine makes the others longer."""
-
-REPEATS = 60
-"""Passes a candidate, after five to warm up."""
+MACS_RANGE = (0.6, 1.7)  # shares of the reference's arithmetic within which widths are candidates for its latency
+NEAREST = 3  # widths, nearest first, whose stages may take one convolution more or less where no width alone fits
+UNDISTURBED = 0.1  # the quantile of a shape's times that is matched: what else runs makes the others longer
+REPEATS = 60  # passes a candidate, after five to warm up
 
 
 def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | None = None) -> Match:
@@ -47,14 +39,6 @@ def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | Non
 
     The fewest changes win: the model as it is, then another width, then (where stages have numbers of convolutions of
     their own, as in SegNet) also one convolution more or less in one stage. Among equals the nearest in cost.
-
-    Args:
-        question: the models and the quantity that is to be equal, within `TOLERANCE`.
-        num_classes: C.
-        measure: gives the quantity; None counts parameters or measures latency.
-
-    Raises:
-        PetsegError: no candidate is near enough.
     """
     if measure is None:
         by_time = question.quantity == "latency"
@@ -66,10 +50,8 @@ def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | Non
         wanted, *costs = measure([question.reference, *shapes])
         known += [(abs(cost / wanted - 1), wanted, cost, shape) for cost, shape in zip(costs, shapes, strict=True)]
         known.sort(key=lambda entry: entry[0])
-        if known[0][0] <= tolerance or more is None:
-            break
-        shapes = more([shape for *_, shape in known])
-        if not shapes:
+        shapes = more([shape for *_, shape in known]) if more else []
+        if known[0][0] <= tolerance or not shapes:
             break
     off, wanted, cost, shape = known[0]
     if off > tolerance:
@@ -130,25 +112,18 @@ def time_shapes(num_classes: int, size: int) -> Measure:
 
 
 def measure_onnx_latencies(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int) -> dict[str, LatencyInfo]:
-    """Returns each shape's latency; arguments as `onnx_times`."""
-    times = onnx_times(shapes, num_classes, repeats=200)
-    return {
-        key: LatencyInfo(
-            p50=float(np.quantile(taken, 0.5)), p95=float(np.quantile(taken, 0.95)), repeats=200, size=shapes[key][1]
-        )
-        for key, taken in times.items()
-    }
+    """Returns each shape's latency."""
+    found = {}
+    for key, taken in onnx_times(shapes, num_classes, repeats=200).items():
+        p50, p95 = map(float, np.quantile(taken, [0.5, 0.95]))
+        found[key] = LatencyInfo(p50=p50, p95=p95, repeats=200, size=shapes[key][1])
+    return found
 
 
 def onnx_times(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, repeats: int) -> dict[str, list[float]]:
-    """Returns the milliseconds of each pass in ONNX Runtime, one image on one thread, probabilities out.
+    """Returns the milliseconds of each pass in ONNX Runtime, one image on one thread, of shapes that take turns.
 
-    Weights are random: what they are changes nothing in the time.
-
-    Args:
-        shapes: key -> model and side in pixels.
-        num_classes: C.
-        repeats: counted passes a shape, taken in turn.
+    Shapes are models and sides in pixels. Weights are random: what they are changes nothing in the time.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,11 +28,9 @@ class Run:
     """One training and its evaluations."""
 
     config: RunConfig
-    splits: tuple[str, ...]
-    """What it is scored on; beside splits "robustness", corrupted test images."""
+    splits: tuple[str, ...]  # what it is scored on; beside splits "robustness", corrupted test images
     rows: tuple[Row, ...]
-    waits: str = ""
-    """What must be known before its config is: the shape of a matched arm, or the outcome of the tuning."""
+    waits: str = ""  # what must be known before its config is: the shape of a matched arm, or the outcome of the tuning
 
     @property
     def name(self) -> str:
@@ -60,14 +59,8 @@ class Run:
 
     def entry(self, folder: Path) -> RunEntry:
         """Returns the run as the manifest has it."""
-        return RunEntry(
-            name=self.name,
-            state=self.state(folder),
-            waits=self.waits,
-            cost=self.cost,
-            splits=self.splits,
-            rows=self.rows,
-        )
+        state = self.state(folder)
+        return RunEntry(name=self.name, state=state, cost=self.cost, splits=self.splits, rows=self.rows)
 
 
 def plan(manifest: StudyManifest) -> list[Run]:
@@ -78,9 +71,9 @@ def plan(manifest: StudyManifest) -> list[Run]:
     found: dict[tuple[str, str], Run] = {}
     for run in (*_tuning_runs(manifest.recipe), *_experiment_runs(manifest)):
         key = (run.name, run.waits)  # what waits for the same thing is the same run
-        known = found.get(key)
-        if known is not None:
-            run = replace(known, rows=(*known.rows, *run.rows), splits=max(known.splits, run.splits, key=len))
+        if key in found:
+            rows, splits = (*found[key].rows, *run.rows), max(found[key].splits, run.splits, key=len)
+            run = replace(run, rows=rows, splits=splits)
         found[key] = run
     return list(found.values())
 
@@ -118,16 +111,15 @@ def _known(manifest: StudyManifest, experiment: Experiment, arm: str) -> tuple[d
     """Returns an arm's shape and tuned settings, as far as they are known, and what is waited for ("": nothing)."""
     waits, tuned, shape = [], {}, {}
     model = arm.partition("/")[0]
-    if (question := MatchQuestion.of(manifest.recipe, experiment, arm)) is not None:
-        if question.key in manifest.matches:
-            shape = manifest.matches[question.key].options
-        else:
-            waits.append(f"the shape of {arm}, {question.key}")
-    if experiment.tuned:
-        if model in manifest.tuned:
-            tuned = manifest.tuned[model].model_dump(include={"learning_rate", "warmup"})
-        else:
-            waits.append(f"the tuning of {model}")
+    question = MatchQuestion.of(manifest.recipe, experiment, arm)
+    if question is not None and question.key in manifest.matches:
+        shape = manifest.matches[question.key].options
+    elif question is not None:
+        waits.append(f"the shape of {arm}, {question.key}")
+    if experiment.tuned and model in manifest.tuned:
+        tuned = manifest.tuned[model].model_dump(include={"learning_rate", "warmup"})
+    elif experiment.tuned:
+        waits.append(f"the tuning of {model}")
     return shape, tuned, " and ".join(waits)
 
 
@@ -163,11 +155,7 @@ def questions(study: Study) -> list[MatchQuestion]:
 
 
 def cost_key(model: ModelConfig, size: int) -> str:
-    """Names a model's shape and size, for people.
-
-    >>> cost_key(ModelConfig(name="segnet", base_channels=12), 96)
-    'segnet base_channels=12 96px'
-    """
+    """Names a model's shape and size, for people: `segnet base_channels=12 96px`."""
     given = (f"{name}={json.dumps(value)}".replace(" ", "") for name, value in sorted(model.options.items()))
     return " ".join([model.name, *given, f"{size}px"])
 
@@ -178,18 +166,17 @@ def plain(config: RunConfig) -> RunConfig:
     if "convs" in usual:
         depth = given.get("depth", usual["depth"])
         usual["convs"] = usual["convs"] or (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
-    kept = {name: value for name, value in given.items() if value is not None and usual.get(name) != _hashable(value)}
+    kept = {
+        name: value
+        for name, value in given.items()
+        if value is not None and usual.get(name) != (tuple(value) if isinstance(value, list) else value)
+    }
     return config.model_copy(update={"model": ModelConfig(name=config.model.name, **kept)})
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def sizes(study: Study) -> list[int]:
     """Returns every side in pixels at which a study needs its images."""
-    manifest = StudyManifest(petseg="", title=study.title, recipe=study)
-    return sorted({run.config.data.size for run in plan(manifest)})
+    return sorted({run.config.data.size for run in plan(StudyManifest(petseg="", recipe=study))})
 
 
 def tuning_outcome(study: Study, folder: Path) -> dict[str, TunedSetting]:
@@ -198,52 +185,43 @@ def tuning_outcome(study: Study, folder: Path) -> dict[str, TunedSetting]:
     The first of equals; a cell that diverged has no score.
     """
     best: dict[str, TunedSetting] = {}
-    incomplete: set[str] = set()
-    for run in _tuning_runs(study):
-        model, state = run.config.model.name, run.state(folder)
-        if state == "missing":
-            incomplete.add(model)
-        if state == "finished":
+    cells = [(run, run.config.model.name, run.state(folder)) for run in _tuning_runs(study)]
+    incomplete = {model for _, model, state in cells if state == "missing"}
+    for run, model, state in cells:
+        if state == "finished" and model not in incomplete:
             miou = read_record(run.place(folder) / "evaluations" / "val.json", Scores).miou
             if model not in best or miou > best[model].miou:
                 rates = run.config.train.model_dump(include={"learning_rate", "warmup"})
                 best[model] = TunedSetting(**rates, miou=miou, run=run.name)
-    return {model: setting for model, setting in best.items() if model not in incomplete}
+    return best
 
 
 # --- how long --------------------------------------------------------------------------------------------------------
 
-SECONDS_PER_MAC = 14e-12
-"""Of training, before an epoch was measured: a 16-channel U-Net on 2 cores of an Intel Xeon with AMX in bf16 takes 10.5
-ms an image at 128 px (759 million multiply-accumulates forward), 6 at 96 px (427 million)."""
-
-VALIDATION_SHARE = 0.4
-"""Of an image's training, what validating one takes."""
-
-BESIDE_SECONDS = 35.0
-"""Of a run, for its start and for scoring some 4,000 images."""
+# a 16-channel U-Net on 2 cores of an Intel Xeon with AMX in bf16 takes 10.5 ms an image at 128 px (759 million
+# multiply-accumulates forward), 6 at 96 px (427 million)
+SECONDS_PER_MAC = 14e-12  # of training, before an epoch was measured
+VALIDATION_SHARE = 0.4  # of an image's training, what validating one takes
+BESIDE_SECONDS = 35.0  # of a run, for its start and for scoring some 4,000 images
 
 
 def durations(manifest: StudyManifest, folder: Path, planned: Sequence[Run]) -> dict[str, float]:
     """Returns run -> seconds from start to end: by the median of its shape's epochs in `folder`, else by arithmetic."""
     data = manifest.data
     splits, num_classes = (data.splits, len(data.classes)) if data else (OFFICIAL_IMAGES, 3)
-    images = {
-        run.name: splits["train"] * run.config.data.fraction + VALIDATION_SHARE * splits["val"] for run in planned
-    }
-    shapes = {run.cost: run.config for run in planned}
-    macs = {
-        key: manifest.costs[key].macs if key in manifest.costs else count_macs(c.model, num_classes, c.data.size)
-        for key, c in shapes.items()
-    }
-    taken: dict[str, list[float]] = {key: [] for key in shapes}
+    macs: dict[str, int] = {}  # shape -> of an image
+    work: dict[str, float] = {}  # run -> of an epoch
+    taken = defaultdict[str, list[float]](list)  # shape -> seconds of each
     for run in planned:
-        epochs = runs.read_metrics(run.place(folder))
-        taken[run.cost] += [row.seconds / images[run.name] / macs[run.cost] for row in epochs]
+        if run.cost not in macs:
+            known, config = manifest.costs.get(run.cost), run.config
+            macs[run.cost] = known.macs if known else count_macs(config.model, num_classes, config.data.size)
+        images = splits["train"] * run.config.data.fraction + VALIDATION_SHARE * splits["val"]
+        work[run.name] = images * macs[run.cost]
+        taken[run.cost] += [row.seconds / work[run.name] for row in runs.read_metrics(run.place(folder))]
     rates = {key: float(np.median(values)) for key, values in taken.items() if values}
     usual = float(np.median([*rates.values()])) if rates else SECONDS_PER_MAC
     return {
-        run.name: BESIDE_SECONDS
-        + run.config.train.epochs * images[run.name] * macs[run.cost] * rates.get(run.cost, usual)
+        run.name: BESIDE_SECONDS + run.config.train.epochs * work[run.name] * rates.get(run.cost, usual)
         for run in planned
     }

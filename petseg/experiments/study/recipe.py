@@ -7,8 +7,7 @@ shows every field.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import product
-from types import MappingProxyType
+from itertools import chain, product
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -27,7 +26,7 @@ from petseg.config import (
 )
 from petseg.errors import PetsegError, unknown_name
 from petseg.evaluation.corruptions import SEVERITIES
-from petseg.experiments.study.claims import claims
+from petseg.experiments.study.claims import Claim, claims
 from petseg.models import model_options
 from petseg.schema import DataInfo
 
@@ -43,19 +42,15 @@ TOLERANCE: dict[Quantity, float] = {"parameters": 0.02, "latency": 0.05}
 class Variant(StrictConfig):
     """One form of an experiment's models."""
 
-    title: str
-    """How a reader knows it."""
-    fields: dict[str, Any] = Field(default_factory=dict)
-    """Recipe fields that differ, for example `model.skips = false`."""
-    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """The same for one model."""
+    title: str  # how a reader knows it
+    fields: dict[str, Any] = Field(default_factory=dict)  # recipe fields that differ, for example `model.skips = false`
+    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)  # the same for one model
     match: Quantity | None = None
     """Search the shape of the same parameters (within 2 %) or of the same latency (within 5 %) as `to`."""
     to: str = ""
     """A model, whose arm in this variant is matched by the other models' arms; or a variant, whose arm of the same
     model is matched."""
-    line: str = ""
-    """Names the line of the experiment's curve that the variant lies on, where there are several a model."""
+    line: str = ""  # names the line of the experiment's curve that the variant lies on, where there are several a model
 
 
 class Experiment(StrictConfig):
@@ -71,13 +66,15 @@ class Experiment(StrictConfig):
     models: Models = ("unet", "segnet")
     tuned: bool = False
     """Take each model's best learning rate and warm-up of the tuning grid, where a variant does not give its own."""
-    test: bool = False
-    """Score the test split too."""
-    curve: Literal["latency", "images"] | None = None
-    """Draw mIoU over this, a line for each model."""
-    fields: dict[str, Any] = Field(default_factory=dict)
-    """Recipe fields that hold for all arms."""
+    test: bool = False  # score the test split too
+    curve: Literal["latency", "images"] | None = None  # draw mIoU over this, a line for each model
+    fields: dict[str, Any] = Field(default_factory=dict)  # recipe fields that hold for all arms
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Variant] = Field(default_factory=dict)
+
+    @property
+    def split(self) -> Literal["val", "test"]:
+        """The split that its scores and differences are of."""
+        return "test" if self.test else "val"
 
     def arms(self) -> list[str]:
         """Returns `MODEL/VARIANT` of every arm, variant by variant."""
@@ -91,20 +88,16 @@ class Tuning(StrictConfig):
     learning_rate: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]
     warmup: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(strict=False, min_length=1)]
     seed: Seed = 0
-    expected: str
-    """In words."""
-    loses_more: str | None = None
-    """The model that is expected to lose more at the other's best setting."""
+    expected: str  # in words
+    loses_more: str | None = None  # the model that is expected to lose more at the other's best setting
     fields: dict[str, Any] = Field(default_factory=dict)
 
 
 class Recheck(StrictConfig):
     """The runs of an experiment looked at again, without training."""
 
-    experiment: str
-    """Its name; it has `test`."""
-    expected: Claims
-    """Claims as an experiment's; each names with `in` what it is about."""
+    experiment: str  # its name; it has `test`
+    expected: Claims  # claims as an experiment's; each names with `in` what it is about
 
 
 class Study(StrictConfig):
@@ -121,16 +114,16 @@ class Study(StrictConfig):
     """On a part of the test images, or with the border counted otherwise; a claim is about one of `SUBSETS`."""
     experiments: Annotated[tuple[Experiment, ...], Field(strict=False, min_length=1)]
 
-    def config(self, model: str, seed: int, changes: Iterable[Mapping[str, Any]] = (), *, source: str) -> RunConfig:
-        """Returns one run's config: the shared fields, then `changes` in their order; `source` names it in errors.
+    def rechecks(self) -> dict[str, Recheck]:
+        """Returns the parts that look at runs again."""
+        parts = {"robustness": self.robustness, "subsets": self.subsets}
+        return {part: recheck for part, recheck in parts.items() if recheck is not None}
 
-        Raises:
-            PetsegError: a change that is no field, or a value that does not fit.
-        """
+    def config(self, model: str, seed: int, changes: Iterable[Mapping[str, Any]], *, source: str) -> RunConfig:
+        """Returns one run's config: the shared fields, then `changes` in their order; `source` names it in errors."""
         tree = self.model_dump(include={"model", "data", "train"})
-        for fields in changes:
-            for name, value in flat_fields(fields):
-                put_field(tree, name, value, source=source)
+        for name, value in chain.from_iterable(map(flat_fields, changes)):
+            put_field(tree, name, value, source=source)
         if "name" in tree["model"] or tree["train"]["seed"] != self.train.seed:
             raise PetsegError(f"{source}: model.name and train.seed are the study's; give `models` and `seeds`")
         tree["model"]["name"], tree["train"]["seed"] = model, seed
@@ -146,18 +139,14 @@ class Study(StrictConfig):
         experiment: Experiment,
         arm: str,
         seed: int = 0,
-        tuned: Mapping[str, Any] = MappingProxyType({}),
-        shape: Mapping[str, Any] = MappingProxyType({}),
+        tuned: Mapping[str, Any] | None = None,
+        shape: Mapping[str, Any] | None = None,
     ) -> RunConfig:
-        """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape of equal cost.
-
-        Raises:
-            PetsegError: as `config`.
-        """
+        """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape of equal cost."""
         model, _, name = arm.partition("/")
         variant = experiment.variants[name]
         own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]
-        changes = [{"train": dict(tuned)}, *own, {"model": dict(shape)}]
+        changes = [{"train": tuned or {}}, *own, {"model": shape or {}}]
         return self.config(model, seed, changes, source=f"study: experiment {experiment.name!r}: {arm}")
 
 
@@ -174,11 +163,7 @@ SUBSETS = {
 
 
 def matched_to(experiment: Experiment, arm: str) -> str | None:
-    """Returns the arm whose cost `arm` is matched to, None where its shape is given.
-
-    Raises:
-        PetsegError: `to` names no model or variant, or a matched arm is matched to another matched one.
-    """
+    """Returns the arm whose cost `arm` is matched to, None where its shape is given."""
     model, _, name = arm.partition("/")
     variant = experiment.variants[name]
     if variant.match is None:
@@ -210,7 +195,7 @@ def load_study(name: str) -> Study:
     # part by part, so that an error names the part
     if isinstance(fields.get("tuning"), dict):
         fields["tuning"] = validated(Tuning, fields["tuning"], source=f"{source}: tuning")
-    fields["experiments"] = tuple(_experiment(entry, number, source) for number, entry in enumerate(experiments, 1))
+    fields["experiments"] = tuple(_experiment(entry, source) for entry in experiments)
     study = validated(Study, fields, source=source)
     _check(study)
     return study
@@ -218,20 +203,17 @@ def load_study(name: str) -> Study:
 
 def study_names() -> list[str]:
     """Returns the shipped studies' names; they lie among the recipes, and their names say what they are."""
-    names = (entry.name for entry in RECIPES.iterdir() if entry.name.startswith("study"))
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+    names = (entry.name for entry in RECIPES.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.startswith("study") and name.endswith(".toml"))
 
 
-def _experiment(fields: dict[str, Any], number: int, source: str) -> Experiment:
-    source = f"{source}: experiment {fields.get('name', number)!r}"
+def _experiment(fields: dict[str, Any], source: str) -> Experiment:
+    source = f"{source}: experiment {fields.get('name', '')!r}"
     variants = fields.get("variants")
-    if isinstance(variants, dict) and all(isinstance(variant, dict) for variant in variants.values()):
-        fields["variants"] = {
-            name: validated(Variant, variant, source=f"{source}: variant {name!r}")
-            for name, variant in variants.items()
-        }
-    else:
+    if not isinstance(variants, dict) or not all(isinstance(variant, dict) for variant in variants.values()):
         raise PetsegError(f"{source}: no [experiments.variants.NAME] in it; an experiment has at least one")
+    for name, variant in variants.items():
+        variants[name] = validated(Variant, variant, source=f"{source}: variant {name!r}")
     return validated(Experiment, fields, source=source)
 
 
@@ -250,20 +232,15 @@ def _check(study: Study) -> None:
             raise PetsegError(
                 f"study: experiment {experiment.name!r} is tuned, but {untuned[0]!r} is not among [tuning] models"
             )
-    for part, allowed in (("robustness", SEVERITIES), ("subsets", SUBSETS)):
-        if (recheck := getattr(study, part)) is not None:
-            claims(rechecked(study, recheck, part), recheck.expected, tuple(allowed), where=part)
+    for part in study.rechecks():
+        recheck_claims(study, part)
     if study.tuning is not None:
         for model in study.tuning.models:
             study.config(model, 0, [study.tuning.fields], source="study: tuning")
 
 
 def check_against_data(study: Study, data: DataInfo) -> None:
-    """Finds the mistakes that depend on the dataset.
-
-    Raises:
-        PetsegError: a claim about a class that it does not have, or `test` where it has no test split.
-    """
+    """Finds the mistakes that depend on the dataset."""
     scores = ("miou", *(entry.name for entry in data.scored_classes))
     for experiment in study.experiments:
         claims(experiment, metrics=scores)
@@ -273,16 +250,14 @@ def check_against_data(study: Study, data: DataInfo) -> None:
             )
 
 
-def rechecked(study: Study, recheck: Recheck, where: str) -> Experiment:
-    """Returns the experiment whose runs are looked at again.
-
-    Raises:
-        PetsegError: there is none of this name with `test`.
-    """
+def recheck_claims(study: Study, part: str) -> tuple[Experiment, list[Claim]]:
+    """Returns the experiment whose runs are looked at again, and what is expected of that."""
+    recheck, metrics = study.rechecks()[part], tuple(SEVERITIES if part == "robustness" else SUBSETS)
     known = {experiment.name: experiment for experiment in study.experiments if experiment.test}
     if recheck.experiment not in known:
-        raise unknown_name(f"study: {where}: experiment with test", recheck.experiment, known)
-    return known[recheck.experiment]
+        raise unknown_name(f"study: {part}: experiment with test", recheck.experiment, known)
+    experiment = known[recheck.experiment]
+    return experiment, claims(experiment, recheck.expected, metrics, where=part)
 
 
 def tuning_cells(tuning: Tuning) -> list[dict[str, float]]:

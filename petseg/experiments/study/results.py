@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, JsonValue
 
-from petseg import storage
+from petseg import schema, storage
 from petseg.config import RunConfig
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import corruptions
@@ -31,32 +31,14 @@ from petseg.evaluation.evaluate import ImageScores, read_images
 from petseg.evaluation.robustness import Robustness, read_corrupted
 from petseg.experiments.study.recipe import Experiment, Study
 from petseg.metrics import PARTS, Confusion
-from petseg.schema import (
-    CostInfo,
-    CostMatch,
-    DataInfo,
-    EnvironmentInfo,
-    EpochRow,
-    LatencyEnvironment,
-    Record,
-    RunState,
-    Scores,
-    TunedSetting,
-    read_record,
-    write_record,
-)
+from petseg.schema import Record, read_record, write_record
 from petseg.training import runs
 
 MANIFEST, RUNS, IMAGES = "study.json", "runs.jsonl.gz", "images.jsonl.gz"
 
-DIVERGED = "diverged.json"
-"""In a run folder: why its training diverged, which is a result too."""
-
-TUNING = "tuning"
-"""Name of the first experiment, which the recipe's [tuning] describes."""
-
-ROBUSTNESS = "robustness"
-"""Among a run's splits: the test images under every corruption, a section each."""
+DIVERGED = "diverged.json"  # in a run folder: why its training diverged, which is a result too
+TUNING = "tuning"  # name of the first experiment, which the recipe's [tuning] describes
+ROBUSTNESS = "robustness"  # among a run's splits: the test images under every corruption, a section each
 
 
 class Row(Record):
@@ -71,21 +53,16 @@ class RunEntry(Record):
     """A run in the manifest."""
 
     name: str
-    state: RunState
-    waits: str
-    """What its config still needs; "": nothing."""
-    cost: str
-    """Its key among the manifest's costs."""
-    splits: tuple[str, ...]
-    """What it is scored on; beside splits "robustness"."""
+    state: schema.RunState
+    cost: str  # its key among the manifest's costs
+    splits: tuple[str, ...]  # what it is scored on; beside splits "robustness"
     rows: tuple[Row, ...]
 
 
-class Match(CostMatch):
+class Match(schema.CostMatch):
     """A shape of equal cost."""
 
-    options: dict[str, JsonValue]
-    """By which the model must differ."""
+    options: dict[str, JsonValue]  # by which the model must differ
 
 
 class StudyManifest(Record):
@@ -94,18 +71,13 @@ class StudyManifest(Record):
     kind: Literal["study"] = "study"
     version: Literal[2] = 2
     petseg: str
-    title: str
     recipe: Study
-    data: DataInfo | None = None
-    matches: dict[str, Match] = Field(default_factory=dict)
-    """`plan.MatchQuestion.key` -> shape."""
-    costs: dict[str, CostInfo] = Field(default_factory=dict)
-    """`plan.cost_key` -> cost."""
-    latency_environment: LatencyEnvironment | None = None
-    tuned: dict[str, TunedSetting] = Field(default_factory=dict)
-    """Model -> its best setting."""
-    at_once: tuple[int, ...] = ()
-    """Numbers of runs that shared the machine's cores."""
+    data: schema.DataInfo | None = None
+    matches: dict[str, Match] = Field(default_factory=dict)  # `plan.MatchQuestion.key` -> shape
+    costs: dict[str, schema.CostInfo] = Field(default_factory=dict)  # `plan.cost_key` -> cost
+    latency_environment: schema.LatencyEnvironment | None = None
+    tuned: dict[str, schema.TunedSetting] = Field(default_factory=dict)  # model -> its best setting
+    at_once: tuple[int, ...] = ()  # numbers of runs that shared the machine's cores
     runs: tuple[RunEntry, ...] = ()
 
 
@@ -114,31 +86,22 @@ class RunResult(Record):
 
     name: str
     config: RunConfig
-    environment: EnvironmentInfo
-    history: tuple[EpochRow, ...]
-    evaluations: dict[str, Scores]
+    environment: schema.EnvironmentInfo
+    history: tuple[schema.EpochRow, ...]
+    evaluations: dict[str, schema.Scores]
     robustness: Robustness | None
-    diverged: str = ""
-    """Why its training did; "": it did not."""
+    diverged: str = ""  # why its training did; "": it did not
 
 
 def read_manifest(folder: Path) -> StudyManifest:
-    """Returns study.json of a study's folder.
-
-    Raises:
-        PetsegError: no such file, or another kind or version.
-    """
+    """Returns study.json of a study's folder."""
     if not (folder / MANIFEST).is_file():
         raise PetsegError(f"{folder}: no {MANIFEST} in it; name a study's folder, or start one with `petseg study`")
     return read_record(folder / MANIFEST, StudyManifest)
 
 
 class Results:
-    """A study's folder, as `petseg study` makes it or as it was published; what it holds is read when it is asked for.
-
-    Raises:
-        PetsegError: no study, or a damaged one; so do all methods.
-    """
+    """A study's folder, as `petseg study` makes it or as it was published; it is read when something is asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.manifest = folder, read_manifest(folder)
@@ -153,7 +116,7 @@ class Results:
         """Returns the run of an arm, None where the manifest has none."""
         return self._entries.get(Row(experiment=experiment, arm=arm, seed=seed))
 
-    def arm(self, experiment: Experiment, arm: str, state: RunState = "finished") -> dict[int, RunEntry]:
+    def arm(self, experiment: Experiment, arm: str, state: schema.RunState = "finished") -> dict[int, RunEntry]:
         """Returns seed -> run of those runs of an arm that are in this state."""
         found = {seed: self.entry(experiment.name, arm, seed) for seed in experiment.seeds}
         return {seed: entry for seed, entry in found.items() if entry is not None and entry.state == state}
@@ -161,24 +124,17 @@ class Results:
     def result(self, entry: RunEntry) -> RunResult:
         """Returns what a run left that finished or diverged."""
         if entry.name not in self._results:
-            self._results[entry.name] = read_run(self._place(entry), entry)
+            self._results[entry.name] = read_run(self.folder / "runs" / entry.name, entry)
         return self._results[entry.name]
 
     def images(self, entry: RunEntry, section: str) -> ImageScores:
         """Returns the per-image counts of a finished run; a corruption's boundary scores are [N, 0]."""
         if (entry.name, section) not in self._images:
-            found = _read_sections(self._place(entry), self.result(entry))
+            found = _read_sections(self.folder / "runs" / entry.name, self.result(entry))
             self._images |= {(entry.name, name): images for name, images in found.items()}
         if (entry.name, section) not in self._images:
-            raise PetsegError(f"{self._place(entry)}: not scored on {section}; score the run again")
+            raise PetsegError(f"{self.folder}: run {entry.name} is not scored on {section}; score it again")
         return self._images[entry.name, section]
-
-    def counts(self, entry: RunEntry, section: str) -> Confusion:
-        """Returns the confusion matrices of `images`, int64 [N, C, C]."""
-        return self.images(entry, section).confusions
-
-    def _place(self, entry: RunEntry) -> Path:
-        return self.folder / "runs" / entry.name
 
 
 def sections(entry: RunEntry) -> list[str]:
@@ -188,19 +144,15 @@ def sections(entry: RunEntry) -> list[str]:
 
 
 def read_run(place: Path, entry: RunEntry) -> RunResult:
-    """Returns what a run folder holds of a run that finished or diverged.
-
-    Raises:
-        PetsegError: a file is missing or damaged.
-    """
+    """Returns what a run folder holds of a run that finished or diverged."""
     scored = entry.splits if entry.state == "finished" else ()
     evaluations = place / "evaluations"
     return RunResult(
         name=entry.name,
         config=runs.read_config(place),
-        environment=read_record(place / "environment.json", EnvironmentInfo),
+        environment=read_record(place / "environment.json", schema.EnvironmentInfo),
         history=tuple(runs.read_metrics(place)),
-        evaluations={s: read_record(evaluations / f"{s}.json", Scores) for s in scored if s != ROBUSTNESS},
+        evaluations={s: read_record(evaluations / f"{s}.json", schema.Scores) for s in scored if s != ROBUSTNESS},
         robustness=read_record(evaluations / "robustness.json", Robustness) if ROBUSTNESS in scored else None,
         diverged="" if scored else storage.read_json(place / DIVERGED)["reason"],
     )
@@ -222,15 +174,7 @@ def _read_sections(place: Path, result: RunResult) -> dict[str, ImageScores]:
 
 
 def publish(source: Path, folder: Path) -> None:
-    """Writes a study whose runs have all ended in the published form, without findings.json.
-
-    Args:
-        source: the study's folder.
-        folder: to write into.
-
-    Raises:
-        PetsegError: runs are missing, or were scored on other images than the others.
-    """
+    """Writes the study in `source`, whose runs have all ended, in the published form, without findings.json."""
     results = Results(source)
     entries = results.manifest.runs
     missing = [entry.name for entry in entries if entry.state not in ("finished", "diverged")]

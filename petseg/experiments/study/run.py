@@ -11,7 +11,7 @@ the same results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from petseg import __version__, storage
-from petseg.config import RunConfig
 from petseg.data.cache import Prepared, prepare
 from petseg.data.sources import open_dataset
 from petseg.errors import DivergedError, PetsegError
@@ -30,31 +29,25 @@ from petseg.experiments.executor import LocalProcesses
 from petseg.experiments.study.plan import Run, durations, plan, questions, tuning_outcome
 from petseg.experiments.study.recipe import Study, check_against_data
 from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUNING, StudyManifest, read_manifest
-from petseg.schema import DataInfo, LatencyEnvironment, Scores, read_record, write_record
+from petseg.schema import LatencyEnvironment, Scores, read_record, write_record
 from petseg.training import runs
 from petseg.training.batches import load_splits
 from petseg.training.checkpoint import PREVIOUS_RESUME, RESUME
 from petseg.training.device import choose_hardware
 from petseg.training.loop import Execution, train
 
-MOST_FAILURES = 3
-"""After which a study stops: what failed so often is not the run."""
-
-POLL_SECONDS = 0.3
-"""Between looks at how the runs get on."""
+MOST_FAILURES = 3  # after which a study stops: what failed so often is not the run
+POLL_SECONDS = 0.3  # between looks at how the runs get on
 
 
 @dataclass(frozen=True)
 class Status:
     """What a progress bar needs."""
 
-    detail: str
-    """What is being done."""
-    done: float = 0.0
-    """Estimated seconds of the study's runs."""
+    detail: str  # what is being done
+    done: float = 0.0  # estimated seconds of the study's runs
     total: float = 1.0
-    run_ended: bool = False
-    """Whether this is a run's outcome, worth a line of the log."""
+    run_ended: bool = False  # whether this is a run's outcome, worth a line of the log
 
     @property
     def left(self) -> float:
@@ -66,10 +59,8 @@ class Status:
 class Making:
     """How a study is carried out; nothing of it is part of what the study is."""
 
-    data: Path
-    """The data folder, for the runs' processes."""
-    device: str | None = None
-    """As `choose_hardware`."""
+    data: Path  # the data folder, for the runs' processes
+    device: str | None = None  # as `choose_hardware`
     at_once: int = 1
     """Runs made at a time, which share torch's threads. Small networks gain by it: of 16 channels two runs with a
     thread each were 1.21 times as fast at 64 px as one after the other with two threads, 1.14 times at 96 px (2 cores
@@ -78,16 +69,11 @@ class Making:
 
 
 def open_study(study: Study, folder: Path) -> StudyManifest:
-    """Returns the manifest of a study that goes on in `folder`, or a new one, not yet written.
-
-    Raises:
-        PetsegError: the folder holds something else, or expectations changed after their runs were made.
-    """
-    new = StudyManifest(petseg=__version__, title=study.title, recipe=study)
+    """Returns the manifest of a study that goes on in `folder`, or a new one, not yet written."""
     if not (folder / MANIFEST).is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise PetsegError(f"study folder {folder}: holds no {MANIFEST}, but other files; choose another with --out")
-        return new
+        return StudyManifest(petseg=__version__, recipe=study)
     known = read_manifest(folder)
     made = {row.experiment for run in known.runs if run.state == "finished" for row in run.rows}
     before = _expected(known.recipe)
@@ -97,7 +83,7 @@ def open_study(study: Study, folder: Path) -> StudyManifest:
                 f"study: {part}: what was expected changed after runs were made; an expectation stands before its "
                 "result: restore it, or choose another folder with --out"
             )
-    return known.model_copy(update={name: getattr(new, name) for name in ("petseg", "title", "recipe")})
+    return known.model_copy(update={"petseg": __version__, "recipe": study})
 
 
 def _expected(study: Study) -> dict[tuple[str, str], object]:
@@ -105,26 +91,18 @@ def _expected(study: Study) -> dict[tuple[str, str], object]:
     found: dict[tuple[str, str], object] = {(f"experiment {e.name!r}", e.name): e.expected for e in study.experiments}
     if study.tuning is not None:
         found["tuning", TUNING] = study.tuning.expected, study.tuning.loses_more
-    for part in ("robustness", "subsets"):
-        if (recheck := getattr(study, part)) is not None:
-            found[part, recheck.experiment] = recheck.expected
+    for part, recheck in study.rechecks().items():
+        found[part, recheck.experiment] = recheck.expected
     return found
 
 
 def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], making: Making) -> StudyManifest:
     """Returns the manifest after every run that can be made is made.
 
-    Shapes are searched and costs measured first, then runs are made in the plan's order.
+    Shapes are searched and costs measured first, then runs are made in the plan's order. What the folder holds is kept,
+    and an interrupted run goes on. Where runs failed, the others are made before the error, unless `MOST_FAILURES` did.
 
-    Args:
-        study: the recipe.
-        folder: of the study; what it holds is kept, and an interrupted run goes on.
-        prepared: side in pixels -> the dataset at that size, for every size of the study.
-        making: how.
-
-    Raises:
-        PetsegError: as `open_study`; other images than the folder's; no shape of equal cost; or runs failed. The others
-            are made first, unless `MOST_FAILURES` failed.
+    `prepared` holds the dataset by side in pixels, for every size of the study.
     """
     manifest = _claim_data(open_study(study, folder), next(iter(prepared.values())), folder)
     manifest = _find_shapes(_save(manifest, folder), folder, making)
@@ -162,9 +140,9 @@ class _Work:
         todo = [run for run in planned if states[run.name] == "missing" and run.name not in {*running, *self.failed}]
         room = self.making.at_once - len(self.jobs) if len(self.failed) < MOST_FAILURES else 0
         for run in todo[: max(0, room)]:
-            place, making = run.place(self.folder), self.making
-            job = Job(run.config, run.splits, place, making.data, making.device, self.threads)
-            self.jobs[self.executor.submit(make_run, job)] = run
+            making = self.making
+            future = self.executor.submit(make_run, run, self.folder, making.data, making.device, self.threads)
+            self.jobs[future] = run
         return bool(self.jobs)
 
     def follow(self) -> None:
@@ -182,14 +160,14 @@ class _Work:
                 self._report(run, str(error), run_ended=True)
 
     def _report(self, run: Run, detail: str, *, run_ended: bool = False) -> None:
-        shares = {other.name: _progress(other, self.folder)[0] for other in self.jobs.values()}
-        shares |= dict.fromkeys([*self.ended, *([run.name] if run_ended else [])], 1.0)
-        done = sum(share * self.seconds[name] for name, share in shares.items())
         words = f"{len(self.ended) + 1} of {len(self.seconds)}, {run.name}: {detail}"
-        at_once = self.making.at_once
-        self.making.on_status(Status(words, done / at_once, sum(self.seconds.values()) / at_once, run_ended))
         if run_ended:
             self.ended.append(run.name)
+        shares = {other.name: _progress(other, self.folder)[0] for other in self.jobs.values()}
+        shares |= dict.fromkeys(self.ended, 1.0)
+        done = sum(share * self.seconds[name] for name, share in shares.items())
+        at_once = self.making.at_once
+        self.making.on_status(Status(words, done / at_once, sum(self.seconds.values()) / at_once, run_ended))
 
 
 def _progress(run: Run, folder: Path) -> tuple[float, str]:
@@ -208,37 +186,26 @@ def _outcome(place: Path) -> str:
     return f"validation mIoU {100 * read_record(place / 'evaluations' / 'val.json', Scores).miou:.1f}"
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a run's process needs to know."""
-
-    config: RunConfig
-    splits: Sequence[str]
-    place: Path
-    data: Path
-    device: str | None
-    threads: int
-
-
-def make_run(job: Job) -> None:
+def make_run(run: Run, folder: Path, data: Path, device: str | None, threads: int) -> None:
     """Trains a run, from its last whole epoch, and scores it; that it diverged is written down as its result."""
-    torch.set_num_threads(job.threads)
-    hardware = choose_hardware(job.config.train.precision, job.device)
-    prepared = prepare(open_dataset(job.data, job.config.data), job.config.data.size)
-    splits = load_splits(prepared, job.config, hardware.device)
+    torch.set_num_threads(threads)
+    config, place = run.config, run.place(folder)
+    hardware = choose_hardware(config.train.precision, device)
+    prepared = prepare(open_dataset(data, config.data), config.data.size)
+    splits = load_splits(prepared, config, hardware.device)
     try:
-        if (job.place / RESUME).is_file() or len(runs.read_metrics(job.place)) < job.config.train.epochs:
-            train(job.config, prepared, job.place, Execution(hardware, resume=True, splits=splits))
+        if (place / RESUME).is_file() or len(runs.read_metrics(place)) < config.train.epochs:
+            train(config, prepared, place, Execution(hardware, resume=True, splits=splits))
     except DivergedError as error:
-        storage.write_json(job.place / DIVERGED, {"reason": str(error)})
+        storage.write_json(place / DIVERGED, {"reason": str(error)})
         return
-    for split in job.splits:
+    for split in run.splits:
         if split == ROBUSTNESS:
-            evaluate_robustness(job.place, hardware, splits["test"])
+            evaluate_robustness(place, hardware, splits["test"])
         else:
-            evaluate_run(job.place, hardware, splits, split)
+            evaluate_run(place, hardware, splits, split)
     for name in (RESUME, PREVIOUS_RESUME):
-        (job.place / name).unlink(missing_ok=True)  # of no use any more, and three times the weights
+        (place / name).unlink(missing_ok=True)  # of no use any more, and three times the weights
 
 
 # --- what is found on the way ----------------------------------------------------------------------------------------
@@ -263,9 +230,9 @@ def _claim_data(manifest: StudyManifest, prepared: Prepared, folder: Path) -> St
     return manifest.model_copy(update={"data": data})
 
 
-def _data(manifest: StudyManifest) -> DataInfo:
+def _num_classes(manifest: StudyManifest) -> int:
     assert manifest.data is not None, "claimed before anything is searched"
-    return manifest.data
+    return len(manifest.data.classes)
 
 
 def _find_shapes(manifest: StudyManifest, folder: Path, making: Making) -> StudyManifest:
@@ -274,7 +241,7 @@ def _find_shapes(manifest: StudyManifest, folder: Path, making: Making) -> Study
     for question in questions(manifest.recipe):
         if question.key not in manifest.matches:
             making.on_status(Status(f"search {question.key}"))
-            found = find_shape(question, len(_data(manifest).classes))
+            found = find_shape(question, _num_classes(manifest))
             manifest = manifest.model_copy(update={"matches": {**manifest.matches, question.key: found}})
             manifest = _save(manifest, folder)
     return manifest
@@ -284,13 +251,13 @@ def _count_costs(manifest: StudyManifest, folder: Path, making: Making) -> Study
     """Counts every shape's cost, and measures all latencies in turn where one is missing."""
     from petseg.experiments.study.match import measure_onnx_latencies
 
-    classes = len(_data(manifest).classes)
+    classes = _num_classes(manifest)
     shapes = {run.cost: (run.config.model, run.config.data.size) for run in plan(manifest)}
     costs = dict(manifest.costs)
-    for key, shape in shapes.items():
+    for key, (model, size) in shapes.items():
         if key not in costs:
             making.on_status(Status(f"count {key}"))
-            costs[key] = count_cost(shape[0], classes, shape[1])
+            costs[key] = count_cost(model, classes, size)
     changes: dict[str, object] = {"costs": costs}
     if any(costs[key].latency_ms is None for key in shapes):
         making.on_status(Status("measure latencies"))

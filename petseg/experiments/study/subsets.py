@@ -11,8 +11,8 @@ from petseg import schema
 from petseg.data import oxford_pets
 from petseg.evaluation.corruptions import SEVERITIES, Corruption
 from petseg.experiments.study import intervals
-from petseg.experiments.study.claims import Claim, claims, expect
-from petseg.experiments.study.recipe import SUBSETS, Experiment, rechecked
+from petseg.experiments.study.claims import Claim, expect
+from petseg.experiments.study.recipe import SUBSETS, Experiment, recheck_claims
 from petseg.experiments.study.results import ROBUSTNESS, Results
 from petseg.metrics import Confusion, Score, mean_iou
 
@@ -31,10 +31,9 @@ TITLES = {
 
 def find_robustness(results: Results) -> schema.RobustnessFindings | None:
     """Returns each arm's scores on corrupted images, the models' differences, and what was expected of these."""
-    recheck = results.study.robustness
-    if recheck is None:
+    if results.study.robustness is None:
         return None
-    experiment = rechecked(results.study, recheck, "robustness")
+    experiment, own_claims = recheck_claims(results.study, "robustness")
     arms = {
         # of an older study none were scored so
         arm: {seed: run for seed, run in results.arm(experiment, arm).items() if ROBUSTNESS in run.splits}
@@ -42,7 +41,6 @@ def find_robustness(results: Results) -> schema.RobustnessFindings | None:
     }
     scored, pairs = intervals.distinct(arms), intervals.distinct_pairs(results, experiment)
     first = next((results.result(run).robustness for arm in scored.values() for run in arm.values()), None)
-    own_claims = claims(experiment, recheck.expected, tuple(SEVERITIES), where="robustness")
     return schema.RobustnessFindings(
         experiment=experiment.name,
         every=first.every if first else None,
@@ -51,16 +49,7 @@ def find_robustness(results: Results) -> schema.RobustnessFindings | None:
             schema.CorruptionInfo(name=kind, title=TITLES[kind][0], unit=TITLES[kind][1], amounts=amounts)
             for kind, amounts in SEVERITIES.items()
         ),
-        arms=tuple(
-            schema.CorruptedArm(
-                arm=name,
-                model=name.partition("/")[0],
-                scores={
-                    kind: tuple(map(intervals.estimate, by_severity(results, kind, [arm])[1][0])) for kind in SEVERITIES
-                },
-            )
-            for name, arm in scored.items()
-        ),
+        arms=tuple(_corrupted_arm(results, name, arm) for name, arm in scored.items()),
         differences=tuple(
             expect(
                 _on_corruption(results, kind, pair, [arms[arm] for arm in pair]),
@@ -73,10 +62,16 @@ def find_robustness(results: Results) -> schema.RobustnessFindings | None:
     )
 
 
+def _corrupted_arm(results: Results, name: str, arm: intervals.Arm) -> schema.CorruptedArm:
+    counts = {kind: _by_severity(results, kind, [arm])[1][0] for kind in SEVERITIES}
+    scores = {kind: tuple(map(intervals.estimate, own)) for kind, own in counts.items()}
+    return schema.CorruptedArm(arm=name, model=name.partition("/")[0], scores=scores)
+
+
 def _on_corruption(
     results: Results, kind: str, pair: tuple[str, str], arms: Sequence[intervals.Arm]
 ) -> schema.CorruptionDifference:
-    seeds, sides = by_severity(results, kind, arms)
+    seeds, sides = _by_severity(results, kind, arms)
     together = [intervals.side_by_side(side[1:]) for side in sides]
     return schema.CorruptionDifference(
         left=pair[0],
@@ -93,7 +88,7 @@ def _mean_score(severities: Confusion) -> Score:
     return np.asarray(intervals.scores_of(severities).mean(axis=0))
 
 
-def by_severity(
+def _by_severity(
     results: Results, kind: str, arms: Sequence[intervals.Arm]
 ) -> tuple[tuple[int, ...], list[list[Confusion]]]:
     """Returns the seeds that all arms have, and each arm's counts of the same images unchanged and in each severity."""
@@ -102,8 +97,8 @@ def by_severity(
         return seeds, []
     corrupted = [intervals.stacked(results, arms, Corruption(kind, severity).name)[1] for severity in (1, 2, 3)]
     run = arms[0][seeds[0]]
-    row_of = {sample_id: row for row, sample_id in enumerate(results.images(run, "test").ids)}
-    rows = [row_of[sample_id] for sample_id in results.images(run, Corruption(kind, 1).name).ids]
+    ids = results.images(run, "test").ids
+    rows = [ids.index(sample_id) for sample_id in results.images(run, Corruption(kind, 1).name).ids]
     return seeds, [list(parts) for parts in zip([counts[:, rows] for counts in unchanged], *corrupted, strict=True)]
 
 
@@ -112,11 +107,9 @@ def by_severity(
 
 def find_subsets(results: Results) -> schema.SubsetFindings | None:
     """Returns each arm's scores and the models' differences in other views of the same counts, and by group."""
-    recheck = results.study.subsets
-    if recheck is None:
+    if results.study.subsets is None:
         return None
-    experiment = rechecked(results.study, recheck, "subsets")
-    own_claims = claims(experiment, recheck.expected, tuple(SUBSETS), where="subsets")
+    experiment, own_claims = recheck_claims(results.study, "subsets")
     roles = [entry.role for entry in results.manifest.data.scored_classes] if results.manifest.data else []
     found = [
         _subset(results, experiment, name, [claim for claim in own_claims if claim.metric == name])
@@ -153,11 +146,8 @@ SIZES = ("small", "medium", "large")
 def subset_counts(counts: Confusion, name: str, ids: Sequence[str], true: Confusion) -> Confusion:
     """Returns the matrices of one of `SUBSETS`: fewer images, or fewer classes.
 
-    Args:
-        counts: int64 [S, N, C, C]; for the border's subsets foreground, background, border.
-        name: of the subset.
-        ids: of the N images.
-        true: true pixels by class of each, int64 [N, C]; the first is the foreground.
+    `counts` are int64 [S, N, C, C] of images with these `ids` and `true` pixels by class, int64 [N, C]. The classes are
+    foreground, background and border where the border is counted otherwise; the first is the foreground anyway.
     """
     if name == "unleaked":
         return counts[:, [sample_id not in oxford_pets.committed_leaks() for sample_id in ids]]
