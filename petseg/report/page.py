@@ -129,20 +129,12 @@ def template(name: str) -> Template:
 
 
 def unbroken(text: str) -> str:
-    """Returns the text with the space between a number and its unit made non-breaking.
-
-    >>> unbroken("95 % at 128 px").count("\N{NO-BREAK SPACE}")
-    2
-    """
+    """Returns the text with the space between a number and its unit (%, px) made non-breaking."""
     return re.sub(r"(?<=\d) (?=%|px)", "\N{NO-BREAK SPACE}", text)
 
 
 def flat_texts(tree: Mapping[str, object]) -> dict[str, str]:
-    """Returns dotted name -> text of every field that is set.
-
-    >>> flat_texts({"train": {"epochs": 30, "clip": None}, "sizes": [1, 2]})
-    {'train.epochs': '30', 'sizes': '1, 2'}
-    """
+    """Returns dotted name -> text of every field that is set: `{"train.epochs": "30", "sizes": "1, 2"}`."""
     return {
         name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         for name, value in flat_fields(tree)
@@ -152,20 +144,18 @@ def flat_texts(tree: Mapping[str, object]) -> dict[str, str]:
 
 def render(result: ComparisonResult, folder: Path) -> str:
     """Returns the page's HTML; the same comparison and images give the same bytes."""
-    names = [model.name for model in result.models]
     titles = {model.name: model.title for model in result.models}
-    styles = plots.model_styles(names)
-    groups = group_scores(result)
+    styles = plots.model_styles(list(titles))
+    groups, titled = group_scores(result), {title: styles[name] for name, title in titles.items()}
     differences = [(titles[one.model], one.points, one.low, one.high) for one in result.differences]
+    width = 300 if len(differences) < 4 else 760
     return template("comparison.html.j2").render(
         result=result,
         styles=styles,
         version=result.petseg,
         headline=headline(result),
         cards=[(model, model.evaluations[result.split].miou) for model in result.models],
-        forest=plots.forest_chart("differences", [("", differences)], 300 if len(differences) < 4 else 760)
-        if differences
-        else None,
+        forest=plots.forest_chart("differences", [("", differences)], width) if differences else None,
         tables=tables.comparison_tables(result),
         class_tables=tables.class_tables(result),
         history=history_charts(result),
@@ -173,9 +163,7 @@ def render(result: ComparisonResult, folder: Path) -> str:
         gallery=list(read_gallery(result, folder)),
         data=flat_texts(result.data.model_dump(exclude={"classes", "scored_classes"})),
         groups=groups,
-        group_chart=plots.group_chart("groups", groups, {titles[name]: styles[name] for name in names})
-        if groups
-        else None,
+        group_chart=plots.group_chart("groups", groups, titled) if groups else None,
     )
 
 

@@ -52,19 +52,14 @@ STYLES = {
     "unet": Style("#0072B2", "#5CB3E8", "solid", "o"),
     "segnet": Style("#D55E00", "#F58A42", "dashed", "s"),
 }
-COLOURS = (
-    ("#009E73", "#2FC79B"),
-    ("#AA4499", "#D97FCB"),
-    ("#8A6D00", "#D9B534"),
-    ("#5B5FC7", "#9EA2F5"),
-    ("#0F7B8A", "#4FC3D4"),
-)
+COLOURS = ("#009E73", "#AA4499", "#8A6D00", "#5B5FC7", "#0F7B8A")
+DARK = ("#2FC79B", "#D97FCB", "#D9B534", "#9EA2F5", "#4FC3D4")
 DASHES, MARKERS = ("dashdot", "dotted", "solid", "dashed"), ("D", "^", "v", "P")
 
 
 def model_styles(names: Sequence[str]) -> dict[str, Style]:
     """Returns a style for each model: U-Net's and SegNet's are fixed; others have 20 before one comes again."""
-    free = (Style(*COLOURS[place % 5], DASHES[place % 4], MARKERS[place % 4]) for place in count())
+    free = (Style(COLOURS[place % 5], DARK[place % 5], DASHES[place % 4], MARKERS[place % 4]) for place in count())
     return {name: STYLES[name] if name in STYLES else next(free) for name in names}
 
 
@@ -124,17 +119,11 @@ def look(name: str) -> Iterator[None]:
 
 
 def charted(name: str, figure: Figure, label: str, rows: Sequence[Sequence[object]], styles: Sequence[Style]) -> Chart:
-    """Returns the figure as it stands in the page."""
-    return Chart(name, Markup(inline(figure, name, label, styles)), label, rows)  # noqa: S704  # texts are escaped
-
-
-def inline(figure: Figure, name: str, label: str, styles: Sequence[Style]) -> str:
     """Returns the figure as SVG for an HTML page: no prolog, no metadata; ids only where referenced, with a prefix."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would style the page
     used = set(re.findall(r'(?:xlink:href="|url\()#([^")]+)', text))
@@ -142,14 +131,13 @@ def inline(figure: Figure, name: str, label: str, styles: Sequence[Style]) -> st
     text = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)  # the form before matplotlib 3.10
     text = re.sub(r" ?font-family: [^;\"]*;?", "", text)
-    box = re.search(r'viewBox="[^"]+"', text)
-    assert box is not None
-    text = f'<svg {box[0]} role="img" aria-label="{escape(label)}">' + text[text.index(">") + 1 :]
-    text = re.sub(INK, "currentColor", text, flags=re.IGNORECASE)
-    text = re.sub(PAPER, "var(--paper)", text, flags=re.IGNORECASE)
-    for style in styles:
-        text = re.sub(style.colour, f"var({style.variable})", text, flags=re.IGNORECASE)
-    return re.sub(r"\n\s*", "\n", text).strip()
+    head = re.search(r'<svg[^>]*(viewBox="[^"]+")[^>]*>', text)
+    assert head is not None
+    text = f'<svg {head[1]} role="img" aria-label="{escape(label)}">' + text[head.end() :]
+    variables = {style.colour: f"var({style.variable})" for style in styles}
+    for colour, variable in {INK: "currentColor", PAPER: "var(--paper)", **variables}.items():
+        text = re.sub(colour, variable, text, flags=re.IGNORECASE)
+    return Chart(name, Markup(re.sub(r"\n\s*", "\n", text).strip()), label, rows)  # noqa: S704  # texts are escaped
 
 
 def line_chart(name: str, panels: Sequence[Panel], size: tuple[float, float] = (400, 275)) -> Chart:
@@ -234,16 +222,20 @@ def forest_chart(name: str, groups: Sequence[tuple[str, Sequence[Interval]]], wi
             axes.plot([low, high], [place, place], color=INK, linewidth=1.6, alpha=0.7)
             axes.plot(middle, place, "o", color=INK, markerfacecolor=PAPER if low <= 0 <= high else INK, markersize=6)
             axes.get_yticklabels()[place].set_fontweight("bold" if isnan(middle) else "normal")
-        axes.set_ylim(len(lines) - 0.4, -0.6)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="y", alpha=0.0)
+        _set_rows(axes, len(lines), grid=0.0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=max(4, width // 60), steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
         axes.set_xlabel("difference in points, 95 % interval")
         found = [line for line in lines if not isnan(line[1])]
-        told = [f"{label} {points(middle)} ({points(low)} to {points(high)})" for label, middle, low, high in found]
+        texts = [f"{label} {points(middle)} ({points(low)} to {points(high)})" for label, middle, low, high in found]
         table = [("difference", "points", "low", "high"), *found]
-        return charted(name, figure, f"Differences in points: {'; '.join(told)}.", table, [])
+        return charted(name, figure, f"Differences in points: {'; '.join(texts)}.", table, [])
+
+
+def _set_rows(axes: Axes, number: int, grid: float) -> None:
+    axes.set_ylim(number - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", alpha=grid)
 
 
 def group_chart(name: str, groups: Mapping[str, Sequence[float]], models: Mapping[str, Style]) -> Chart:
@@ -259,9 +251,7 @@ def group_chart(name: str, groups: Mapping[str, Sequence[float]], models: Mappin
             face = style.colour if at == 0 else PAPER
             axes.plot(own, range(len(rows)), style.marker, color=style.colour, markerfacecolor=face, label=title)
         axes.set_yticks(range(len(rows)), [group.replace("_", " ") for group, _ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="y", alpha=0.08)
+        _set_rows(axes, len(rows), grid=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.set_xlabel("mIoU, %")
         figure.legend(loc="outside upper center", ncols=min(3, len(models)), handletextpad=0.2)

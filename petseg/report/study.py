@@ -131,16 +131,16 @@ VALIDATION: tuple[tuple[str, str, int, plots.Corner], ...] = (
 def training_charts(findings: schema.Findings) -> Iterator[Chart]:
     """Yields mIoU and loss over epochs for the first variant: mean over seeds, band from lowest to highest."""
     main = findings.experiments[0]
-    arms = [arm for arm in main.arms if arm.variant == main.arms[0].variant and arm.scores and arm.scores.history]
+    first = [arm for arm in main.arms if arm.variant == main.arms[0].variant]
+    histories = {arm.model: arm.scores.history for arm in first if arm.scores and arm.scores.history}
     styles = model_styles(list(findings.models))
     for field, title, scale, legend in VALIDATION:
         lines = []
-        for arm in arms:
-            history = arm.scores.history if arm.scores else ()
+        for model, history in histories.items():
             bands = [getattr(row, field) for row in history]
             mean, low, high = ([scale * getattr(band, key) for band in bands] for key in ("mean", "low", "high"))
             epochs = [float(row.epoch) for row in history]
-            lines.append(Line(findings.models[arm.model], styles[arm.model], epochs, mean, low, high, "band"))
+            lines.append(Line(findings.models[model], styles[model], epochs, mean, low, high, "band"))
         if lines:
             yield plots.line_chart(field, [Panel(title, lines, "epoch", legend)])
 

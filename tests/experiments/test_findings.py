@@ -156,10 +156,6 @@ def test_what_is_lost_at_the_other_s_best_setting(findings: Findings) -> None:
     assert tuning.verdict == "held"
 
 
-def test_the_same_study_gives_the_same_findings(whole: Path, findings: Findings) -> None:
-    assert find(whole) == findings
-
-
 def test_every_value_of_a_setting_in_any_run_is_there(whole: Path, findings: Findings) -> None:
     configs = [read_json(path) for path in whole.glob("runs/*/config.json")]
     values = findings.settings["train.learning_rate"]

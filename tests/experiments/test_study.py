@@ -27,11 +27,12 @@ from petseg.experiments.study.plan import MatchQuestion, durations, plain, plan
 from petseg.experiments.study.recipe import Study, check_against_data, load_study, matched_to, study_names
 from petseg.experiments.study.results import Match, StudyManifest, read_manifest, read_run
 from petseg.experiments.study.run import Making, Status, open_study, run_study
-from petseg.metrics import mean_iou
 from petseg.models import build_model
-from petseg.schema import TunedSetting, write_record
+from petseg.schema import EpochRow, write_record
 from petseg.storage import read_json
+from petseg.training import runs
 from tests.cli.test_commands import child_environment, petseg
+from tests.made_studies import TUNED
 
 TINY = """
 title = "Made pets"
@@ -167,17 +168,13 @@ def test_a_study_makes_each_run_once_and_scores_it(whole: Path) -> None:
     assert "not a number" in read_run(whole / "runs" / manifest.runs[0].name, manifest.runs[0]).diverged
 
 
-def test_the_best_setting_is_taken_and_identical_runs_are_shared(whole: Path) -> None:
+def test_the_best_setting_and_the_matched_shape_are_taken_and_identical_runs_are_shared(whole: Path) -> None:
     manifest = read_manifest(whole)
     best = manifest.tuned["unet"]
     assert (best.learning_rate, best.warmup) == (3e-3, 0.1)
     tuned = next(entry for entry in manifest.runs if entry.rows[0].arm == "unet/skips")
     # the tuned settings are the defaults, so the untuned U-Net of the other experiment is the same run
     assert [(row.experiment, row.arm) for row in tuned.rows] == [("skips", "unet/skips"), ("size", "unet/parameters")]
-
-
-def test_the_matched_shape_is_trained(whole: Path) -> None:
-    manifest = read_manifest(whole)
     (match,) = manifest.matches.values()
     assert abs(match.reached / match.wanted - 1) <= 0.02
     entry = next(entry for entry in manifest.runs if entry.rows[0].arm == "segnet/parameters")
@@ -296,17 +293,6 @@ def test_the_list_says_what_each_run_is_for_and_how_long(
     assert not (tmp_path / "fresh").exists()
 
 
-def test_scores_of_a_run_follow_from_its_counts(whole: Path) -> None:
-    entry = read_manifest(whole).runs[2]
-    place = whole / "runs" / entry.name
-    stored = read_json(place / "evaluations" / "test.images.json")["images"]
-    total = [sum(row[1][at] for row in stored) for at in range(9)]
-    scores = read_run(place, entry).evaluations["test"]
-    import numpy as np
-
-    assert scores.miou == pytest.approx(float(mean_iou(np.array(total).reshape(3, 3))))
-
-
 # What a study refuses
 
 
@@ -404,10 +390,6 @@ def test_an_unknown_study_names_the_shipped_ones() -> None:
 # The plan
 
 SHIPPED = load_study("study")
-BEST = {
-    "unet": TunedSetting(learning_rate=4e-3, warmup=0.05, miou=0.6, run=""),
-    "segnet": TunedSetting(learning_rate=1e-3, warmup=0.3, miou=0.6, run=""),
-}
 
 
 def test_the_shipped_study() -> None:
@@ -419,12 +401,9 @@ def test_the_shipped_study() -> None:
     main = [run for run in found if run.rows[0].experiment == "main"]
     assert all(run.config.data.size >= 96 and run.config.train.epochs >= 30 for run in main)
     assert all(run.splits == ("val", "test", "robustness") for run in main)
+    tuning = [run.config for run in found if run.rows[0].experiment == "tuning"]
     grids = {
-        model: {
-            (run.config.train.learning_rate, run.config.train.warmup)
-            for run in found
-            if f"{model}/" in run.rows[0].arm and run.rows[0].experiment == "tuning"
-        }
+        model: {(c.train.learning_rate, c.train.warmup) for c in tuning if c.model.name == model}
         for model in ("unet", "segnet")
     }
     assert grids["unet"] == grids["segnet"]
@@ -444,9 +423,9 @@ def test_the_order_is_tuning_then_seed_by_seed() -> None:
 
 
 def test_tuned_settings_go_to_the_model_that_they_were_found_for() -> None:
-    for run in plan(manifest_of(SHIPPED, tuned=BEST)):
+    for run in plan(manifest_of(SHIPPED, tuned=TUNED)):
         if run.rows[0].experiment != "tuning":
-            own = BEST[run.config.model.name]
+            own = TUNED[run.config.model.name]
             rates = {1e-3 if row.arm.endswith("off_low") else own.learning_rate for row in run.rows}
             assert rates == {run.config.train.learning_rate}
             assert run.config.train.warmup == own.warmup
@@ -456,7 +435,7 @@ def test_tuned_settings_go_to_the_model_that_they_were_found_for() -> None:
 def test_a_run_s_name_follows_from_its_config_alone() -> None:
     found = plan(manifest_of(SHIPPED))
     assert len({run.name for run in found if not run.waits}) == 20
-    assert found[0].name == plan(manifest_of(SHIPPED, tuned=BEST))[0].name
+    assert found[0].name == plan(manifest_of(SHIPPED, tuned=TUNED))[0].name
 
 
 def test_the_published_study_s_runs_still_follow_from_its_recipe() -> None:
@@ -489,13 +468,9 @@ def test_the_time_of_a_run_follows_measured_epochs(tmp_path: Path) -> None:
     found = plan(manifest)
     run = found[0]
     guessed = durations(manifest, tmp_path, found)
-    rows = [
-        {"epoch": epoch, "seconds": 90.0, "train_seconds": 80.0, "learning_rate": 0.1, "train_loss": 1.0}
-        | {"val_loss": 1.0, "val_miou": 0.5, "val_accuracy": 0.5}
-        for epoch in (1, 2)
-    ]
-    run.place(tmp_path).mkdir(parents=True)
-    (run.place(tmp_path) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = {"seconds": 90.0, "train_seconds": 80.0, "learning_rate": 0.1}
+    row |= dict.fromkeys(("train_loss", "val_loss", "val_miou", "val_accuracy"), 0.5)
+    runs.write_metrics(run.place(tmp_path), [EpochRow(epoch=epoch, **row) for epoch in (1, 2)])
     measured = durations(manifest, tmp_path, found)
     assert measured[run.name] - run.config.train.epochs * 90 == pytest.approx(35)
     assert guessed[run.name] < measured[run.name]

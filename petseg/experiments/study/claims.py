@@ -86,9 +86,6 @@ def verdict(low: float, high: float, *, equal: bool, by: float = 0.0) -> Verdict
 
     `left > right by X` held where the whole interval lies above X, and did not where it lies below; between, it is
     open. `left = right` held where no difference is shown.
-
-    >>> verdict(1.2, 2.4, equal=False, by=1), verdict(1.2, 2.4, equal=False, by=2), verdict(-1, -0.2, equal=False)
-    ('held', 'open', 'did not hold')
     """
     if equal:
         return "held" if low <= 0 <= high else "did not hold"

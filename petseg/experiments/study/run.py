@@ -115,7 +115,6 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
     if work.failed:
         reasons = "; ".join(f"run {name}: {error}" for name, error in work.failed.items())
         raise PetsegError(f"{reasons} (the same command tries again, from the last whole epoch)")
-    _refuse_hopeless(work.manifest)
     return work.manifest
 
 
@@ -269,14 +268,3 @@ def _count_costs(manifest: StudyManifest, folder: Path, making: Making) -> Study
             **machine.model_dump(include={"processor", "commit", "started"}),
         )
     return _save(manifest.model_copy(update=changes), folder)
-
-
-def _refuse_hopeless(manifest: StudyManifest) -> None:
-    """Tells if a model's whole grid diverged, so that its tuned runs can never be made."""
-    for model in manifest.recipe.tuning.models if manifest.recipe.tuning else ():
-        cells = [run for run in manifest.runs if run.rows[0].experiment == TUNING]
-        states = {run.state for run in cells if run.rows[0].arm.startswith(f"{model}/")}
-        if states == {"diverged"}:
-            raise PetsegError(
-                f"study: every cell of {model}'s tuning diverged; add lower rates to tuning.learning_rate"
-            )
