@@ -263,7 +263,7 @@ class ArmDifference(Record):
     seeds: tuple[int, ...]  # that both arms have
     diverged: dict[str, int] = {}  # arm -> seeds in which its training diverged, where there are any
     difference: PairedDifference | None  # None without a seed that both have
-    cost_ratios: dict[str, float] = {}  # quantity, such as "macs" -> left over right; empty for equal shapes
+    latency_ratio: float | None = None  # left over right; None for equal shapes
     expected: tuple[Expectation, ...] = ()
 
 
@@ -296,10 +296,7 @@ class ArmFindings(Record):
     runs: tuple[str, ...]  # finished, seed by seed; arms of the same runs are one network under two names
     seeds: tuple[int, ...]  # that finished
     diverged: tuple[int, ...] = ()  # seeds whose training diverged
-    epochs: int
     train_images: int | None
-    learning_rate: float | None  # None before a run was made
-    warmup: float | None
     match: CostMatch | None = None
     cost: CostInfo | None = None
     scores: ArmScores | None = None  # None before a run has finished
@@ -385,8 +382,6 @@ class CorruptionDifference(ArmDifference):
 class RobustnessFindings(Record):
     """An experiment's arms on corrupted test images."""
 
-    experiment: str
-    every: int | None  # each n-th test image by name is taken; None before any was
     images: int | None
     corruptions: tuple[CorruptionInfo, ...]
     arms: tuple[CorruptedArm, ...]  # those of the same runs once
@@ -399,7 +394,6 @@ class Subset(Record):
     name: str
     title: str
     images: int
-    scores: dict[str, Estimate]  # arm -> mIoU
     differences: tuple[ArmDifference, ...]
 
 
@@ -417,14 +411,12 @@ class GroupFindings(Record):
 
     left: str
     right: str
-    seeds: tuple[int, ...]
     rows: tuple[GroupDifference, ...]
 
 
 class SubsetFindings(Record):
     """Subset analysis: an experiment's counts looked at in other ways."""
 
-    experiment: str
     subsets: tuple[Subset, ...]
     groups: GroupFindings | None
 
@@ -445,7 +437,6 @@ class TrainingFindings(Record):
     """What all runs took."""
 
     seconds: float  # summed over the runs
-    at_once: int  # the most runs that shared a machine's cores
     machines: tuple[Machine, ...]
 
 

@@ -136,10 +136,7 @@ def matches_of(study: Study, shapes: dict[str, Any]) -> dict[str, Match]:
     found = {}
     for experiment in study.experiments:
         for arm in experiment.arms():
-            question, options = (
-                MatchQuestion.of(study, experiment, arm),
-                shapes.get(f"{experiment.name}:{arm}"),
-            )
+            question, options = (MatchQuestion.of(study, experiment, arm), shapes.get(f"{experiment.name}:{arm}"))
             if question is not None and options is not None:
                 found[question.key] = Match(options=options, quantity="parameters", wanted=100, reached=101)
     return found

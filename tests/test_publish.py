@@ -61,7 +61,7 @@ def test_findings_and_page_come_out_of_the_published_study_byte_for_byte(
 
 def test_it_is_four_files(published: Path) -> None:
     assert sorted(path.name for path in published.rglob("*")) == [
-        *("findings.json", "images.jsonl.gz", "runs.jsonl.gz", "study.json"),
+        *("findings.json", "images.jsonl.gz", "runs.jsonl.gz", "study.json")
     ]
 
 

@@ -48,10 +48,7 @@ class Style:
         return f"--line-{self.colour[1:].lower()}"
 
 
-STYLES = {
-    "unet": Style("#0072B2", "#5CB3E8", "solid", "o"),
-    "segnet": Style("#D55E00", "#F58A42", "dashed", "s"),
-}
+STYLES = {"unet": Style("#0072B2", "#5CB3E8", "solid", "o"), "segnet": Style("#D55E00", "#F58A42", "dashed", "s")}
 COLOURS = ("#009E73", "#AA4499", "#8A6D00", "#5B5FC7", "#0F7B8A")
 DARK = ("#2FC79B", "#D97FCB", "#D9B534", "#9EA2F5", "#4FC3D4")
 DASHES, MARKERS = ("dashdot", "dotted", "solid", "dashed"), ("D", "^", "v", "P")

@@ -37,7 +37,7 @@ def headline(findings: schema.Findings) -> list[str]:
     for one in main.differences:
         if (found := one.difference) and one.metric == "miou" and variant(one.left) == variant(one.right):
             ends = f"{100 * findings.confidence:.4g} % interval {points(found.low)} to {points(found.high)}"
-            latency = f", latency × {one.cost_ratios['latency']:.2f}" if "latency" in one.cost_ratios else ""
+            latency = f", latency × {one.latency_ratio:.2f}" if one.latency_ratio else ""
             line = f"{label(findings, main, one)}: {signed(found.points)} points mIoU ({ends}){latency}"
             lines.setdefault((runs[one.left], runs[one.right]), line)
     return list(lines.values())

@@ -103,10 +103,7 @@ def scores_of(result: ComparisonResult, split: str) -> list[tuple[str, Scores]]:
 
 
 def table(
-    title: tuple[str, str],
-    columns: Sequence[Column[Measured]],
-    rows: Sequence[tuple[str, Measured]],
-    compared: int,
+    title: tuple[str, str], columns: Sequence[Column[Measured]], rows: Sequence[tuple[str, Measured]], compared: int
 ) -> Table:
     """Returns the columns that hold a figure; the best one of each is marked unless all print the same."""
     made = [(column.head, _cells(column, [measured for _, measured in rows], compared)) for column in columns]

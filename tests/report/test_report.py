@@ -356,7 +356,7 @@ def test_a_study_without_a_run_still_reports(findings: Findings, page: Callable[
     experiments = []
     for experiment in findings.experiments:
         arms = tuple(arm.model_copy(update={"scores": None, "cost": None, "runs": ()}) for arm in experiment.arms)
-        gone = {"difference": None, "cost_ratios": {}, "seeds": ()}
+        gone = {"difference": None, "latency_ratio": None, "seeds": ()}
         differences = tuple(one.model_copy(update=gone) for one in experiment.differences)
         experiments.append(experiment.model_copy(update={"arms": arms, "differences": differences}))
     empty = {"robustness": None, "subsets": None, "tuning": None, "data": None, "runs": {"missing": 141}}

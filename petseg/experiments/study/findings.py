@@ -99,7 +99,6 @@ def _arm(results: Results, experiment: Experiment, name: str, machine: str) -> s
     model, _, variant = name.partition("/")
     config = results.study.arm_config(experiment, name)
     finished = results.arm(experiment, name)
-    trained = next((results.result(entry).config.train for entry in finished.values()), None)
     data = results.manifest.data
     question = MatchQuestion.of(results.study, experiment, name)
     match = None if question is None else results.manifest.matches.get(question.key)
@@ -112,10 +111,7 @@ def _arm(results: Results, experiment: Experiment, name: str, machine: str) -> s
         runs=tuple(entry.name for entry in finished.values()),
         seeds=tuple(finished),
         diverged=tuple(results.arm(experiment, name, "diverged")),
-        epochs=config.train.epochs,
         train_images=None if data is None else round(data.splits["train"] * config.data.fraction),
-        learning_rate=trained.learning_rate if trained else None,
-        warmup=trained.warmup if trained else None,
         match=match and schema.CostMatch(quantity=match.quantity, wanted=match.wanted, reached=match.reached),
         cost=next((results.manifest.costs.get(entry.cost) for entry in finished.values()), None),
         scores=_scores(results, experiment, finished, machine) if finished else None,
@@ -157,12 +153,12 @@ def _differences(results: Results, experiment: Experiment) -> Iterator[schema.Ar
         if any(entry.name == other.name for seed, entry in arms[0].items() if (other := arms[1].get(seed)) is not None):
             continue  # the same run under two names
         seeds, sides = intervals.stacked(results, arms, experiment.split, metric)
-        difference, costs = None, {}
+        difference = ratio = None
         if seeds:
             entries = [arm[seeds[0]] for arm in arms]
             classes = list(results.result(entries[0]).evaluations[experiment.split].iou)
             difference = intervals.difference(sides[0], sides[1], intervals.scoring(metric, classes))
-            costs = _cost_ratios(*(results.manifest.costs.get(entry.cost) for entry in entries))
+            ratio = _latency_ratio(*(results.manifest.costs.get(entry.cost) for entry in entries))
         diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in (left, right)}
         found = schema.ArmDifference(
             left=left,
@@ -171,20 +167,15 @@ def _differences(results: Results, experiment: Experiment) -> Iterator[schema.Ar
             seeds=seeds,
             diverged={arm: count for arm, count in diverged.items() if count},
             difference=difference,
-            cost_ratios=costs,
+            latency_ratio=ratio,
         )
         yield expect(found, own_claims, len(experiment.seeds))
 
 
-def _cost_ratios(first: schema.CostInfo | None, second: schema.CostInfo | None) -> dict[str, float]:
-    """Returns what the first costs in units of the second, where both were measured; nothing of one same shape."""
-    if first is None or second is None or first == second:
-        return {}
-    names = ("macs", "parameters", "activation_bytes")
-    ratios = {name: intervals.rounded(getattr(first, name) / getattr(second, name)) for name in names}
-    if first.latency_ms and second.latency_ms:
-        ratios = {"latency": intervals.rounded(first.latency_ms.p50 / second.latency_ms.p50), **ratios}
-    return ratios
+def _latency_ratio(first: schema.CostInfo | None, second: schema.CostInfo | None) -> float | None:
+    if first is None or second is None or first == second or not (first.latency_ms and second.latency_ms):
+        return None
+    return intervals.rounded(first.latency_ms.p50 / second.latency_ms.p50)
 
 
 def _compared(results: Results, experiment: Experiment) -> dict[tuple[str, str, str], list[Claim]]:
@@ -309,6 +300,5 @@ def _training(results: Results) -> schema.TrainingFindings:
     machines = Counter(tuple(sorted(run.environment.model_dump(include=names).items())) for run in made)
     return schema.TrainingFindings(
         seconds=intervals.rounded(sum(row.seconds for run in made for row in run.history)),
-        at_once=max(results.manifest.at_once, default=1),
         machines=tuple(schema.Machine(**dict(machine), runs=count) for machine, count in machines.items()),
     )

@@ -42,8 +42,6 @@ def find_robustness(results: Results) -> schema.RobustnessFindings | None:
     scored, pairs = intervals.distinct(arms), intervals.distinct_pairs(results, experiment)
     first = next((results.result(run).robustness for arm in scored.values() for run in arm.values()), None)
     return schema.RobustnessFindings(
-        experiment=experiment.name,
-        every=first.every if first else None,
         images=first.images if first else None,
         corruptions=tuple(
             schema.CorruptionInfo(name=kind, title=TITLES[kind][0], unit=TITLES[kind][1], amounts=amounts)
@@ -117,9 +115,7 @@ def find_subsets(results: Results) -> schema.SubsetFindings | None:
         if any(results.arm(experiment, arm) for arm in experiment.arms())
         and (not name.startswith("border") or roles == ["foreground", "background", "boundary"])
     ]
-    return schema.SubsetFindings(
-        experiment=experiment.name, subsets=tuple(found), groups=_groups(results, experiment) if found else None
-    )
+    return schema.SubsetFindings(subsets=tuple(found), groups=_groups(results, experiment) if found else None)
 
 
 def _subset(results: Results, experiment: Experiment, name: str, own_claims: Sequence[Claim]) -> schema.Subset:
@@ -132,12 +128,8 @@ def _subset(results: Results, experiment: Experiment, name: str, own_claims: Seq
         own = intervals.difference(look(sides[0]), look(sides[1])) if seeds else None
         found = schema.ArmDifference(left=left, right=right, metric="miou", seeds=seeds, difference=own)
         differences.append(expect(found, own_claims, len(experiment.seeds)))
-    scores = {
-        arm: intervals.estimate(look(intervals.stacked(results, [made], "test")[1][0]))
-        for arm, made in intervals.distinct(arms).items()
-    }
     count = look(images.confusions[None]).shape[1]
-    return schema.Subset(name=name, title=SUBSETS[name], images=count, scores=scores, differences=tuple(differences))
+    return schema.Subset(name=name, title=SUBSETS[name], images=count, differences=tuple(differences))
 
 
 SIZES = ("small", "medium", "large")
@@ -182,4 +174,4 @@ def _groups(results: Results, experiment: Experiment) -> schema.GroupFindings | 
         count = int((group_of == group).sum())
         ends = dict(intervals.difference(own[0], own[1]))
         rows.append(schema.GroupDifference(**ends, group=group, images=count, left=left, right=right))
-    return schema.GroupFindings(left=pairs[0][0], right=pairs[0][1], seeds=seeds, rows=tuple(rows))
+    return schema.GroupFindings(left=pairs[0][0], right=pairs[0][1], rows=tuple(rows))
