@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from petseg import storage
-from petseg.config import ModelConfig
 from petseg.data.dataset import classes_from
 from petseg.data.oxford_pets import NAME
 from petseg.evaluation.corruptions import corruptions
 from petseg.evaluation.evaluate import Evaluation, ImageScores, summarise, write_evaluation
 from petseg.evaluation.robustness import EVERY, CorruptedScores, Robustness
-from petseg.experiments.study.plan import MatchQuestion, Run, plan
-from petseg.experiments.study.recipe import Study, load_study
+from petseg.experiments.study.plan import MatchQuestion, plan
+from petseg.experiments.study.recipe import load_study
 from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, Match, StudyManifest, read_manifest
 from petseg.schema import (
     ClassInfo,
@@ -33,10 +29,8 @@ from petseg.schema import (
 from petseg.training import runs
 
 BREEDS = ("Abyssinian", "Bombay", "beagle", "pug")
-TRAPS = ("Abyssinian_177", "Birman_165")
-"""Names that lie on both sides of the official split."""
 
-MATCHES: dict[str, Any] = {
+MATCHES = {
     "main:segnet/parameters": {"convs": [2, 2, 4, 3, 3]},
     "main:segnet/latency": {"base_channels": 17},
     "depth:unet/deeper": {"base_channels": 8},
@@ -52,19 +46,19 @@ TUNED = {
 CLASSES = classes_from(["pet", "background", "border"])
 
 
-def names_of(split: str, count: int) -> tuple[str, ...]:
+def names_of(split, count):
     first = 1 if split == "val" else 301
     return tuple(sorted(f"{BREEDS[place % len(BREEDS)]}_{first + place // len(BREEDS)}" for place in range(count)))
 
 
-def truths(split: str, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def truths(split, count):
     """True pixels by class of each image, the same for every run."""
     rng = np.random.default_rng(len(split))
     pet = rng.integers(200, 6000, count)
     return np.stack([pet, rng.integers(3000, 9000, count), pet // 4 + 50], axis=1)
 
 
-def drawn_counts(true: Any, quality: float, rng: np.random.Generator) -> Any:
+def drawn_counts(true, quality, rng):
     """Confusion matrices of a model that is right in about `quality` of the pixels."""
     easy = np.clip(quality + np.array([0.0, 0.05, -0.15]) + rng.normal(0, 0.03, true.shape), 0.05, 0.99)
     right = np.round(true * easy).astype(np.int64)
@@ -77,7 +71,7 @@ def drawn_counts(true: Any, quality: float, rng: np.random.Generator) -> Any:
     return counts
 
 
-def quality_of(run: Run) -> float:
+def quality_of(run):
     """What the made world says a run is worth."""
     model, train = run.config.model, run.config.train
     found = 0.86 if model.name == "unet" else 0.82
@@ -89,14 +83,7 @@ def quality_of(run: Run) -> float:
     return float(found - (0 if train.augment.flip else 0.01))
 
 
-def make_study(
-    folder: Path,
-    *,
-    val: int = 24,
-    test: int = 48,
-    shapes: dict[str, Any] = MATCHES,
-    leave_out: Callable[[Run], bool] = lambda run: False,
-) -> Path:
+def make_study(folder, *, val=24, test=48, shapes=MATCHES, leave_out=lambda run: False):
     """Returns the folder, now with study.json and every run that `leave_out` does not name."""
     study = load_study("study")
     classes = tuple(ClassInfo(name=entry.name, colour=entry.colour, role=entry.role) for entry in CLASSES)
@@ -131,7 +118,7 @@ def make_study(
     return folder
 
 
-def matches_of(study: Study, shapes: dict[str, Any]) -> dict[str, Match]:
+def matches_of(study, shapes):
     """Returns matches from EXPERIMENT:ARM -> options."""
     found = {}
     for experiment in study.experiments:
@@ -142,7 +129,7 @@ def matches_of(study: Study, shapes: dict[str, Any]) -> dict[str, Match]:
     return found
 
 
-def diverge(folder: Path, *rows: tuple[str, str, int]) -> Path:
+def diverge(folder, *rows):
     """Returns the folder after the runs of these (experiment, arm, seed) have diverged."""
     manifest = read_manifest(folder)
     entries = []
@@ -155,7 +142,7 @@ def diverge(folder: Path, *rows: tuple[str, str, int]) -> Path:
     return folder
 
 
-def made_cost(model: ModelConfig, size: int) -> CostInfo:
+def made_cost(model, size):
     width = model.options.get("base_channels", 16) / 16
     heavy = 1.2 if model.name == "unet" else 1.0
     latency = heavy * width**1.6 * size / 16
@@ -169,7 +156,7 @@ def made_cost(model: ModelConfig, size: int) -> CostInfo:
     )
 
 
-def make_run(place: Path, run: Run, data: DataInfo, rng: np.random.Generator) -> None:
+def make_run(place, run, data, rng):
     quality = quality_of(run) + rng.normal(0, 0.004)
     write_record(place / "data.json", data)
     storage.write_json(place / "config.json", run.config.model_dump(mode="json"))
@@ -205,7 +192,7 @@ def make_run(place: Path, run: Run, data: DataInfo, rng: np.random.Generator) ->
         write_evaluation(Evaluation(scores, images), place / "evaluations" / f"{split}.json")
 
 
-def make_robustness(place: Path, quality: float, test: int, rng: np.random.Generator) -> None:
+def make_robustness(place, quality, test, rng):
     ids = names_of("test", test)[::EVERY]
     rows = {}
     for corruption in corruptions():

@@ -10,8 +10,6 @@ import shlex
 import subprocess
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +37,7 @@ TAG = re.compile(r"<!-- fig: (\S+\.json) (\S+)(?: \*(\S+))? (\S+) -->([^\s|]+)")
 """`<!-- fig: FILE PATH [*FACTOR] FORMAT -->TEXT`; a step of PATH may be [3] or [name=main,metric=miou]."""
 
 
-def at(tree: Any, path: str) -> Any:
+def at(tree, path):
     """Returns what stands at a path.
 
     >>> at({"models": [{"name": "a", "miou": 0.5}]}, "models[name=a].miou")
@@ -54,7 +52,7 @@ def at(tree: Any, path: str) -> Any:
     return tree
 
 
-def wrong_figures(text: str, root: Path = ROOT) -> list[str]:
+def wrong_figures(text, root=ROOT):
     """Returns the tagged figures that are not those of their JSON fields."""
     wrong = []
     for file, path, factor, spec, told in TAG.findall(text):
@@ -66,13 +64,13 @@ def wrong_figures(text: str, root: Path = ROOT) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
-def test_a_tagged_figure_is_that_of_its_json_field(document: Path) -> None:
+def test_a_tagged_figure_is_that_of_its_json_field(document):
     text = document.read_text(encoding="utf-8")
     assert len(TAG.findall(text)) == text.count("<!-- fig:"), "a tag that is not understood"
     assert wrong_figures(text) == []
 
 
-def test_a_changed_figure_is_found(tmp_path: Path) -> None:
+def test_a_changed_figure_is_found(tmp_path):
     (tmp_path / "a.json").write_text('{"models": [{"name": "unet", "miou": 0.744}, {"name": "segnet", "miou": 0.698}]}')
     tag = "<!-- fig: a.json models[name=segnet].miou *100 .1f -->"
     assert wrong_figures(f"It scores {tag}69.8, and", tmp_path) == []
@@ -80,20 +78,20 @@ def test_a_changed_figure_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["unet-or-segnet.md", "indices.md"])
-def test_every_measured_figure_outside_a_table_is_tagged(name: str) -> None:
+def test_every_measured_figure_outside_a_table_is_tagged(name):
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     for pattern in (r"<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", TAG.pattern, r"`[^`]*`"):
         text = re.sub(pattern, "", text, flags=re.DOTALL)
     assert re.findall(r"\d+\.\d+", text) == []
 
 
-def scripts(name: str) -> ModuleType:
+def scripts(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "scripts"))
         return importlib.import_module(name)
 
 
-def test_the_documents_tables_are_generated_from_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documents_tables_are_generated_from_results(tmp_path, capsys):
     update = scripts("update_docs")
     assert update.main(["--check"]) == 0, "run scripts/update_docs.py"
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
@@ -112,7 +110,7 @@ def test_the_documents_tables_are_generated_from_results(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
-def test_no_column_of_a_generated_table_is_empty(document: Path) -> None:
+def test_no_column_of_a_generated_table_is_empty(document):
     """A field of the JSON that was renamed would leave dashes alone."""
     for _, text in re.findall(r"<!-- ([\w-]+):begin -->(.*?)<!-- \1:end -->", document.read_text(), flags=re.DOTALL):
         rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
@@ -121,13 +119,13 @@ def test_no_column_of_a_generated_table_is_empty(document: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tables", "update_docs"])
-def test_the_scripts_examples_hold(name: str) -> None:
+def test_the_scripts_examples_hold(name):
     found = doctest.testmod(scripts(name))
     assert found.attempted > 0
     assert found.failed == 0
 
 
-def test_every_counted_test_of_the_reliability_page_exists() -> None:
+def test_every_counted_test_of_the_reliability_page_exists():
     cases = json.loads((RESULTS / "reliability" / "tests.json").read_text(encoding="utf-8"))["cases"]
     for test in cases:
         file, _, name = test.partition("::")
@@ -138,7 +136,7 @@ def test_every_counted_test_of_the_reliability_page_exists() -> None:
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
-def test_published_figures_follow_from_the_per_image_counts(path: Path) -> None:
+def test_published_figures_follow_from_the_per_image_counts(path):
     comparison = read_record(path, ComparisonResult)
     matrices = {}
     for model in comparison.models:
@@ -158,7 +156,7 @@ def test_published_figures_follow_from_the_per_image_counts(path: Path) -> None:
     assert not comparison.environment.commit.endswith("dirty")
 
 
-def test_a_shipped_file_scores_in_onnx_runtime_what_its_run_scored_in_torch() -> None:
+def test_a_shipped_file_scores_in_onnx_runtime_what_its_run_scored_in_torch():
     """`scripts/quantise.py --test` measures the files, `petseg evaluate` the runs."""
     measured = read_json(RESULTS / "benchmarks" / "int8.json")["models"]
     for name in shipped_models():
@@ -167,20 +165,20 @@ def test_a_shipped_file_scores_in_onnx_runtime_what_its_run_scored_in_torch() ->
         assert measured[name]["scores"]["test"]["fp32"]["images"] == scored["images"]
 
 
-def published_score(recipe: str, model: str) -> float:
+def published_score(recipe, model):
     """Returns the mIoU on the test split of one model of a recipe's published runs, 0 to 1."""
     run = RESULTS / "official" / "runs" / model if recipe == "default" else RESULTS / "models" / f"{model}_{recipe}"
     return float(read_json(run / "evaluations" / "test.json")["miou"])
 
 
-def published_minutes(run: Path) -> float:
+def published_minutes(run):
     """Returns the median epoch times epochs of a published run."""
     history = read_metrics(run)
     return epoch_seconds(history) * len(history) / 60
 
 
 @pytest.mark.parametrize("name", ["default", "base", "small"])
-def test_a_recipe_s_header_gives_the_published_scores_and_minutes(name: str) -> None:
+def test_a_recipe_s_header_gives_the_published_scores_and_minutes(name):
     text = (ROOT / "petseg" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     unet, segnet = (f"{100 * published_score(name, model):.1f}" for model in ("unet", "segnet"))
     assert f"test mIoU {unet} (U-Net) and {segnet} (SegNet), one seed" in text
@@ -190,7 +188,7 @@ def test_a_recipe_s_header_gives_the_published_scores_and_minutes(name: str) -> 
     assert f"AMX, {first:.0f} minutes for U-Net, {second:.0f} for SegNet" in text
 
 
-def test_the_minutes_and_the_download_in_the_readme_are_right() -> None:
+def test_the_minutes_and_the_download_in_the_readme_are_right():
     minutes = [
         sum(published_minutes(RESULTS / name / "runs" / model) for model in ("unet", "segnet"))
         for name in ("official", "seed")
@@ -200,13 +198,13 @@ def test_the_minutes_and_the_download_in_the_readme_are_right() -> None:
     assert f"({sum(archive.bytes for archive in ARCHIVES) / 1e6:.0f} MB)" in text
 
 
-def numbers(tree: object) -> list[float]:
+def numbers(tree):
     if isinstance(tree, dict | list):
         return [found for part in (tree.values() if isinstance(tree, dict) else tree) for found in numbers(part)]
     return [float(tree)] if isinstance(tree, int | float) else []
 
 
-def test_every_measured_figure_of_the_log_stands_in_results() -> None:
+def test_every_measured_figure_of_the_log_stands_in_results():
     known = [value for path in (RESULTS / "log").glob("*.json") for value in numbers(json.loads(path.read_text()))]
     text = re.sub(TAG.pattern, "", (ROOT / "docs" / "log.md").read_text(encoding="utf-8"))
     figures = re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])|(?<![\d.])\d+(?= (?:ms|%|MB))", text)
@@ -219,7 +217,7 @@ def test_every_measured_figure_of_the_log_stands_in_results() -> None:
 # --- commands, code, links ------------------------------------------------------------------------------------------
 
 
-def commands() -> list[str]:
+def commands():
     """Every petseg command in a code block or in backticks of a document, comments cut off."""
     found = []
     for document in DOCUMENTS:
@@ -232,13 +230,13 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_in_the_documents_exists_with_its_options(command: str) -> None:
+def test_a_command_in_the_documents_exists_with_its_options(command):
     from typer.main import get_command
 
     group = get_command(app)
     words = shlex.split(command)[1:]
     while words and words[0] in getattr(group, "commands", {}):
-        group = group.commands[words.pop(0)]  # type: ignore[attr-defined]
+        group = group.commands[words.pop(0)]
     assert not hasattr(group, "commands") or words in ([], ["--help"]), f"{command}: no such subcommand"
     options = {name for parameter in group.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
     assert {word for word in words if word.startswith("--")} <= options
@@ -253,41 +251,40 @@ def test_a_command_in_the_documents_exists_with_its_options(command: str) -> Non
     load_recipe("default", settings).for_model(model)
 
 
-def test_there_are_commands_to_check() -> None:
+def test_there_are_commands_to_check():
     assert "petseg compare --quick" in commands()
     assert len(commands()) > 8
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
-def test_links_and_images_lead_to_files(document: Path) -> None:
+def test_links_and_images_lead_to_files(document):
     for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_tree_in_the_readme_names_what_exists() -> None:
+def test_the_tree_in_the_readme_names_what_exists():
     tree = (ROOT / "README.md").read_text(encoding="utf-8").split("```\npetseg/\n")[1].split("```")[0]
     for line in tree.splitlines():
         names = re.match(r"\s*((?:[\w./]+\s{1,2})+)", line + "  ")
-        assert names is not None
         inside = ROOT / "petseg" if line.startswith("  ") else ROOT
         for name in names[1].split():
             assert (inside / name).exists(), name
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_s_header_gives_its_command(name: str) -> None:
+def test_a_recipe_s_header_gives_its_command(name):
     text = (ROOT / "petseg" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     assert re.search(r"^# Command:  petseg compare", text, flags=re.MULTILINE)
 
 
-def test_the_worked_example_of_the_metrics_runs() -> None:
+def test_the_worked_example_of_the_metrics_runs():
     found = doctest.testfile(str(ROOT / "docs" / "metrics.md"), module_relative=False)
     assert found.failed == 0
     assert found.attempted > 15
 
 
-def test_nothing_of_the_data_set_is_committed() -> None:
+def test_nothing_of_the_data_set_is_committed():
     """The only images in the repository are named here."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:

@@ -8,9 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,26 +25,24 @@ OFFICIAL = {"train": 3312, "val": 6, "test": 8}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory):
     folder = make_study(tmp_path_factory.mktemp("studies") / "whole", val=6, test=8)
     return diverge(folder, ("batch_norm", "unet/off", 1))
 
 
 @pytest.fixture(scope="module")
-def published(whole: Path, publish: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(whole, publish, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("publish.OFFICIAL_IMAGES", OFFICIAL)
         return publish(whole, "study", tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture
-def as_official(monkeypatch: pytest.MonkeyPatch, publish: Callable[..., Path]) -> None:
+def as_official(monkeypatch, publish):
     monkeypatch.setattr("publish.OFFICIAL_IMAGES", OFFICIAL)
 
 
-def test_findings_and_page_come_out_of_the_published_study_byte_for_byte(
-    whole: Path, published: Path, tmp_path: Path
-) -> None:
+def test_findings_and_page_come_out_of_the_published_study_byte_for_byte(whole, published, tmp_path):
     write_findings(whole)
     before = (published / "findings.json").read_bytes()
     assert before == (whole / "findings.json").read_bytes()
@@ -59,13 +54,13 @@ def test_findings_and_page_come_out_of_the_published_study_byte_for_byte(
     assert pages[0] == pages[1]
 
 
-def test_it_is_four_files(published: Path) -> None:
+def test_it_is_four_files(published):
     assert sorted(path.name for path in published.rglob("*")) == [
         *("findings.json", "images.jsonl.gz", "runs.jsonl.gz", "study.json")
     ]
 
 
-def test_runs_and_counts_come_back_as_they_were(whole: Path, published: Path) -> None:
+def test_runs_and_counts_come_back_as_they_were(whole, published):
     ours, theirs = Results(whole), Results(published)
     assert ours.manifest == theirs.manifest
     for entry in ours.manifest.runs:
@@ -80,7 +75,7 @@ def test_runs_and_counts_come_back_as_they_were(whole: Path, published: Path) ->
     ]
 
 
-def test_counts_are_readable_without_petseg(whole: Path, published: Path) -> None:
+def test_counts_are_readable_without_petseg(whole, published):
     text = gzip.decompress((published / "images.jsonl.gz").read_bytes()).decode()
     lines = [json.loads(line) for line in text.splitlines()]
     shared = {line["section"]: line for line in lines if "ids" in line}
@@ -93,11 +88,10 @@ def test_counts_are_readable_without_petseg(whole: Path, published: Path) -> Non
     assert [parts[0] for parts in line["boundary"]] == [round(10_000 * score) for score in boundary]
 
 
-def test_the_published_study_is_whole_and_small() -> None:
+def test_the_published_study_is_whole_and_small():
     folder = ROOT / "results" / "study"
     results = Results(folder)
     assert {entry.state for entry in results.manifest.runs} == {"finished"}
-    assert results.manifest.data is not None
     assert results.manifest.data.splits == {"train": 3312, "val": 368, "test": 3669}
     entry = results.manifest.runs[-1]
     scores = results.result(entry).evaluations["test"]
@@ -113,7 +107,7 @@ def test_the_published_study_is_whole_and_small() -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 15_000_000
 
 
-def test_synthetic_images_are_not_published(whole: Path, publish: Callable[..., Path], tmp_path: Path) -> None:
+def test_synthetic_images_are_not_published(whole, publish, tmp_path):
     with pytest.raises(PetsegError, match=r"a study of .*'test': 8.*; only results on the whole dataset, "):
         publish(whole, "study", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -124,7 +118,7 @@ def test_synthetic_images_are_not_published(whole: Path, publish: Callable[..., 
 
 
 @pytest.mark.usefixtures("as_official")
-def test_runs_of_other_images_are_refused(publish: Callable[..., Path], tmp_path: Path) -> None:
+def test_runs_of_other_images_are_refused(publish, tmp_path):
     folder = make_study(tmp_path / "mixed", val=6, test=8)
     file = folder / "runs" / read_manifest(folder).runs[3].name / "evaluations" / "val.images.json"
     file.write_text(file.read_text().replace("beagle", "boxer"))
@@ -137,14 +131,14 @@ def test_runs_of_other_images_are_refused(publish: Callable[..., Path], tmp_path
 
 
 @pytest.mark.usefixtures("as_official")
-def test_a_part_of_a_study_is_not_published(publish: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_part_of_a_study_is_not_published(publish, tmp_path):
     folder = make_study(tmp_path / "part", val=6, test=8, leave_out=lambda run: run.rows[0].arm == "unet/deeper")
     with pytest.raises(PetsegError, match=r"lacks 3 of 143 runs, the first unet-64px-.*; a study is published whole"):
         publish(folder, "study", tmp_path / "results")
     assert not list((tmp_path / "results").rglob("*.*"))
 
 
-def edited(path: Path, change: Callable[[str], str]) -> None:
+def edited(path, change):
     path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()).decode()).encode(), 1))
 
 
@@ -160,10 +154,8 @@ def edited(path: Path, change: Callable[[str], str]) -> None:
         ("runs.jsonl.gz", None),
     ],
 )
-def test_damaged_files_are_one_line(
-    published: Path, tmp_path: Path, name: str, change: Callable[[str], str] | None
-) -> None:
-    folder: Any = shutil.copytree(published, tmp_path / "copy")
+def test_damaged_files_are_one_line(published, tmp_path, name, change):
+    folder = shutil.copytree(published, tmp_path / "copy")
     if change is None:
         (folder / name).write_bytes(b"not gzip")
     else:

@@ -16,24 +16,24 @@ from petseg.errors import PetsegError
 from petseg.experiments.executor import LocalProcesses
 
 
-def where(text: str) -> tuple[str, int]:
+def where(text):
     return text, os.getpid()
 
 
-def fail() -> None:
+def fail():
     raise PetsegError("a mistake")
 
 
-def die() -> None:
+def die():
     os._exit(3)
 
 
-def sleep(started: Path) -> None:
+def sleep(started):
     started.write_text(str(os.getpid()))
     time.sleep(600)
 
 
-def test_each_job_has_a_process_of_its_own_and_fails_alone() -> None:
+def test_each_job_has_a_process_of_its_own_and_fails_alone():
     with LocalProcesses(2) as executor:
         first, second = executor.submit(where, "a"), executor.submit(where, text="b")
         failed, died = executor.submit(fail), executor.submit(die)
@@ -46,13 +46,13 @@ def test_each_job_has_a_process_of_its_own_and_fails_alone() -> None:
     assert multiprocessing.active_children() == []
 
 
-def wait_for(path: Path) -> int:
+def wait_for(path):
     while not path.is_file() or not path.read_text():
         time.sleep(0.02)
     return int(path.read_text())
 
 
-def test_an_exception_ends_the_jobs(tmp_path: Path) -> None:
+def test_an_exception_ends_the_jobs(tmp_path):
     with pytest.raises(KeyboardInterrupt), LocalProcesses(1) as executor:  # noqa: PT012
         running, waiting = (executor.submit(sleep, tmp_path / name) for name in ("running", "waiting"))
         wait_for(tmp_path / "running")
@@ -63,7 +63,7 @@ def test_an_exception_ends_the_jobs(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills")
-def test_a_job_ends_with_its_caller(tmp_path: Path) -> None:
+def test_a_job_ends_with_its_caller(tmp_path):
     code = (
         "from pathlib import Path\n"
         "from petseg.experiments.executor import LocalProcesses\n"

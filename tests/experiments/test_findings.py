@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,38 +12,37 @@ from petseg.errors import PetsegError
 from petseg.evaluation.statistics import paired_bootstrap
 from petseg.experiments.study.claims import verdict
 from petseg.experiments.study.findings import find, write_findings
-from petseg.experiments.study.results import Results, read_run
+from petseg.experiments.study.results import Results
 from petseg.metrics import mean_iou
-from petseg.schema import ArmDifference, Findings, PairedDifference, read_record
+from petseg.schema import Findings, read_record
 from petseg.storage import read_json, write_json
 from tests.cli.test_commands import one_line_error, petseg
 from tests.made_studies import diverge, make_study
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory):
     return make_study(tmp_path_factory.mktemp("studies") / "whole")
 
 
 @pytest.fixture(scope="module")
-def findings(whole: Path) -> Findings:
+def findings(whole):
     return read_record(write_findings(whole), Findings)
 
 
-def between(findings: Findings, name: str, left: str, right: str, metric: str = "miou") -> ArmDifference:
+def between(findings, name, left, right, metric="miou"):
     wanted = (left, right, metric)
     return next(d for d in findings.experiment(name).differences if (d.left, d.right, d.metric) == wanted)
 
 
-def scored(found: ArmDifference) -> PairedDifference:
-    assert found.difference is not None
+def scored(found):
     return found.difference
 
 
 # Numbers
 
 
-def test_a_difference_is_the_bootstrap_s_over_the_runs_own_files(whole: Path, findings: Findings) -> None:
+def test_a_difference_is_the_bootstrap_s_over_the_runs_own_files(whole, findings):
     counts = []
     for model in ("unet", "segnet"):
         arm = next(arm for arm in findings.experiment("main").arms if arm.arm == f"{model}/width")
@@ -59,12 +56,11 @@ def test_a_difference_is_the_bootstrap_s_over_the_runs_own_files(whole: Path, fi
     assert scored(between(findings, "main", "unet/width", "segnet/width", "border")).points != own.points
 
 
-def test_boundary_f_has_its_interval_too(whole: Path, findings: Findings) -> None:
+def test_boundary_f_has_its_interval_too(whole, findings):
     means = {}
     for arm in findings.experiment("main").arms:
         files = [whole / "runs" / run / "evaluations" / "test.json" for run in arm.runs]
         means[arm.arm] = 100 * np.mean([read_json(file)["mean_boundary_f"] for file in files])
-        assert arm.scores is not None
         assert arm.scores.boundary_f.points == pytest.approx(means[arm.arm], abs=0.01)
         assert arm.scores.boundary_f.low < arm.scores.boundary_f.points < arm.scores.boundary_f.high
     found = scored(between(findings, "main", "unet/width", "segnet/width", "boundary_f"))
@@ -72,29 +68,24 @@ def test_boundary_f_has_its_interval_too(whole: Path, findings: Findings) -> Non
     assert found.low < found.points < found.high
 
 
-def test_an_arm_has_its_score_cost_and_time(whole: Path, findings: Findings) -> None:
+def test_an_arm_has_its_score_cost_and_time(whole, findings):
     arm = findings.experiment("main").arms[0]
     scores = arm.scores
-    assert scores is not None
     assert scores.miou.low < scores.miou.points < scores.miou.high
     own = [read_json(whole / "runs" / run / "evaluations" / "test.json")["miou"] for run in arm.runs]
     assert scores.miou.points == pytest.approx(100 * np.mean(own), abs=1e-3)
     assert (scores.train_seconds, len(scores.history)) == (21.0 * 30, 30)
-    assert arm.cost is not None
-    assert arm.cost.latency_ms is not None
     assert arm.cost.latency_ms.p95 > arm.cost.latency_ms.p50
     match = findings.experiment("main").arms[3].match
-    assert match is not None
     assert (match.wanted, match.reached) == (100, 101)
 
 
-def test_times_of_unlike_machines_are_not_mixed(tmp_path: Path) -> None:
+def test_times_of_unlike_machines_are_not_mixed(tmp_path):
     folder = make_study(tmp_path / "machines")
     results = Results(folder)
     for name in ("unet/width", "segnet/parameters"):
         for seed in (3, 4) if name == "unet/width" else range(5):
             entry = results.entry("main", name, seed)
-            assert entry is not None
             place = folder / "runs" / entry.name
             write_json(place / "environment.json", {**read_json(place / "environment.json"), "processor": "another"})
             metrics = place / "metrics.jsonl"
@@ -102,14 +93,11 @@ def test_times_of_unlike_machines_are_not_mixed(tmp_path: Path) -> None:
     found = find(folder)
     times = {arm.arm: arm.scores for arm in found.experiment("main").arms}
     unet, parameters, segnet = (times[arm] for arm in ("unet/width", "segnet/parameters", "segnet/width"))
-    assert unet is not None
-    assert parameters is not None
-    assert segnet is not None
     assert (unet.train_seconds, parameters.train_seconds, segnet.train_seconds) == (21.0 * 30, None, 21.0 * 30)
     assert {machine.processor: machine.runs for machine in found.training.machines} == {"made": 136, "another": 7}
 
 
-def test_one_run_under_two_names_is_compared_with_nothing(findings: Findings) -> None:
+def test_one_run_under_two_names_is_compared_with_nothing(findings):
     pairs = {(found.left, found.right) for found in findings.experiment("main").differences}
     assert ("unet/width", "unet/parameters") not in pairs
     assert ("segnet/parameters", "segnet/width") in pairs
@@ -128,35 +116,27 @@ def test_one_run_under_two_names_is_compared_with_nothing(findings: Findings) ->
         (0.1, 2, {"equal": True}, "did not hold"),
     ],
 )
-def test_an_expectation_is_held_against_the_interval(
-    low: float, high: float, options: dict[str, Any], wanted: str
-) -> None:
+def test_an_expectation_is_held_against_the_interval(low, high, options, wanted):
     assert verdict(low, high, **options) == wanted
 
 
-def test_every_claim_of_the_recipe_has_a_verdict(whole: Path, findings: Findings) -> None:
+def test_every_claim_of_the_recipe_has_a_verdict(whole, findings):
     for planned in Results(whole).study.experiments:
         found = findings.experiment(planned.name).differences
         assert {claim.text for one in found for claim in one.expected} == set(planned.expected)
 
 
-def test_what_is_lost_at_the_other_s_best_setting(findings: Findings) -> None:
+def test_what_is_lost_at_the_other_s_best_setting(findings):
     tuning = findings.tuning
-    assert tuning is not None
     lost = {model: loss.difference for model, loss in tuning.at_the_other_s_best.items() if loss}
     cells = {(cell.model, cell.learning_rate, cell.warmup): cell.points for cell in tuning.cells}
     best, other = cells["segnet", 1e-3, 0.3], cells["segnet", 4e-3, 0.05]
-    assert best is not None
-    assert other is not None
-    assert lost["segnet"] is not None
-    assert lost["unet"] is not None
-    assert tuning.more_lost is not None
     assert lost["segnet"].points == pytest.approx(best - other, abs=2e-4)
     assert tuning.more_lost.points == pytest.approx(lost["segnet"].points - lost["unet"].points, abs=2e-4)
     assert tuning.verdict == "held"
 
 
-def test_every_value_of_a_setting_in_any_run_is_there(whole: Path, findings: Findings) -> None:
+def test_every_value_of_a_setting_in_any_run_is_there(whole, findings):
     configs = [read_json(path) for path in whole.glob("runs/*/config.json")]
     values = findings.settings["train.learning_rate"]
     assert set(values) == {config["train"]["learning_rate"] for config in configs}
@@ -167,7 +147,7 @@ def test_every_value_of_a_setting_in_any_run_is_there(whole: Path, findings: Fin
 # Studies that are not complete
 
 
-def test_a_study_without_a_run(tmp_path: Path) -> None:
+def test_a_study_without_a_run(tmp_path):
     found = find(make_study(tmp_path / "none", leave_out=lambda run: True))
     assert set(found.runs) == {"missing"}
     assert {one.difference for part in found.experiments for one in part.differences} == {None}
@@ -176,8 +156,8 @@ def test_a_study_without_a_run(tmp_path: Path) -> None:
     assert all(arm.scores is None for part in found.experiments for arm in part.arms)
 
 
-def test_a_part_has_fewer_seeds_and_open_claims(tmp_path: Path) -> None:
-    def later(run: Any) -> bool:
+def test_a_part_has_fewer_seeds_and_open_claims(tmp_path):
+    def later(run):
         row = run.rows[0]
         return row.experiment not in ("tuning", "main") or (row.experiment == "main" and row.seed > 2)
 
@@ -189,32 +169,27 @@ def test_a_part_has_fewer_seeds_and_open_claims(tmp_path: Path) -> None:
     assert found.experiment("batch_norm").arms[0].scores is None
 
 
-def test_a_run_that_diverged_is_a_result(tmp_path: Path) -> None:
+def test_a_run_that_diverged_is_a_result(tmp_path):
+    """An arm that diverges in every seed has lost."""
     rows = (("batch_norm", "unet/off", 1), ("tuning", "segnet/0.004-0.05", 0))
-    found = find(diverge(make_study(tmp_path / "diverged"), *rows))
-    assert found.runs == {"finished": 141, "diverged": 2}
+    all_seeds = [("batch_norm", "segnet/off", seed) for seed in range(3)]
+    found = find(diverge(make_study(tmp_path / "diverged"), *rows, *all_seeds))
+    assert found.runs == {"finished": 138, "diverged": 5}
     off = between(found, "batch_norm", "unet/on", "unet/off")
-    assert off.diverged == {"unet/off": 1}
-    assert off.seeds == (0, 2)
+    assert (off.diverged, off.seeds) == ({"unet/off": 1}, (0, 2))
     assert {claim.verdict for claim in off.expected} == {"open"}
     assert next(arm for arm in found.experiment("batch_norm").arms if arm.arm == "unet/off").diverged == (1,)
-    assert found.tuning is not None
-    assert found.tuning.at_the_other_s_best["segnet"] is not None
     assert found.tuning.at_the_other_s_best["segnet"].outcome == "diverged"
     assert found.tuning.verdict == "held"
-
-
-def test_an_arm_that_diverges_in_every_seed_has_lost(tmp_path: Path) -> None:
-    rows = [("batch_norm", "unet/off", seed) for seed in range(3)]
-    lost = between(find(diverge(make_study(tmp_path / "diverged"), *rows)), "batch_norm", "unet/on", "unet/off")
+    lost = between(found, "batch_norm", "segnet/on", "segnet/off")
     assert lost.difference is None
-    assert [claim.verdict for claim in lost.expected] == ["held"]
+    assert {claim.verdict for claim in lost.expected} == {"held"}
 
 
 # Files
 
 
-def test_the_command_writes_findings_and_page(whole: Path, tmp_path: Path) -> None:
+def test_the_command_writes_findings_and_page(whole, tmp_path):
     result = petseg("report", whole, "--out", tmp_path / "page.html")
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines()[-1] == "resample: 100 %"
@@ -223,7 +198,7 @@ def test_the_command_writes_findings_and_page(whole: Path, tmp_path: Path) -> No
     assert (tmp_path / "page.html").read_bytes() == (tmp_path / "again.html").read_bytes()
 
 
-def test_wrong_files_are_one_line(tmp_path: Path, whole: Path) -> None:
+def test_wrong_files_are_one_line(tmp_path, whole):
     (tmp_path / "findings.json").write_text('{"kind": "comparison", "version": 1}')
     assert "kind is 'comparison'; wanted 'findings'" in one_line_error(petseg("report", tmp_path / "findings.json"))
     write_json(tmp_path / "study.json", {**read_json(whole / "study.json"), "recipe": {"title": 3}})
@@ -231,22 +206,14 @@ def test_wrong_files_are_one_line(tmp_path: Path, whole: Path) -> None:
         Results(tmp_path)
 
 
-def test_scores_and_counts_agree(whole: Path) -> None:
-    results = Results(whole)
-    entry = results.entry("main", "unet/width", 0)
-    assert entry is not None
-    counts = results.images(entry, "test").confusions
-    assert len(results.images(entry, "test").ids) == len(counts) == 48
-    scores = read_run(whole / "runs" / entry.name, entry).evaluations["test"]
-    assert mean_iou(counts.sum(axis=0)) == pytest.approx(scores.miou)
-
-
-def test_damaged_counts_are_one_line(tmp_path: Path) -> None:
+def test_scores_and_counts_agree_and_damaged_counts_are_one_line(tmp_path):
     folder = make_study(tmp_path / "damaged")
     results = Results(folder)
     entry = results.entry("main", "unet/width", 0)
-    assert entry is not None
+    scores = results.result(entry).evaluations["test"]
+    assert mean_iou(results.images(entry, "test").confusions.sum(axis=0)) == pytest.approx(scores.miou)
+    assert len(results.images(entry, "test").ids) == 48
     file = folder / "runs" / entry.name / "evaluations" / "test.images.json"
     file.write_text(json.dumps({"images": [["a", [1, 2]]]}))
     with pytest.raises(PetsegError, match=r"test\.images\.json: no per-image counts in it \(.*\); score the run again"):
-        results.images(entry, "test")
+        Results(folder).images(entry, "test")

@@ -10,23 +10,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from petseg.cli.study import study as study_command
 from petseg.config import ModelConfig, RunConfig
-from petseg.data.cache import Prepared, prepare
+from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
 from petseg.experiments.study.claims import claims
 from petseg.experiments.study.match import count_parameters, find_shape
 from petseg.experiments.study.plan import MatchQuestion, durations, plain, plan
-from petseg.experiments.study.recipe import Study, check_against_data, load_study, matched_to, study_names
+from petseg.experiments.study.recipe import check_against_data, load_study, matched_to, study_names
 from petseg.experiments.study.results import Match, StudyManifest, read_manifest, read_run
-from petseg.experiments.study.run import Making, Status, open_study, run_study
+from petseg.experiments.study.run import Making, open_study, run_study
 from petseg.models import build_model
 from petseg.schema import EpochRow, write_record
 from petseg.storage import read_json
@@ -80,14 +78,14 @@ to = "unet"
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
     path.write_text(TINY, encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Path, pets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(recipe, pets_folder, tmp_path_factory):
     """A study that nothing disturbed, made by the command."""
     folder = tmp_path_factory.mktemp("study") / "whole"
     result = petseg("study", recipe, "--data", pets_folder, "--out", folder)
@@ -99,18 +97,18 @@ def whole(recipe: Path, pets_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def tiny(recipe: Path) -> Study:
+def tiny(recipe):
     return load_study(str(recipe))
 
 
 @pytest.fixture
-def sizes(pets_folder: Path) -> dict[int, Prepared]:
+def sizes(pets_folder):
     return {32: prepare(open_dataset(pets_folder), 32)}
 
 
-def results(folder: Path) -> dict[str, Any]:
+def results(folder):
     """Everything a study holds but times: each run's files by name, weights as bytes."""
-    found: dict[str, Any] = {}
+    found = {}
     for path in sorted(folder.glob("runs/*/**/*")):
         if path.is_dir() or path.name in ("environment.json", ".lock"):
             continue
@@ -123,7 +121,7 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def part(whole: Path, folder: Path, names: list[str]) -> Path:
+def part(whole, folder, names):
     """Returns a folder that holds the manifest and some of the runs."""
     folder.mkdir()
     shutil.copy(whole / "study.json", folder)
@@ -132,26 +130,25 @@ def part(whole: Path, folder: Path, names: list[str]) -> Path:
     return folder
 
 
-def begun(whole: Path, folder: Path) -> Path:
+def begun(whole, folder):
     """Returns a folder with costs alone: latencies are the one thing that two studies measure differently."""
     empty = {"runs": (), "data": None, "matches": {}, "tuned": {}, "at_once": ()}
     write_record(folder / "study.json", read_manifest(whole).model_copy(update=empty))
     return folder
 
 
-def manifest_of(study: Study, **fields: Any) -> StudyManifest:
+def manifest_of(study, **fields):
     return StudyManifest(petseg="", recipe=study, **fields)
 
 
 # The whole
 
 
-def test_a_study_makes_each_run_once_and_scores_it(whole: Path) -> None:
+def test_a_study_makes_each_run_once_and_scores_it(whole):
     manifest = read_manifest(whole)
     assert [entry.state for entry in manifest.runs] == ["diverged", *["finished"] * 4]
     names = [path.name for path in whole.glob("runs/*") if path.is_dir()]
     assert sorted(entry.name for entry in manifest.runs) == sorted(names)
-    assert manifest.data is not None
     for entry in manifest.runs[1:]:
         place = whole / "runs" / entry.name
         run = read_run(place, entry)
@@ -168,7 +165,7 @@ def test_a_study_makes_each_run_once_and_scores_it(whole: Path) -> None:
     assert "not a number" in read_run(whole / "runs" / manifest.runs[0].name, manifest.runs[0]).diverged
 
 
-def test_the_best_setting_and_the_matched_shape_are_taken_and_identical_runs_are_shared(whole: Path) -> None:
+def test_the_best_setting_and_the_matched_shape_are_taken_and_identical_runs_are_shared(whole):
     manifest = read_manifest(whole)
     best = manifest.tuned["unet"]
     assert (best.learning_rate, best.warmup) == (3e-3, 0.1)
@@ -183,17 +180,14 @@ def test_the_best_setting_and_the_matched_shape_are_taken_and_identical_runs_are
     assert manifest.costs[entry.cost].parameters == match.reached
 
 
-def test_every_shape_s_latency_is_measured_in_turn(whole: Path) -> None:
+def test_every_shape_s_latency_is_measured_in_turn(whole):
     manifest = read_manifest(whole)
     assert {entry.cost for entry in manifest.runs} == set(manifest.costs)
-    for cost in manifest.costs.values():
-        assert cost.latency_ms is not None
-        assert 0 < cost.latency_ms.p50 <= cost.latency_ms.p95
-    assert manifest.latency_environment is not None
+    assert all(0 < cost.latency_ms.p50 <= cost.latency_ms.p95 for cost in manifest.costs.values())
     assert "one thread" in manifest.latency_environment.engine
 
 
-def started(recipe: Path, data: Path, folder: Path) -> subprocess.Popen[str]:
+def started(recipe, data, folder):
     return subprocess.Popen(
         [sys.executable, "-m", "petseg.cli", "study", str(recipe), "--data", str(data), "--out", str(folder)],
         stdout=subprocess.PIPE,
@@ -203,7 +197,7 @@ def started(recipe: Path, data: Path, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def ended_when(process: subprocess.Popen[str], ready: Callable[[], bool], signal_number: int) -> str:
+def ended_when(process, ready, signal_number):
     """Sends a study the signal as soon as `ready`, and returns what it printed."""
     while not ready():
         assert process.poll() is None, process.communicate()[0]
@@ -213,9 +207,7 @@ def ended_when(process: subprocess.Popen[str], ready: Callable[[], bool], signal
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills")
-def test_killed_twice_it_comes_to_the_same_manifest_and_results(
-    whole: Path, recipe: Path, pets_folder: Path, tmp_path: Path
-) -> None:
+def test_killed_twice_it_comes_to_the_same_manifest_and_results(whole, recipe, pets_folder, tmp_path):
     folder, manifest = begun(whole, tmp_path / "killed"), read_manifest(whole)
     first, second, third, *_ = (folder / "runs" / entry.name for entry in manifest.runs)
     printed = ended_when(process := started(recipe, pets_folder, folder), first.is_dir, signal.SIGINT)
@@ -235,12 +227,10 @@ def test_killed_twice_it_comes_to_the_same_manifest_and_results(
     assert results(folder) == results(whole)
 
 
-def test_two_runs_at_a_time_give_the_same(
-    whole: Path, tiny: Study, sizes: dict[int, Prepared], pets_folder: Path, tmp_path: Path
-) -> None:
+def test_two_runs_at_a_time_give_the_same(whole, tiny, sizes, pets_folder, tmp_path):
     at_once, shown = [], []
 
-    def show(status: Status) -> None:
+    def show(status):
         at_once.append(len(multiprocessing.active_children()))
         shown.append(status)
 
@@ -253,9 +243,7 @@ def test_two_runs_at_a_time_give_the_same(
     assert results(folder) == results(whole)
 
 
-def test_a_run_that_fails_stops_no_other(
-    whole: Path, tiny: Study, sizes: dict[int, Prepared], pets_folder: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_fails_stops_no_other(whole, tiny, sizes, pets_folder, tmp_path):
     entries = read_manifest(whole).runs
     folder = part(whole, tmp_path / "failing", [e.name for e in entries if e.rows[0].experiment == "tuning"])
     lost = next(entry.name for entry in entries if entry.rows[0].arm == "unet/none")
@@ -272,18 +260,14 @@ def test_a_run_that_fails_stops_no_other(
     assert results(folder) == results(whole)
 
 
-def test_a_finished_study_makes_nothing_again(
-    whole: Path, tiny: Study, sizes: dict[int, Prepared], pets_folder: Path
-) -> None:
+def test_a_finished_study_makes_nothing_again(whole, tiny, sizes, pets_folder):
     before = {path: path.stat().st_mtime_ns for path in whole.glob("runs/**/*")}
     manifest = read_manifest(whole)
     assert run_study(tiny, whole, sizes, Making(pets_folder)) == manifest == read_manifest(whole)
     assert {path: path.stat().st_mtime_ns for path in whole.glob("runs/**/*")} == before
 
 
-def test_the_list_says_what_each_run_is_for_and_how_long(
-    whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_list_says_what_each_run_is_for_and_how_long(whole, recipe, tmp_path, capsys):
     known = petseg("study", recipe, "--out", whole, "--list").stdout
     assert re.search(r"skips unet/skips; size unet/parameters .* s .* finished", known)
     assert "0.0 s left, by the epochs that were measured" in known
@@ -296,7 +280,7 @@ def test_the_list_says_what_each_run_is_for_and_how_long(
 # What a study refuses
 
 
-def test_expectations_may_not_change_after_the_runs(whole: Path, tmp_path: Path) -> None:
+def test_expectations_may_not_change_after_the_runs(whole, tmp_path):
     changed = tmp_path / "changed.toml"
     for old, new, where in (
         ("skips = none", "skips > none", "experiment 'skips'"),
@@ -310,29 +294,22 @@ def test_expectations_may_not_change_after_the_runs(whole: Path, tmp_path: Path)
             open_study(load_study(str(changed)), whole)
 
 
-def test_other_images_are_refused(
-    whole: Path, tiny: Study, sizes: dict[int, Prepared], pets_folder: Path, tmp_path: Path
-) -> None:
+def test_another_folder_or_other_images_are_refused(whole, tiny, sizes, pets_folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(PetsegError, match=r"holds no study\.json, but other files; choose another with --out$"):
+        open_study(tiny, tmp_path)
+    with pytest.raises(PetsegError, match=r"nowhere: no study\.json in it; name a study's folder"):
+        read_manifest(tmp_path / "nowhere")
     folder = part(whole, tmp_path / "copy", [])
     manifest = read_manifest(folder)
-    assert manifest.data is not None
     other = manifest.data.model_copy(update={"key": "0", "provenance": "elsewhere"})
     write_record(folder / "study.json", manifest.model_copy(update={"data": other}))
     with pytest.raises(PetsegError, match=r"copy: holds work on other images \(elsewhere\)"):
         run_study(tiny, folder, sizes, Making(pets_folder))
 
 
-def test_another_folder_is_refused(tiny: Study, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(PetsegError, match=r"holds no study\.json, but other files; choose another with --out$"):
-        open_study(tiny, tmp_path)
-    with pytest.raises(PetsegError, match=r"nowhere: no study\.json in it; name a study's folder"):
-        read_manifest(tmp_path / "nowhere")
-
-
-def test_what_the_dataset_lacks_is_said_before_the_first_run(whole: Path, tmp_path: Path) -> None:
+def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tmp_path):
     data = read_manifest(whole).data
-    assert data is not None
     changed = tmp_path / "changed.toml"
     changed.write_text(TINY.replace("2 in border", "2 in edge"), encoding="utf-8")
     with pytest.raises(PetsegError, match=r"score 'edge' is unknown; choose one of: pet, border, "):
@@ -372,7 +349,7 @@ def test_what_the_dataset_lacks_is_said_before_the_first_run(whole: Path, tmp_pa
         ('title = "Made', 'title == "Made', r"not valid TOML \("),
     ],
 )
-def test_a_mistake_in_a_recipe_is_one_line(old: str, new: str, message: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_recipe_is_one_line(old, new, message, tmp_path):
     assert TINY.count(old) >= 1
     path = tmp_path / "wrong.toml"
     path.write_text(TINY.replace(old, new, 1), encoding="utf-8")
@@ -382,7 +359,7 @@ def test_a_mistake_in_a_recipe_is_one_line(old: str, new: str, message: str, tmp
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_study_names_the_shipped_ones() -> None:
+def test_an_unknown_study_names_the_shipped_ones():
     with pytest.raises(PetsegError, match=r"study 'stduy' is unknown; choose one of: study$"):
         load_study("stduy")
 
@@ -392,7 +369,7 @@ def test_an_unknown_study_names_the_shipped_ones() -> None:
 SHIPPED = load_study("study")
 
 
-def test_the_shipped_study() -> None:
+def test_the_shipped_study():
     assert study_names() == ["study"]
     found = plan(manifest_of(SHIPPED))
     experiments = {experiment.name: experiment for experiment in SHIPPED.experiments}
@@ -413,7 +390,7 @@ def test_the_shipped_study() -> None:
     assert sum(len(claims(experiment)) for experiment in SHIPPED.experiments) > 20
 
 
-def test_the_order_is_tuning_then_seed_by_seed() -> None:
+def test_the_order_is_tuning_then_seed_by_seed():
     rows = [run.rows[0] for run in plan(manifest_of(SHIPPED))]
     order = [row.experiment for row in rows]
     assert order[:20] == ["tuning"] * 20
@@ -422,7 +399,7 @@ def test_the_order_is_tuning_then_seed_by_seed() -> None:
     assert order.index("mechanism") == 20 + len(main)
 
 
-def test_tuned_settings_go_to_the_model_that_they_were_found_for() -> None:
+def test_tuned_settings_go_to_the_model_that_they_were_found_for():
     for run in plan(manifest_of(SHIPPED, tuned=TUNED)):
         if run.rows[0].experiment != "tuning":
             own = TUNED[run.config.model.name]
@@ -432,20 +409,20 @@ def test_tuned_settings_go_to_the_model_that_they_were_found_for() -> None:
             assert "tuning" not in run.waits
 
 
-def test_a_run_s_name_follows_from_its_config_alone() -> None:
+def test_a_run_s_name_follows_from_its_config_alone():
     found = plan(manifest_of(SHIPPED))
     assert len({run.name for run in found if not run.waits}) == 20
     assert found[0].name == plan(manifest_of(SHIPPED, tuned=TUNED))[0].name
 
 
-def test_the_published_study_s_runs_still_follow_from_its_recipe() -> None:
+def test_the_published_study_s_runs_still_follow_from_its_recipe():
     manifest = read_manifest(Path(__file__).parents[2] / "results" / "study")
     assert manifest.recipe == SHIPPED
     assert [run.name for run in plan(manifest)] == [entry.name for entry in manifest.runs]
 
 
-def test_what_a_preset_says_anyway_is_left_out() -> None:
-    def shape(**options: Any) -> ModelConfig:
+def test_what_a_preset_says_anyway_is_left_out():
+    def shape(**options):
         return plain(RunConfig(model=ModelConfig(name="segnet", **options))).model
 
     spelt = shape(base_channels=16, depth=5, convs=[2, 2, 3, 3, 3], batch_norm=True)
@@ -453,7 +430,7 @@ def test_what_a_preset_says_anyway_is_left_out() -> None:
     assert shape(depth=4, convs=[2, 2, 3, 3]) == ModelConfig(name="segnet", depth=4)
 
 
-def test_claims_speak_of_arms() -> None:
+def test_claims_speak_of_arms():
     by_name = {experiment.name: experiment for experiment in SHIPPED.experiments}
     main = claims(by_name["main"])
     assert [(claim.left, claim.right, claim.points) for claim in main[:3]] == [
@@ -463,7 +440,7 @@ def test_claims_speak_of_arms() -> None:
     assert claims(by_name["batch_norm"])[-1].left == "segnet/on"
 
 
-def test_the_time_of_a_run_follows_measured_epochs(tmp_path: Path) -> None:
+def test_the_time_of_a_run_follows_measured_epochs(tmp_path):
     manifest = manifest_of(SHIPPED)
     found = plan(manifest)
     run = found[0]
@@ -481,11 +458,11 @@ def test_the_time_of_a_run_follows_measured_epochs(tmp_path: Path) -> None:
 # Equal cost
 
 
-def asked(model: ModelConfig, quantity: Any = "parameters") -> MatchQuestion:
+def asked(model, quantity="parameters"):
     return MatchQuestion(model, ModelConfig(name="unet"), 96, quantity)
 
 
-def test_a_wider_or_deeper_segnet_of_as_many_parameters() -> None:
+def test_a_wider_or_deeper_segnet_of_as_many_parameters():
     found = find_shape(asked(ModelConfig(name="segnet")), 3)
     assert found.options == {"convs": [2, 2, 4, 3, 3]}, "no width alone is within 2 %"
     assert (found.wanted, found.reached) == (1_942_611, 1_917_411)
@@ -493,8 +470,8 @@ def test_a_wider_or_deeper_segnet_of_as_many_parameters() -> None:
     assert count_parameters(3)([ModelConfig(name="unet")]) == [1_942_611]
 
 
-def test_an_arm_that_costs_the_same_stays_as_it_is() -> None:
-    def measure(shapes: Any) -> list[float]:
+def test_an_arm_that_costs_the_same_stays_as_it_is():
+    def measure(shapes):
         assert len(shapes) == 2, "nothing else is measured"
         return [10.0, 10.4]
 
@@ -502,20 +479,20 @@ def test_an_arm_that_costs_the_same_stays_as_it_is() -> None:
     assert found == Match(options={}, quantity="latency", wanted=10.0, reached=10.4)
 
 
-def test_the_nearest_width_wins() -> None:
-    def measure(shapes: Any) -> list[float]:
+def test_the_nearest_width_wins():
+    def measure(shapes):
         return [16.9, *(float(shape.options["base_channels"]) for shape in shapes[1:])]
 
     assert find_shape(asked(ModelConfig(name="segnet", base_channels=24), "latency"), 3, measure).reached == 17
 
 
-def test_no_shape_of_equal_cost_is_one_line() -> None:
+def test_no_shape_of_equal_cost_is_one_line():
     with pytest.raises(PetsegError, match=r"no segnet has the latency of unet 96px within 5 %; the nearest is 100\.0"):
         find_shape(asked(ModelConfig(name="segnet"), "latency"), 3, lambda shapes: [10.0, *[20.0] * (len(shapes) - 1)])
 
 
-def test_a_match_whose_question_changed_is_searched_anew(whole: Path, tiny: Study, tmp_path: Path) -> None:
-    def waits(study: Study) -> bool:
+def test_a_match_whose_question_changed_is_searched_anew(whole, tiny, tmp_path):
+    def waits(study):
         manifest = read_manifest(whole).model_copy(update={"recipe": study})
         return any("the shape of segnet/parameters" in run.waits for run in plan(manifest))
 

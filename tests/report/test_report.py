@@ -6,10 +6,8 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -19,27 +17,27 @@ from petseg.errors import PetsegError
 from petseg.report import write_report, write_study_report
 from petseg.report.page import headline, history_charts, read_gallery
 from petseg.report.plots import model_styles
-from petseg.report.tables import Cell, class_tables, comparison_tables
-from petseg.schema import ComparisonResult, Difference, Example, Findings, ModelResult, read_record, write_record
+from petseg.report.tables import class_tables, comparison_tables
+from petseg.schema import ComparisonResult, Example, Findings, read_record, write_record
 
 RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture(scope="module")
-def published() -> ComparisonResult:
+def published():
     return read_record(RESULTS / "official" / "comparison.json", ComparisonResult).model_copy(update={"examples": ()})
 
 
 @pytest.fixture(scope="module")
-def findings() -> Findings:
+def findings():
     return read_record(RESULTS / "study" / "findings.json", Findings)
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Callable[[ComparisonResult | Findings], str]:
+def page(tmp_path):
     """Writes a record, then its page, and returns the HTML."""
 
-    def written(record: ComparisonResult | Findings) -> str:
+    def written(record):
         path = tmp_path / f"{record.kind}.json"
         write_record(path, record)
         write = write_report if isinstance(record, ComparisonResult) else write_study_report
@@ -51,41 +49,41 @@ def page(tmp_path: Path) -> Callable[[ComparisonResult | Findings], str]:
 class Page(HTMLParser):
     """What the tests ask of a page: its text, and every element with its attributes."""
 
-    def __init__(self, html: str):
+    def __init__(self, html):
         super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.elements = []
+        self.words = []
         self.feed(html)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         assert len(dict(attrs)) == len(attrs), f"<{tag}> repeats an attribute: {attrs}"
         self.elements.append((tag, dict(attrs)))
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.words.append(data)
 
     @property
-    def text(self) -> str:
+    def text(self):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
-    def all(self, tag: str) -> list[dict[str, str | None]]:
+    def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def changed(result: ComparisonResult, **values: Any) -> ComparisonResult:
+def changed(result, **values):
     return result.model_copy(update=values)
 
 
-def less(one: Difference, **values: Any) -> tuple[Difference, ...]:
+def less(one, **values):
     return (one.model_copy(update=values),)
 
 
-def rescored(model: ModelResult, split: str = "test", **values: Any) -> ModelResult:
+def rescored(model, split="test", **values):
     scores = {**model.evaluations, split: model.evaluations[split].model_copy(update=values)}
     return model.model_copy(update={"evaluations": scores})
 
 
-def runs(result: ComparisonResult, number: int) -> ComparisonResult:
+def runs(result, number):
     """Returns a comparison of `number` runs, the later ones copies of the last one under other names."""
     models, differences = list(result.models[:number]), list(result.differences[: number - 1])
     for place in range(3, number + 1):
@@ -95,7 +93,7 @@ def runs(result: ComparisonResult, number: int) -> ComparisonResult:
     return changed(result, models=tuple(models), differences=tuple(differences))
 
 
-def with_examples(result: ComparisonResult, folder: Path, name: str = "pug_1") -> ComparisonResult:
+def with_examples(result, folder, name="pug_1"):
     """Returns a comparison with one example whose images lie in a folder."""
     roles = ("image", "truth", *(model.name for model in result.models))
     files = {role: f"examples/{name}.{role}.png" for role in roles}
@@ -109,7 +107,7 @@ def with_examples(result: ComparisonResult, folder: Path, name: str = "pug_1") -
 # --- headline and tables --------------------------------------------------------------------------------------------
 
 
-def test_the_headline_is_the_difference_with_its_interval(published: ComparisonResult) -> None:
+def test_the_headline_is_the_difference_with_its_interval(published):
     assert headline(published) == [
         "SegNet − U-Net: −4.7 points mIoU on the test split (95 % interval −4.9 to −4.4; images; one seed)"
     ]
@@ -118,7 +116,7 @@ def test_the_headline_is_the_difference_with_its_interval(published: ComparisonR
     assert headline(runs(published, 12)) == ["U-Net: 74.4 % mIoU on the test split, the highest of 12"]
 
 
-def cells(result: ComparisonResult, title: str, head: str) -> list[Cell]:
+def cells(result, title, head):
     table = next(table for table in comparison_tables(result) if table.title == title)
     return [row[table.heads.index(head)] for _, row in table.rows]
 
@@ -126,7 +124,7 @@ def cells(result: ComparisonResult, title: str, head: str) -> list[Cell]:
 QUALITY = "Quality on the test split"
 
 
-def test_the_best_model_is_marked_and_never_a_baseline(published: ComparisonResult) -> None:
+def test_the_best_model_is_marked_and_never_a_baseline(published):
     baseline = published.baselines[0]
     best = baseline.evaluations["test"].model_copy(update={"pixel_accuracy": 0.999})
     baseline = baseline.model_copy(update={"evaluations": {"test": best}})
@@ -139,20 +137,20 @@ def test_the_best_model_is_marked_and_never_a_baseline(published: ComparisonResu
     ]
 
 
-def test_the_best_miou_is_marked_only_where_a_difference_is_shown(published: ComparisonResult) -> None:
+def test_the_best_miou_is_marked_only_where_a_difference_is_shown(published):
     assert [cell.best for cell in cells(published, QUALITY, "mIoU")][:2] == [True, False]
     close = changed(published, differences=less(published.differences[0], low=-0.4, high=0.0))
     assert not any(cell.best for cell in cells(close, QUALITY, "mIoU"))
 
 
-def test_figures_that_print_the_same_are_not_marked(published: ComparisonResult) -> None:
+def test_figures_that_print_the_same_are_not_marked(published):
     first, second = (
         rescored(model, pixel_accuracy=share) for model, share in zip(published.models, (0.90001, 0.90002), strict=True)
     )
     assert not any(cell.best for cell in cells(changed(published, models=(first, second)), QUALITY, "Pixel accuracy"))
 
 
-def test_an_absent_class_is_a_dash_and_an_absent_column_is_left_out(published: ComparisonResult) -> None:
+def test_an_absent_class_is_a_dash_and_an_absent_column_is_left_out(published):
     iou = {**published.models[0].evaluations["test"].iou, "border": None}
     result = changed(published, models=(rescored(published.models[0], iou=iou), published.models[1]))
     assert [row[2].text for _, row in class_tables(result)[0].rows] == ["–", "42.0", "0.0", "0.0"]
@@ -192,7 +190,7 @@ def test_an_absent_class_is_a_dash_and_an_absent_column_is_left_out(published: C
         (units.signed, -0.04, "0.0"),
     ],
 )
-def test_numbers_are_formatted(function: Callable[[float | None], str], value: float | None, text: str) -> None:
+def test_numbers_are_formatted(function, value, text):
     assert function(value) == text
 
 
@@ -200,9 +198,7 @@ def test_numbers_are_formatted(function: Callable[[float | None], str], value: f
 
 
 @pytest.mark.parametrize("number", [1, 2, 12])
-def test_a_page_of_any_number_of_runs_holds_all_its_figures(
-    published: ComparisonResult, page: Callable[..., str], tmp_path: Path, number: int
-) -> None:
+def test_a_page_of_any_number_of_runs_holds_all_its_figures(published, page, tmp_path, number):
     result = with_examples(runs(published, number), tmp_path)
     html = page(result)
     text = Page(html).text.replace("\N{NO-BREAK SPACE}", " ")
@@ -217,27 +213,21 @@ def test_a_page_of_any_number_of_runs_holds_all_its_figures(
     assert ("✓" in text.replace("✓ marks", "")) == (number > 1)
 
 
-def test_a_result_without_a_commit_names_the_version_alone(
-    published: ComparisonResult, page: Callable[..., str]
-) -> None:
+def test_a_result_without_a_commit_names_the_version_alone(published, page):
     environment = published.environment.model_copy(update={"commit": ""})
     text = Page(page(changed(published, environment=environment))).text
     assert f"petseg {published.petseg}, {published.created[:10]}" in text
     assert "unknown" not in text
 
 
-def test_synthetic_images_and_a_quick_look_are_named_first(
-    published: ComparisonResult, page: Callable[..., str]
-) -> None:
+def test_synthetic_images_and_a_quick_look_are_named_first(published, page):
     html = page(changed(published, synthetic=True, quick=True))
     words = Page(html[html.index("<body>") :]).text.strip()
     assert words.startswith("Trained on synthetic images: these figures mean nothing for real ones")
     assert html.index("<code>petseg compare</code> is the real thing.") < html.index('<div class="answer">')
 
 
-def test_the_pages_load_nothing(
-    published: ComparisonResult, findings: Findings, page: Callable[..., str], tmp_path: Path
-) -> None:
+def test_the_pages_load_nothing(published, findings, page, tmp_path):
     for html in (page(with_examples(published, tmp_path)), page(findings)):
         parsed = Page(html)
         for tag, attributes in parsed.elements:
@@ -251,9 +241,7 @@ def test_the_pages_load_nothing(
         assert set(re.findall(r"https?://[^\s\"<]+", html)) <= {"https://creativecommons.org/licenses/by-sa/4.0/"}
 
 
-def test_every_drawing_has_words_and_every_id_is_unique(
-    published: ComparisonResult, findings: Findings, page: Callable[..., str], tmp_path: Path
-) -> None:
+def test_every_drawing_has_words_and_every_id_is_unique(published, findings, page, tmp_path):
     for html, number in ((page(with_examples(published, tmp_path)), 4), (page(findings), 8)):
         parsed = Page(html)
         assert all(image.get("alt") for image in parsed.all("img"))
@@ -269,7 +257,7 @@ def test_every_drawing_has_words_and_every_id_is_unique(
         assert used <= set(ids)
 
 
-def test_the_same_input_gives_the_same_bytes(published: ComparisonResult, findings: Findings, tmp_path: Path) -> None:
+def test_the_same_input_gives_the_same_bytes(published, findings, tmp_path):
     for record, write in ((with_examples(published, tmp_path), write_report), (findings, write_study_report)):
         path = tmp_path / f"{record.kind}.json"
         write_record(path, record)
@@ -278,9 +266,7 @@ def test_the_same_input_gives_the_same_bytes(published: ComparisonResult, findin
         assert str(tmp_path).encode() not in first
 
 
-def test_values_are_escaped(
-    published: ComparisonResult, findings: Findings, page: Callable[..., str], tmp_path: Path
-) -> None:
+def test_values_are_escaped(published, findings, page, tmp_path):
     attack = "<script>alert(1)</script>"
     data = published.data.model_copy(update={"name": attack, "left_out": {attack: attack}})
     models = tuple(
@@ -295,18 +281,14 @@ def test_values_are_escaped(
         assert len(Page(html).all("script")) == 1
 
 
-def test_an_image_named_with_a_script_tag_stays_text(
-    published: ComparisonResult, page: Callable[..., str], tmp_path: Path
-) -> None:
+def test_an_image_named_with_a_script_tag_stays_text(published, page, tmp_path):
     """The file itself is called so, as a user's own dataset may have it."""
     html = page(with_examples(published, tmp_path, "<script>alert('pet')<\u2215script>_1"))  # no file name holds a /
     assert html.count("<script") == 1
     assert html.count("&lt;script&gt;alert(&#39;pet&#39;)") > 1  # as a name and as words for each image
 
 
-def test_missing_images_are_counted_and_little_still_reports(
-    published: ComparisonResult, page: Callable[..., str], tmp_path: Path
-) -> None:
+def test_missing_images_are_counted_and_little_still_reports(published, page, tmp_path):
     result = with_examples(published, tmp_path)
     (tmp_path / result.examples[0].files["unet"]).unlink()
     assert "Images of 1 of 1 examples are not part of this copy." in Page(page(result)).text
@@ -315,14 +297,14 @@ def test_missing_images_are_counted_and_little_still_reports(
     assert not {"Training", "By group", "Images"} & set(words)
 
 
-def test_styles_differ_without_colour() -> None:
+def test_styles_differ_without_colour():
     names = ["unet", "segnet", *(f"model-{number}" for number in range(10))]
     styles = model_styles(names)
     assert len({(style.colour, style.dash, style.marker) for style in styles.values()}) == 12
     assert (styles["unet"].colour, styles["segnet"].colour) == ("#0072B2", "#D55E00")
 
 
-def test_plots_follow_the_page_s_colours_and_hold_their_data(published: ComparisonResult) -> None:
+def test_plots_follow_the_page_s_colours_and_hold_their_data(published):
     loss, miou = history_charts(published)
     last = published.models[0].history[-1]
     assert f"U-Net, validation {last.val_loss:.4g}" in loss.label
@@ -337,7 +319,7 @@ def test_plots_follow_the_page_s_colours_and_hold_their_data(published: Comparis
 # --- the page of a study --------------------------------------------------------------------------------------------
 
 
-def test_a_study_s_page_holds_every_difference_and_network(findings: Findings, page: Callable[..., str]) -> None:
+def test_a_study_s_page_holds_every_difference_and_network(findings, page):
     html = page(findings)
     text = Page(html).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "same base width: U-Net − SegNet: +6.2 points mIoU (95 % interval 5.6 to 6.7), latency × 0.99" in text
@@ -348,11 +330,10 @@ def test_a_study_s_page_holds_every_difference_and_network(findings: Findings, p
     table = html[html.index('<section id="networks">') :].partition("</section>")[0]
     assert table.count("<tr>") == 1 + len(networks)
     assert 'class="wide sort"' in table
-    assert findings.data is not None
     assert findings.data.images in text
 
 
-def test_a_study_without_a_run_still_reports(findings: Findings, page: Callable[..., str]) -> None:
+def test_a_study_without_a_run_still_reports(findings, page):
     experiments = []
     for experiment in findings.experiments:
         arms = tuple(arm.model_copy(update={"scores": None, "cost": None, "runs": ()}) for arm in experiment.arms)
@@ -369,7 +350,7 @@ def test_a_study_without_a_run_still_reports(findings: Findings, page: Callable[
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_and_a_folder_are_one_line(published: ComparisonResult, tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_one_line(published, tmp_path):
     with pytest.raises(PetsegError, match=r"none\.json does not exist; .*: run `petseg compare`"):
         write_report(tmp_path / "none.json")
     with pytest.raises(PetsegError, match=r"is a folder; a report is made from a comparison\.json"):
@@ -379,13 +360,13 @@ def test_a_missing_file_and_a_folder_are_one_line(published: ComparisonResult, t
         write_report(tmp_path / "comparison.json", tmp_path)
 
 
-def test_another_kind_of_file_is_named(tmp_path: Path) -> None:
+def test_another_kind_of_file_is_named(tmp_path):
     (tmp_path / "comparison.json").write_text('{"kind": "run"}', encoding="utf-8")
     with pytest.raises(PetsegError, match=r"comparison\.json: kind is 'run'; wanted 'comparison'"):
         write_report(tmp_path / "comparison.json")
 
 
-def test_only_images_beside_the_comparison_are_embedded(published: ComparisonResult, tmp_path: Path) -> None:
+def test_only_images_beside_the_comparison_are_embedded(published, tmp_path):
     result = with_examples(published, tmp_path)
     (tmp_path / "secret.png").write_bytes(b"")
     for name, told in (
@@ -397,13 +378,11 @@ def test_only_images_beside_the_comparison_are_embedded(published: ComparisonRes
             list(read_gallery(changed(result, examples=(example,)), tmp_path / "run"))
 
 
-def test_a_failed_write_leaves_the_old_report(
-    published: ComparisonResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_report(published, tmp_path, monkeypatch):
     write_record(tmp_path / "comparison.json", published)
     (tmp_path / "report.html").write_text("old", encoding="utf-8")
 
-    def broken(self: Path, target: Path) -> Path:
+    def broken(self, target):
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", broken)
@@ -413,6 +392,6 @@ def test_a_failed_write_leaves_the_old_report(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["comparison.json", "report.html"]
 
 
-def test_importing_the_report_imports_no_torch() -> None:
+def test_importing_the_report_imports_no_torch():
     code = "import sys, petseg.report; sys.exit(any(name.split('.')[0] == 'torch' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
