@@ -30,7 +30,7 @@ def study(
     """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
     from petseg.experiments.study.plan import sizes
     from petseg.experiments.study.recipe import load_study
-    from petseg.experiments.study.run import Making, Status, run_study
+    from petseg.experiments.study.run import Making, run_study
     from petseg.units import duration
 
     loaded = load_study(recipe)
@@ -43,10 +43,10 @@ def study(
     chosen_hardware(loaded.train.precision, device, threads, folder)
     with resumable("run the same command again to go on"), progress_bar() as advance:
 
-        def show_status(status: Status) -> None:
-            left = f"{status.detail}; {duration(status.left)} left"
-            advance("study", round(status.done), round(status.total), left)
-            if status.run_ended:
+        def show_status(detail: str, done: float, total: float, run_ended: bool) -> None:
+            left = f"{detail}; {duration(max(0.0, total - done))} left"
+            advance("study", round(done), round(total), left)
+            if run_ended:
                 print(left, flush=True)
 
         manifest = run_study(loaded, folder, prepared, Making(place, device, jobs, show_status))

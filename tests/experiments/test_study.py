@@ -230,14 +230,14 @@ def test_killed_twice_it_comes_to_the_same_manifest_and_results(whole, recipe, p
 def test_two_runs_at_a_time_give_the_same(whole, tiny, sizes, pets_folder, tmp_path):
     at_once, shown = [], []
 
-    def show(status):
+    def show(detail, done, total, run_ended):
         at_once.append(len(multiprocessing.active_children()))
-        shown.append(status)
+        shown.append(detail[0] if run_ended else "")
 
     folder = begun(whole, tmp_path / "two")
     manifest = run_study(tiny, folder, sizes, Making(pets_folder, at_once=2, on_status=show))
     assert max(at_once) == 2
-    assert [status.detail[0] for status in shown if status.run_ended] == ["1", "2", "3", "4", "5"]
+    assert list(filter(None, shown)) == ["1", "2", "3", "4", "5"]
     assert manifest.at_once == (2,)
     assert [entry.state for entry in manifest.runs] == [entry.state for entry in read_manifest(whole).runs]
     assert results(folder) == results(whole)

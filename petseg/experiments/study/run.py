@@ -40,19 +40,8 @@ MOST_FAILURES = 3  # after which a study stops: what failed so often is not the 
 POLL_SECONDS = 0.3  # between looks at how the runs get on
 
 
-@dataclass(frozen=True)
-class Status:
-    """What a progress bar needs."""
-
-    detail: str  # what is being done
-    done: float = 0.0  # estimated seconds of the study's runs
-    total: float = 1.0
-    run_ended: bool = False  # whether this is a run's outcome, worth a line of the log
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return max(0.0, self.total - self.done)
+OnStatus = Callable[[str, float, float, bool], None]
+"""Takes what is being done, estimated seconds done and in all, and whether it is a run's outcome, worth a line."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,7 @@ class Making:
     """Runs made at a time, which share torch's threads. Small networks gain by it: of 16 channels two runs with a
     thread each were 1.21 times as fast at 64 px as one after the other with two threads, 1.14 times at 96 px (2 cores
     of an Intel Xeon with AMX, torch 2.13, 2026-11-22)."""
-    on_status: Callable[[Status], None] = lambda status: None
+    on_status: OnStatus = lambda detail, done, total, run_ended: None
 
 
 def open_study(study: Study, folder: Path) -> StudyManifest:
@@ -166,7 +155,7 @@ class _Work:
         shares |= dict.fromkeys(self.ended, 1.0)
         done = sum(share * self.seconds[name] for name, share in shares.items())
         at_once = self.making.at_once
-        self.making.on_status(Status(words, done / at_once, sum(self.seconds.values()) / at_once, run_ended))
+        self.making.on_status(words, done / at_once, sum(self.seconds.values()) / at_once, run_ended)
 
 
 def _progress(run: Run, folder: Path) -> tuple[float, str]:
@@ -239,7 +228,7 @@ def _find_shapes(manifest: StudyManifest, folder: Path, making: Making) -> Study
 
     for question in questions(manifest.recipe):
         if question.key not in manifest.matches:
-            making.on_status(Status(f"search {question.key}"))
+            making.on_status(f"search {question.key}", 0, 1, False)
             found = find_shape(question, _num_classes(manifest))
             manifest = manifest.model_copy(update={"matches": {**manifest.matches, question.key: found}})
             manifest = _save(manifest, folder)
@@ -255,11 +244,11 @@ def _count_costs(manifest: StudyManifest, folder: Path, making: Making) -> Study
     costs = dict(manifest.costs)
     for key, (model, size) in shapes.items():
         if key not in costs:
-            making.on_status(Status(f"count {key}"))
+            making.on_status(f"count {key}", 0, 1, False)
             costs[key] = count_cost(model, classes, size)
     changes: dict[str, object] = {"costs": costs}
     if any(costs[key].latency_ms is None for key in shapes):
-        making.on_status(Status("measure latencies"))
+        making.on_status("measure latencies", 0, 1, False)
         for key, latency in measure_onnx_latencies(shapes, classes).items():
             costs[key] = costs[key].model_copy(update={"latency_ms": latency})
         machine = choose_hardware("fp32", "cpu").environment()
