@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from petseg.config import (
-    RECIPES,
     DataConfig,
     ModelOptions,
     RunConfig,
@@ -188,7 +187,7 @@ def load_study(name: str) -> Study:
         PetsegError: no such study, broken TOML, an unknown or wrong field, a claim about no arm.
     """
     source = f"study {name}"
-    fields = read_toml("study", name, study_names())
+    fields = read_toml("study", name, ["study"])
     experiments = fields.pop("experiments", None)
     if not isinstance(experiments, list) or not all(isinstance(entry, dict) for entry in experiments):
         raise PetsegError(f"{source}: no [[experiments]] in it; a study has at least one")
@@ -199,12 +198,6 @@ def load_study(name: str) -> Study:
     study = validated(Study, fields, source=source)
     _check(study)
     return study
-
-
-def study_names() -> list[str]:
-    """Returns the shipped studies' names; they lie among the recipes, and their names say what they are."""
-    names = (entry.name for entry in RECIPES.iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.startswith("study") and name.endswith(".toml"))
 
 
 def _experiment(fields: dict[str, Any], source: str) -> Experiment:
