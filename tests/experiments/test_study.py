@@ -27,7 +27,7 @@ from petseg.experiments.study.results import Match, StudyManifest, read_manifest
 from petseg.experiments.study.run import Making, open_study, run_study
 from petseg.models import build_model
 from petseg.schema import EpochRow, write_record
-from petseg.storage import read_json
+from petseg.storage import read_json, write_json
 from petseg.training import runs
 from tests.cli.test_commands import child_environment, petseg
 from tests.made_studies import TUNED
@@ -265,6 +265,13 @@ def test_a_finished_study_makes_nothing_again(whole, tiny, sizes, pets_folder):
     manifest = read_manifest(whole)
     assert run_study(tiny, whole, sizes, Making(pets_folder)) == manifest == read_manifest(whole)
     assert {path: path.stat().st_mtime_ns for path in whole.glob("runs/**/*")} == before
+
+
+def test_a_model_whose_whole_grid_diverged_is_named(whole, tiny, sizes, pets_folder, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "hopeless")
+    write_json(folder / "runs" / read_manifest(whole).runs[1].name / "diverged.json", {"reason": "the loss is NaN"})
+    with pytest.raises(PetsegError, match=r"^study: runs wait for the tuning of unet: every cell diverged; add lower"):
+        run_study(tiny, folder, sizes, Making(pets_folder))
 
 
 def test_the_list_says_what_each_run_is_for_and_how_long(whole, recipe, tmp_path, capsys):

@@ -104,6 +104,8 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
     if work.failed:
         reasons = "; ".join(f"run {name}: {error}" for name, error in work.failed.items())
         raise PetsegError(f"{reasons} (the same command tries again, from the last whole epoch)")
+    if waits := [run.waits for run in plan(work.manifest) if run.waits]:
+        raise PetsegError(f"study: runs wait for {waits[0]}: every cell diverged; add lower rates to [tuning]")
     return work.manifest
 
 
