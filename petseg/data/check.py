@@ -62,8 +62,8 @@ def check_samples(dataset: Dataset, *, on_progress: Callable[[int, int], None] |
             if on_progress is not None:
                 on_progress(done, len(dataset.samples))
     kinds: list[tuple[str, Sequence[str], str]] = [
-        *((kind, noted[kind], HANDLED.get(kind, "kept")) for kind in sorted(noted)),
-        *((kind, broken[kind], "left out") for kind in sorted(broken)),
+        *((kind, names, HANDLED.get(kind, "kept")) for kind, names in sorted(noted.items())),
+        *((kind, names, "left out") for kind, names in sorted(broken.items())),
         *((kind, names, SKIPPED.get(kind, "skipped")) for kind, names in dataset.skipped.items()),
     ]
     return [

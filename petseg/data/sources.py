@@ -24,7 +24,7 @@ from petseg.errors import PetsegError
 
 OFFICIAL = "the official archives"
 UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
-"""The provenance of such data; the command line warns of it in one line."""
+"""The command line warns of it in one line."""
 FOLDER = "a folder in the official layout (its files are not checked against the official checksums)"
 SYNTHETIC = "synthetic pets, drawn by petseg"
 

@@ -171,10 +171,14 @@ def _onnx(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
         def save(out: Path, metadata: Mapping[str, Any], file: onnx.ModelProto = file) -> None:
             for name, value in metadata.items():
                 file.metadata_props.add(key=name, value=json.dumps(value))
-            storage.write_atomically(out, partial(Path.write_bytes, data=file.SerializeToString()))
+            _write(out, file.SerializeToString())
 
         session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
         yield Made(session.run(None, {"image": images})[0], save)
+
+
+def _write(out: Path, content: bytes) -> None:
+    storage.write_atomically(out, partial(Path.write_bytes, data=content))
 
 
 def _openvino(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
@@ -201,17 +205,11 @@ def _program(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
         loaded = torch.export.load(BytesIO(content({}))).module()
     with torch.inference_mode():
         answers = loaded(torch.from_numpy(images)).numpy()
-    yield Made(
-        answers,
-        lambda out, metadata: storage.write_atomically(out, partial(Path.write_bytes, data=content(metadata))),
-    )
+    yield Made(answers, lambda out, metadata: _write(out, content(metadata)))
 
 
-MAKERS: dict[str, Callable[[_Served, UInt8, bool], Iterator[Made]]] = {
-    "onnx": _onnx,
-    "torch": _program,
-    "openvino": _openvino,
-}
+Maker = Callable[[_Served, UInt8, bool], Iterator[Made]]
+MAKERS: dict[str, Maker] = {"onnx": _onnx, "torch": _program, "openvino": _openvino}
 """Format -> what makes it, the smallest file first; the first that agrees with torch is kept."""
 
 

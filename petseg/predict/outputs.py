@@ -50,8 +50,7 @@ class Job:
     """A photo and the files that its prediction is written to."""
 
     photo: Path
-    files: dict[str, Path]
-    """Kind -> file."""
+    files: dict[str, Path]  # kind -> file
 
     def done(self) -> bool:
         """Returns whether every file is there; files appear whole, so what is there is finished."""

@@ -24,14 +24,10 @@ class Regions:
     """The runs of a mask [H, W] and the region, 0..R-1, that each belongs to."""
 
     width: int
-    starts: Ints
-    """[runs] first pixel of each run in the flattened mask, rising."""
-    ends: Ints
-    """[runs] one past its last pixel."""
-    owner: Ints
-    """[runs] its region."""
-    count: int
-    """R."""
+    starts: Ints  # [runs] first pixel of each run in the flattened mask, rising
+    ends: Ints  # [runs] one past its last pixel
+    owner: Ints  # [runs] its region
+    count: int  # r
 
     def areas(self) -> Ints:
         """Returns the pixels of each region, int64 [R]."""

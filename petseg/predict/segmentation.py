@@ -37,8 +37,7 @@ class ForegroundClass:
     """The likeliest foreground class of a photo or a region."""
 
     name: str
-    probability: float
-    """Its share of what is foreground, each pixel weighted by how likely foreground is there; 0 to 1."""
+    probability: float  # its share of what is foreground, each pixel weighted by how likely foreground is there; 0 to 1
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,10 @@ class Box:
 
     left: int
     top: int
-    right: int
-    """One past the last pixel."""
+    right: int  # one past the last pixel
     bottom: int
-    share: float
-    """Of the photo's pixels, 0 to 1."""
-    confidence: float | None
-    """As `Segmentation.confidence`, of this region."""
+    share: float  # of the photo's pixels, 0 to 1
+    confidence: float | None  # as `Segmentation.confidence`, of this region
     foreground_class: ForegroundClass | None
 
 
@@ -63,14 +59,12 @@ class Summary:
 
     width: int
     height: int
-    foreground: bool
-    """Whether there is a box."""
+    foreground: bool  # whether there is a box
     foreground_share: float
     confidence: float | None
     foreground_class: ForegroundClass | None
     boxes: tuple[Box, ...]
-    notes: tuple[str, ...]
-    """What a user should know of the photo, such as that the first frame of an animation is used."""
+    notes: tuple[str, ...]  # what a user should know of the photo, such as that the first frame of an animation is used
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what JSON holds, floats to six digits behind the point."""
@@ -85,13 +79,10 @@ def _rounded(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class Segmentation:
     """What a model sees in one photo; maps at the photo's own size are made when they are first asked for."""
 
-    probabilities: Floats
-    """float32 [C, h, w] in 0..1, at the model's size; the classes of a pixel add up to 1."""
-    classes: tuple[Class, ...]
-    """By class id."""
+    probabilities: Floats  # float32 [C, h, w] in 0..1, at the model's size; the classes of a pixel add up to 1
+    classes: tuple[Class, ...]  # by class id
     photo: Photo = field(repr=False)
-    seconds: float = 0.0
-    """What the network alone took; of a batch, this photo's part."""
+    seconds: float = 0.0  # what the network alone took; of a batch, this photo's part
 
     @property
     def size(self) -> Size:
