@@ -1,5 +1,4 @@
-"""The command line: `petseg predict | serve | export | bench | data | models | train | evaluate | compare | study |
-report`.
+"""The command line: `petseg predict | serve | export | bench | data | models | train | evaluate | compare | ...`.
 
 Each subcommand is a public function, one file a group. Nothing heavy is imported before a subcommand needs it.
 """
@@ -13,7 +12,7 @@ from typing import Annotated
 import typer
 
 from petseg import __version__
-from petseg.cli import compare, data, export, models, predict, serve, study, train
+from petseg.cli import compare, data, export, predict, serve, study, train
 from petseg.errors import PetsegError
 from petseg.threads import wait_without_spinning
 
@@ -47,21 +46,23 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         app()
-    except PetsegError as error:
-        if debug:
+    except Exception as error:
+        mistake = _mistake(error)
+        if debug or mistake is None:
             raise
-        print(f"petseg: {error}", file=sys.stderr)
+        print(f"petseg: {mistake}", file=sys.stderr)
         sys.exit(2)
-    except ModuleNotFoundError as error:
-        if debug or error.name not in EXTRA_OF:
-            raise
-        print(f"petseg: this command needs {error.name}; pip install 'petseg[{EXTRA_OF[error.name]}]'", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's own, which is not imported here
-            raise
-        print("petseg: the GPU's memory is full; lower train.batch_size or data.size with --set", file=sys.stderr)
-        sys.exit(2)
+
+
+def _mistake(error: Exception) -> str | None:
+    """Returns what the caller can do about an error, None if it is our own."""
+    if isinstance(error, PetsegError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
+        return f"this command needs {error.name}; pip install 'petseg[{EXTRA_OF[error.name]}]'"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
+        return "the GPU's memory is full; lower train.batch_size or data.size with --set"
+    return None
 
 
 def _print_version(wanted: bool) -> None:
@@ -72,25 +73,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def global_options(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
 ) -> None:
     """Options before any subcommand; `main` takes --debug out before they are parsed."""
 
 
 app.add_typer(data.app, name="data")
-for command in (
-    models.models,
-    train.train,
-    train.evaluate,
-    compare.compare,
-    study.study,
-    compare.report,
-    predict.predict,
-    export.export,
-    export.bench,
-    serve.serve,
-):
+own = (export.models, train.train, train.evaluate, compare.compare, study.study, compare.report)
+for command in (*own, predict.predict, export.export, export.bench, serve.serve):
     app.command()(command)

@@ -11,28 +11,23 @@ import typer
 
 from petseg.cli.data import data_or_download, data_or_synthetic, prepare_data
 from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
-from petseg.cli.progress import progress_bar, resumable
+from petseg.cli.terminal import print_table, progress_bar, resumable
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
     from petseg.schema import ComparisonResult
 
 
+QUICK_HELP = "In minutes: small images, few epochs, validation only; draws pets if none can be had."
+RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun) or a TOML file."
+SOURCE_HELP = "A comparison's or a study's folder, a comparison.json or a findings.json."
+
+
 def compare(
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had.",
-        ),
-    ] = False,
-    recipe: Annotated[
-        str, typer.Option(help="A shipped recipe (default, base, small, quick, speedrun) or a TOML file.")
-    ] = "default",
+    quick: Annotated[bool, typer.Option("--quick", help=QUICK_HELP)] = False,
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = "default",
     data: DataOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/compare-RECIPE")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder.", show_default="runs/compare-RECIPE")] = None,
     settings: SetOption = None,
     resume: ResumeOption = False,
     device: DeviceOption = None,
@@ -78,15 +73,8 @@ def compare(
 
 
 def report(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER", help="A comparison's or a study's folder, a comparison.json or a findings.json."
-        ),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Where to write the page.", show_default="report.html beside it")
-    ] = None,
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help=SOURCE_HELP)],
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="report.html beside it")] = None,
 ) -> None:
     """Write the page of a comparison or of a study, complete or not, from its JSON."""
     from petseg.report import write_report, write_study_report
@@ -105,33 +93,17 @@ def report(
 
 def _compare_command(quick: bool, recipe: str, settings: list[str], device: str | None) -> str:
     """Returns the command that repeats a comparison from its start, wherever data and results lie."""
-    words = [
-        "petseg",
-        "compare",
-        *(["--quick"] if quick else []),
-        *(["--recipe", recipe] if recipe != "default" else []),
-    ]
-    for setting in settings:
-        words += ["--set", setting]
+    words = ["petseg", "compare", *(["--quick"] if quick else [])]
+    words += ["--recipe", recipe] if recipe != "default" else []
+    words += [word for setting in settings for word in ("--set", setting)]
     return shlex.join([*words, *(["--device", device] if device else [])])
 
 
 def _print_comparison(comparison: ComparisonResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from petseg.report.page import headline
     from petseg.report.tables import comparison_tables
 
-    console = Console()
     for part in comparison_tables(comparison):
-        table = Table(title=f"{part.title}: {part.remark}", title_justify="left")
-        table.add_column("")
-        for head in part.heads:
-            table.add_column(head, justify="right")
-        for title, cells in part.rows:
-            table.add_row(title, *(cell.text for cell in cells))
-        console.print(table)
-    print(comparison.data.images)
-    for line in headline(comparison):
-        console.print(line, highlight=False)
+        rows = [(title, *(cell.text for cell in cells)) for title, cells in part.rows]
+        print_table(f"{part.title}: {part.remark}", ["", *(f">{head}" for head in part.heads)], rows)
+    print(comparison.data.images, *headline(comparison), sep="\n")

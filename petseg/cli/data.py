@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from petseg.cli.options import DataOption, checked_size
-from petseg.cli.progress import progress_bar
+from petseg.cli.options import DataOption, SizeOption, checked_size
+from petseg.cli.terminal import print_table, progress_bar
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
@@ -22,15 +22,10 @@ app = typer.Typer(help="Get, check and prepare the dataset.", no_args_is_help=Tr
 
 @app.command()
 def get(
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Where to put the archives.", show_default="the user's data folder")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Where to put them.", show_default="the user's data folder")] = None,
 ) -> None:
     """Download the two official archives (811 MB), verified; an interrupted transfer goes on where it stopped."""
-    from petseg.data.sources import default_data_folder
-
-    folder = data or default_data_folder()
-    _download(folder)
+    folder = _download(data)
     print(f"{folder}: images.tar.gz and annotations.tar.gz, checksums right")
     if data is not None:
         print(f"Use it with --data {shlex.quote(str(folder))} or PETSEG_DATA")
@@ -39,9 +34,6 @@ def get(
 @app.command()
 def check(data: DataOption = None) -> None:
     """Open every pair; print what was found and what happens to it. Exit code 1 if something is left out."""
-    from rich.console import Console
-    from rich.table import Table
-
     from petseg.data.check import check_samples
     from petseg.data.sources import open_dataset
 
@@ -49,22 +41,17 @@ def check(data: DataOption = None) -> None:
     dataset = open_dataset(folder)
     with progress_bar() as advance:
         findings = check_samples(dataset, on_progress=lambda done, total: advance("check", done, total))
-    table = Table(title=f"{folder}: {dataset.provenance}")
-    for column, justify in (("found", "left"), ("files", "right"), ("what happens", "left"), ("names", "left")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    rows = []
     for finding in findings:
         shown = ", ".join(finding.names[:6]) + (f", ... (+{len(finding.names) - 6})" if len(finding.names) > 6 else "")
-        table.add_row(finding.found, f"{finding.count:,}", finding.action, shown)
-    Console().print(table)
+        rows.append((finding.found, f"{finding.count:,}", finding.action, shown))
+    print_table(f"{folder}: {dataset.provenance}", ("found", ">files", "what happens", "names"), rows)
     if any(finding.left_out for finding in findings):
         raise typer.Exit(1)
 
 
 @app.command()
-def prepare(
-    data: DataOption = None,
-    size: Annotated[int, typer.Option(help="Side of the square in pixels, 16 to 2048.")] = 128,
-) -> None:
+def prepare(data: DataOption = None, size: SizeOption = 128) -> None:
     """Decode and resize the whole dataset once, into the cache that training reads."""
     from petseg.config import DataConfig
 
@@ -86,25 +73,17 @@ def data_folder(given: Path | None) -> Path:
 
 def data_or_download(given: Path | None) -> Path:
     """Returns the folder of the dataset, downloaded if there is none."""
-    from petseg.data.sources import default_data_folder, find_data
+    from petseg.data.sources import find_data
 
-    folder = find_data(given)
-    if folder is None:
-        folder = default_data_folder()
-        _download(folder)
-    return folder
+    return find_data(given) or _download()
 
 
 def data_or_synthetic(given: Path | None) -> tuple[Path, bool]:
     """Returns a data folder and whether its pets are synthetic; a folder that was named must be right, though."""
-    from petseg.data.sources import default_data_folder, find_data, synthetic_data
+    from petseg.data.sources import find_data, synthetic_data
 
-    folder = find_data(given)
-    if folder is not None:
-        return folder, False
     try:
-        _download(default_data_folder(), rounds=1)
-        return default_data_folder(), False
+        return find_data(given) or _download(rounds=1), False
     except PetsegError as error:
         from rich.console import Console
 
@@ -118,11 +97,13 @@ def data_or_synthetic(given: Path | None) -> tuple[Path, bool]:
         return synthetic_data(), True
 
 
-def _download(folder: Path, rounds: int = 4) -> None:
-    from petseg.data.sources import get_data
+def _download(data: Path | None = None, rounds: int = 4) -> Path:
+    from petseg.data.sources import default_data_folder, get_data
 
+    folder = data or default_data_folder()
     with progress_bar(transfer=True) as advance:
         get_data(folder, rounds=rounds, on_progress=lambda name, done, total: advance(f"download {name}", done, total))
+    return folder
 
 
 def prepare_data(folder: Path, config: DataConfig) -> Prepared:

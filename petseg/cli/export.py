@@ -1,4 +1,4 @@
-"""`petseg export` and `petseg bench`."""
+"""`petseg export`, `petseg bench` and `petseg models`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from petseg.cli.options import DataOption, checked_size
-from petseg.cli.progress import progress_bar
+from petseg.cli.options import DataOption, SizeOption, checked_size
+from petseg.cli.terminal import print_table, progress_bar
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
     from petseg.export.bench import BenchResult
 
 
+FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
+MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
+RUNTIME_HELP = "torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino or openvino-bf16. Repeatable."
+THREADS_HELP = "Threads of one call, for example 1,2."
+
+
 def export(
     out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
     model: Annotated[str, typer.Option(help="A shipped model.", show_default=False)] = "",
     run: Annotated[Path | None, typer.Option(help="A trained run; needs the extra export.", show_default=False)] = None,
-    kind: Annotated[
-        str, typer.Option("--format", help="onnx, torch (a torch.export program) or openvino.", show_default="by --out")
-    ] = "",
+    kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP, show_default="by --out")] = "",
     fp16: Annotated[bool, typer.Option(help="Store a run's large weights in half the bytes; not for torch.")] = True,
 ) -> None:
     """Write a model as one file for other programs; checked against the original first."""
@@ -41,23 +45,10 @@ def export(
 
 
 def bench(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="A shipped model or an ONNX file. Repeatable.", show_default="all shipped models"),
-    ] = None,
-    size: Annotated[
-        str, typer.Option(help="Sides in pixels, for example 128,256.", show_default="each model's own")
-    ] = "",
-    threads: Annotated[
-        str, typer.Option(help="Threads of one call, for example 1,2.", show_default="PETSEG_THREADS, else 1")
-    ] = "",
-    runtime: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino or openvino-bf16. Repeatable.",
-            show_default="all at hand",
-        ),
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help=MODEL_HELP, show_default="all shipped models")] = None,
+    size: Annotated[str, typer.Option(help="In pixels, for example 128,256.", show_default="each model's own")] = "",
+    threads: Annotated[str, typer.Option(help=THREADS_HELP, show_default="PETSEG_THREADS, else 1")] = "",
+    runtime: Annotated[list[str] | None, typer.Option(help=RUNTIME_HELP, show_default="all at hand")] = None,
     turns: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 7,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,
@@ -89,29 +80,37 @@ def bench(
         write_record(out, result.model_copy(update={"command": shlex.join([*words, "--turns", str(turns)])}))
 
 
-def _print_bench(result: BenchResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def models(
+    size: SizeOption = 128,
+    classes: Annotated[int, typer.Option(min=2, max=255, help="Classes of the output.")] = 3,
+) -> None:
+    """List the models with parameters, multiply-accumulates and peak activation memory for one image."""
+    from petseg.config import ModelConfig
+    from petseg.evaluation.cost import count_cost
+    from petseg.models import MODELS, title_of
+    from petseg.units import byte_size, count
 
+    rows = []
+    for name in MODELS:
+        cost = count_cost(ModelConfig(name=name), classes, checked_size(size))
+        memory = byte_size(cost.activation_bytes), byte_size(cost.training_activation_bytes_per_image)
+        rows.append((name, title_of(name), count(cost.parameters), count(cost.macs), *memory))
+    columns = ("model", "", ">parameters", ">MACs", ">activations", ">each further image, training")
+    print_table(f"one image of {size} x {size} px, {classes} classes, float32", columns, rows)
+
+
+def _print_bench(result: BenchResult) -> None:
     machine = result.environment
     versions = ", ".join(f"{name} {number}" for name, number in {"torch": machine.torch, **result.versions}.items())
     title = f"one image at a time, {result.turns} turns; {machine.processor} ({', '.join(result.instructions)})"
-    table = Table(padding=(0, 0), title=title, caption=versions)
-    for column in ("model", "px", "threads", "runtime", "p50 ms", "by turn", "p95", "1/s", "MB"):
-        table.add_column(column, justify="left" if column in ("model", "runtime") else "right", no_wrap=True)
+    columns = ("model", ">px", ">threads", "runtime", ">p50 ms", ">by turn", ">p95", ">1/s", ">MB")
+    rows = []
     for row in sorted(result.rows, key=lambda row: (row.size, row.threads, row.model)):
-        table.add_row(
-            row.model,
-            str(row.size),
-            str(row.threads),
-            row.title,
-            f"{row.p50_ms:.2f}",
-            f"{row.p50_low_ms:.1f}-{row.p50_high_ms:.1f}",
-            f"{row.p95_ms:.1f}",
-            f"{row.images_per_second:.0f}",
-            "-" if row.peak_mb is None else f"{row.peak_mb:.0f}",
-        )
-    Console().print(table)
+        times = f"{row.p50_ms:.2f}", f"{row.p50_low_ms:.1f}-{row.p50_high_ms:.1f}", f"{row.p95_ms:.1f}"
+        memory = "-" if row.peak_mb is None else f"{row.peak_mb:.0f}"
+        rate = f"{row.images_per_second:.0f}"
+        rows.append((row.model, str(row.size), str(row.threads), row.title, *times, rate, memory))
+    print_table(title, columns, rows, caption=versions)
     for name, reason in result.not_measured.items():
         print(f"not measured: {name}: {reason}")
 

@@ -10,36 +10,20 @@ import typer
 if TYPE_CHECKING:
     from petseg.training.device import Hardware
 
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="Folder with images/ and annotations/, or with the two archives. Default: PETSEG_DATA, then what "
-        "`petseg data get` downloaded.",
-        show_default=False,
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Change a field of the recipe, for example --set epochs=10 or --set data.task=pet. Repeatable."
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        help="cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else mps, else cpu.", show_default=False
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Threads of the processor. Default: PETSEG_THREADS, then as many as there are free cores.",
-        show_default=False,
-    ),
-]
+DATA_HELP = (
+    "Folder with images/ and annotations/, or with the two archives. Default: PETSEG_DATA, then what `petseg data get` "
+    "downloaded."
+)
+SET_HELP = "Change a field of the recipe, for example --set epochs=10 or --set data.task=pet. Repeatable."
+DEVICE_HELP = "cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else mps, else cpu."
+THREADS_HELP = "Threads of the processor. Default: PETSEG_THREADS, then as many as there are free cores."
+
+DataOption = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
+DeviceOption = Annotated[str | None, typer.Option(help=DEVICE_HELP, show_default=False)]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help=THREADS_HELP, show_default=False)]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folder of an interrupted run.")]
+SizeOption = Annotated[int, typer.Option(help="Side of the square in pixels, 16 to 2048.")]
 
 
 def checked_size(size: int) -> int:
@@ -60,7 +44,6 @@ def chosen_hardware(precision: str, device: str | None, threads: int | None, run
     count = thread_count(threads) or (recorded_threads(run) if run else None)
     count = count or min(free_cores(), torch.get_num_threads())
     torch.set_num_threads(count)
-    print(
-        f"computing on {hardware.device} in {hardware.precision} ({hardware.reason}), {count} thread{'s' * (count > 1)}"
-    )
+    chosen = f"{hardware.device} in {hardware.precision} ({hardware.reason})"
+    print(f"computing on {chosen}, {count} thread{'s' * (count > 1)}")
     return hardware

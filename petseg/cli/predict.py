@@ -4,58 +4,48 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from petseg.cli.options import ThreadsOption
-from petseg.cli.progress import progress_bar
+from petseg.cli.terminal import progress_bar
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
-    from petseg.predict.outputs import Job, Outcome
+    from petseg.predict.outputs import Outcome
     from petseg.predict.segmenter import Segmenter
+
+MODEL_HELP = "A shipped model or an ONNX file of `petseg export`."
+RUN_HELP = "Use a trained run; needs the extra `export`."
+ONLY_HELP = "mask, cutout, overlay, classes, trimap or json. Repeatable."
+JSON_HELP = "Print a line of JSON a photo; write files only where --only names them."
+FLIP_HELP = "Average with what is seen in the mirrored photo, at twice the time."
+MATTING_HELP = "Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."
 
 
 def predict(
     photos: Annotated[list[str], typer.Argument(help="Photos, folders of photos, or - for one photo on stdin.")],
-    model: Annotated[
-        str, typer.Option(help="A shipped model or an ONNX file of `petseg export`.", show_default="unet")
-    ] = "",
-    run: Annotated[
-        Path | None, typer.Option(help="Use a trained run; needs the extra `export`.", show_default=False)
-    ] = None,
+    model: Annotated[str, typer.Option(help=MODEL_HELP, show_default="unet")] = "",
+    run: Annotated[Path | None, typer.Option(help=RUN_HELP, show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="beside each photo")] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="mask, cutout, overlay, classes, trimap or json. Repeatable.", show_default="mask, cutout, overlay"
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a line of JSON a photo; write files only where --only names them.")
-    ] = False,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average with what is seen in the mirrored photo, at twice the time.")
-    ] = False,
-    matting: Annotated[
-        bool,
-        typer.Option("--matting", help="Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."),
-    ] = False,
+    only: Annotated[list[str] | None, typer.Option(help=ONLY_HELP, show_default="mask, cutout, overlay")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    flip: Annotated[bool, typer.Option("--flip", help=FLIP_HELP)] = False,
+    matting: Annotated[bool, typer.Option("--matting", help=MATTING_HELP)] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip photos whose files are all there.")] = False,
     threads: ThreadsOption = None,
 ) -> None:
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
     import warnings
 
-    from petseg.predict.outputs import check_folders, check_outputs, chosen_kinds, plan, remove_unfinished
+    from petseg.predict import outputs
     from petseg.threads import thread_count
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in images that decode
-    kinds = chosen_kinds(only or ()) if only or not as_json else ()
+    kinds = outputs.chosen_kinds(only or ()) if only or not as_json else ()
     threads = thread_count(threads)
     if matting:
         import pymatting  # noqa: F401 - an error now if it is missing, not after the first photo
@@ -69,27 +59,21 @@ def predict(
             raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
         _predict_stdin(_segmenter(_model(model, run), 1, threads, flip), kinds, matting)
         return
-    jobs = plan([Path(photo) for photo in photos], kinds, out)
+    jobs = outputs.plan([Path(photo) for photo in photos], kinds, out)
     if resume:
-        remove_unfinished(jobs)
+        outputs.remove_unfinished(jobs)
         total, jobs = len(jobs), [job for job in jobs if not job.done()]
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
     if kinds:
-        check_folders([out] if out is not None else [job.photo.parent for job in jobs])
-        check_outputs(jobs)
+        outputs.check_folders([out] if out is not None else [job.photo.parent for job in jobs])
+        outputs.check_outputs(jobs)
     segmenter = _segmenter(_model(model, run), len(jobs), threads, flip)
-    options = _Options(as_json, matting, threads)
-    if len(photos) == 1 and not Path(photos[0]).is_dir():
-        _predict_one(segmenter, jobs, options)
-    else:
-        _predict_many(segmenter, jobs, options)
-
-
-@dataclass(frozen=True)
-class _Options:
-    as_json: bool
-    matting: bool
-    threads: int | None
+    outcomes = outputs.predict_jobs(segmenter, jobs, threads or outputs.WORKERS, matting=matting)
+    if len(photos) > 1 or Path(photos[0]).is_dir():
+        _print_many(outcomes, len(jobs), f"predict with {segmenter.name}", as_json)
+        return
+    for outcome in outcomes:  # none, if it is done already
+        print(json.dumps(outcome.to_dict()) if as_json else _line(outcome))
 
 
 def _model(model: str, run: Path | None) -> str | Path:
@@ -111,39 +95,26 @@ def _segmenter(name: str | Path, photos: int, threads: int | None, flip: bool) -
     return Segmenter(name, threads=1 if photos > 1 else threads, runtime=chosen_runtime(photos), flip=flip)
 
 
-def _predict_one(segmenter: Segmenter, jobs: Sequence[Job], options: _Options) -> None:
-    from petseg.predict.outputs import predict_job
-
-    for job in jobs:  # none, if it is done already
-        outcome = predict_job(segmenter, job, matting=options.matting)
-        if outcome.error is not None:
-            raise outcome.error
-        print(json.dumps(outcome.to_dict()) if options.as_json else _line(outcome))
-
-
-def _predict_many(segmenter: Segmenter, jobs: Sequence[Job], options: _Options) -> None:
-    from petseg.predict.outputs import WORKERS, predict_jobs
-
+def _print_many(outcomes: Iterator[Outcome], total: int, title: str, as_json: bool) -> None:
     failed, noted, empty = [], [], 0
     with progress_bar() as advance:
-        outcomes = predict_jobs(segmenter, jobs, options.threads or WORKERS, matting=options.matting)
         for done, outcome in enumerate(outcomes, start=1):
             if outcome.summary is None:
                 failed.append(str(outcome.error))
             else:
                 empty += not outcome.summary.foreground
-                if options.as_json:
+                if as_json:
                     print(json.dumps(outcome.to_dict()))
                 elif outcome.summary.notes or not outcome.summary.foreground:
                     noted.append(_line(outcome))
-            advance(f"predict with {segmenter.name}", done, len(jobs))
+            advance(title, done, total)
     for message in failed:
         print(f"petseg: {message}", file=sys.stderr)
     for line in noted:
         print(line)
-    if not options.as_json:
-        with_foreground = len(jobs) - len(failed) - empty
-        print(f"{len(jobs)} photos: {with_foreground} with foreground, {empty} without, {len(failed)} failed")
+    if not as_json:
+        with_foreground = total - len(failed) - empty
+        print(f"{total} photos: {with_foreground} with foreground, {empty} without, {len(failed)} failed")
     if failed:
         raise typer.Exit(1)
 
@@ -162,9 +133,7 @@ def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], matting: bool) 
 
 
 def _line(outcome: Outcome) -> str:
-    """Returns one photo's prediction in a line."""
-    summary = outcome.summary
-    assert summary is not None, "it failed"
+    summary = outcome.result()
     likeliest = summary.foreground_class
     name = f"{likeliest.name}, {100 * likeliest.probability:.0f} % sure" if likeliest else "foreground"
     seen = f"{name}, {100 * summary.foreground_share:.0f} % of the photo" if summary.foreground else "no foreground"

@@ -8,19 +8,13 @@ from typing import Annotated
 
 import typer
 
+SET_HELP = "Change a limit: upload_bytes, pixels, concurrent, queue, held_bytes or seconds. Repeatable."
+
 
 def serve(
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1, this machine alone")
-    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="7860")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Change a limit: upload_bytes, pixels, concurrent, queue, held_bytes or seconds. Repeatable.",
-        ),
-    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
     """Open a page that tries both models on your own photo, and an API beside it, until Ctrl-C."""
@@ -39,12 +33,9 @@ def serve(
 
     def ready(url: str) -> None:
         print(f"{url}  (Ctrl-C stops it)", flush=True)
-        if show and _has_screen():
+        # a browser that is text would take the terminal
+        screen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        if show and screen:
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
     serve_pages(config, ready)
-
-
-def _has_screen() -> bool:
-    """Returns whether a window can open; a browser that is text would take the terminal."""
-    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

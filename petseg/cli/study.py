@@ -10,7 +10,7 @@ import typer
 
 from petseg.cli.data import data_folder, prepare_data
 from petseg.cli.options import DataOption, DeviceOption, ThreadsOption, chosen_hardware
-from petseg.cli.progress import progress_bar, resumable
+from petseg.cli.terminal import print_table, progress_bar, resumable
 
 if TYPE_CHECKING:
     from petseg.experiments.study.recipe import Study
@@ -20,9 +20,7 @@ def study(
     recipe: Annotated[str, typer.Argument(help="The shipped study or a TOML file.")] = "study",
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.", show_default="runs/RECIPE")] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="Print the runs and the time they take, and run nothing.")
-    ] = False,
+    show: Annotated[bool, typer.Option("--list", help="Print the runs and their time, and run nothing.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs made at once; they share the cores.")] = 1,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -50,16 +48,11 @@ def study(
                 print(left, flush=True)
 
         manifest = run_study(loaded, folder, prepared, Making(place, device, jobs, show_status))
-    states = Counter(run.state for run in manifest.runs)
-    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in manifest.runs).items())
     print(f"{folder}: {len(manifest.runs)} runs: {counts}")
 
 
 def _print_runs(study: Study, folder: Path) -> None:
-    """Prints a study's runs in their order, with what they are for, and the time they take."""
-    from rich.console import Console
-    from rich.table import Table
-
     from petseg.experiments.study.plan import durations, plan
     from petseg.experiments.study.run import open_study
     from petseg.units import duration
@@ -67,9 +60,7 @@ def _print_runs(study: Study, folder: Path) -> None:
     manifest = open_study(study, folder)
     planned = plan(manifest)
     seconds = durations(manifest, folder, planned)
-    table = Table(title=f"{study.title}: {folder}")
-    for column in ("", "run", "for", "time", "state"):
-        table.add_column(column, justify="right" if column in ("", "time") else "left", overflow="fold")
+    rows = []
     left = 0.0
     for number, run in enumerate(planned, start=1):
         arms: dict[str, list[str]] = {}
@@ -80,6 +71,6 @@ def _print_runs(study: Study, folder: Path) -> None:
         left += seconds[run.name] if state in ("missing", "waiting") else 0
         # its config is not known yet, so neither is its name
         name = run.name.rpartition("-")[0] if run.waits else run.name
-        table.add_row(str(number), name, purpose, duration(seconds[run.name]), state)
-    Console().print(table)
+        rows.append((str(number), name, purpose, duration(seconds[run.name]), state))
+    print_table(f"{study.title}: {folder}", (">", "run", "for", ">time", "state"), rows)
     print(f"{duration(sum(seconds.values()))} in all, {duration(left)} left, by the epochs that were measured")

@@ -10,7 +10,7 @@ import typer
 
 from petseg.cli.data import data_folder, prepare_data
 from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
-from petseg.cli.progress import progress_bar, resumable
+from petseg.cli.terminal import print_table, progress_bar, resumable
 
 
 def train(
@@ -49,9 +49,6 @@ def evaluate(
     threads: ThreadsOption = None,
 ) -> None:
     """Score a trained run on a split, at each image's own size; kept in the run folder."""
-    from rich.console import Console
-    from rich.table import Table
-
     from petseg.evaluation.evaluate import evaluate_run
     from petseg.training.batches import load_splits
     from petseg.training.runs import read_config
@@ -61,22 +58,12 @@ def evaluate(
     prepared = prepare_data(data_folder(data), config.data)
     splits = load_splits(prepared, config, hardware.device)
     with progress_bar() as advance:
-        scores = evaluate_run(
-            run, hardware, splits, split, lambda done, total: advance(f"score {split}", done, total)
-        ).scores
+        evaluation = evaluate_run(run, hardware, splits, split, partial(advance, f"score {split}"))
+    scores = evaluation.scores
     print(f"{run}: {split}, {scores.images} images, epoch {scores.epoch}")
-    table = Table()
-    for column in ("class", "IoU", "Dice", "boundary F"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for name in scores.iou:
-        table.add_row(name, *map(_score, (scores.iou[name], scores.dice[name], scores.boundary_f[name])))
-    table.add_row("mean", *map(_score, (scores.miou, scores.mean_dice, scores.mean_boundary_f)), style="bold")
-    Console().print(table)
-    print(
-        f"pixel accuracy {scores.pixel_accuracy:.4f}, "
-        f"cross-entropy {scores.cross_entropy:.4f} at {scores.cross_entropy_frame}"
-    )
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    figures = {name: (scores.iou[name], scores.dice[name], scores.boundary_f[name]) for name in scores.iou}
+    figures["mean"] = scores.miou, scores.mean_dice, scores.mean_boundary_f
+    rows = [(name, *("-" if value is None else f"{value:.4f}" for value in values)) for name, values in figures.items()]
+    print_table("", ("class", ">IoU", ">Dice", ">boundary F"), rows)
+    entropy = f"cross-entropy {scores.cross_entropy:.4f} at {scores.cross_entropy_frame}"
+    print(f"pixel accuracy {scores.pixel_accuracy:.4f}, {entropy}")

@@ -7,13 +7,11 @@ whole one (He, Sun, "Fast Guided Filter", 2015, arXiv 1505.00996), so that hairs
 A half-covered pixel mixes foreground and background. Its foreground colour is estimated by blurring the foreground's
 colours outwards and the background's inwards (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021).
 
-We differ from the papers: opacity is fixed away from the mask's edge, where a filter makes holes in patterned fur.
-
 With matting, opacity in the boundary class is solved for on the reduced photo instead (Levin, Lischinski, Weiss, "A
 Closed-Form Solution to Natural Image Matting", TPAMI 2008, by pymatting), and applied to the whole one alike.
 
-Why no library: OpenCV's guided filter is in opencv-contrib, 172 MB installed, and pymatting, which the extra `matting`
-uses, has none and brings numba and scipy, 450 MB. The base install is 230 MB.
+We differ from the papers: opacity is fixed away from the mask's edge, where a filter makes holes in patterned fur.
+Why no library: opencv-contrib takes 172 MB, pymatting with numba and scipy 450 MB; the base install is 230 MB.
 """
 
 from __future__ import annotations
@@ -32,44 +30,26 @@ from petseg.predict.enlarge import Floats, enlarged, windows
 FOREGROUND, BACKGROUND, BOUNDARY = 1, 2, 3
 """The values of a trimap."""
 
-WORK = 640
-"""Longer side in pixels of the reduced photo."""
+WORK = 640  # longer side in pixels of the reduced photo
+EDGE = 0.02  # half-width of the band of soft opacity around the mask's edge, as a share of the longer side
+STEEPER = 3.0  # opacity rises so much faster than the model's own certainty; a blunt outline blunts the filter
+NOISE = 1e-4  # variance of colour (0..1) below which a window counts as plain and keeps the mask's own softness
+TILE = (128, 128)  # pixels worked on at once; most tiles lie far from the outline and are copied or left out
+CONTRAST = 0.3  # opacity below this becomes 0, above one less this 1
+MATTED_RADIUS = 3  # of the windows in which opacity follows a matte, in pixels of the reduced photo
 
-EDGE = 0.02
-"""Half-width of the band around the mask's edge in which opacity may be soft, as a share of the longer side."""
-
-STEEPER = 3.0
-"""How much faster than the model's own certainty opacity rises at the outline; a blunt one blunts the filter."""
-
-NOISE = 1e-4
-"""Variance of colour (0..1) below which a window counts as plain and keeps the mask's own softness."""
-
-TILE = (128, 128)
-"""Pixels worked on at once; most tiles lie far from the outline and are copied or left out."""
-
-CONTRAST = 0.3
-"""Opacity below this becomes 0, above one less this 1: the filter leaves haze on both sides."""
-
-MATTED_RADIUS = 3
-"""Of the windows in which the whole photo's opacity follows a matte, in pixels of the reduced photo."""
-
-_ONE_AT_A_TIME = threading.Lock()
-"""numba, which pymatting computes with, may not be entered by two threads at once."""
+_ONE_AT_A_TIME = threading.Lock()  # numba, which pymatting computes with, may not be entered by two threads at once
 
 TINT: dict[Role, float] = {"foreground": 0.45, "background": 0.55, "boundary": 0.7}
 """Role of a class -> the weight of its colour over the photo in an overlay; background is tinted white."""
 
 
 def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> Image.Image:
-    """Returns the foreground alone, mode RGBA at the photo's own size; pixels that are fully transparent are black.
+    """Returns the foreground alone, mode RGBA at the size of the RGB photo; fully transparent pixels are black.
 
     Args:
-        photo: mode RGB.
-        share: float32 [h, w] in 0..1 at any size: how much of each place is foreground, .5 at the outline.
-        trimap: uint8 [h, w] of 1 foreground, 2 background, 3 boundary at any size: opacity by matting.
-
-    Raises:
-        ModuleNotFoundError: matting needs the extra `matting`.
+        share: [h, w] in 0..1 at any size: how much of each place is foreground, .5 at the outline.
+        trimap: [h, w] at any size: opacity by matting, which needs the extra `matting`.
     """
     width, height = photo.size
     scale = min(1.0, WORK / max(width, height))
@@ -100,16 +80,14 @@ def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> I
 
 
 def _edge(photo: UInt8, maps: Floats) -> UInt8:
-    """Returns RGBA uint8 [H, W, 4] of a part of the photo, [H, W, 3], that holds some of the outline.
+    """Returns RGBA [H, W, 4] of a part of the photo, [H, W, 3], that holds some of the outline.
 
-    Args:
-        photo: the part.
-        maps: float32 [11, H, W]: inside, opacity of colour (4), the foreground's colours (3), the background's (3).
+    Maps are [11, H, W]: inside, opacity of colour (4), the foreground's colours (3), the background's (3).
     """
     colours = np.divide(photo.transpose(2, 0, 1), 255, dtype=np.float32)
     inside, foreground, background = maps[0], maps[5:8], maps[8:11]
     opacity = (maps[1:4] * colours).sum(axis=0) + maps[4]
-    opacity = ((opacity - CONTRAST) / (1 - 2 * CONTRAST)).clip(0, 1)
+    opacity = ((opacity - CONTRAST) / (1 - 2 * CONTRAST)).clip(0, 1)  # the filter leaves haze on both sides
     opacity[inside <= 0] = 0
     opacity[inside >= 1] = 1
     foreground = foreground + opacity * (colours - opacity * foreground - (1 - opacity) * background)
@@ -118,10 +96,7 @@ def _edge(photo: UInt8, maps: Floats) -> UInt8:
 
 
 def _matte(image: Floats, trimap: UInt8) -> Floats | None:
-    """Returns opacity [h, w], 0..1; None where there is no foreground or no background to go by.
-
-    Solved for are the boundary, a few pixels beside it, and those where foreground meets background without one.
-    """
+    """Returns opacity [h, w], 0..1; None where there is no foreground or no background to go by."""
     from pymatting import estimate_alpha_cf
 
     known = np.full(trimap.shape, 0.5)
@@ -136,8 +111,8 @@ def _matte(image: Floats, trimap: UInt8) -> Floats | None:
 
 def _sure(matte: Floats) -> Floats:
     """Returns [1, h, w]: 1 where a matte is opaque all around, 0 where it is transparent, else .5."""
-    sides: Floats = _all_around(matte > 0.99, 2).astype(np.float32) - _all_around(matte < 0.01, 2).astype(np.float32)
-    return (sides[None] + 1) * np.float32(0.5)
+    opaque, transparent = _all_around(matte > 0.99, 2), _all_around(matte < 0.01, 2)
+    return (1 + opaque.astype(np.float32) - transparent.astype(np.float32))[None] * np.float32(0.5)
 
 
 def _all_around(where: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
@@ -172,10 +147,7 @@ def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> Floats:
 
 
 def _colours(image: Floats, inside: Floats, radius: int) -> tuple[Floats, Floats]:
-    """Returns the foreground's and the background's colours, both [3, h, w], each spread over the other's side.
-
-    Pixels count the more the farther they lie from the mask's edge, which may be off by some pixels.
-    """
+    """Returns the foreground's and the background's colours, both [3, h, w], each spread over the other's side."""
 
     def spread(share: Floats) -> Floats:
         total = np.concatenate([image.transpose(2, 0, 1) * share, share])
@@ -200,13 +172,7 @@ def _box(maps: Floats, radius: int) -> Floats:
 
 
 def overlay(photo: Image.Image, ids: UInt8, classes: Sequence[Class]) -> Image.Image:
-    """Returns the photo tinted with the colour of each pixel's class, background paler, mode RGB.
-
-    Args:
-        photo: mode RGB.
-        ids: uint8 [H, W] class ids, at the photo's size.
-        classes: by class id.
-    """
+    """Returns the RGB photo tinted with the colour of each pixel's class, background paler; ids at its size."""
     colours, weights = palette(classes), [0] * 256
     for place, each in enumerate(classes):
         weights[place] = round(255 * TINT[each.role])

@@ -1,7 +1,7 @@
 """Resizing maps to a photo's size, window by window: a map of a 50-megapixel photo takes 200 MB in one piece.
 
-Why no library: scores are of torch's `interpolate`, which does not average where it makes smaller. Pillow's resize
-does, and its sums differ in the last digits, so masks would change; scipy and OpenCV are 143 and 153 MB installed.
+Why no library: scores are of torch's `interpolate`; Pillow's resize averages where it makes smaller, so masks would
+change, and scipy and OpenCV are 143 and 153 MB installed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ Size = tuple[int, int]
 
 
 def enlarged(maps: Floats, size: Size, rows: slice, columns: slice) -> Floats:
-    """Returns a window, float32 [D, rows, columns], of maps [D, h, w] at another size, as the evaluation resizes them.
-
-    Bilinear, at sizes larger or smaller: pixel centres keep their place, edges are repeated.
-    """
+    """Returns a window [D, rows, columns] of maps [D, h, w] resized, as the evaluation does: bilinear, by centres."""
     above, below, down = _neighbours(maps.shape[1], size[0], rows)
     left, right, across = _neighbours(maps.shape[2], size[1], columns)
     first, last = int(above[0]), int(below[-1]) + 1

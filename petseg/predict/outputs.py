@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,14 +35,9 @@ ENDINGS = {
 }
 """Output -> how its file's name ends. Such files are never taken for photos."""
 
-USUAL = ("mask", "cutout", "overlay")
-"""Written where `--only` names none."""
-
-MARK = "petseg predict"
-"""Software, as every file that is written names it; so petseg knows its own files."""
-
-WORKERS = min(4, os.cpu_count() or 1)
-"""Photos in work at once: each takes some 20 bytes a pixel while its cut-out is made."""
+USUAL = ("mask", "cutout", "overlay")  # written where `--only` names none
+MARK = "petseg predict"  # Software, as every file that is written names it; so petseg knows its own files
+WORKERS = min(4, os.cpu_count() or 1)  # photos in work at once: a cut-out takes some 20 bytes a pixel
 
 
 @dataclass(frozen=True)
@@ -65,19 +60,21 @@ class Outcome:
     summary: Summary | None
     error: PetsegError | None
 
+    def result(self) -> Summary:
+        """Returns the summary, or raises the error."""
+        if self.error is not None:
+            raise self.error
+        assert self.summary is not None, "there is one of the two"
+        return self.summary
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `--json` prints of a photo that did not fail."""
-        assert self.summary is not None, "it failed"
+        """Returns what `--json` prints."""
         files = {kind: str(path) for kind, path in self.job.files.items()}
-        return {"photo": str(self.job.photo), **self.summary.to_dict(), "files": files}
+        return {"photo": str(self.job.photo), **self.result().to_dict(), "files": files}
 
 
 def chosen_kinds(only: Sequence[str]) -> tuple[str, ...]:
-    """Returns the kinds that were asked for, else the usual ones.
-
-    Raises:
-        PetsegError: an unknown kind.
-    """
+    """Returns the kinds that were asked for, else the usual ones."""
     for kind in only:
         if kind not in ENDINGS:
             raise unknown_name("--only", kind, ENDINGS)
@@ -89,24 +86,18 @@ def plan(sources: Sequence[Path], kinds: Sequence[str], out: Path | None) -> lis
 
     Files lie beside their photo, or below `out` in the sub-folders of the folder that was named. Photos that differ in
     their suffix alone keep it: cat.jpg and cat.png write cat.jpg.mask.png and cat.png.mask.png.
-
-    Raises:
-        PetsegError: no photos, or two that would write the same file all the same.
     """
     named = [source for source in sources if not (source.name.endswith((*ENDINGS.values(),)) and is_output(source))]
     if sources and not named:
         raise PetsegError(f"{sources[0]}: petseg wrote this file; name the photo itself")
     photos = find_photos(named, ENDINGS.values())
     places = [(photo, photo.parent if out is None else out / below.parent) for photo, below in photos]
-    same: dict[str, list[Path]] = defaultdict(list)
-    for photo, place in places:
-        # some file systems do not tell cases apart, and a plan holds on all of them
-        same[str(place / photo.stem).casefold()].append(photo)
+    # some file systems do not tell cases apart, and a plan holds on all of them
+    sharing = Counter(str(place / photo.stem).casefold() for photo, place in places)
     taken: dict[str, Path] = {}
     jobs = []
     for photo, place in places:
-        alone = len(same[str(place / photo.stem).casefold()]) == 1
-        name = photo.stem if alone else photo.name
+        name = photo.stem if sharing[str(place / photo.stem).casefold()] == 1 else photo.name
         other = taken.setdefault(str(place / name).casefold(), photo)
         if other != photo:
             raise PetsegError(
@@ -129,11 +120,7 @@ def is_output(path: Path) -> bool:
 
 
 def check_outputs(jobs: Sequence[Job]) -> None:
-    """Checks that no file of these jobs replaces a photo or a file that petseg did not write.
-
-    Raises:
-        PetsegError: one would.
-    """
+    """Checks that no file of these jobs replaces a photo or a file that petseg did not write."""
     photos = {job.photo.resolve() for job in jobs}
     for path in (path for job in jobs for path in job.files.values() if path.exists()):
         if path.resolve() in photos:
@@ -152,19 +139,14 @@ def remove_unfinished(jobs: Sequence[Job]) -> None:
 
 
 def check_folders(folders: Iterable[Path]) -> None:
-    """Checks that files can be written to folders, which need not be there yet, before any photo is looked at.
-
-    Raises:
-        PetsegError: to one of them they cannot.
-    """
+    """Checks that files can be written to folders, which need not be there yet, before any photo is looked at."""
     for folder in dict.fromkeys(folders):
         try:
             there = next(each for each in (folder, *folder.parents) if each.exists())
             tempfile.TemporaryFile(dir=there).close()
         except OSError as error:
-            raise PetsegError(
-                f"{folder}: cannot be written to ({error.strerror or error}); choose another folder with --out"
-            ) from None
+            reason = error.strerror or error
+            raise PetsegError(f"{folder}: cannot be written to ({reason}); choose another folder with --out") from None
 
 
 def predict_jobs(
@@ -172,8 +154,7 @@ def predict_jobs(
 ) -> Iterator[Outcome]:
     """Yields the outcome of each job, in order; a photo that cannot be used does not stop the others.
 
-    Each worker takes a photo from its decoding to its files. While one waits for the model another decodes or writes,
-    and no more photos are in memory than there are workers.
+    Each worker takes a photo from its decoding to its files: no more photos are in memory than there are workers.
     """
     pool = ThreadPoolExecutor(workers)
     try:

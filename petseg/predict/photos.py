@@ -1,7 +1,6 @@
 """Photos as people have them: any format, size, rotation and colour profile.
 
-A photo is kept encoded and decoded when it is needed: once reduced, for the model, and once whole where a cut-out is
-wanted. H W are the pixels of the photo as it is seen, after its EXIF rotation.
+A photo is kept encoded and decoded when it is needed. H W are its pixels as it is seen, after its EXIF rotation.
 """
 
 from __future__ import annotations
@@ -24,11 +23,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", "
 Source = str | os.PathLike[str] | bytes | Image.Image | UInt8
 """A path, an encoded file, a PIL image, or uint8 [H, W, 3] RGB."""
 
-ORIENTATION, STORED_WIDTH = 0x0112, 0x0100
-"""Tags of EXIF, which are TIFF's own."""
-
-TURNED = (5, 6, 7, 8)
-"""Orientations that swap height and width."""
+ORIENTATION, STORED_WIDTH = 0x0112, 0x0100  # tags of EXIF, which are TIFF's own
+TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 class TooManyPixelsError(PetsegError):
@@ -36,21 +32,15 @@ class TooManyPixelsError(PetsegError):
 
 
 class Photo:
-    """A photo, checked as far as its header; decoding it may still find it damaged.
-
-    Raises:
-        PetsegError: not an image, empty, too large, or an array that is not uint8 [H, W, 3].
-    """
+    """A photo, checked as far as its header; decoding it may still raise PetsegError where it is damaged."""
 
     def __init__(self, source: Source, name: str = "") -> None:
         self.name = name or (str(source) if isinstance(source, str | os.PathLike) else "image")
-        """How errors call it."""
         self._kept = self._keep(source)
         try:
             with self._open() as opened:
                 check_pixels(opened)
-                turned = opened.getexif().get(ORIENTATION, 1) in TURNED and not _turned_already(opened)
-                self.size = (opened.height, opened.width) if not turned else (opened.width, opened.height)
+                self.size = _upright_size(opened)
                 """Height and width."""
                 self.notes = _frame_note(source if isinstance(source, Image.Image) else opened)
                 """What a user should know: of an animation, that its first frame is used."""
@@ -58,39 +48,25 @@ class Photo:
             raise self._unreadable(error) from None
 
     def resized(self, size: int) -> UInt8:
-        """Returns the photo as a model sees it, uint8 [size, size, 3]: resized to a square, antialiased.
-
-        Raises:
-            PetsegError: damaged.
-        """
-        # the JPEG decoder's own reduction as when the images of a dataset are prepared
+        """Returns the photo as a model sees it, [size, size, 3]: resized as the images of a dataset are prepared."""
         reduced = self._decoded(draft=draft_side(size))
         return np.asarray(reduced.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
     def reduced(self, side: int) -> Image.Image:
-        """Returns the photo with its longer side at most `side` pixels: mode RGB, upright, in sRGB.
-
-        Raises:
-            PetsegError: damaged.
-        """
+        """Returns the photo with its longer side at most `side` pixels: mode RGB, upright, in sRGB."""
         image = self._decoded(draft=side)
         image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
         return image
 
     def whole(self) -> Image.Image:
-        """Returns the photo at its own size: mode RGB, upright, in sRGB.
-
-        Raises:
-            PetsegError: damaged.
-        """
+        """Returns the photo at its own size: mode RGB, upright, in sRGB."""
         return self._decoded()
 
     def _keep(self, source: Source) -> bytes | Image.Image:
         if isinstance(source, np.ndarray):
             if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
-                raise PetsegError(
-                    f"{self.name}: an array of {source.dtype} {list(source.shape)}; wanted uint8 [H, W, 3] in RGB"
-                )
+                given = f"an array of {source.dtype} {list(source.shape)}"
+                raise PetsegError(f"{self.name}: {given}; wanted uint8 [H, W, 3] in RGB")
             return Image.fromarray(source)
         if isinstance(source, Image.Image):
             try:
@@ -127,9 +103,12 @@ class Photo:
         return kind(f"{self.name}: cannot be decoded ({reason})")
 
 
-def _turned_already(opened: Image.Image) -> bool:
-    """Returns whether Pillow has swapped height and width at opening, as newer versions do of a TIFF."""
-    return opened.format == "TIFF" and opened.width != opened.getexif().get(STORED_WIDTH, opened.width)
+def _upright_size(opened: Image.Image) -> tuple[int, int]:
+    exif = opened.getexif()
+    # newer versions of Pillow swap height and width of a TIFF at opening
+    turned_already = opened.format == "TIFF" and opened.width != exif.get(STORED_WIDTH, opened.width)
+    turned = exif.get(ORIENTATION, 1) in TURNED and not turned_already
+    return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
 def _frame_note(opened: Image.Image) -> tuple[str, ...]:
@@ -140,10 +119,7 @@ def _frame_note(opened: Image.Image) -> tuple[str, ...]:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """Returns the image in mode RGB and in sRGB; what is transparent is put on white.
-
-    A colour profile that does not fit is ignored, as browsers do.
-    """
+    """Returns the image in mode RGB and sRGB, on white; a profile that does not fit is ignored, as browsers do."""
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -166,32 +142,22 @@ def to_srgb(image: Image.Image) -> Image.Image:
 def find_photos(sources: Iterable[Path], ours: Iterable[str]) -> list[tuple[Path, Path]]:
     """Returns (photo, its path below the folder that was named), sorted, each photo once.
 
-    Folders are searched with their sub-folders for files of `SUFFIXES`; hidden ones and those that end in one of
-    `ours`, the files that predictions are written to, are skipped.
-
-    Raises:
-        PetsegError: a path that does not exist, or a folder without images.
+    Folders are searched with their sub-folders; hidden files and those that end in one of `ours` are skipped.
     """
-    endings = tuple(ours)
     photos: dict[Path, tuple[Path, Path]] = {}
     for source in sources:
         if not source.exists():
             raise PetsegError(f"{source}: no such file or folder")
         folder = source if source.is_dir() else source.parent
-        inside = (
-            [source]
-            if not source.is_dir()
-            else [
-                path
-                for path in sorted(source.rglob("*"))
-                if path.suffix.lower() in SUFFIXES
-                and not any(part.startswith(".") for part in path.relative_to(source).parts)
-                and not path.name.endswith(endings)
-                and path.is_file()
-            ]
-        )
+        inside = _photos_below(source, tuple(ours)) if source.is_dir() else [source]
         if not inside:
             raise PetsegError(f"{source}: no images in this folder; wanted {', '.join(SUFFIXES)}")
         for path in inside:
             photos.setdefault(path.resolve(), (path, path.relative_to(folder)))
     return sorted(photos.values())
+
+
+def _photos_below(folder: Path, ours: tuple[str, ...]) -> list[Path]:
+    named = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.endswith(ours)]
+    hidden = {path for path in named if any(part.startswith(".") for part in path.relative_to(folder).parts)}
+    return sorted(path for path in named if path not in hidden and path.is_file())

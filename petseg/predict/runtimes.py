@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from petseg.data.dataset import UInt8
 from petseg.errors import unknown_name
-
-Floats = npt.NDArray[np.float32]
+from petseg.predict.enlarge import Floats
 
 WORTH_STARTING = 32
 """Photos from which OpenVINO saves more than it costs: it starts .25 s later and takes 8 ms less for each photo
 (U-Net of 16 channels at 128 px, one thread of an Intel Xeon with AMX, OpenVINO 2026.4, 2026-11-22)."""
 
-
 Taken = tuple[str, str, tuple[int | None, ...]]
 """What a network takes: name, kind of number, axes; None is a free one."""
 
 
-def _axes(shape: Sequence[Any]) -> tuple[int | None, ...]:
-    return tuple(axis if isinstance(axis, int) else None for axis in shape)
-
-
 class OnnxRuntime:
-    """A loaded model: probabilities [N, C, h, w] of uint8 [N, h, w, 3], from any number of threads.
+    """A loaded ONNX file: probabilities [N, C, h, w] of images [N, h, w, 3], from any number of threads.
 
-    Args:
-        file: a model that `petseg export` wrote.
-        threads: of one call; None takes all cores.
+    `threads` are of one call; None takes all cores.
     """
 
     def __init__(self, file: bytes, threads: int | None = None) -> None:
@@ -47,23 +38,17 @@ class OnnxRuntime:
         self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         (taken,) = self._session.get_inputs()
-        self.takes: Taken = (taken.name, taken.type.removeprefix("tensor(").removesuffix(")"), _axes(taken.shape))
+        axes = tuple(axis if isinstance(axis, int) else None for axis in taken.shape)
+        self.takes: Taken = (taken.name, taken.type.removeprefix("tensor(").removesuffix(")"), axes)
 
     def __call__(self, images: UInt8) -> Floats:
-        """Returns what the network gives."""
+        """Returns the probabilities."""
         probabilities: Floats = self._session.run(["probabilities"], {"image": images})[0]
         return probabilities
 
 
 class OpenVino:
-    """The same by OpenVINO.
-
-    Args:
-        file: a model that `petseg export` wrote, as ONNX.
-        threads: of one call; None takes all cores.
-        streams: calls that are computed at once.
-        precision: f32 or bf16; "" lets OpenVINO choose bf16 where the processor has it.
-    """
+    """The same by OpenVINO; `streams` calls are computed at once; "" is bf16 where it is fast, else f32."""
 
     def __init__(self, file: bytes, threads: int | None = None, streams: int = 1, precision: str = "") -> None:
         import openvino
@@ -81,20 +66,16 @@ class OpenVino:
         self.metadata: dict[str, str] = {name: value.astype(str) for name, value in stored.items()}
         (taken,) = self._model.inputs
         kind = {"u8": "uint8"}.get(taken.element_type.get_type_name(), "another kind")
-        axes = _axes([axis.get_length() if axis.is_static else None for axis in taken.partial_shape])
+        axes = tuple(axis.get_length() if axis.is_static else None for axis in taken.partial_shape)
         self.takes: Taken = (taken.any_name, kind, axes)
 
     def __call__(self, images: UInt8) -> Floats:
-        """Returns what the network gives, computed image by image."""
+        """Returns the probabilities."""
         request = self._request(images.shape[1:])
         return np.concatenate([request.infer([image])[0] for image in images[:, None]])
 
     def _request(self, shape: tuple[int, ...]) -> Any:
-        """Returns this thread's request for images [H, W, 3]; a request computes one call at a time.
-
-        The model is compiled for one image of that size: for any number and size it takes 22 % (U-Net) and 42 %
-        (SegNet) longer (128 px, 16 channels, bf16, one thread of an Intel Xeon, 2026-11-22).
-        """
+        """Returns this thread's request for an image [H, W, 3], compiled for that size alone, which is faster."""
         requests = self._own.__dict__
         if (key := str(shape)) not in requests:
             with self._lock:
@@ -118,12 +99,8 @@ RUNTIMES: dict[str, Callable[[bytes, int | None], Runtime]] = {
 def chosen_runtime(photos: int = WORTH_STARTING) -> str:
     """Returns the name of the runtime for so many photos: PETSEG_RUNTIME, else what was measured to be faster.
 
-    That is OpenVINO where it is installed, the processor computes in bf16 and the photos are worth its start, and ONNX
-    Runtime everywhere else. In bf16 OpenVINO was several times as fast and scores the same; in float32 it gained a few
-    per cent (benchmarks/README.md), which a second runtime to load is not worth.
-
-    Raises:
-        PetsegError: PETSEG_RUNTIME names none.
+    That is OpenVINO where it is installed, the processor computes in bf16 and the photos are worth its start
+    (benchmarks/README.md), and ONNX Runtime everywhere else.
     """
     if wanted := os.environ.get("PETSEG_RUNTIME"):
         if wanted not in RUNTIMES:

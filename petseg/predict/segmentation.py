@@ -20,15 +20,9 @@ from petseg.predict.enlarge import Floats, Size, enlarged, windows
 from petseg.predict.photos import Photo
 from petseg.predict.regions import Regions, find_regions
 
-SMALLEST = 0.001
-"""Share of the photo that a foreground region must cover to count; what is smaller is a speckle."""
-
-LARGEST_OVERLAY = 2048
-"""Longer side in pixels: an overlay is looked at, and a whole one of 12 megapixels takes 15 MB and a second."""
-
-STRIP = (64, 1 << 20)
-"""Rows and columns worked on at once, which fit a processor's cache."""
-
+SMALLEST = 0.001  # share of the photo that a foreground region must cover to count; what is smaller is a speckle
+LARGEST_OVERLAY = 2048  # longer side in pixels: a whole overlay of 12 megapixels takes 15 MB and a second
+STRIP = (64, 1 << 20)  # rows and columns worked on at once, which fit a processor's cache
 TINY = np.finfo(np.float32).tiny
 
 
@@ -68,11 +62,11 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what JSON holds, floats to six digits behind the point."""
-        return asdict(self, dict_factory=_rounded)
 
+        def rounded(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {name: round(value, 6) if isinstance(value, float) else value for name, value in pairs}
 
-def _rounded(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in pairs}
+        return asdict(self, dict_factory=rounded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +85,7 @@ class Segmentation:
 
     @cached_property
     def mask(self) -> UInt8:
-        """uint8 [H, W]: 255 foreground, 0 elsewhere.
-
-        Foreground is where the foreground classes together are likelier than the background, which divides a boundary
-        class in its middle: it counts as half foreground, half background.
-        """
+        """uint8 [H, W]: 255 where the foreground classes together are likelier than the background, 0 elsewhere."""
         mask = np.empty(self.size, np.uint8)
         for window in windows(self.size, STRIP):
             (foreground,) = enlarged(self._log_odds[:1], self.size, *window)
@@ -109,11 +99,7 @@ class Segmentation:
 
     @cached_property
     def trimap(self) -> UInt8:
-        """uint8 [H, W]: 1 foreground, 2 background, 3 boundary.
-
-        Raises:
-            PetsegError: the model has no boundary class.
-        """
+        """uint8 [H, W]: 1 foreground, 2 background, 3 boundary; PetsegError if the model has no boundary class."""
         if all(each.role != "boundary" for each in self.classes):
             raise PetsegError("this model has no boundary class, so there is no trimap; take the mask or the classes")
         return self._trimap(self.size)
@@ -121,50 +107,39 @@ class Segmentation:
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
         """The foreground regions that cover at least a thousandth of the photo, the largest first."""
-        regions = self._regions
-        shares, corners = regions.areas() / self.mask.size, regions.boxes()
+        shares, corners = self._regions.areas() / self.mask.size, self._regions.boxes().tolist()
         boxes: list[Box] = []
         for region in np.argsort(-shares, kind="stable").tolist():
             if shares[region] >= SMALLEST:
                 inside = self._region_at == region
-                left, top, right, bottom = corners[region].tolist()
+                left, top, right, bottom = corners[region]
                 figures = float(shares[region]), self._mean_confidence(inside), self._foreground_class(inside)
                 boxes.append(Box(left, top, right, bottom, *figures))
         return tuple(boxes)
 
     @property
     def foreground_share(self) -> float:
-        """Share of the photo that `mask` calls foreground, 0 to 1."""
+        """Share of the photo that is foreground, 0 to 1."""
         return float(np.count_nonzero(self.mask) / self.mask.size)
 
     @cached_property
     def confidence(self) -> float | None:
-        """Mean of p(foreground) / (p(foreground) + p(background)) over the foreground, .5 to 1.
-
-        None where there is no foreground, and from a model without a background class.
-        """
+        """Mean of p(foreground) / (p(foreground) + p(background)) over the foreground, .5 to 1; None without either."""
         return self._mean_confidence(self._region_at >= 0) if self.boxes else None
 
     @cached_property
     def foreground_class(self) -> ForegroundClass | None:
-        """The likeliest foreground class, each pixel weighted by p(foreground). With several objects, see the boxes.
-
-        None where there is no foreground, and from a model with one foreground class.
-        """
+        """The likeliest foreground class, each pixel weighted by p(foreground); None if there is but one, or no box."""
         return self._foreground_class(np.ones(self.probabilities.shape[1:], np.bool_)) if self.boxes else None
 
     def cutout(self, *, matting: bool = False) -> Image.Image:
         """Returns the foreground alone at the photo's size, mode RGBA: soft edge, the background's colour removed.
 
-        Args:
-            matting: solve for opacity along the outline and in the boundary class: finer hair, no holes, more time.
-
-        Raises:
-            ModuleNotFoundError: matting needs the extra `matting`.
+        Matting, which needs the extra `matting`, takes more time for finer hair and no holes in the boundary class.
         """
         speckle = np.append(self._regions.areas() < SMALLEST * self.mask.size, False)[self._region_at]
-        height, width = self._share.shape
-        trimap = np.where(speckle, np.uint8(BACKGROUND), self._trimap((height, width))) if matting else None
+        own = self._trimap((speckle.shape[0], speckle.shape[1])) if matting else None
+        trimap = None if own is None else np.where(speckle, np.uint8(BACKGROUND), own)
         return cut_out(self.photo.whole(), np.where(speckle, 0, self._share), trimap)
 
     def overlay(self) -> Image.Image:
@@ -173,17 +148,10 @@ class Segmentation:
         return overlay(photo, self._class_ids((photo.height, photo.width)), self.classes)
 
     def summary(self) -> Summary:
-        """Returns the figures: what JSON holds."""
-        return Summary(
-            width=self.size[1],
-            height=self.size[0],
-            foreground=bool(self.boxes),
-            foreground_share=self.foreground_share,
-            confidence=self.confidence,
-            foreground_class=self.foreground_class,
-            boxes=self.boxes,
-            notes=self.photo.notes,
-        )
+        """Returns what JSON holds."""
+        height, width = self.size
+        figures = self.foreground_share, self.confidence, self.foreground_class
+        return Summary(width, height, bool(self.boxes), *figures, self.boxes, self.photo.notes)
 
     def _class_ids(self, size: Size) -> UInt8:
         logits = np.log(np.maximum(self.probabilities, TINY))
@@ -204,12 +172,10 @@ class Segmentation:
         return [place for place, each in enumerate(self.classes) if each.role == role]
 
     @cached_property
-    def _roles(self) -> tuple[Floats, Floats, Floats]:
-        """Three of [h, w]: how likely any foreground, background and boundary class is."""
-        foreground, background, boundary = (
-            self.probabilities[self._ids_of(role)].sum(axis=0) for role in ("foreground", "background", "boundary")
-        )
-        return foreground, background, boundary
+    def _roles(self) -> Floats:
+        """[3, h, w]: how likely any foreground, background and boundary class is."""
+        roles: tuple[Role, ...] = ("foreground", "background", "boundary")
+        return np.stack([self.probabilities[self._ids_of(role)].sum(axis=0) for role in roles])
 
     @cached_property
     def _share(self) -> Floats:
@@ -220,11 +186,8 @@ class Segmentation:
 
     @cached_property
     def _log_odds(self) -> Floats:
-        """[2, h, w]: log of p(foreground) and of p(boundary) over p(background).
-
-        Enlarging these is enlarging logits, as scores are taken: they differ by what softmax takes from all classes.
-        """
-        foreground, background, boundary = np.log(np.maximum(np.stack(self._roles), TINY))
+        """[2, h, w]: log of p(foreground) and of p(boundary) over p(background); enlarged as scores enlarge logits."""
+        foreground, background, boundary = np.log(np.maximum(self._roles, TINY))
         return np.stack([foreground - background, boundary - background])
 
     @cached_property

@@ -33,8 +33,7 @@ WEIGHTS = files("petseg") / "weights"
 KINDS = ("unet", "segnet")
 """Each stands for the best shipped model of its kind; the first for the one used where none is named."""
 
-LARGEST_SIZE = 2048
-"""Of a model's square in pixels, as in recipes."""
+LARGEST_SIZE = 2048  # of a model's square in pixels, as in recipes
 
 
 class Segmenter:
@@ -46,9 +45,6 @@ class Segmenter:
         threads: of one call. None takes all cores: the fastest for one photo; where many threads call, take 1.
         runtime: onnxruntime or openvino; None takes PETSEG_RUNTIME, else onnxruntime, which computes in float32.
         flip: average with the result of the mirrored photo, at twice the time; no score of petseg's does.
-
-    Raises:
-        PetsegError: an unknown name, or a file that is no exported model.
     """
 
     def __init__(
@@ -63,8 +59,7 @@ class Segmenter:
             raise unknown_name("runtime", self.runtime, RUNTIMES)
         try:
             self._run = RUNTIMES[self.runtime](content, threads)
-            metadata = self._run.metadata
-            self.card: dict[str, Any] = {name: json.loads(value) for name, value in metadata.items()}
+            self.card: dict[str, Any] = {name: json.loads(value) for name, value in self._run.metadata.items()}
             """What the file says of itself: classes, size, scores, licence."""
             self.classes, self.size = _checked(self.card, self._run.takes)
         except ModuleNotFoundError:
@@ -74,22 +69,11 @@ class Segmenter:
             raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({reason})") from None
 
     def __call__(self, image: Source) -> Segmentation:
-        """Returns the segmentation of one photo.
-
-        Args:
-            image: a path, an encoded file as bytes, a PIL image, or uint8 [H, W, 3] in RGB.
-
-        Raises:
-            PetsegError: not an image, damaged, or too large.
-        """
+        """Returns the segmentation of a photo: a path, an encoded file, a PIL image, or uint8 [H, W, 3] in RGB."""
         return self.batch([image])[0]
 
     def batch(self, images: Sequence[Source | Photo]) -> list[Segmentation]:
-        """Returns the same as one call an image, in order; of any sizes.
-
-        Raises:
-            PetsegError: one of them cannot be used.
-        """
+        """Returns the same as one call an image, in order; of any sizes."""
         photos = [image if isinstance(image, Photo) else Photo(image) for image in images]
         if not photos:
             return []
@@ -100,9 +84,8 @@ class Segmenter:
             mirrored = self.probabilities(np.ascontiguousarray(resized[:, :, ::-1]))
             probabilities = np.float32(0.5) * (probabilities + mirrored[..., ::-1])
         seconds = (time.perf_counter() - started) / len(photos)
-        return [
-            Segmentation(each, self.classes, photo, seconds) for each, photo in zip(probabilities, photos, strict=True)
-        ]
+        pairs = zip(probabilities, photos, strict=True)
+        return [Segmentation(each, self.classes, photo, seconds) for each, photo in pairs]
 
     def probabilities(self, images: UInt8) -> Floats:
         """Returns the network's own output, [N, C, h, w], for uint8 [N, h, w, 3] at its own size."""
@@ -121,11 +104,7 @@ class Segmenter:
 
 
 def model_file(name: str) -> bytes:
-    """Returns the ONNX file of a shipped model or the best of a kind, or the file at a path that ends in .onnx.
-
-    Raises:
-        PetsegError: an unknown name, or a file that cannot be read.
-    """
+    """Returns the ONNX file of a shipped model or the best of a kind, or the file at a path that ends in .onnx."""
     path = Path(name)
     if path.suffix == ".onnx":
         try:
@@ -136,11 +115,7 @@ def model_file(name: str) -> bytes:
 
 
 def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], int]:
-    """Returns classes and size of a model.
-
-    Raises:
-        ValueError: the card, or what the network takes, is not what `petseg export` writes.
-    """
+    """Returns classes and size of a model; ValueError if they are not what `petseg export` writes."""
     size = card["size"]
     if not isinstance(card["classes"], list):
         raise ValueError("its classes are no list")
@@ -167,9 +142,6 @@ def shipped_model(name: str) -> str:
 
     >>> shipped_model("segnet_small")
     'segnet_small'
-
-    Raises:
-        PetsegError: no model and no kind has that name.
     """
     shipped = shipped_models()
     meant = next((each for each in (name, f"{name}_base", f"{name}_small") if each in shipped), None)

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -43,9 +43,10 @@ else:
     ModelName = Literal[(*KINDS, *shipped_models())]
 
 Output = Literal["mask", "overlay", "cutout", "classes", "trimap", "json"]
+OUTPUTS = list(get_args(Output))
 
+# a page elsewhere that resolves its own name to 127.0.0.1 is refused
 LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]
-"""Names under which a loopback server answers; a page elsewhere that resolves its own name to 127.0.0.1 is refused."""
 
 HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; script-src 'self' '{SCRIPT_HASH}'; "
@@ -114,18 +115,9 @@ class Problem(BaseModel):
 
 CAT = ForegroundClass("cat", 0.8132)
 
-EXAMPLE = Prediction(
-    width=451,
-    height=300,
-    foreground=True,
-    foreground_share=0.750636,
-    confidence=0.8711,
-    foreground_class=CAT,
-    boxes=(Box(left=0, top=0, right=398, bottom=300, share=0.750229, confidence=0.8713, foreground_class=CAT),),
-    notes=(),
-    model="unet_small",
-    milliseconds=3.6,
-).to_dict()
+BOX = Box(left=0, top=0, right=398, bottom=300, share=0.750229, confidence=0.8713, foreground_class=CAT)
+FIGURES = Summary(451, 300, True, 0.750636, confidence=0.8711, foreground_class=CAT, boxes=(BOX,), notes=())
+EXAMPLE = {**FIGURES.to_dict(), "model": "unet_small", "milliseconds": 3.6}
 
 PHOTO = {"type": "string", "format": "binary"}
 
@@ -164,12 +156,7 @@ api = APIRouter()
 
 
 def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> FastAPI:
-    """Returns the application, its models loaded.
-
-    Args:
-        config: its limits; None takes the defaults.
-        loopback: answer only under this machine's own names.
-    """
+    """Returns the application, its models loaded; `loopback`: it answers only under this machine's own names."""
     config = config or ServeConfig()
     state = State(config, Models(), Queue(config), Uploads(config))
 
@@ -224,8 +211,8 @@ async def segment(
         Query(
             description="What to return; repeat it for several at once.",
             min_length=1,
-            max_length=len(get_args(Output)),
-            openapi_examples={"cut-out": {"value": ["cutout"]}, "all": {"value": list(get_args(Output))}},
+            max_length=len(OUTPUTS),
+            openapi_examples={"cut-out": {"value": ["cutout"]}, "all": {"value": OUTPUTS}},
         ),
     ] = ["mask"],  # noqa: B006  # FastAPI copies it
 ) -> Response:
@@ -233,7 +220,7 @@ async def segment(
     state: State = request.app.state.petseg
     computing = False
     try:
-        if state.queue.full():
+        if state.queue.taken >= state.queue.places:
             await drain(request)
             raise HTTPException(503, "the queue is full; try again in a moment", {"Retry-After": "1"})
         with state.queue.place():
@@ -264,13 +251,13 @@ async def models(request: Request) -> ModelList:
                 title=model.card["title"],
                 kind=model.card["model"],
                 best=model in state.models.best.values(),
-                classes=[ClassInfo(name=each.name, colour=each.colour, role=each.role) for each in model.classes],
+                classes=[ClassInfo(**asdict(each)) for each in model.classes],
                 size=model.size,
                 miou=model.card.get("scores", {}).get("miou"),
             )
             for name, model in state.models.all.items()
         ],
-        outputs=list(get_args(Output)),
+        outputs=OUTPUTS,
         upload_bytes=state.config.upload_bytes,
         pixels=state.config.pixels,
     )
@@ -285,9 +272,8 @@ async def results() -> list[Published]:
 @api.get("/health", summary="Whether it runs")
 async def health(request: Request) -> Health:
     """Returns how many requests have a place, and how many places there are."""
-    state: State = request.app.state.petseg
-    places = state.config.concurrent + state.config.queue
-    return Health(status="ok", version=__version__, busy=state.queue.taken, places=places)
+    queue: Queue = request.app.state.petseg.queue
+    return Health(status="ok", version=__version__, busy=queue.taken, places=queue.places)
 
 
 @api.get("/results/{name}", include_in_schema=False)
@@ -315,23 +301,21 @@ def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], pixel
 def _part(segmenter: Segmenter, result: Segmentation, output: str) -> bytes:
     if output != "json":
         return encoded(result, output)
-    figures = {field.name: getattr(result.summary(), field.name) for field in fields(Summary)}
-    answer = Prediction(**figures, model=segmenter.name, milliseconds=round(1000 * result.seconds, 2))
-    return json.dumps(answer.to_dict()).encode()
+    timing = {"model": segmenter.name, "milliseconds": round(1000 * result.seconds, 2)}
+    return json.dumps({**result.summary().to_dict(), **timing}).encode()
 
 
 def _multipart(parts: Mapping[str, bytes]) -> tuple[str, bytes]:
-    """Returns content type and body of a form with a file for each output.
+    """Returns content type and body of a form with a file for each output, which browsers take apart themselves.
 
-    Browsers take it apart themselves (`Response.formData`). Why no library: the standard library's email package turns
-    bytes into base64, which forms do not allow, and of what is installed here nothing writes forms.
+    Why no library: the email package turns bytes into base64, which forms do not allow; nothing else here writes forms.
     """
     boundary = secrets.token_hex(16)
     body = b""
     for output, content in parts.items():
-        suffix = "json" if output == "json" else "png"
-        disposition = f'Content-Disposition: form-data; name="{output}"; filename="{output}.{suffix}"'
-        body += f"--{boundary}\r\n{disposition}\r\nContent-Type: {_media_type(output)}\r\n\r\n".encode()
+        kind = _media_type(output)
+        disposition = f'form-data; name="{output}"; filename="{output}.{kind.partition("/")[2]}"'
+        body += f"--{boundary}\r\nContent-Disposition: {disposition}\r\nContent-Type: {kind}\r\n\r\n".encode()
         body += content + b"\r\n"
     return f"multipart/form-data; boundary={boundary}", body + f"--{boundary}--\r\n".encode()
 

@@ -29,13 +29,8 @@ def answer(name: str) -> list[str]:
     return headline(read_record(RESULTS / name / "comparison.json", ComparisonResult))
 
 
+@cache
 def page(name: str) -> str:
     """Returns a comparison's report, HTML that needs nothing else."""
     with _drawing:
-        return _page(name)
-
-
-@cache
-def _page(name: str) -> str:
-    path = RESULTS / name / "comparison.json"
-    return render(read_record(path, ComparisonResult), path.parent)
+        return render(read_record(RESULTS / name / "comparison.json", ComparisonResult), RESULTS / name)

@@ -18,17 +18,10 @@ from petseg.config import ServeConfig
 from petseg.errors import PetsegError
 from petseg.serve.app import make_app
 
-HEAD_SECONDS = 30.0
-"""Longest time that a client may take to send a request's head; uvicorn would wait for ever."""
-
-HEAD_BYTES = 64_000
-"""Largest head: address and headers; uvicorn would keep any."""
-
-READ_SECONDS = 120.0
-"""Longest time that a client may take to read an answer once its connection is closed."""
-
-SPARE_FILES = 64
-"""Of the files that the process may open: not for connections."""
+HEAD_SECONDS = 30.0  # longest time that a client may take to send a request's head; uvicorn would wait for ever
+HEAD_BYTES = 64_000  # largest head: address and headers; uvicorn would keep any
+READ_SECONDS = 120.0  # longest time that a client may take to read an answer once its connection is closed
+SPARE_FILES = 64  # of the files that the process may open: not for connections
 
 
 def is_loopback(host: str) -> bool:
@@ -44,11 +37,7 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: None) -> None:
-    """Serves until it is stopped; `on_ready` gets the page's address once it listens.
-
-    Raises:
-        PetsegError: the address cannot be had.
-    """
+    """Serves until it is stopped; `on_ready` gets the page's address once it listens."""
     with _listening(config) as listening:
         host, port = listening.getsockname()[:2]
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
@@ -70,9 +59,8 @@ def _listening(config: ServeConfig) -> socket.socket:
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=1024)
     except OSError as error:
-        raise PetsegError(
-            f"{config.host}:{config.port} cannot be had ({error.strerror or error}); choose another with --port"
-        ) from None
+        problem = f"cannot be had ({error.strerror or error}); choose another with --port"
+        raise PetsegError(f"{config.host}:{config.port} {problem}") from None
 
 
 class _Bounded(HttpToolsProtocol):
@@ -81,16 +69,15 @@ class _Bounded(HttpToolsProtocol):
     def __init__(self, *arguments: Any, head_seconds: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head_seconds = head_seconds
-        self._head: asyncio.TimerHandle | None = None
-        """Closes the connection; None while no head is awaited."""
+        self._head: asyncio.TimerHandle | None = None  # closes the connection; None while no head is awaited
         self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > most_connections():
             transport.abort()
-            return
-        self._await_head()
+        else:
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()

@@ -16,17 +16,10 @@ from petseg.config import ServeConfig
 from petseg.errors import PetsegError
 from petseg.predict.photos import Photo, TooManyPixelsError
 
-RAW = "application/octet-stream"
-"""Beside image/*, the content type under which the body is the photo itself."""
-
-FIELD = "image"
-"""The multipart field that holds the photo."""
-
-AROUND = 10_000
-"""Bytes of boundaries, names and headers that may stand around a photo."""
-
-PATIENCE = 10.0
-"""Seconds in which a refused client may finish sending."""
+RAW = "application/octet-stream"  # beside image/*, the content type under which the body is the photo itself
+FIELD = "image"  # the multipart field that holds the photo
+AROUND = 10_000  # bytes of boundaries, names and headers that may stand around a photo
+PATIENCE = 10.0  # seconds in which a refused client may finish sending
 
 # its warnings of broken forms would go to stderr
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())
@@ -48,21 +41,12 @@ class Uploads:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Yields the photo's file; its bytes count towards `held_bytes` until the end of the block.
-
-        Raises:
-            HTTPException: 400 broken multipart, 413 too large, 415 another content type, 422 no photo in it, 503
-                the server holds enough.
-            ClientDisconnect: the client went away.
-        """
+        """Yields the photo's file; its bytes count towards `held_bytes` until the end of the block."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data" and kind != RAW and not kind.startswith("image/"):
             await drain(request)
-            raise HTTPException(
-                415,
-                f"content type {kind or 'is missing'}; wanted multipart/form-data with a field {FIELD!r}, or the photo "
-                f"itself as image/* or {RAW}",
-            )
+            wanted = f"multipart/form-data with a field {FIELD!r}, or the photo itself as image/* or {RAW}"
+            raise HTTPException(415, f"content type {kind or 'is missing'}; wanted {wanted}")
         body = bytearray()
         try:
             await self._fill(body, request)
@@ -118,11 +102,7 @@ async def drain(request: Request) -> None:
 
 
 def opened(content: bytes, limit: int) -> Photo:
-    """Returns the photo that a file holds.
-
-    Raises:
-        HTTPException: 400 not an image, 413 more than `limit` pixels.
-    """
+    """Returns the photo that a file holds; HTTPException 400 if it is no image, 413 above `limit` pixels."""
     try:
         photo = Photo(content, "the photo")
     except TooManyPixelsError:

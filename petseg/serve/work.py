@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -37,14 +38,11 @@ class Queue:
     """At most `concurrent` photos are computed at once and at most `queue` more requests wait."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self.config = config
+        self.places = config.concurrent + config.queue
         self.taken = 0
         """Requests that have a place: uploading, waiting or computed."""
+        self._threads = partial(ThreadPoolExecutor, config.concurrent, thread_name_prefix="petseg")
         self._pool = self._threads()
-
-    def full(self) -> bool:
-        """Returns whether no place is left."""
-        return self.taken >= self.config.concurrent + self.config.queue
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -64,16 +62,9 @@ class Queue:
         self._pool.shutdown(cancel_futures=True)
         self._pool = self._threads()
 
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.config.concurrent, thread_name_prefix="petseg")
-
 
 async def unless_gone(request: Request, job: Coroutine[Any, Any, T]) -> T:
-    """Returns what `job` returns, given up as soon as the client goes away; its body must have been read.
-
-    Raises:
-        ClientDisconnect: it went away.
-    """
+    """Returns what `job` returns; ClientDisconnect as soon as the client goes away. Its body must have been read."""
 
     async def leave() -> None:
         while (await request.receive())["type"] != "http.disconnect":

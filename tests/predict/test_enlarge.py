@@ -14,14 +14,7 @@ from petseg.predict.enlarge import enlarged, windows
 @pytest.mark.parametrize("step", [(64, 1 << 20), (50, 33)])
 def test_windows_together_are_torch_s_interpolation(size, step):
     maps = np.random.default_rng(0).normal(size=(3, 64, 48)).astype(np.float32)
-    whole = np.full((3, *size), np.nan, np.float32)
-    for window in windows(size, step):
-        whole[:, *window] = enlarged(maps, size, *window)
+    whole = np.zeros((3, *size), np.float32)
+    for window in windows(size, step):  # each place once, or the sums are wrong
+        whole[:, *window] += enlarged(maps, size, *window)
     assert np.abs(whole - upsample(torch.from_numpy(maps), size).numpy()).max() < 1e-4
-
-
-def test_windows_cover_each_place_once():
-    seen = np.zeros((70, 41), int)
-    for window in windows((70, 41), (16, 40)):
-        seen[window] += 1
-    assert (seen == 1).all()

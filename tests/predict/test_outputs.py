@@ -110,32 +110,22 @@ def test_what_is_written_reads_back(segmenter, tmp_path):
     result = segmenter(photo)
     (job,) = plan([photo], list(ENDINGS), None)
     assert predict_job(segmenter, job).error is None
-    read = {}
-    for kind in ("mask", "classes", "trimap", "cutout", "overlay"):
+    maps = {"mask": result.mask, "classes": result.class_ids, "trimap": result.trimap}
+    for kind, wanted in {**maps, "cutout": result.cutout(), "overlay": result.overlay()}.items():
         with Image.open(job.files[kind]) as image:
-            read[kind] = np.asarray(image)
-    assert (read["mask"] == result.mask).all()
-    assert (read["classes"] == result.class_ids).all()
-    assert (read["trimap"] == result.trimap).all()
-    assert (read["cutout"] == np.asarray(result.cutout())).all()
-    assert (read["overlay"] == np.asarray(result.overlay())).all()
+            assert (np.asarray(image) == np.asarray(wanted)).all(), kind
     assert job.files["json"].read_bytes() == encoded(result, "json")
 
 
-def test_done_means_every_file_is_there(segmenter, tmp_path):
-    (job,) = plan([pet(tmp_path / "a.jpg")], USUAL, None)
-    assert not job.done()
-    predict_job(segmenter, job)
-    assert job.done()
-    job.files["cutout"].unlink()
-    assert not job.done()
-
-
-def test_predictions_are_never_taken_for_photos(segmenter, tmp_path):
+def test_done_means_every_file_is_there_and_none_is_taken_for_a_photo(segmenter, tmp_path):
     pet(tmp_path / "a.jpg")
     jobs = plan([tmp_path], list(ENDINGS), None)
+    assert not jobs[0].done()
     list(predict_jobs(segmenter, jobs))
+    assert jobs[0].done()
     assert plan([tmp_path], list(ENDINGS), None) == jobs
+    jobs[0].files["cutout"].unlink()
+    assert not jobs[0].done()
 
 
 def test_an_output_never_replaces_a_photo_or_a_file_of_somebody_else(segmenter, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,9 +62,3 @@ def test_a_user_chooses_the_runtime(monkeypatch):
         Segmenter("unet_small")
     with pytest.raises(PetsegError, match="runtime 'torch' is unknown"):
         Segmenter("unet_small", runtime="torch")
-
-
-def test_a_file_that_is_no_model_is_an_error_for_openvino_too(tmp_path: Path):
-    (tmp_path / "x.onnx").write_bytes(b"words")
-    with pytest.raises(PetsegError, match="not a model that `petseg export` wrote"):
-        Segmenter(tmp_path / "x.onnx", runtime="openvino")

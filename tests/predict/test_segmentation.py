@@ -86,9 +86,6 @@ def test_a_speckle_is_not_foreground():
     assert not result.summary().foreground
 
 
-# --- several foreground classes --------------------------------------------------------------------------------------
-
-
 def test_the_foreground_class_is_weighted_by_how_much_foreground_a_pixel_is():
     places = (slice(5, 15), slice(5, 10)), (slice(5, 15), slice(10, 15))
     result = segmentation(painted([[0, 0, 1, 0], [0.9, 0.1, 0, 0], [0.1, 0.4, 0.4, 0.1]], *places), CAT_AND_DOG)

@@ -51,8 +51,6 @@ def toy_model(path: Path, weights: list[list[float]], classes: object, size: int
     return path
 
 
-# --- models of any classes -------------------------------------------------------------------------------------------
-
 CELLS = [
     {"name": "plasma", "colour": "#111111", "role": "background"},
     {"name": "red cell", "colour": "#D55E00"},
@@ -122,9 +120,6 @@ def test_classes_that_cannot_be_used_are_named(tmp_path, classes, problem):
         Segmenter(model)
 
 
-# --- the shipped models ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", shipped_models())
 def test_a_shipped_model_segments_a_drawn_pet(name):
     shipped = Segmenter(name, threads=1)
@@ -163,8 +158,7 @@ def test_each_shipped_model_has_its_card(name):
 
 
 def test_shipped_models_take_at_most_40_mb():
-    weights = files("petseg") / "weights"
-    assert sum(len(entry.read_bytes()) for entry in weights.iterdir()) <= 40_000_000
+    assert sum(len(entry.read_bytes()) for entry in (files("petseg") / "weights").iterdir()) <= 40_000_000
 
 
 def test_a_grey_wall_has_no_foreground(segmenter):
@@ -172,9 +166,6 @@ def test_a_grey_wall_has_no_foreground(segmenter):
     assert summary["foreground"] is False
     assert (summary["boxes"], summary["foreground_class"], summary["confidence"]) == ((), None, None)
     json.dumps(summary, allow_nan=False)
-
-
-# --- mirrored --------------------------------------------------------------------------------------------------------
 
 
 def test_with_flip_a_mirrored_photo_has_the_mirrored_answer():
@@ -187,9 +178,6 @@ def test_with_flip_a_mirrored_photo_has_the_mirrored_answer():
         assert np.abs(result.probabilities - plain(image).probabilities).max() > 1e-3
 
 
-# --- the same from anywhere ------------------------------------------------------------------------------------------
-
-
 def test_a_batch_is_its_single_photos(segmenter):
     for alone, together in zip(map(segmenter, IMAGES), segmenter.batch(IMAGES), strict=True):
         assert np.abs(alone.probabilities - together.probabilities).max() < 1e-5
@@ -198,13 +186,10 @@ def test_a_batch_is_its_single_photos(segmenter):
 
 
 def test_four_threads_get_the_same_answers(segmenter):
-    wanted = [segmenter(image) for image in IMAGES]
+    wanted = [segmenter(image).probabilities for image in IMAGES]
     with ThreadPoolExecutor(4) as pool:
-        for again in range(5):
-            result = list(pool.map(segmenter, IMAGES))
-            for one, other in zip(wanted, result, strict=True):
-                assert (one.probabilities == other.probabilities).all(), again
-                assert (one.mask == other.mask).all()
+        for again, result in enumerate(pool.map(segmenter, IMAGES * 5)):
+            assert (wanted[again % len(IMAGES)] == result.probabilities).all(), again
 
 
 def test_path_bytes_image_and_array_are_the_same_photo(segmenter, tmp_path):
@@ -227,11 +212,7 @@ def test_a_cut_out_and_an_overlay_have_the_photo_s_size(segmenter):
 
 
 def test_an_overlay_has_at_most_2048_pixels_a_side(segmenter):
-    stream = BytesIO()
-    Image.new("RGB", (3000, 1500), "grey").save(stream, "JPEG")
-    result = segmenter(stream.getvalue())
-    assert result.mask.shape == (1500, 3000)
-    assert result.overlay().size == (2048, 1024)
+    assert segmenter(Image.new("RGB", (3000, 1500), "grey")).overlay().size == (2048, 1024)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (20, 20000), (20000, 20)])
@@ -242,22 +223,17 @@ def test_any_shape_is_predicted(segmenter, shape):
     result.summary()
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
-
-
-def test_an_unknown_model_lists_the_choices():
-    with pytest.raises(PetsegError, match=r"model 'unet_smal' is unknown; choose one of: .*unet_small"):
-        Segmenter("unet_smal")
-
-
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("content", [b"", b"no model"])
-def test_a_file_that_is_no_model_is_an_error(tmp_path, content):
+def test_what_is_no_model_is_an_error(tmp_path, content, runtime):
     (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(PetsegError, match="not a model that `petseg export` wrote") as caught:
-        Segmenter(tmp_path / "x.onnx")
+        Segmenter(tmp_path / "x.onnx", runtime=runtime)
     assert "\n" not in str(caught.value)
     with pytest.raises(PetsegError, match="cannot be read"):
         Segmenter(tmp_path / "nowhere.onnx")
+    with pytest.raises(PetsegError, match=r"model 'unet_smal' is unknown; choose one of: .*unet_small"):
+        Segmenter("unet_smal")
 
 
 def test_one_bad_photo_of_a_batch_is_named(segmenter, tmp_path):
