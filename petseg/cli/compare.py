@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from petseg.schema import ComparisonResult
 
 
-QUICK_HELP = "In minutes: small images, few epochs, validation only; draws pets if none can be had."
+QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had."
 RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun) or a TOML file."
 SOURCE_HELP = "A comparison's or a study's folder, a comparison.json or a findings.json."
 

@@ -84,14 +84,6 @@ def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command or "petseg")
-def test_help_says_what_the_command_does(command: str) -> None:
-    result = petseg(*command.split(), "--help")
-    assert result.returncode == 0
-    assert "Usage: " in result.stdout
-    assert "--help" in result.stdout
-
-
 def test_the_commands_and_their_flags_are_these() -> None:
     """A frozen list: renaming or removing one breaks somebody's script."""
     from typer.main import get_command
@@ -109,6 +101,9 @@ def test_the_commands_and_their_flags_are_these() -> None:
         return {name: shown} | {k: v for key in below for k, v in listed(below[key], f"{name} {key}".strip()).items()}
 
     assert listed(get_command(app), "") == COMMANDS
+    for command in COMMANDS:
+        result = petseg(*command.split(), "--help")
+        assert (result.returncode, "Usage: " in result.stdout) == (0, True), command
 
 
 def test_version_and_an_error_of_a_process() -> None:
@@ -118,19 +113,16 @@ def test_version_and_an_error_of_a_process() -> None:
 
 def test_train_evaluate_and_report_from_the_command_line(pets_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    trained = petseg("train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS)
+    training = ["train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS]
+    trained = petseg(*training)
     assert trained.returncode == 0, trained.stderr
     assert "epoch 2, val loss" in trained.stdout
     scored = petseg("evaluate", run, "--data", pets_folder, "--split", "test")
     assert scored.returncode == 0, scored.stderr
     assert "24 images" in scored.stdout
     assert (run / "evaluations" / "test.json").is_file()
-    assert "exists; go on with --resume" in one_line_error(
-        petseg("train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS)
-    )
-    assert (
-        petseg("train", "--model", "segnet", "--data", pets_folder, "--out", run, "--resume", *SETTINGS).returncode == 0
-    )
+    assert "exists; go on with --resume" in one_line_error(petseg(*training))
+    assert petseg(*training, "--resume").returncode == 0
 
 
 def test_compare_prints_a_table_and_the_report_s_path(pets_folder: Path, tmp_path: Path) -> None:
@@ -170,16 +162,10 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_
         (["train", "--set", "epoch=3"], "field 'epoch' is unknown; choose one of: train.epochs"),
         (["train", "--set", "epochs=0"], "train.epochs is 0"),
         (["train", "--set", "size=15"], "data.size is 15"),
-        (
-            ["data", "prepare", "--data", "x", "--size", "15"],
-            "--size: size is 15; input should be greater than or equal to 16",
-        ),
+        (["data", "prepare", "--data", "x", "--size", "15"], "--size: size is 15; input should be greater than"),
         (["train", "--model", "segnet", "--set", "model.skips=false"], "model.skips was given for 'segnet'"),
         (["train", "--set", "task=cats"], "data.oxford_pets.task 'cats' is unknown; choose one of: species"),
-        (
-            ["train", "--set", "protocol=offical"],
-            "data.oxford_pets.protocol 'offical' is unknown; choose one of: official, seed",
-        ),
+        (["train", "--set", "protocol=offical"], "protocol 'offical' is unknown; choose one of: official, seed"),
         (["train", "--device", "tpu"], "device 'tpu'"),
         (["train"], "no dataset"),
         (["compare", "--quick", "--recipe", "base"], "choose one: --quick is the recipe"),
@@ -203,15 +189,8 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments: list[str], messa
 
 def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path: Path) -> None:
     """With a proxy that refuses every connection, the download fails at once and says what to do."""
-    result = petseg(
-        "compare",
-        "--set",
-        "epochs=1",
-        cwd=tmp_path,
-        XDG_DATA_HOME=str(tmp_path / "none"),
-        https_proxy="http://127.0.0.1:9",
-    )
-    line = one_line_error(result)
+    environment = {"XDG_DATA_HOME": str(tmp_path / "none"), "https_proxy": "http://127.0.0.1:9"}
+    line = one_line_error(petseg("compare", "--set", "epochs=1", cwd=tmp_path, **environment))
     assert "could not be downloaded" in line
     assert "set PETSEG_DATA" in line
     assert not (tmp_path / "runs").exists()
@@ -227,13 +206,8 @@ def test_data_check_prints_each_trap_and_exits_1(tmp_path: Path) -> None:
     folder = make_trapped_pets(tmp_path / "pets", size=48)
     result = petseg("data", "check", "--data", folder)
     assert result.returncode == 1, result.stderr
-    for found in (
-        "hidden file among the trimaps",
-        "not a .jpg among the images",
-        "GIF named .jpg",
-        "image cannot be decoded",
-    ):
-        assert found in result.stdout
+    for trap in ("hidden file among the trimaps", "not a .jpg among the images", "GIF named .jpg", "cannot be decoded"):
+        assert trap in result.stdout
 
 
 def test_models_lists_every_model() -> None:
