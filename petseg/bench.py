@@ -272,10 +272,12 @@ def _loaded(contender: Contender) -> tuple[float | None, Callable[[UInt8], objec
         before = _resident("VmRSS")
         torch.manual_seed(0)
         network = build_model(ModelConfig(**contender.network), contender.num_classes)
-        network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.eval().to(memory_format=torch.channels_last)
 
         def run(pictures: UInt8) -> object:
-            images = normalise(to_unit_range(torch.from_numpy(pictures))).contiguous(memory_format=torch.channels_last)
+            images = normalise(to_unit_range(torch.from_numpy(pictures)), network).contiguous(
+                memory_format=torch.channels_last
+            )
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=runtime == "torch-bf16"):
                 return network(images).float().softmax(dim=1).numpy()
 

@@ -21,6 +21,8 @@ ModelName = Literal["unet", "segnet", "unet_paper", "segnet_paper"]
 TaskName = Literal["trimap", "pet", "species", "trimap_species"]
 Protocol = Literal["official", "seed"]
 Border = Literal["pet", "background", "ignore"]
+ExternalName = Annotated[str, Field(pattern=r"^(smp|timm):.+")]
+"""`petseg.models.external` says what may follow."""
 
 
 Convs = Annotated[int, Field(ge=1, le=8)]
@@ -51,13 +53,17 @@ class ModelShape(StrictConfig):
     """U-Net only: concatenate the encoder's maps; false is the ablation."""
     upsampling: Literal["indices", "bilinear", "transposed"] | None = None
     """By the pooling's indices (SegNet's own), bilinear, or a learnt 2x2 up-convolution (U-Net's own, U-Net only)."""
+    encoder_weights: str | None = None
+    """`smp:` and `timm:` models only: a file of the encoder's weights, in place of what the name asks for."""
+    decoder_channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] | None = None
+    """`smp:` and `timm:` models only: channels of each decoder stage, deepest first."""
 
 
 class ModelConfig(ModelShape):
     """Which network, and its shape."""
 
-    name: ModelName = "unet"
-    """The preset."""
+    name: ModelName | ExternalName = "unet"
+    """The preset, or a network of another library: smp:ARCHITECTURE/ENCODER, timm:ENCODER, each with @imagenet."""
 
 
 class DataConfig(StrictConfig):
@@ -90,13 +96,33 @@ class AugmentConfig(StrictConfig):
     """Move by up to this share of the side either way."""
     colour: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Brightness, contrast and saturation change by up to this share either way."""
+    aspect: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stretch one side against the other by a factor of up to 1 + aspect."""
+    composite: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that another image's pet is pasted in front."""
+    background_crop: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that an image is replaced by a part of it without any pet, where it has one."""
+    occlusion: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that a plain rectangle, background, hides a part."""
+    light: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of darkness, another gamma and a colour cast."""
+    blur: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of a Gaussian blur."""
+    shrink: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that an image is reduced and enlarged again."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of Gaussian noise."""
+    jpeg: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of JPEG compression."""
 
 
 class TrainConfig(StrictConfig):
     """How the weights are found."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
-    """Passes over the training pictures."""
+    """Passes over the training pictures, if `passes` is 1."""
+    passes: Annotated[int, Field(ge=1)] = 1
+    """Passes over the training pictures in an epoch: on a GPU a validation costs as much as a pass."""
     batch_size: Annotated[int, Field(ge=2)] = 16
     """Pictures a step; the last, smaller batch of an epoch is kept, a single picture joined to the batch before."""
     ramp: Annotated[tuple[Annotated[int, Field(ge=16, le=2048)], ...], Field(strict=False)] = ()
@@ -104,6 +130,8 @@ class TrainConfig(StrictConfig):
     share: small pictures first make the first epochs cheap. Empty trains at `data.size` throughout."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """AdamW's peak rate, reached after the warm-up."""
+    encoder_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate for the encoder, which a pretrained one wants below 1."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of all steps in which the rate rises linearly; a cosine then takes it to zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -116,6 +144,12 @@ class TrainConfig(StrictConfig):
     """median_frequency: median(f) / f_c, f_c the share of class c in the pictures that hold it (SegNet's formula)."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay a step of an exponential moving average of the weights, evaluated in their place; 0 keeps none."""
+    teacher: str | None = None
+    """Folder of a finished run of the same classes, whose probabilities the model learns beside the labels."""
+    teacher_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the teacher in the loss; the labels' loss has the rest."""
+    teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides both sides' logits: above 1 small probabilities count for more."""
     augment: AugmentConfig = AugmentConfig()
     seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
     """Fixes initial weights, order of pictures, augmentation and dropout."""
@@ -123,6 +157,8 @@ class TrainConfig(StrictConfig):
     """auto: bf16 autocast where a check says that the hardware gains from it, fp32 elsewhere."""
     compile: bool = False
     """Compile the model for training: faster steps after half a minute; on a CPU it needs a C++ compiler."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "default"
+    """torch.compile's mode; reduce-overhead records CUDA graphs, which pays for small batches."""
     deterministic: bool = False
     """Bit-identical runs on one machine, at some cost in speed."""
     tensorboard: bool = False

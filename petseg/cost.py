@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from petseg.config import ModelConfig
-from petseg.models import SegNet, UNet, build_model
+from petseg.models import build_model
 from petseg.train import Hardware
 
 
@@ -52,11 +52,12 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
         size: side in pixels.
     """
     model, image = _on_meta(config, num_classes, size)
+    deepest = cast(nn.Module, model.dropout)
     with torch.no_grad(), LiveBytes() as inference:
         model(image)
     with torch.no_grad(), LiveBytes(index_bits=2) as crossing:
         kept: list[int] = []
-        hook = model.dropout.register_forward_pre_hook(
+        hook = deepest.register_forward_pre_hook(
             lambda module, inputs: kept.append(crossing.live - inputs[0].nbytes)
         )
         model(image)
@@ -86,7 +87,7 @@ def count_macs(config: ModelConfig, num_classes: int, size: int) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _on_meta(config: ModelConfig, num_classes: int, size: int) -> tuple[UNet | SegNet, Tensor]:
+def _on_meta(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, Tensor]:
     with torch.device("meta"):
         return build_model(config, num_classes).eval(), torch.empty(1, 3, size, size)
 

@@ -102,7 +102,7 @@ class _Served(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.model(normalise(to_unit_range(image)))
+        logits: Tensor = self.model(normalise(to_unit_range(image), self.model))
         # ONNX Runtime's own softmax transposes the classes to the end and back: .5 ms of 11, this .15 (2026-11-22)
         powers = (logits - logits.amax(dim=1, keepdim=True)).exp()
         return powers / powers.sum(dim=1, keepdim=True)

@@ -102,6 +102,9 @@ def chromium() -> str | None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    without = [report for report in terminalreporter.stats.get("skipped", []) if "NO GPU" in str(report.longrepr)]
+    if without:
+        terminalreporter.write_line(f"NO GPU: {len(without)} tests of CUDA were SKIPPED", red=True)
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if "NO BROWSER" in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(

@@ -8,14 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from petseg.config import ModelConfig, ModelName
+from petseg.config import ModelConfig
 from petseg.errors import PetsegError
+from petseg.models.external import build_external
+from petseg.models.normalisation import OURS, Normalisation
 from petseg.models.segnet import VGG16_CONVS, SegNet
 from petseg.models.unet import UNet
 
-MODELS: dict[ModelName, tuple[type[UNet | SegNet], dict[str, Any]]] = {
+MODELS: dict[str, tuple[type[UNet | SegNet], dict[str, Any]]] = {
     "unet": (UNet, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True}),
     "segnet": (SegNet, {"base_channels": 16, "depth": 5, "batch_norm": True}),
     "unet_paper": (UNet, {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5}),
@@ -23,18 +25,32 @@ MODELS: dict[ModelName, tuple[type[UNet | SegNet], dict[str, Any]]] = {
 }
 """Name -> class and preset; a field of `ModelConfig` that is given replaces the preset's."""
 
+EXTERNAL_FIELDS = ("encoder_weights", "decoder_channels")
+"""Fields of `ModelConfig` that our own models do not have; the others are theirs alone."""
+
 TITLES = {"unet": "U-Net", "segnet": "SegNet", "unet_paper": "U-Net (paper)", "segnet_paper": "SegNet (paper)"}
 """Name -> how a reader knows it."""
 
 
-def build_model(config: ModelConfig, num_classes: int) -> UNet | SegNet:
+def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = False) -> nn.Module:
     """Returns the model that `config` names, weights drawn from torch's global generator.
 
+    Args:
+        config: name and shape.
+        num_classes: C, channels of the logits.
+        pretrained: load the encoder's weights where the config asks for them: what training starts from.
+
     Raises:
-        PetsegError: a field that this model does not have.
+        PetsegError: a field that this model does not have, or weights that cannot be had.
     """
-    kind, preset = MODELS[config.name]
     given = config.model_dump(exclude={"name"}, exclude_none=True)
+    ours = config.name in MODELS
+    for field in given:
+        if (field in EXTERNAL_FIELDS) == ours:
+            raise PetsegError(f"model.{field} was given for {config.name!r}, which has no such option; leave it out")
+    if not ours:
+        return build_external(config.name, num_classes, pretrained=pretrained, **given)
+    kind, preset = MODELS[config.name]
     if kind is SegNet and "skips" in given:
         raise PetsegError(
             f"model.skips was given for {config.name!r}, which has no such option; it belongs to 'unet': write it "
@@ -60,12 +76,10 @@ def build_model(config: ModelConfig, num_classes: int) -> UNet | SegNet:
     return kind(num_classes, **options)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Returns images in -2..2 for a model: values in 0..1 (any layout, float32) less 0.5, over 0.25.
-
-    Fixed numbers, not the data's own mean and deviation, so that a model carries no hidden statistics.
-    """
-    return (images - 0.5) * 4.0
+def normalise(images: Tensor, model: nn.Module | None = None) -> Tensor:
+    """Returns images (float32, values in 0..1) as a model wants them: by its `normalisation`, else in -2..2."""
+    normalisation: Normalisation = getattr(model, "normalisation", OURS)
+    return normalisation(images)
 
 
 def to_unit_range(images: Tensor) -> Tensor:
