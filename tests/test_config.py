@@ -17,6 +17,7 @@ from petseg.config import (
     Recipe,
     RunConfig,
     TrainConfig,
+    flat_fields,
     load_recipe,
     recipe_names,
     validated,
@@ -64,8 +65,9 @@ def test_shipped_recipe(name):
     recipe = load_recipe(name)
     for section, fields in tomllib.loads(text).items():
         if section not in ("models", "overrides"):
-            written = getattr(recipe, section).model_dump(mode="json")
-            assert {key: written[key] for key in fields} == fields
+            written = dict(flat_fields(getattr(recipe, section).model_dump(mode="json")))
+            given = dict(flat_fields(fields))
+            assert {key: written[key] for key in given} == given
     assert set(recipe.overrides) <= set(recipe.models) <= set(MODELS)
     for model in recipe.models:
         config = recipe.for_model(model)

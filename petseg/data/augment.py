@@ -13,27 +13,46 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from petseg.config import AugmentConfig
+from petseg.data.camera import degrade, send, uniform
+from petseg.data.scene import rearrange
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
 
 
-def augment(images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns a batch with each picture flipped, zoomed, turned, shifted and coloured at random.
-
-    Pixels from outside the picture are its mirror image, in the labels too.
+def augment(
+    images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator, *, background: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Returns a batch with each picture changed at random: `arrange`, then `recolour`.
 
     Args:
         images: float32 [N, 3, H, W] in 0..1.
         labels: uint8 [N, H, W].
         config: strengths.
         generator: on the CPU.
+        background: its label, for changes of the scene.
 
     Returns:
-        Images as above (clamped to 0..1), and labels of the same dtype; only values that occurred occur.
+        Images as above (clamped to 0..1), and labels of the same dtype; only values that occurred occur, or background.
+    """
+    images, labels = arrange(images, labels, config, generator, background=background)
+    return recolour(images, config, generator), labels
+
+
+def arrange(
+    images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator, *, background: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Returns a batch flipped, zoomed, turned and shifted, and its scenes rearranged: what labels follow.
+
+    Pixels from outside the picture are its mirror image, in the labels too.
     """
     images, labels = _move(images, labels, config, generator)
-    return _recolour(images, config.colour, generator), labels
+    return rearrange(images, labels, config, generator, background)
+
+
+def recolour(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Returns a batch with other colours and the camera's faults: what labels do not follow."""
+    return degrade(_recolour(images, config.colour, generator), config, generator)
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -46,17 +65,22 @@ def _move(images: Tensor, labels: Tensor, config: AugmentConfig, generator: torc
     angle = _uniform(count, -1, 1, generator) * math.radians(config.rotation)
     shift_x, shift_y = (_uniform(count, -2, 2, generator) * config.shift for _ in range(2))
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5 * config.flip, -1.0, 1.0)
-    if not (config.scale or config.rotation or config.shift):
+    if not (config.scale or config.rotation or config.shift or config.aspect):
         if not config.flip:
             return images, labels
-        flipped = (mirror < 0).to(images.device)
+        flipped = send(mirror < 0, images.device)
         images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         return images, torch.where(flipped[:, None, None], labels.flip(-1), labels)
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    stretch = torch.ones(count)
+    if config.aspect:
+        stretch = torch.exp(_uniform(count, -0.5, 0.5, generator) * math.log1p(config.aspect))
     aspect = width / height
     # output to input in normalised coordinates; the aspect keeps a turn rigid on pictures that are not square
-    theta = torch.stack([cos * mirror, -sin / aspect, shift_x, sin * aspect * mirror, cos, shift_y], dim=1)
-    grid = F.affine_grid(theta.view(-1, 2, 3).to(images.device), [count, 1, height, width], align_corners=False)
+    across, down = mirror / stretch, stretch
+    rows = [cos * across, -sin / aspect * down, shift_x, sin * aspect * across, cos * down, shift_y]
+    theta = torch.stack(rows, dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(send(theta, images.device), [count, 1, height, width], align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
     return images, moved[:, 0].to(labels.dtype)
@@ -67,9 +91,9 @@ def _recolour(images: Tensor, strength: float, generator: torch.Generator) -> Te
         return images
     count = images.shape[0]
     brightness, contrast, saturation = (
-        _uniform(count, 1 - strength, 1 + strength, generator).to(images.device)[:, None, None, None] for _ in range(3)
+        uniform(count, 1 - strength, 1 + strength, generator, images.device)[:, None, None, None] for _ in range(3)
     )
-    luma = images.new_tensor(LUMA)[:, None, None]
+    luma = send(torch.tensor(LUMA), images.device)[:, None, None]
     grey = (images * luma).sum(dim=1, keepdim=True)
     middle = grey.mean(dim=(2, 3), keepdim=True)
     # saturation about the grey picture, contrast about its mean, brightness about black: one linear map of both
