@@ -30,9 +30,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from petseg import runs
 from petseg.config import RunConfig, TrainConfig, flat_fields
-from petseg.data.augment import augment
+from petseg.data.augment import arrange, recolour
 from petseg.data.cache import Prepared
+from petseg.data.camera import send
 from petseg.data.oxford_pets import IGNORE, Task, get_task, split_names, training_part
+from petseg.distil import Teacher, check_classes, distillation_loss
 from petseg.errors import DivergedError, PetsegError
 from petseg.losses import cross_entropy, dice_loss, median_frequency_weights
 from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
@@ -140,7 +142,7 @@ class Pictures:
 
         With `side` both are reduced to that many pixels, images antialiased, labels nearest.
         """
-        index = torch.from_numpy(rows).to(self.images.device)
+        index = send(torch.from_numpy(rows), self.images.device)
         images, labels = self.images[index].to(self.device), self.labels[index].to(self.device)
         if side in (None, images.shape[1]):
             return to_unit_range(images), labels
@@ -217,25 +219,36 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def epoch_batches(rows: Rows, epoch: int, config: TrainConfig) -> list[Rows]:
-    """Returns the epoch's batches: every row once, in an order that (seed, epoch) fixes.
+    """Returns the epoch's batches: every row once in each of `config.passes`, in an order that (seed, epoch) fixes.
 
     A last batch of a single picture is joined to the one before: batch normalisation needs two.
     """
-    order = np.random.default_rng([config.seed, epoch]).permutation(rows)
-    cuts = list(range(config.batch_size, len(order), config.batch_size))
-    if cuts and len(order) - cuts[-1] == 1 and config.batch_size > 1:
+    random = np.random.default_rng([config.seed, epoch])
+    cuts = list(range(config.batch_size, len(rows), config.batch_size))
+    if cuts and len(rows) - cuts[-1] == 1 and config.batch_size > 1:
         cuts.pop()
-    return list(np.split(order, cuts))
+    return [batch for _ in range(config.passes) for batch in np.split(random.permutation(rows), cuts)]
 
 
 def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Returns AdamW (arXiv 1711.05101), weight decay on convolution weights only, one fused kernel a step."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    """Returns AdamW (arXiv 1711.05101), weight decay on convolution weights only, one fused kernel a step.
+
+    A group's "factor" multiplies the learning rate of its parameters.
+    """
+    encoder = {id(parameter) for name, parameter in model.named_parameters() if name.startswith("encoder.")}
+    groups = []
+    for factor, wanted in ((1.0, False), (config.encoder_rate, True)):
+        part = [
+            parameter
+            for parameter in model.parameters()
+            if config.encoder_rate == 1 or (id(parameter) in encoder) == wanted
+        ]
+        decayed = [parameter for parameter in part if parameter.ndim > 1]
+        plain = [parameter for parameter in part if parameter.ndim <= 1]
+        groups.append({"params": decayed, "weight_decay": config.weight_decay, "factor": factor})
+        groups.append({"params": plain, "weight_decay": 0.0, "factor": factor})
+        if config.encoder_rate == 1:
+            break
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
 
 
@@ -273,7 +286,10 @@ def train(
     splits = splits or load_splits(prepared, config, hardware.device)
     check_task(splits["train"], task)
     torch.manual_seed(settings.seed)
-    model = build_model(config.model, len(task.classes)).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # weights that are resumed need no start
+    model = build_model(config.model, len(task.classes), pretrained=not (resume and (run / RESUME).is_file()))
+    model = model.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = None if settings.teacher is None else load_teacher(Path(settings.teacher), task, hardware)
     with runs.new_folder(run, resume=resume):
         if resume and (run / "config.json").is_file() and (known := runs.read_config(run)) != config:
             raise PetsegError(
@@ -299,7 +315,7 @@ def train(
         if settings.class_weights == "median_frequency":
             labels = splits["train"].labels.cpu().numpy()[splits["train"].rows]
             class_weights = median_frequency_weights(labels, len(task.classes)).to(hardware.device)
-        with _determinism(settings.deterministic):
+        with _determinism(settings.deterministic), _fastest_kernels(hardware, settings):
             for epoch in range(first_epoch, settings.epochs + 1):
                 started = time.perf_counter()
                 train_loss = _train_epoch(
@@ -312,6 +328,8 @@ def train(
                     settings,
                     hardware,
                     class_weights,
+                    teacher,
+                    task,
                     history,
                     on_progress,
                 )
@@ -349,6 +367,8 @@ def _train_epoch(
     settings: TrainConfig,
     hardware: Hardware,
     class_weights: Tensor | None,
+    teacher: Teacher | None,
+    task: Task,
     history: list[dict[str, Any]],
     on_progress: Callable[[Progress], None] | None,
 ) -> float:
@@ -362,24 +382,78 @@ def _train_epoch(
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     model.train()
     # a compilation for each size of a batch, and none for validation, which would be one more
-    stepped = cast(nn.Module, torch.compile(model, dynamic=False)) if settings.compile else model
+    stepped = compiled(model, settings) if settings.compile else model
+    follow = _Average(average, model, settings.ema) if average is not None else None
+    background = task.classes.index("background")
     losses: list[Tensor] = []
     objectives: list[Tensor] = []
     for index, rows in enumerate(batches):
         step = (epoch - 1) * len(batches) + index
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, settings)
-        images, labels = augment(*pictures.batch(rows, side), settings.augment, generator)
-        loss, objective = train_step(stepped, optimiser, images, labels, settings, hardware, class_weights)
-        if average is not None:
-            average.update_parameters(model)
+            group["lr"] = learning_rate(step, steps, settings) * group["factor"]
+        images, labels = arrange(*pictures.batch(rows, side), settings.augment, generator, background=background)
+        soft = teacher(images) if teacher is not None else None
+        images = recolour(images, settings.augment, generator)
+        loss, objective = train_step(stepped, optimiser, images, labels, settings, hardware, class_weights, soft)
+        if follow is not None:
+            follow.step()
         losses.append(loss * len(rows))
         objectives.append(objective)
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == len(batches):
             _check_finite(objectives, epoch, step)
         if on_progress is not None:
             on_progress(Progress(epoch, step + 1, steps, history[-1]["val_loss"] if history else None))
-    return float(torch.stack(losses).sum()) / len(pictures.rows)
+    if follow is not None:
+        follow.finish()
+    return float(torch.stack(losses).sum()) / sum(map(len, batches))
+
+
+def compiled(model: nn.Module, settings: TrainConfig) -> nn.Module:
+    """Returns the model compiled for steps of one size."""
+    mode = settings.compile_mode
+    return cast(nn.Module, torch.compile(model, dynamic=False, mode=None if mode == "default" else mode))
+
+
+def load_teacher(run: Path, task: Task, hardware: Hardware) -> Teacher:
+    """Returns the best weights of a finished run as a teacher.
+
+    Raises:
+        PetsegError: not a trained run, or one of other classes.
+    """
+    config = runs.read_config(run)
+    check_classes(run, get_task(config.data.task, config.data.border), task)
+    model = build_model(config.model, len(task.classes)).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    load_weights(model, run / BEST)
+    return Teacher(model, hardware.context())
+
+
+class _Average:
+    """Moves an AveragedModel, without waiting for the device.
+
+    Its own `update_parameters` sends a counter there at each step and walks integer buffers one by one.
+    """
+
+    def __init__(self, average: AveragedModel, model: nn.Module, decay: float) -> None:
+        self.average, self.decay = average, decay
+        ours = [*average.module.parameters(), *average.module.buffers()]
+        theirs = [*model.parameters(), *model.buffers()]
+        self.pairs = [(mine.detach(), other.detach()) for mine, other in zip(ours, theirs, strict=True)]
+        moving = [pair for pair in self.pairs if pair[0].is_floating_point()]
+        self.mine, self.theirs = [pair[0] for pair in moving], [pair[1] for pair in moving]
+
+    def step(self) -> None:
+        """Follows the model after a step of the optimiser; the first time, copies it."""
+        if self.average.n_averaged == 0:
+            torch._foreach_copy_(self.mine, self.theirs)
+        else:
+            torch._foreach_lerp_(self.mine, self.theirs, 1 - self.decay)
+        self.average.n_averaged += 1
+
+    def finish(self) -> None:
+        """Copies the counters of batch normalisation, at the end of an epoch."""
+        for mine, other in self.pairs:
+            if not mine.is_floating_point():
+                mine.copy_(other)
 
 
 def train_step(
@@ -390,6 +464,7 @@ def train_step(
     settings: TrainConfig,
     hardware: Hardware,
     class_weights: Tensor | None = None,
+    soft: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the batch's cross-entropy and what was minimised (scalars, detached), after one step of the optimiser.
 
@@ -401,15 +476,19 @@ def train_step(
         settings: Dice's weight and the gradient's clip are read.
         hardware: says the precision.
         class_weights: float32 [C] or None.
+        soft: a teacher's logits [N, C, H, W], or None.
     """
     with hardware.context():
-        logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
+        logits = model(normalise(images, model).contiguous(memory_format=torch.channels_last))
     targets = labels.long()
     objective = loss = cross_entropy(logits, targets)
     if class_weights is not None:
         objective = cross_entropy(logits, targets, class_weights)
     if settings.dice_weight:
         objective = objective + settings.dice_weight * dice_loss(logits, targets)
+    if soft is not None:
+        share = settings.teacher_weight
+        objective = (1 - share) * objective + share * distillation_loss(logits, soft, settings.teacher_temperature)
     optimiser.zero_grad(set_to_none=True)
     objective.backward()
     if settings.gradient_clip:
@@ -447,9 +526,13 @@ def validate(model: nn.Module, pictures: Pictures, task: Task, hardware: Hardwar
         counted = int((labels != IGNORE).sum())
         if counted:
             total += cross_entropy(logits, labels.long()).cpu().double() * counted
-        confusion += confusion_matrix(
-            labels.cpu().numpy(), logits.argmax(dim=1).to(torch.uint8).cpu().numpy(), num_classes
-        )
+        predicted = logits.argmax(dim=1).to(torch.uint8)
+        if labels.is_cuda:  # counted there: the masks of a split take longer to fetch than to compute
+            pairs = labels.long() * num_classes + predicted
+            counts = torch.bincount(pairs[labels != IGNORE], minlength=num_classes**2)
+            confusion += counts.view(num_classes, num_classes).cpu().numpy()
+        else:
+            confusion += confusion_matrix(labels.numpy(), predicted.numpy(), num_classes)
     return {
         "val_loss": float(total) / int(confusion.sum()),
         "val_miou": float(mean_iou(confusion)),
@@ -496,7 +579,7 @@ def predict_logits(
         for batch in np.split(rows, range(EVALUATION_BATCH, len(rows), EVALUATION_BATCH)):
             images, labels = pictures.batch(batch)
             with hardware.context():
-                logits = model(normalise(images).contiguous(memory_format=torch.channels_last))
+                logits = model(normalise(images, model).contiguous(memory_format=torch.channels_last))
             yield batch, labels, logits.float()
 
 
@@ -693,6 +776,17 @@ def _determinism(enabled: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def _fastest_kernels(hardware: Hardware, settings: TrainConfig) -> Iterator[None]:
+    """On a GPU, cuDNN times its convolutions at each new size and keeps the fastest; restored after."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or (hardware.device.type == "cuda" and not settings.deterministic)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _check_compiler(device: torch.device) -> None:
