@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
+import shutil
 import sys
 import tarfile
 import time
@@ -67,6 +69,9 @@ SAFETY = 0.92
 
 FP16_FROM = 40_000
 """Values from which a tensor is kept in fp16; `petseg.export` says why small ones are not."""
+
+LOOPS = ((128, 16, 16), (128, 32, 64), (256, 32, 64), (256, 64, 32))
+"""Sides in pixels, base channels and batches of the loops that `speed` compares."""
 
 MEASURED = "measured.json"
 """What `speed` and `ablate` write."""
@@ -264,6 +269,7 @@ def train_model(place: Place, name: str) -> None:
         if row["epoch"] % 5 == 0 or row["epoch"] in (1, config.train.epochs):
             note(f"{name} epoch {row['epoch']}: val {row['val_loss']:.4f} {row['val_miou']:.4f}, {row['seconds']} s")
 
+    shutil.rmtree(place.work / name, ignore_errors=True)
     train(config, prepared, place.work / name, hardware=hardware, splits=splits, on_epoch=told)
     keep(place, name)
 
@@ -295,10 +301,12 @@ def keep(place: Place, name: str) -> None:
         "history": runs.read_metrics(run),
     }
     runs.write_json(place.out / f"{name}.json", result)
-    result["corrupted"] = corrupted(model, splits["val"], hardware)
-    result["val"] = evaluate(model, prepared, splits["val"], config, hardware, split="val").scores
+    result["corrupted"] = attempt("corrupted", lambda: corrupted(model, splits["val"], hardware))
+    val = attempt("val", lambda: evaluate(model, prepared, splits["val"], config, hardware, split="val").scores)
+    result["val"] = val
     runs.write_json(place.out / f"{name}.json", result)
-    note(f"{name} kept: val mIoU {result['val']['miou']:.4f} at own size, {result['corrupted']}")
+    told = ("miou", "pixel_accuracy", "mean_boundary_f", "species_accuracy")
+    note(f"{name} kept, at own size: {val and {key: round(val[key], 4) for key in told}}, {result['corrupted']}")
 
 
 def corrupted(model: nn.Module, pictures: Pictures, hardware: Hardware) -> dict[str, float]:
@@ -401,29 +409,40 @@ def speed(place: Place) -> None:
     attempt("predict", lambda: write("predict", predict_rates(place, hardware, turn)))
     peak = attempt("peak", lambda: matmul_rate(hardware, 256 if small else 8192))
     write("matmul_bf16_tflops", peak)
-    for size, channels, batch in ((128, 16, 16), (128, 32, 64), (256, 32, 64), (256, 64, 32)):
-        size, batch = place.size or size, place.batch or batch
-        settings = {"data.size": size, "model.base_channels": 4 if small else channels, "train.batch_size": batch}
-        plain = recipe("default", **settings)
-        fast = recipe("default", **settings, **{"train.compile": "true"})
-        graphs = recipe("default", **settings, **{"train.compile": "true", "train.compile_mode": "reduce-overhead"})
+    loops = {}
+    for size, channels, batch in LOOPS:
+        size, batch, channels = place.size or size, place.batch or batch, 4 if small else channels
+        settings = {"data.size": size, "model.base_channels": channels, "train.batch_size": batch}
+        loops[f"unet {size} px, {channels} channels, batch {batch}"] = recipe("default", **settings)
+    for title, config in loops.items():
+        write(title, attempt(title, lambda config=config: loop_rates(place, config, hardware, turn, peak)))
+    if hardware.device.type == "cuda":  # last: each compiles for half a minute
+        modes = ("reduce-overhead", *("default",) * (len(loops) - 1))
+        for (title, config), mode in reversed(list(zip(loops.items(), modes, strict=True))):
+            fields = config.model_dump()
+            fields["train"] |= {"compile": True, "compile_mode": mode}
+            config = validated(RunConfig, fields, source="gpu")
+            write(f"{title}, {mode}", attempt(title, lambda config=config: petseg_rate(place, config, hardware, turn)))
 
-        def measure(plain: RunConfig = plain, fast: RunConfig = fast, graphs: RunConfig = graphs) -> dict[str, Any]:
-            prepared = prepare(place.data, plain.data.size)
-            splits = load_splits(prepared, plain, hardware.device)
-            rates = {"size": plain.data.size, "channels": plain.model.base_channels, "batch": plain.train.batch_size}
-            rates["usual"] = attempt("usual", lambda: usual_rate(plain, prepared, hardware, turn, 2 if small else 16))
-            rates["petseg"] = Loop(plain, splits, hardware).rate(turn)
-            kinds = {} if small and hardware.device.type == "cpu" else {"compiled": fast, "graphs": graphs}
-            for kind, config in kinds.items():
-                rates[kind] = attempt(kind, lambda config=config: Loop(config, splits, hardware).rate(turn))
-            best = max(rates[kind] or 0 for kind in ("petseg", "compiled", "graphs") if kind in rates)
-            rates["ratio"] = best / rates["usual"] if rates["usual"] else None
-            rates["tflops"] = best * training_flops(plain) / 1e12
-            rates["share_of_matmul"] = rates["tflops"] / peak if peak else None
-            return rates
 
-        write(f"unet {size} px, {channels} channels", attempt("loops", measure))
+def petseg_rate(place: Place, config: RunConfig, hardware: Hardware, seconds: float) -> float:
+    """Returns images a second of petseg's loop."""
+    splits = load_splits(prepare(place.data, config.data.size), config, hardware.device)
+    return Loop(config, splits, hardware).rate(seconds)
+
+
+def loop_rates(
+    place: Place, config: RunConfig, hardware: Hardware, seconds: float, peak: float | None
+) -> dict[str, Any]:
+    """Returns images a second of petseg's loop and of the usual one, and the share of a matrix product's rate."""
+    prepared = prepare(place.data, config.data.size)
+    ours = petseg_rate(place, config, hardware, seconds)
+    usual = attempt("usual loop", lambda: usual_rate(config, prepared, hardware, seconds, min(16, os.cpu_count() or 1)))
+    tflops = ours * training_flops(config) / 1e12
+    return {
+        **{"petseg": ours, "usual": usual, "ratio": usual and ours / usual},
+        **{"tflops": tflops, "share_of_matmul": peak and tflops / peak},
+    }
 
 
 def training_flops(config: RunConfig) -> float:
@@ -451,6 +470,8 @@ def speedrun(place: Place, hardware: Hardware, recipe: Callable[..., RunConfig])
     config = recipe("speedrun", **{"train.epochs": 6, "data.protocol": "official"})
     prepared = prepare(place.data, config.data.size)
     splits = load_splits(prepared, config, hardware.device)
+    for run in ("speedrun", "speedrun-warm"):
+        shutil.rmtree(place.work / run, ignore_errors=True)
     train(config, prepared, place.work / "speedrun-warm", hardware=hardware, splits=splits)  # kernels are loaded
     started = time.perf_counter()
     rows: list[dict[str, Any]] = []
@@ -494,6 +515,7 @@ def ablate(place: Place) -> None:
             epochs = max(1, int(0.75 * share / (2 * len(splits["train"].rows) / rate + 0.5)))
         run = place.work / f"ablate-{name.replace(' ', '-')}"
         config = place.config("default", changes | {"train.epochs": epochs})
+        shutil.rmtree(run, ignore_errors=True)
         train(config, prepared, run, hardware=hardware, splits=splits)
         model = build_model(config.model, 4).to(hardware.device)
         load_weights(model, run / "last.safetensors")
