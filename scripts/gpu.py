@@ -417,9 +417,10 @@ def speed(place: Place) -> None:
     for title, config in loops.items():
         write(title, attempt(title, lambda config=config: loop_rates(place, config, hardware, turn, peak)))
     if hardware.device.type == "cuda":  # last: each compiles for half a minute
-        modes = ("reduce-overhead", *("default",) * (len(loops) - 1))
-        for (title, config), mode in reversed(list(zip(loops.items(), modes, strict=True))):
-            fields = config.model_dump()
+        smallest, *others = loops
+        for title in (*others[-1:], smallest, *others[:-1]):
+            mode = "reduce-overhead" if title == smallest else "default"
+            fields = loops[title].model_dump()
             fields["train"] |= {"compile": True, "compile_mode": mode}
             config = validated(RunConfig, fields, source="gpu")
             write(f"{title}, {mode}", attempt(title, lambda config=config: petseg_rate(place, config, hardware, turn)))
