@@ -61,6 +61,9 @@ class Segmenter:
             self._run = RUNTIMES[self.runtime](content, threads)
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in self._run.metadata.items()}
             """What the file says of itself: classes, size, scores, licence."""
+            if Path(self.name).suffix != ".onnx":  # the card beside a shipped file tells the same in the newest form
+                card = json.loads((WEIGHTS / f"{self.name}.json").read_text(encoding="utf-8"))
+                self.card |= {field: card[field] for field in self.card}
             self.classes, self.size = _checked(self.card, self._run.takes)
         except ModuleNotFoundError:
             raise  # of the runtime

@@ -17,7 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from petseg import Segmenter
+from petseg.config import OxfordPetsConfig
 from petseg.data.dataset import Class
+from petseg.data.oxford_pets import get_task
 from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.errors import PetsegError
 from petseg.predict.outputs import encoded
@@ -254,3 +256,9 @@ def test_prediction_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(40, 60)"
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_a_shipped_model_shows_the_colours_of_its_dataset(name):
+    task = get_task(OxfordPetsConfig(task="trimap_species"))
+    assert Segmenter(name, threads=1).classes == task.classes
