@@ -104,6 +104,8 @@ def _print_comparison(comparison: ComparisonResult) -> None:
     from petseg.report.tables import comparison_tables
 
     for part in comparison_tables(comparison):
-        rows = [(title, *(cell.text for cell in cells)) for title, cells in part.rows]
-        print_table(f"{part.title}: {part.remark}", ["", *(f">{head}" for head in part.heads)], rows)
+        rows = [("", *part.heads), *((title, *(cell.text for cell in cells)) for title, cells in part.rows)]
+        if len(rows) <= 5:  # a column a model: the many figures' names do not fit side by side
+            rows = list(zip(*rows, strict=True))
+        print_table(f"{part.title}: {part.remark}", ["", *(f">{head}" for head in rows[0][1:])], rows[1:])
     print(comparison.data.images, *headline(comparison), sep="\n")
