@@ -80,7 +80,7 @@ def page() -> None:
         browser.close()
         server.terminate()
     # few colours beside the photo's: half the bytes, and the eye sees none of it
-    seen.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(DOCS / "page.png", optimize=True)
+    seen.quantize(256, method=Image.Quantize.MAXCOVERAGE).save(DOCS / "page.png", optimize=True)
 
 
 def speedrun() -> None:
