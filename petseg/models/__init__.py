@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from petseg.config import ModelConfig, Recipe, RunConfig, StrictConfig, validated
 from petseg.errors import PetsegError, unknown_name
-from petseg.models.segnet import VGG16_CONVS, SegNet
+from petseg.models.segnet import SegNet, vgg16_convs
 from petseg.models.unet import UNet
 
 
@@ -101,7 +101,7 @@ class SegNetOptions(StageOptions):
 def _segnet(num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int, **options: Any) -> SegNet:
     """Returns a SegNet whose stages' numbers of convolutions are written out."""
     if convs is None:
-        convs = (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
+        convs = vgg16_convs(depth)
     elif isinstance(convs, int):
         convs = (convs,) * depth
     return SegNet(num_classes, convs=convs, depth=depth, **options)

@@ -31,6 +31,11 @@ VGG16_CONVS = (2, 2, 3, 3, 3)
 """Convolutions in each of VGG16's five stages."""
 
 
+def vgg16_convs(depth: int) -> tuple[int, ...]:
+    """Returns the convolutions of each of `depth` stages: VGG16's, its last number repeated beyond five."""
+    return (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
+
+
 class SegNet(nn.Module):
     """Logits [N, num_classes, H, W] of images [N, 3, H, W], for any H and W from 16 up.
 

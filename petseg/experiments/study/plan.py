@@ -18,7 +18,7 @@ from petseg.evaluation.cost import count_macs
 from petseg.experiments.study.recipe import Experiment, Quantity, Study, matched_to, tuning_cells
 from petseg.experiments.study.results import DIVERGED, ROBUSTNESS, TUNING, Row, RunEntry, StudyManifest
 from petseg.models import model_options
-from petseg.models.segnet import VGG16_CONVS
+from petseg.models.segnet import vgg16_convs
 from petseg.schema import RunState, Scores, TunedSetting, read_record
 from petseg.training import runs
 
@@ -165,7 +165,7 @@ def plain(config: RunConfig) -> RunConfig:
     usual, given = model_options(ModelConfig(name=config.model.name)), config.model.options
     if "convs" in usual:
         depth = given.get("depth", usual["depth"])
-        usual["convs"] = usual["convs"] or (VGG16_CONVS + VGG16_CONVS[-1:] * depth)[:depth]
+        usual["convs"] = usual["convs"] or vgg16_convs(depth)
     kept = {
         name: value
         for name, value in given.items()
