@@ -1,9 +1,6 @@
 """The documents: figures come from results/, commands exist, links lead somewhere."""
 
-from __future__ import annotations
-
 import doctest
-import importlib
 import json
 import re
 import shlex
@@ -24,14 +21,13 @@ from petseg.predict.segmenter import shipped_model, shipped_models
 from petseg.schema import ComparisonResult, read_record
 from petseg.storage import read_json
 from petseg.training.runs import epoch_seconds, read_metrics
+from tests.conftest import scripts
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED = sorted(RESULTS.glob("*/comparison.json"))
-
-
-# --- figures --------------------------------------------------------------------------------------------------------
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 
 TAG = re.compile(r"<!-- fig: (\S+\.json) (\S+)(?: \*(\S+))? (\S+) -->([^\s|]+)")
 """`<!-- fig: FILE PATH [*FACTOR] FORMAT -->TEXT`; a step of PATH may be [3] or [name=main,metric=miou]."""
@@ -63,7 +59,7 @@ def wrong_figures(text, root=ROOT):
     return wrong
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
+@each_document
 def test_a_tagged_figure_is_that_of_its_json_field(document):
     text = document.read_text(encoding="utf-8")
     assert len(TAG.findall(text)) == text.count("<!-- fig:"), "a tag that is not understood"
@@ -85,12 +81,6 @@ def test_every_measured_figure_outside_a_table_is_tagged(name):
     assert re.findall(r"\d+\.\d+", text) == []
 
 
-def scripts(name):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "scripts"))
-        return importlib.import_module(name)
-
-
 def test_the_documents_tables_are_generated_from_results(tmp_path, capsys):
     update = scripts("update_docs")
     assert update.main(["--check"]) == 0, "run scripts/update_docs.py"
@@ -109,7 +99,7 @@ def test_the_documents_tables_are_generated_from_results(tmp_path, capsys):
         update.with_tables(text.partition("<!-- models:end -->")[0], str)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
+@each_document
 def test_no_column_of_a_generated_table_is_empty(document):
     """A field of the JSON that was renamed would leave dashes alone."""
     for _, text in re.findall(r"<!-- ([\w-]+):begin -->(.*?)<!-- \1:end -->", document.read_text(), flags=re.DOTALL):
@@ -165,36 +155,27 @@ def test_a_shipped_file_scores_in_onnx_runtime_what_its_run_scored_in_torch():
         assert measured[name]["scores"]["test"]["fp32"]["images"] == scored["images"]
 
 
-def published_score(recipe, model):
-    """Returns the mIoU on the test split of one model of a recipe's published runs, 0 to 1."""
-    run = RESULTS / "official" / "runs" / model if recipe == "default" else RESULTS / "models" / f"{model}_{recipe}"
-    return float(read_json(run / "evaluations" / "test.json")["miou"])
-
-
-def published_minutes(run):
-    """Returns the median epoch times epochs of a published run."""
-    history = read_metrics(run)
-    return epoch_seconds(history) * len(history) / 60
+def published(recipe, model):
+    """Returns the mIoU on the test split in percent, and the minutes, of one model of a recipe's published runs."""
+    run = RESULTS / "models" / f"{model}_{recipe}"
+    run = {"default": RESULTS / "official/runs" / model, "seed": RESULTS / "seed/runs" / model}.get(recipe, run)
+    history, scores = read_metrics(run), run / "evaluations" / "test.json"
+    miou = 100 * read_json(scores)["miou"] if scores.is_file() else None
+    return miou, epoch_seconds(history) * len(history) / 60
 
 
 @pytest.mark.parametrize("name", ["default", "base", "small"])
 def test_a_recipe_s_header_gives_the_published_scores_and_minutes(name):
     text = (ROOT / "petseg" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    unet, segnet = (f"{100 * published_score(name, model):.1f}" for model in ("unet", "segnet"))
-    assert f"test mIoU {unet} (U-Net) and {segnet} (SegNet), one seed" in text
-    folder = RESULTS / "official" / "runs" if name == "default" else RESULTS / "models"
-    suffix = "" if name == "default" else f"_{name}"
-    first, second = (published_minutes(folder / f"{model}{suffix}") for model in ("unet", "segnet"))
-    assert f"AMX, {first:.0f} minutes for U-Net, {second:.0f} for SegNet" in text
+    unet, segnet = (published(name, model) for model in ("unet", "segnet"))
+    assert f"test mIoU {unet[0]:.1f} (U-Net) and {segnet[0]:.1f} (SegNet), one seed" in text
+    assert f"AMX, {unet[1]:.0f} minutes for U-Net, {segnet[1]:.0f} for SegNet" in text
 
 
 def test_the_minutes_and_the_download_in_the_readme_are_right():
-    minutes = [
-        sum(published_minutes(RESULTS / name / "runs" / model) for model in ("unet", "segnet"))
-        for name in ("official", "seed")
-    ]
+    official, seed = (sum(published(name, model)[1] for model in ("unet", "segnet")) for name in ("default", "seed"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{minutes[0]:.0f} and {minutes[1]:.0f} minutes on two cores with AMX" in text
+    assert f"{official:.0f} and {seed:.0f} minutes on two cores with AMX" in text
     assert f"({sum(archive.bytes for archive in ARCHIVES) / 1e6:.0f} MB)" in text
 
 
@@ -212,9 +193,6 @@ def test_every_measured_figure_of_the_log_stands_in_results():
     for figure in figures:
         digits = len(figure.partition(".")[2])
         assert any(abs(value - float(figure)) <= 0.5 * 10**-digits + 1e-9 for value in known), figure
-
-
-# --- commands, code, links ------------------------------------------------------------------------------------------
 
 
 def commands():
@@ -256,7 +234,7 @@ def test_there_are_commands_to_check():
     assert len(commands()) > 8
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
+@each_document
 def test_links_and_images_lead_to_files(document):
     for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
         if not target.startswith("http"):

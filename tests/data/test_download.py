@@ -82,17 +82,23 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         pass
 
+    def __enter__(self) -> Server:
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closing.set()
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(downloads, "PAUSE", 0)
     with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
         yield server
-        server.closing.set()
-        server.shutdown()
-        thread.join()
 
 
 def get(server: Server, folder: Path, *kinds: str, **settings: object) -> Path:
