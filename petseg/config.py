@@ -3,8 +3,6 @@
 One description serves the file, the flag, the help text and the run folder. Shipped recipes lie in `petseg/recipes`.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import tomllib
@@ -12,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -128,7 +126,7 @@ class RunConfig(StrictConfig):
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
-    def _ramp_rises(self) -> RunConfig:
+    def _ramp_rises(self) -> Self:
         sides = [*self.train.ramp, self.data.size]
         if any(later < earlier for earlier, later in pairwise(sides)) or self.data.size in self.train.ramp:
             given = f"train.ramp is {list(self.train.ramp)} and data.size {self.data.size}"
@@ -158,7 +156,7 @@ class Recipe(StrictConfig):
     """Model name -> field -> value, for example `[overrides.segnet.train]` with `learning_rate = 1e-3`."""
 
     @model_validator(mode="after")
-    def _models_are_named_once(self) -> Recipe:
+    def _models_are_named_once(self) -> Self:
         if len(set(self.models)) < len(self.models):
             raise ValueError("a comparison names each model once")
         if "name" in self.model.options:

@@ -1,7 +1,5 @@
 """What a figure depends on beside its config: code, versions, machine."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from datetime import UTC, datetime

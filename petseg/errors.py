@@ -1,7 +1,5 @@
 """The errors petseg raises for a caller's mistake."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from reprlib import Repr

@@ -5,8 +5,6 @@ over labelled pixels. Dataset scores add the matrices of all images first ("micr
 per-image scores are taken image by image and then averaged. Every score lies in 0..1, best 1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

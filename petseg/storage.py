@@ -3,8 +3,6 @@
 Each file is written beside its place and moved there whole, so a kill at any moment leaves the old one or the new one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

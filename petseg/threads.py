@@ -4,8 +4,6 @@ Other work on the machine is the rule (a browser, a video call). Two threads on 
 slower than one: at each of the thousand barriers of a step both wait for the thread that shares its core.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

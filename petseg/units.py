@@ -7,8 +7,6 @@ A value that does not exist (a class absent from every image, a cost that was no
 ('73.1', '100.0', '–', '0.3614', '3,669')
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import wraps

@@ -1,7 +1,5 @@
 """What a figure depends on beside its config."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

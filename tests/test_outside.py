@@ -1,7 +1,5 @@
 """A network and a dataset from outside the package go all the way: trained, scored, compared, exported, predicted."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Files are whole or not written, and clear words where they cannot be read."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The number of threads, and that those that wait do not spin."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Each subcommand is a public function, one file a group. Nothing heavy is imported before a subcommand needs it.
 """
 
-from __future__ import annotations
-
 import sys
 from io import TextIOWrapper
 from typing import Annotated

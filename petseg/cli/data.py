@@ -1,7 +1,5 @@
 """`petseg data get | check | prepare`, and the prepared data that other commands ask for."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path
@@ -106,7 +104,7 @@ def _download(data: Path | None = None, rounds: int = 4) -> Path:
     return folder
 
 
-def prepare_data(folder: Path, config: DataConfig) -> Prepared:
+def prepare_data(folder: Path, config: "DataConfig") -> "Prepared":
     """Returns the prepared dataset; prints a warning about each sample left out."""
     from petseg.data.cache import prepare
     from petseg.data.sources import UNOFFICIAL, open_dataset

@@ -1,7 +1,5 @@
 """Options that several commands share, each one's check, and the device that they choose."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +31,7 @@ def checked_size(size: int) -> int:
     return validated(DataConfig, {"size": size}, source="--size").size
 
 
-def chosen_hardware(precision: str, device: str | None, threads: int | None, run: Path | None = None) -> Hardware:
+def chosen_hardware(precision: str, device: str | None, threads: int | None, run: Path | None = None) -> "Hardware":
     """Returns the device and precision to compute with; sets torch's threads, those of a `run` to go on; prints all."""
     import torch
 

@@ -1,7 +1,5 @@
 """What the terminal shows: progress bars, tables, and what to do after Ctrl-C."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

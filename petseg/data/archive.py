@@ -1,7 +1,5 @@
 """Tar archives from elsewhere, extracted into a new folder: all of them or nothing, and nothing outside it."""
 
-from __future__ import annotations
-
 import lzma
 import shutil
 import tarfile

@@ -4,8 +4,6 @@ One sampling grid for a whole batch replaces per-image transforms in loader proc
 generator on the CPU, so the same seed gives the same images on any device.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ No loader stands on the training path: a batch is an index into these arrays. A 
 dataset and by the size; it appears under its name only when it is complete.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

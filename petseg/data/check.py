@@ -1,7 +1,5 @@
 """`petseg data check`: which files of a data folder are unusual, and what happens to each."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 A source such as `oxford_pets` reads its own format and returns a `Dataset`. No later stage depends on the source.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

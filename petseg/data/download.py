@@ -7,8 +7,6 @@ A download is `NAME.part` until its checksum is right. Why not pooch, the usual 
 download of 792 MB from zero, and it has no mirrors.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import shutil

@@ -1,7 +1,5 @@
 """Opens image files from elsewhere: accepted formats, errors of the decoders, conversion to RGB."""
 
-from __future__ import annotations
-
 import math
 import struct
 import zlib

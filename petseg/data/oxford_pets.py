@@ -3,8 +3,6 @@
 Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012; CC BY-SA 4.0. 7,390 photos of 37 breeds with trimaps.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import defaultdict

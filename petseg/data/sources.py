@@ -1,7 +1,5 @@
 """Where a dataset comes from: `open_dataset(folder, config)` recognises what lies in a folder and reads it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -7,8 +7,6 @@ overlap with the fur's: colour alone does not find the pet. Class shares are nea
 H W are the pixels of one image; the pet is drawn at twice its size and averaged down.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

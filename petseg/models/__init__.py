@@ -8,11 +8,9 @@ beside it, in its `Builder`; no later stage needs another attribute of it. A net
 Axis letters everywhere in petseg: N batch, C classes, D features, H and W pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -92,7 +90,7 @@ class SegNetOptions(StageOptions):
     """By the pooling's indices (SegNet's own), or bilinear: the ablation."""
 
     @model_validator(mode="after")
-    def _convs_of_each_stage(self) -> SegNetOptions:
+    def _convs_of_each_stage(self) -> Self:
         if isinstance(self.convs, tuple) and len(self.convs) != self.depth:
             raise ValueError(f"convs has {len(self.convs)} numbers for depth {self.depth}; give one for each stage")
         return self

@@ -1,7 +1,5 @@
 """What needs no learning: the scores that a network must beat before it may be called one."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor, nn

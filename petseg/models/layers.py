@@ -1,7 +1,5 @@
 """The blocks that U-Net, SegNet and their ablations share, so that they differ in their ideas alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -16,8 +16,6 @@ decoder convolution, a 3x3 as in the paper. With `upsampling="bilinear"` the ind
 what they are worth.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -13,8 +13,6 @@ replaces the up-convolution by a 1x1 convolution to as many channels and an enla
 or by SegNet's pooling indices. In the row indices, bilinear, up-convolution, skips each step is one switch.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """The command line as a user meets it: what it prints, its exit codes."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Downloads from a real server on this machine."""
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ ARCHIVE = Archive("pets.tar.gz", len(BODY), hashlib.sha256(BODY).hexdigest(), ()
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
+    server: "Server"
 
     def do_GET(self) -> None:
         kind, wanted = self.path.strip("/"), self.headers.get("Range")
