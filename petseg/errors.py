@@ -1,7 +1,8 @@
 """The errors petseg raises for a caller's mistake."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from reprlib import Repr
 
 
@@ -14,6 +15,15 @@ class PetsegError(ValueError):
 
 class DivergedError(PetsegError):
     """The loss became NaN or infinite: a result of the settings, which a study records and goes on."""
+
+
+@contextmanager
+def disk_errors(place: object, advice: str) -> Iterator[None]:
+    """Turns an OSError of the block (a full disk, a place that is not writable) into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise PetsegError(f"{place}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
 _SHORT = Repr()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, disk_errors
 
 UNFINISHED = re.compile(r"\.(.+)\.tmp\d+|\.tmp\w{6}")
 """What `write_atomically` calls a file until it is whole; the number is its process. safetensors writes to a name of
@@ -19,27 +19,22 @@ its own first, the second one."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a path beside `path`, then moves the file there in one step.
-
-    Where the disk is full or the folder not writable, that is a `PetsegError`, and the old file is left as it was.
-    """
+    """Calls `write` with a path beside `path`, then moves the file there; a full disk leaves the old file as it was."""
     write_together({path: write})
 
 
 def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
     """As `write_atomically`, of several files: none is moved to its place before all are written."""
     unfinished = {path: path.with_name(f".{path.name}.tmp{os.getpid()}") for path in files}
-    path = Path()
+    advice = "free some space or choose another folder"
     try:
         for path, write in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(unfinished[path])
+            with disk_errors(path, advice):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(unfinished[path])
         for path, half in unfinished.items():
-            half.replace(path)
-    except OSError as error:
-        raise PetsegError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
-        ) from None
+            with disk_errors(path, advice):
+                half.replace(path)
     finally:
         for half in unfinished.values():
             with suppress(OSError):  # never made, or the disk is gone

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from petseg.data.download import disk_errors
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, disk_errors
 
 MAX_MEMBERS, MAX_BYTES = 50_000, 4 * 2**30
 """Most that `extract` accepts in all; the two official archives hold about 26,000 members and 0.8 GB."""
@@ -23,15 +22,13 @@ def extract(paths: Sequence[Path], target: Path) -> None:
     """Extracts tar archives, plain or compressed, into one new folder `target`; all of them or nothing.
 
     Only files and folders are written, with this process's own permissions. A `target` that exists stays as it is.
-    What a killed extraction left is removed, so the caller holds a lock.
-
-    Raises:
-        PetsegError: An archive is missing, damaged, too large or unsafe; or `target` cannot be written.
+    What a killed extraction left is removed, so the caller holds a lock. Raises `PetsegError` where an archive is
+    missing, damaged, too large or unsafe, or `target` cannot be written.
     """
     if target.exists():
         return
     unfinished = target.with_name(f".{target.name}.extracting")
-    with disk_errors(target, "another disk with PETSEG_CACHE"):
+    with disk_errors(target, "free some space or set PETSEG_CACHE"):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()

@@ -10,13 +10,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -25,8 +23,9 @@ from PIL import Image
 from platformdirs import user_cache_path
 
 from petseg.data.dataset import Dataset, Sample, UInt8
-from petseg.data.images import draft_side, open_sample, resize_ids
-from petseg.errors import PetsegError
+from petseg.data.images import draft_side, open_sample, outcomes, resize_ids
+from petseg.errors import PetsegError, disk_errors
+from petseg.storage import write_text
 
 CACHE_VERSION = 3
 """Raised when the content of a cache changes for the same key."""
@@ -34,7 +33,7 @@ CACHE_VERSION = 3
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-Result = TypeVar("Result")
+ADVICE = "free some space or set PETSEG_CACHE"
 
 
 def cache_root() -> Path:
@@ -44,18 +43,9 @@ def cache_root() -> Path:
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Turns an OSError in the block (a full disk, a place that is not writable) into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise PetsegError(f"cache {place}: {error.strerror or error}; free some space or set PETSEG_CACHE") from None
-
-
-@contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Keeps other processes from making `target` during the block."""
-    with writing(target.parent):
+def locked(target: Path, kind: str = "cache", advice: str = ADVICE) -> Iterator[None]:
+    """Keeps other processes from making `target` during the block; errors call its folder a `kind`."""
+    with disk_errors(f"{kind} {target.parent}", advice):
         target.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(f"{target}.lock").acquire()
     with held:
@@ -90,12 +80,9 @@ class Prepared:
 def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None) -> Prepared:
     """Returns the prepared form of a dataset, made at the first call and read at the next.
 
-    A thread for each core decodes images (Pillow releases the interpreter lock). Two processes may call at once: the
-    second waits and reads the first one's work. A killed call leaves nothing under the cache's name. A damaged cache
-    is made again, with a warning. `size` is the side of the square in pixels.
-
-    Raises:
-        PetsegError: no sample can be used, or the disk is full.
+    Two processes may call at once: the second waits and reads the first one's work. A killed call leaves nothing under
+    the cache's name. A damaged cache is made again, with a warning. `size` is the side of the square in pixels. Raises
+    `PetsegError` where no sample can be used, or the disk is full.
     """
     target = cache_root() / "prepared" / f"{content_key(dataset)[:16]}-{size}-v{CACHE_VERSION}"
     with locked(target):
@@ -104,7 +91,7 @@ def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None)
                 return _read_cache(target, dataset)
             except PetsegError as error:
                 logging.getLogger("petseg").warning("petseg: warning: %s; preparing it again", error)
-        with writing(target.parent):
+        with disk_errors(f"cache {target.parent}", ADVICE):
             _write_cache(target, dataset, size, on_progress)
         return _read_cache(target, dataset)
 
@@ -120,16 +107,13 @@ def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progres
         rows: list[dict[str, object]] = []
         left_out: dict[str, str] = {}
         largest_side = 0
-        outcomes = _in_threads(partial(_decode, dataset, size), dataset.samples)
-        for done, (sample, outcome) in enumerate(zip(dataset.samples, outcomes, strict=True), start=1):
-            if isinstance(outcome, str):
-                left_out[sample.id] = outcome
+        for sample, decoded in outcomes(partial(_decode, dataset, size), dataset.samples, on_progress):
+            if isinstance(decoded, str):
+                left_out[sample.id] = decoded
             else:
-                images[len(rows)], labels[len(rows)], notes, side = outcome
+                images[len(rows)], labels[len(rows)], notes, side = decoded
                 largest_side = max(largest_side, side)
                 rows.append({"id": sample.id, "notes": notes})
-            if on_progress is not None:
-                on_progress(done, len(dataset.samples))
         if not rows:
             reason = next(iter(left_out.values()), "there are none")
             raise PetsegError(f"{dataset.name}: none of {len(dataset.samples)} images can be used (first: {reason})")
@@ -147,10 +131,7 @@ def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progres
 def _empty_arrays(folder: Path, count: int, size: int) -> tuple[np.memmap, np.memmap]:
     needed, free = count * size * size * 4, shutil.disk_usage(folder).free
     if free < needed:
-        raise PetsegError(
-            f"cache {folder.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB wanted; "
-            "free some space or set PETSEG_CACHE"
-        )
+        raise PetsegError(f"cache {folder.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB wanted; {ADVICE}")
     images = open_memmap(folder / "images.npy", "w+", np.uint8, (count, size, size, 3))
     labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (count, size, size))
     if hasattr(os, "posix_fallocate"):  # a disk that fills under a memory map kills the process
@@ -160,24 +141,9 @@ def _empty_arrays(folder: Path, count: int, size: int) -> tuple[np.memmap, np.me
     return images, labels
 
 
-CHUNK = 25
-"""Samples that a thread takes at once: handing out single ones costs a tenth of the speed."""
-
-
-def _in_threads(work: Callable[[Sample], Result], samples: Sequence[Sample]) -> Iterator[Result]:
-    """Yields what `work` returns for each sample, in order; the threads are some samples ahead of the reader."""
-    chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for results in pool.map(lambda chunk: [work(sample) for sample in chunk], chunks):
-            yield from results
-
-
-def _decode(dataset: Dataset, size: int, sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], int] | str:
-    """Returns image, class ids, notes and longest side of a sample, or the reason why it is left out."""
-    try:
-        opened = open_sample(dataset, sample, draft=draft_side(size))
-    except PetsegError as error:
-        return str(error)
+def _decode(dataset: Dataset, size: int, sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], int]:
+    """Returns image, class ids, notes and longest side of a sample."""
+    opened = open_sample(dataset, sample, draft=draft_side(size))
     image = opened.image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.asarray(image), resize_ids(opened.ids, (size, size)), opened.notes, max(opened.ids.shape)
 
@@ -221,10 +187,10 @@ def content_key(dataset: Dataset) -> str:
     memo = cache_root() / "content_keys" / stamp.hexdigest()[:32]
     if memo.is_file() and re.fullmatch("[0-9a-f]{64}", known := memo.read_text(encoding="ascii", errors="replace")):
         return known
-    key = hashlib.sha256("\n".join([head, *_in_threads(_digest, dataset.samples)]).encode()).hexdigest()
-    with writing(memo.parent):
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        write_memo(memo, key)
+    digests = [digest for _, digest in outcomes(_digest, dataset.samples)]
+    key = hashlib.sha256("\n".join([head, *digests]).encode()).hexdigest()
+    with suppress(PetsegError):  # it saves time alone
+        write_text(memo, key)
     return key
 
 
@@ -234,10 +200,3 @@ def _digest(sample: Sample) -> str:
     except OSError:
         return f"{sample.id} unreadable"
     return f"{sample.id} {image} {label}"
-
-
-def write_memo(path: Path, text: str) -> None:
-    """Writes a small file in one step: no other process reads half of it."""
-    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

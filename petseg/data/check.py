@@ -3,13 +3,10 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
-from petseg.data.dataset import SUSPECT, Dataset, Sample
-from petseg.data.images import open_sample
-from petseg.errors import PetsegError
+from petseg.data.dataset import SUSPECT, Dataset
+from petseg.data.images import open_sample, outcomes
 
 SKIPPED = {
     "second image of one name": "left out",
@@ -48,17 +45,13 @@ def check_samples(dataset: Dataset, *, on_progress: Callable[[int, int], None] |
     noted: dict[str, list[str]] = defaultdict(list)
     broken: dict[str, list[str]] = defaultdict(list)
     sound = 0
-    with ThreadPoolExecutor() as pool:
-        outcomes = zip(dataset.samples, pool.map(partial(_open, dataset), dataset.samples), strict=True)
-        for done, (sample, outcome) in enumerate(outcomes, start=1):
-            if isinstance(outcome, str):
-                broken[_kind(outcome, sample.id)].append(sample.id)
-            else:
-                sound += not outcome
-                for note in outcome:
-                    noted[note].append(sample.id)
-            if on_progress is not None:
-                on_progress(done, len(dataset.samples))
+    for sample, notes in outcomes(lambda sample: open_sample(dataset, sample).notes, dataset.samples, on_progress):
+        if isinstance(notes, str):
+            broken[_kind(notes, sample.id)].append(sample.id)
+        else:
+            sound += not notes
+            for note in notes:
+                noted[note].append(sample.id)
     kinds: list[tuple[str, Sequence[str], str]] = [
         *((kind, names, HANDLED.get(kind, "kept")) for kind, names in sorted(noted.items())),
         *((kind, names, "left out") for kind, names in sorted(broken.items())),
@@ -73,10 +66,3 @@ def check_samples(dataset: Dataset, *, on_progress: Callable[[int, int], None] |
 def _kind(reason: str, name: str) -> str:
     """Returns the part of a reason that does not differ from sample to sample: no brackets, what stands after ';'."""
     return re.sub(r"\(.*\)", "", reason.removeprefix(f"{name}: ")).strip().rpartition("; ")[2]
-
-
-def _open(dataset: Dataset, sample: Sample) -> tuple[str, ...] | str:
-    try:
-        return open_sample(dataset, sample).notes
-    except PetsegError as error:
-        return str(error)

@@ -14,13 +14,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, disk_errors
 
 SLOWEST = 1000
 """Bytes a second below which a host is given up: at that pace the archives would take nine days."""
@@ -29,6 +29,9 @@ PAUSE = 1.0
 """Seconds waited after the first round of hosts; doubles each round."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,10 @@ ARCHIVES = tuple(
         ("annotations.tar.gz", 19_173_078, "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91"),
     )
 )
-IMAGES, ANNOTATIONS = ARCHIVES
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file as 64 lower-case hex digits; reads it in chunks."""
+    """Returns the SHA-256 of a file as 64 lower-case hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -64,34 +66,25 @@ def is_official(path: Path, archive: Archive) -> bool:
 
 
 def download(
-    archive: Archive,
-    folder: Path,
-    *,
-    timeout: float = 30.0,
-    rounds: int = 4,
-    on_progress: Callable[[int, int], None] | None = None,
+    archive: Archive, folder: Path, *, timeout: float = 30.0, rounds: int = 4, on_progress: Progress | None = None
 ) -> Path:
     """Returns the path of the verified archive in `folder`; downloads it, or what is missing of it.
 
     A `NAME.part` from an earlier call is continued, a verified archive kept, a wrong one replaced. The caller locks.
     `timeout` is in seconds without a byte, or with fewer than SLOWEST each; `rounds` is how often all hosts are tried;
-    `on_progress` gets (bytes here, bytes in all) after each chunk.
-
-    Raises:
-        PetsegError: No host gave the file, the folder cannot be written, or the disk is too full.
+    `on_progress` gets bytes after each chunk. Raises `PetsegError` where no host gave the file or it cannot be written.
     """
     target, part = folder / archive.name, folder / f"{archive.name}.part"
     failures: dict[str, str] = {}
-    with disk_errors(folder, "another folder with `petseg data get --data`"):
+    elsewhere = "choose another folder with `petseg data get --data`"
+    with disk_errors(folder, f"free some space and run again (a download continues), or {elsewhere}"):
         folder.mkdir(parents=True, exist_ok=True)
         if is_official(target, archive):
             return target
         free, have = shutil.disk_usage(folder).free, _size(part)
         if free + have < archive.bytes:
-            raise PetsegError(
-                f"{folder} has {free:,} bytes free; {archive.name} needs {archive.bytes - have:,}: free some space, or "
-                "choose another folder with `petseg data get --data`"
-            )
+            wanted = f"{archive.name} needs {archive.bytes - have:,}"
+            raise PetsegError(f"{folder} has {free:,} bytes free; {wanted}: free some space, or {elsewhere}")
         for number in range(rounds):
             if number:
                 time.sleep(PAUSE * 2 ** (number - 1))
@@ -114,32 +107,19 @@ class _HostError(Exception):
     """One host failed; the next one may do."""
 
 
-class _HttpHere(urllib.request.HTTPHandler):
-    """Allows http to this machine only, also after a redirect."""
-
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        if urlsplit(req.full_url).hostname not in LOOPBACK:
-            raise _HostError(f"{req.full_url} is not https")
-        return super().http_open(req)
-
-
-def _fetch(
-    url: str, part: Path, archive: Archive, timeout: float, on_progress: Callable[[int, int], None] | None
-) -> None:
+def _fetch(url: str, part: Path, archive: Archive, timeout: float, on_progress: Progress | None) -> None:
     """Completes and verifies `part`; a wrong one that this host only continued is asked for whole, once."""
-    have = _size(part)
+    have = done = _size(part)
     if have < archive.bytes:
-        with _open(url, have, timeout) as response:
-            done = _start_of(response, have, archive)
-            with part.open("ab" if done else "wb") as file:
+        with part.open("ab") as file, closing(_received(url, have, archive, timeout)) as chunks:
+            for place, chunk in chunks:
+                if place < file.tell():
+                    file.truncate(place)
+                done = place + file.write(chunk)
                 if on_progress:
-                    on_progress(done, archive.bytes)
-                for chunk in _chunks(response, timeout):
-                    done += file.write(chunk)
-                    if on_progress:
-                        on_progress(min(done, archive.bytes), archive.bytes)
-                    if done > archive.bytes:
-                        break
+                    on_progress(min(done, archive.bytes), archive.bytes)
+                if done > archive.bytes:
+                    break
         if done < archive.bytes:
             raise _HostError(f"broke off after {done:,} of {archive.bytes:,} bytes")
     if is_official(part, archive):
@@ -151,18 +131,36 @@ def _fetch(
     _fetch(url, part, archive, timeout, on_progress)
 
 
-def _open(url: str, have: int, timeout: float) -> Any:
-    """Returns the host's response, from byte `have` on if the host can do that."""
-    opener = urllib.request.OpenerDirector()  # without the usual handlers of ftp: and file:
-    handlers = [_HttpHere, urllib.request.HTTPSHandler, urllib.request.HTTPRedirectHandler]
-    handlers += [urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler]
-    if urlsplit(url).hostname not in LOOPBACK:
-        handlers.append(urllib.request.ProxyHandler)
-    for handler in (*handlers, urllib.request.UnknownHandler):
-        opener.add_handler(handler())
+def _received(url: str, have: int, archive: Archive, timeout: float) -> Iterator[tuple[int, bytes]]:
+    """Yields (place in the file, bytes) as they come, first no bytes, from `have` on if the host can do that."""
     headers = {"User-Agent": "petseg", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with _host_errors():
-        return opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)  # noqa: S310 - see above
+    direct = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []
+    opener = urllib.request.build_opener(_HttpsOnly, *direct)
+    try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - _HttpsOnly checks it
+        with opener.open(request, timeout=timeout) as response:
+            place, since, got = _start_of(response, have, archive), time.monotonic(), 0
+            yield place, b""
+            while chunk := response.read1(2**20):
+                yield place, chunk
+                place, got, seconds = place + len(chunk), got + len(chunk), time.monotonic() - since
+                if seconds > timeout:
+                    if got < SLOWEST * seconds:
+                        raise _HostError(f"sends fewer than {SLOWEST} bytes a second")
+                    since, got = time.monotonic(), 0
+    except (OSError, http.client.HTTPException) as error:  # urllib's own are OSErrors
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise _HostError(str(error) or type(error).__name__) from error
+
+
+class _HttpsOnly(urllib.request.BaseHandler):
+    """Refuses all but https, and http to this machine, also after a redirect."""
+
+    def default_open(self, request: urllib.request.Request) -> None:
+        url = urlsplit(request.full_url)
+        if url.scheme != "https" and (url.scheme != "http" or url.hostname not in LOOPBACK):
+            raise _HostError(f"{request.full_url} is not https")
 
 
 def _start_of(response: Any, have: int, archive: Archive) -> int:
@@ -177,43 +175,5 @@ def _start_of(response: Any, have: int, archive: Archive) -> int:
     return 0
 
 
-def _chunks(response: Any, timeout: float) -> Iterator[bytes]:
-    """Yields what comes, at once, so that a broken transfer keeps all it received; gives up a host that is too slow."""
-    since, got = time.monotonic(), 0
-    while True:
-        with _host_errors():
-            chunk = response.read1(2**20)
-        if not chunk:
-            return
-        yield chunk
-        got, seconds = got + len(chunk), time.monotonic() - since
-        if seconds > timeout:
-            if got < SLOWEST * seconds:
-                raise _HostError(f"sends fewer than {SLOWEST} bytes a second")
-            since, got = time.monotonic(), 0
-
-
-@contextmanager
-def _host_errors() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, http.client.HTTPException) as error:  # urllib's own are OSErrors
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        raise _HostError(str(error) or type(error).__name__) from error
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-@contextmanager
-def disk_errors(place: Path, advice: str) -> Iterator[None]:
-    """Turns an OSError into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise PetsegError(
-            f"{place} cannot be written ({error.strerror or error}); free some space and run again (a download "
-            f"continues), or choose {advice}"
-        ) from error

@@ -43,42 +43,30 @@ class Task:
 
     classes: tuple[Class, ...]
     table: UInt8  # [3, 4] class ids, indexed by species (1, 2) and trimap value (1, 2, 3); 255 where ignored
-    merge: Merge | None = None
+    merge: Merge | None
 
 
 def get_task(config: OxfordPetsConfig) -> Task:
     """Returns the task that the recipe names."""
-    if config.task == "trimap":
-        return Task(_classes("pet", "background", "border"), _table([0, 1, 2], [0, 1, 2]))
-    if config.task == "pet":
-        border = {"pet": 1, "background": 0, "ignore": IGNORE}[config.border]
-        return Task(_classes("background", "pet"), _table([1, 0, border], [1, 0, border]))
-    if config.task == "species":
-        return Task(_classes("background", "cat", "dog"), _table([1, 0, IGNORE], [2, 0, IGNORE]))
-    return Task(
-        _classes("cat", "dog", "background", "border"),
-        _table([0, 2, 3], [1, 2, 3]),
-        Merge(_classes("pet", "background", "border"), (0, 0, 1, 2)),
-    )
-
-
-def _classes(*names: str) -> tuple[Class, ...]:
-    return classes_from([{"name": name, "colour": COLOURS[name]} for name in names])
-
-
-def _table(cat: Sequence[int], dog: Sequence[int]) -> UInt8:
-    """Returns the table of a task from the class ids of pet, background and border, for either species."""
+    border = {"pet": 1, "background": 0, "ignore": IGNORE}[config.border]
+    names, cat, dog = {  # the classes, then the class id of pet, background and border on images of either species
+        "trimap": ("pet background border", (0, 1, 2), (0, 1, 2)),
+        "pet": ("background pet", (1, 0, border), (1, 0, border)),
+        "species": ("background cat dog", (1, 0, IGNORE), (2, 0, IGNORE)),
+        "trimap_species": ("cat dog background border", (0, 2, 3), (1, 2, 3)),
+    }[config.task]
     table = np.full((3, 4), IGNORE, np.uint8)
     table[CAT, PET:], table[DOG, PET:] = cat, dog
-    return table
+    both = Merge(_classes("pet background border"), (0, 0, 1, 2)) if config.task == "trimap_species" else None
+    return Task(_classes(names), table, both)
+
+
+def _classes(names: str) -> tuple[Class, ...]:
+    return classes_from([{"name": name, "colour": COLOURS[name]} for name in names.split()])
 
 
 def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str, official: bool = False) -> Dataset:
-    """Returns the dataset in a folder of the official layout, without opening an image.
-
-    Raises:
-        PetsegError: no images, no trimaps, or no lists in the folder.
-    """
+    """Returns the dataset in a folder of the official layout, without opening an image."""
     contents = read_contents(folder)
     task = get_task(config)
 
@@ -159,11 +147,12 @@ def _files(folder: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, 
 
 
 def _read_species(path: Path) -> dict[str, int]:
+    species = {"1": CAT, "2": DOG}
     given = {name: fields[2] for name, fields in _read_list(path).items()}
-    wrong = next((name for name in given if given[name] not in ("1", "2")), None)
-    if wrong is not None:
-        raise PetsegError(f"list.txt: {wrong} has species {given[wrong]!r}; wanted 1 cat or 2 dog: was it changed?")
-    return {name: int(species) for name, species in given.items()}
+    for name, text in given.items():
+        if text not in species:
+            raise PetsegError(f"list.txt: {name} has species {text!r}; wanted 1 cat or 2 dog: was it changed?")
+    return {name: species[text] for name, text in given.items()}
 
 
 def breed_of(name: str) -> str:
@@ -172,10 +161,7 @@ def breed_of(name: str) -> str:
 
 
 def species_of(name: str) -> int:
-    """Returns 1 for a cat, 2 for a dog: in this dataset cat breeds start with a capital letter.
-
-    Needed for the 41 names that list.txt leaves out.
-    """
+    """Returns 1 for a cat, 2 for a dog, for the 41 names that list.txt leaves out: cat breeds start with a capital."""
     return CAT if name[:1].isupper() else DOG
 
 
@@ -198,11 +184,7 @@ def _read_list(path: Path) -> dict[str, list[str]]:
 
 
 def read_trimap(path: Path) -> UInt8:
-    """Returns a trimap as uint8 [H, W] with values 1 pet, 2 background, 3 border, at its own size.
-
-    Raises:
-        PetsegError: not decodable, not one channel, or other values.
-    """
+    """Returns a trimap as uint8 [H, W] with values 1 pet, 2 background, 3 border, at its own size."""
     values = read_ids(path, "trimap")
     if values.min() < PET or values.max() > BORDER:  # half the time of np.unique, for each of thousands
         present = np.unique(values).tolist()
@@ -226,7 +208,7 @@ SEED_SIZE = 200
 def committed_validation() -> frozenset[str]:
     """Returns the 368 names of trainval that validate under protocol `official`.
 
-    Drawn once by `stratified_validation` with seed 0: stratified by breed, no near-duplicate of a training image.
+    Drawn once by `stratified_validation` with seed 0, from names without a near-duplicate among the others.
     """
     return _committed("official_val.txt")
 
@@ -265,13 +247,8 @@ def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: s
     }
 
 
-def stratified_validation(
-    names: Iterable[str], *, share: float = 0.1, seed: int = 0, barred: frozenset[str] = frozenset()
-) -> list[str]:
-    """Returns `share` of the names, sorted, each breed in proportion (largest remainders), at least one name.
-
-    `seed` is of the draw within each breed; `barred` names may not be drawn (their near-duplicates train).
-    """
+def stratified_validation(names: Iterable[str], *, share: float = 0.1, seed: int = 0) -> list[str]:
+    """Returns `share` of the names, sorted, each breed in proportion (largest remainders), at least one name."""
     by_breed: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         by_breed[breed_of(name)].append(name)
@@ -282,6 +259,5 @@ def stratified_validation(
         quota[breed] += 1
     drawn: list[str] = []
     for breed, members in by_breed.items():
-        free = [name for name in members if name not in barred]
-        drawn += random.Random(f"{seed} {breed}").sample(free, min(quota[breed], len(free)))  # noqa: S311
+        drawn += random.Random(f"{seed} {breed}").sample(members, quota[breed])  # noqa: S311
     return sorted(drawn)

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
 from platformdirs import user_data_path
 
 from petseg.config import DataConfig
 from petseg.data.archive import extract
-from petseg.data.cache import cache_root, locked, write_memo, writing
+from petseg.data.cache import ADVICE, cache_root, locked
 from petseg.data.dataset import Dataset
 from petseg.data.download import ARCHIVES, download, is_official
 from petseg.data.oxford_pets import open_oxford_pets
 from petseg.data.synthetic import make_pets
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, disk_errors
+from petseg.storage import write_text
 
 OFFICIAL = "the official archives"
 UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
@@ -52,18 +52,8 @@ def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | Non
     """Downloads the two official archives into a folder; what is there and verified stays.
 
     `on_progress` gets (archive's name, bytes here, bytes in all); `rounds` is how often both hosts are tried.
-
-    Raises:
-        PetsegError: no host gave the files, or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / "get.lock").acquire()
-    except OSError as error:
-        raise PetsegError(
-            f"data folder {folder}: cannot be written ({error.strerror or error}); choose another with --data"
-        ) from None
-    with held:
+    with locked(folder / "get", "data folder", "choose another with --data"):
         for archive in ARCHIVES:
             download(archive, folder, on_progress=on_progress and partial(on_progress, archive.name), rounds=rounds)
 
@@ -71,7 +61,7 @@ def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | Non
 def synthetic_data() -> Path:
     """Returns a folder of synthetic pets in the official layout, drawn at the first call."""
     target = cache_root() / "synthetic_pets" / f"{SYNTHETIC_PER_BREED}-v{SYNTHETIC_VERSION}"
-    with locked(target), writing(target):
+    with locked(target), disk_errors(f"cache {target}", ADVICE):
         if not target.is_dir():
             unfinished = target.with_name(f"{target.name}.tmp")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -81,13 +71,9 @@ def synthetic_data() -> Path:
 
 
 def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
-    """Returns the dataset in a folder.
+    """Returns the dataset in a folder of the official layout, or one with the two archives, .tar.gz or .tar.
 
-    The folder has the official layout of the Oxford-IIIT Pet Dataset, or holds its two archives (.tar.gz or .tar),
-    which are unpacked once into the cache.
-
-    Raises:
-        PetsegError: neither is there, or an archive is damaged.
+    Archives are unpacked once, into the cache. Raises `PetsegError` where neither is there, or one is damaged.
     """
     options = (config or DataConfig()).oxford_pets
     if not folder.is_dir():
@@ -114,13 +100,13 @@ def _unpacked(folder: Path) -> tuple[Path, bool]:
     stamp = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
     target = cache_root() / "extracted" / hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
     memo = target.with_name(f"{target.name}.official")  # the checksum of 800 MB takes seconds
-    with locked(target), writing(target):
+    with locked(target):
         extract(archives, target)
         known = memo.read_text(encoding="utf-8", errors="replace") if memo.is_file() else ""
         if known not in ("true", "false"):
             official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
             known = "true" if official else "false"
-            write_memo(memo, known)
+            write_text(memo, known)
     return target, known == "true"
 
 

@@ -16,22 +16,14 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from petseg.data.dataset import UInt8
-from petseg.data.oxford_pets import BACKGROUND, BORDER, PET
+from petseg.data.oxford_pets import BACKGROUND, BORDER, CAT, DOG, PET, breed_of, committed_validation, species_of
 from petseg.errors import PetsegError, unknown_name
 
-CATS = (
-    *("Abyssinian", "Bengal", "Birman", "Bombay", "British_Shorthair", "Egyptian_Mau", "Maine_Coon", "Persian"),
-    *("Ragdoll", "Russian_Blue", "Siamese", "Sphynx"),
-)
-"""The official cat breeds; their breed ids are 1..12 in this order."""
-
-DOGS = (
-    *("american_bulldog", "american_pit_bull_terrier", "basset_hound", "beagle", "boxer", "chihuahua"),
-    *("english_cocker_spaniel", "english_setter", "german_shorthaired", "great_pyrenees", "havanese", "japanese_chin"),
-    *("keeshond", "leonberger", "miniature_pinscher", "newfoundland", "pomeranian", "pug", "saint_bernard", "samoyed"),
-    *("scottish_terrier", "shiba_inu", "staffordshire_bull_terrier", "wheaten_terrier", "yorkshire_terrier"),
-)
-"""The official dog breeds; their breed ids are 1..25 in this order."""
+_BREEDS = sorted({breed_of(name) for name in committed_validation()}, key=str.lower)
+CATS = tuple(breed for breed in _BREEDS if species_of(breed) == CAT)
+"""The 12 official cat breeds; their breed ids are 1..12 in this order."""
+DOGS = tuple(breed for breed in _BREEDS if species_of(breed) == DOG)
+"""The 25 official dog breeds; their breed ids are 1..25 in this order."""
 
 Floats = npt.NDArray[np.float64]
 Colour = tuple[float, float, float]  # RGB in 0..1
@@ -43,16 +35,9 @@ def make_pets(folder: Path, *, per_breed: int = 6, breeds: int = 6, size: int = 
     Half of the breeds are cats as long as there are any; half of each breed's images are in trainval.txt, half in
     test.txt (an odd one goes to trainval). The longer side is between 0.85 and 1.15 times `size`. An image depends on
     its breed, number, `size` and `seed` alone, so a larger dataset holds the smaller one.
-
-    Raises:
-        PetsegError: A number is out of its range.
     """
-    for name, value, low, high in (
-        ("per_breed", per_breed, 2, 900),
-        ("breeds", breeds, 2, len(CATS) + len(DOGS)),
-        ("size", size, 32, 4096),
-        ("seed", seed, 0, 2**63),
-    ):
+    given = {"per_breed": per_breed, "breeds": breeds, "size": size, "seed": seed}
+    for (name, value), (low, high) in zip(given.items(), ((2, 900), (2, 37), (32, 4096), (0, 2**63)), strict=True):
         if not low <= value <= high:
             raise PetsegError(f"{name} is {value}; give one from {low} to {high}")
     images, trimaps = folder / "images", folder / "annotations" / "trimaps"
@@ -74,14 +59,12 @@ def make_pets(folder: Path, *, per_breed: int = 6, breeds: int = 6, size: int = 
 
 def write_list(path: Path, names: Sequence[str]) -> None:
     """Writes an official list of image names: name, class id 1..37, species 1 cat 2 dog, breed id."""
-    ids = {breed: number for number, breed in enumerate(sorted(CATS + DOGS, key=str.lower), start=1)}
-    rows = []
-    for name in names:
-        breed, _, number = name.rpartition("_")
-        species, among = (1, CATS) if breed in CATS else (2, DOGS)
-        rows.append((ids[breed], int(number), f"{name} {ids[breed]} {species} {among.index(breed) + 1}\n"))
-    header = "#Image CLASS-ID SPECIES BREED ID\n" if path.stem == "list" else ""
-    path.write_text(header + "".join(line for _, _, line in sorted(rows)), encoding="ascii")
+    lines = ["#Image CLASS-ID SPECIES BREED ID"] if path.stem == "list" else []
+    for name in sorted(names, key=lambda name: (_BREEDS.index(breed_of(name)), int(name.rpartition("_")[2]))):
+        breed, species = breed_of(name), species_of(name)
+        among = CATS if species == CAT else DOGS
+        lines.append(f"{name} {_BREEDS.index(breed) + 1} {species} {among.index(breed) + 1}")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
 
 
 def _chosen(breeds: int) -> list[str]:
@@ -91,11 +74,7 @@ def _chosen(breeds: int) -> list[str]:
 
 
 def draw_pet(breed: str, number: int, *, size: int = 160, seed: int = 0) -> tuple[UInt8, UInt8]:
-    """Returns one image [H, W, 3] RGB and its trimap [H, W] (1 pet, 2 background, 3 border).
-
-    `breed` gives the coat and proportions, `number` the pose, the place and the room. Raises PetsegError for an unknown
-    breed.
-    """
+    """Returns an image [H, W, 3] RGB and its trimap [H, W]; `breed` gives coat and proportions, `number` the scene."""
     if breed not in CATS + DOGS:
         raise unknown_name("breed", breed, CATS + DOGS)
     breed_id = (CATS + DOGS).index(breed)
@@ -122,7 +101,7 @@ def _trimap(alpha: Floats) -> UInt8:
     return np.where(inner, PET, np.where(outer, BORDER, BACKGROUND)).astype(np.uint8)
 
 
-# --- the pet: polygons in its own frame (x right, y down, about -1..1), back to front --------------------------------
+# the pet: polygons in its own frame (x right, y down, about -1..1), back to front
 
 FURS: tuple[tuple[Colour, Colour], ...] = (  # main colour, second colour
     ((0.80, 0.50, 0.24), (0.95, 0.86, 0.72)),  # ginger, cream
@@ -171,14 +150,13 @@ def _limb(start: tuple[float, float], end: tuple[float, float], width: float) ->
 
 def _figure(rng: np.random.Generator, look: _Look) -> list[Part]:
     """Returns a sitting or standing pet."""
-    body, (x, y) = (_sitting if rng.random() < 0.7 else _standing)(rng, look)
+    body, place = (_sitting(rng, look), (0.0, -0.37)) if rng.random() < 0.7 else (_standing(rng, look), (0.74, -0.44))
     turn = _rotation(rng.uniform(-14, 14))
     head = _cat_head(look) if look.is_cat else _dog_head(look)
-    return body + [(points @ turn + (x, y), colour) for points, colour in head]
+    return body + [(points @ turn + place, colour) for points, colour in head]
 
 
-def _sitting(rng: np.random.Generator, look: _Look) -> tuple[list[Part], tuple[float, float]]:
-    """Returns the body, and where the head belongs."""
+def _sitting(rng: np.random.Generator, look: _Look) -> list[Part]:
     wide, leg = (0.34 * look.girth, 0.17) if look.is_cat else (0.46 * look.girth, 0.24)
     parts = [(_limb((0.2, 0.80), (0.8, rng.uniform(0.1, 0.8)), 0.18), look.shade(0.85))]
     parts += [(_ellipse(side * 0.8 * wide, 0.62, 0.68 * wide, 0.29), look.shade(0.85)) for side in (-1, 1)]
@@ -186,18 +164,17 @@ def _sitting(rng: np.random.Generator, look: _Look) -> tuple[list[Part], tuple[f
     for x in (-0.16, 0.16):
         parts.append((_limb((x, 0.25), (1.1 * x, 0.88), leg), look.shade(0.95)))
         parts.append((_ellipse(1.15 * x, 0.89, 0.6 * leg, 0.07), look.fur2))
-    return parts, (0.0, -0.37)
+    return parts
 
 
-def _standing(rng: np.random.Generator, look: _Look) -> tuple[list[Part], tuple[float, float]]:
-    """Returns the body, and where the head belongs."""
+def _standing(rng: np.random.Generator, look: _Look) -> list[Part]:
     leg, height = (0.18, 0.25 * look.girth) if look.is_cat else (0.24, 0.33 * look.girth)
     swing = rng.uniform(-0.12, 0.12)
     parts = [(_limb((-0.5, -0.08), (-1.0, rng.uniform(-0.6, 0.2)), 0.16), look.shade(0.9))]
     for x, step, tone in ((-0.40, swing, 0.70), (0.42, -swing, 0.70), (-0.44, -swing, 0.95), (0.46, swing, 0.95)):
         parts.append((_limb((x, 0.1), (x + step, 0.78), leg), look.shade(tone)))
     torso, neck = _ellipse(0.0, 0.0, 0.66, height), _limb((0.38, -0.05), (0.70, -0.40), 1.8 * height)
-    return [*parts, (torso, look.fur), (neck, look.fur)], (0.74, -0.44)
+    return [*parts, (torso, look.fur), (neck, look.fur)]
 
 
 def _cat_head(look: _Look) -> list[Part]:
@@ -223,9 +200,6 @@ def _dog_head(look: _Look) -> list[Part]:
 def _eyes(x: float, y: float) -> list[Part]:
     discs = ((0.08, BLACK), (0.06, IRIS), (0.035, BLACK))
     return [(_ellipse(s * x, y, r, r), colour) for s in (-1, 1) for r, colour in discs]
-
-
-# --- pixels ----------------------------------------------------------------------------------------------------------
 
 
 def _placed(rng: np.random.Generator, figure: list[Part], H: int, W: int) -> list[Part]:

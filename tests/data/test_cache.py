@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from petseg.config import DataConfig, OxfordPetsConfig
-from petseg.data import cache
+from petseg.data import cache, images
 from petseg.data.dataset import SUSPECT
 from petseg.data.images import open_ids, resize_ids
 from petseg.data.sources import FOLDER, open_dataset
@@ -93,7 +93,7 @@ def test_labels_are_exactly_nearest(eight_pets, task):
 
 
 def test_threads_do_not_change_the_order(eight_pets, monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 1)
+    monkeypatch.setattr(images, "CHUNK", 1)
     digests = []
     for cores in (1, 4):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
@@ -369,8 +369,7 @@ def test_a_write_that_fails_is_one_line(eight_pets, cache_folder):
         "except Exception as error: print(type(error).__name__, error)"
     )
     done = subprocess.run([sys.executable, "-B", "-c", code, eight_pets], check=True, capture_output=True, text=True)
-    assert done.stdout == (
-        f"PetsegError cache {cache_folder / 'prepared'}: File too large; free some space or set PETSEG_CACHE\n"
-    )
+    place = cache_folder / "prepared"
+    assert done.stdout == f"PetsegError cache {place}: cannot be written (File too large); {cache.ADVICE}\n"
     assert names_in(cache_folder) == []
     assert len(prepare(eight_pets).samples) == 8

@@ -129,18 +129,6 @@ def test_quotas_whatever_the_order(counts, share, seed, rng):
     assert stratified_validation(names, share=share, seed=seed) == drawn
 
 
-@given(counts, st.data(), st.floats(0.01, 0.99))
-def test_barred_names_are_never_drawn(counts, data, share):
-    names = names_of(counts)
-    barred = frozenset(data.draw(st.sets(st.sampled_from(names))))
-    drawn = stratified_validation(names, share=share, barred=barred)
-    assert not barred & {*drawn}
-    free = Counter(breed_of(name) for name in names if name not in barred)
-    wanted = Counter(map(breed_of, stratified_validation(names, share=share)))
-    # the quota is that of the whole breed, as far as free names go
-    assert Counter(map(breed_of, drawn)) == +Counter({b: min(wanted[b], free[b]) for b in counts})
-
-
 NAMES = st.one_of(
     st.builds("{}_{}".format, st.sampled_from(BREEDS), st.integers(1, 200)),
     st.sampled_from(sorted(committed_validation())),
