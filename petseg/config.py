@@ -167,9 +167,6 @@ class Recipe(StrictConfig):
         """Returns the run of one model: shared fields, then its overrides.
 
         Whether there is such a model, with such options, is for `petseg.models.run_config` to check.
-
-        Raises:
-            PetsegError: an override that is no field.
         """
         fields = self.model_dump(exclude={"models", "overrides"})
         for field, value in flat_fields(self.overrides.get(name, {})):
@@ -216,10 +213,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     """Returns a shipped recipe by name, or a TOML file by path, with `field=value` settings applied.
 
-    A setting holds for every model: it goes before what the file's `overrides` say.
-
-    Raises:
-        PetsegError: unknown recipe, broken TOML, unknown or wrong field, malformed setting.
+    A setting holds for every model: it goes before what the file's `overrides` say. Whatever is wrong is a
+    `PetsegError` that names it.
     """
     fields = read_toml("recipe", name, recipe_names())
     parsed = [_parse_setting(setting) for setting in settings]
@@ -231,11 +226,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def read_toml(kind: str, name: str, shipped: Sequence[str]) -> dict[str, Any]:
-    """Returns the fields of a shipped TOML file by name, or of one by path; errors call it a `kind`.
-
-    Raises:
-        PetsegError: no such file, or broken TOML.
-    """
+    """Returns the fields of a shipped TOML file by name, or of one by path; errors call it a `kind`."""
     if name not in shipped and not name.endswith(".toml") and "/" not in name:
         raise unknown_name(kind, name, shipped)
     try:
@@ -254,32 +245,31 @@ def load_serving(settings: Sequence[str] = (), **given: Any) -> ServeConfig:
 
 
 def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) -> ConfigT:
-    """Returns `fields` as a `kind`; the first thing wrong becomes one line that names its field.
-
-    Raises:
-        PetsegError: an unknown field (nearest first), or a value of the wrong type or range.
-    """
+    """Returns `fields` as a `kind`; the first thing wrong becomes a `PetsegError` that names its field."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        # a misspelt field is unknown and missing at once: the former says what to do
-        first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
-    names = _field_names(kind)
-    path = [str(part) for part in first["loc"]]
+        raise PetsegError(f"{source}: {first_mistake(kind, error)}") from None
+
+
+def first_mistake(kind: type[BaseModel], error: ValidationError) -> str:
+    """Returns the first thing that is wrong with the fields of a `kind`, in one line without a full stop."""
+    # a misspelt field is unknown and missing at once: the former says what to do
+    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+    names, field = _field_names(kind), ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        raise PetsegError(f"{source}: {unknown_name('field', '.'.join(path), names)}")
+        return str(unknown_name("field", field, names))
     if first["type"] == "missing":
-        raise PetsegError(f"{source}: {'.'.join(path)} is missing; give it")
-    dotted = ".".join(path)
-    while dotted not in names and "." in dotted:  # below a field pydantic's path goes on into its own types
-        dotted = dotted.rpartition(".")[0]
+        return f"{field} is missing; give it"
+    if not field or first["type"] == "value_error":  # a rule of ours, which names what it is about
+        return message
+    while field not in names and "." in field:  # below a field pydantic's path goes on into its own types
+        field = field.rpartition(".")[0]
     if first["type"] == "literal_error":
         choices = [choice.strip("' ") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        raise PetsegError(f"{source}: {unknown_name(dotted, str(first['input']), choices)}")
-    message = first["msg"].removeprefix("Value error, ")
-    if not path or first["type"] == "value_error":  # a rule of ours, which names what it is about
-        raise PetsegError(f"{source}: {message}")
-    raise PetsegError(f"{source}: {dotted} is {shown(first['input'])}; {message[0].lower()}{message[1:]}")
+        return str(unknown_name(field, str(first["input"]), choices))
+    return f"{field} is {shown(first['input'])}; {message[0].lower()}{message[1:]}"
 
 
 def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:

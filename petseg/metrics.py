@@ -5,7 +5,7 @@ over labelled pixels. Dataset scores add the matrices of all images first ("micr
 per-image scores are taken image by image and then averaged. Every score lies in 0..1, best 1.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,8 +71,7 @@ def pixel_accuracy(confusion: Confusion) -> Score:
     return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum(axis=(-2, -1)))
 
 
-@dataclass(frozen=True)
-class BoundaryCounts:
+class BoundaryCounts(NamedTuple):
     """Boundary pixels of one class in one image: of each side, all and those with the other side near."""
 
     predicted: int
@@ -107,15 +106,13 @@ def _near(points: Score, others: Score, tolerance: float) -> int:
 
 
 def boundary_f(counts: BoundaryCounts) -> float:
-    """Returns the F-score of one class's boundary in one image: harmonic mean of precision and recall.
+    """Returns the F-score of one class's boundary in one image; nan when it has one in neither, 0 when in one alone.
 
-    Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013. nan when the class has a
-    boundary in neither; 0 when in one alone.
+    Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013.
     """
     if not counts.predicted and not counts.true:
         return float("nan")
-    precision = counts.predicted_right / counts.predicted if counts.predicted else 0.0
-    recall = counts.true_found / counts.true if counts.true else 0.0
+    precision, recall = counts.predicted_right / max(1, counts.predicted), counts.true_found / max(1, counts.true)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 

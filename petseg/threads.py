@@ -19,20 +19,13 @@ PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME"
 
 
 def wait_without_spinning() -> None:
-    """Makes threads that wait give their core to others; where the user set a variable, that stays.
-
-    Holds only if torch is loaded afterwards.
-    """
+    """Makes the threads of a torch that is loaded later sleep while they wait, unless the user set a variable."""
     if not PATIENCE.keys() & os.environ.keys():
         os.environ.update(PATIENCE)
 
 
 def thread_count(given: int | None = None) -> int | None:
-    """Returns how many threads were asked for: `given`, else PETSEG_THREADS, else None.
-
-    Raises:
-        PetsegError: PETSEG_THREADS is no number above zero.
-    """
+    """Returns how many threads were asked for: `given`, else PETSEG_THREADS, else None."""
     named = os.environ.get(VARIABLE, "")
     if given is None and named:
         if not named.isdecimal() or not int(named):
@@ -53,7 +46,7 @@ def recorded_threads(folder: Path) -> int | None:
 
 
 def free_cores(seconds: float = 0.2) -> int:
-    """Returns how many of this process's cores were idle over a moment, at least 1; all of them where no one counts."""
+    """Returns how many of this process's cores were idle over a moment, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     before = _busy_seconds()
     if before is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import wraps
 
 DASH = "–"
+PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 
 Number = float | int | None
 Format = Callable[[Number], str]
@@ -19,12 +20,7 @@ Format = Callable[[Number], str]
 
 def dashed(text: Callable[[float], str]) -> Format:
     """Returns the formatter with a dash for what does not exist."""
-
-    @wraps(text)
-    def written(value: Number) -> str:
-        return DASH if value is None or math.isnan(value) else text(value)
-
-    return written
+    return wraps(text)(lambda value: DASH if value is None or math.isnan(value) else text(value))
 
 
 percent = dashed(lambda share: f"{100 * share:.1f}")  # of a share of 0..1, without the sign: 73.1
@@ -35,7 +31,7 @@ whole = dashed(lambda value: f"{value:,.0f}")
 @dashed
 def count(value: float) -> str:
     """Returns a count with the prefix that leaves at least 0.1 before it, 730_000_000 as 0.73 G; exact below 100."""
-    for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for prefix, unit in PREFIXES.items():
         scaled = value / unit
         if scaled >= 0.1:
             return f"{scaled:.{2 if scaled < 0.995 else 1}f} {prefix}"
@@ -45,9 +41,9 @@ def count(value: float) -> str:
 @dashed
 def byte_size(value: float) -> str:
     """Returns bytes in decimal units (1 MB is 10^6 bytes) with one decimal: 12.3 MB."""
-    for prefix, unit in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for prefix, unit in PREFIXES.items():
         if value >= 0.99995 * unit:
-            return f"{value / unit:.1f} {prefix}"
+            return f"{value / unit:.1f} {prefix}B"
     return f"{value:.0f} B"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from petseg.cli.data import data_or_download, data_or_synthetic, prepare_data
+from petseg.cli.data import data_folder, data_or_synthetic, prepare_data
 from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
 from petseg.cli.terminal import print_table, progress_bar, resumable
 from petseg.errors import PetsegError
@@ -50,7 +50,7 @@ def compare(
     folder = out or Path("runs") / f"compare-{Path(name).stem}"
     refuse_existing(folder, resume=resume)
     hardware = chosen_hardware(loaded.train.precision, device, threads, folder)
-    source, synthetic = data_or_synthetic(data) if quick else (data_or_download(data), False)
+    source, synthetic = data_or_synthetic(data) if quick else (data_folder(data, fetch=True), False)
     prepared = prepare_data(source, loaded.data)
     started = time.monotonic()
     with resumable(), progress_bar() as advance:

@@ -57,23 +57,17 @@ def prepare(data: DataOption = None, size: SizeOption = 128) -> None:
     print(f"{prepared.folder}: {len(prepared.samples):,} pairs at {size} px")
 
 
-def data_folder(given: Path | None) -> Path:
-    """Returns the folder of the dataset: what was given, PETSEG_DATA, or what was downloaded."""
+def data_folder(given: Path | None, *, fetch: bool = False) -> Path:
+    """Returns the folder of the dataset: what was given, PETSEG_DATA, what was downloaded, or is now if asked for."""
     from petseg.data.sources import find_data
 
-    folder = find_data(given)
-    if folder is None:
+    if folder := find_data(given):
+        return folder
+    if not fetch:
         raise PetsegError(
             "no dataset: neither --data nor PETSEG_DATA is given and nothing was downloaded; run `petseg data get`"
         )
-    return folder
-
-
-def data_or_download(given: Path | None) -> Path:
-    """Returns the folder of the dataset, downloaded if there is none."""
-    from petseg.data.sources import find_data
-
-    return find_data(given) or _download()
+    return _download()
 
 
 def data_or_synthetic(given: Path | None) -> tuple[Path, bool]:
@@ -87,11 +81,8 @@ def data_or_synthetic(given: Path | None) -> tuple[Path, bool]:
 
         console = Console(stderr=True, soft_wrap=True)
         console.print(f"petseg: {error}", style="dim", highlight=False)
-        console.print(
-            "SYNTHETIC PETS: the real dataset is not at hand and cannot be downloaded; training on drawn animals, "
-            "whose figures mean nothing for real ones",
-            style="bold white on red",
-        )
+        warning = "the real dataset is not at hand and cannot be downloaded; training on drawn animals, whose figures"
+        console.print(f"SYNTHETIC PETS: {warning} mean nothing for real ones", style="bold white on red")
         return synthetic_data(), True
 
 

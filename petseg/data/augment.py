@@ -17,10 +17,9 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns a batch with each image flipped, zoomed, turned, shifted and coloured at random.
+    """Returns a batch with each image flipped, zoomed, turned, shifted and coloured at random; outside it is mirrored.
 
-    Pixels from outside the image are its mirror image, in the labels too. Images are float32 [N, 3, H, W] in 0..1,
-    labels uint8 [N, H, W] with no new values, the generator is on the CPU.
+    Images are float32 [N, 3, H, W] in 0..1, labels uint8 [N, H, W] with no new values, the generator is on the CPU.
     """
     images, labels = _move(images, labels, config, generator)
     return _recolour(images, config.colour, generator), labels

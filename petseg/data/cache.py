@@ -1,7 +1,7 @@
 """The prepared cache: a dataset decoded and resized once, as memory-mapped uint8 arrays of images and class ids.
 
-No loader stands on the training path: a batch is an index into these arrays. A cache is keyed by the content of the
-dataset and by the size; it appears under its name only when it is complete.
+A batch is an index into these arrays. A cache is keyed by the content of the dataset and by the size; it appears under
+its name only when it is complete.
 """
 
 import hashlib
@@ -80,9 +80,9 @@ class Prepared:
 def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None) -> Prepared:
     """Returns the prepared form of a dataset, made at the first call and read at the next.
 
-    Two processes may call at once: the second waits and reads the first one's work. A killed call leaves nothing under
-    the cache's name. A damaged cache is made again, with a warning. `size` is the side of the square in pixels. Raises
-    `PetsegError` where no sample can be used, or the disk is full.
+    Two processes may call at once: the second waits and reads the first one's work. A damaged cache is made again, with
+    a warning. `size` is the side of the square in pixels. Raises `PetsegError` where no sample can be used, or the disk
+    is full.
     """
     target = cache_root() / "prepared" / f"{content_key(dataset)[:16]}-{size}-v{CACHE_VERSION}"
     with locked(target):
@@ -132,13 +132,13 @@ def _empty_arrays(folder: Path, count: int, size: int) -> tuple[np.memmap, np.me
     needed, free = count * size * size * 4, shutil.disk_usage(folder).free
     if free < needed:
         raise PetsegError(f"cache {folder.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB wanted; {ADVICE}")
-    images = open_memmap(folder / "images.npy", "w+", np.uint8, (count, size, size, 3))
-    labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (count, size, size))
-    if hasattr(os, "posix_fallocate"):  # a disk that fills under a memory map kills the process
-        for path in (folder / "images.npy", folder / "labels.npy"):
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return images, labels
+    arrays = []
+    for name, shape in (("images.npy", (count, size, size, 3)), ("labels.npy", (count, size, size))):
+        arrays.append(open_memmap(folder / name, "w+", np.uint8, shape))
+        if hasattr(os, "posix_fallocate"):  # a disk that fills under a memory map kills the process
+            with (folder / name).open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
+    return arrays[0], arrays[1]
 
 
 def _decode(dataset: Dataset, size: int, sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], int]:
@@ -152,8 +152,7 @@ def _read_cache(target: Path, dataset: Dataset) -> Prepared:
     try:
         index = json.loads((target / "index.json").read_text(encoding="utf-8"))
         count, size = len(index["rows"]), index["size"]
-        images = np.load(target / "images.npy", mmap_mode="r")[:count]
-        labels = np.load(target / "labels.npy", mmap_mode="r")[:count]
+        images, labels = (np.load(target / f"{name}.npy", mmap_mode="r")[:count] for name in ("images", "labels"))
         if images.shape != (count, size, size, 3) or labels.shape != (count, size, size):
             raise ValueError(f"arrays of {images.shape} and {labels.shape} for {count} images of {size} px")
         return Prepared(
@@ -174,8 +173,8 @@ def _read_cache(target: Path, dataset: Dataset) -> Prepared:
 def content_key(dataset: Dataset) -> str:
     """Returns the SHA-256 (hex) over every sample's id and bytes, and what its class ids depend on beside them.
 
-    Reading hundreds of megabytes at each start would take seconds. So the key is kept in a file named after the paths,
-    sizes and times: an unchanged folder is not read again, a copy elsewhere is read once and has the same cache.
+    It is kept in a file named after the paths, sizes and times: an unchanged folder is not read again, which takes
+    seconds, and a copy elsewhere has the same cache.
     """
     head = f"{[entry.name for entry in dataset.classes]} {dataset.fingerprint}"
     stamp = hashlib.sha256(f"{head}\n".encode())

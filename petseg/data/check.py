@@ -38,31 +38,26 @@ class Finding:
 
 
 def check_samples(dataset: Dataset, *, on_progress: Callable[[int, int], None] | None = None) -> list[Finding]:
-    """Returns a row for the sound pairs, then one for each kind of unusual file, after opening every pair.
-
-    `on_progress` gets (done, total) samples.
-    """
+    """Returns a row for the sound pairs, then one for each kind of unusual file, after opening every pair."""
     noted: dict[str, list[str]] = defaultdict(list)
     broken: dict[str, list[str]] = defaultdict(list)
     sound = 0
     for sample, notes in outcomes(lambda sample: open_sample(dataset, sample).notes, dataset.samples, on_progress):
         if isinstance(notes, str):
-            broken[_kind(notes, sample.id)].append(sample.id)
+            # what does not differ from sample to sample: no brackets, what stands after ';'
+            kind = re.sub(r"\(.*\)", "", notes.removeprefix(f"{sample.id}: ")).strip().rpartition("; ")[2]
+            broken[kind].append(sample.id)
         else:
             sound += not notes
             for note in notes:
                 noted[note].append(sample.id)
-    kinds: list[tuple[str, Sequence[str], str]] = [
-        *((kind, names, HANDLED.get(kind, "kept")) for kind, names in sorted(noted.items())),
-        *((kind, names, "left out") for kind, names in sorted(broken.items())),
-        *((kind, names, SKIPPED.get(kind, "skipped")) for kind, names in dataset.skipped.items()),
+    rows = [
+        *(_finding(kind, names, HANDLED.get(kind, "kept")) for kind, names in sorted(noted.items())),
+        *(_finding(kind, names, "left out") for kind, names in sorted(broken.items())),
+        *(_finding(kind, names, SKIPPED.get(kind, "skipped")) for kind, names in dataset.skipped.items()),
     ]
-    return [
-        Finding("sound pair", sound, "used", (), False),
-        *(Finding(kind, len(names), action, tuple(names), action == "left out") for kind, names, action in kinds),
-    ]
+    return [Finding("sound pair", sound, "used", (), False), *rows]
 
 
-def _kind(reason: str, name: str) -> str:
-    """Returns the part of a reason that does not differ from sample to sample: no brackets, what stands after ';'."""
-    return re.sub(r"\(.*\)", "", reason.removeprefix(f"{name}: ")).strip().rpartition("; ")[2]
+def _finding(kind: str, names: Sequence[str], action: str) -> Finding:
+    return Finding(kind, len(names), action, tuple(names), action == "left out")

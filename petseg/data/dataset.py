@@ -48,9 +48,6 @@ def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...
 
     >>> [entry.role for entry in classes_from(["background", "leaf"])]
     ['background', 'foreground']
-
-    Raises:
-        ValueError: no classes, more than 255, a name that stands twice, a role or a colour that is none.
     """
     classes = []
     for place, entry in enumerate(entries):
@@ -81,19 +78,15 @@ def palette(classes: Sequence[Class]) -> UInt8:
 
 @dataclass(frozen=True)
 class Merge:
-    """Classes that scores take together, such as cat and dog as pet.
-
-    An image then also has a class: the member of the first merged group that it shows most of.
-    """
+    """Classes that scores take together; an image's own is the member of the first group that it shows most of."""
 
     classes: tuple[Class, ...]  # what scores are of
     of: tuple[int, ...]  # for each trained class id, its scored class id
 
     def members(self) -> tuple[tuple[int, ...], ...]:
         """Returns, for each scored class, the trained class ids that it holds."""
-        return tuple(
-            tuple(own for own, scored in enumerate(self.of) if scored == target) for target in range(len(self.classes))
-        )
+        ids = range(len(self.classes))
+        return tuple(tuple(own for own, scored in enumerate(self.of) if scored == target) for target in ids)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,19 +54,14 @@ def formats() -> tuple[str, ...]:
 
 
 def draft_side(size: int) -> int:
-    """Returns how many pixels the JPEG decoder, which can halve an image as it decodes, must leave of each side.
-
-    A quarter more than `size`. Most official images (500 x 333 px and more) are then halved for sizes below 134 px,
-    which takes half the time.
-    """
+    """Returns how many pixels the JPEG decoder, which can halve an image as it decodes, must leave of each side."""
+    # most official images (500 x 333 px and more) are then halved for sizes below 134 px, which takes half the time
     return size + size // 4
 
 
 def check_pixels(opened: Image.Image) -> None:
-    """Raises `Image.DecompressionBombError` for an image that is too large to decode.
-
-    Pillow itself only warns up to twice its limit, and all threads share one filter of warnings.
-    """
+    """Raises `Image.DecompressionBombError` for an image that is too large to decode."""
+    # Pillow itself only warns up to twice its limit, and all threads share one filter of warnings
     pixels, limit = opened.width * opened.height, Image.MAX_IMAGE_PIXELS
     if limit and pixels > limit:
         raise Image.DecompressionBombError(f"{pixels:,} pixels; at most {limit:,} are read")
@@ -94,9 +90,7 @@ def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
         wide = np.asarray(opened, dtype=np.float64)
         return Image.fromarray((wide / 257.0).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     notes.append(f"mode {opened.mode}, converted to RGB")
-    if "transparency" in opened.info:
-        return opened.convert("RGBA").convert("RGB")
-    return opened.convert("RGB")
+    return (opened.convert("RGBA") if "transparency" in opened.info else opened).convert("RGB")
 
 
 def read_ids(path: Path, kind: str = "label") -> npt.NDArray[Any]:
@@ -149,36 +143,30 @@ def outcomes(
     A thread for each core works (Pillow releases the interpreter lock), some samples ahead of the reader.
     """
 
-    def worked(chunk: Sequence[Sample]) -> list[Result | str]:
-        return [_outcome(work, sample) for sample in chunk]
+    def outcome(sample: Sample) -> Result | str:
+        try:
+            return work(sample)
+        except PetsegError as error:
+            return str(error)
 
     chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = (result for chunk in pool.map(worked, chunks) for result in chunk)
+        results = chain.from_iterable(pool.map(lambda chunk: [outcome(sample) for sample in chunk], chunks))
         for done, (sample, result) in enumerate(zip(samples, results, strict=True), start=1):
             yield sample, result
             if on_progress is not None:
                 on_progress(done, len(samples))
 
 
-def _outcome(work: Callable[[Sample], Result], sample: Sample) -> Result | str:
-    try:
-        return work(sample)
-    except PetsegError as error:
-        return str(error)
-
-
 def _match(label: Label, own_size: tuple[int, int], name: str, notes: list[str]) -> UInt8:
     """Returns the ids at `own_size` (width, height); what was done goes to `notes`."""
-    ids = label.ids
+    ids, (own_width, own_height) = label.ids, own_size
     height, width = ids.shape
     if (width, height) != own_size:
-        if abs(math.log(width / height * own_size[1] / own_size[0])) > SAME_ASPECT:
-            raise PetsegError(
-                f"{name}: label is {width}x{height}, image {own_size[0]}x{own_size[1]}; "
-                "different shapes cannot be matched"
-            )
-        ids = np.asarray(Image.fromarray(ids).resize(own_size, Image.Resampling.NEAREST))
+        if abs(math.log(width / height * own_height / own_width)) > SAME_ASPECT:
+            sizes = f"label is {width}x{height}, image {own_width}x{own_height}"
+            raise PetsegError(f"{name}: {sizes}; different shapes cannot be matched")
+        ids = resize_ids(ids, (own_height, own_width))
         notes.append("label of another size, resized (nearest)")
     notes.extend(label.notes)
     return ids

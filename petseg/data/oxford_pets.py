@@ -227,8 +227,7 @@ def _committed(name: str) -> frozenset[str]:
 def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: str) -> dict[str, list[str]]:
     """Returns "train", "val" and (official only) "test": names, sorted, of all pairs in the folder.
 
-    A pair that is left out for a defect must still be in `all_names`, or the `seed` split would shift. `listed` says
-    "trainval", "test" or "none" of each.
+    A pair that is left out for a defect must still be in `all_names`, or the `seed` split would shift.
     """
     if protocol == "seed":
         shuffled = sorted(all_names)

@@ -89,26 +89,22 @@ def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
 
 def _unpacked(folder: Path) -> tuple[Path, bool]:
     """Returns where a folder's archives are unpacked, and whether they are the official ones."""
-    given = [_archive_in(folder, archive.name) for archive in ARCHIVES]
-    archives = [path for path in given if path is not None]
-    if len(archives) < len(ARCHIVES):
-        missing = " and ".join(archive.name for archive, path in zip(ARCHIVES, given, strict=True) if path is None)
+    names = {archive.name: (archive.name, archive.name.removesuffix(".gz")) for archive in ARCHIVES}
+    found = {name: [folder / file for file in files if (folder / file).is_file()] for name, files in names.items()}
+    if missing := " and ".join(name for name, paths in found.items() if not paths):
         raise PetsegError(
             f"data folder {folder}: {missing} missing; wanted images/ and annotations/, or the two archives: "
             "run `petseg data get`"
         )
+    archives = [paths[0] for paths in found.values()]
     stamp = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
     target = cache_root() / "extracted" / hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
     memo = target.with_name(f"{target.name}.official")  # the checksum of 800 MB takes seconds
     with locked(target):
         extract(archives, target)
-        known = memo.read_text(encoding="utf-8", errors="replace") if memo.is_file() else ""
-        if known not in ("true", "false"):
+        known = memo.read_bytes() if memo.is_file() else b""
+        if known not in (b"true", b"false"):
             official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
-            known = "true" if official else "false"
-            write_text(memo, known)
-    return target, known == "true"
-
-
-def _archive_in(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / name.removesuffix(".gz")) if path.is_file()), None)
+            known = b"true" if official else b"false"
+            write_text(memo, known.decode())
+    return target, known == b"true"

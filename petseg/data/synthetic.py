@@ -41,10 +41,11 @@ def make_pets(folder: Path, *, per_breed: int = 6, breeds: int = 6, size: int = 
         if not low <= value <= high:
             raise PetsegError(f"{name} is {value}; give one from {low} to {high}")
     images, trimaps = folder / "images", folder / "annotations" / "trimaps"
-    images.mkdir(parents=True, exist_ok=True)
-    trimaps.mkdir(parents=True, exist_ok=True)
+    for place in (images, trimaps):
+        place.mkdir(parents=True, exist_ok=True)
     lists: dict[str, list[str]] = {"list": [], "trainval": [], "test": []}
-    for breed in _chosen(breeds):
+    cats, beagle = min(len(CATS), (breeds + 1) // 2), DOGS.index("beagle")  # first: the field's usual example
+    for breed in (*CATS[:cats], *(DOGS[beagle:] + DOGS[:beagle])[: breeds - cats]):
         for number in range(1, per_breed + 1):
             name = f"{breed}_{number}"
             image, trimap = draw_pet(breed, number, size=size, seed=seed)
@@ -65,12 +66,6 @@ def write_list(path: Path, names: Sequence[str]) -> None:
         among = CATS if species == CAT else DOGS
         lines.append(f"{name} {_BREEDS.index(breed) + 1} {species} {among.index(breed) + 1}")
     path.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
-
-
-def _chosen(breeds: int) -> list[str]:
-    cats = min(len(CATS), (breeds + 1) // 2)
-    start = DOGS.index("beagle")  # a short dataset has the field's usual example
-    return [*CATS[:cats], *(DOGS[start:] + DOGS[:start])[: breeds - cats]]
 
 
 def draw_pet(breed: str, number: int, *, size: int = 160, seed: int = 0) -> tuple[UInt8, UInt8]:

@@ -98,11 +98,8 @@ class SegNetOptions(StageOptions):
 
 def _segnet(num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int, **options: Any) -> SegNet:
     """Returns a SegNet whose stages' numbers of convolutions are written out."""
-    if convs is None:
-        convs = vgg16_convs(depth)
-    elif isinstance(convs, int):
-        convs = (convs,) * depth
-    return SegNet(num_classes, convs=convs, depth=depth, **options)
+    stages = (convs,) * depth if isinstance(convs, int) else convs or vgg16_convs(depth)
+    return SegNet(num_classes, convs=stages, depth=depth, **options)
 
 
 _UNET = Builder("U-Net", UNet, UNetOptions, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True})
@@ -157,8 +154,8 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 def model_input(config: ModelConfig) -> Input:
     """Returns what a model wants of its images."""
     builder, options = builder_of(config.name), model_options(config)
-    halvings = options["depth"] if issubclass(builder.options, StageOptions) else None
-    return builder.input if halvings is None else replace(builder.input, multiple=2**halvings)
+    staged = issubclass(builder.options, StageOptions)
+    return replace(builder.input, multiple=2 ** options["depth"]) if staged else builder.input
 
 
 def title_of(name: str) -> str:

@@ -37,14 +37,8 @@ def vgg16_convs(depth: int) -> tuple[int, ...]:
 class SegNet(nn.Module):
     """Logits [N, num_classes, H, W] of images [N, 3, H, W], for any H and W from 16 up.
 
-    Args:
-        num_classes: C, channels of the logits.
-        base_channels: channels of the first stage; they double each stage up to eight times (VGG16: 64 to 512).
-        depth: stages, and times the resolution is halved (the paper: 5).
-        convs: convolutions of each stage, `depth` numbers (the paper: VGG16's 2, 2, 3, 3, 3).
-        batch_norm: batch normalisation after each convolution (the paper has it).
-        dropout: probability of dropping a channel at the end of the deepest stage, 0 to 1.
-        upsampling: "indices" places values by the pooling's argmax; "bilinear" is the ablation.
+    `petseg.models.SegNetOptions` says what each option is; here `convs` has a number for each stage. Channels double
+    each stage up to eight times, as VGG16's.
     """
 
     def __init__(
@@ -72,8 +66,7 @@ class SegNet(nn.Module):
         for level in reversed(range(1, depth)):
             widths = [channels[level]] * convs[level] + [channels[level - 1]]
             self.decoder.append(conv_stage(widths, batch_norm=batch_norm))
-        last = conv_stage([base_channels] * convs[0], batch_norm=batch_norm)
-        self.decoder.append(last)
+        self.decoder.append(conv_stage([base_channels] * convs[0], batch_norm=batch_norm))
         self.head = nn.Conv2d(base_channels, num_classes, kernel_size=3, padding=1)
         initialise(self)
 
@@ -114,12 +107,9 @@ def enlarge(x: Tensor, indices: Tensor | None, size: tuple[int, int]) -> Tensor:
 
 
 def max_unpool(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns [N, D, *size]: each value of `x` where its maximum stood, zero elsewhere.
+    """Returns [N, D, *size]: each value of `x` [N, D, H, W] where its maximum stood, zero elsewhere.
 
-    Args:
-        x: pooled values [N, D, H, W].
-        indices: their places in the flattened plane of `size`, int64 [N, D, H, W], from `max_pool2d`.
-        size: height and width before the pooling; passed on because odd sizes are ambiguous without it.
+    `indices` are int64 from `max_pool2d`, `size` is the height and width before it: odd ones are ambiguous without it.
     """
     if torch.are_deterministic_algorithms_enabled():
         # max_unpool2d refuses to run then; windows do not overlap, so a scatter gives the same values to the bit
@@ -128,11 +118,9 @@ def max_unpool(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
     return F.max_unpool2d(x, indices, kernel_size=[2, 2], stride=[2, 2], output_size=size)
 
 
-# --- export ----------------------------------------------------------------------------------------------------------
-#
-# The same pooling and unpooling without indices and without scatter. An index takes a byte here, of which 2 bits are
-# used: the place in the window. SegNet at 128 px, 16 channels, ONNX Runtime 1.31, 2026-11-22: at most 2.4 MB of maps
-# are alive at once, with places compared at full size and put off until the decoder 4.2 MB, as many as a U-Net's.
+# For export, pooling and unpooling without indices and without scatter. A place in the window takes a byte, of which 2
+# bits are used. SegNet at 128 px, 16 channels, ONNX Runtime 1.31, 2026-11-22: at most 2.4 MB of maps are alive at once;
+# with places compared at full size and put off until the decoder 4.2 MB, as many as a U-Net's.
 
 
 def pool_places(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,15 +25,7 @@ from petseg.models.segnet import enlarge, max_pool
 class UNet(nn.Module):
     """Logits [N, num_classes, H, W] of images [N, 3, H, W], for any H and W from 16 up.
 
-    Args:
-        num_classes: C, channels of the logits.
-        base_channels: channels of the first level; level i has `base_channels * 2**i`.
-        depth: how many times the resolution is halved (the paper: 4).
-        convs: 3x3 convolutions a stage (the paper: 2).
-        batch_norm: batch normalisation after each convolution.
-        dropout: probability of dropping a channel at the end of the deepest stage, 0 to 1.
-        skips: concatenate the encoder's maps (U-Net's idea); False is the ablation.
-        upsampling: "transposed" learns the 2x2 up-convolution (the paper); "bilinear" and "indices" are ablations.
+    `petseg.models.UNetOptions` says what each option is; the paper's are its `unet_paper` preset.
     """
 
     def __init__(
