@@ -13,7 +13,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +131,7 @@ def _fetch(url: str, part: Path, archive: Archive, timeout: float, on_progress: 
     _fetch(url, part, archive, timeout, on_progress)
 
 
-def _received(url: str, have: int, archive: Archive, timeout: float) -> Iterator[tuple[int, bytes]]:
+def _received(url: str, have: int, archive: Archive, timeout: float) -> Generator[tuple[int, bytes]]:
     """Yields (place in the file, bytes) as they come, first no bytes, from `have` on if the host can do that."""
     headers = {"User-Agent": "petseg", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     direct = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []
