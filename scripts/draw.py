@@ -8,8 +8,6 @@ cat: a photo that no network has seen, what both shipped networks see in it, and
 page: `petseg serve` with the sample cat. speedrun: validation loss against time, the speedrun beside the plain recipe.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -4,8 +4,6 @@ python scripts/publish.py runs/compare-default official
 python scripts/publish.py runs/study study
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys
@@ -24,12 +22,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def publish(source: Path, name: str, results: Path = RESULTS) -> Path:
-    """Returns results/NAME, now with what a comparison or a study publishes; what stood there before is gone.
-
-    Args:
-        source: the folder of a comparison or a study.
-        name: of the folder in `results`.
-        results: where what is published lies.
+    """Returns results/NAME, now with what the comparison or study in the folder `source` publishes, and nothing else.
 
     Raises:
         PetsegError: neither is there, it is of other images than the real dataset's, or a study lacks runs.
@@ -43,11 +36,7 @@ def _publish_comparison(comparison: Path, target: Path) -> Path:
     found = read_record(comparison / "comparison.json", ComparisonResult)
     if found.synthetic:
         raise PetsegError(f"{comparison} was trained on synthetic images; only results on real ones are published")
-    if target.exists():
-        shutil.rmtree(target)
-    for path in sorted([*comparison.rglob("*.json"), *comparison.rglob("*.jsonl")]):
-        _copy(path, target / path.relative_to(comparison))
-    return target
+    return copy_records(comparison, target)
 
 
 def _publish_study(source: Path, target: Path) -> Path:
@@ -63,15 +52,19 @@ def _publish_study(source: Path, target: Path) -> Path:
         unfinished = Path(folder) / target.name
         publish_study(source, unfinished)
         write_findings(unfinished)
-        if target.exists():
-            shutil.rmtree(target)
+        shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
     return target
 
 
-def _copy(path: Path, copy: Path) -> None:
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, copy)
+def copy_records(source: Path, target: Path) -> Path:
+    """Returns the target, now with every JSON of the source alone."""
+    shutil.rmtree(target, ignore_errors=True)
+    for path in (*source.rglob("*.json"), *source.rglob("*.jsonl")):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return target
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,8 +7,6 @@ python scripts/quantise.py --model unet_small --files .                      # u
 The scales come from training images. Models of protocol `official` alone: the others have no test split.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from functools import partial

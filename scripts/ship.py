@@ -3,12 +3,11 @@
 python scripts/ship.py runs/compare-base/runs/unet unet_base
 """
 
-from __future__ import annotations
-
 import hashlib
-import shutil
 import sys
 from pathlib import Path
+
+from publish import copy_records
 
 from petseg import storage
 from petseg.errors import PetsegError
@@ -41,11 +40,7 @@ def ship(run: Path, name: str, weights: Path = WEIGHTS, results: Path = RESULTS)
         raise PetsegError(
             f"{name} would make {total:,} bytes of weights; wanted at most {LARGEST:,}: ship fewer models"
         )
-    shutil.rmtree(results / name, ignore_errors=True)
-    for path in (*run.glob("*.json"), *run.glob("metrics.jsonl"), *run.glob("evaluations/*.json")):
-        target = results / name / path.relative_to(run)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    copy_records(run, results / name)
     return out
 
 

@@ -6,8 +6,6 @@ Linux alone: the figures are read from /proc. Growth is the median of the last q
 what is taken once at the start does not count.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -58,14 +56,10 @@ def watch(process: int, minutes: float, work: Callable[[], int]) -> dict[str, An
         if now >= len(samples) * 60 * minutes / 120:  # 120 samples
             samples.append({"minute": round(now / 60, 2), **sample(process)})
     quarter = len(samples) // 4
-    growth = {
-        key: round(
-            median(each[key] for each in samples[-quarter:])
-            - median(each[key] for each in samples[quarter : 2 * quarter]),
-            1,
-        )
-        for key in ("megabytes", "files", "threads")
-    }
+    growth = {}
+    for key in ("megabytes", "files", "threads"):
+        second, last = ([each[key] for each in part] for part in (samples[quarter : 2 * quarter], samples[-quarter:]))
+        growth[key] = round(median(last) - median(second), 1)
     return {"minutes": minutes, "done": done, "growth": growth, "samples": samples}
 
 
@@ -75,9 +69,10 @@ def flat(growth: dict[str, float]) -> bool:
     return all(growth[key] <= limit for key, limit in limits.items())
 
 
-def command(*words: str) -> list[str]:
-    """Returns a petseg command of this very checkout."""
-    return [sys.executable, "-m", "petseg.cli", *words]
+def start(*words: str, **options: Any) -> subprocess.Popen[str]:
+    """Returns the process of a petseg command of this very checkout; `options` are Popen's, `env` of further names."""
+    env = {**os.environ, **GIVING_BACK, **options.pop("env", {})}
+    return subprocess.Popen([sys.executable, "-m", "petseg.cli", *words], text=True, env=env, **options)
 
 
 def soak_training(minutes: float, folder: Path) -> dict[str, Any]:
@@ -85,14 +80,9 @@ def soak_training(minutes: float, folder: Path) -> dict[str, Any]:
     pets = make_pets(folder / "pets", per_breed=8, breeds=12, size=96)
     settings = ("epochs=1000000", "data.size=64", "model.base_channels=8", "train.ema=0.9", "train.warmup=0")
     words = [word for setting in settings for word in ("--set", setting)]
-    run = folder / "run"
-    log = (folder / "log.txt").open("wb")
-    process = subprocess.Popen(
-        command("train", "--data", str(pets), "--out", str(run), *words),
-        stdout=log,
-        stderr=log,
-        env={**os.environ, **GIVING_BACK, "OMP_NUM_THREADS": "1", "PETSEG_CACHE": str(folder / "cache")},
-    )
+    run, log = folder / "run", (folder / "log.txt").open("wb")
+    env = {"OMP_NUM_THREADS": "1", "PETSEG_CACHE": str(folder / "cache")}
+    process = start("train", "--data", str(pets), "--out", str(run), *words, stdout=log, stderr=log, env=env)
     try:
         metrics = run / "metrics.jsonl"
         while not metrics.is_file():
@@ -127,13 +117,7 @@ def requests() -> list[tuple[str, bytes, int]]:
 
 def soak_serving(minutes: float, folder: Path) -> dict[str, Any]:
     """Returns the figures of a server under mixed requests, some of them half sent; `done` is requests."""
-    process = subprocess.Popen(
-        command("serve", "--port", "0", "--no-open"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **GIVING_BACK},
-    )
+    process = start("serve", "--port", "0", "--no-open", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().partition(" ")[0]

@@ -3,8 +3,6 @@
 A cell is a format string over a row, `{scores.miou:percent}`; what is missing or null is a dash.
 """
 
-from __future__ import annotations
-
 import json
 import string
 import tomllib

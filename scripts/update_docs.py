@@ -4,8 +4,6 @@ python scripts/update_docs.py          # writes
 python scripts/update_docs.py --check  # exits 1 if it would change a document
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

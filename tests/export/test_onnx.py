@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,7 +38,7 @@ from petseg.predict.segmenter import WEIGHTS, Segmenter, shipped_models
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network, build_network
 from petseg.training.loop import Execution, train
-from tests.conftest import TINY
+from tests.conftest import TINY, scripts
 
 CLASSES = [
     {"name": "pet", "colour": "#0072B2", "role": "foreground"},
@@ -286,18 +284,8 @@ def test_convolutions_of_the_parts_are_the_convolution_of_the_whole():
 
 
 @pytest.fixture
-def ship() -> ModuleType:
-    return script("ship")
-
-
-def script(name: str) -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def ship():
+    return scripts("ship")
 
 
 def test_shipping_writes_a_model_and_its_card(ship, run, tmp_path):
