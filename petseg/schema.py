@@ -230,21 +230,16 @@ class PairedDifference(Estimate):
     share_left_better: float  # of the resamples, 0..1
 
 
+SettingLoss = PairedDifference | Literal["same setting", "diverged"]
+"""What a model loses at the other model's best setting: one seed, so the interval is over images alone."""
+
+
 class Band(Record):
     """Mean, lowest and highest over seeds."""
 
     mean: float
     low: float
     high: float
-
-
-class EpochBands(Record):
-    """One epoch of several seeds."""
-
-    epoch: int
-    train_loss: Band
-    val_loss: Band
-    val_miou: Band
 
 
 class Expectation(Record):
@@ -259,17 +254,20 @@ class ArmDifference(Record):
 
     left: str
     right: str
-    metric: str  # "miou", "boundary_f", or a class whose IoU it is
+    metric: str  # "miou", "boundary_f", a class whose IoU it is, a corruption (the mean of its severities) or a subset
     seeds: tuple[int, ...]  # that both arms have
+    images: int | None  # None without a seed that both have
     diverged: dict[str, int] = {}  # arm -> seeds in which its training diverged, where there are any
-    difference: PairedDifference | None  # None without a seed that both have
+    difference: PairedDifference | None
     latency_ratio: float | None = None  # left over right; None for equal shapes
     expected: tuple[Expectation, ...] = ()
+    by_severity: tuple[PairedDifference, ...] = ()  # of a corruption: the images unchanged, then in each severity
 
 
 class CostMatch(Record):
     """How near a searched shape comes to the cost that it was to have."""
 
+    options: dict[str, JsonValue]  # by which the model must differ
     quantity: Literal["parameters", "latency"]
     wanted: float
     reached: float
@@ -282,7 +280,7 @@ class ArmScores(Record):
     iou: dict[str, Estimate]  # by class
     boundary_f: Estimate
     train_seconds: float | None  # mean of the runs that the experiment's usual machine made; None: another made them
-    history: tuple[EpochBands, ...] = ()  # of the study's first experiment alone; the others' stand with their runs
+    history: dict[str, tuple[Band, ...]] = {}  # curve -> epoch by epoch; of the study's first experiment alone
 
 
 class ArmFindings(Record):
@@ -295,7 +293,6 @@ class ArmFindings(Record):
     line: str = ""  # of the experiment's curve, where a model has several
     runs: tuple[str, ...]  # finished, seed by seed; arms of the same runs are one network under two names
     seeds: tuple[int, ...]  # that finished
-    diverged: tuple[int, ...] = ()  # seeds whose training diverged
     train_images: int | None
     match: CostMatch | None = None
     cost: CostInfo | None = None
@@ -334,13 +331,6 @@ class TunedSetting(Record):
     run: str
 
 
-class SettingLoss(Record):
-    """What a model loses at the other model's best setting: one seed, so the interval is over images alone."""
-
-    outcome: Literal["scored", "same setting", "diverged"]
-    difference: PairedDifference | None = None
-
-
 class TuningFindings(Record):
     """The grid that each model's settings come from."""
 
@@ -350,75 +340,17 @@ class TuningFindings(Record):
     expected: str  # in words
     cells: tuple[TuningCell, ...]
     best: dict[str, TunedSetting]
-    at_the_other_s_best: dict[str, SettingLoss | None]  # model -> its loss; None before both best settings are known
+    at_the_other_s_best: dict[str, SettingLoss]  # by model; nothing before both best settings are known
     more_lost: PairedDifference | None  # by how much the model that was expected to lose more did
     verdict: Verdict | None
-
-
-class CorruptionInfo(Record):
-    """One kind of corruption in its three severities."""
-
-    name: str
-    title: str
-    unit: str
-    amounts: tuple[float, float, float]  # severities in that unit
-
-
-class CorruptedArm(Record):
-    """An arm's mIoU on corrupted images."""
-
-    arm: str
-    model: str
-    scores: dict[str, tuple[Estimate, ...]]  # corruption -> the same images unchanged, then in each severity
-
-
-class CorruptionDifference(ArmDifference):
-    """Two arms on one corruption, the mean of its severities."""
-
-    corruption: str
-    by_severity: tuple[PairedDifference, ...]  # of the images unchanged, then in each severity
 
 
 class RobustnessFindings(Record):
     """An experiment's arms on corrupted test images."""
 
-    images: int | None
-    corruptions: tuple[CorruptionInfo, ...]
-    arms: tuple[CorruptedArm, ...]  # those of the same runs once
-    differences: tuple[CorruptionDifference, ...]
-
-
-class Subset(Record):
-    """A part of the test images, or the border's pixels counted otherwise."""
-
-    name: str
-    title: str
-    images: int
+    scores: dict[str, dict[str, tuple[Estimate, ...]]]
+    """Model -> corruption -> mIoU of the first variant: of the images unchanged, then in each severity."""
     differences: tuple[ArmDifference, ...]
-
-
-class GroupDifference(PairedDifference):
-    """Two arms on the images of one group (a breed)."""
-
-    group: str
-    images: int
-    left: float  # mIoU in points
-    right: float
-
-
-class GroupFindings(Record):
-    """The first two arms group by group."""
-
-    left: str
-    right: str
-    rows: tuple[GroupDifference, ...]
-
-
-class SubsetFindings(Record):
-    """Subset analysis: an experiment's counts looked at in other ways."""
-
-    subsets: tuple[Subset, ...]
-    groups: GroupFindings | None
 
 
 class Machine(Record):
@@ -431,13 +363,6 @@ class Machine(Record):
     torch: str
     commit: str
     runs: int
-
-
-class TrainingFindings(Record):
-    """What all runs took."""
-
-    seconds: float  # summed over the runs
-    machines: tuple[Machine, ...]
 
 
 class LatencyEnvironment(Record):
@@ -457,7 +382,7 @@ class Findings(Record):
     """
 
     kind: Literal["findings"] = "findings"
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     petseg: str
     title: str
     models: dict[str, str]  # name -> title
@@ -465,12 +390,14 @@ class Findings(Record):
     confidence: float  # of every interval
     resamples: int
     runs: dict[RunState, int]
-    training: TrainingFindings
+    train_seconds: float  # summed over the runs
+    machines: tuple[Machine, ...]
     latency_environment: LatencyEnvironment | None
     tuning: TuningFindings | None
     experiments: Annotated[tuple[ExperimentFindings, ...], Field(min_length=1)]  # the first is the main one
     robustness: RobustnessFindings | None
-    subsets: SubsetFindings | None
+    subsets: tuple[ArmDifference, ...]  # of another part of the images, or with the border counted otherwise
+    groups: dict[str, dict[str, float]]  # group (breed) -> model -> mIoU in points, of the main variant
     settings: dict[str, tuple[JsonValue, ...]]  # every field of the runs' configs -> its values in any of them
 
     def experiment(self, name: str) -> ExperimentFindings:

@@ -143,8 +143,8 @@ def study(root: Path) -> str:
     table = arm_table(findings)
     columns = {"Network": "{label}", **{head: f"{{cells.{place}}}" for place, head in enumerate(table.heads)}}
     rows = [Row(label=label, cells={str(at): cell.text for at, cell in enumerate(row)}) for label, row in table.rows]
-    machines = [f"{one.device}, {one.processor}, {one.precision}" for one in findings.training.machines]
-    caption = f"{units.duration(findings.training.seconds)} of training on {'; '.join(machines)}."
+    machines = [f"{one.device}, {one.processor}, {one.precision}" for one in findings.machines]
+    caption = f"{units.duration(findings.train_seconds)} of training on {'; '.join(machines)}."
     return markdown(columns, rows, f"{caption} Images: {findings.data.images}." if findings.data else caption)
 
 

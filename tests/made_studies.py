@@ -1,9 +1,5 @@
 """A whole study in a second: the shipped recipe's runs, with counts that are drawn and never published."""
 
-from __future__ import annotations
-
-import json
-
 import numpy as np
 
 from petseg import storage
@@ -11,13 +7,14 @@ from petseg.data.dataset import classes_from
 from petseg.data.oxford_pets import NAME
 from petseg.evaluation.corruptions import corruptions
 from petseg.evaluation.evaluate import Evaluation, ImageScores, summarise, write_evaluation
-from petseg.evaluation.robustness import EVERY, CorruptedScores, Robustness
+from petseg.evaluation.robustness import EVERY, Robustness
 from petseg.experiments.study.plan import MatchQuestion, plan
 from petseg.experiments.study.recipe import load_study
-from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, Match, StudyManifest, read_manifest
+from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, StudyManifest, read_manifest
 from petseg.schema import (
     ClassInfo,
     CostInfo,
+    CostMatch,
     DataInfo,
     EnvironmentInfo,
     EpochRow,
@@ -106,7 +103,6 @@ def make_study(folder, *, val=24, test=48, shapes=MATCHES, leave_out=lambda run:
             engine="ONNX Runtime, one thread, batch 1, float32", processor="made", commit="abc"
         ),
         tuned=TUNED,
-        at_once=(1, 2),
     )
     planned = plan(manifest)
     for number, run in enumerate(planned):
@@ -125,7 +121,7 @@ def matches_of(study, shapes):
         for arm in experiment.arms():
             question, options = (MatchQuestion.of(study, experiment, arm), shapes.get(f"{experiment.name}:{arm}"))
             if question is not None and options is not None:
-                found[question.key] = Match(options=options, quantity="parameters", wanted=100, reached=101)
+                found[question.key] = CostMatch(options=options, quantity="parameters", wanted=100, reached=101)
     return found
 
 
@@ -194,19 +190,9 @@ def make_run(place, run, data, rng):
 
 def make_robustness(place, quality, test, rng):
     ids = names_of("test", test)[::EVERY]
-    rows = {}
+    confusions = {}
     for corruption in corruptions():
         counts = drawn_counts(truths("test", test)[::EVERY], quality - 0.06 * corruption.severity, rng)
-        rows[corruption.name] = [[name, matrix.ravel().tolist()] for name, matrix in zip(ids, counts, strict=True)]
-    text = json.dumps({"columns": ["name", "confusion, rows truth"], "corruptions": rows})
-    (place / "robustness.images.json").write_text(text, encoding="utf-8")
-    scores = CorruptedScores(miou=0.5, iou={entry.name: 0.5 for entry in CLASSES})
-    record = Robustness(
-        weights="best.safetensors",
-        epoch=1,
-        data="0",
-        every=EVERY,
-        images=len(ids),
-        corruptions=dict.fromkeys(rows, scores),
-    )
+        confusions[corruption.name] = counts.reshape(len(ids), -1).tolist()
+    record = Robustness(weights="best.safetensors", epoch=1, data="0", ids=ids, confusions=confusions)
     write_record(place / "robustness.json", record)

@@ -1,7 +1,5 @@
 """The benchmarks' own arithmetic, and what their committed results claim."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import json

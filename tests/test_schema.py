@@ -1,7 +1,5 @@
 """Records: what is written comes back; what is wrong with a file is one line that names the file and the field."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -29,7 +29,6 @@ def study(
     from petseg.experiments.study.plan import sizes
     from petseg.experiments.study.recipe import load_study
     from petseg.experiments.study.run import Making, run_study
-    from petseg.units import duration
 
     loaded = load_study(recipe)
     folder = out or Path("runs") / Path(recipe).stem
@@ -41,11 +40,9 @@ def study(
     chosen_hardware(loaded.train.precision, device, threads, folder)
     with resumable("run the same command again to go on"), progress_bar() as advance:
 
-        def show_status(detail: str, done: float, total: float, run_ended: bool) -> None:
-            left = f"{detail}; {duration(max(0.0, total - done))} left"
-            advance("study", round(done), round(total), left)
-            if run_ended:
-                print(left, flush=True)
+        def show_status(line: str, ended: int, total: int) -> None:
+            advance("study", ended, total)
+            print(line, flush=True)
 
         manifest = run_study(loaded, folder, prepared, Making(place, device, jobs, show_status))
     counts = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in manifest.runs).items())

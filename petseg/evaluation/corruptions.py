@@ -8,13 +8,12 @@ Not from a library: those that carry ImageNet-C (such as imagecorruptions) corru
 turning must move the label too, and their severities are of 224 px, not a share of the side.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -22,16 +21,23 @@ from PIL import Image, ImageFilter
 from petseg.data.dataset import IGNORE, UInt8
 from petseg.errors import unknown_name
 
-SEVERITIES: dict[str, tuple[float, float, float]] = {
-    "blur": (0.01, 0.02, 0.03),
-    "noise": (0.08, 0.16, 0.32),
-    "jpeg": (25, 12, 6),
-    "dark": (0.5, 0.25, 0.12),
-    "small": (0.75, 0.5, 0.33),
-    "rotated": (20, 45, 90),
+
+class Kind(NamedTuple):
+    """A kind of corruption: its name for a reader, what its severities count, and the three of them."""
+
+    title: str
+    unit: str
+    amounts: tuple[float, float, float]
+
+
+KINDS = {
+    "blur": Kind("blur", "blur, share of the side", (0.01, 0.02, 0.03)),  # of a Gaussian
+    "noise": Kind("noise", "noise, share of the range", (0.08, 0.16, 0.32)),
+    "jpeg": Kind("JPEG", "JPEG quality", (25, 12, 6)),
+    "dark": Kind("darkness", "light left", (0.5, 0.25, 0.12)),
+    "small": Kind("small scale", "size left", (0.75, 0.5, 0.33)),
+    "rotated": Kind("rotation", "degrees rotated", (20, 45, 90)),  # to the left or the right
 }
-"""Kind -> its three severities: a Gaussian's width as a share of the side; noise's as a share of the range; JPEG's
-quality; what is left of the light; of the sides; degrees, to the left or the right."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ class Corruption:
     severity: int
 
     def __post_init__(self) -> None:
-        if self.kind not in SEVERITIES:
-            raise unknown_name("corruption", self.kind, SEVERITIES)
+        if self.kind not in KINDS:
+            raise unknown_name("corruption", self.kind, KINDS)
         assert 1 <= self.severity <= 3, "three severities"
 
     @property
@@ -54,7 +60,7 @@ class Corruption:
     @property
     def amount(self) -> float:
         """The severity in the kind's own unit."""
-        return SEVERITIES[self.kind][self.severity - 1]
+        return KINDS[self.kind].amounts[self.severity - 1]
 
     def image(self, image: UInt8, name: str, own_size: Sequence[int]) -> UInt8:
         """Returns an image, uint8 [S, S, 3], changed.
@@ -113,7 +119,7 @@ class Corruption:
 
 def corruptions() -> list[Corruption]:
     """Returns every change, kind by kind."""
-    return [Corruption(kind, severity) for kind in SEVERITIES for severity in (1, 2, 3)]
+    return [Corruption(kind, severity) for kind in KINDS for severity in (1, 2, 3)]
 
 
 def _turned(degrees: float, *, aspect: float, size: tuple[int, int]) -> tuple[Image.Transform, tuple[float, ...]]:

@@ -1,14 +1,10 @@
 """How a trained run stands corrupted images: every corruption of `evaluation.corruptions` on a part of the test split.
 
-evaluations/robustness.json            scores by corruption
-evaluations/robustness.images.json     per-image counts by corruption
+evaluations/robustness.json holds the per-image counts by corruption.
 """
 
-from __future__ import annotations
-
-import json
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +18,9 @@ from petseg.data.images import open_ids
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import Corruption, corruptions
 from petseg.evaluation.evaluate import Progress, load_run, predicted_ids, silent
-from petseg.metrics import Confusion, confusion_matrix, iou, mean_iou
+from petseg.metrics import Confusion, confusion_matrix
 from petseg.models import to_unit_range
-from petseg.schema import Record, read_record, write_record
+from petseg.schema import Record, read_record
 from petseg.training.batches import Split
 from petseg.training.device import Hardware
 from petseg.training.inference import Network, scored_logits
@@ -36,78 +32,43 @@ BATCH = 32
 """Images whose labels and logits are held at a time."""
 
 
-class CorruptedScores(Record):
-    """Scores under one corruption."""
-
-    miou: float
-    iou: dict[str, float | None]  # class -> IoU, None where it is in neither truth nor prediction
-
-
 class Robustness(Record):
-    """robustness.json."""
+    """robustness.json: confusion matrices, rows truth, of images under each corruption."""
 
     weights: str
     epoch: int
     data: str  # `DataInfo.key`
-    every: int
-    images: int
-    split: str = "test"
-    corruptions: dict[str, CorruptedScores]  # corruption and severity -> scores
+    ids: tuple[str, ...]
+    confusions: dict[str, tuple[tuple[int, ...], ...]]  # corruption and severity -> image -> matrix, flat
+
+    def counts(self, corruption: str) -> Confusion:
+        """Returns the matrices under a corruption, int64 [N, C, C]."""
+        flat = np.array(self.confusions[corruption], np.int64)
+        side = round(flat.shape[1] ** 0.5)
+        return flat.reshape(-1, side, side)
 
 
-class CorruptedRows(Record):
-    """robustness.images.json: for each corruption a row an image."""
-
-    columns: tuple[str, ...]
-    corruptions: dict[str, tuple[tuple[str, tuple[int, ...]], ...]]
-
-
-def evaluate_robustness(
-    run: Path,
-    hardware: Hardware,
-    split: Split,
-    wanted: Sequence[Corruption] | None = None,
-    on_progress: Progress = silent,
-) -> Robustness:
-    """Returns a run's scores on corrupted images of the test split at their own size, computed once and kept.
-
-    Where none are `wanted`, all corruptions are.
-    """
-    trained = load_run(run, hardware)
-    stored = run / "evaluations" / "robustness.json"
-    wanted = corruptions() if wanted is None else wanted
-    ids = [split.prepared.samples[row].id for row in split.rows]
-    rows = split.rows[np.argsort(ids, kind="stable")][::EVERY]
-    head = Robustness(
-        weights=trained.weights,
-        epoch=trained.epoch,
-        data=split.prepared.key,
-        every=EVERY,
-        images=len(rows),
-        corruptions={},
-    )
-    known = _stored(stored)
-    current = known is not None and known.model_copy(update={"corruptions": {}}) == head
-    if known is not None and current and all(corruption.name in known.corruptions for corruption in wanted):
-        return known
-    counts = _count(trained.network, replace(split, rows=rows), wanted, on_progress)
-    names = [entry.name for entry in split.dataset.scored_classes]
-    by_corruption = {name: _scores(matrices, names) for name, matrices in counts.items()}
-    scores = head.model_copy(update={"corruptions": by_corruption})
-    _write(stored, scores, [split.prepared.samples[row].id for row in rows], counts)
-    return scores
+def evaluate_robustness(run: Path, hardware: Hardware, split: Split, on_progress: Progress = silent) -> Robustness:
+    """Returns a run's counts on corrupted images of the test split at their own size, computed once and kept."""
+    trained, stored = load_run(run, hardware), run / "evaluations" / "robustness.json"
+    rows = np.array(sorted(split.rows, key=lambda row: split.prepared.samples[row].id))[::EVERY]
+    ids = tuple(split.prepared.samples[row].id for row in rows)
+    key = split.prepared.key
+    found = Robustness(weights=trained.weights, epoch=trained.epoch, data=key, ids=ids, confusions={})
+    with suppress(PetsegError):
+        known = read_record(stored, Robustness)
+        if known.model_copy(update={"confusions": {}}) == found:
+            return known
+    counts = _count(trained.network, replace(split, rows=rows), on_progress)
+    flat = {name: tuple(tuple(map(int, one.ravel())) for one in matrices) for name, matrices in counts.items()}
+    found = found.model_copy(update={"confusions": flat})
+    storage.write_text(stored, found.model_dump_json() + "\n")
+    return found
 
 
-def _stored(path: Path) -> Robustness | None:
-    try:
-        return read_record(path, Robustness)
-    except PetsegError:
-        return None
-
-
-def _count(network: Network, split: Split, wanted: Sequence[Corruption], on_progress: Progress) -> dict[str, Confusion]:
-    """Returns corruption -> confusion matrices int64 [N, C, C] of the split's images."""
-    found: dict[str, list[Confusion]] = {corruption.name: [] for corruption in wanted}
+def _count(network: Network, split: Split, on_progress: Progress) -> dict[str, list[Confusion]]:
+    """Returns corruption -> confusion matrix of each of the split's images."""
+    found: dict[str, list[Confusion]] = {corruption.name: [] for corruption in corruptions()}
     done = 0
     with ThreadPoolExecutor() as pool:
         for rows in np.split(split.rows, range(BATCH, len(split.rows), BATCH)):
@@ -115,13 +76,13 @@ def _count(network: Network, split: Split, wanted: Sequence[Corruption], on_prog
             samples = [split.prepared.samples[row] for row in rows]
             truths = list(pool.map(partial(_truth, split), samples))
             names, sizes = [sample.id for sample in samples], [truth.shape for truth in truths]
-            for corruption in wanted:
+            for corruption in corruptions():
                 corrupted = np.stack(list(map(corruption.image, images, names, sizes)))
                 score = partial(_confusion, corruption, split)
-                found[corruption.name] += pool.map(score, samples, truths, _logits(network, split, corrupted))
+                found[corruption.name] += pool.map(score, names, truths, _logits(network, split, corrupted))
             done += len(rows)
             on_progress(done, len(split.rows))
-    return {name: np.stack(matrices) for name, matrices in found.items()}
+    return found
 
 
 def _truth(split: Split, sample: Sample) -> UInt8:
@@ -136,34 +97,6 @@ def _logits(network: Network, split: Split, images: UInt8) -> torch.Tensor:
     return scored_logits(logits.float(), split.dataset.merge)
 
 
-def _confusion(corruption: Corruption, split: Split, sample: Sample, truth: UInt8, logits: torch.Tensor) -> Confusion:
-    moved = corruption.truth(truth, sample.id, split.prepared.size)
+def _confusion(corruption: Corruption, split: Split, name: str, truth: UInt8, logits: torch.Tensor) -> Confusion:
+    moved = corruption.truth(truth, name, split.prepared.size)
     return confusion_matrix(moved, predicted_ids(logits, moved.shape), len(split.dataset.scored_classes))
-
-
-def _scores(matrices: Confusion, names: Sequence[str]) -> CorruptedScores:
-    total = matrices.sum(axis=0)
-    by_class = {name: None if np.isnan(value) else float(value) for name, value in zip(names, iou(total), strict=True)}
-    return CorruptedScores(miou=float(mean_iou(total)), iou=by_class)
-
-
-def _write(stored: Path, scores: Robustness, ids: Sequence[str], counts: dict[str, Confusion]) -> None:
-    rows = {
-        name: [[sample_id, matrix.ravel().tolist()] for sample_id, matrix in zip(ids, matrices, strict=True)]
-        for name, matrices in counts.items()
-    }
-    text = json.dumps({"columns": ["name", "confusion, rows truth"], "corruptions": rows}, separators=(",", ":"))
-    storage.write_text(stored.with_suffix(".images.json"), text + "\n")
-    write_record(stored, scores)
-
-
-def read_corrupted(run: Path, num_classes: int) -> dict[str, tuple[tuple[str, ...], Confusion]]:
-    """Returns corruption -> sample ids and confusion matrices int64 [N, C, C], of a run that was scored so."""
-    rows = read_record(run / "evaluations" / "robustness.images.json", CorruptedRows).corruptions
-    return {
-        name: (
-            tuple(row[0] for row in part),
-            np.array([row[1] for row in part], np.int64).reshape(-1, num_classes, num_classes),
-        )
-        for name, part in rows.items()
-    }

@@ -3,8 +3,6 @@
 Nothing is measured here and torch is never imported: a report can be made wherever the JSON lies.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re
@@ -40,7 +38,7 @@ def headline(result: ComparisonResult) -> list[str]:
     ]
 
 
-_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
 def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
@@ -61,15 +59,11 @@ def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, 
 def _image_path(folder: Path, name: str) -> Path | None:
     """Returns the image's path, or None where no such file exists."""
     path = folder / name
-    if name and not path.resolve().is_relative_to(folder.resolve()):
+    beside, known = path.resolve().is_relative_to(folder.resolve()), path.suffix.lower() in _TYPES
+    if name and not (beside and known):
         raise PetsegError(
-            f"the comparison names image {name!r}, which lies outside its folder; a report embeds only images beside "
-            "the comparison.json: was the file edited?"
-        )
-    if name and path.suffix.lower() not in _TYPES:
-        raise PetsegError(
-            f"the comparison names image {name!r}; a report embeds {', '.join(_TYPES)}: convert it, or remove it from "
-            "`examples`"
+            f"the comparison names image {name!r}; a report embeds {', '.join(_TYPES)} in its own folder: was the file "
+            "edited? Remove the image from `examples`"
         )
     return path if path.is_file() else None
 
@@ -184,7 +178,6 @@ def write_report(comparison: Path, out: Path | None = None) -> Path:
         PetsegError: the comparison is missing, invalid or of another kind; see `read_record`.
     """
     if not comparison.is_file():
-        state = "is a folder" if comparison.is_dir() else "does not exist"
-        raise PetsegError(f"{comparison} {state}; a report is made from a comparison.json: run `petseg compare`")
+        raise PetsegError(f"{comparison} is no file; a report is made from a comparison.json: run `petseg compare`")
     result = read_record(comparison, ComparisonResult)
     return write_page(out or comparison.with_name("report.html"), render(result, comparison.parent))

@@ -4,8 +4,6 @@ Matplotlib draws in sentinel colours; `inline` turns those into `currentColor` a
 serves light, dark and print. Models differ by dash and marker too, never by colour alone.
 """
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

@@ -1,13 +1,13 @@
 """The page of a study: one HTML file from findings.json. Nothing is measured or resampled here."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from petseg import schema
+from petseg.evaluation.corruptions import KINDS
+from petseg.experiments.study.subsets import SUBSETS
 from petseg.report import plots, tables
 from petseg.report.page import template, write_page
 from petseg.report.plots import Chart, Interval, Line, Panel, model_styles
@@ -121,46 +121,41 @@ def interval_line(title: str, style: plots.Style, scores: Mapping[float, schema.
     return Line(title, style, list(scores), middle, low, high, "bars")
 
 
-VALIDATION: tuple[tuple[str, str, int, plots.Corner], ...] = (
-    ("val_miou", "validation mIoU, %", 100, "lower right"),
-    ("val_loss", "validation cross-entropy, nats", 1, "upper right"),
-)
-"""Field of an epoch, title, what it is multiplied by, and where the legend stands."""
-
-
 def training_charts(findings: schema.Findings) -> Iterator[Chart]:
     """Yields mIoU and loss over epochs for the first variant: mean over seeds, band from lowest to highest."""
     main = findings.experiments[0]
     first = [arm for arm in main.arms if arm.variant == main.arms[0].variant]
     histories = {arm.model: arm.scores.history for arm in first if arm.scores and arm.scores.history}
     styles = model_styles(list(findings.models))
-    for field, title, scale, legend in VALIDATION:
+    curves: dict[str, tuple[str, int, plots.Corner]] = {
+        "val_miou": ("validation mIoU, %", 100, "lower right"),
+        "val_loss": ("validation cross-entropy, nats", 1, "upper right"),
+    }
+    for curve, (title, scale, legend) in curves.items():
         lines = []
         for model, history in histories.items():
-            bands = [getattr(row, field) for row in history]
-            mean, low, high = ([scale * getattr(band, key) for band in bands] for key in ("mean", "low", "high"))
-            epochs = [float(row.epoch) for row in history]
+            mean, low, high = (
+                [scale * getattr(band, key) for band in history[curve]] for key in ("mean", "low", "high")
+            )
+            epochs = [float(epoch) for epoch in range(1, len(mean) + 1)]
             lines.append(Line(findings.models[model], styles[model], epochs, mean, low, high, "band"))
         if lines:
-            yield plots.line_chart(field, [Panel(title, lines, "epoch", legend)])
+            yield plots.line_chart(curve, [Panel(title, lines, "epoch", legend)])
 
 
 def corruption_chart(findings: schema.Findings) -> Chart | None:
     """Returns mIoU over the severity of each corruption, for the first variant's arms."""
-    found = findings.robustness
-    if not found or not found.arms:
-        return None
-    arms = [arm for arm in found.arms if variant(arm.arm) == variant(found.arms[0].arm)]
+    scores = findings.robustness.scores if findings.robustness else {}
     styles = model_styles(list(findings.models))
     panels = []
-    for one in found.corruptions:
+    for name, kind in KINDS.items():
         lines = [
-            interval_line(findings.models[arm.model], styles[arm.model], dict(enumerate(arm.scores[one.name])))
-            for arm in arms
+            interval_line(findings.models[model], styles[model], dict(enumerate(own[name])))
+            for model, own in scores.items()
         ]
-        ticks: dict[float, str] = dict(enumerate(["none", *(f"{amount:g}" for amount in one.amounts)]))
-        panels.append(Panel(one.unit, lines, legend="lower left", ticks=ticks))
-    return plots.line_chart("corruptions", panels, (820, 490))
+        ticks: dict[float, str] = dict(enumerate(["none", *(f"{amount:g}" for amount in kind.amounts)]))
+        panels.append(Panel(kind.unit, lines, legend="lower left", ticks=ticks))
+    return plots.line_chart("corruptions", panels, (820, 490)) if scores else None
 
 
 def intervals_of(findings: schema.Findings, experiment: schema.ExperimentFindings) -> Iterator[Interval]:
@@ -173,10 +168,8 @@ def intervals_of(findings: schema.Findings, experiment: schema.ExperimentFinding
 def render_study(findings: schema.Findings) -> str:
     """Returns the page's HTML; the same findings give the same bytes."""
     styles = model_styles(list(findings.models))
-    groups = findings.subsets.groups if findings.subsets else None
-    sides = [side.partition("/")[0] for side in (groups.left, groups.right)] if groups else []
-    scores = {row.group: [row.left, row.right] for row in groups.rows} if groups else {}
-    titled = {findings.models[side]: styles[side] for side in sides}
+    groups = {group: list(scores.values()) for group, scores in findings.groups.items()}
+    titled = {findings.models[model]: styles[model] for model in next(iter(findings.groups.values()), {})}
     intervals = [(one.title, list(intervals_of(findings, one))) for one in findings.experiments]
     tuning: dict[tuple[float, float], list[schema.TuningCell]] = {}
     for cell in findings.tuning.cells if findings.tuning else ():
@@ -194,7 +187,9 @@ def render_study(findings: schema.Findings) -> str:
         settings={name: "; ".join(map(str, values)) for name, values in findings.settings.items()},
         training=list(training_charts(findings)),
         corruptions=corruption_chart(findings),
-        group_chart=plots.group_chart("groups", scores, titled) if scores else None,
+        group_chart=plots.group_chart("groups", groups, titled) if groups else None,
+        kinds=KINDS,
+        subsets=SUBSETS,
     )
 
 

@@ -1,7 +1,5 @@
 """The tables of a comparison: a row for each model and baseline, a column for each measure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar

@@ -171,7 +171,7 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_
         (["train", "--data", "nowhere"], "data folder nowhere: not a folder"),
         (["data", "check", "--data", "."], "images.tar.gz and annotations.tar.gz missing"),
         (["evaluate", "nowhere"], "no such file; is this the folder of a finished run"),
-        (["report", "nowhere"], "nowhere does not exist; a report is made from a comparison.json"),
+        (["report", "nowhere"], "nowhere is no file; a report is made from a comparison.json"),
         (["bench", "--runtime", "onnx"], "--runtime 'onnx' is unknown; choose one of: onnxruntime"),
         (["bench", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
         (["bench", "--threads", "1,two"], "--threads is '1,two'; wanted whole numbers above zero"),

@@ -1,7 +1,5 @@
 """The comparison end to end, small: every stage real, on synthetic pets."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

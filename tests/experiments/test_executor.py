@@ -1,7 +1,5 @@
 """The executor: plain results, failures that stay alone, and no process that outlives its caller."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

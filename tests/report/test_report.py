@@ -1,7 +1,5 @@
 """The pages of comparisons and studies, made from published ones with their figures changed."""
 
-from __future__ import annotations
-
 import math
 import re
 import subprocess
@@ -160,38 +158,22 @@ def test_an_absent_class_is_a_dash_and_an_absent_column_is_left_out(published):
     assert "at 200 px" in comparison_tables(seed)[0].heads
 
 
-@pytest.mark.parametrize(
-    ("function", "value", "text"),
-    [
-        (units.percent, 0.7314, "73.1"),
-        (units.percent, 0.99951, "100.0"),
-        (units.percent, None, "–"),
-        (units.percent, math.nan, "–"),
-        (units.loss, 0.36142, "0.3614"),
-        (units.count, 31_040_000, "31.0 M"),
-        (units.count, 42, "42"),
-        (units.count, 123_456_789, "0.12 G"),
-        (units.count, 999_999, "1.0 M"),
-        (units.count, 0, "0"),
-        (units.byte_size, 999, "999 B"),
-        (units.byte_size, 2_500_000_000, "2.5 GB"),
-        (units.byte_size, 999_999, "1.0 MB"),
-        (units.byte_size, 0, "0 B"),
-        (units.duration, 45.2, "45 s"),
-        (units.duration, 119.9, "2.0 min"),
-        (units.duration, 7200, "2.0 h"),
-        (units.milliseconds, 0.5, "0.500 ms"),
-        (units.milliseconds, 9.999, "10.0 ms"),
-        (units.milliseconds, 123.4, "123 ms"),
-        (units.whole, 3669, "3,669"),
-        (units.points, -0.04, "0.0"),
-        (units.signed, -1.25, "−1.2"),
-        (units.signed, 4.67, "+4.7"),
-        (units.signed, -0.04, "0.0"),
-    ],
-)
-def test_numbers_are_formatted(function, value, text):
-    assert function(value) == text
+NUMBERS = {
+    units.percent: {0.7314: "73.1", 0.99951: "100.0", None: "–", math.nan: "–"},
+    units.loss: {0.36142: "0.3614"},
+    units.count: {31_040_000: "31.0 M", 42: "42", 123_456_789: "0.12 G", 999_999: "1.0 M", 0: "0"},
+    units.byte_size: {999: "999 B", 2_500_000_000: "2.5 GB", 999_999: "1.0 MB", 0: "0 B"},
+    units.duration: {45.2: "45 s", 119.9: "2.0 min", 7200: "2.0 h"},
+    units.milliseconds: {0.5: "0.500 ms", 9.999: "10.0 ms", 123.4: "123 ms"},
+    units.whole: {3669: "3,669"},
+    units.points: {-0.04: "0.0"},
+    units.signed: {-1.25: "−1.2", 4.67: "+4.7", -0.04: "0.0"},
+}
+
+
+@pytest.mark.parametrize("function", NUMBERS, ids=lambda function: function.__name__)
+def test_numbers_are_formatted(function):
+    assert {value: function(value) for value in NUMBERS[function]} == NUMBERS[function]
 
 
 # --- the page of a comparison ---------------------------------------------------------------------------------------
@@ -340,7 +322,7 @@ def test_a_study_without_a_run_still_reports(findings, page):
         gone = {"difference": None, "latency_ratio": None, "seeds": ()}
         differences = tuple(one.model_copy(update=gone) for one in experiment.differences)
         experiments.append(experiment.model_copy(update={"arms": arms, "differences": differences}))
-    empty = {"robustness": None, "subsets": None, "tuning": None, "data": None, "runs": {"missing": 141}}
+    empty = {"robustness": None, "subsets": (), "groups": {}, "tuning": None, "data": None, "runs": {"missing": 141}}
     text = Page(page(findings.model_copy(update={**empty, "experiments": tuple(experiments)}))).text
     assert "No comparison has been run yet." in text
     assert "141 runs missing" in text
@@ -351,10 +333,9 @@ def test_a_study_without_a_run_still_reports(findings, page):
 
 
 def test_a_missing_file_and_a_folder_are_one_line(published, tmp_path):
-    with pytest.raises(PetsegError, match=r"none\.json does not exist; .*: run `petseg compare`"):
-        write_report(tmp_path / "none.json")
-    with pytest.raises(PetsegError, match=r"is a folder; a report is made from a comparison\.json"):
-        write_report(tmp_path)
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(PetsegError, match=r" is no file; a report is made from a comparison\.json: run `pet"):
+            write_report(path)
     write_record(tmp_path / "comparison.json", published)
     with pytest.raises(PetsegError, match=r"is a folder; a report is one HTML file: name a file in it"):
         write_report(tmp_path / "comparison.json", tmp_path)
@@ -369,12 +350,10 @@ def test_another_kind_of_file_is_named(tmp_path):
 def test_only_images_beside_the_comparison_are_embedded(published, tmp_path):
     result = with_examples(published, tmp_path)
     (tmp_path / "secret.png").write_bytes(b"")
-    for name, told in (
-        ("../secret.png", r"image '\.\./secret\.png', which lies outside its folder; .* edited"),
-        ("secret.svg", r"image 'secret\.svg'; a report embeds \.png, \.jpg, \.jpeg: convert it"),
-    ):
+    for name in ("../secret.png", "secret.svg"):
         example = result.examples[0].model_copy(update={"files": {**result.examples[0].files, "image": name}})
-        with pytest.raises(PetsegError, match=told):
+        told = f"image {name!r}; a report embeds .png, .jpg in its own folder: was the file edited?"
+        with pytest.raises(PetsegError, match=re.escape(told)):
             list(read_gallery(changed(result, examples=(example,)), tmp_path / "run"))
 
 

@@ -1,10 +1,9 @@
 """What a study found, as data: every number of its page, from its runs' per-image counts."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -13,19 +12,24 @@ from pydantic import JsonValue
 
 from petseg import schema
 from petseg.config import flat_fields
-from petseg.experiments.study import intervals
-from petseg.experiments.study.claims import Claim, claims, expect, verdict
+from petseg.data import oxford_pets
+from petseg.evaluation.corruptions import KINDS, Corruption
+from petseg.evaluation.statistics import Resampling, Scoring, bootstrap, paired_bootstrap
 from petseg.experiments.study.plan import MatchQuestion, tuning_arm
-from petseg.experiments.study.recipe import Experiment, Tuning, tuning_cells
-from petseg.experiments.study.results import TUNING, Results, RunEntry, RunResult
-from petseg.experiments.study.subsets import find_robustness, find_subsets
-from petseg.metrics import Confusion, Score
+from petseg.experiments.study.recipe import Claim, Experiment, Tuning
+from petseg.experiments.study.results import ROBUSTNESS, TUNING, Results, RunEntry, RunResult
+from petseg.experiments.study.subsets import SUBSETS, subset_counts
+from petseg.metrics import Confusion, Score, boundary_sums, iou, mean_boundary_f, mean_iou
 from petseg.models import title_of
 from petseg.training import runs
 
 FINDINGS = "findings.json"
+HOW = Resampling()  # every interval is made so
+BOUNDARY = "boundary_f"  # the metric that is no score of confusion matrices
 
+EstimateT = TypeVar("EstimateT", bound=schema.Estimate)
 Part = TypeVar("Part")
+Arm = Mapping[int, RunEntry]  # seed -> run
 Progress = Callable[[int, int], None]
 
 
@@ -41,21 +45,24 @@ def find(folder: Path, on_progress: Progress = lambda done, total: None) -> sche
 
     states = [entry.state for entry in manifest.runs]
     models = [*(study.tuning.models if study.tuning else ()), *(m for e in study.experiments for m in e.models)]
+    made = [results.result(entry) for entry in manifest.runs if entry.state == "finished"]
     return schema.Findings(
         petseg=manifest.petseg,
         title=study.title,
         models={name: title_of(name) for name in models},
         data=manifest.data,
-        confidence=intervals.HOW.confidence,
-        resamples=intervals.HOW.resamples,
+        confidence=HOW.confidence,
+        resamples=HOW.resamples,
         runs={state: states.count(state) for state in get_args(schema.RunState) if state in states},
-        training=_training(results),
+        train_seconds=_round(sum(row.seconds for run in made for row in run.history)),
+        machines=_machines(made),
         latency_environment=manifest.latency_environment,
         tuning=after(_tuning(results)),
         experiments=tuple(after(_experiment(results, experiment)) for experiment in study.experiments),
-        robustness=after(find_robustness(results)),
-        subsets=after(find_subsets(results)),
-        settings=_settings(results),
+        robustness=after(_robustness(results)),
+        subsets=after(tuple(_subsets(results))),
+        groups=_groups(results),
+        settings=_settings(made),
     )
 
 
@@ -66,11 +73,150 @@ def write_findings(folder: Path, on_progress: Progress = lambda done, total: Non
     return path
 
 
+# --- scores and differences ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric: what is counted of a run's images, int64 [N, ..., C], and the score of such counts' sum."""
+
+    counts: Callable[[RunEntry], Confusion]
+    score: Scoring = mean_iou
+    split: str = ""  # a part of the runs' `splits` that it needs beside the experiment's
+
+    def of(self, arm: Arm, seeds: Sequence[int]) -> Confusion:
+        """Returns the counts of some seeds, int64 [S, N, ..., C]."""
+        return np.stack([self.counts(arm[seed]) for seed in seeds])
+
+
+def measure(results: Results, experiment: Experiment, metric: str) -> Measure:
+    """Returns the measure of "miou", "boundary_f" or a class's IoU on the experiment's split."""
+    if metric == BOUNDARY:
+        return Measure(lambda run: boundary_sums(results.images(run, experiment.split).boundaries), mean_boundary_f)
+    classes = [entry.name for entry in results.manifest.data.scored_classes] if results.manifest.data else []
+    one_class = lambda confusion: iou(confusion)[..., classes.index(metric)]  # noqa: E731
+    score = mean_iou if metric == "miou" else one_class
+    return Measure(lambda run: results.images(run, experiment.split).confusions, score)
+
+
+def _on_subset(results: Results, name: str) -> Measure:
+    def counts(run: RunEntry) -> Confusion:
+        images = results.images(run, "test")
+        return subset_counts(images.confusions, name, images.ids)
+
+    return Measure(counts)
+
+
+def _on_corruption(results: Results, kind: str, severities: Sequence[int]) -> Measure:
+    """Returns the mean mIoU of some severities of a corruption; 0 is the same images unchanged."""
+
+    def counts(run: RunEntry) -> Confusion:
+        parts = []
+        for severity in severities:
+            images = results.images(run, Corruption(kind, max(1, severity)).name)
+            if severity == 0:
+                whole = results.images(run, "test")
+                place = {name: row for row, name in enumerate(whole.ids)}
+                parts.append(whole.confusions[[place[name] for name in images.ids]])
+            else:
+                parts.append(images.confusions)
+        return np.concatenate(parts, axis=-2)
+
+    return Measure(counts, lambda parts: np.asarray(_scores_of(parts).mean(axis=0)), ROBUSTNESS)
+
+
+def _scores_of(parts: Confusion) -> Score:
+    """Returns the mIoU of each of P matrices that lie side by side, [..., P * C, C], float64 [P, ...]."""
+    *_, rows, classes = parts.shape
+    return np.stack([mean_iou(part) for part in np.split(parts, rows // classes, axis=-2)])
+
+
+def _round(value: float) -> float:
+    """Returns what stands in JSON: what is beyond a ten-thousandth differs between machines."""
+    return round(float(value), 4) + 0.0  # no -0.0
+
+
+def _rounded(found: EstimateT) -> EstimateT:
+    return type(found)(**{name: _round(value) for name, value in found})
+
+
+def _estimate(measure: Measure, arm: Arm) -> schema.Estimate:
+    return _rounded(bootstrap(measure.of(arm, list(arm)), score=measure.score, how=HOW))
+
+
+def difference(
+    results: Results, experiment: Experiment, pair: tuple[str, str], metric: str, measure: Measure
+) -> schema.ArmDifference:
+    """Returns the first arm's score less the second's over the seeds that both have, with its interval."""
+    arms = [results.arm(experiment, arm, split=measure.split) for arm in pair]
+    seeds = tuple(sorted(arms[0].keys() & arms[1].keys()))
+    found = ratio = images = None
+    if seeds:
+        first, second = (measure.of(arm, seeds) for arm in arms)
+        found, images = _rounded(paired_bootstrap(first, second, score=measure.score, how=HOW)), first.shape[1]
+        ratio = _latency_ratio(*(results.manifest.costs.get(arm[seeds[0]].cost) for arm in arms))
+    diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in pair}
+    return schema.ArmDifference(
+        left=pair[0],
+        right=pair[1],
+        metric=metric,
+        seeds=seeds,
+        images=images,
+        diverged={arm: count for arm, count in diverged.items() if count},
+        difference=found,
+        latency_ratio=ratio,
+    )
+
+
+def _latency_ratio(first: schema.CostInfo | None, second: schema.CostInfo | None) -> float | None:
+    if first is None or second is None or first == second or not (first.latency_ms and second.latency_ms):
+        return None
+    return _round(first.latency_ms.p50 / second.latency_ms.p50)
+
+
+# --- expectations ----------------------------------------------------------------------------------------------------
+
+
+def verdict(low: float, high: float, *, equal: bool, by: float = 0.0) -> schema.Verdict:
+    """Returns whether an expectation held, by the interval of left less right.
+
+    `left > right by X` held where the whole interval lies above X, and did not where it lies below; between, it is
+    open. `left = right` held where no difference is shown.
+    """
+    if equal:
+        return "held" if low <= 0 <= high else "did not hold"
+    return "held" if low > by else "did not hold" if high < by else "open"
+
+
+def _judged(found: schema.ArmDifference, claims: Sequence[Claim], seeds: int) -> schema.ArmDifference:
+    """Returns a difference with those claims that are about it, its arms in either order, and their verdicts."""
+    about = [one for one in claims if {one.left, one.right} == {found.left, found.right} and one.metric == found.metric]
+    expected = tuple(schema.Expectation(text=claim.text, verdict=_judge(claim, found, seeds)) for claim in about)
+    return found.model_copy(update={"expected": expected})
+
+
+def _judge(claim: Claim, found: schema.ArmDifference, seeds: int) -> schema.Verdict:
+    """A claim stays open as long as a seed of its arms is missing. An arm that diverged in every seed has lost."""
+    left_lost, right_lost = (found.diverged.get(arm) == seeds for arm in (claim.left, claim.right))
+    if left_lost != right_lost:
+        return "held" if right_lost and not claim.equal else "did not hold"
+    if found.difference is None or len(found.seeds) < seeds:
+        return "open"
+    low, high = found.difference.low, found.difference.high
+    ends = (low, high) if claim.left == found.left else (-high, -low)
+    return verdict(*ends, equal=claim.equal, by=claim.points)
+
+
 # --- an experiment ---------------------------------------------------------------------------------------------------
 
 
 def _experiment(results: Results, experiment: Experiment) -> schema.ExperimentFindings:
-    machine = _usual_machine(results, experiment)
+    claims, differences = experiment.claims(), []
+    for left, right, metric in _compared(results, experiment, claims):
+        arms = [results.arm(experiment, arm) for arm in (left, right)]
+        if not any(arms[0][seed].name == arms[1][seed].name for seed in arms[0].keys() & arms[1].keys()):
+            found = difference(results, experiment, (left, right), metric, measure(results, experiment, metric))
+            differences.append(_judged(found, claims, len(experiment.seeds)))
     return schema.ExperimentFindings(
         name=experiment.name,
         title=experiment.title,
@@ -78,30 +224,40 @@ def _experiment(results: Results, experiment: Experiment) -> schema.ExperimentFi
         size=results.study.arm_config(experiment, experiment.arms()[0]).data.size,
         curve=experiment.curve,
         seeds=experiment.seeds,
-        arms=tuple(_arm(results, experiment, name, machine) for name in experiment.arms()),
-        differences=tuple(_differences(results, experiment)),
+        arms=tuple(_arm(results, experiment, name) for name in experiment.arms()),
+        differences=tuple(differences),
     )
 
 
-def _usual_machine(results: Results, experiment: Experiment) -> str:
-    """Returns the kind of machine that trained most of an experiment's runs: times of several do not compare."""
-    made = {run.name: run for name in experiment.arms() for run in results.arm(experiment, name).values()}
-    kinds = Counter(_machine(results.result(run)) for run in made.values())
-    return max(kinds, key=kinds.__getitem__, default="")
+def _compared(results: Results, experiment: Experiment, claims: Sequence[Claim]) -> Iterator[tuple[str, str, str]]:
+    """Yields (left, right, metric): models in each variant, variants with the first, and what is claimed beside."""
+    wanted: dict[tuple[str, str, str], None] = {}
+    for left, right in experiment.model_pairs():
+        wanted[left, right, "miou"] = None
+        if experiment is results.study.experiments[0]:
+            wanted[left, right, BOUNDARY] = None
+    plain, *others = experiment.variants
+    for variant in others:
+        if experiment.variants[variant].line == experiment.variants[plain].line:
+            wanted |= {(f"{model}/{plain}", f"{model}/{variant}", "miou"): None for model in experiment.models}
+    claimed: set[tuple[str, str, str]] = set()
+    turned = {}
+    for claim in claims:  # the first claim about two arms says which one is left
+        key, back = (claim.left, claim.right, claim.metric), (claim.right, claim.left, claim.metric)
+        if not {key, back} & claimed:
+            claimed.add(key)
+            turned[back] = key
+            if back not in wanted:
+                wanted[key] = None
+    yield from (turned.get(key, key) for key in wanted)
 
 
-def _machine(run: RunResult) -> str:
-    made = run.environment
-    return f"{made.device} {made.processor} {made.threads} {made.precision}"
-
-
-def _arm(results: Results, experiment: Experiment, name: str, machine: str) -> schema.ArmFindings:
+def _arm(results: Results, experiment: Experiment, name: str) -> schema.ArmFindings:
     model, _, variant = name.partition("/")
     config = results.study.arm_config(experiment, name)
     finished = results.arm(experiment, name)
     data = results.manifest.data
     question = MatchQuestion.of(results.study, experiment, name)
-    match = None if question is None else results.manifest.matches.get(question.key)
     return schema.ArmFindings(
         arm=name,
         model=model,
@@ -110,92 +266,120 @@ def _arm(results: Results, experiment: Experiment, name: str, machine: str) -> s
         line=experiment.variants[variant].line,
         runs=tuple(entry.name for entry in finished.values()),
         seeds=tuple(finished),
-        diverged=tuple(results.arm(experiment, name, "diverged")),
         train_images=None if data is None else round(data.splits["train"] * config.data.fraction),
-        match=match and schema.CostMatch(quantity=match.quantity, wanted=match.wanted, reached=match.reached),
+        match=results.manifest.matches.get(question.key) if question else None,
         cost=next((results.manifest.costs.get(entry.cost) for entry in finished.values()), None),
-        scores=_scores(results, experiment, finished, machine) if finished else None,
+        scores=_scores(results, experiment, finished) if finished else None,
     )
 
 
-def _scores(results: Results, experiment: Experiment, finished: intervals.Arm, machine: str) -> schema.ArmScores:
+def _scores(results: Results, experiment: Experiment, finished: Arm) -> schema.ArmScores:
     made = [results.result(entry) for entry in finished.values()]
-    (counts,) = intervals.stacked(results, [finished], experiment.split)[1]
-    (edges,) = intervals.stacked(results, [finished], experiment.split, intervals.BOUNDARY)[1]
-    classes = list(made[0].evaluations[experiment.split].iou)
-    times = [runs.epoch_seconds(run.history) * len(run.history) for run in made if _machine(run) == machine]
+    estimates = {
+        metric: _estimate(measure(results, experiment, metric), finished)
+        for metric in ("miou", *made[0].evaluations[experiment.split].iou, BOUNDARY)
+    }
+    usual = _usual_machine(results, experiment)
+    times = [runs.epoch_seconds(run.history) * len(run.history) for run in made if _machine(run) == usual]
     return schema.ArmScores(
-        miou=intervals.estimate(counts),
-        iou={label: intervals.estimate(counts, intervals.scoring(label, classes)) for label in classes},
-        boundary_f=intervals.estimate(edges, intervals.scoring(intervals.BOUNDARY, classes)),
-        train_seconds=intervals.rounded(float(np.mean(times))) if times else None,
-        # the page draws those of the first experiment; the others' stand with their runs
-        history=_history(made) if experiment is results.study.experiments[0] else (),
+        miou=estimates.pop("miou"),
+        boundary_f=estimates.pop(BOUNDARY),
+        iou=estimates,
+        train_seconds=_round(float(np.mean(times))) if times else None,
+        history=_history(made) if experiment is results.study.experiments[0] else {},
     )
 
 
-def _history(made: Sequence[RunResult]) -> tuple[schema.EpochBands, ...]:
-    def band(rows: Sequence[schema.EpochRow], curve: str) -> schema.Band:
-        values = [getattr(row, curve) for row in rows]
-        mean, low, high = map(intervals.rounded, (float(np.mean(values)), min(values), max(values)))
-        return schema.Band(mean=mean, low=low, high=high)
-
-    curves = ("train_loss", "val_loss", "val_miou")
-    return tuple(
-        schema.EpochBands(epoch=rows[0].epoch, **{curve: band(rows, curve) for curve in curves})
-        for rows in zip(*(run.history for run in made), strict=False)
-    )
+def _usual_machine(results: Results, experiment: Experiment) -> str:
+    """Returns the kind of machine that trained most of an experiment's runs: times of several do not compare."""
+    made = {run.name: run for name in experiment.arms() for run in results.arm(experiment, name).values()}
+    return Counter(_machine(results.result(run)) for run in made.values()).most_common(1)[0][0]
 
 
-def _differences(results: Results, experiment: Experiment) -> Iterator[schema.ArmDifference]:
-    for (left, right, metric), own_claims in _compared(results, experiment).items():
-        arms = [results.arm(experiment, arm) for arm in (left, right)]
-        if any(entry.name == other.name for seed, entry in arms[0].items() if (other := arms[1].get(seed)) is not None):
-            continue  # the same run under two names
-        seeds, sides = intervals.stacked(results, arms, experiment.split, metric)
-        difference = ratio = None
-        if seeds:
-            entries = [arm[seeds[0]] for arm in arms]
-            classes = list(results.result(entries[0]).evaluations[experiment.split].iou)
-            difference = intervals.difference(sides[0], sides[1], intervals.scoring(metric, classes))
-            ratio = _latency_ratio(*(results.manifest.costs.get(entry.cost) for entry in entries))
-        diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in (left, right)}
-        found = schema.ArmDifference(
-            left=left,
-            right=right,
-            metric=metric,
-            seeds=seeds,
-            diverged={arm: count for arm, count in diverged.items() if count},
-            difference=difference,
-            latency_ratio=ratio,
+def _machine(run: RunResult) -> str:
+    made = run.environment
+    return f"{made.device} {made.processor} {made.threads} {made.precision}"
+
+
+def _history(made: Sequence[RunResult]) -> dict[str, tuple[schema.Band, ...]]:
+    def band(values: Sequence[float]) -> schema.Band:
+        return schema.Band(mean=_round(float(np.mean(values))), low=_round(min(values)), high=_round(max(values)))
+
+    return {
+        curve: tuple(
+            band([getattr(row, curve) for row in rows]) for rows in zip(*(run.history for run in made), strict=False)
         )
-        yield expect(found, own_claims, len(experiment.seeds))
+        for curve in ("val_loss", "val_miou")
+    }
 
 
-def _latency_ratio(first: schema.CostInfo | None, second: schema.CostInfo | None) -> float | None:
-    if first is None or second is None or first == second or not (first.latency_ms and second.latency_ms):
+# --- its runs looked at again ----------------------------------------------------------------------------------------
+
+
+def _distinct_pairs(results: Results, experiment: Experiment) -> list[tuple[str, str]]:
+    """Returns `model_pairs` without those of the same runs as an earlier one: a shape that was equal all along."""
+    kept: dict[tuple[RunEntry | None, ...], tuple[str, str]] = {}
+    for pair in experiment.model_pairs():
+        kept.setdefault(tuple(results.entry(experiment.name, arm, s) for arm in pair for s in experiment.seeds), pair)
+    return list(kept.values())
+
+
+def _robustness(results: Results) -> schema.RobustnessFindings | None:
+    """Returns the first variant's scores on corrupted images, the models' differences, and what was expected."""
+    if results.study.robustness is None:
         return None
-    return intervals.rounded(first.latency_ms.p50 / second.latency_ms.p50)
+    experiment, claims = results.study.recheck_claims("robustness")
+    first = next(iter(experiment.variants))
+    arms = {model: results.arm(experiment, f"{model}/{first}", split=ROBUSTNESS) for model in experiment.models}
+    scores = {
+        model: {
+            kind: tuple(_estimate(_on_corruption(results, kind, [severity]), arm) for severity in range(4))
+            for kind in KINDS
+        }
+        for model, arm in arms.items()
+        if arm
+    }
+    differences = []
+    for kind, pair in itertools.product(KINDS, _distinct_pairs(results, experiment)):
+        whole, *each = (
+            difference(results, experiment, pair, kind, _on_corruption(results, kind, severities))
+            for severities in ((1, 2, 3), (0,), (1,), (2,), (3,))
+        )
+        by_severity = tuple(one.difference for one in each if one.difference)
+        whole = whole.model_copy(update={"by_severity": by_severity})
+        differences.append(_judged(whole, claims, len(experiment.seeds)))
+    return schema.RobustnessFindings(scores=scores, differences=tuple(differences))
 
 
-def _compared(results: Results, experiment: Experiment) -> dict[tuple[str, str, str], list[Claim]]:
-    """Returns (left, right, metric) -> claims: models in each variant, variants with the first, and what is claimed."""
-    wanted: dict[tuple[str, str, str], list[Claim]] = {}
-    for left, right in intervals.model_pairs(experiment):
-        wanted[left, right, "miou"] = []
-        if experiment is results.study.experiments[0]:
-            wanted[left, right, intervals.BOUNDARY] = []
-    plain, *others = experiment.variants
-    for variant in others:
-        if experiment.variants[variant].line == experiment.variants[plain].line:
-            for model in experiment.models:
-                wanted[f"{model}/{plain}", f"{model}/{variant}", "miou"] = []
-    for claim in claims(experiment):
-        key, turned = (claim.left, claim.right, claim.metric), (claim.right, claim.left, claim.metric)
-        if turned in wanted and not wanted[turned]:
-            wanted = {key if known == turned else known: own for known, own in wanted.items()}
-        wanted.setdefault(key, []).append(claim)
-    return wanted
+def _subsets(results: Results) -> Iterator[schema.ArmDifference]:
+    """Yields the models' differences in other views of the same counts."""
+    if results.study.subsets is None:
+        return
+    experiment, claims = results.study.recheck_claims("subsets")
+    roles = [entry.role for entry in results.manifest.data.scored_classes] if results.manifest.data else []
+    for name, pair in itertools.product(SUBSETS, _distinct_pairs(results, experiment)):
+        if not name.startswith("border") or roles == ["foreground", "background", "boundary"]:
+            found = difference(results, experiment, pair, name, _on_subset(results, name))
+            yield _judged(found, claims, len(experiment.seeds))
+
+
+def _groups(results: Results) -> dict[str, dict[str, float]]:
+    """Returns the mIoU of the subsets' experiment's first variant on each group's images."""
+    data = results.manifest.data
+    if results.study.subsets is None or data is None or data.name != oxford_pets.NAME:
+        return {}
+    experiment, _ = results.study.recheck_claims("subsets")
+    found: dict[str, dict[str, float]] = {}
+    for model in experiment.models:
+        made = [
+            results.images(run, "test")
+            for run in results.arm(experiment, f"{model}/{next(iter(experiment.variants))}").values()
+        ]
+        groups = np.array([oxford_pets.breed_of(name) for name in made[0].ids] if made else [])
+        for group in sorted(set(groups.tolist())):
+            scores = [float(mean_iou(images.confusions[groups == group].sum(axis=0))) for images in made]
+            found.setdefault(group, {})[model] = _round(100 * float(np.mean(scores)))
+    return {group: scores for group, scores in found.items() if len(scores) == len(experiment.models)}
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------
@@ -206,16 +390,16 @@ def _tuning(results: Results) -> schema.TuningFindings | None:
     if tuning is None:
         return None
     config = results.study.config(tuning.models[0], tuning.seed, [tuning.fields], source="study: tuning")
-    pairs = {model: _own_and_other(results, tuning, model) for model in tuning.models if len(tuning.models) == 2}
+    pairs = _own_and_other(results, tuning)
     more_lost, held = _more_lost(results, tuning, pairs)
     return schema.TuningFindings(
         seed=tuning.seed,
         size=config.data.size,
         epochs=config.train.epochs,
         expected=tuning.expected,
-        cells=tuple(_cell(results, tuning, model, cell) for model in tuning.models for cell in tuning_cells(tuning)),
+        cells=tuple(_cell(results, tuning, model, cell) for model in tuning.models for cell in tuning.cells()),
         best=results.manifest.tuned,
-        at_the_other_s_best={model: _loss(results, pair) for model, pair in pairs.items()},
+        at_the_other_s_best={model: _loss(results, *pair) for model, pair in pairs.items()},
         more_lost=more_lost,
         verdict=held,
     )
@@ -225,66 +409,57 @@ def _cell(results: Results, tuning: Tuning, model: str, cell: Mapping[str, float
     entry = results.entry(TUNING, tuning_arm(model, cell), tuning.seed)
     points = None
     if entry is not None and entry.state == "finished":
-        points = intervals.rounded(100 * results.result(entry).evaluations["val"].miou)
+        points = _round(100 * results.result(entry).evaluations["val"].miou)
     return schema.TuningCell(model=model, **cell, state=entry.state if entry else "missing", points=points)
 
 
-def _own_and_other(results: Results, tuning: Tuning, model: str) -> list[RunEntry]:
-    """Returns a model's run at its own best setting and at the other model's; nothing before both have ended."""
+def _own_and_other(results: Results, tuning: Tuning) -> dict[str, tuple[RunEntry, RunEntry]]:
+    """Returns each of two models' runs at its own best setting and at the other's, where both have ended."""
     best = results.manifest.tuned
-    if not set(tuning.models) <= set(best):
-        return []
-    names = sorted(tuning.models, key=lambda name: name != model)  # its own first
-    cells = (best[name].model_dump(include={"learning_rate", "warmup"}) for name in names)
-    found = [results.entry(TUNING, tuning_arm(model, cell), tuning.seed) for cell in cells]
-    return [entry for entry in found if entry] if all(e and e.state in ("finished", "diverged") for e in found) else []
+    found = {}
+    for model, other in itertools.permutations(tuning.models, 2) if len(tuning.models) == 2 else ():
+        if {model, other} <= set(best):
+            cells = (best[name].model_dump(include={"learning_rate", "warmup"}) for name in (model, other))
+            own, at_other = (results.entry(TUNING, tuning_arm(model, cell), tuning.seed) for cell in cells)
+            if own and at_other and {own.state, at_other.state} <= {"finished", "diverged"}:
+                found[model] = own, at_other
+    return found
 
 
-def _loss(results: Results, pair: Sequence[RunEntry]) -> schema.SettingLoss | None:
+def _loss(results: Results, own: RunEntry, other: RunEntry) -> schema.SettingLoss:
     """Returns what a model loses at the other's best setting."""
-    if not pair:
-        return None
-    if pair[1].state == "diverged":
-        return schema.SettingLoss(outcome="diverged")
-    if pair[0].name == pair[1].name:
-        return schema.SettingLoss(outcome="same setting")
-    own, other = (results.images(entry, "val").confusions for entry in pair)
-    return schema.SettingLoss(outcome="scored", difference=intervals.difference(own, other))
+    if other.state == "diverged":
+        return "diverged"
+    if own.name == other.name:
+        return "same setting"
+    first, second = (results.images(entry, "val").confusions for entry in (own, other))
+    return _rounded(paired_bootstrap(first, second, how=HOW))
 
 
 def _more_lost(
-    results: Results, tuning: Tuning, pairs: Mapping[str, Sequence[RunEntry]]
+    results: Results, tuning: Tuning, pairs: Mapping[str, tuple[RunEntry, RunEntry]]
 ) -> tuple[schema.PairedDifference | None, schema.Verdict | None]:
     """Returns by how much the model that was expected to lose more did, and the verdict."""
-    if tuning.loses_more is None or not pairs:
+    if tuning.loses_more is None or len(tuning.models) != 2:
         return None, None
-    if not all(pairs.values()):
+    if len(pairs) < 2:
         return None, "open"
     ordered = [pairs[model] for model in sorted(pairs, key=lambda name: name != tuning.loses_more)]
-    first, second = (pair[1].state == "diverged" for pair in ordered)
+    first, second = (other.state == "diverged" for _, other in ordered)
     if first or second:
         return None, "open" if first and second else "held" if first else "did not hold"
     # an image's matrices at the own and at the other's setting, side by side: their scores' difference is the loss
-    lost = [intervals.side_by_side([results.images(entry, "val").confusions for entry in pair]) for pair in ordered]
-    found = intervals.difference(lost[0], lost[1], _loss_score)
+    one, two = (np.concatenate([results.images(run, "val").confusions for run in pair], axis=-2) for pair in ordered)
+    found = _rounded(paired_bootstrap(one, two, score=lambda pair: np.subtract(*_scores_of(pair)), how=HOW))
     return found, verdict(found.low, found.high, equal=False)
-
-
-def _loss_score(pair: Confusion) -> Score:
-    first, second = intervals.scores_of(pair)
-    return np.asarray(first - second)
 
 
 # --- the runs and their machines -------------------------------------------------------------------------------------
 
 
-def _finished(results: Results) -> list[RunResult]:
-    return [results.result(entry) for entry in results.manifest.runs if entry.state == "finished"]
-
-
-def _settings(results: Results) -> dict[str, tuple[JsonValue, ...]]:
+def _settings(made: Sequence[RunResult]) -> dict[str, tuple[JsonValue, ...]]:
     """Returns every field of the runs' configs, with the values that it has in any of them; None: the model's own."""
-    configs = [dict(flat_fields(run.config.model_dump(mode="json"))) for run in _finished(results)]
+    configs = [dict(flat_fields(run.config.model_dump(mode="json"))) for run in made]
     found: dict[str, list[JsonValue]] = {name: [] for config in configs for name in config}
     for name, values in found.items():
         for config in configs:
@@ -293,12 +468,7 @@ def _settings(results: Results) -> dict[str, tuple[JsonValue, ...]]:
     return {name: tuple(values) for name, values in found.items()}
 
 
-def _training(results: Results) -> schema.TrainingFindings:
-    """Returns how long all runs took, how many at a time, and on what, each kind of machine once."""
-    made = _finished(results)
+def _machines(made: Sequence[RunResult]) -> tuple[schema.Machine, ...]:
     names = {"device", "processor", "threads", "precision", "torch", "commit"}
     machines = Counter(tuple(sorted(run.environment.model_dump(include=names).items())) for run in made)
-    return schema.TrainingFindings(
-        seconds=intervals.rounded(sum(row.seconds for run in made for row in run.history)),
-        machines=tuple(schema.Machine(**dict(machine), runs=count) for machine, count in machines.items()),
-    )
+    return tuple(schema.Machine(**dict(machine), runs=count) for machine, count in machines.items())

@@ -4,8 +4,6 @@ Parameters are counted. Latency is measured in ONNX Runtime, where a model is us
 candidates taking turns, so that a busy machine hits all alike.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -18,11 +16,10 @@ from petseg.errors import PetsegError
 from petseg.evaluation.cost import count_macs
 from petseg.experiments.study.plan import MatchQuestion, cost_key
 from petseg.experiments.study.recipe import TOLERANCE
-from petseg.experiments.study.results import Match
 from petseg.export.onnx import as_onnx
 from petseg.export.openvino import drawn_images
 from petseg.models import build_model, model_options
-from petseg.schema import LatencyInfo
+from petseg.schema import CostMatch, LatencyInfo
 from petseg.training.device import choose_hardware
 from petseg.training.inference import build_network
 
@@ -34,7 +31,7 @@ UNDISTURBED = 0.1  # the quantile of a shape's times that is matched: what else 
 REPEATS = 60  # passes a candidate, after five to warm up
 
 
-def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | None = None) -> Match:
+def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | None = None) -> CostMatch:
     """Returns the options by which a model must differ to cost as much as the reference, and both costs.
 
     The fewest changes win: the model as it is, then another width, then (where stages have numbers of convolutions of
@@ -61,7 +58,7 @@ def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | Non
         )
     before = question.model.options
     changed = {name: value for name, value in shape.options.items() if before.get(name) != value}
-    return Match(options=changed, quantity=question.quantity, wanted=wanted, reached=cost)
+    return CostMatch(options=changed, quantity=question.quantity, wanted=wanted, reached=cost)
 
 
 def _changed(model: ModelConfig, option: str, values: Iterable[object]) -> list[ModelConfig]:

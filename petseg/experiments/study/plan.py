@@ -1,10 +1,7 @@
 """The runs that follow from a study: each once, however many experiments share it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +12,7 @@ import numpy as np
 from petseg.config import ModelConfig, RunConfig
 from petseg.data.oxford_pets import OFFICIAL_IMAGES
 from petseg.evaluation.cost import count_macs
-from petseg.experiments.study.recipe import Experiment, Quantity, Study, matched_to, tuning_cells
+from petseg.experiments.study.recipe import Experiment, Quantity, Study
 from petseg.experiments.study.results import DIVERGED, ROBUSTNESS, TUNING, Row, RunEntry, StudyManifest
 from petseg.models import model_options
 from petseg.models.segnet import vgg16_convs
@@ -82,7 +79,7 @@ def _tuning_runs(study: Study) -> Iterator[Run]:
     tuning = study.tuning
     if tuning is None:
         return
-    for cell in tuning_cells(tuning):
+    for cell in tuning.cells():
         for model in tuning.models:
             config = study.config(model, tuning.seed, [tuning.fields, {"train": cell}], source="study: tuning")
             row = Row(experiment=TUNING, arm=tuning_arm(model, cell), seed=tuning.seed)
@@ -133,9 +130,9 @@ class MatchQuestion:
     quantity: Quantity
 
     @classmethod
-    def of(cls, study: Study, experiment: Experiment, arm: str) -> MatchQuestion | None:
+    def of(cls, study: Study, experiment: Experiment, arm: str) -> "MatchQuestion | None":
         """Returns what is searched for an arm; None: its shape is given."""
-        target, quantity = matched_to(experiment, arm), experiment.variants[arm.partition("/")[2]].match
+        target, quantity = experiment.matched_to(arm), experiment.variants[arm.partition("/")[2]].match
         if target is None or quantity is None:
             return None
         config, reference = study.arm_config(experiment, arm), study.arm_config(experiment, target)
@@ -198,30 +195,24 @@ def tuning_outcome(study: Study, folder: Path) -> dict[str, TunedSetting]:
 
 # --- how long --------------------------------------------------------------------------------------------------------
 
-# a 16-channel U-Net on 2 cores of an Intel Xeon with AMX in bf16 takes 10.5 ms an image at 128 px (759 million
-# multiply-accumulates forward), 6 at 96 px (427 million)
-SECONDS_PER_MAC = 14e-12  # of training, before an epoch was measured
-VALIDATION_SHARE = 0.4  # of an image's training, what validating one takes
-BESIDE_SECONDS = 35.0  # of a run, for its start and for scoring some 4,000 images
+SECONDS_PER_MAC = 14e-12
+"""Of training, before an epoch was measured: a 16-channel U-Net on 2 cores of an Intel Xeon with AMX in bf16 takes
+10.5 ms an image at 128 px (759 million multiply-accumulates forward)."""
 
 
 def durations(manifest: StudyManifest, folder: Path, planned: Sequence[Run]) -> dict[str, float]:
-    """Returns run -> seconds from start to end: by the median of its shape's epochs in `folder`, else by arithmetic."""
-    data = manifest.data
-    splits, num_classes = (data.splits, len(data.classes)) if data else (OFFICIAL_IMAGES, 3)
+    """Returns run -> estimated seconds of its epochs: by arithmetic, at the median speed of those in `folder`."""
+    images, num_classes = OFFICIAL_IMAGES["train"], 3
+    if manifest.data:
+        images, num_classes = manifest.data.splits["train"], len(manifest.data.classes)
     macs: dict[str, int] = {}  # shape -> of an image
     work: dict[str, float] = {}  # run -> of an epoch
-    taken = defaultdict[str, list[float]](list)  # shape -> seconds of each
+    speeds = []
     for run in planned:
         if run.cost not in macs:
             known, config = manifest.costs.get(run.cost), run.config
             macs[run.cost] = known.macs if known else count_macs(config.model, num_classes, config.data.size)
-        images = splits["train"] * run.config.data.fraction + VALIDATION_SHARE * splits["val"]
-        work[run.name] = images * macs[run.cost]
-        taken[run.cost] += [row.seconds / work[run.name] for row in runs.read_metrics(run.place(folder))]
-    rates = {key: float(np.median(values)) for key, values in taken.items() if values}
-    usual = float(np.median([*rates.values()])) if rates else SECONDS_PER_MAC
-    return {
-        run.name: BESIDE_SECONDS + run.config.train.epochs * work[run.name] * rates.get(run.cost, usual)
-        for run in planned
-    }
+        work[run.name] = images * run.config.data.fraction * macs[run.cost]
+        speeds += [row.seconds / work[run.name] for row in runs.read_metrics(run.place(folder))]
+    speed = float(np.median(speeds)) if speeds else SECONDS_PER_MAC
+    return {run.name: run.config.train.epochs * work[run.name] * speed for run in planned}

@@ -4,9 +4,9 @@ An arm is a model in a variant, written `unet/skips`; it is trained once for eac
 shows every field.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, product
 from typing import Annotated, Any, Literal
 
@@ -24,8 +24,8 @@ from petseg.config import (
     validated,
 )
 from petseg.errors import PetsegError, unknown_name
-from petseg.evaluation.corruptions import SEVERITIES
-from petseg.experiments.study.claims import Claim, claims
+from petseg.evaluation.corruptions import KINDS
+from petseg.experiments.study.subsets import SUBSETS
 from petseg.models import model_options
 from petseg.schema import DataInfo
 
@@ -50,6 +50,23 @@ class Variant(StrictConfig):
     """A model, whose arm in this variant is matched by the other models' arms; or a variant, whose arm of the same
     model is matched."""
     line: str = ""  # names the line of the experiment's curve that the variant lies on, where there are several a model
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One expectation as data: arm `left` scores higher than arm `right`, or the same."""
+
+    text: str
+    left: str
+    right: str
+    equal: bool
+    points: float
+    metric: str
+
+
+CLAIM = re.compile(
+    r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?(?: in (?P<metric>\w+))?(?:: .+)?"
+)
 
 
 class Experiment(StrictConfig):
@@ -79,6 +96,65 @@ class Experiment(StrictConfig):
         """Returns `MODEL/VARIANT` of every arm, variant by variant."""
         return [f"{model}/{variant}" for variant in self.variants for model in self.models]
 
+    def model_pairs(self) -> list[tuple[str, str]]:
+        """Returns the arms of one variant, model against model."""
+        models = list(zip(self.models, self.models[1:], strict=False))
+        return [(f"{one}/{variant}", f"{other}/{variant}") for variant in self.variants for one, other in models]
+
+    def claims(self, expected: Sequence[str] = (), metrics: Sequence[str] = (), part: str = "") -> list[Claim]:
+        """Returns claims about single arms: its own, or those `expected` by another `part` of the recipe.
+
+        A claim is about one of `metrics`, the first without `in`; without `metrics` anything, mIoU without `in`.
+        """
+        found = []
+        for text in expected or self.expected:
+            source = f"study: {part or f'experiment {self.name!r}'}: expected {text!r}"
+            read = CLAIM.fullmatch(text)
+            if read is None:
+                raise PetsegError(
+                    f"{source} cannot be read; write `unet > segnet`, `unet/a > unet/b by 1.5`, `a = b` or `a > b in "
+                    "border`, and the reason after a colon"
+                )
+            metric = read["metric"] or (metrics[0] if metrics else "miou")
+            if metrics and metric not in metrics:
+                raise unknown_name(f"{source}: score", metric, metrics)
+            first, second = (self._arms_of(read[side], source) for side in ("left", "right"))
+            pairs = [(first[key], second[key]) for key in first if key in second]
+            if not pairs:
+                raise PetsegError(f"{source} compares a model with a variant; compare two of a kind, or two arms")
+            if any(one == other for one, other in pairs):
+                raise PetsegError(f"{source} compares an arm with itself; name two")
+            equal, points = read["sign"] == "=", float(read["points"] or 0)
+            found += [Claim(text, left, right, equal, points, metric) for left, right in pairs]
+        return found
+
+    def _arms_of(self, name: str, source: str) -> dict[str, str]:
+        """Returns key -> arm of a name in a claim; two names are compared key by key."""
+        if name in self.arms():
+            return {"": name}
+        if name in self.models:
+            return {f"variant {variant}": f"{name}/{variant}" for variant in self.variants}
+        if name in self.variants:
+            return {f"model {model}": f"{model}/{name}" for model in self.models}
+        raise unknown_name(f"{source}: arm", name, [*self.models, *self.variants, *self.arms()])
+
+    def matched_to(self, arm: str) -> str | None:
+        """Returns the arm whose cost `arm` is matched to, None where its shape is given."""
+        model, _, name = arm.partition("/")
+        variant = self.variants[name]
+        if variant.match is None:
+            return None
+        if variant.to in self.models:
+            return None if variant.to == model else f"{variant.to}/{name}"
+        source = f"study: experiment {self.name!r}: variant {name!r}: to"
+        others = [other for other in self.variants if other != name]
+        if variant.to not in others:
+            raise unknown_name(source, variant.to, [*self.models, *others])
+        target = f"{model}/{variant.to}"
+        if self.matched_to(target) is not None:
+            raise PetsegError(f"{source} is {variant.to!r}, which is searched itself; name one whose shape is given")
+        return target
+
 
 class Tuning(StrictConfig):
     """The same small grid for each model, scored on validation, before anything is compared."""
@@ -90,6 +166,10 @@ class Tuning(StrictConfig):
     expected: str  # in words
     loses_more: str | None = None  # the model that is expected to lose more at the other's best setting
     fields: dict[str, Any] = Field(default_factory=dict)
+
+    def cells(self) -> list[dict[str, float]]:
+        """Returns the grid: learning rate and warm-up of each cell."""
+        return [{"learning_rate": rate, "warmup": warmup} for warmup, rate in product(self.warmup, self.learning_rate)]
 
 
 class Recheck(StrictConfig):
@@ -117,6 +197,15 @@ class Study(StrictConfig):
         """Returns the parts that look at runs again."""
         parts = {"robustness": self.robustness, "subsets": self.subsets}
         return {part: recheck for part, recheck in parts.items() if recheck is not None}
+
+    def recheck_claims(self, part: str) -> tuple[Experiment, list[Claim]]:
+        """Returns the experiment whose runs are looked at again, and what is expected of that."""
+        recheck, metrics = self.rechecks()[part], tuple(KINDS if part == "robustness" else SUBSETS)
+        known = {experiment.name: experiment for experiment in self.experiments if experiment.test}
+        if recheck.experiment not in known:
+            raise unknown_name(f"study: {part}: experiment with test", recheck.experiment, known)
+        experiment = known[recheck.experiment]
+        return experiment, experiment.claims(recheck.expected, metrics, part)
 
     def config(self, model: str, seed: int, changes: Iterable[Mapping[str, Any]], *, source: str) -> RunConfig:
         """Returns one run's config: the shared fields, then `changes` in their order; `source` names it in errors."""
@@ -147,37 +236,6 @@ class Study(StrictConfig):
         own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]
         changes = [{"train": tuned or {}}, *own, {"model": shape or {}}]
         return self.config(model, seed, changes, source=f"study: experiment {experiment.name!r}: {arm}")
-
-
-SUBSETS = {
-    "unleaked": "without the test images that have a near-identical one in trainval",
-    "border_pet": "border counted as pet, two classes",
-    "border_background": "border counted as background, two classes",
-    "border_ignored": "border pixels not counted, predicted border as pet, two classes",
-    "small": "the third of the images with the smallest pets",
-    "medium": "the middle third",
-    "large": "the third with the largest pets",
-}
-"""Other ways to look at the same counts."""
-
-
-def matched_to(experiment: Experiment, arm: str) -> str | None:
-    """Returns the arm whose cost `arm` is matched to, None where its shape is given."""
-    model, _, name = arm.partition("/")
-    variant = experiment.variants[name]
-    if variant.match is None:
-        return None
-    if variant.to in experiment.models:
-        target = f"{variant.to}/{name}"
-        return None if target == arm else target
-    source = f"study: experiment {experiment.name!r}: variant {name!r}: to"
-    others = [other for other in experiment.variants if other != name]
-    if variant.to not in others:
-        raise unknown_name(source, variant.to, [*experiment.models, *others])
-    target = f"{model}/{variant.to}"
-    if matched_to(experiment, target) is not None:
-        raise PetsegError(f"{source} is {variant.to!r}, which is searched itself; name one whose shape is given")
-    return target
 
 
 def load_study(name: str) -> Study:
@@ -214,19 +272,18 @@ def _check(study: Study) -> None:
     """Finds the mistakes that can be found without the data."""
     names = [experiment.name for experiment in study.experiments]
     for experiment in study.experiments:
+        where = f"study: experiment {experiment.name!r}"
         if names.count(experiment.name) > 1:
-            raise PetsegError(f"study: experiment {experiment.name!r} stands there twice; give each a name of its own")
-        claims(experiment)
+            raise PetsegError(f"{where} stands there twice; give each a name of its own")
+        experiment.claims()
         for arm in experiment.arms():
-            matched_to(experiment, arm)
+            experiment.matched_to(arm)
             study.arm_config(experiment, arm)
         untuned = [model for model in experiment.models if study.tuning is None or model not in study.tuning.models]
         if experiment.tuned and untuned:
-            raise PetsegError(
-                f"study: experiment {experiment.name!r} is tuned, but {untuned[0]!r} is not among [tuning] models"
-            )
+            raise PetsegError(f"{where} is tuned, but {untuned[0]!r} is not among [tuning] models; add it there")
     for part in study.rechecks():
-        recheck_claims(study, part)
+        study.recheck_claims(part)
     if study.tuning is not None:
         for model in study.tuning.models:
             study.config(model, 0, [study.tuning.fields], source="study: tuning")
@@ -234,25 +291,9 @@ def _check(study: Study) -> None:
 
 def check_against_data(study: Study, data: DataInfo) -> None:
     """Finds the mistakes that depend on the dataset."""
-    scores = ("miou", *(entry.name for entry in data.scored_classes))
     for experiment in study.experiments:
-        claims(experiment, metrics=scores)
+        experiment.claims(metrics=("miou", *(entry.name for entry in data.scored_classes)))
         if experiment.test and "test" not in data.splits:
             raise PetsegError(
                 f"study: experiment {experiment.name!r} has test, but {data.name} has no test split; take `test` out"
             )
-
-
-def recheck_claims(study: Study, part: str) -> tuple[Experiment, list[Claim]]:
-    """Returns the experiment whose runs are looked at again, and what is expected of that."""
-    recheck, metrics = study.rechecks()[part], tuple(SEVERITIES if part == "robustness" else SUBSETS)
-    known = {experiment.name: experiment for experiment in study.experiments if experiment.test}
-    if recheck.experiment not in known:
-        raise unknown_name(f"study: {part}: experiment with test", recheck.experiment, known)
-    experiment = known[recheck.experiment]
-    return experiment, claims(experiment, recheck.expected, metrics, where=part)
-
-
-def tuning_cells(tuning: Tuning) -> list[dict[str, float]]:
-    """Returns the grid: learning rate and warm-up of each cell."""
-    return [{"learning_rate": rate, "warmup": warmup} for warmup, rate in product(tuning.warmup, tuning.learning_rate)]

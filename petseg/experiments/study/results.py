@@ -12,23 +12,21 @@ three files, from which the same arrays are read:
 A section is a split, or the test images under one corruption. The right pixels are the true ones less the wrong ones.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from petseg import schema, storage
 from petseg.config import RunConfig
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import corruptions
 from petseg.evaluation.evaluate import ImageScores, read_images
-from petseg.evaluation.robustness import Robustness, read_corrupted
+from petseg.evaluation.robustness import Robustness
 from petseg.experiments.study.recipe import Experiment, Study
 from petseg.metrics import PARTS, Confusion
 from petseg.schema import Record, read_record, write_record
@@ -59,25 +57,18 @@ class RunEntry(Record):
     rows: tuple[Row, ...]
 
 
-class Match(schema.CostMatch):
-    """A shape of equal cost."""
-
-    options: dict[str, JsonValue]  # by which the model must differ
-
-
 class StudyManifest(Record):
     """study.json: the recipe, what was found on the way, and every run with what it is for."""
 
     kind: Literal["study"] = "study"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     petseg: str
     recipe: Study
     data: schema.DataInfo | None = None
-    matches: dict[str, Match] = Field(default_factory=dict)  # `plan.MatchQuestion.key` -> shape
+    matches: dict[str, schema.CostMatch] = Field(default_factory=dict)  # `plan.MatchQuestion.key` -> shape
     costs: dict[str, schema.CostInfo] = Field(default_factory=dict)  # `plan.cost_key` -> cost
     latency_environment: schema.LatencyEnvironment | None = None
     tuned: dict[str, schema.TunedSetting] = Field(default_factory=dict)  # model -> its best setting
-    at_once: tuple[int, ...] = ()  # numbers of runs that shared the machine's cores
     runs: tuple[RunEntry, ...] = ()
 
 
@@ -89,7 +80,6 @@ class RunResult(Record):
     environment: schema.EnvironmentInfo
     history: tuple[schema.EpochRow, ...]
     evaluations: dict[str, schema.Scores]
-    robustness: Robustness | None
     diverged: str = ""  # why its training did; "": it did not
 
 
@@ -116,10 +106,16 @@ class Results:
         """Returns the run of an arm, None where the manifest has none."""
         return self._entries.get(Row(experiment=experiment, arm=arm, seed=seed))
 
-    def arm(self, experiment: Experiment, arm: str, state: schema.RunState = "finished") -> dict[int, RunEntry]:
-        """Returns seed -> run of those runs of an arm that are in this state."""
+    def arm(
+        self, experiment: Experiment, arm: str, state: schema.RunState = "finished", split: str = ""
+    ) -> dict[int, RunEntry]:
+        """Returns seed -> run of an arm's runs in this state, of those that are scored on a given split."""
         found = {seed: self.entry(experiment.name, arm, seed) for seed in experiment.seeds}
-        return {seed: entry for seed, entry in found.items() if entry is not None and entry.state == state}
+        return {
+            seed: entry
+            for seed, entry in found.items()
+            if entry is not None and entry.state == state and (not split or split in entry.splits)
+        }
 
     def result(self, entry: RunEntry) -> RunResult:
         """Returns what a run left that finished or diverged."""
@@ -129,12 +125,22 @@ class Results:
 
     def images(self, entry: RunEntry, section: str) -> ImageScores:
         """Returns the per-image counts of a finished run; a corruption's boundary scores are [N, 0]."""
-        if (entry.name, section) not in self._images:
-            found = _read_sections(self.folder / "runs" / entry.name, self.result(entry))
-            self._images |= {(entry.name, name): images for name, images in found.items()}
-        if (entry.name, section) not in self._images:
+        key = entry.name, section
+        if key not in self._images:
+            self._read_sections(entry)
+        if key not in self._images:
             raise PetsegError(f"{self.folder}: run {entry.name} is not scored on {section}; score it again")
-        return self._images[entry.name, section]
+        return self._images[key]
+
+    def _read_sections(self, entry: RunEntry) -> None:
+        place = self.folder / "runs" / entry.name / "evaluations"
+        for split, scores in self.result(entry).evaluations.items():
+            self._images[entry.name, split] = read_images(place / f"{split}.json", len(scores.iou))
+        if ROBUSTNESS in entry.splits:
+            found = read_record(place / f"{ROBUSTNESS}.json", Robustness)
+            nothing = np.zeros((len(found.ids), 0))
+            for name in found.confusions:
+                self._images[entry.name, name] = ImageScores(found.ids, found.counts(name), nothing)
 
 
 def sections(entry: RunEntry) -> list[str]:
@@ -145,29 +151,15 @@ def sections(entry: RunEntry) -> list[str]:
 
 def read_run(place: Path, entry: RunEntry) -> RunResult:
     """Returns what a run folder holds of a run that finished or diverged."""
-    scored = entry.splits if entry.state == "finished" else ()
-    evaluations = place / "evaluations"
+    splits = [split for split in entry.splits if split != ROBUSTNESS] if entry.state == "finished" else []
     return RunResult(
         name=entry.name,
         config=runs.read_config(place),
         environment=read_record(place / "environment.json", schema.EnvironmentInfo),
         history=tuple(runs.read_metrics(place)),
-        evaluations={s: read_record(evaluations / f"{s}.json", schema.Scores) for s in scored if s != ROBUSTNESS},
-        robustness=read_record(evaluations / "robustness.json", Robustness) if ROBUSTNESS in scored else None,
-        diverged="" if scored else storage.read_json(place / DIVERGED)["reason"],
+        evaluations={split: read_record(place / "evaluations" / f"{split}.json", schema.Scores) for split in splits},
+        diverged="" if splits else storage.read_json(place / DIVERGED)["reason"],
     )
-
-
-def _read_sections(place: Path, result: RunResult) -> dict[str, ImageScores]:
-    found = {
-        split: read_images(place / "evaluations" / f"{split}.json", len(scores.iou))
-        for split, scores in result.evaluations.items()
-    }
-    if result.robustness is not None:
-        num_classes = len(next(iter(result.robustness.corruptions.values())).iou)
-        for name, (ids, counts) in read_corrupted(place, num_classes).items():
-            found[name] = ImageScores(ids, counts, np.zeros((len(ids), 0)))
-    return found
 
 
 # --- the published form ----------------------------------------------------------------------------------------------
@@ -200,7 +192,7 @@ def publish(source: Path, folder: Path) -> None:
     _write_lines(folder / IMAGES, [*shared.values(), *lines])
 
 
-def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     content = gzip.compress(text.encode(), 9, mtime=0)  # no time in it: the same results are the same bytes
     storage.write_atomically(path, lambda unfinished: unfinished.write_bytes(content))
