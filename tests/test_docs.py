@@ -30,7 +30,8 @@ PUBLISHED = sorted(RESULTS.glob("*/comparison.json"))
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 
 TAG = re.compile(r"<!-- fig: (\S+\.json) (\S+)(?: \*(\S+))? (\S+) -->([^\s|]+)")
-"""`<!-- fig: FILE PATH [*FACTOR] FORMAT -->TEXT`; a step of PATH may be [3] or [name=main,metric=miou]."""
+"""`<!-- fig: FILE PATH [*FACTOR] FORMAT -->TEXT`; a step of PATH may be [3] or [name=main,metric=miou],
+~ in it stands for a space."""
 
 
 def at(tree, path):
@@ -44,7 +45,7 @@ def at(tree, path):
             wanted = [condition.split("=") for condition in selector.split(",")]
             tree = next(item for item in tree if all(item[name] == value for name, value in wanted))
         else:
-            tree = tree[int(selector)] if selector else tree[key]
+            tree = tree[int(selector)] if selector else tree[key.replace("~", " ")]
     return tree
 
 
@@ -73,7 +74,7 @@ def test_a_changed_figure_is_found(tmp_path):
     assert wrong_figures(f"It scores {tag}69.9, and", tmp_path) == ["models[name=segnet].miou is 69.8, not 69.9,"]
 
 
-@pytest.mark.parametrize("name", ["unet-or-segnet.md", "indices.md"])
+@pytest.mark.parametrize("name", ["unet-or-segnet.md", "indices.md", "gpu.md"])
 def test_every_measured_figure_outside_a_table_is_tagged(name):
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     for pattern in (r"<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", TAG.pattern, r"`[^`]*`"):

@@ -54,7 +54,7 @@ COSTS: tuple[Column[CostInfo], ...] = (
     Column("Latency, median", lambda cost: cost.latency_ms.p50 if cost.latency_ms else None, milliseconds, min),
     Column("95th percentile", lambda cost: cost.latency_ms.p95 if cost.latency_ms else None, milliseconds, min),
     Column("Memory, inference", lambda cost: cost.activation_bytes, byte_size, min),
-    Column("training", lambda cost: cost.training_activation_bytes_per_image, byte_size, min),
+    Column("Memory, training", lambda cost: cost.training_activation_bytes_per_image, byte_size, min),
     Column("Skip bytes", lambda cost: cost.skip_bytes, byte_size, min),
     Column("Training time", lambda cost: cost.train_seconds, duration, min),
 )
