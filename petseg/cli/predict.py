@@ -57,17 +57,16 @@ def predict(
     if photos == ["-"]:
         if out is not None or resume or len(kinds) + as_json != 1:
             raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
-        _predict_stdin(_segmenter(_model(model, run), 1, threads, flip), kinds, matting)
+        _predict_stdin(_segmenter(model, run, 1, threads, flip), kinds, matting)
         return
     jobs = outputs.plan([Path(photo) for photo in photos], kinds, out)
     if resume:
         outputs.remove_unfinished(jobs)
         total, jobs = len(jobs), [job for job in jobs if not job.done()]
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
-    if kinds:
-        outputs.check_folders([out] if out is not None else [job.photo.parent for job in jobs])
-        outputs.check_outputs(jobs)
-    segmenter = _segmenter(_model(model, run), len(jobs), threads, flip)
+    outputs.check_folders(jobs)
+    outputs.check_outputs(jobs)
+    segmenter = _segmenter(model, run, len(jobs), threads, flip)
     outcomes = outputs.predict_jobs(segmenter, jobs, threads or outputs.WORKERS, matting=matting)
     if len(photos) > 1 or Path(photos[0]).is_dir():
         _print_many(outcomes, len(jobs), f"predict with {segmenter.name}", as_json)
@@ -76,22 +75,18 @@ def predict(
         print(json.dumps(outcome.to_dict()) if as_json else _line(outcome))
 
 
-def _model(model: str, run: Path | None) -> str | Path:
-    """Returns a shipped model's name, or the file of a run, exported if need be."""
-    if run is None:
-        return model
-    if model:
-        raise PetsegError(f"--run {run} was given with --model {model}; choose one: a run holds its own model")
-    from petseg.export.onnx import exported_run
-
-    return exported_run(run)
-
-
-def _segmenter(name: str | Path, photos: int, threads: int | None, flip: bool) -> Segmenter:
-    """Returns the model for so many photos: one takes all threads, several take one each."""
+def _segmenter(model: str, run: Path | None, photos: int, threads: int | None, flip: bool) -> Segmenter:
+    """Returns the model for so many photos: one takes all threads, several take one each; a run is exported first."""
     from petseg.predict.runtimes import chosen_runtime
     from petseg.predict.segmenter import Segmenter
 
+    name: str | Path = model
+    if run is not None:
+        if model:
+            raise PetsegError(f"--run {run} was given with --model {model}; choose one: a run holds its own model")
+        from petseg.export.onnx import exported_run
+
+        name = exported_run(run)
     return Segmenter(name, threads=1 if photos > 1 else threads, runtime=chosen_runtime(photos), flip=flip)
 
 

@@ -1,20 +1,15 @@
 """The cut-out, with a soft edge that follows the photo's own hair, and the overlay.
 
 The edge is a guided filter (He, Sun, Tang, "Guided Image Filtering", TPAMI 2013, eq. 19 for colour): within each small
-window, opacity is a linear function of colour. Its coefficients are computed on a reduced photo and applied to the
-whole one (He, Sun, "Fast Guided Filter", 2015, arXiv 1505.00996), so that hairs are as sharp as the photo.
-
-A half-covered pixel mixes foreground and background. Its foreground colour is estimated by blurring the foreground's
-colours outwards and the background's inwards (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021).
-
-With matting, opacity in the boundary class is solved for on the reduced photo instead (Levin, Lischinski, Weiss, "A
-Closed-Form Solution to Natural Image Matting", TPAMI 2008, by pymatting), and applied to the whole one alike.
+window, opacity is a linear function of colour, computed on a reduced photo and applied to the whole one (He, Sun, "Fast
+Guided Filter", 2015, arXiv 1505.00996). A half-covered pixel's foreground colour is estimated by blurring the
+foreground's colours outwards and the background's inwards (Forte, "Approximate Fast Foreground Colour Estimation", ICIP
+2021). With matting, opacity in the boundary class is solved for on the reduced photo instead (Levin, Lischinski, Weiss,
+"A Closed-Form Solution to Natural Image Matting", TPAMI 2008, by pymatting).
 
 We differ from the papers: opacity is fixed away from the mask's edge, where a filter makes holes in patterned fur.
 Why no library: opencv-contrib takes 172 MB, pymatting with numba and scipy 450 MB; the base install is 230 MB.
 """
-
-from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
@@ -27,8 +22,7 @@ from petseg.data.dataset import Class, Role, UInt8, palette
 from petseg.data.images import resize_ids
 from petseg.predict.enlarge import Floats, enlarged, windows
 
-FOREGROUND, BACKGROUND, BOUNDARY = 1, 2, 3
-"""The values of a trimap."""
+FOREGROUND, BACKGROUND, BOUNDARY = 1, 2, 3  # the values of a trimap
 
 WORK = 640  # longer side in pixels of the reduced photo
 EDGE = 0.02  # half-width of the band of soft opacity around the mask's edge, as a share of the longer side

@@ -4,12 +4,13 @@ Why no library: scores are of torch's `interpolate`; Pillow's resize averages wh
 change, and scipy and OpenCV are 143 and 153 MB installed.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from petseg.data.dataset import UInt8
 
 Floats = npt.NDArray[np.float32]
 Size = tuple[int, int]
@@ -27,6 +28,14 @@ def enlarged(maps: Floats, size: Size, rows: slice, columns: slice) -> Floats:
     window = wide[:, above - first]
     window += (wide[:, below - first] - window) * down[:, None]
     return window
+
+
+def painted(maps: Floats, size: Size, step: Size, value: Callable[[Floats], npt.NDArray[Any]]) -> UInt8:
+    """Returns uint8 [H, W] of `size`: the value, [rows, columns], of each window [D, rows, columns] of resized maps."""
+    result = np.empty(size, np.uint8)
+    for window in windows(size, step):
+        result[window] = value(enlarged(maps, size, *window))
+    return result
 
 
 def windows(size: Size, step: Size) -> Iterator[tuple[slice, slice]]:

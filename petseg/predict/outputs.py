@@ -1,12 +1,10 @@
 """Predictions as files: which photo writes which, many photos at once, each file complete or absent."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -62,9 +60,9 @@ class Outcome:
 
     def result(self) -> Summary:
         """Returns the summary, or raises the error."""
-        if self.error is not None:
+        if self.summary is None:
+            assert self.error is not None, "there is one of the two"
             raise self.error
-        assert self.summary is not None, "there is one of the two"
         return self.summary
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,22 +129,26 @@ def check_outputs(jobs: Sequence[Job]) -> None:
 
 def remove_unfinished(jobs: Sequence[Job]) -> None:
     """Removes the half-written files that a killed call left of these jobs."""
-    names: dict[Path, list[str]] = defaultdict(list)
-    for path in (path for job in jobs for path in job.files.values()):
-        names[path.parent].append(path.name)
-    for folder, inside in names.items():
-        storage.remove_unfinished(folder, inside)
+    for folder, names in _by_folder(jobs).items():
+        storage.remove_unfinished(folder, names)
 
 
-def check_folders(folders: Iterable[Path]) -> None:
-    """Checks that files can be written to folders, which need not be there yet, before any photo is looked at."""
-    for folder in dict.fromkeys(folders):
+def check_folders(jobs: Sequence[Job]) -> None:
+    """Checks that files can be written to the jobs' folders, which need not be there yet."""
+    for folder in _by_folder(jobs):
         try:
             there = next(each for each in (folder, *folder.parents) if each.exists())
             tempfile.TemporaryFile(dir=there).close()
         except OSError as error:
             reason = error.strerror or error
             raise PetsegError(f"{folder}: cannot be written to ({reason}); choose another folder with --out") from None
+
+
+def _by_folder(jobs: Sequence[Job]) -> dict[Path, list[str]]:
+    names: dict[Path, list[str]] = defaultdict(list)
+    for path in (path for job in jobs for path in job.files.values()):
+        names[path.parent].append(path.name)
+    return names
 
 
 def predict_jobs(

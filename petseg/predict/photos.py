@@ -3,8 +3,6 @@
 A photo is kept encoded and decoded when it is needed. H W are its pixels as it is seen, after its EXIF rotation.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from io import BytesIO

@@ -4,8 +4,6 @@ A mask is taken row by row as runs of set pixels; runs of neighbouring rows that
 Why no library: scipy and OpenCV return a label for each pixel (200 MB for 50 megapixels) and are not installed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

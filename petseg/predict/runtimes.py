@@ -1,7 +1,5 @@
 """What runs a model file: ONNX Runtime, which is always there, or OpenVINO where it is installed and faster."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable

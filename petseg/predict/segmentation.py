@@ -3,8 +3,6 @@
 Axis letters: C classes, h w pixels of the model's square, H W pixels of the photo.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +14,7 @@ from PIL import Image
 from petseg.data.dataset import Class, Role, UInt8
 from petseg.errors import PetsegError
 from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, overlay
-from petseg.predict.enlarge import Floats, Size, enlarged, windows
+from petseg.predict.enlarge import Floats, Size, painted
 from petseg.predict.photos import Photo
 from petseg.predict.regions import Regions, find_regions
 
@@ -86,11 +84,7 @@ class Segmentation:
     @cached_property
     def mask(self) -> UInt8:
         """uint8 [H, W]: 255 where the foreground classes together are likelier than the background, 0 elsewhere."""
-        mask = np.empty(self.size, np.uint8)
-        for window in windows(self.size, STRIP):
-            (foreground,) = enlarged(self._log_odds[:1], self.size, *window)
-            mask[window] = (foreground > 0) * np.uint8(255)
-        return mask
+        return painted(self._log_odds[:1], self.size, STRIP, lambda maps: (maps[0] > 0) * np.uint8(255))
 
     @cached_property
     def class_ids(self) -> UInt8:
@@ -155,18 +149,16 @@ class Segmentation:
 
     def _class_ids(self, size: Size) -> UInt8:
         logits = np.log(np.maximum(self.probabilities, TINY))
-        ids = np.empty(size, np.uint8)
-        for window in windows(size, (max(1, 4 * STRIP[0] // len(logits)), STRIP[1])):
-            ids[window] = enlarged(logits, size, *window).argmax(axis=0)
-        return ids
+        step = max(1, 4 * STRIP[0] // len(logits)), STRIP[1]
+        return painted(logits, size, step, lambda maps: maps.argmax(axis=0))
 
     def _trimap(self, size: Size) -> UInt8:
-        trimap = np.empty(size, np.uint8)
-        for window in windows(size, STRIP):
-            foreground, boundary = enlarged(self._log_odds, size, *window)
+        def value(maps: Floats) -> npt.NDArray[Any]:
+            foreground, boundary = maps
             sides = np.where(foreground > 0, FOREGROUND, BACKGROUND)
-            trimap[window] = np.where(boundary > np.maximum(foreground, 0), BOUNDARY, sides)
-        return trimap
+            return np.where(boundary > np.maximum(foreground, 0), BOUNDARY, sides)
+
+        return painted(self._log_odds, size, STRIP, value)
 
     def _ids_of(self, role: Role) -> list[int]:
         return [place for place, each in enumerate(self.classes) if each.role == role]
@@ -210,9 +202,8 @@ class Segmentation:
         return float(self._share[where].mean()) if where.any() else 0.5
 
     def _foreground_class(self, where: npt.NDArray[np.bool_]) -> ForegroundClass | None:
-        ids = self._ids_of("foreground")
-        if len(ids) < 2 or not where.any():
+        sums = {place: float(self.probabilities[place][where].sum()) for place in self._ids_of("foreground")}
+        if len(sums) < 2 or not where.any():
             return None
-        sums = [float(self.probabilities[place][where].sum()) for place in ids]
-        largest = max(sums)
-        return ForegroundClass(self.classes[ids[sums.index(largest)]].name, largest / sum(sums))
+        likeliest = max(sums, key=sums.__getitem__)
+        return ForegroundClass(self.classes[likeliest].name, sums[likeliest] / sum(sums.values()))

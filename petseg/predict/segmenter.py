@@ -9,8 +9,6 @@
 Axis letters: N images, C classes, h w pixels of the model's square.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Sequence
@@ -108,13 +106,10 @@ class Segmenter:
 
 def model_file(name: str) -> bytes:
     """Returns the ONNX file of a shipped model or the best of a kind, or the file at a path that ends in .onnx."""
-    path = Path(name)
-    if path.suffix == ".onnx":
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise PetsegError(f"model {path}: cannot be read ({error.strerror or error})") from None
-    return (WEIGHTS / f"{shipped_model(name)}.onnx").read_bytes()
+    try:
+        return (Path(name) if name.endswith(".onnx") else WEIGHTS / f"{shipped_model(name)}.onnx").read_bytes()
+    except OSError as error:
+        raise PetsegError(f"model {name}: cannot be read ({error.strerror or error})") from None
 
 
 def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], int]:

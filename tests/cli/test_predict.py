@@ -1,7 +1,5 @@
 """`petseg predict` and `petseg export` as a user meets them."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The cut-out and the overlay: hand-made photos whose right answer is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

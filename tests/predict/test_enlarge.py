@@ -1,7 +1,5 @@
 """Enlarging: torch's own interpolation is the oracle."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

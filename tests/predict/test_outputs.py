@@ -1,7 +1,5 @@
 """Files of predictions: who writes what, one bad photo among good ones, resume, nothing half-written."""
 
-from __future__ import annotations
-
 import os
 from itertools import permutations
 from pathlib import Path
@@ -12,17 +10,8 @@ from PIL import Image
 
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
-from petseg.predict.outputs import (
-    ENDINGS,
-    USUAL,
-    check_folders,
-    check_outputs,
-    chosen_kinds,
-    encoded,
-    plan,
-    predict_job,
-    predict_jobs,
-)
+from petseg.predict import outputs
+from petseg.predict.outputs import ENDINGS, USUAL, check_outputs, encoded, plan, predict_job, predict_jobs
 from petseg.predict.segmentation import Segmentation
 from petseg.predict.segmenter import Segmenter
 
@@ -43,10 +32,10 @@ def below(folder: Path) -> set[str]:
 
 
 def test_kinds():
-    assert chosen_kinds([]) == USUAL
-    assert chosen_kinds(["mask", "json", "mask"]) == ("mask", "json")
+    assert outputs.chosen_kinds([]) == USUAL
+    assert outputs.chosen_kinds(["mask", "json", "mask"]) == ("mask", "json")
     with pytest.raises(PetsegError, match="--only 'cutuot' is unknown; choose one of: cutout"):
-        chosen_kinds(["cutuot"])
+        outputs.chosen_kinds(["cutuot"])
 
 
 def test_files_lie_beside_the_photo_or_mirror_its_folder(tmp_path):
@@ -95,37 +84,32 @@ def test_a_folder_is_predicted_whole_but_for_its_bad_photo(segmenter, tmp_path):
             assert (row["photo"], row["files"]["mask"]) == (str(outcome.job.photo), str(outcome.job.files["mask"]))
 
 
-def test_files_do_not_depend_on_workers(segmenter, tmp_path):
+def test_what_is_written_reads_back_and_does_not_depend_on_workers(segmenter, tmp_path):
     for number in range(1, 5):
-        pet(tmp_path / "in" / f"{number}.jpg", number=number)
+        pet(tmp_path / "in" / f"{number}.png", number=number)
     for workers in (1, 4):
-        list(predict_jobs(segmenter, plan([tmp_path / "in"], list(ENDINGS), tmp_path / str(workers)), workers))
+        jobs = plan([tmp_path / "in"], list(ENDINGS), tmp_path / str(workers))
+        assert all(outcome.error is None for outcome in predict_jobs(segmenter, jobs, workers))
     for name in below(tmp_path / "1"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
     assert len(below(tmp_path / "4")) == 4 * len(ENDINGS)
-
-
-def test_what_is_written_reads_back(segmenter, tmp_path):
-    photo = pet(tmp_path / "a.png")
-    result = segmenter(photo)
-    (job,) = plan([photo], list(ENDINGS), None)
-    assert predict_job(segmenter, job).error is None
+    result = segmenter(jobs[0].photo)
     maps = {"mask": result.mask, "classes": result.class_ids, "trimap": result.trimap}
     for kind, wanted in {**maps, "cutout": result.cutout(), "overlay": result.overlay()}.items():
-        with Image.open(job.files[kind]) as image:
+        with Image.open(jobs[0].files[kind]) as image:
             assert (np.asarray(image) == np.asarray(wanted)).all(), kind
-    assert job.files["json"].read_bytes() == encoded(result, "json")
+    assert jobs[0].files["json"].read_bytes() == encoded(result, "json")
 
 
 def test_done_means_every_file_is_there_and_none_is_taken_for_a_photo(segmenter, tmp_path):
     pet(tmp_path / "a.jpg")
-    jobs = plan([tmp_path], list(ENDINGS), None)
-    assert not jobs[0].done()
-    list(predict_jobs(segmenter, jobs))
-    assert jobs[0].done()
-    assert plan([tmp_path], list(ENDINGS), None) == jobs
-    jobs[0].files["cutout"].unlink()
-    assert not jobs[0].done()
+    (job,) = plan([tmp_path], list(ENDINGS), None)
+    assert not job.done()
+    assert predict_job(segmenter, job).error is None
+    assert job.done()
+    assert plan([tmp_path], list(ENDINGS), None) == [job]
+    job.files["cutout"].unlink()
+    assert not job.done()
 
 
 def test_an_output_never_replaces_a_photo_or_a_file_of_somebody_else(segmenter, tmp_path):
@@ -158,13 +142,14 @@ def test_a_glob_that_is_run_again_takes_no_output_for_a_photo(segmenter, tmp_pat
 
 def test_a_place_that_cannot_be_written_is_an_error(segmenter, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(PetsegError, match=r"file.*: cannot be written to .*choose another folder with --out"):
-            check_folders([tmp_path, folder])
-    check_folders([tmp_path / "not" / "yet"])
-    assert below(tmp_path) == {"file"}
+    photo = pet(tmp_path / "a.jpg")
+    outputs.check_folders(plan([photo], ["mask"], tmp_path / "not" / "yet"))
     assert not (tmp_path / "not").exists()
-    (job,) = plan([pet(tmp_path / "a.jpg")], ["mask"], tmp_path / "file" / "deeper")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        (job,) = plan([photo], ["mask"], folder)
+        with pytest.raises(PetsegError, match=r"file.*: cannot be written to .*choose another folder with --out"):
+            outputs.check_folders([job])
+    assert below(tmp_path) == {"a.jpg", "file"}
     outcome = predict_job(segmenter, job)
     assert "cannot be written" in str(outcome.error)
     assert outcome.summary is None

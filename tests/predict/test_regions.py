@@ -1,7 +1,5 @@
 """Connected regions: by hand, and against scipy's labels."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

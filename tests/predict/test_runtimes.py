@@ -1,7 +1,5 @@
 """Runtimes: OpenVINO answers as ONNX Runtime does, and the rule that chooses between them."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
