@@ -1,19 +1,19 @@
 """`petseg serve`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated
 
 import typer
 
+ALLOWED_HELP = "A name that a proxy asks under. Repeatable."
 SET_HELP = "Change a limit: upload_bytes, pixels, concurrent, queue, held_bytes or seconds. Repeatable."
 
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="7860")] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(help=ALLOWED_HELP, show_default="this machine's")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
@@ -23,8 +23,8 @@ def serve(
 
     from petseg.config import load_serving
 
-    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    config = load_serving(settings or (), **given)
+    given = {"host": host, "port": port, "allowed_hosts": allowed_host}
+    config = load_serving(settings or (), **{name: value for name, value in given.items() if value is not None})
     from petseg.serve.server import is_loopback
     from petseg.serve.server import serve as serve_pages
 

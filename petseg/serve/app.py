@@ -3,8 +3,6 @@
 FastAPI serves it; the page is written by hand, one HTML, one CSS and one JavaScript file without a build step.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import secrets
@@ -13,13 +11,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
@@ -99,12 +98,27 @@ class Published(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether it runs, and how much it has to do."""
+    """Whether it runs, and how many requests have a place."""
 
     status: Literal["ok"]
     version: str
     busy: int
     places: int
+
+
+class Asked(BaseModel):
+    """What a request asks for, in its query or in fields of its form, which come first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelName = Field(KINDS[0], description="A shipped model, or a kind: the best one of it.")
+    output: list[Output] = Field(
+        ["mask"],
+        description="What to return; repeat it for several at once.",
+        min_length=1,
+        max_length=len(OUTPUTS),
+        examples=[["cutout"], OUTPUTS],
+    )
 
 
 class Problem(BaseModel):
@@ -125,7 +139,12 @@ BODY = {
     "required": True,
     "content": {
         "multipart/form-data": {
-            "schema": {"type": "object", "required": [FIELD], "properties": {FIELD: PHOTO}},
+            "schema": {
+                "type": "object",
+                "required": [FIELD],
+                "properties": {FIELD: PHOTO, **Asked.model_json_schema()["properties"]},
+                "additionalProperties": False,
+            },
             "encoding": {FIELD: {"contentType": f"image/jpeg, image/png, {RAW}"}},
         },
         **{kind: {"schema": PHOTO} for kind in ("image/jpeg", "image/png", "image/webp", RAW)},
@@ -137,7 +156,7 @@ PROBLEMS: dict[int, str] = {
     408: "The upload took too long",
     413: "Too many bytes or pixels",
     415: "Another content type than multipart/form-data, image/* or application/octet-stream",
-    422: "An unknown model or output, or no photo in the form",
+    422: "An unknown model, output or parameter, or no photo in the form",
     503: "The queue is full, or the answer took too long; Retry-After says when to try again",
 }
 
@@ -155,8 +174,8 @@ class State:
 api = APIRouter()
 
 
-def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> FastAPI:
-    """Returns the application, its models loaded; `loopback`: it answers only under this machine's own names."""
+def make_app(config: ServeConfig | None = None, *, hosts: Sequence[str] = LOCAL) -> FastAPI:
+    """Returns the application, its models loaded; it answers under these names, "*" for any."""
     config = config or ServeConfig()
     state = State(config, Models(), Queue(config), Uploads(config))
 
@@ -176,10 +195,13 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
     )
     app.state.petseg = state
     app.include_router(api)
-    app.mount("/", StaticFiles(packages=[("petseg.serve", "page")], html=True))
+    for route in api.routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
+    # mounted, it would take what is asked of a route with another method
+    app.router.default = StaticFiles(packages=[("petseg.serve", "page")], html=True)
     app.add_exception_handler(RequestValidationError, _wrong_query)
-    if loopback:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     app.add_middleware(_with_headers)
     return app
 
@@ -203,19 +225,7 @@ def make_app(config: ServeConfig | None = None, *, loopback: bool = True) -> Fas
     },
     openapi_extra={"requestBody": BODY},
 )
-async def segment(
-    request: Request,
-    model: Annotated[ModelName, Query(description="A shipped model, or a kind: the best one of it.")] = KINDS[0],
-    output: Annotated[
-        list[Output],
-        Query(
-            description="What to return; repeat it for several at once.",
-            min_length=1,
-            max_length=len(OUTPUTS),
-            openapi_examples={"cut-out": {"value": ["cutout"]}, "all": {"value": OUTPUTS}},
-        ),
-    ] = ["mask"],  # noqa: B006  # FastAPI copies it
-) -> Response:
+async def segment(request: Request, asked: Annotated[Asked, Query()]) -> Response:
     """Returns the segmentation of a photo as an image or as JSON."""
     state: State = request.app.state.petseg
     computing = False
@@ -224,10 +234,11 @@ async def segment(
             await drain(request)
             raise HTTPException(503, "the queue is full; try again in a moment", {"Retry-After": "1"})
         with state.queue.place():
-            async with asyncio.timeout(state.config.seconds), state.uploads.read(request) as content:
+            async with asyncio.timeout(state.config.seconds), state.uploads.read(request) as (content, fields):
                 computing = True
-                segmenter = state.models.get(model)
-                work = partial(_compute, segmenter, content, tuple(dict.fromkeys(output)), state.config.pixels)
+                asked = _with_fields(asked, fields)
+                segmenter, outputs = state.models.get(asked.model), tuple(dict.fromkeys(asked.output))
+                work = partial(_compute, segmenter, content, outputs, state.config.pixels)
                 return await unless_gone(request, state.queue.run(work))
     except TimeoutError:
         problem = f"took longer than {state.config.seconds:g} s; try again"
@@ -284,6 +295,16 @@ def result_page(name: str) -> HTMLResponse:
     return HTMLResponse(published.page(name), headers={"Cache-Control": "max-age=3600"})
 
 
+def _with_fields(asked: Asked, fields: Mapping[str, list[str]]) -> Asked:
+    """Returns what is asked for with what the form's fields say; HTTPException 422 if they say anything else."""
+    given = {name: values if name == "output" else values[-1] for name, values in fields.items()}
+    try:
+        return Asked.model_validate({**asked.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise HTTPException(422, _wrong(str(first["loc"][0]), first)) from None
+
+
 def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], pixels: int) -> Response:
     """Returns the answer to one photo; this is what the threads do."""
     photo = opened(content, pixels)
@@ -324,14 +345,19 @@ def _media_type(output: str) -> str:
     return "application/json" if output == "json" else "image/png"
 
 
+def _wrong(name: str, first: Mapping[str, Any]) -> str:
+    """Returns what is wrong with a parameter, in the words that all errors have."""
+    if first["type"] == "extra_forbidden":
+        return str(unknown_name("parameter", name, Asked.model_fields))
+    return f"{name} is {str(first['input'])[:40]!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
 async def _wrong_query(request: Request, error: Exception) -> JSONResponse:
-    """Returns 422 with the first thing wrong, in the words that all errors have."""
+    """Returns 422 with the first thing wrong."""
     assert isinstance(error, RequestValidationError)
     await drain(request)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:2])
-    problem = f"{where} is {str(first['input'])[:40]!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"
-    return JSONResponse({"detail": problem}, 422)
+    return JSONResponse({"detail": _wrong(str(first["loc"][1]), first)}, 422)
 
 
 def _with_headers(app: ASGIApp) -> ASGIApp:

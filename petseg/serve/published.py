@@ -1,7 +1,5 @@
 """The published comparisons as pages: the same report that `petseg compare` writes, from the JSON under results/."""
 
-from __future__ import annotations
-
 from functools import cache
 from importlib.resources import files
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The application on a socket, until Ctrl-C; requests under way are answered first."""
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import math
@@ -16,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from petseg.config import ServeConfig
 from petseg.errors import PetsegError
-from petseg.serve.app import make_app
+from petseg.serve.app import LOCAL, make_app
 
 HEAD_SECONDS = 30.0  # longest time that a client may take to send a request's head; uvicorn would wait for ever
 HEAD_BYTES = 64_000  # largest head: address and headers; uvicorn would keep any
@@ -40,9 +38,12 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: Non
     """Serves until it is stopped; `on_ready` gets the page's address once it listens."""
     with _listening(config) as listening:
         host, port = listening.getsockname()[:2]
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        named = is_loopback(config.host) or config.allowed_hosts
+        hosts = [*LOCAL, shown, f"[{shown}]", *config.allowed_hosts] if named else ["*"]
+        shown = f"[{shown}]" if ":" in shown else shown
         settings = uvicorn.Config(
-            make_app(config, loopback=is_loopback(config.host)),
+            make_app(config, hosts=hosts),
             http=partial(_Bounded, head_seconds=min(HEAD_SECONDS, config.seconds)),  # type: ignore[arg-type]
             log_level="error",  # warnings are of what clients send: a line each
             access_log=False,

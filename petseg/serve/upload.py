@@ -1,7 +1,5 @@
 """A photo out of a request, kept in memory alone: nothing that is sent touches the disk or a log."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -40,8 +38,8 @@ class Uploads:
         self._held = 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Yields the photo's file; its bytes count towards `held_bytes` until the end of the block."""
+    async def read(self, request: Request) -> AsyncIterator[tuple[bytes, dict[str, list[str]]]]:
+        """Yields the photo's file and a form's other fields; the bytes count towards `held_bytes` until then."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data" and kind != RAW and not kind.startswith("image/"):
             await drain(request)
@@ -50,10 +48,11 @@ class Uploads:
         body = bytearray()
         try:
             await self._fill(body, request)
-            content = await _from_form(request, bytes(body)) if kind == "multipart/form-data" else bytes(body)
+            is_form = kind == "multipart/form-data"
+            content, fields = await _from_form(request, bytes(body)) if is_form else (bytes(body), {})
             if not content:
                 raise HTTPException(422, "the photo is empty (zero bytes); was it copied completely?")
-            yield content
+            yield content, fields
         finally:
             self._held -= len(body)
 
@@ -75,7 +74,7 @@ class Uploads:
             raise refused
 
 
-async def _from_form(request: Request, body: bytes) -> bytes:
+async def _from_form(request: Request, body: bytes) -> tuple[bytes, dict[str, list[str]]]:
     async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
@@ -88,7 +87,8 @@ async def _from_form(request: Request, body: bytes) -> bytes:
         if not isinstance(photo, UploadFile):
             got = "holds text, no file" if photo is not None else "is missing"
             raise HTTPException(422, f"the field {FIELD!r} {got}; send one photo in it: curl -F {FIELD}=@cat.jpg ...")
-        return await photo.read()
+        fields = {name: [str(value) for value in form.getlist(name)] for name in form if name != FIELD}
+        return await photo.read(), fields
     finally:
         await form.close()
 

@@ -1,7 +1,5 @@
 """The models, loaded once, and the queue before them: inference runs off the event loop, a photo a thread."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor

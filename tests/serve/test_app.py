@@ -1,11 +1,10 @@
 """The API: answers equal Python's, every refusal has its status and a sentence, and nothing is lost, kept or logged."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -82,9 +81,14 @@ def test_an_answer_is_what_python_gives(served, model, output):
     assert row == summary_of(result)
 
 
-def test_a_raw_body_is_the_same_as_a_form(served):
+def test_a_raw_body_is_the_same_as_a_form_and_a_field_as_a_parameter(served):
     content = CAT.read_bytes()
     form = post(served.url, content)
+    for fields in ({"model": "segnet", "output": "json"}, {"output": ["overlay", "trimap"]}):
+        given = httpx.post(f"{served.url}/api/segment?model=unet", files={"image": content}, data=fields, timeout=60)
+        wanted = post(served.url, content, **fields)
+        assert given.headers["content-type"].partition(";")[0] == wanted.headers["content-type"].partition(";")[0]
+        assert len(given.content) == pytest.approx(len(wanted.content), abs=9), "times differ"
     for kind in ("image/jpeg", "image/png", "application/octet-stream"):  # Pillow looks at the bytes, not at the name
         raw = httpx.post(f"{served.url}/api/segment", content=content, headers={"content-type": kind}, timeout=60)
         assert raw.content == form.content
@@ -151,6 +155,9 @@ IMAGE = {"files": {"image": image_file()}}
         ({"data": {"image": "text"}}, 415, "content type application/x-www-form-urlencoded"),
         ({**IMAGE, "params": {"model": "unett"}}, 422, "model is 'unett'; input should be 'unet', 'segnet'"),
         ({**IMAGE, "params": {"output": "masks"}}, 422, "output is 'masks'; input"),
+        ({**IMAGE, "params": {"modle": "segnet"}}, 422, "parameter 'modle' is unknown; choose one of: model, output"),
+        ({**IMAGE, "data": {"modle": "segnet"}}, 422, "parameter 'modle' is unknown; choose one of: model, output"),
+        ({**IMAGE, "data": {"output": "jsn"}}, 422, "output is 'jsn'; input"),
         ({"files": {"image": bytes(20_100_000)}}, 413, "larger than 20 MB"),
     ],
     ids=lambda value: str(value)[:50] if isinstance(value, int) else "",
@@ -315,10 +322,33 @@ def test_an_upload_never_touches_the_disk(monkeypatch):
     assert spilled == ["to disk"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        *(("GET", "/api/segment", 405), ("POST", "/health", 405), ("POST", "/api/models", 405), ("POST", "/", 405)),
+        *(("HEAD", "/health", 200), ("HEAD", "/api/models", 200), ("HEAD", "/", 200), ("HEAD", "/nowhere", 404)),
+    ],
+)
+def test_a_method_that_a_path_has_not_is_405(served, method, path, status):
+    answer = httpx.request(method, served.url + path)
+    assert (answer.status_code, "allow" in answer.headers) == (status, status == 405), answer.text
+
+
 def test_only_this_machine_s_own_names_are_answered(served):
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "0.0.0.0", "pc")] == [True, True, False, False]
     for host, status in (("127.0.0.1", 200), ("localhost:80", 200), ("pets.example", 400)):
         assert httpx.get(f"{served.url}/health", headers={"host": host}).status_code == status
+
+
+@pytest.mark.parametrize("host", ["::", "127.0.0.2", "0.0.0.0"])
+def test_an_address_that_is_printed_answers_and_so_does_a_proxy_s_name(host):
+    if host != "::" and sys.platform != "linux":
+        pytest.skip("127.0.0.2 is up on Linux alone")
+    server = Served("--host", host, "--allowed-host", "pets.example")
+    for name, status in ((None, 200), ("pets.example", 200), ("other.example", 400)):
+        answer = httpx.get(f"{server.url}/health", headers={"host": name} if name else {})
+        assert answer.status_code == status, name
+    server.stop()
 
 
 def test_every_answer_keeps_the_browser_from_loading_anything_else(served):
@@ -447,7 +477,7 @@ FILES = st.sampled_from([image_file(), image_file(1, 1), image_file(300, 2, "JPE
 for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream"):
     schemathesis.openapi.media_type(kind, FILES)
 
-schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(ServeConfig(seconds=30), loopback=False))
+schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(ServeConfig(seconds=30), hosts=["*"]))
 
 
 @schema.parametrize()
@@ -459,12 +489,12 @@ def test_the_api_keeps_its_openapi_document(case):
 
 
 def test_the_document_has_examples_and_every_status():
-    document = make_app(ServeConfig(), loopback=False).openapi()
+    document = make_app(ServeConfig(), hosts=["*"]).openapi()
     operation = document["paths"]["/api/segment"]["post"]
     assert set(operation["responses"]) == {"200", *map(str, PROBLEMS)}
     assert operation["responses"]["200"]["content"]["application/json"]["example"] == json.loads(json.dumps(EXAMPLE))
     model = operation["parameters"][0]["schema"]
     assert model["default"] == "unet"
     assert {"unet", "segnet", *shipped_models()} == {*model["enum"]}
-    assert [shown["value"] for shown in operation["parameters"][1]["examples"].values()] == [["cutout"], [*OUTPUTS]]
+    assert operation["parameters"][1]["schema"]["examples"] == [["cutout"], [*OUTPUTS]]
     assert {"Prediction", "Problem", "ModelList", "Health"} <= {*document["components"]["schemas"]}
