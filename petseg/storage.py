@@ -58,6 +58,11 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes, atomically."""
+    write_atomically(path, lambda unfinished: unfinished.write_bytes(content))
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON that people can read, atomically; nan is not JSON and raises `ValueError`."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

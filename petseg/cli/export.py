@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,12 +37,13 @@ def export(
         raise PetsegError("give one of --model NAME, a shipped model, and --run RUN, a trained one")
     chosen = chosen_format(out, kind)
     if run is None:
-        parity, original = export_shipped(model, out, chosen).agreement, "the shipped model"
+        metadata, original = export_shipped(model, out, chosen), "the shipped model"
     else:
         from petseg.export.onnx import export_run
 
-        parity, original = export_run(run, out, chosen, fp16=fp16)["parity"]["agreement"], "torch"
-    print(f"{out}: agrees with {original} on {100 * parity:.3f} % of the pixels of drawn pets")
+        metadata, original = export_run(run, out, chosen, fp16=fp16), "torch"
+    agreement = 100 * metadata["parity"]["agreement"]
+    print(f"{out}: agrees with {original} on {agreement:.3f} % of the pixels of drawn pets")
 
 
 def bench(
@@ -55,14 +57,13 @@ def bench(
 ) -> None:
     """Measure time and memory of one image, for every runtime at hand, taking turns on this machine."""
     from petseg.data.sources import find_data
-    from petseg.export.bench import Plan
-    from petseg.export.bench import bench as bench_models
+    from petseg.export import bench as measuring
     from petseg.predict.segmenter import shipped_models
     from petseg.schema import write_record
     from petseg.threads import thread_count
 
     threads = threads or str(thread_count() or 1)
-    plan = Plan(
+    plan = measuring.Plan(
         models=model or shipped_models(),
         sizes=[checked_size(side) for side in _whole_numbers(size, "--size")],
         threads=_whole_numbers(threads, "--threads"),
@@ -71,13 +72,10 @@ def bench(
         data=find_data(data),
     )
     with progress_bar() as advance:
-        result = bench_models(plan, lambda done, total: advance("bench", done, total))
+        result = measuring.bench(plan, lambda done, total: advance("bench", done, total))
     _print_bench(result)
     if out is not None:
-        words = ["petseg", "bench", *(word for name in model or () for word in ("--model", name))]
-        words += [*(("--size", size) if size else ()), "--threads", threads]
-        words += [word for name in runtime or () for word in ("--runtime", name)]
-        write_record(out, result.model_copy(update={"command": shlex.join([*words, "--turns", str(turns)])}))
+        write_record(out, result.model_copy(update={"command": shlex.join(["petseg", *sys.argv[1:]])}))
 
 
 def models(
@@ -100,6 +98,8 @@ def models(
 
 
 def _print_bench(result: BenchResult) -> None:
+    from petseg.units import whole
+
     machine = result.environment
     versions = ", ".join(f"{name} {number}" for name, number in {"torch": machine.torch, **result.versions}.items())
     title = f"one image at a time, {result.turns} turns; {machine.processor} ({', '.join(result.instructions)})"
@@ -107,9 +107,8 @@ def _print_bench(result: BenchResult) -> None:
     rows = []
     for row in sorted(result.rows, key=lambda row: (row.size, row.threads, row.model)):
         times = f"{row.p50_ms:.2f}", f"{row.p50_low_ms:.1f}-{row.p50_high_ms:.1f}", f"{row.p95_ms:.1f}"
-        memory = "-" if row.peak_mb is None else f"{row.peak_mb:.0f}"
-        rate = f"{row.images_per_second:.0f}"
-        rows.append((row.model, str(row.size), str(row.threads), row.title, *times, rate, memory))
+        others = whole(row.images_per_second), whole(row.peak_mb)
+        rows.append((row.model, str(row.size), str(row.threads), row.title, *times, *others))
     print_table(title, columns, rows, caption=versions)
     for name, reason in result.not_measured.items():
         print(f"not measured: {name}: {reason}")

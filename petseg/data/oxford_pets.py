@@ -36,6 +36,22 @@ CAT, DOG = 1, 2
 COLOURS = {"pet": "#0072B2", "background": "#BBBBBB", "border": "#E69F00", "cat": "#CC79A7", "dog": "#009E73"}
 """Class name -> colour (Okabe and Ito's palette, told apart by colour-blind readers)."""
 
+CARD = {
+    "limits": (
+        "cats and dogs alone: other animals, toys and drawings may be called pet or not",
+        "trained on photos of one pet of 37 breeds, most of it in view",
+        "a photo is resized to a square of `size` pixels: a pet that is small in it is seen coarsely; crop first",
+        "border is a band around the pet's outline as the dataset's annotators saw it",
+    ),
+    "licence": {
+        "weights": "CC BY-SA 4.0",
+        "url": "https://creativecommons.org/licenses/by-sa/4.0/",
+        "data": "The Oxford-IIIT Pet Dataset by Omkar M. Parkhi, Andrea Vedaldi, Andrew Zisserman and C. V. Jawahar "
+        '("Cats and Dogs", CVPR 2012), CC BY-SA 4.0, https://www.robots.ox.ac.uk/~vgg/data/pets/',
+    },
+}
+"""What an exported model says of itself where this dataset trained it."""
+
 
 @dataclass(frozen=True)
 class Task:

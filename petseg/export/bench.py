@@ -1,10 +1,8 @@
 """`petseg bench`: how long one image takes and how much memory, for every runtime at hand, on this machine.
 
-Each contender (a model at a size, on a runtime, with some threads) has a process of its own. Those of one size and
-number of threads take turns, every second turn in reverse order, so that a busy moment of the machine hits all alike.
+Each contender has a process of its own. Those of one size and number of threads take turns, every second turn in
+reverse order, so that a busy moment of the machine hits all alike.
 """
-
-from __future__ import annotations
 
 import re
 import time
@@ -30,8 +28,7 @@ from petseg.schema import EnvironmentInfo, Record
 
 K = TypeVar("K")
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""Called with (done, total) turns."""
+Run = Callable[[UInt8], object]
 
 CONTENDERS = {
     "torch": ("torch, fp32", ("torch",), "train"),
@@ -43,11 +40,8 @@ CONTENDERS = {
 }
 """Name -> title, what the light install lacks for it, and the extra that brings that."""
 
-WARM_UP = 10
-"""Runs before the first that counts."""
-
-TURN_SECONDS = 0.25
-"""What a turn lasts, about."""
+WARM_UP = 10  # runs before the first that counts
+TURN_SECONDS = 0.25  # what a turn lasts, about
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """What decides which runtime is fast, where the processor has it."""
@@ -101,30 +95,33 @@ class BenchResult(Record):
 
 @dataclass(frozen=True)
 class Contender:
-    """What one process measures."""
+    """A model at a size, on a runtime, with some threads of one call."""
 
     model: str
     size: int
     threads: int
     runtime: str
-    file: bytes  # ONNX; empty for torch
+    file: bytes  # ONNX
     network: Mapping[str, Any]
     """Fields of `ModelConfig`, for torch, which draws weights at random: time does not depend on them."""
     num_classes: int
 
 
-def bench(plan: Plan, on_progress: Progress | None = None) -> BenchResult:
-    """Returns the figures of every contender that can be measured here.
+def bench(plan: Plan, on_progress: Callable[[int, int], None] = lambda done, total: None) -> BenchResult:
+    """Returns the figures of every contender that can be measured here; progress is (done, total) turns.
 
     Raises:
         PetsegError: an unknown model or runtime, or a runtime that cannot compute a model.
     """
-    for name in plan.runtimes:
+    runtimes, missing = [], {}
+    for name in dict.fromkeys(plan.runtimes or CONTENDERS):
         if name not in CONTENDERS:
             raise unknown_name("--runtime", name, CONTENDERS)
-    wanted = dict.fromkeys(plan.runtimes or CONTENDERS)
-    missing = {name: reason for name in wanted if (reason := _missing(name))}
-    runtimes = [name for name in wanted if name not in missing]
+        _, needed, extra = CONTENDERS[name]
+        if lacking := [package for package in needed if find_spec(package) is None]:
+            missing[name] = f"needs {' and '.join(lacking)}; pip install 'petseg[{extra}]'"
+        else:
+            runtimes.append(name)
     contenders = [each for model in dict.fromkeys(plan.models) for each in _contenders(plan, model, runtimes)]
     groups: dict[tuple[int, int], list[Contender]] = defaultdict(list)
     for contender in contenders:  # at their own sizes all models take turns
@@ -132,16 +129,17 @@ def bench(plan: Plan, on_progress: Progress | None = None) -> BenchResult:
     rows: list[BenchRow] = []
 
     def report(done: int) -> None:
-        if on_progress is not None:
-            on_progress(len(rows) * plan.turns + done, len(contenders) * plan.turns)
+        on_progress(len(rows) * plan.turns + done, len(contenders) * plan.turns)
 
     for group in groups.values():
-        rows.extend(_measure(group, plan.turns, report))
-    found = machine.environment(device="cpu", precision="as listed", threads=max(plan.threads))
+        rows += _measure(group, plan.turns, report)
+    flags = _proc("cpuinfo").split()
     return BenchResult(
-        environment=EnvironmentInfo.model_validate(found),
+        environment=EnvironmentInfo.model_validate(
+            machine.environment(device="cpu", precision="as listed", threads=max(plan.threads))
+        ),
         versions={name: version(name) for name in ("onnxruntime", "openvino") if find_spec(name)},
-        instructions=_instructions(),
+        instructions=tuple(name for name in INSTRUCTIONS if name in flags),
         turns=plan.turns,
         calibration="training images" if plan.data else "drawn pets",
         rows=tuple(rows),
@@ -160,18 +158,11 @@ def take_turns(contenders: Mapping[K, Callable[[], T]], turns: int) -> Iterator[
             yield name, contenders[name]()
 
 
-def _missing(runtime: str) -> str:
-    """Returns what to do before a runtime can be measured; empty: nothing."""
-    _, needed, extra = CONTENDERS[runtime]
-    lacking = [name for name in needed if find_spec(name) is None]
-    return f"needs {' and '.join(lacking)}; pip install 'petseg[{extra}]'" if lacking else ""
-
-
 def _contenders(plan: Plan, model: str, runtimes: Sequence[str]) -> list[Contender]:
     """Returns what is to be measured of one model."""
     file = model_file(model)
     loaded = Segmenter(model, threads=1, runtime="onnxruntime")
-    files = {name: b"" if name.startswith("torch") else file for name in runtimes}
+    files = dict.fromkeys(runtimes, file)
     if "onnxruntime-int8" in files:
         files["onnxruntime-int8"] = _int8(file, loaded.card, plan.data)
     network, classes = loaded.card["config"]["model"], len(loaded.classes)
@@ -212,18 +203,15 @@ def _measure(group: Sequence[Contender], turns: int, report: Callable[[int], Non
     return [_row(*each) for each in zip(group, seconds, peaks, strict=True)]
 
 
-# --- in a contender's process ----------------------------------------------------------------------------------------
-
-_runs: list[Callable[[], object]] = []  # the process's one
+_runs: list[Callable[[], object]] = []  # the one of a contender's own process
 
 
 def _load(contender: Contender) -> float | None:
-    """Warms the model up; returns the resident memory in MB before it was loaded."""
+    """Warms the model up; returns the memory in MB that its runtime takes without it."""
     images = np.random.default_rng(0).integers(0, 256, (1, contender.size, contender.size, 3), np.uint8)
     try:
-        load = _torch(contender) if contender.runtime.startswith("torch") else _file(contender)
-        before = _resident("VmRSS")
-        _runs.append(partial(load(), images))
+        run, before = (_torch if contender.runtime.startswith("torch") else _file)(contender)
+        _runs.append(partial(run, images))
         for _ in range(WARM_UP):
             _runs[0]()
     except Exception as error:  # each runtime has its own kinds
@@ -243,59 +231,51 @@ def _turn() -> list[float]:
     return seconds
 
 
-def _file(contender: Contender) -> Callable[[], Callable[[UInt8], object]]:
-    """Imports a runtime, and returns what loads the model in it."""
+def _file(contender: Contender) -> tuple[Run, float | None]:
     from petseg.predict.runtimes import OnnxRuntime, OpenVino
 
     if not contender.runtime.startswith("openvino"):
-        return lambda: OnnxRuntime(contender.file, contender.threads)
+        before = _resident("VmRSS")
+        return OnnxRuntime(contender.file, contender.threads), before
     import openvino  # noqa: F401 - counted before the model
 
+    before = _resident("VmRSS")
     precision = "bf16" if contender.runtime == "openvino-bf16" else "f32"
-    return lambda: OpenVino(contender.file, contender.threads, precision=precision)
+    return OpenVino(contender.file, contender.threads, precision=precision), before
 
 
-def _torch(contender: Contender) -> Callable[[], Callable[[UInt8], object]]:
-    """Imports torch, and returns what makes the model."""
+def _torch(contender: Contender) -> tuple[Run, float | None]:
     import torch
-    from torch import nn
 
     from petseg.config import ModelConfig
     from petseg.models import build_model, model_input, to_unit_range
 
+    before = _resident("VmRSS")
     torch.set_num_threads(contender.threads)
     config, layout = ModelConfig(**contender.network), torch.channels_last
     normalise = model_input(config).normalise
+    network = build_model(config, contender.num_classes).eval().to(memory_format=layout)  # type: ignore[call-overload]
 
-    def run(network: nn.Module, images: UInt8) -> object:
+    def run(images: UInt8) -> object:
         batch = normalise(to_unit_range(torch.from_numpy(images))).contiguous(memory_format=layout)
         bf16 = contender.runtime == "torch-bf16"
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return network(batch).float().softmax(dim=1).numpy()
 
-    def load() -> Callable[[UInt8], object]:
-        network = build_model(config, contender.num_classes).eval()
-        return partial(run, network.to(memory_format=layout))  # type: ignore[call-overload]
-
-    return load
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
+    return run, before
 
 
 def _row(contender: Contender, turns: Sequence[Sequence[float]], peak: float | None) -> BenchRow:
     milliseconds = 1000 * np.concatenate(turns)
     medians = tuple(round(1000 * float(np.median(turn)), 3) for turn in turns)
+    p50, p95 = (round(float(quantile), 3) for quantile in np.quantile(milliseconds, (0.5, 0.95)))
     return BenchRow(
-        model=contender.model,
-        size=contender.size,
-        threads=contender.threads,
-        runtime=contender.runtime,
+        **{name: getattr(contender, name) for name in ("model", "size", "threads", "runtime")},
         title=CONTENDERS[contender.runtime][0],
-        p50_ms=round(float(np.median(milliseconds)), 3),
+        p50_ms=p50,
         p50_low_ms=min(medians),
         p50_high_ms=max(medians),
-        p95_ms=round(float(np.quantile(milliseconds, 0.95)), 3),
+        p95_ms=p95,
         images_per_second=round(1000 / float(milliseconds.mean()), 1),
         peak_mb=None if peak is None else round(peak, 1),
         repeats=len(milliseconds),
@@ -307,11 +287,6 @@ def _resident(field: str) -> float | None:
     """Returns a field of this process's memory in MB, VmRSS now or VmHWM the highest; None where there is no /proc."""
     match = re.search(rf"{field}:\s+(\d+)", _proc("self/status"))
     return None if match is None else 1024 * int(match[1]) / 1e6
-
-
-def _instructions() -> tuple[str, ...]:
-    flags = set(_proc("cpuinfo").split())
-    return tuple(name for name in INSTRUCTIONS if name in flags)
 
 
 def _proc(name: str) -> str:

@@ -1,27 +1,21 @@
-"""Model files and how far they agree: a shipped model as ONNX or OpenVINO, without torch.
-
-`petseg.export.onnx` writes trained runs with the same checks.
-"""
-
-from __future__ import annotations
+"""Model files that are checked before they are kept, and a shipped model as ONNX or OpenVINO, without torch."""
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from petseg import storage
 from petseg.data.dataset import UInt8
 from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.errors import PetsegError, unknown_name
+from petseg.predict.enlarge import Floats
 from petseg.predict.photos import Photo
-from petseg.predict.segmenter import WEIGHTS, Segmenter, shipped_model
+from petseg.predict.segmenter import Segmenter, model_file, shipped_model
 
 AGREEMENT = 0.9999
 """Share of pixels whose class must be the original's."""
@@ -29,7 +23,13 @@ AGREEMENT = 0.9999
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 """Format -> how its file ends. torch is a torch.export program; beside openvino's .xml lies a .bin, the weights."""
 
-Floats = npt.NDArray[np.float32]
+
+@dataclass(frozen=True)
+class Made:
+    """A model in some format, not yet kept."""
+
+    answers: Floats  # what it gives for the drawn pets
+    save: Callable[[Path, Mapping[str, Any]], None]  # writes it with its metadata
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,23 @@ class Parity:
 
 def compare(ours: Floats, theirs: Floats) -> Parity:
     """Returns how far two answers agree, both probabilities [N, C, H, W]."""
-    return Parity(
-        pixels=ours[:, 0].size,
-        agreement=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
-        largest_difference=float(np.abs(ours - theirs).max()),
-    )
+    agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+    return Parity(ours[:, 0].size, agreement, float(np.abs(ours - theirs).max()))
 
 
-def refusal(out: Path, parity: Parity, original: str) -> PetsegError:
-    """Returns the error for a file that disagrees with its original."""
-    return PetsegError(
+def keep(out: Path, made: Iterable[Made], theirs: Floats, metadata: Mapping[str, Any], original: str) -> dict[str, Any]:
+    """Returns the metadata of `out`, now the first file whose answers agree with `theirs`, those of the original.
+
+    Raises:
+        PetsegError: none does; nothing is written.
+    """
+    for each in made:
+        parity = compare(each.answers, theirs)
+        if parity.agreement >= AGREEMENT:
+            written = {**metadata, "parity": asdict(parity)}
+            each.save(out, written)
+            return written
+    raise PetsegError(
         f"{out}: the exported model agrees with {original} on {100 * parity.agreement:.3f} % of pixels (a probability "
         f"differs by up to {parity.largest_difference:.2g}), wanted {100 * AGREEMENT} %; nothing was written"
     )
@@ -65,24 +72,20 @@ def drawn_images(size: int) -> UInt8:
 
 
 def chosen_format(out: Path, wanted: str) -> str:
-    """Returns the format that a file is written in: `wanted`, else what its ending says.
-
-    Raises:
-        PetsegError: an unknown format, or an ending that is none or another format's.
-    """
+    """Returns `wanted`, else the format that the ending says; PetsegError if it is unknown or the ending another's."""
     if wanted and wanted not in ENDINGS:
         raise unknown_name("--format", wanted, ENDINGS)
-    by_ending = {ending: name for name, ending in ENDINGS.items()}
     if wanted and out.suffix != ENDINGS[wanted]:
         raise PetsegError(f"{out}: a file of format {wanted} ends in {ENDINGS[wanted]}; call it so")
+    by_ending = {ending: name for name, ending in ENDINGS.items()}
     if out.suffix not in by_ending:
-        endings = ", ".join(f"{ending} ({name})" for name, ending in ENDINGS.items())
+        endings = ", ".join(f"{ending} ({name})" for ending, name in by_ending.items())
         raise PetsegError(f"{out}: the ending {out.suffix!r} says no format; end it in {endings}")
     return by_ending[out.suffix]
 
 
-def export_shipped(name: str, out: Path, kind: str = "onnx") -> Parity:
-    """Returns how far `out` agrees with a shipped model: to the bit in ONNX, which is the shipped file itself.
+def export_shipped(name: str, out: Path, kind: str = "onnx") -> dict[str, Any]:
+    """Returns the metadata of `out`, now a shipped model; as ONNX it is the shipped file itself.
 
     Raises:
         PetsegError: an unknown model, a format that needs torch's weights, or the file disagrees; nothing is written.
@@ -92,55 +95,38 @@ def export_shipped(name: str, out: Path, kind: str = "onnx") -> Parity:
         raise PetsegError(
             f"model {name} is shipped as ONNX, without torch's weights; export it as onnx or openvino, or give --run"
         )
-    content = (WEIGHTS / f"{name}.onnx").read_bytes()
+    content = model_file(name)
     segmenter = Segmenter(name, threads=1, runtime="onnxruntime")  # OpenVINO may compute in bf16
     images = drawn_images(segmenter.size)
     theirs = segmenter.probabilities(images)
     if kind == "onnx":
-        storage.write_atomically(out, partial(Path.write_bytes, data=content))
-        return compare(theirs, theirs)
-    converted = OpenVINO(content)
-    parity = compare(converted.probabilities(images), theirs)
-    if parity.agreement < AGREEMENT:
-        raise refusal(out, parity, "ONNX Runtime")
-    converted.save(out, {**segmenter.card, "parity": asdict(parity)})
-    return parity
+        made = Made(theirs, lambda place, _: storage.write_bytes(place, content))
+    else:
+        made = as_openvino(content, images)
+    return keep(out, [made], theirs, segmenter.card, "ONNX Runtime")
 
 
-class OpenVINO:
-    """An ONNX file converted for OpenVINO; what is asked of it is asked of the files that `save` writes."""
+def as_openvino(onnx_file: bytes, images: UInt8) -> Made:
+    """Returns an ONNX file converted for OpenVINO, with its answers to uint8 [N, H, W, 3] in float32."""
+    import openvino
 
-    def __init__(self, onnx_file: bytes) -> None:
-        import openvino
+    core = openvino.Core()
+    model = core.read_model(onnx_file)  # convert_model would do the same, and report its use to Intel
 
-        # convert_model would do the same, and report its use to Intel
-        self._model = openvino.Core().read_model(onnx_file)
+    def write(path: Path) -> None:
+        openvino.save_model(model, path, compress_to_fp16=False)  # what the ONNX file stores in fp16 stays so
 
-    def probabilities(self, images: UInt8) -> Floats:
-        """Returns [N, C, H, W] of uint8 [N, H, W, 3], computed in float32."""
-        import openvino
-
-        core = openvino.Core()
-        with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder) / "model.xml")
-            # a processor with bf16 would compute in that by itself
-            compiled = core.compile_model(Path(folder) / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-            answers: Floats = compiled(images)[0]
-        return answers
-
-    def save(self, out: Path, metadata: Mapping[str, Any]) -> None:
-        """Writes `out`, an .xml, and its .bin; the .xml appears last."""
+    def save(out: Path, metadata: Mapping[str, Any]) -> None:
         for name, value in metadata.items():
-            self._model.set_rt_info(json.dumps(value), ["petseg", name])
+            model.set_rt_info(json.dumps(value), ["petseg", name])
         with tempfile.TemporaryDirectory() as folder:
-            written = Path(folder) / out.name
-            self._write(written)
-            for ending in (".bin", ".xml"):
-                content = written.with_suffix(ending).read_bytes()
-                storage.write_atomically(out.with_suffix(ending), partial(Path.write_bytes, data=content))
+            write(Path(folder) / out.name)
+            for ending in (".bin", ".xml"):  # the .xml appears last
+                written = (Path(folder) / out.name).with_suffix(ending)
+                storage.write_bytes(out.with_suffix(ending), written.read_bytes())
 
-    def _write(self, path: Path) -> None:
-        import openvino
-
-        # weights that the ONNX file stores in fp16 stay so; others are left as they are
-        openvino.save_model(self._model, path, compress_to_fp16=False)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "model.xml")
+        # a processor with bf16 would compute in that by itself
+        compiled = core.compile_model(Path(folder) / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return Made(compiled(images)[0], save)

@@ -4,16 +4,12 @@ Weights and activations of the convolutions become 8-bit numbers with a scale ea
 activations come from calibration images). Everything between them that has no 8-bit form is computed as before.
 """
 
-from __future__ import annotations
-
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
@@ -24,12 +20,13 @@ from petseg.config import RunConfig
 from petseg.data.cache import Prepared
 from petseg.data.dataset import UInt8
 from petseg.evaluation.evaluate import Evaluation, evaluate
+from petseg.export.onnx import quiet
 from petseg.models import Input
+from petseg.predict.enlarge import Floats
 from petseg.training.batches import load_splits
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network as Scored
 
-Floats = npt.NDArray[np.float32]
 Network = Callable[[UInt8], Floats]
 """uint8 [N, H, W, 3] -> probabilities [N, C, H, W]."""
 
@@ -60,10 +57,7 @@ def quantised(file: bytes, images: UInt8) -> bytes:
         options.log_severity_level = 4
         onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(plain).graph.node
-        logger = logging.getLogger()
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # it advises to prepare the file, which was just done
-        try:
+        with quiet():  # it advises to prepare the file, which was just done
             quantize_static(
                 plain,
                 smaller,
@@ -76,12 +70,8 @@ def quantised(file: bytes, images: UInt8) -> bytes:
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
             )
-        finally:
-            logger.setLevel(level)
         small = onnx.load(smaller)
-    del small.metadata_props[:]
-    for entry in onnx.load_from_string(file).metadata_props:
-        small.metadata_props.add(key=entry.key, value=entry.value)
+    onnx.helper.set_model_props(small, {entry.key: entry.value for entry in onnx.load_from_string(file).metadata_props})
     content: bytes = small.SerializeToString()
     return content
 
@@ -108,21 +98,20 @@ def accuracy(network: Network, prepared: Prepared, config: RunConfig, split: str
     """
     hardware = choose_hardware("fp32", "cpu")
     images = load_splits(prepared, config, hardware.device)[split]
-    return evaluate(Scored(LogProbabilities(network), Input(), hardware), images, split)
+    unchanged = Input(mean=(0, 0, 0), std=(1, 1, 1))
+    return evaluate(Scored(_LogProbabilities(network), unchanged, hardware), images, split)
 
 
-class LogProbabilities(nn.Module):
-    """Any network as a module: logarithms of its probabilities, which are logits, of normalised images [N, 3, H, W]."""
+class _LogProbabilities(nn.Module):
+    """Any network as a module: logarithms of its probabilities, which are logits, of images [N, 3, H, W] in 0..1."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, normalised: Tensor) -> Tensor:
-        """Returns logits [N, C, H, W]."""
-        images = ((normalised / 4 + 0.5) * 255).round().to(torch.uint8)  # `normalise` and `to_unit_range`, undone
-        probabilities = self.network(images.permute(0, 2, 3, 1).contiguous().numpy())
-        return torch.from_numpy(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))
+    def forward(self, images: Tensor) -> Tensor:
+        stored = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.from_numpy(np.log(np.maximum(self.network(stored), np.finfo(np.float32).tiny)))
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

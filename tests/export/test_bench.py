@@ -1,7 +1,5 @@
 """`petseg bench`: what it measures, what it says where something is missing; no test here looks at a time."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """int8: the file keeps what it says of itself, agrees with float32, and leaves alone what must stay exact."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +7,11 @@ import onnx
 import pytest
 
 from petseg import Segmenter
-from petseg.config import load_recipe
-from petseg.data.cache import prepare
-from petseg.data.sources import open_dataset
 from petseg.export.openvino import drawn_images
 from petseg.export.quantise import accuracy, calibration_images, kept_in_fp32, quantised
 from petseg.predict.runtimes import OnnxRuntime
 from petseg.predict.segmenter import model_file
-from tests.conftest import TINY
+from tests.conftest import prepare_for, tiny
 
 
 @pytest.mark.parametrize("name", ["unet_small", "segnet_small"])
@@ -52,8 +47,8 @@ def test_what_must_stay_exact_stays_in_float32():
 
 def test_accuracy_is_the_run_s_own_for_the_run_s_own_probabilities(pets_folder: Path):
     """A network that always says background scores what a prediction of background scores."""
-    config = load_recipe("default", TINY).for_model("unet")
-    prepared = prepare(open_dataset(pets_folder), 32)
+    config = tiny()
+    prepared = prepare_for(config, pets_folder)
     assert calibration_images(prepared, config).shape[1:] == (32, 32, 3)
     seen: list[np.ndarray] = []
 
