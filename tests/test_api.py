@@ -1,7 +1,5 @@
 """The public Python API: every name resolves, is documented, and costs nothing until it is used."""
 
-from __future__ import annotations
-
 import ast
 import os
 import pickle

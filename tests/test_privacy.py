@@ -1,7 +1,5 @@
 """Nothing leaves the machine: each entry point runs where a name server records what is asked, and no network is."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

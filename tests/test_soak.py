@@ -1,7 +1,5 @@
 """The short form of `scripts/soak.py`: seconds instead of half hours, the same figures."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """examples/browser: in a real Chromium its masks are Python's, and its resizing is Pillow's."""
 
-from __future__ import annotations
-
 import base64
 import re
 import threading

@@ -1,7 +1,5 @@
 """Clients that are slow, many, large or malformed: each is bounded, and the server goes on answering the others."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

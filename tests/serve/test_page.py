@@ -1,7 +1,5 @@
 """The page in a real Chromium: with mouse, keyboard and thumb, light and dark, and nothing asked of another machine."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
