@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_erosion
-from scipy.spatial import cKDTree
 
 from petseg.data.dataset import IGNORE
 
@@ -95,12 +93,16 @@ def boundary_counts(truth: Labels, prediction: Labels, label: int) -> BoundaryCo
 
 
 def _boundary(inside: npt.NDArray[np.bool_], ignored: npt.NDArray[np.bool_]) -> Score:
+    from scipy.ndimage import binary_erosion  # the page of results is shown where there is no scipy
+
     return np.argwhere(inside & ~binary_erosion(inside | ignored, border_value=1)).astype(np.float64)
 
 
 def _near(points: Score, others: Score, tolerance: float) -> int:
     if not len(points) or not len(others):
         return 0
+    from scipy.spatial import cKDTree
+
     distance, _ = cKDTree(others).query(points, distance_upper_bound=np.nextafter(tolerance, np.inf))
     return int(np.isfinite(distance).sum())
 

@@ -27,11 +27,11 @@ def test_importing_the_command_line_is_light(module):
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "data.cache", "data.check", "training.runs", "predict.segmenter", "predict.outputs"],
+    ["config", "data.cache", "data.check", "training.runs", "predict.segmenter", "predict.outputs", "serve", "report"],
 )
-def test_reading_data_and_predicting_need_no_torch(module):
-    """What the base install is for: these run where torch is not."""
-    assert f"petseg.{module}" in loaded(f"sys.modules['torch'] = None; import petseg.{module}")
+def test_reading_data_predicting_and_showing_need_no_torch(module):
+    """What the base install and the extra `serve` are for: these run where torch and scipy are not."""
+    assert f"petseg.{module}" in loaded(f"sys.modules |= {{'torch': None, 'scipy': None}}; import petseg.{module}")
 
 
 def test_no_module_imports_a_private_name_of_another():
