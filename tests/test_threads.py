@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,27 +11,25 @@ from petseg import threads
 from petseg.errors import PetsegError
 
 
-def test_the_option_goes_before_the_variable(monkeypatch):
+def test_the_option_goes_before_the_variable_and_a_wrong_one_is_named(monkeypatch):
     monkeypatch.delenv("PETSEG_THREADS", raising=False)
     assert threads.thread_count() is None
     monkeypatch.setenv("PETSEG_THREADS", "3")
     assert (threads.thread_count(), threads.thread_count(2)) == (3, 2)
+    for named in ("0", "two", "-1", "1.5"):
+        monkeypatch.setenv("PETSEG_THREADS", named)
+        with pytest.raises(PetsegError, match=f"PETSEG_THREADS is '{named}'; wanted a whole number above zero"):
+            threads.thread_count()
 
 
-@pytest.mark.parametrize("named", ["0", "two", "-1", "1.5"])
-def test_a_wrong_variable_is_named(monkeypatch, named):
-    monkeypatch.setenv("PETSEG_THREADS", named)
-    with pytest.raises(PetsegError, match=f"PETSEG_THREADS is '{named}'; wanted a whole number above zero"):
-        threads.thread_count()
-
-
-@pytest.mark.parametrize(("busy", "free"), [(0.0, 4), (0.4, 4), (1.1, 3), (3.0, 1), (9.0, 1)])
+@pytest.mark.parametrize(("busy", "free"), [(0.0, 4), (0.4, 4), (1.1, 3), (3.0, 1), (9.0, 1), (None, 2)])
 def test_free_cores_are_those_that_were_idle(monkeypatch, busy, free):
-    """`busy` is what other processes keep busy of four cores."""
+    """`busy` is what other processes keep busy of four cores; without /proc it is the load of the last minute."""
     clock = iter([100.0, 101.0])
-    worked = iter([50.0, 50.0 + busy])
+    worked = iter([None] if busy is None else [50.0, 50.0 + busy])
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    monkeypatch.setattr(threads.os, "getloadavg", lambda: (2.2, 0, 0))
     monkeypatch.setattr(threads.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(threads, "_busy_seconds", lambda: next(worked))
     assert threads.free_cores(0) == free
@@ -42,18 +41,10 @@ def test_what_goes_on_takes_the_threads_it_began_with(tmp_path):
     run = tmp_path / "runs" / "unet"
     run.mkdir(parents=True)
     (run / "environment.json").write_text('{"threads": 7}')
-    assert threads.recorded_threads(tmp_path) == 7
-    assert threads.recorded_threads(run) == 7
+    assert threads.recorded_threads(tmp_path) == threads.recorded_threads(run) == 7
 
 
-def test_without_proc_the_load_is_taken(monkeypatch):
-    monkeypatch.setattr(threads, "_busy_seconds", lambda: None)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: range(4), raising=False)
-    monkeypatch.setattr(threads.os, "getloadavg", lambda: (2.2, 0, 0))
-    assert threads.free_cores() == 2
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="Linux counts there")  # noqa: PTH110
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux counts there")
 def test_this_machine_counts_its_work():
     before = threads._busy_seconds()
     sum(range(10_000_000))

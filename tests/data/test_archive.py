@@ -125,18 +125,15 @@ def test_archive_truncated_anywhere_is_refused(tmp_path, mode):
 @pytest.mark.parametrize(("mode", "place"), [("w:gz", 50_000), ("w", 512 * 3)])
 def test_damaged_bytes_are_refused(tmp_path, mode, place):
     """Among the data; and in the header of b, which tarfile would take for the archive's end."""
-    files = {"a": os.urandom(100_000)} if mode == "w:gz" else {"a": b"a", "b": b"b"}
-    content = bytearray(write_tar(tmp_path / "x.tar", mode=mode, files=files).read_bytes())
-    content[place] ^= 255
-    (tmp_path / "x.tar").write_bytes(content)
-    assert_refused(tmp_path / "x.tar", DAMAGED)
-
-
-def test_what_is_no_archive_or_missing(tmp_path):
     path = tmp_path / "x.tar"
     assert_refused(path, r"x.tar is not a file; a tar archive is wanted: download it, or put it there")
-    for content in (b"", b"<html>We have moved.</html>" * 100):
-        path.write_bytes(content)
+    files = {"a": os.urandom(100_000)} if mode == "w:gz" else {"a": b"a", "b": b"b"}
+    content = bytearray(write_tar(path, mode=mode, files=files).read_bytes())
+    content[place] ^= 255
+    path.write_bytes(content)
+    assert_refused(path, DAMAGED)
+    for page in (b"", b"<html>We have moved.</html>" * 100):
+        path.write_bytes(page)
         assert_refused(path, r"x.tar is damaged or only half downloaded \(file could not be opened")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from petseg.data.dataset import UInt8
 from petseg.data.oxford_pets import BORDER, PET
 from petseg.data.synthetic import draw_pet, make_pets, write_list
 
@@ -58,12 +57,11 @@ def make_trapped_pets(folder: Path, *, per_breed: int = 2, breeds: int = 2, size
             listed.append(name)
         breed, _, number = name.rpartition("_")
         pixels, trimap = draw_pet(breed, int(number), size=size)
-        content = _trap_image(Image.fromarray(pixels), kind)
-        if content is not None:
-            (images / f"{name}.jpg").write_bytes(content)
-        labels = _trap_trimap(trimap, kind)
-        if labels is not None:
-            Image.fromarray(labels).save(annotations / "trimaps" / f"{name}.png")
+        if kind not in ("trimap without image", "listed without image"):
+            (images / f"{name}.jpg").write_bytes(IMAGES.get(kind, _encoded)(Image.fromarray(pixels)))
+        if kind not in ("image without trimap", "listed without image"):
+            trimap = np.ascontiguousarray(TRIMAPS[kind](trimap)) if kind in TRIMAPS else trimap
+            Image.fromarray(trimap.astype(np.uint8)).save(annotations / "trimaps" / f"{name}.png")
     for key in ("list", "trainval"):
         path = annotations / f"{key}.txt"
         rows = [row.split()[0] for row in path.read_text().splitlines() if not row.startswith("#")]
@@ -71,57 +69,43 @@ def make_trapped_pets(folder: Path, *, per_breed: int = 2, breeds: int = 2, size
     return folder
 
 
-def _trap_image(image: Image.Image, kind: str) -> bytes | None:
-    match kind:
-        case "trimap without image" | "listed without image":
-            return None
-        case "empty image file":
-            return b""
-        case "RGB PNG named .jpg":
-            return _encoded(image, "PNG")
-        case "RGBA PNG named .jpg":
-            ramp = Image.linear_gradient("L").resize(image.size)
-            image.putalpha(ramp)
-            return _encoded(image, "PNG")
-        case "GIF named .jpg":
-            return _encoded(image, "GIF")
-        case "palette PNG with transparency named .jpg":
-            return _encoded(image.quantize(64), "PNG", transparency=0)
-        case "CMYK JPEG":
-            return _encoded(image.convert("CMYK"), "JPEG")
-        case "16-bit grey PNG named .jpg":
-            grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
-            return _encoded(Image.fromarray(grey), "PNG")
-        case "truncated JPEG":
-            whole = _encoded(image, "JPEG")
-            return whole[: len(whole) // 2]
-        case "EXIF orientation":
-            exif = Image.Exif()
-            exif[0x0112] = 6  # a viewer turns it by 90 degrees clockwise
-            return _encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
-    return _encoded(image, "JPEG")
-
-
-def _trap_trimap(trimap: UInt8, kind: str) -> UInt8 | None:
-    """Returns the trimap's values, None where the trap has none."""
-    H, W = trimap.shape
-    match kind:
-        case "image without trimap" | "listed without image":
-            return None
-        case "EXIF orientation":
-            return np.ascontiguousarray(np.rot90(trimap))
-        case "trimap without pet":
-            return np.where(trimap == PET, BORDER, trimap).astype(np.uint8)
-        case "trimap of half the size":
-            return np.asarray(Image.fromarray(trimap).resize((W // 2, H // 2), Image.Resampling.NEAREST))
-        case "trimap of another aspect":
-            return np.ascontiguousarray(trimap[:, : W // 3])
-        case "trimap of other values":
-            return np.where(trimap == PET, 4, 0).astype(np.uint8)
-    return trimap
-
-
-def _encoded(image: Image.Image, format: str, **options: object) -> bytes:
+def _encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def _fading(image: Image.Image) -> Image.Image:
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def _lying(image: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a viewer turns it by 90 degrees clockwise
+    return _encoded(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
+
+
+def _wide(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+IMAGES = {
+    "empty image file": lambda image: b"",
+    "RGB PNG named .jpg": lambda image: _encoded(image, "PNG"),
+    "RGBA PNG named .jpg": lambda image: _encoded(_fading(image), "PNG"),
+    "GIF named .jpg": lambda image: _encoded(image, "GIF"),
+    "palette PNG with transparency named .jpg": lambda image: _encoded(image.quantize(64), "PNG", transparency=0),
+    "CMYK JPEG": lambda image: _encoded(image.convert("CMYK")),
+    "16-bit grey PNG named .jpg": lambda image: _encoded(_wide(image), "PNG"),
+    "truncated JPEG": lambda image: _encoded(image)[: len(_encoded(image)) // 2],
+    "EXIF orientation": _lying,
+}
+TRIMAPS = {
+    "EXIF orientation": np.rot90,
+    "trimap without pet": lambda trimap: np.where(trimap == PET, BORDER, trimap),
+    "trimap of half the size": lambda trimap: trimap[1 : len(trimap) // 2 * 2 : 2, 1 : trimap.shape[1] // 2 * 2 : 2],
+    "trimap of another aspect": lambda trimap: trimap[:, : trimap.shape[1] // 3],
+    "trimap of other values": lambda trimap: np.where(trimap == PET, 4, 0),
+}
+"""What each trap does to an encoded image or a trimap that is sound."""
