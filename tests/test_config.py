@@ -2,12 +2,10 @@
 
 import re
 import tomllib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from operator import attrgetter
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from petseg import config
 from petseg.config import AugmentConfig, ModelConfig, Recipe, RunConfig, ServeConfig, TrainConfig, load_recipe
@@ -16,30 +14,26 @@ from petseg.models import MODELS, build_model, run_config
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[str], str]:
+def write(tmp_path):
     """Returns a function that writes a recipe and returns its path."""
-    path = tmp_path / "written.toml"
 
-    def write_recipe(text: str) -> str:
-        path.write_text(text, encoding="utf-8")
-        return str(path)
+    def write_recipe(text):
+        (tmp_path / "written.toml").write_text(text, encoding="utf-8")
+        return str(tmp_path / "written.toml")
 
     return write_recipe
 
 
-def settable(kind: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+def settable(kind=Recipe, prefix=""):
     names = []
     for name, field in kind.model_fields.items():
-        inner: Any = field.annotation
-        names += settable(inner, f"{prefix}{name}.") if hasattr(inner, "model_fields") else [prefix + name]
+        nested = hasattr(field.annotation, "model_fields")
+        names += settable(field.annotation, f"{prefix}{name}.") if nested else [prefix + name]
     return names
 
 
-def value_of(recipe: Recipe, field: str) -> object:
-    value: object = recipe
-    for part in field.split("."):
-        value = getattr(value, part)
-    return value
+def value_of(recipe, field):
+    return attrgetter(field)(recipe)
 
 
 @pytest.mark.parametrize("name", [path.name.removesuffix(".toml") for path in config.RECIPES.iterdir()])

@@ -18,10 +18,10 @@ def only(**changes: float) -> AugmentConfig:
 
 
 MOVES = {
-    "flip": only(flip=True),
-    "scale": only(scale=0.5),
-    "rotation": only(rotation=90.0),
-    "shift": only(shift=0.2),
+    **{
+        name: only(**{name: value})
+        for name, value in (("flip", True), ("scale", 0.5), ("rotation", 90.0), ("shift", 0.2))
+    },
     "all": AugmentConfig(colour=0),
     "all strongly": AugmentConfig(scale=0.6, rotation=180.0, shift=0.5, colour=0),
 }
@@ -122,6 +122,12 @@ def motion(config: AugmentConfig, count: int = 300) -> tuple[Tensor, Tensor]:
     return torch.stack([down, right], dim=2), shift
 
 
+def assert_similar(steps, zoom):
+    """Steps neither shear nor stretch."""
+    expected = torch.eye(2).double() / zoom.expand(len(steps))[:, None, None] ** 2
+    torch.testing.assert_close(steps.mT @ steps, expected, atol=1e-3, rtol=0)
+
+
 def test_turns_are_rigid_and_zoom_and_shift_keep_within_their_ranges():
     turns, of_turns = motion(only(rotation=90.0))
     zooms, of_zooms = motion(only(scale=0.5))
@@ -140,15 +146,7 @@ def test_turns_are_rigid_and_zoom_and_shift_keep_within_their_ranges():
     assert shift.aminmax(dim=0).max.tolist() == pytest.approx([0.2, 0.2], abs=0.01)
     assert shift.aminmax(dim=0).min.tolist() == pytest.approx([-0.2, -0.2], abs=0.01)
     assert torch.corrcoef(shift.T)[0, 1].abs() < 0.2, "up and down does not follow left and right"
-
-
-def assert_similar(steps, zoom):
-    """Steps neither shear nor stretch."""
-    expected = torch.eye(2).double() / zoom.expand(len(steps))[:, None, None] ** 2
-    torch.testing.assert_close(steps.mT @ steps, expected, atol=1e-3, rtol=0)
-
-
-def test_all_moves_together_are_a_similarity():
+    # all together are a similarity
     steps, _ = motion(AugmentConfig(scale=0.5, rotation=180.0, shift=0.1, colour=0))
     zoom = steps.det().abs().rsqrt()
     assert_similar(steps, zoom)

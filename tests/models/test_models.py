@@ -24,18 +24,15 @@ CLASSES = 3
 
 # every name and ablation, narrow enough for a processor; the papers' own widths are built on the meta device below
 VARIANTS = {
-    "unet": ModelConfig(name="unet", base_channels=4),
+    **{name: ModelConfig(name=name, base_channels=4) for name in MODELS},
     "unet without skips": ModelConfig(name="unet", base_channels=4, skips=False),
     "unet bilinear": ModelConfig(name="unet", base_channels=4, skips=False, upsampling="bilinear"),
     "unet indices": ModelConfig(name="unet", base_channels=4, skips=False, upsampling="indices"),
     "unet without batch norm": ModelConfig(name="unet", base_channels=4, batch_norm=False),
-    "segnet": ModelConfig(name="segnet", base_channels=4),
     "segnet bilinear": ModelConfig(name="segnet", base_channels=4, upsampling="bilinear"),
     # three stages: He's weights expect full maps, unpooled ones are three quarters zero, so without batch normalisation
     # each stage shrinks the signal (at five the first logits deviate by .005): 200 steps may not suffice
     "segnet without batch norm": ModelConfig(name="segnet", base_channels=4, depth=3, batch_norm=False),
-    "unet_paper": ModelConfig(name="unet_paper", base_channels=4),
-    "segnet_paper": ModelConfig(name="segnet_paper", base_channels=4),
 }
 SIZES = [(16, 16), (17, 31), (45, 16), (32, 32), (33, 50)]
 
@@ -123,12 +120,10 @@ def test_every_parameter_gets_a_gradient(config):
     model = built(config)
     images, labels = rings(4)
     F.cross_entropy(model(images), labels).backward()
-    without = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.any()
-    ]
-    assert without == []
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert [
+        name for name, grad in gradients.items() if grad is None or not (grad.isfinite().all() and grad.any())
+    ] == []
 
 
 def test_images_do_not_mix(config):
@@ -257,21 +252,13 @@ def both_ways(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Iterator[Ten
         yield max_unpool(x, indices, size)
 
 
-def test_max_unpool_by_hand():
-    even = [[1.0, 9, 2, 3], [4, 5, 8, 1], [7, 0, 1, 1], [2, 3, 1, 6]]
-    odd = [[1.0, 9, 2], [4, 5, 8], [7, 0, -1]]
-    for image, expected in (
-        (even, [[0.0, 90, 0, 0], [0, 0, 80, 0], [70, 0, 0, 0], [0, 0, 0, 60]]),
-        (odd, [[0.0, 90, 0], [0, 0, 80], [70, 0, -10]]),
-    ):
-        pooled, indices = F.max_pool2d(torch.tensor(image)[None], 2, ceil_mode=True, return_indices=True)
-        for result in both_ways(10 * pooled[None], indices[None], (len(image), len(image))):
-            assert result[0, 0].tolist() == expected
-
-
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 5), (1, 1)], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels_last"])
 def test_max_unpool_places_each_maximum_back(size, layout):
+    by_hand = torch.tensor([[[[1.0, 9, 2], [4, 5, 8], [7, 0, -1]]]])
+    pooled, indices = F.max_pool2d(by_hand, 2, ceil_mode=True, return_indices=True)
+    for result in both_ways(10 * pooled, indices, (3, 3)):
+        assert result[0, 0].tolist() == [[0, 90, 0], [0, 0, 80], [70, 0, -10]]
     image = noise(2, 5, *size).contiguous(memory_format=layout)
     pooled, indices = F.max_pool2d(image, 2, ceil_mode=True, return_indices=True)
     for result in both_ways(pooled, indices, size):
@@ -341,10 +328,7 @@ def test_wrong_options(name, options, message):
         with pytest.raises(PetsegError, match=message) as caught:
             call(ModelConfig(name=name, **options))
         assert repr(name) in str(caught.value), "it names the model"
-
-
-def test_the_ends_of_each_range():
-    with torch.device("meta"):
+    with torch.device("meta"):  # the ends of each range
         build_model(ModelConfig(name="unet", base_channels=256, depth=1, convs=1, dropout=0), CLASSES)
         build_model(ModelConfig(name="segnet", base_channels=1, depth=7, convs=8, dropout=0.99), CLASSES)
 
