@@ -18,10 +18,10 @@ def only(**changes: float) -> AugmentConfig:
 
 
 MOVES = {
-    **{
-        name: only(**{name: value})
-        for name, value in (("flip", True), ("scale", 0.5), ("rotation", 90.0), ("shift", 0.2))
-    },
+    "flip": only(flip=True),
+    "scale": only(scale=0.5),
+    "rotation": only(rotation=90.0),
+    "shift": only(shift=0.2),
     "all": AugmentConfig(colour=0),
     "all strongly": AugmentConfig(scale=0.6, rotation=180.0, shift=0.5, colour=0),
 }
