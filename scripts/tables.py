@@ -250,12 +250,11 @@ def stages(result: Any) -> Rows:
 
 
 def faults(counted: Any) -> Rows:
-    """Returns the tests of faults and hostile input, and how many cases each went through."""
-    rows = []
+    """Returns the files of tests of faults and hostile input: how many tests, and how many cases those went through."""
+    files: dict[str, list[int]] = {}
     for test, cases in vars(counted.cases).items():
-        file, _, name = test.partition("::")
-        words = name.removeprefix("test_").replace("_", " ")
-        rows.append(Row(area=Path(file).stem.removeprefix("test_"), words=words, file=file, cases=cases))
+        files.setdefault(test.partition("::")[0], []).append(cases)
+    rows = [Row(file=file, tests=len(cases), cases=sum(cases)) for file, cases in files.items()]
     total = sum(row.cases for row in rows)
     return rows, f"{total:,} cases. Python {counted.python}, commit `{counted.commit}`."
 
