@@ -2,51 +2,46 @@
 
 import doctest
 import importlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
+from petseg.export.bench import CONTENDERS
+from petseg.predict.segmenter import WEIGHTS, model_file, shipped_model
+from petseg.storage import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "benchmarks"
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def load(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     return importlib.import_module
 
 
 @pytest.mark.parametrize("name", ["petseg.export.bench", "measuring"])
-def test_examples_in_docstrings_hold(name: str, load) -> None:
-    module: ModuleType = load(name)
-    found = doctest.testmod(module)
+def test_examples_in_docstrings_hold(name, load):
+    found = doctest.testmod(load(name))
     assert found.attempted
     assert not found.failed
 
 
-def test_contenders_take_turns_there_and_back(load) -> None:
-    calls: list[str] = []
+def test_contenders_take_turns_there_and_back(load):
+    calls = []
 
-    def contender(name: str):
-        def turn() -> float:
-            calls.append(name)
-            return float(len(calls))
-
-        return turn
+    def contender(name):
+        return lambda: calls.append(name) or float(len(calls))
 
     figures = load("measuring").take_turns({name: contender(name) for name in "ab"}, 3)
     assert calls == ["a", "b", "b", "a", "a", "b"]
     assert figures == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
 
 
-def test_the_tutorial_s_network_has_its_size_and_shape(load) -> None:
+def test_the_tutorial_s_network_has_its_size_and_shape(load):
     tutorial = load("tutorial")
     network = tutorial.TutorialNetwork(3)
     assert sum(parameter.numel() for parameter in network.parameters()) == 2_880_643
@@ -54,8 +49,8 @@ def test_the_tutorial_s_network_has_its_size_and_shape(load) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
-def test_a_result_says_how_where_and_from_which_commit(path: Path) -> None:
-    result = json.loads(path.read_text(encoding="utf-8"))
+def test_a_result_says_how_where_and_from_which_commit(path):
+    result = read_json(path)
     script = result["command"].removeprefix("python ").split()[0]
     assert script in ("petseg", "scripts/check_weights.py") or (ROOT / script).is_file()  # the latter: until 0.1
     environment = result["environment"]
@@ -64,8 +59,8 @@ def test_a_result_says_how_where_and_from_which_commit(path: Path) -> None:
     assert "dirty" not in environment["commit"]
 
 
-def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes() -> None:
-    comparison = json.loads((RESULTS / "speedrun" / "comparison.json").read_text(encoding="utf-8"))
+def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes():
+    comparison = read_json(RESULTS / "speedrun" / "comparison.json")
     assert [model["name"] for model in comparison["models"]] == ["unet", "segnet"]
     for model in comparison["models"]:
         assert model["evaluations"]["val"]["cross_entropy"] <= ORIGINAL_LOSSES["unet"]
@@ -74,34 +69,30 @@ def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes() -> None:
     assert "dirty" not in comparison["environment"]["commit"]
 
 
-def test_the_default_recipe_stays_below_its_memory_limit() -> None:
-    result = json.loads((RESULTS / "train_memory.json").read_text(encoding="utf-8"))
+def test_the_default_recipe_stays_below_its_memory_limit():
+    result = read_json(RESULTS / "train_memory.json")
     for case in ("unet", "segnet"):
         assert result["cases"][case]["peak_mb"] <= result["limit_mb"]
 
 
-def test_segnet_s_maps_do_not_wait_for_the_decoder(load) -> None:
+def test_segnet_s_maps_do_not_wait_for_the_decoder(load):
     """What ONNX Runtime holds for the decoder at the deepest stage: places, a sixteenth of the maps; U-Net, maps."""
-    from petseg.predict.segmenter import model_file
-
     found = {name: load("indices").follow(model_file(name), 128) for name in ("unet_small", "segnet_small")}
     assert found["segnet_small"]["held"] < found["unet_small"]["held"] / 10
     assert found["segnet_small"]["peak"] < found["unet_small"]["peak"]
     assert list(found["segnet_small"]["stages"])[-1].startswith("decoder")
 
 
-def test_what_indices_save_was_measured_with_the_models_that_are_shipped() -> None:
-    from petseg.predict.segmenter import WEIGHTS
-
-    pairs = json.loads((RESULTS / "indices.json").read_text(encoding="utf-8"))["pairs"]
+def test_what_indices_save_was_measured_with_the_models_that_are_shipped():
+    pairs = read_json(RESULTS / "indices.json")["pairs"]
     for kind, model in ((kind, pair[kind]) for pair in pairs.values() for kind in ("unet", "segnet")):
         assert model["name"].startswith(kind)
-        card = json.loads((WEIGHTS / f"{model['name']}.json").read_text(encoding="utf-8"))
+        card = read_json(WEIGHTS / f"{model['name']}.json")
         assert (model["size"], model["miou"]) == (card["size"], card["scores"]["miou"])
 
 
-def test_int8_and_bf16_lose_no_more_than_their_limit() -> None:
-    result = json.loads((RESULTS / "int8.json").read_text(encoding="utf-8"))
+def test_int8_and_bf16_lose_no_more_than_their_limit():
+    result = read_json(RESULTS / "int8.json")
     for model in result["models"].values():
         for scores in model["scores"].values():
             assert scores["int8_loss"] == pytest.approx(scores["fp32"]["miou"] - scores["int8"]["miou"])
@@ -109,10 +100,8 @@ def test_int8_and_bf16_lose_no_more_than_their_limit() -> None:
             assert abs(scores["fp32"]["miou"] - scores["openvino_bf16"]["miou"]) <= result["limit"]
 
 
-def test_a_start_and_one_photo_stay_within_their_limits() -> None:
-    from petseg.predict.segmenter import shipped_model
-
-    result = json.loads((RESULTS / "predict_speed.json").read_text(encoding="utf-8"))
+def test_a_start_and_one_photo_stay_within_their_limits():
+    result = read_json(RESULTS / "predict_speed.json")
     seconds = {"help": 0.3, "predict_small": 1, "predict_12_megapixels": 2}
     assert all(result["cold"][name]["seconds"] < limit for name, limit in seconds.items())
     assert result["cold"]["predict_12_megapixels"]["peak_mb"] < 600
@@ -123,9 +112,7 @@ def test_a_start_and_one_photo_stay_within_their_limits() -> None:
     assert folder[f"{result['default_model']} onnxruntime"]["median"] >= 0.8
 
 
-def test_every_runtime_was_measured_in_one_run() -> None:
-    from petseg.export.bench import CONTENDERS
-
-    result = json.loads((RESULTS / "inference.json").read_text(encoding="utf-8"))
+def test_every_runtime_was_measured_in_one_run():
+    result = read_json(RESULTS / "inference.json")
     assert {row["runtime"] for row in result["rows"]} == set(CONTENDERS)
     assert {row["size"] for row in result["rows"]} >= {256}
