@@ -3,8 +3,6 @@
 Every record is immutable and rejects unknown keys, so a file of another version is an error that names its field.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -426,9 +424,13 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT:
         # of JSON, strict knows that an array is a tuple
         return kind.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise PetsegError(f"{path}: {where}: {first['msg'].lower()}; restore the file or make it again") from None
+        raise PetsegError(f"{path}: {first_reason(error)}; restore the file or make it again") from None
+
+
+def first_reason(error: ValidationError) -> str:
+    """Returns the first thing wrong: its field and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg'].lower()}"
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -183,8 +183,9 @@ def make_run(place, run, data, rng):
         count = data.splits[split]
         outlines = np.clip(rng.normal(quality - 0.3, 0.1, (count, 3)), 0, 1)
         images = ImageScores(names_of(split, count), drawn_counts(truths(split, count), quality, rng), outlines)
-        scores = summarise(images, CLASSES, [name.rpartition("_")[0] for name in images.ids])
-        scores = scores.model_copy(update={"split": split, "cross_entropy": float(1 - quality)})
+        groups = [name.rpartition("_")[0] for name in images.ids]
+        rest = {"split": split, "data": "0", "cross_entropy": float(1 - quality), "cross_entropy_frame": "96 px"}
+        scores = summarise(images, CLASSES, groups, **rest)
         write_evaluation(Evaluation(scores, images), place / "evaluations" / f"{split}.json")
 
 

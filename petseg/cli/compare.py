@@ -1,7 +1,5 @@
 """`petseg compare` and `petseg report`."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from pathlib import Path
@@ -99,7 +97,7 @@ def _compare_command(quick: bool, recipe: str, settings: list[str], device: str 
     return shlex.join([*words, *(["--device", device] if device else [])])
 
 
-def _print_comparison(comparison: ComparisonResult) -> None:
+def _print_comparison(comparison: "ComparisonResult") -> None:
     from petseg.report.page import headline
     from petseg.report.tables import comparison_tables
 

@@ -1,7 +1,5 @@
 """`petseg study`."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +47,7 @@ def study(
     print(f"{folder}: {len(manifest.runs)} runs: {counts}")
 
 
-def _print_runs(study: Study, folder: Path) -> None:
+def _print_runs(study: "Study", folder: Path) -> None:
     from petseg.experiments.study.plan import durations, plan
     from petseg.experiments.study.run import open_study
     from petseg.units import duration

@@ -1,7 +1,5 @@
 """`petseg train` and `petseg evaluate`."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """What a model costs: parameters, multiply-accumulates, activation memory, latency."""
 
-from __future__ import annotations
-
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence

@@ -4,15 +4,13 @@ Logits are enlarged (bilinear) to the size of the image on disk, the class with 
 compared with the untouched label. Cross-entropy is the one score at the training size: it belongs to the loss.
 """
 
-from __future__ import annotations
-
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,16 +80,17 @@ def evaluate(network: Network, split: Split, name: str, on_progress: Progress = 
             on_progress(len(confusions), len(split.rows))
     images = ImageScores(tuple(ids), np.stack(confusions), np.array(boundaries))
     groups = [prepared.samples[row].group for row in split.rows]
-    scores = summarise(images, dataset.scored_classes, groups).model_copy(
-        update={
-            "split": name,
-            "data": prepared.key,
-            "cross_entropy": loss.mean(),
-            "cross_entropy_frame": f"{prepared.size} px",
-            "cross_entropy_at": {str(size): total.mean() for size, total in loss_at.items()},
-            "image_class_accuracy": float(np.mean(right)) if right else None,
-            "image_class_images": len(right) or None,
-        }
+    scores = summarise(
+        images,
+        dataset.scored_classes,
+        groups,
+        split=name,
+        data=prepared.key,
+        cross_entropy=loss.mean(),
+        cross_entropy_frame=f"{prepared.size} px",
+        cross_entropy_at={str(size): total.mean() for size, total in loss_at.items()},
+        image_class_accuracy=float(np.mean(right)) if right else None,
+        image_class_images=len(right) or None,
     )
     return Evaluation(scores, images)
 
@@ -116,8 +115,8 @@ def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits[None], size=list(size), mode="bilinear", align_corners=False)[0]
 
 
-def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[str]) -> Scores:
-    """Returns every score but cross-entropy from per-image counts; None for a class that is absent.
+def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[str], **others: Any) -> Scores:
+    """Returns every score that follows from per-image counts, and the `others`; None for a class that is absent.
 
     Classes are the scored ones; groups name each image's, "" where it has none.
     """
@@ -125,21 +124,14 @@ def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[st
     total = confusions.sum(axis=0)
     per_image = metrics.mean_iou(confusions)
     edges = metrics.mean_over_classes(images.boundaries.T)
-    of_group: dict[str, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups):
-        if group:
-            of_group[group].append(row)
+    of_group = {group: [row for row, own in enumerate(groups) if own == group] for group in sorted({*groups} - {""})}
 
     def by_class(scores: Score) -> dict[str, float | None]:
         return {entry.name: _number(value) for entry, value in zip(classes, scores, strict=True)}
 
     return Scores(
-        split="",
-        data="",
         images=len(images.ids),
         frame="each image's own size",
-        cross_entropy=0.0,
-        cross_entropy_frame="",
         miou=float(metrics.mean_iou(total)),
         iou=by_class(metrics.iou(total)),
         mean_dice=float(metrics.mean_over_classes(metrics.dice(total))),
@@ -148,9 +140,8 @@ def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[st
         mean_boundary_f=_number(metrics.mean_over_classes(edges)),
         boundary_f=by_class(edges),
         image_miou=ImageMiou(mean=float(np.nanmean(per_image)), median=float(np.nanmedian(per_image))),
-        group_miou={
-            group: float(metrics.mean_iou(confusions[rows].sum(axis=0))) for group, rows in sorted(of_group.items())
-        },
+        group_miou={group: float(metrics.mean_iou(confusions[rows].sum(axis=0))) for group, rows in of_group.items()},
+        **others,
     )
 
 
@@ -200,14 +191,12 @@ def evaluate_run(
     stored = run / "evaluations" / f"{name}.json"
     known = read_evaluation(stored)
     wanted = (trained.weights, trained.epoch, split.prepared.key, len(split.rows))
-    if known is not None:
-        scores = known.scores
-        if (scores.weights, scores.epoch, scores.data, len(known.images.ids)) == wanted:
-            return known
+    if known and (known.scores.weights, known.scores.epoch, known.scores.data, len(known.images.ids)) == wanted:
+        return known
     new = evaluate(trained.network, split, name, on_progress)
-    scores = new.scores.model_copy(update={"weights": trained.weights, "epoch": trained.epoch})
-    write_evaluation(Evaluation(scores, new.images), stored)
-    return Evaluation(scores, new.images)
+    new = replace(new, scores=new.scores.model_copy(update={"weights": trained.weights, "epoch": trained.epoch}))
+    write_evaluation(new, stored)
+    return new
 
 
 class ImageRows(Record):

@@ -1,7 +1,5 @@
 """Intervals: what a difference between two models is worth."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache

@@ -6,8 +6,6 @@ baselines/          evaluations of what needs no learning
 examples/           image, truth and predictions of the images that the report shows
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -3,8 +3,6 @@
 How a job gets on is read from the files that it writes, so any executor will do, on one machine or on many.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

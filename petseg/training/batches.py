@@ -1,7 +1,5 @@
 """Batches: the prepared images of each split on the training device, and the order in which an epoch takes them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

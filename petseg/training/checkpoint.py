@@ -6,8 +6,6 @@ resume.safetensors  weights, optimiser and average after the last whole epoch; w
 *.previous.*        best and resume of the epoch before, taken where the newer file is damaged
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Where and how precisely to compute: CUDA, then MPS, then the CPU."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Logits of a split, batch by batch, and classes that scores take together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

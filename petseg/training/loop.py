@@ -4,8 +4,6 @@ Every random number of an epoch comes from (seed, epoch), so a resumed run needs
 a comparison see the same images in the same order.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

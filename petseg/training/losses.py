@@ -3,8 +3,6 @@
 Throughout, logits are float [N, C, H, W] and labels int64 [N, H, W], 0..C-1 or 255 (ignored).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """AdamW and its rate."""
 
-from __future__ import annotations
-
 import math
 
 import torch

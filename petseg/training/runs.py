@@ -9,8 +9,6 @@ evaluations/        one JSON a split, per-image matrices beside it
 .lock               held by the process that works in the folder
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from petseg import storage
 from petseg.config import RunConfig, validated
 from petseg.data.cache import Prepared
 from petseg.errors import PetsegError
-from petseg.schema import ClassInfo, DataInfo, EpochRow, read_record, write_record
+from petseg.schema import ClassInfo, DataInfo, EpochRow, first_reason, read_record, write_record
 
 LOCK = ".lock"
 
@@ -114,12 +112,10 @@ def read_metrics(run: Path, *, up_to: int | None = None) -> list[EpochRow]:
         try:
             rows.append(EpochRow.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            if number == len(lines) and first["type"] == "json_invalid":
+            if number == len(lines) and error.errors()[0]["type"] == "json_invalid":
                 break  # half-written
-            where = ".".join(map(str, first["loc"])) or "line"
             raise PetsegError(
-                f"{path}: line {number}: {where}: {first['msg'].lower()}; restore the file or train again"
+                f"{path}: line {number}: {first_reason(error)}; restore the file or train again"
             ) from None
         if rows[-1].epoch != number:
             raise PetsegError(f"{path}: line {number} is not that of epoch {number}; restore the file or train again")

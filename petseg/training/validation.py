@@ -1,7 +1,5 @@
 """Validation: loss and scores at the training size, after each epoch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

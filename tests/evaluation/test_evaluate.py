@@ -79,11 +79,14 @@ def test_the_seed_protocol_adds_the_loss_at_200_px(pets_folder):
     assert scores.cross_entropy_at["200"] != scores.cross_entropy
 
 
+REST = {"split": "val", "data": "0", "cross_entropy": 0.5, "cross_entropy_frame": "32 px"}
+
+
 def test_absent_classes_are_none_and_left_out_of_the_mean():
     confusions = np.zeros((3, 3, 3), np.int64)
     confusions[:, 0, 0], confusions[:, 0, 1], confusions[:, 1, 1] = 6, 2, 8
     images = ImageScores(("1", "2", "3"), confusions, np.array([[1.0, 0.5, np.nan]] * 3))
-    scores = summarise(images, classes_from(["pet", "background", "border"]), ["b", "a", ""])
+    scores = summarise(images, classes_from(["pet", "background", "border"]), ["b", "a", ""], **REST)
     assert scores.iou == {"pet": 0.75, "background": 0.8, "border": None}
     assert scores.miou == pytest.approx(0.775)
     assert scores.mean_boundary_f == 0.75

@@ -55,7 +55,7 @@ def test_metrics_come_back_but_for_a_half_written_last_line(tmp_path):
 
 
 BROKEN = [
-    ('"epoch":2', '"epoch"2', r"metrics\.jsonl: line 2: line: invalid json"),
+    ('"epoch":2', '"epoch"2', r"metrics\.jsonl: line 2: content: invalid json"),
     ('"epoch":2', '"epoch":3', r"metrics\.jsonl: line 2 is not that of epoch 2; restore the file or train again"),
     ('"seconds":3.0', '"second":3.0', r"metrics\.jsonl: line 3: seconds: field required; restore"),
     ('"val_miou":0.2,', '"val_miou":"no",', r"metrics\.jsonl: line 2: val_miou: input should be a valid number"),
