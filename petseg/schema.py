@@ -213,8 +213,6 @@ class ComparisonResult(Record):
     examples: tuple[Example, ...] = ()
 
 
-# --- a study's findings ----------------------------------------------------------------------------------------------
-
 RunState = Literal["finished", "diverged", "missing", "waiting"]
 """How far a run is: waiting needs what other runs decide, such as a tuned rate."""
 

@@ -97,11 +97,16 @@ def evaluate(network: Network, split: Split, name: str, on_progress: Progress = 
 
 def _score(dataset: Dataset, sample: Sample, logits: Tensor) -> tuple[UInt8, Confusion, list[float]]:
     """Returns truth, confusion matrix and boundary F-scores of one image, from logits [C, h, w] of scored classes."""
-    truth = scored_ids(open_ids(dataset, sample), dataset.merge)
+    truth = read_truth(dataset, sample)
     prediction = predicted_ids(logits, truth.shape)
     num_classes = len(dataset.scored_classes)
     edges = [metrics.boundary_f(metrics.boundary_counts(truth, prediction, label)) for label in range(num_classes)]
     return truth, metrics.confusion_matrix(truth, prediction, num_classes), edges
+
+
+def read_truth(dataset: Dataset, sample: Sample) -> UInt8:
+    """Returns the scored class ids uint8 [H, W] of a sample's label, at its own size."""
+    return scored_ids(open_ids(dataset, sample), dataset.merge)
 
 
 def predicted_ids(logits: Tensor, size: Sequence[int]) -> UInt8:
@@ -147,9 +152,6 @@ def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[st
 
 def _number(value: Score) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-# --- trained runs ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -11,25 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from petseg import storage
-from petseg.data.dataset import Sample, UInt8, scored_ids
-from petseg.data.images import open_ids
+from petseg.data.dataset import UInt8
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import Corruption, corruptions
-from petseg.evaluation.evaluate import Progress, load_run, predicted_ids, silent
+from petseg.evaluation.evaluate import Progress, load_run, predicted_ids, read_truth, silent
 from petseg.metrics import Confusion, confusion_matrix
-from petseg.models import to_unit_range
 from petseg.schema import Record, read_record
 from petseg.training.batches import Split
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, scored_logits
+from petseg.training.inference import EVALUATION_BATCH, Network, predict_logits, scored_logits
 
 EVERY = 3
 """Each third test image, by id: 18 corruptions of all of them would take as long as the training."""
-
-BATCH = 32
-"""Images whose labels and logits are held at a time."""
 
 
 class Robustness(Record):
@@ -69,34 +65,24 @@ def evaluate_robustness(run: Path, hardware: Hardware, split: Split, on_progress
 def _count(network: Network, split: Split, on_progress: Progress) -> dict[str, list[Confusion]]:
     """Returns corruption -> confusion matrix of each of the split's images."""
     found: dict[str, list[Confusion]] = {corruption.name: [] for corruption in corruptions()}
-    done = 0
+    dataset, done = split.dataset, 0
     with ThreadPoolExecutor() as pool:
-        for rows in np.split(split.rows, range(BATCH, len(split.rows), BATCH)):
+        for rows in np.split(split.rows, range(EVALUATION_BATCH, len(split.rows), EVALUATION_BATCH)):
             images = np.array(split.prepared.images[rows])
             samples = [split.prepared.samples[row] for row in rows]
-            truths = list(pool.map(partial(_truth, split), samples))
+            truths = list(pool.map(partial(read_truth, dataset), samples))
             names, sizes = [sample.id for sample in samples], [truth.shape for truth in truths]
             for corruption in corruptions():
-                corrupted = np.stack(list(map(corruption.image, images, names, sizes)))
+                corrupted = torch.from_numpy(np.stack(list(map(corruption.image, images, names, sizes))))
+                batch = replace(split, images=corrupted, labels=split.labels[rows])
+                ((_, _, logits),) = predict_logits(network, batch, np.arange(len(rows)))
                 score = partial(_confusion, corruption, split)
-                found[corruption.name] += pool.map(score, names, truths, _logits(network, split, corrupted))
+                found[corruption.name] += pool.map(score, names, truths, scored_logits(logits, dataset.merge))
             done += len(rows)
             on_progress(done, len(split.rows))
     return found
 
 
-def _truth(split: Split, sample: Sample) -> UInt8:
-    return scored_ids(open_ids(split.dataset, sample), split.dataset.merge)
-
-
-def _logits(network: Network, split: Split, images: UInt8) -> torch.Tensor:
-    """Returns logits float32 [n, C, h, w] of the scored classes, of images uint8 [n, S, S, 3]."""
-    network.module.eval()
-    with torch.inference_mode():
-        logits = network.logits(to_unit_range(torch.from_numpy(images).to(split.device)))
-    return scored_logits(logits.float(), split.dataset.merge)
-
-
-def _confusion(corruption: Corruption, split: Split, name: str, truth: UInt8, logits: torch.Tensor) -> Confusion:
+def _confusion(corruption: Corruption, split: Split, name: str, truth: UInt8, logits: Tensor) -> Confusion:
     moved = corruption.truth(truth, name, split.prepared.size)
     return confusion_matrix(moved, predicted_ids(logits, moved.shape), len(split.dataset.scored_classes))

@@ -141,18 +141,16 @@ def _cost(config: RunConfig, split: Split, latency: LatencyInfo, history: Sequen
 def _difference(model: str, reference: str, evaluations: Mapping[str, Evaluation], split: str) -> schema.Difference:
     how = Resampling()
     first, second = (evaluations[name].images.confusions for name in (model, reference))
-    difference = paired_bootstrap(first, second, how=how)
+    found = paired_bootstrap(first, second, how=how)
     return schema.Difference(
         model=model,
         reference=reference,
         split=split,
         metric="mIoU",
-        points=difference.points,
-        low=difference.low,
-        high=difference.high,
+        **found.model_dump(exclude={"share_left_better"}),
         confidence=how.confidence,
         resamples=how.resamples,
-        share_better=difference.share_left_better,
+        share_better=found.share_left_better,
         over="images; one seed",
     )
 
@@ -175,9 +173,6 @@ def _baselines(plan: Plan, splits: Mapping[str, Split], folder: Path) -> tuple[s
             scores[part] = known.scores
         results.append(schema.BaselineResult(name=name, title=title, evaluations=scores))
     return tuple(results)
-
-
-# --- examples --------------------------------------------------------------------------------------------------------
 
 
 def choose_examples(scores: Mapping[str, Score]) -> list[tuple[int, Why]]:

@@ -140,7 +140,7 @@ def render(result: ComparisonResult, folder: Path) -> str:
     """Returns the page's HTML; the same comparison and images give the same bytes."""
     titles = {model.name: model.title for model in result.models}
     styles = plots.model_styles(list(titles))
-    groups, titled = group_scores(result), {title: styles[name] for name, title in titles.items()}
+    groups = group_scores(result)
     differences = [(titles[one.model], one.points, one.low, one.high) for one in result.differences]
     width = 300 if len(differences) < 4 else 760
     return template("comparison.html.j2").render(
@@ -149,15 +149,14 @@ def render(result: ComparisonResult, folder: Path) -> str:
         version=result.petseg,
         headline=headline(result),
         cards=[(model, model.evaluations[result.split].miou) for model in result.models],
-        forest=plots.forest_chart("differences", [("", differences)], width) if differences else None,
+        forest=plots.forest_chart("differences", differences, width) if differences else None,
         tables=tables.comparison_tables(result),
         class_tables=tables.class_tables(result),
         history=history_charts(result),
         epochs=sorted({row.epoch for model in result.models for row in model.history}),
         gallery=list(read_gallery(result, folder)),
         data=flat_texts(result.data.model_dump(exclude={"classes", "scored_classes"})),
-        groups=groups,
-        group_chart=plots.group_chart("groups", groups, titled) if groups else None,
+        groups=tables.group_table(groups, list(titles.values())) if groups else None,
     )
 
 

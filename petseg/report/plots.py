@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from itertools import count, zip_longest
-from math import isnan, nan
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -201,13 +200,11 @@ def _set_axes(axes: Axes, panel: Panel, first: bool) -> None:
 Interval = tuple[str, float, float, float]  # label, middle, low, high
 
 
-def forest_chart(name: str, groups: Sequence[tuple[str, Sequence[Interval]]], width: int = 760) -> Chart:
-    """Returns differences in points with their intervals, a row each, under headings.
+def forest_chart(name: str, lines: Sequence[Interval], width: int = 760) -> Chart:
+    """Returns differences in points with their intervals, a row each.
 
     A dot is full where the interval leaves zero out, hollow where it holds zero.
     """
-    headed = [[*([(heading, nan, nan, nan)] if heading and rows else []), *rows] for heading, rows in groups]
-    lines: list[Interval] = [line for group in headed for line in group]
     with look(name):
         figure = Figure(figsize=(width / 72, (50 + 17.5 * len(lines)) / 72))
         axes = figure.add_subplot()
@@ -216,40 +213,12 @@ def forest_chart(name: str, groups: Sequence[tuple[str, Sequence[Interval]]], wi
         for place, (_, middle, low, high) in enumerate(lines):
             axes.plot([low, high], [place, place], color=INK, linewidth=1.6, alpha=0.7)
             axes.plot(middle, place, "o", color=INK, markerfacecolor=PAPER if low <= 0 <= high else INK, markersize=6)
-            axes.get_yticklabels()[place].set_fontweight("bold" if isnan(middle) else "normal")
-        _set_rows(axes, len(lines), grid=0.0)
+        axes.set_ylim(len(lines) - 0.4, -0.6)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="y", alpha=0.0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=max(4, width // 60), steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
         axes.set_xlabel("difference in points, 95 % interval")
-        found = [line for line in lines if not isnan(line[1])]
-        texts = [f"{label} {points(middle)} ({points(low)} to {points(high)})" for label, middle, low, high in found]
-        table = [("difference", "points", "low", "high"), *found]
+        texts = [f"{label} {points(middle)} ({points(low)} to {points(high)})" for label, middle, low, high in lines]
+        table = [("difference", "points", "low", "high"), *lines]
         return charted(name, figure, f"Differences in points: {'; '.join(texts)}.", table, [])
-
-
-def _set_rows(axes: Axes, number: int, grid: float) -> None:
-    axes.set_ylim(number - 0.4, -0.6)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="y", alpha=grid)
-
-
-def group_chart(name: str, groups: Mapping[str, Sequence[float]], models: Mapping[str, Style]) -> Chart:
-    """Returns a line for each group (breed) and a dot for each model (title -> style), best on top."""
-    rows = sorted(groups.items(), key=lambda row: (-row[1][0], row[0]))
-    with look(name):
-        figure = Figure(figsize=(400 / 72, (85 + 16 * len(rows)) / 72))
-        axes = figure.add_subplot()
-        for place, (_, scores) in enumerate(rows):
-            axes.hlines(place, min(scores), max(scores), color=INK, alpha=0.3, linewidth=1.4)
-        for at, (title, style) in enumerate(models.items()):
-            own = [scores[at] for _, scores in rows]
-            face = style.colour if at == 0 else PAPER
-            axes.plot(own, range(len(rows)), style.marker, color=style.colour, markerfacecolor=face, label=title)
-        axes.set_yticks(range(len(rows)), [group.replace("_", " ") for group, _ in rows])
-        _set_rows(axes, len(rows), grid=0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("mIoU, %")
-        figure.legend(loc="outside upper center", ncols=min(3, len(models)), handletextpad=0.2)
-        label = f"mIoU by group, in percent: {len(rows)} groups, {', '.join(models)}."
-        table = [("group", *models), *((group, *scores) for group, scores in rows)]
-        return charted(name, figure, label, table, list(models.values()))

@@ -10,7 +10,7 @@ from petseg.evaluation.corruptions import KINDS
 from petseg.experiments.study.subsets import SUBSETS
 from petseg.report import plots, tables
 from petseg.report.page import template, write_page
-from petseg.report.plots import Chart, Interval, Line, Panel, model_styles
+from petseg.report.plots import Chart, Line, Panel, model_styles
 from petseg.report.tables import COSTS, Column, Table
 from petseg.schema import read_record
 from petseg.units import duration, points, signed, whole
@@ -56,9 +56,6 @@ class Network(NamedTuple):
     size: int
 
 
-# --- the table of every network -------------------------------------------------------------------------------------
-
-
 def arm_table(findings: schema.Findings) -> Table:
     """Returns a row for each network of the study, by image size and mIoU; shared ones once."""
     rows: dict[tuple[str, ...], tuple[str, Network]] = {}
@@ -87,9 +84,6 @@ def arm_table(findings: schema.Findings) -> Table:
         Column("Training time", lambda row: row.scores.train_seconds, duration),
     ]
     return tables.table(("Every network", ""), columns, ordered, len(ordered))
-
-
-# --- plots ----------------------------------------------------------------------------------------------------------
 
 
 def curve_chart(findings: schema.Findings, experiment: schema.ExperimentFindings) -> Chart | None:
@@ -158,19 +152,11 @@ def corruption_chart(findings: schema.Findings) -> Chart | None:
     return plots.line_chart("corruptions", panels, (820, 490)) if scores else None
 
 
-def intervals_of(findings: schema.Findings, experiment: schema.ExperimentFindings) -> Iterator[Interval]:
-    """Yields an experiment's differences of mIoU."""
-    for one in experiment.differences:
-        if one.metric == "miou" and (found := one.difference):
-            yield label(findings, experiment, one), found.points, found.low, found.high
-
-
 def render_study(findings: schema.Findings) -> str:
     """Returns the page's HTML; the same findings give the same bytes."""
     styles = model_styles(list(findings.models))
     groups = {group: list(scores.values()) for group, scores in findings.groups.items()}
-    titled = {findings.models[model]: styles[model] for model in next(iter(findings.groups.values()), {})}
-    intervals = [(one.title, list(intervals_of(findings, one))) for one in findings.experiments]
+    titles = [findings.models[model] for model in next(iter(findings.groups.values()), {})]
     tuning: dict[tuple[float, float], list[schema.TuningCell]] = {}
     for cell in findings.tuning.cells if findings.tuning else ():
         tuning.setdefault((cell.learning_rate, cell.warmup), []).append(cell)
@@ -181,13 +167,12 @@ def render_study(findings: schema.Findings) -> str:
         headline=headline(findings),
         label=label,
         curves=[(one, curve_chart(findings, one)) for one in findings.experiments if one.curve],
-        forest=plots.forest_chart("forest", intervals) if any(rows for _, rows in intervals) else None,
         arms=arm_table(findings),
         tuning=tuning,
         settings={name: "; ".join(map(str, values)) for name, values in findings.settings.items()},
         training=list(training_charts(findings)),
         corruptions=corruption_chart(findings),
-        group_chart=plots.group_chart("groups", groups, titled) if groups else None,
+        groups=tables.group_table(groups, titles) if groups else None,
         kinds=KINDS,
         subsets=SUBSETS,
     )

@@ -1,11 +1,25 @@
 """The tables of a comparison: a row for each model and baseline, a column for each measure."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 from petseg.schema import BaselineResult, ComparisonResult, CostInfo, ModelResult, Scores
-from petseg.units import DASH, Format, Number, byte_size, count, duration, loss, milliseconds, percent, plural, whole
+from petseg.units import (
+    DASH,
+    Format,
+    Number,
+    byte_size,
+    count,
+    duration,
+    loss,
+    milliseconds,
+    percent,
+    plural,
+    points,
+    whole,
+)
 
 Measured = TypeVar("Measured")
 
@@ -136,3 +150,14 @@ def class_tables(result: ComparisonResult) -> list[Table]:
         table((title, "percent"), [column(field, name) for name in names], scored, len(result.models))
         for field, title in titles.items()
     ]
+
+
+def group_table(groups: Mapping[str, Sequence[float]], titles: Sequence[str]) -> Table:
+    """Returns the mIoU in points of each model by group (breed), and of two models the difference."""
+    columns: list[Column[Sequence[float]]] = [
+        Column(title, itemgetter(place), points) for place, title in enumerate(titles)
+    ]
+    if len(titles) == 2:
+        columns.append(Column("Difference", lambda scores: scores[1] - scores[0], points))
+    rows = [(group.replace("_", " "), scores) for group, scores in groups.items()]
+    return table(("By group", "mIoU in percent, such as of a breed"), columns, rows, len(rows))

@@ -35,9 +35,6 @@ def between(findings, name, left, right, metric="miou"):
     return next(d for d in findings.experiment(name).differences if (d.left, d.right, d.metric) == wanted)
 
 
-# Numbers
-
-
 def test_a_difference_is_the_bootstrap_s_over_the_runs_own_files(whole, findings):
     counts = []
     for model in ("unet", "segnet"):
@@ -140,9 +137,6 @@ def test_every_value_of_a_setting_in_any_run_is_there(whole, findings):
     assert findings.settings["model.skips"] == (None, False), "None: the model's own"
 
 
-# The same runs looked at again
-
-
 def test_every_corruption_has_a_ranking_with_its_interval_and_verdict(findings):
     found = findings.robustness
     assert {one.images for one in found.differences} == {16}
@@ -220,9 +214,6 @@ def test_arms_of_the_same_runs_are_looked_at_once(tmp_path):
         assert {one.left for one in part} == {"unet/width", "unet/parameters", "unet/stages"}
 
 
-# Studies that are not complete
-
-
 def test_a_study_without_a_run(tmp_path):
     found = find(make_study(tmp_path / "none", leave_out=lambda run: True))
     assert set(found.runs) == {"missing"}
@@ -259,9 +250,6 @@ def test_a_run_that_diverged_is_a_result(tmp_path):
     lost = between(found, "batch_norm", "segnet/on", "segnet/off")
     assert lost.difference is None
     assert {claim.verdict for claim in lost.expected} == {"held"}
-
-
-# Files
 
 
 def test_the_command_writes_findings_and_page(whole, tmp_path):

@@ -138,9 +138,6 @@ def manifest_of(study, **fields):
     return StudyManifest(petseg="", recipe=study, **fields)
 
 
-# The whole
-
-
 def test_a_study_makes_each_run_once_and_scores_it(whole):
     manifest = read_manifest(whole)
     assert [entry.state for entry in manifest.runs] == ["diverged", *["finished"] * 4]
@@ -278,9 +275,6 @@ def test_the_list_says_what_each_run_is_for_and_how_long(whole, recipe, tmp_path
     fresh = capsys.readouterr().out
     assert fresh.count("waiting") == 3  # two for the tuning, one for the shape
     assert not (tmp_path / "fresh").exists()
-
-
-# What a study refuses
 
 
 def test_expectations_may_not_change_after_the_runs(whole, tmp_path):
@@ -455,9 +449,6 @@ def test_the_time_of_a_run_follows_measured_epochs(tmp_path):
     assert guessed[run.name] < measured[run.name]
     other = next(run for run in found if run.config.model.name == "segnet" and run.config.data.size == 96)
     assert measured[other.name] > 0.7 * other.config.train.epochs * 90, "of less arithmetic, by that much quicker"
-
-
-# Equal cost
 
 
 def asked(model, quantity="parameters"):

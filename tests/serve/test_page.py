@@ -348,7 +348,7 @@ def test_the_comparison_shows_tables_and_plots_of_results(page, served):
     expect(page.locator("#report")).to_be_visible()
     report = page.frame_locator("#report")
     expect(report.get_by_role("heading", name="All figures")).to_be_visible()
-    assert report.locator("figure svg").count() >= 3
+    assert report.locator("figure svg").count() >= 2
     assert report.locator("table").first.locator("tr").count() == 5
     fitted(page)
     page.locator("#choices button").nth(1).click()

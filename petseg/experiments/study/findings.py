@@ -73,9 +73,6 @@ def write_findings(folder: Path, on_progress: Progress = lambda done, total: Non
     return path
 
 
-# --- scores and differences ------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Measure:
     """A metric: what is counted of a run's images, int64 [N, ..., C], and the score of such counts' sum."""
@@ -174,9 +171,6 @@ def _latency_ratio(first: schema.CostInfo | None, second: schema.CostInfo | None
     return _round(first.latency_ms.p50 / second.latency_ms.p50)
 
 
-# --- expectations ----------------------------------------------------------------------------------------------------
-
-
 def verdict(low: float, high: float, *, equal: bool, by: float = 0.0) -> schema.Verdict:
     """Returns whether an expectation held, by the interval of left less right.
 
@@ -205,9 +199,6 @@ def _judge(claim: Claim, found: schema.ArmDifference, seeds: int) -> schema.Verd
     low, high = found.difference.low, found.difference.high
     ends = (low, high) if claim.left == found.left else (-high, -low)
     return verdict(*ends, equal=claim.equal, by=claim.points)
-
-
-# --- an experiment ---------------------------------------------------------------------------------------------------
 
 
 def _experiment(results: Results, experiment: Experiment) -> schema.ExperimentFindings:
@@ -313,9 +304,6 @@ def _history(made: Sequence[RunResult]) -> dict[str, tuple[schema.Band, ...]]:
     }
 
 
-# --- its runs looked at again ----------------------------------------------------------------------------------------
-
-
 def _distinct_pairs(results: Results, experiment: Experiment) -> list[tuple[str, str]]:
     """Returns `model_pairs` without those of the same runs as an earlier one: a shape that was equal all along."""
     kept: dict[tuple[RunEntry | None, ...], tuple[str, str]] = {}
@@ -380,9 +368,6 @@ def _groups(results: Results) -> dict[str, dict[str, float]]:
             scores = [float(mean_iou(images.confusions[groups == group].sum(axis=0))) for images in made]
             found.setdefault(group, {})[model] = _round(100 * float(np.mean(scores)))
     return {group: scores for group, scores in found.items() if len(scores) == len(experiment.models)}
-
-
-# --- tuning ----------------------------------------------------------------------------------------------------------
 
 
 def _tuning(results: Results) -> schema.TuningFindings | None:
@@ -452,9 +437,6 @@ def _more_lost(
     one, two = (np.concatenate([results.images(run, "val").confusions for run in pair], axis=-2) for pair in ordered)
     found = _rounded(paired_bootstrap(one, two, score=lambda pair: np.subtract(*_scores_of(pair)), how=HOW))
     return found, verdict(found.low, found.high, equal=False)
-
-
-# --- the runs and their machines -------------------------------------------------------------------------------------
 
 
 def _settings(made: Sequence[RunResult]) -> dict[str, tuple[JsonValue, ...]]:

@@ -193,8 +193,6 @@ def tuning_outcome(study: Study, folder: Path) -> dict[str, TunedSetting]:
     return best
 
 
-# --- how long --------------------------------------------------------------------------------------------------------
-
 SECONDS_PER_MAC = 14e-12
 """Of training, before an epoch was measured: a 16-channel U-Net on 2 cores of an Intel Xeon with AMX in bf16 takes
 10.5 ms an image at 128 px (759 million multiply-accumulates forward)."""

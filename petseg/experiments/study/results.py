@@ -162,9 +162,6 @@ def read_run(place: Path, entry: RunEntry) -> RunResult:
     )
 
 
-# --- the published form ----------------------------------------------------------------------------------------------
-
-
 def publish(source: Path, folder: Path) -> None:
     """Writes the study in `source`, whose runs have all ended, in the published form, without findings.json."""
     results = Results(source)
