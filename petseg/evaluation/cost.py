@@ -3,6 +3,7 @@
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,28 +125,38 @@ def _storage_key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the address of the storage
 
 
+def take_turns(passes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Returns the milliseconds of `repeats` passes of each contender, after five to warm up.
+
+    They take turns, so that a busy machine hits all alike.
+    """
+    times: dict[str, list[float]] = {name: [] for name in passes}
+    for turn in range(-5, repeats):
+        for name, run in passes.items():
+            started = time.perf_counter()
+            run()
+            if turn >= 0:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return times
+
+
+def latency_of(times: Sequence[float], size: int) -> LatencyInfo:
+    """Returns the median and the 95th percentile of passes over an image of `size` pixels a side."""
+    p50, p95 = map(float, np.quantile(times, [0.5, 0.95]))
+    return LatencyInfo(p50=p50, p95=p95, repeats=len(times), size=size)
+
+
 def measure_latencies(
     models: Mapping[str, nn.Module], size: int, hardware: Hardware, *, repeats: int = 40
 ) -> dict[str, LatencyInfo]:
-    """Returns each model's latency for one image, logits out; models take turns, so that a busy machine hits all alike.
-
-    Of each, `repeats` passes are counted, after five to warm up.
-    """
+    """Returns each model's latency for one image, logits out, of passes in turn."""
     image = torch.zeros(1, 3, size, size, device=hardware.device).contiguous(memory_format=torch.channels_last)
-    wait: Callable[[], None] = (lambda: None) if hardware.device.type == "cpu" else torch.accelerator.synchronize
-    times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for turn in range(-5, repeats):
-            for name, model in models.items():
-                model.eval()
-                wait()
-                started = time.perf_counter()
-                with hardware.context():
-                    model(image)
-                wait()
-                if turn >= 0:
-                    times[name].append(1000 * (time.perf_counter() - started))
-    return {
-        name: LatencyInfo(p50=np.quantile(taken, 0.5), p95=np.quantile(taken, 0.95), repeats=repeats, size=size)
-        for name, taken in times.items()
-    }
+
+    def run(model: nn.Module) -> None:
+        with torch.inference_mode(), hardware.context():
+            model(image)
+        if hardware.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    passes = {name: partial(run, model.eval()) for name, model in models.items()}
+    return {name: latency_of(taken, size) for name, taken in take_turns(passes, repeats).items()}

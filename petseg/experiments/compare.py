@@ -56,6 +56,10 @@ class Plan:
     on_stage: Callable[..., None] = lambda title, done, total, detail="": None
     """Called with what stands on a progress bar."""
 
+    def progress(self, title: str) -> Callable[..., None]:
+        """Returns `on_stage` with a title."""
+        return partial(self.on_stage, title)
+
     def scored_splits(self, splits: Mapping[str, Split]) -> tuple[str, ...]:
         """Returns the splits that are scored; the figures are of the last."""
         return ("val", "test") if self.final and "test" in splits else ("val",)
@@ -70,8 +74,19 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     split = plan.scored_splits(splits)[-1]
     with runs.new_folder(out, resume=plan.resume):
         data = runs.claim_data(out, prepared)
-        histories = {name: _train(plan, prepared, folders[name], config, splits) for name, config in configs.items()}
-        evaluations = {name: _evaluate(plan, run, title_of(name), splits) for name, run in folders.items()}
+        histories = {}
+        for name, config in configs.items():
+            how = Execution(hardware, plan.resume, splits, on_step=plan.progress(f"train {title_of(name)}"))
+            histories[name] = train(config, prepared, folders[name], how)
+        evaluations = {
+            name: {
+                part: evaluation.evaluate_run(
+                    run, hardware, splits, part, plan.progress(f"score {title_of(name)} on {part}")
+                )
+                for part in plan.scored_splits(splits)
+            }
+            for name, run in folders.items()
+        }
         baselines = _baselines(plan, splits, out / "baselines")
         networks = {name: evaluation.load_run(run, hardware).network for name, run in folders.items()}
         modules = {name: network.module for name, network in networks.items()}
@@ -107,26 +122,10 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             models=models,
             baselines=baselines,
             differences=tuple(_difference(name, recipe.models[0], last, split) for name in recipe.models[1:]),
-            examples=_Gallery(out / "examples", splits[split], networks).write(last, plan.on_stage),
+            examples=_write_examples(out / "examples", splits[split], networks, last, plan),
         )
         schema.write_record(out / "comparison.json", comparison)
         return comparison
-
-
-def _train(
-    plan: Plan, prepared: Prepared, run: Path, config: RunConfig, splits: Mapping[str, Split]
-) -> Sequence[EpochRow]:
-    on_step = partial(plan.on_stage, f"train {title_of(config.model.name)}")
-    return train(config, prepared, run, Execution(plan.hardware, resume=plan.resume, splits=splits, on_step=on_step))
-
-
-def _evaluate(plan: Plan, run: Path, title: str, splits: Mapping[str, Split]) -> dict[str, Evaluation]:
-    return {
-        part: evaluation.evaluate_run(
-            run, plan.hardware, splits, part, partial(plan.on_stage, f"score {title} on {part}")
-        )
-        for part in plan.scored_splits(splits)
-    }
 
 
 def _cost(config: RunConfig, split: Split, latency: LatencyInfo, history: Sequence[EpochRow]) -> CostInfo:
@@ -167,8 +166,7 @@ def _baselines(plan: Plan, splits: Mapping[str, Split], folder: Path) -> tuple[s
             stored = folder / name / f"{part}.json"
             known = evaluation.read_evaluation(stored)
             if known is None or known.scores.data != training.prepared.key:
-                on_progress = partial(plan.on_stage, f"score {title} on {part}")
-                known = evaluation.evaluate(network, splits[part], part, on_progress)
+                known = evaluation.evaluate(network, splits[part], part, plan.progress(f"score {title} on {part}"))
                 evaluation.write_evaluation(known, stored)
             scores[part] = known.scores
         results.append(schema.BaselineResult(name=name, title=title, evaluations=scores))
@@ -199,53 +197,41 @@ def choose_examples(scores: Mapping[str, Score]) -> list[tuple[int, Why]]:
     return list(chosen.items())
 
 
-@dataclass(frozen=True)
-class _Gallery:
-    """Writes image, truth and predictions of the chosen images, small, as coloured PNGs."""
+def _write_examples(
+    folder: Path, split: Split, networks: Mapping[str, Network], evaluations: Mapping[str, Evaluation], plan: Plan
+) -> tuple[schema.Example, ...]:
+    """Writes image, truth and predictions of the chosen images, small, as coloured PNGs, and returns them."""
+    scores = {name: mean_iou(scored.images.confusions) for name, scored in evaluations.items()}
+    prepared, rows = split.prepared, split.rows
+    # a wrong label would be everybody's worst image and tell nothing of the models
+    sound = np.flatnonzero([SUSPECT not in prepared.notes.get(prepared.samples[row].id, ()) for row in rows])
+    chosen = choose_examples({name: np.nan_to_num(values[sound]) for name, values in scores.items()})
+    folder.mkdir(exist_ok=True)
+    examples = []
+    for number, (place, why) in enumerate(chosen, start=1):
+        row = int(sound[place])
+        name, files = prepared.samples[rows[row]].id, {}
+        for role, image in _drawn(split, networks, row).items():
+            file = f"{name}.{role}.{'jpg' if role == 'image' else 'png'}"
+            storage.write_atomically(folder / file, partial(image.save, format="JPEG" if role == "image" else "PNG"))
+            files[role] = f"examples/{file}"
+        miou = {model: float(np.nan_to_num(values[row])) for model, values in scores.items()}
+        examples.append(schema.Example(name=name, why=why, miou=miou, files=files))
+        plan.on_stage("draw examples", number, len(chosen))
+    return tuple(examples)
 
-    folder: Path
-    split: Split
-    networks: Mapping[str, Network]
 
-    def write(self, evaluations: Mapping[str, Evaluation], on_stage: Callable[..., None]) -> tuple[schema.Example, ...]:
-        scores = {name: mean_iou(scored.images.confusions) for name, scored in evaluations.items()}
-        prepared, rows = self.split.prepared, self.split.rows
-        # a wrong label would be everybody's worst image and tell nothing of the models
-        sound = np.flatnonzero([SUSPECT not in prepared.notes.get(prepared.samples[row].id, ()) for row in rows])
-        chosen = choose_examples({name: np.nan_to_num(values[sound]) for name, values in scores.items()})
-        self.folder.mkdir(exist_ok=True)
-        examples = []
-        for number, (place, why) in enumerate(chosen, start=1):
-            row = int(sound[place])
-            name = prepared.samples[rows[row]].id
-            miou = {model: float(np.nan_to_num(values[row])) for model, values in scores.items()}
-            examples.append(schema.Example(name=name, why=why, miou=miou, files=self._draw(row)))
-            on_stage("draw examples", number, len(chosen))
-        return tuple(examples)
-
-    def _draw(self, row: int) -> dict[str, str]:
-        dataset = self.split.dataset
-        place = self.split.rows[row : row + 1]
-        sample = self.split.prepared.samples[place[0]]
-        opened = open_sample(dataset, sample)
-        colours = palette(dataset.scored_classes)
-        truth = scored_ids(opened.ids, dataset.merge)
-        files = {
-            "image": self._save(opened.image, f"{sample.id}.image.jpg"),
-            "truth": self._save(Image.fromarray(colours[truth]), f"{sample.id}.truth.png"),
-        }
-        for name, network in self.networks.items():
-            ((_, _, logits),) = predict_logits(network, self.split, place)
-            ids = evaluation.predicted_ids(scored_logits(logits, dataset.merge)[0], truth.shape)
-            files[name] = self._save(Image.fromarray(colours[ids]), f"{sample.id}.{name}.png")
-        return files
-
-    def _save(self, image: Image.Image, name: str) -> str:
-        """Returns the path, below the comparison's folder, of the image reduced."""
-        photo = name.endswith("jpg")
-        scale = min(1.0, EXAMPLE_SIDE / max(image.size))
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        small = image.resize(size, Image.Resampling.BILINEAR if photo else Image.Resampling.NEAREST)
-        kind = "JPEG" if photo else "PNG"
-        storage.write_atomically(self.folder / name, lambda unfinished: small.save(unfinished, kind))
-        return f"examples/{name}"
+def _drawn(split: Split, networks: Mapping[str, Network], row: int) -> dict[str, Image.Image]:
+    """Returns image, truth and each model's prediction, coloured and reduced."""
+    dataset, place = split.dataset, split.rows[row : row + 1]
+    opened = open_sample(dataset, split.prepared.samples[place[0]])
+    truth = scored_ids(opened.ids, dataset.merge)
+    masks = {"truth": truth}
+    for name, network in networks.items():
+        ((_, _, logits),) = predict_logits(network, split, place)
+        masks[name] = evaluation.predicted_ids(scored_logits(logits, dataset.merge)[0], truth.shape)
+    scale = min(1.0, EXAMPLE_SIDE / max(opened.image.size))
+    size = (max(1, round(opened.image.width * scale)), max(1, round(opened.image.height * scale)))
+    colours = palette(dataset.scored_classes)
+    drawn = {name: Image.fromarray(colours[ids]).resize(size, Image.Resampling.NEAREST) for name, ids in masks.items()}
+    return {"image": opened.image.resize(size, Image.Resampling.BILINEAR), **drawn}

@@ -8,9 +8,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from types import TracebackType
 from typing import Any, TypeVar
 
 from petseg.errors import PetsegError
@@ -18,7 +17,7 @@ from petseg.errors import PetsegError
 T = TypeVar("T")
 
 
-class LocalProcesses(Executor):
+class LocalProcesses(ThreadPoolExecutor):
     """Runs each job in a fresh process of this machine, at most `count` at a time.
 
     A job that is killed fails alone. Jobs end when the `with` block ends by an exception (Ctrl-C is the caller's), and
@@ -26,23 +25,17 @@ class LocalProcesses(Executor):
     """
 
     def __init__(self, count: int) -> None:
-        self._threads = ThreadPoolExecutor(count)  # each waits for one process
+        super().__init__(count)  # each thread waits for one process
         self._futures: set[Future[Any]] = set()
         self._others = set(multiprocessing.active_children())
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Returns the future of `fn(*args, **kwargs)`; all of these travel by pickle."""
-        future = self._threads.submit(_in_process, fn, args, kwargs)
+        future = super().submit(_in_process, fn, args, kwargs)
         self._futures.add(future)
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Takes no more jobs."""
-        self._threads.shutdown(wait, cancel_futures=cancel_futures)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self.shutdown(wait=kind is None, cancel_futures=True)
         while running := {future for future in self._futures if not future.done()}:
             for process in set(multiprocessing.active_children()) - self._others:

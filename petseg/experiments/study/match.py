@@ -4,8 +4,9 @@ Parameters are counted. Latency is measured in ONNX Runtime, where a model is us
 candidates taking turns, so that a busy machine hits all alike.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,7 +14,7 @@ import torch
 
 from petseg.config import ModelConfig
 from petseg.errors import PetsegError
-from petseg.evaluation.cost import count_macs
+from petseg.evaluation.cost import count_macs, latency_of, take_turns
 from petseg.experiments.study.plan import MatchQuestion, cost_key
 from petseg.experiments.study.recipe import TOLERANCE
 from petseg.export.onnx import as_onnx
@@ -61,37 +62,36 @@ def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | Non
     return CostMatch(options=changed, quantity=question.quantity, wanted=wanted, reached=cost)
 
 
-def _changed(model: ModelConfig, option: str, values: Iterable[object]) -> list[ModelConfig]:
-    return [ModelConfig(name=model.name, **{**model.options, option: value}) for value in values]
+def _changed(model: ModelConfig, option: str, value: object) -> ModelConfig:
+    return ModelConfig(name=model.name, **{**model.options, option: value})
 
 
 def _widths(known: Sequence[ModelConfig]) -> list[ModelConfig]:
     """Returns the only known shape in other widths, from half of its own to twice."""
     (model,) = known
     width = model_options(model).get("base_channels", 0)
-    return _changed(model, "base_channels", (w for w in range(max(1, width // 2), 2 * width + 1) if w != width))
+    return [_changed(model, "base_channels", w) for w in range(max(1, width // 2), 2 * width + 1) if w != width]
 
 
 def _convs(known: Sequence[ModelConfig]) -> list[ModelConfig]:
     """Returns the nearest shapes with one convolution more or less in one stage, at least one and at most eight."""
     found = []
     for shape in known[:NEAREST]:
-        with torch.device("meta"):
-            convs = getattr(build_model(shape, 2), "convs", None)
-        if isinstance(convs, tuple):
-            near = [[*convs[:at], convs[at] + more, *convs[at + 1 :]] for at in range(len(convs)) for more in (1, -1)]
-            found += _changed(shape, "convs", (one for one in near if min(one) >= 1 and max(one) <= 8))
+        convs: Any = getattr(_on_meta(shape, 2), "convs", ())
+        for at in range(len(convs) if isinstance(convs, tuple) else 0):
+            counts = [convs[at] + more for more in (1, -1) if 1 <= convs[at] + more <= 8]
+            found += [_changed(shape, "convs", [*convs[:at], count, *convs[at + 1 :]]) for count in counts]
     return found
+
+
+def _on_meta(shape: ModelConfig, num_classes: int) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build_model(shape, num_classes)
 
 
 def count_parameters(num_classes: int) -> Measure:
     """Returns the measure of `parameters`."""
-
-    def counted(config: ModelConfig) -> int:
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in build_model(config, num_classes).parameters())
-
-    return lambda shapes: [counted(shape) for shape in shapes]
+    return lambda shapes: [sum(each.numel() for each in _on_meta(one, num_classes).parameters()) for one in shapes]
 
 
 def time_shapes(num_classes: int, size: int) -> Measure:
@@ -102,19 +102,15 @@ def time_shapes(num_classes: int, size: int) -> Measure:
         low, high = (share * macs[0] for share in MACS_RANGE)
         near = {str(at): (shape, size) for at, shape in enumerate(shapes) if not at or low <= macs[at] <= high}
         times = onnx_times(near, num_classes, REPEATS)
-        quickest = {key: float(np.quantile(taken, UNDISTURBED)) for key, taken in times.items()}
-        return [quickest.get(str(at), float("inf")) for at in range(len(shapes))]
+        return [float(np.quantile(times.get(str(at), [np.inf]), UNDISTURBED)) for at in range(len(shapes))]
 
     return measure
 
 
 def measure_onnx_latencies(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int) -> dict[str, LatencyInfo]:
     """Returns each shape's latency."""
-    found = {}
-    for key, taken in onnx_times(shapes, num_classes, repeats=200).items():
-        p50, p95 = map(float, np.quantile(taken, [0.5, 0.95]))
-        found[key] = LatencyInfo(p50=p50, p95=p95, repeats=200, size=shapes[key][1])
-    return found
+    times = onnx_times(shapes, num_classes, repeats=200)
+    return {key: latency_of(taken, shapes[key][1]) for key, taken in times.items()}
 
 
 def onnx_times(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, repeats: int) -> dict[str, list[float]]:
@@ -124,16 +120,9 @@ def onnx_times(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, 
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    sessions = {}
+    passes = {}
     for key, (config, size) in shapes.items():
         content = as_onnx(build_network(config, num_classes, choose_hardware("fp32", "cpu")), size)
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        sessions[key] = (session, {"image": drawn_images(size)[:1]})
-    times: dict[str, list[float]] = {key: [] for key in sessions}
-    for turn in range(-5, repeats):
-        for key, (session, given) in sessions.items():
-            started = time.perf_counter()
-            session.run(None, given)
-            if turn >= 0:
-                times[key].append(1000 * (time.perf_counter() - started))
-    return times
+        passes[key] = partial(session.run, None, {"image": drawn_images(size)[:1]})
+    return take_turns(passes, repeats)
