@@ -8,18 +8,17 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from petseg.config import Recipe, RunConfig, load_recipe
-from petseg.data.cache import Prepared, prepare
+from petseg.config import load_recipe
+from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import make_pets
-from petseg.schema import EpochRow
+from petseg.environment import environment
+from petseg.storage import write_json
 from petseg.training.device import choose_hardware
 from petseg.training.loop import Execution, train
 
@@ -32,17 +31,17 @@ TINY = ("data.size=32", "model.base_channels=4", "train.epochs=2", "train.batch_
 CPU = choose_hardware("fp32", "cpu")
 
 
-def tiny(*settings: str, model: str = "unet") -> RunConfig:
+def tiny(*settings, model="unet"):
     """Returns the config of a tiny run."""
     return load_recipe("default", [*TINY, *settings]).for_model(model)
 
 
-def prepare_for(config: RunConfig, folder: Path) -> Prepared:
+def prepare_for(config, folder):
     """Returns the dataset of a folder under a config's task, protocol and size."""
     return prepare(open_dataset(folder, config.data), config.data.size)
 
 
-def train_on_cpu(config: RunConfig, prepared: Prepared, run: Path, **execution: Any) -> list[EpochRow]:
+def train_on_cpu(config, prepared, run, **execution):
     """As `train`, on the CPU in fp32."""
     return train(config, prepared, run, Execution(hardware=CPU, **execution))
 
@@ -59,45 +58,41 @@ def scripts(name):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's cache or data."""
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.fixture(scope="session")
-def pets_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pets_folder(tmp_path_factory):
     """A synthetic dataset: 6 breeds of 8 images, half of them in test.txt."""
     return make_pets(tmp_path_factory.mktemp("pets"), per_breed=8, breeds=6, size=64)
 
 
 @pytest.fixture
-def prepared(pets_folder: Path) -> Prepared:
+def prepared(pets_folder):
     return prepare(open_dataset(pets_folder), 32)
 
 
 @pytest.fixture
-def tiny_recipe() -> Recipe:
+def tiny_recipe():
     return load_recipe("default", TINY)
 
 
 @pytest.fixture(scope="session")
-def publish() -> Callable[..., Path]:
+def publish():
     """What scripts/publish.py does; it takes only official counts, so a test with others sets `publish.OFFICIAL`."""
     return scripts("publish").publish
 
 
 @pytest.fixture
-def tried(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+def tried(record_property):
     """Notes how many cases a test went through; `pytest_sessionfinish` writes the notes."""
-
-    def note(count: int = 1) -> None:
-        record_property("tried", count)
-
-    return note
+    return lambda count=1: record_property("tried", count)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session):
     """With PETSEG_TRIED, writes to that file how many cases the tests of `FAULTS`, and those it names, went through.
 
     A test that takes `tried` says how many; any other counts once for each of its parameters.
@@ -106,9 +101,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if not path or reporter is None:
         return
-    from petseg.environment import environment
-    from petseg.storage import write_json
-
     known = json.loads(Path(path).read_text(encoding="utf-8"))["cases"] if Path(path).is_file() else {}
     cases = Counter[str]()
     for report in reporter.stats.get("passed", []):
@@ -120,35 +112,31 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     write_json(Path(path), {**kept, "cases": dict(sorted(cases.items()))})
 
 
-def chromium() -> str | None:
+def chromium():
     """Returns the path of a Chromium or Chrome, None where there is none."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
     return next(filter(None, map(shutil.which, names)), None)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter):
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if "NO BROWSER" in str(report.longrepr)]
     if skipped:
-        terminalreporter.write_line(
-            f"NO BROWSER: {len(skipped)} tests of the page were SKIPPED; install Chromium to run them", red=True
-        )
+        message = f"NO BROWSER: {len(skipped)} tests of the page were SKIPPED; install Chromium to run them"
+        terminalreporter.write_line(message, red=True)
 
 
 class Served:
     """`petseg serve` as a user starts it, on a free port."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments):
         command = [sys.executable, "-m", "petseg.cli", "serve", "--port", "0", "--no-open", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
-        assert self.process.stdout is not None
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
         self.url = self.process.stdout.readline().partition(" ")[0]
         assert self.url.startswith("http://"), self.process.communicate()[1]
         self.port = int(self.url.rpartition(":")[2])
 
-    def stop(self) -> tuple[str, str]:
+    def stop(self):
         """Returns what it printed after its address, and on stderr; it must stop on Ctrl-C with exit code 0."""
         self.process.send_signal(signal.SIGINT)
         output = self.process.communicate(timeout=60)
@@ -157,7 +145,7 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served() -> Iterator[Served]:
+def served():
     server = Served()
     yield server
     assert server.stop() == ("", ""), "nothing of any request is logged"
