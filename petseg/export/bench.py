@@ -113,15 +113,14 @@ def bench(plan: Plan, on_progress: Callable[[int, int], None] = lambda done, tot
     Raises:
         PetsegError: an unknown model or runtime, or a runtime that cannot compute a model.
     """
-    runtimes, missing = [], {}
-    for name in dict.fromkeys(plan.runtimes or CONTENDERS):
+    missing: dict[str, str] = {}
+    for name in plan.runtimes or CONTENDERS:
         if name not in CONTENDERS:
             raise unknown_name("--runtime", name, CONTENDERS)
         _, needed, extra = CONTENDERS[name]
         if lacking := [package for package in needed if find_spec(package) is None]:
             missing[name] = f"needs {' and '.join(lacking)}; pip install 'petseg[{extra}]'"
-        else:
-            runtimes.append(name)
+    runtimes = [name for name in dict.fromkeys(plan.runtimes or CONTENDERS) if name not in missing]
     contenders = [each for model in dict.fromkeys(plan.models) for each in _contenders(plan, model, runtimes)]
     groups: dict[tuple[int, int], list[Contender]] = defaultdict(list)
     for contender in contenders:  # at their own sizes all models take turns
@@ -133,11 +132,10 @@ def bench(plan: Plan, on_progress: Callable[[int, int], None] = lambda done, tot
 
     for group in groups.values():
         rows += _measure(group, plan.turns, report)
+    about = machine.environment(device="cpu", precision="as listed", threads=max(plan.threads))
     flags = _proc("cpuinfo").split()
     return BenchResult(
-        environment=EnvironmentInfo.model_validate(
-            machine.environment(device="cpu", precision="as listed", threads=max(plan.threads))
-        ),
+        environment=EnvironmentInfo.model_validate(about),
         versions={name: version(name) for name in ("onnxruntime", "openvino") if find_spec(name)},
         instructions=tuple(name for name in INSTRUCTIONS if name in flags),
         turns=plan.turns,

@@ -45,8 +45,7 @@ later stage sees it. On 64 images of the dataset at 128 px (2026-11-22) SegNet a
 weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on 99.992 % and 99.999 %.
 """
 
-LARGEST = 4096
-"""Side in pixels up to which a file takes images of any size."""
+LARGEST = 4096  # side in pixels up to which a file takes images of any size
 
 DEFINITIONS = {
     "miou": "mean of iou over the scored classes, those that it names",
@@ -90,13 +89,9 @@ def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -
 def export_model(
     network: Network, description: Mapping[str, Any], out: Path, kind: str = "onnx", *, fp16: bool = True
 ) -> dict[str, Any]:
-    """Returns the metadata of `out`, now the file of a model: `description`, and how far it agrees with torch.
+    """Returns the metadata of `out`, now the file of a network on the CPU in fp32; else as `export_run`.
 
-    Args:
-        network: on the CPU, in fp32.
-        description: at least `classes` and `size`, the side in pixels that photos are resized to.
-        out: replaced in one step, if the file agrees with torch; else a PetsegError.
-        kind: as `export_run`, and so is fp16.
+    `description` has at least `classes` and `size`, the side in pixels that photos are resized to.
     """
     served, images, fp16 = _Served(network).eval(), drawn_images(description["size"]), fp16 and kind != "torch"
     with torch.inference_mode():

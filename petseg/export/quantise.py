@@ -1,7 +1,6 @@
 """int8: `quantised(file, images)` makes a smaller, faster ONNX file of a model, and `accuracy` says what it costs.
 
-Weights and activations of the convolutions become 8-bit numbers with a scale each (static quantisation: the scales of
-activations come from calibration images). Everything between them that has no 8-bit form is computed as before.
+Weights and activations of the convolutions become 8-bit numbers; their scales come from calibration images.
 """
 
 import tempfile
@@ -30,8 +29,7 @@ from petseg.training.inference import Network as Scored
 Network = Callable[[UInt8], Floats]
 """uint8 [N, H, W, 3] -> probabilities [N, C, H, W]."""
 
-CALIBRATION = 128
-"""Training images that set the scales."""
+CALIBRATION = 128  # training images that set the scales
 
 
 def calibration_images(prepared: Prepared, config: RunConfig) -> UInt8:
@@ -42,11 +40,10 @@ def calibration_images(prepared: Prepared, config: RunConfig) -> UInt8:
 
 
 def quantised(file: bytes, images: UInt8) -> bytes:
-    """Returns an ONNX file with its convolutions in int8, metadata kept.
+    """Returns an ONNX file with its convolutions in int8, metadata kept; images are uint8 [N, H, W, 3] of its size.
 
-    Weights have a scale for each output channel. Activations are unsigned, weights signed: the pair for which
-    processors have instructions (VNNI, AMX); the other pairs were slower than float32 (docs/log.md). `images` are uint8
-    [N, H, W, 3] at the model's size, like those it will see.
+    Activations are unsigned, weights signed: the pair for which processors have instructions (VNNI, AMX); the other
+    pairs were slower than float32 (docs/log.md).
     """
     with tempfile.TemporaryDirectory() as folder:
         plain, smaller = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
@@ -92,10 +89,7 @@ def kept_in_fp32(nodes: Sequence[onnx.NodeProto]) -> list[str]:
 
 
 def accuracy(network: Network, prepared: Prepared, config: RunConfig, split: str) -> Evaluation:
-    """Returns the scores of anything that gives probabilities, as `evaluate_run` has them for a run.
-
-    `config` is that of the run that the model comes from, `split` val or test.
-    """
+    """Returns the scores of anything that gives probabilities, under the config of the run that it comes from."""
     hardware = choose_hardware("fp32", "cpu")
     images = load_splits(prepared, config, hardware.device)[split]
     unchanged = Input(mean=(0, 0, 0), std=(1, 1, 1))

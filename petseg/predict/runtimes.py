@@ -22,10 +22,7 @@ Taken = tuple[str, str, tuple[int | None, ...]]
 
 
 class OnnxRuntime:
-    """A loaded ONNX file: probabilities [N, C, h, w] of images [N, h, w, 3], from any number of threads.
-
-    `threads` are of one call; None takes all cores.
-    """
+    """A loaded ONNX file, called from any number of threads; `threads` are of one call, None takes all cores."""
 
     def __init__(self, file: bytes, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
@@ -40,7 +37,7 @@ class OnnxRuntime:
         self.takes: Taken = (taken.name, taken.type.removeprefix("tensor(").removesuffix(")"), axes)
 
     def __call__(self, images: UInt8) -> Floats:
-        """Returns the probabilities."""
+        """Returns probabilities [N, C, h, w] of images [N, h, w, 3]."""
         probabilities: Floats = self._session.run(["probabilities"], {"image": images})[0]
         return probabilities
 
@@ -68,7 +65,7 @@ class OpenVino:
         self.takes: Taken = (taken.any_name, kind, axes)
 
     def __call__(self, images: UInt8) -> Floats:
-        """Returns the probabilities."""
+        """Returns probabilities [N, C, h, w] of images [N, h, w, 3]."""
         request = self._request(images.shape[1:])
         return np.concatenate([request.infer([image])[0] for image in images[:, None]])
 
@@ -97,8 +94,7 @@ RUNTIMES: dict[str, Callable[[bytes, int | None], Runtime]] = {
 def chosen_runtime(photos: int = WORTH_STARTING) -> str:
     """Returns the name of the runtime for so many photos: PETSEG_RUNTIME, else what was measured to be faster.
 
-    That is OpenVINO where it is installed, the processor computes in bf16 and the photos are worth its start
-    (benchmarks/README.md), and ONNX Runtime everywhere else.
+    OpenVINO where it is installed, the processor has bf16 and the photos are worth its start (benchmarks/README.md).
     """
     if wanted := os.environ.get("PETSEG_RUNTIME"):
         if wanted not in RUNTIMES:

@@ -1,10 +1,4 @@
-"""Prediction without torch: `Segmenter("unet")("cat.jpg")`.
-
-    >>> from petseg import Segmenter
-    >>> segmenter = Segmenter("unet_small")
-    >>> result = segmenter(np.zeros((40, 60, 3), np.uint8))
-    >>> result.mask.shape, result.boxes
-    ((40, 60), ())
+"""Prediction without torch: `Segmenter("unet")("cat.jpg").mask`.
 
 Axis letters: N images, C classes, h w pixels of the model's square.
 """
@@ -25,12 +19,8 @@ from petseg.predict.photos import Photo, Source
 from petseg.predict.runtimes import RUNTIMES, Taken, chosen_runtime
 from petseg.predict.segmentation import Segmentation
 
-WEIGHTS = files("petseg") / "weights"
-"""The shipped models: NAME.onnx, and NAME.json, its card."""
-
-KINDS = ("unet", "segnet")
-"""Each stands for the best shipped model of its kind; the first for the one used where none is named."""
-
+WEIGHTS = files("petseg") / "weights"  # the shipped models: NAME.onnx, and NAME.json, its card
+KINDS = ("unet", "segnet")  # each stands for the best shipped model of its kind; the first is used where none is named
 LARGEST_SIZE = 2048  # of a model's square in pixels, as in recipes
 
 
@@ -52,7 +42,6 @@ class Segmenter:
         self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or KINDS[0])
         content = model_file(self.name)
         self.runtime = runtime or chosen_runtime(photos=1)
-        """What runs it."""
         if self.runtime not in RUNTIMES:
             raise unknown_name("runtime", self.runtime, RUNTIMES)
         try:
@@ -136,11 +125,7 @@ def shipped_models() -> list[str]:
 
 
 def shipped_model(name: str) -> str:
-    """Returns the shipped model that a name means: its own, or the best one of a kind.
-
-    >>> shipped_model("segnet_small")
-    'segnet_small'
-    """
+    """Returns the shipped model that a name means: its own, or the best one of a kind."""
     shipped = shipped_models()
     meant = next((each for each in (name, f"{name}_base", f"{name}_small") if each in shipped), None)
     if meant is None:
