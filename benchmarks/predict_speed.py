@@ -72,7 +72,7 @@ def one_photo(segmenter: Segmenter, image: np.ndarray, repeats: int) -> float:
 
 def whole_folder(segmenter: Segmenter, photos: Path, out: Path) -> float:
     """Returns photos a second, from files to masks in files."""
-    jobs = plan([photos], ("mask",), out)
+    jobs, _ = plan([photos], ("mask",), out)
     started = time.perf_counter()
     outcomes = list(predict_jobs(segmenter, jobs))
     taken = time.perf_counter() - started

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from petseg.storage import write_json
 from petseg.training.device import choose_hardware
 from petseg.training.loop import Execution, train
 
+os.environ.setdefault("NUMBA_CACHE_DIR", f"{tempfile.gettempdir()}/petseg-tests-numba")  # pymatting compiles for 30 s
 os.environ["PETSEG_RUNTIME"] = "onnxruntime"  # the same answers on every machine, whatever is faster there
 torch.set_num_threads(1)  # 60 steps of a small model took 3 s with one thread and 27 s with two
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from petseg.cli.options import ThreadsOption
-from petseg.cli.terminal import progress_bar
-from petseg.errors import PetsegError
+from petseg.cli.terminal import progress_bar, results_only
+from petseg.errors import PetsegError, unknown_name
 
 if TYPE_CHECKING:
-    from petseg.predict.outputs import Outcome
+    from petseg.predict.outputs import Look, Outcome
     from petseg.predict.segmenter import Segmenter
 
 MODEL_HELP = "A shipped model or an ONNX file of `petseg export`."
@@ -24,6 +25,8 @@ ONLY_HELP = "mask, cutout, overlay, classes, trimap or json. Repeatable."
 JSON_HELP = "Print a line of JSON a photo; write files only where --only names them."
 FLIP_HELP = "Average with what is seen in the mirrored photo, at twice the time."
 MATTING_HELP = "Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."
+BACKGROUND_HELP = "Lay cut-outs on a colour (white, #ff8800) or an image."
+FORMAT_HELP = "png, jpg or webp for cut-outs and overlays."
 
 
 def predict(
@@ -35,6 +38,9 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
     flip: Annotated[bool, typer.Option("--flip", help=FLIP_HELP)] = False,
     matting: Annotated[bool, typer.Option("--matting", help=MATTING_HELP)] = False,
+    background: Annotated[str | None, typer.Option(help=BACKGROUND_HELP, show_default=False)] = None,
+    crop: Annotated[bool, typer.Option("--crop", help="Crop cut-outs to what is seen.")] = False,
+    kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP)] = "png",
     resume: Annotated[bool, typer.Option("--resume", help="Skip photos whose files are all there.")] = False,
     threads: ThreadsOption = None,
 ) -> None:
@@ -46,33 +52,50 @@ def predict(
 
     warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in images that decode
     kinds = outputs.chosen_kinds(only or ()) if only or not as_json else ()
+    look = _look(outputs.Look(matting, background, crop, kind), kinds)
     threads = thread_count(threads)
-    if matting:
-        import pymatting  # noqa: F401 - an error now if it is missing, not after the first photo
-
-        if "cutout" not in kinds:
-            raise PetsegError("--matting is of cut-outs, and none is written; add --only cutout or leave it out")
     if resume and not kinds:
         raise PetsegError("--resume was given with --json alone, which writes no file to go by; name files with --only")
     if photos == ["-"]:
         if out is not None or resume or len(kinds) + as_json != 1:
             raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
-        _predict_stdin(_segmenter(model, run, 1, threads, flip), kinds, matting)
+        with results_only() as results:
+            _predict_stdin(_segmenter(model, run, 1, threads, flip), kinds, look, results)
         return
-    jobs = outputs.plan([Path(photo) for photo in photos], kinds, out)
+    jobs, left_out = outputs.plan([Path(photo) for photo in photos], kinds, out, look)
     if resume:
         outputs.remove_unfinished(jobs)
         total, jobs = len(jobs), [job for job in jobs if not job.done()]
         print(f"{total - len(jobs)} of {total} photos are done already", file=sys.stderr)
     outputs.check_folders(jobs)
     outputs.check_outputs(jobs)
-    segmenter = _segmenter(model, run, len(jobs), threads, flip)
-    outcomes = outputs.predict_jobs(segmenter, jobs, threads or outputs.WORKERS, matting=matting)
-    if len(photos) > 1 or Path(photos[0]).is_dir():
-        _print_many(outcomes, len(jobs), f"predict with {segmenter.name}", as_json)
-        return
-    for outcome in outcomes:  # none, if it is done already
-        print(json.dumps(outcome.to_dict()) if as_json else _line(outcome))
+    with results_only() as results:
+        segmenter = _segmenter(model, run, len(jobs), threads, flip)
+        outcomes = outputs.predict_jobs(segmenter, jobs, threads or outputs.WORKERS, look=look)
+        if len(photos) > 1 or Path(photos[0]).is_dir():
+            _print_many(outcomes, len(jobs), left_out, results, as_json)
+            return
+        for outcome in outcomes:  # none, if it is done already
+            print(json.dumps(outcome.to_dict()) if as_json else _line(outcome), file=results)
+
+
+def _look(look: Look, kinds: tuple[str, ...]) -> Look:
+    """Returns the look of cut-outs with its background opened, if the kinds can have it."""
+    from dataclasses import replace
+
+    from petseg.predict.cutout import load_matting, opened_background
+    from petseg.predict.outputs import FORMATS
+
+    if look.format not in FORMATS:
+        raise unknown_name("--format", look.format, FORMATS)
+    for option in ("matting", "background", "crop"):
+        if getattr(look, option) and "cutout" not in kinds:
+            raise PetsegError(f"--{option} is of cut-outs, and none is written; add --only cutout or leave it out")
+    if look.format == "jpg" and "cutout" in kinds and look.background is None:
+        raise PetsegError("--format jpg holds no transparency, and a cut-out has it; add --background or take webp")
+    if look.matting:
+        load_matting()  # an error now if it is missing, not after the first photo
+    return look if look.background is None else replace(look, background=opened_background(look.background))
 
 
 def _segmenter(model: str, run: Path | None, photos: int, threads: int | None, flip: bool) -> Segmenter:
@@ -90,7 +113,9 @@ def _segmenter(model: str, run: Path | None, photos: int, threads: int | None, f
     return Segmenter(name, threads=1 if photos > 1 else threads, runtime=chosen_runtime(photos), flip=flip)
 
 
-def _print_many(outcomes: Iterator[Outcome], total: int, title: str, as_json: bool) -> None:
+def _print_many(
+    outcomes: Iterator[Outcome], total: int, left_out: Mapping[Path, str], results: TextIO, as_json: bool
+) -> None:
     failed, noted, empty = [], [], 0
     with progress_bar() as advance:
         for done, outcome in enumerate(outcomes, start=1):
@@ -99,32 +124,37 @@ def _print_many(outcomes: Iterator[Outcome], total: int, title: str, as_json: bo
             else:
                 empty += not outcome.summary.foreground
                 if as_json:
-                    print(json.dumps(outcome.to_dict()))
+                    print(json.dumps(outcome.to_dict()), file=results)
                 elif outcome.summary.notes or not outcome.summary.foreground:
                     noted.append(_line(outcome))
-            advance(title, done, total)
+            advance("predict", done, total)
     for message in failed:
         print(f"petseg: {message}", file=sys.stderr)
-    for line in noted:
-        print(line)
-    if not as_json:
+    if as_json:
+        noted = [json.dumps({"left_out": str(path), "reason": reason}) for path, reason in left_out.items()]
+    else:
         with_foreground = total - len(failed) - empty
-        print(f"{total} photos: {with_foreground} with foreground, {empty} without, {len(failed)} failed")
+        noted.append(f"{total} photos: {with_foreground} with foreground, {empty} without, {len(failed)} failed")
+        if left_out:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(left_out.values()).most_common())
+            noted.append(f"{len(left_out)} left out: {reasons}")
+    for line in noted:
+        print(line, file=results)
     if failed:
         raise typer.Exit(1)
 
 
-def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], matting: bool) -> None:
+def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], look: Look, results: TextIO) -> None:
     from petseg.predict.outputs import encoded
     from petseg.predict.photos import Photo
 
     (result,) = segmenter.batch([Photo(sys.stdin.buffer.read(), "stdin")])
     if not kinds:
-        print(json.dumps({"photo": "-", **result.summary().to_dict()}))
+        print(json.dumps({"photo": "-", **result.summary().to_dict()}), file=results)
         return
     for note in (*(() if result.boxes else ("no foreground",)), *result.photo.notes):
         print(f"petseg: stdin: {note}", file=sys.stderr)
-    sys.stdout.buffer.write(encoded(result, kinds[0], matting=matting))
+    results.buffer.write(encoded(result, kinds[0], look=look))
 
 
 def _line(outcome: Outcome) -> str:

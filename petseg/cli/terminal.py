@@ -1,9 +1,10 @@
 """What the terminal shows: progress bars, tables, and what to do after Ctrl-C."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import contextmanager, redirect_stdout
+from typing import Literal, TextIO
 
 import typer
 
@@ -16,6 +17,26 @@ def resumable(advice: str = "run the same command with --resume to go on") -> It
     except KeyboardInterrupt:
         print(f"\npetseg: interrupted; whole epochs are kept: {advice}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def results_only() -> Iterator[TextIO]:
+    """Yields where results are printed; what anything else prints meanwhile, a C library too, goes to stderr."""
+    stream = sys.__stdout__
+    if stream is None or sys.stdout is not stream:  # somebody else has taken it
+        taken = sys.stdout
+        with redirect_stdout(sys.stderr):
+            yield taken
+        return
+    stream.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr), open(kept, "w", 1, stream.encoding, "replace", closefd=False) as results:
+            yield results
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

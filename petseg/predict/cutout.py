@@ -11,8 +11,14 @@ We differ from the papers: opacity is fixed away from the mask's edge, where a f
 Why no library: opencv-contrib takes 172 MB, pymatting with numba and scipy 450 MB; the base install is 230 MB.
 """
 
+import atexit
+import os
+import shutil
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +26,9 @@ from PIL import Image
 
 from petseg.data.dataset import Class, Role, UInt8, palette
 from petseg.data.images import resize_ids
+from petseg.errors import PetsegError
 from petseg.predict.enlarge import Floats, enlarged, windows
+from petseg.predict.photos import Photo
 
 FOREGROUND, BACKGROUND, BOUNDARY = 1, 2, 3  # the values of a trimap
 
@@ -91,7 +99,6 @@ def _edge(photo: UInt8, maps: Floats) -> UInt8:
 
 def _matte(image: Floats, trimap: UInt8) -> Floats | None:
     """Returns opacity [h, w], 0..1; None where there is no foreground or no background to go by."""
-    from pymatting import estimate_alpha_cf
 
     known = np.full(trimap.shape, 0.5)
     for value, opacity in ((FOREGROUND, 1.0), (BACKGROUND, 0.0)):
@@ -99,8 +106,26 @@ def _matte(image: Floats, trimap: UInt8) -> Floats | None:
     if 1 not in known or 0 not in known:
         return None
     with _ONE_AT_A_TIME:
-        matte: Floats = estimate_alpha_cf(image.astype(np.float64), known).astype(np.float32)
+        matte: Floats = load_matting()(image.astype(np.float64), known).astype(np.float32)
     return matte
+
+
+@cache
+def load_matting() -> Callable[..., Floats]:
+    """Returns pymatting's solver; what numba compiles is kept in a folder of petseg's, as its own may be read-only."""
+    from petseg.data.cache import cache_root
+
+    folder = cache_root() / "numba"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="petseg-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
+    from pymatting import estimate_alpha_cf
+
+    return estimate_alpha_cf  # type: ignore[no-any-return]
 
 
 def _sure(matte: Floats) -> Floats:
@@ -163,6 +188,20 @@ def _box(maps: Floats, radius: int) -> Floats:
         count = (high - low).reshape((-1, 1) if axis == 1 else (1, -1))
         maps = ((sums.take(high, axis) - sums.take(low, axis)) / count).astype(np.float32)
     return maps
+
+
+def opened_background(given: str | Image.Image) -> Image.Image:
+    """Returns a colour, one pixel, or an image file as an RGB image.
+
+    Raises:
+        PetsegError: it is neither.
+    """
+    if isinstance(given, Image.Image) or Path(given).is_file():
+        return Photo(given).whole()
+    try:
+        return Image.new("RGB", (1, 1), given)
+    except ValueError:
+        raise PetsegError(f"background {given!r} is neither; give an image file or a colour: white, #ff8800") from None
 
 
 def overlay(photo: Image.Image, ids: UInt8, classes: Sequence[Class]) -> Image.Image:

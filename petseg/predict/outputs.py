@@ -6,9 +6,10 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,31 @@ ENDINGS = {
     "trimap": ".trimap.png",
     "json": ".prediction.json",
 }
-"""Output -> how its file's name ends. Such files are never taken for photos."""
+"""Output -> how its file's name ends, in the usual format."""
 
 USUAL = ("mask", "cutout", "overlay")  # written where `--only` names none
-MARK = "petseg predict"  # Software, as every file that is written names it; so petseg knows its own files
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "png": ("PNG", {"compress_level": 1}),
+    "jpg": ("JPEG", {"quality": 92}),
+    "webp": ("WEBP", {"quality": 90}),
+}
+"""Format of cut-outs and overlays -> Pillow's name and options; every other output is a PNG, as it holds numbers."""
+
+OURS = (*ENDINGS.values(), *(f".{kind}.{name}" for kind in ("cutout", "overlay") for name in FORMATS))
+"""Endings of files that are never taken for photos."""
+
+MARK, SOFTWARE = "petseg predict", 0x0131  # how petseg knows its own files: a text in them, in EXIF its tag
 WORKERS = min(4, os.cpu_count() or 1)  # photos in work at once: a cut-out takes some 20 bytes a pixel
+
+
+@dataclass(frozen=True)
+class Look:
+    """How cut-outs and overlays are made: as `Segmentation.cutout`, in one of `FORMATS`."""
+
+    matting: bool = False
+    background: str | Image.Image | None = None
+    crop: bool = False
+    format: str = "png"
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,7 @@ class Job:
 
     photo: Path
     files: dict[str, Path]  # kind -> file
+    note: str = ""  # what is unusual about the files
 
     def done(self) -> bool:
         """Returns whether every file is there; files appear whole, so what is there is finished."""
@@ -79,16 +101,18 @@ def chosen_kinds(only: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(only)) or USUAL
 
 
-def plan(sources: Sequence[Path], kinds: Sequence[str], out: Path | None) -> list[Job]:
-    """Returns a job for each photo, sorted by path.
+def plan(
+    sources: Sequence[Path], kinds: Sequence[str], out: Path | None, look: Look = Look()
+) -> tuple[list[Job], dict[Path, str]]:
+    """Returns a job for each photo, sorted by path, and what the folders hold that is left out, with why.
 
     Files lie beside their photo, or below `out` in the sub-folders of the folder that was named. Photos that differ in
     their suffix alone keep it: cat.jpg and cat.png write cat.jpg.mask.png and cat.png.mask.png.
     """
-    named = [source for source in sources if not (source.name.endswith((*ENDINGS.values(),)) and is_output(source))]
+    named = [source for source in sources if not (source.name.endswith(OURS) and is_output(source))]
     if sources and not named:
         raise PetsegError(f"{sources[0]}: petseg wrote this file; name the photo itself")
-    photos = find_photos(named, ENDINGS.values())
+    photos, left_out = find_photos(named, OURS)
     places = [(photo, photo.parent if out is None else out / below.parent) for photo, below in photos]
     # some file systems do not tell cases apart, and a plan holds on all of them
     sharing = Counter(str(place / photo.stem).casefold() for photo, place in places)
@@ -96,23 +120,27 @@ def plan(sources: Sequence[Path], kinds: Sequence[str], out: Path | None) -> lis
     jobs = []
     for photo, place in places:
         name = photo.stem if sharing[str(place / photo.stem).casefold()] == 1 else photo.name
-        other = taken.setdefault(str(place / name).casefold(), photo)
-        if other != photo:
-            raise PetsegError(
-                f"{other} and {photo} would both write {place / name}{ENDINGS[kinds[0]] if kinds else ''}; "
-                "name the folder that holds both, or call once for each"
-            )
-        jobs.append(Job(photo, {kind: place / f"{name}{ENDINGS[kind]}" for kind in kinds}))
-    return jobs
+        names = chain([name], (f"{name}-{number}" for number in count(2)))
+        own = next(each for each in names if str(place / each).casefold() not in taken)
+        first = taken.get(str(place / name).casefold())
+        note = f"written as {own}, since {first} is written as {name}" if first else ""
+        taken[str(place / own).casefold()] = photo
+        jobs.append(Job(photo, {kind: place / f"{own}{_ending(kind, look)}" for kind in kinds}, note))
+    return jobs, left_out
+
+
+def _ending(kind: str, look: Look) -> str:
+    return f".{kind}.{look.format}" if kind in ("cutout", "overlay") else ENDINGS[kind]
 
 
 def is_output(path: Path) -> bool:
-    """Returns whether petseg wrote a file: its PNGs carry a text, its JSON its fields."""
+    """Returns whether petseg wrote a file: its images carry a text, its JSON its fields."""
     try:
         if path.suffix == ".json":
             return MARK.encode() in path.read_bytes()
-        with Image.open(path, formats=["PNG"]) as opened:
-            return opened.info.get("Software") == MARK
+        with Image.open(path, formats=[name for name, _ in FORMATS.values()]) as opened:
+            # a PNG's EXIF may lie at its end
+            return MARK in (opened.info.get("Software"), opened.format != "PNG" and opened.getexif().get(SOFTWARE))
     except UNREADABLE:
         return False
 
@@ -152,7 +180,7 @@ def _by_folder(jobs: Sequence[Job]) -> dict[Path, list[str]]:
 
 
 def predict_jobs(
-    segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKERS, *, matting: bool = False
+    segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKERS, *, look: Look = Look()
 ) -> Iterator[Outcome]:
     """Yields the outcome of each job, in order; a photo that cannot be used does not stop the others.
 
@@ -160,32 +188,33 @@ def predict_jobs(
     """
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(partial(predict_job, segmenter, matting=matting), jobs)
+        yield from pool.map(partial(predict_job, segmenter, look=look), jobs)
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, photos under way are finished and no more begun
 
 
-def predict_job(segmenter: Segmenter, job: Job, *, matting: bool = False) -> Outcome:
+def predict_job(segmenter: Segmenter, job: Job, *, look: Look = Look()) -> Outcome:
     """Returns the outcome of one photo; its files are written when all of them are made."""
     try:
         result = segmenter(job.photo)
         with ThreadPoolExecutor(max(1, len(job.files))) as pool:
-            contents = list(pool.map(partial(encoded, result, matting=matting), job.files))
+            contents = list(pool.map(partial(encoded, result, look=look), job.files))
         writes = [partial(Path.write_bytes, data=content) for content in contents]
         storage.write_together(dict(zip(job.files.values(), writes, strict=True)))
-        return Outcome(job, result.summary(), None)
+        summary = result.summary()
+        return Outcome(job, replace(summary, notes=(*summary.notes, job.note)) if job.note else summary, None)
     except PetsegError as error:
         return Outcome(job, None, error)
     except MemoryError:
         return Outcome(job, None, PetsegError(f"{job.photo}: too large for this machine's memory; reduce it first"))
 
 
-def encoded(result: Segmentation, kind: str, *, matting: bool = False) -> bytes:
-    """Returns the file of one kind: a PNG, or JSON with a line's end; `matting` as `Segmentation.cutout`."""
+def encoded(result: Segmentation, kind: str, *, look: Look = Look()) -> bytes:
+    """Returns the file of one kind: an image, or JSON with a line's end."""
     if kind == "json":
         return (json.dumps({"software": MARK, **result.summary().to_dict()}, indent=1) + "\n").encode()
     if kind == "cutout":
-        image = result.cutout(matting=matting)
+        image = result.cutout(matting=look.matting, background=look.background, crop=look.crop)
     elif kind == "overlay":
         image = result.overlay()
     elif kind == "classes":
@@ -193,7 +222,13 @@ def encoded(result: Segmentation, kind: str, *, matting: bool = False) -> bytes:
         image.putpalette(palette(result.classes)[: len(result.classes)].tobytes())
     else:
         image = Image.fromarray(result.mask if kind == "mask" else result.trimap)
-    stream, text = BytesIO(), PngInfo()
-    text.add_text("Software", MARK)
-    image.save(stream, "PNG", compress_level=1, pnginfo=text)
+    name, options = FORMATS[_ending(kind, look).rpartition(".")[2]]
+    if name == "PNG":
+        options = {**options, "pnginfo": (text := PngInfo())}
+        text.add_text("Software", MARK)
+    else:
+        options = {**options, "exif": (exif := Image.Exif())}
+        exif[SOFTWARE] = MARK
+    stream = BytesIO()
+    image.save(stream, name, **options)
     return stream.getvalue()

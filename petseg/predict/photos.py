@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -18,8 +19,8 @@ from petseg.errors import PetsegError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 """What a folder is searched for; a file that is named is opened whatever it is called."""
 
-Source = str | os.PathLike[str] | bytes | Image.Image | UInt8
-"""A path, an encoded file, a PIL image, or uint8 [H, W, 3] RGB."""
+Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | UInt8
+"""A path, an encoded file, a file object, a PIL image, or uint8 [H, W, 3] RGB."""
 
 ORIENTATION, STORED_WIDTH = 0x0112, 0x0100  # tags of EXIF, which are TIFF's own
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
@@ -60,6 +61,16 @@ class Photo:
         """Returns the photo at its own size: mode RGB, upright, in sRGB."""
         return self._decoded()
 
+    def opacity(self) -> Image.Image | None:
+        """Returns how opaque the photo is at its own size, mode L, upright; None where it is opaque."""
+        try:
+            with self._open() as opened:
+                if not opened.has_transparency_data:
+                    return None
+                return ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
+        except UNREADABLE as error:
+            raise self._unreadable(error) from None
+
     def _keep(self, source: Source) -> bytes | Image.Image:
         if isinstance(source, np.ndarray):
             if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
@@ -73,7 +84,7 @@ class Photo:
                 raise self._unreadable(error) from None
         if not isinstance(source, bytes):
             try:
-                source = Path(source).read_bytes()
+                source = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else source.read()
             except OSError as error:
                 raise PetsegError(f"{self.name}: cannot be read ({error.strerror or error})") from None
         if not source:
@@ -137,25 +148,49 @@ def to_srgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def find_photos(sources: Iterable[Path], ours: Iterable[str]) -> list[tuple[Path, Path]]:
-    """Returns (photo, its path below the folder that was named), sorted, each photo once.
+def find_photos(sources: Iterable[Path], ours: tuple[str, ...]) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:
+    """Returns (photo, its path below the folder that was named), sorted, each once; and what is left out, with why.
 
-    Folders are searched with their sub-folders; hidden files and those that end in one of `ours` are skipped.
+    Folders are searched with their sub-folders; `ours` are endings of files that petseg writes.
     """
     photos: dict[Path, tuple[Path, Path]] = {}
+    left_out: dict[Path, str] = {}
     for source in sources:
         if not source.exists():
             raise PetsegError(f"{source}: no such file or folder")
         folder = source if source.is_dir() else source.parent
-        inside = _photos_below(source, tuple(ours)) if source.is_dir() else [source]
+        inside = _photos_below(source, ours, left_out) if source.is_dir() else [source]
         if not inside:
             raise PetsegError(f"{source}: no images in this folder; wanted {', '.join(SUFFIXES)}")
         for path in inside:
             photos.setdefault(path.resolve(), (path, path.relative_to(folder)))
-    return sorted(photos.values())
+    return sorted(photos.values()), left_out
 
 
-def _photos_below(folder: Path, ours: tuple[str, ...]) -> list[Path]:
-    named = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.endswith(ours)]
-    hidden = {path for path in named if any(part.startswith(".") for part in path.relative_to(folder).parts)}
-    return sorted(path for path in named if path not in hidden and path.is_file())
+def _photos_below(folder: Path, ours: tuple[str, ...], left_out: dict[Path, str]) -> list[Path]:
+    photos = []
+
+    def refused(error: OSError) -> None:
+        left_out[Path(error.filename)] = f"folder that cannot be read ({error.strerror})"
+
+    for parent, folders, names in os.walk(folder, onerror=refused):
+        for path in (Path(parent, name) for name in (*folders, *names)):
+            if reason := _reason(path, ours):
+                left_out[path] = reason
+            elif path.name in names:
+                photos.append(path)
+        folders[:] = [name for name in folders if Path(parent, name) not in left_out]
+    return photos
+
+
+def _reason(path: Path, ours: tuple[str, ...]) -> str:
+    """Returns why a path is left out; empty: it is not."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_dir():
+        return "linked folder" if path.is_symlink() else ""
+    if path.name.endswith(ours):
+        return "written by petseg"
+    if path.suffix.lower() not in SUFFIXES:
+        return f"named {path.suffix.lower() or 'without an ending'}"
+    return "" if path.is_file() else "no file"

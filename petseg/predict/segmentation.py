@@ -5,15 +5,16 @@ Axis letters: C classes, h w pixels of the model's square, H W pixels of the pho
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps
 
 from petseg.data.dataset import Class, Role, UInt8
 from petseg.errors import PetsegError
-from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, overlay
+from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, opened_background, overlay
 from petseg.predict.enlarge import Floats, Size, painted
 from petseg.predict.photos import Photo
 from petseg.predict.regions import Regions, find_regions
@@ -126,20 +127,40 @@ class Segmentation:
         """The likeliest foreground class, each pixel weighted by p(foreground); None if there is but one, or no box."""
         return self._foreground_class(np.ones(self.probabilities.shape[1:], np.bool_)) if self.boxes else None
 
-    def cutout(self, *, matting: bool = False) -> Image.Image:
+    def cutout(
+        self, *, matting: bool = False, background: str | Image.Image | None = None, crop: bool = False
+    ) -> Image.Image:
         """Returns the foreground alone at the photo's size, mode RGBA: soft edge, the background's colour removed.
 
-        Matting, which needs the extra `matting`, takes more time for finer hair and no holes in the boundary class.
+        Args:
+            matting: takes more time for finer hair and no holes in the boundary class; needs the extra `matting`.
+            background: a colour, or an image or its file, to lay it on; mode RGB.
+            crop: leave out what is transparent all around.
         """
         speckle = np.append(self._regions.areas() < SMALLEST * self.mask.size, False)[self._region_at]
         own = self._trimap((speckle.shape[0], speckle.shape[1])) if matting else None
         trimap = None if own is None else np.where(speckle, np.uint8(BACKGROUND), own)
-        return cut_out(self.photo.whole(), np.where(speckle, 0, self._share), trimap)
+        cut = cut_out(self.photo.whole(), np.where(speckle, 0, self._share), trimap)
+        if opacity := self.photo.opacity():  # what is transparent in the photo stays so
+            cut.putalpha(ImageChops.darker(cut.getchannel("A"), opacity))
+            cut = Image.composite(cut, Image.new("RGBA", cut.size), cut.getchannel("A").point(lambda a: 255 * (a > 0)))
+        box = cut.getbbox() if crop else None
+        if background is not None:
+            behind = ImageOps.fit(opened_background(background), cut.size)
+            behind.paste(cut, mask=cut)
+            cut = behind
+        return cut.crop(box) if box else cut
 
     def overlay(self) -> Image.Image:
         """Returns the photo, at most 2048 px a side, tinted with the classes' colours; background is paler. RGB."""
         photo = self.photo.reduced(LARGEST_OVERLAY)
         return overlay(photo, self._class_ids((photo.height, photo.width)), self.classes)
+
+    def _repr_png_(self) -> bytes:
+        """Returns the overlay, which a notebook shows."""
+        stream = BytesIO()
+        self.overlay().save(stream, "PNG")
+        return stream.getvalue()
 
     def summary(self) -> Summary:
         """Returns what JSON holds."""

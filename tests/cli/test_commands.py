@@ -23,7 +23,8 @@ SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 
 COMMANDS = {
     "": "--debug --version",
-    "predict": "--flip --json --matting --model --only --out --resume --run --threads PHOTOS",
+    "predict": "--background --crop --flip --format --json --matting --model --only --out --resume --run --threads "
+    "PHOTOS",
     "serve": "--allowed-host --host --no-open --open --port --set",
     "export": "--format --fp16 --model --no-fp16 --out --run",
     "bench": "--data --model --out --runtime --size --threads --turns",

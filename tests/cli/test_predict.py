@@ -67,6 +67,9 @@ def test_json_prints_a_line_a_photo_and_writes_nothing(tmp_path):
     figures = {"foreground", "foreground_share", "confidence", "foreground_class", "boxes", "notes", "width"}
     assert figures | {"files"} <= set(rows[0])
     assert below(tmp_path) == {"1.jpg", "2.jpg"}
+    (tmp_path / "note.heic").touch()
+    *_, left_out = petseg("predict", ".", "--json", cwd=tmp_path).stdout.splitlines()
+    assert json.loads(left_out) == {"left_out": "note.heic", "reason": "named .heic"}
     named = petseg("predict", "1.jpg", "--json", "--only", "mask", cwd=tmp_path)
     assert json.loads(named.stdout)["files"] == {"mask": "1.mask.png"}
     assert (tmp_path / "1.mask.png").is_file()
@@ -84,6 +87,26 @@ def test_a_photo_on_stdin_comes_back_on_stdout(tmp_path):
     assert bad.stderr.startswith(b"petseg: stdin: cannot be decoded (not an image that can be read; wanted JPEG")
 
 
+@pytest.mark.parametrize("arguments", [["-", "--only", "mask"], ["a.png", "--json"]])
+def test_stdout_carries_results_only_whatever_a_library_prints(tmp_path, arguments):
+    content = pet(tmp_path / "a.png").read_bytes()
+    noisy = (
+        "import os, sys; from petseg.predict.segmentation import Segmentation; from petseg.cli import main\n"
+        "boxes = Segmentation.boxes.func\n"
+        "def loud(self): print('from Python'); os.write(1, b'from C\\n'); return boxes(self)\n"
+        "Segmentation.boxes = property(loud)\n"
+        f"sys.argv = ['petseg', 'predict', *{arguments}]; main()"
+    )
+    command = [sys.executable, "-c", noisy]
+    done = subprocess.run(
+        command, input=content, capture_output=True, cwd=tmp_path, env=child_environment(), check=True
+    )
+    assert b"from Python" in done.stderr
+    assert b"from C" in done.stderr
+    assert b"from" not in done.stdout
+    assert done.stdout.startswith(b"\x89PNG") if "-" in arguments else json.loads(done.stdout)["photo"] == "a.png"
+
+
 def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "white")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -95,6 +118,7 @@ def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
     assert whole.stdout.splitlines() == [
         "a.gif: no foreground; 3 frames, the first one is used; a.mask.png",
         "1 photos: 0 with foreground, 1 without, 0 failed",
+        "1 left out: 1 written by petseg",
     ]
     notes = piped((tmp_path / "a.gif").read_bytes(), "--only", "mask").stderr.decode().splitlines()
     assert notes == ["petseg: stdin: no foreground", "petseg: stdin: 3 frames, the first one is used"]
@@ -164,6 +188,10 @@ def bad_files(folder: Path) -> None:
         (["good.png", "--run", "none"], "is this the folder of a finished run"),
         (["good.png", "--run", "none", "--model", "unet"], "choose one: a run holds its own model"),
         (["good.png", "--only", "mask", "--matting"], "--matting is of cut-outs, and none is written"),
+        (["good.png", "--only", "mask", "--background", "red"], "--background is of cut-outs, and none is written"),
+        (["good.png", "--background", "rde"], "background 'rde' is neither; give an image file or a colour"),
+        (["good.png", "--format", "jpg"], "--format jpg holds no transparency, and a cut-out has it; add --background"),
+        (["good.png", "--format", "gif"], "--format 'gif' is unknown; choose one of"),
         (["good.png", "--json", "--resume"], "--resume was given with --json alone"),
         (["-"], "give a single --only, or --json, and no --out"),
         (["-", "good.png"], "-: no such file or folder"),

@@ -47,7 +47,7 @@ def test_a_prediction_depends_on_its_photo_alone(name, tmp_path, tried):
         for seen, wanted in zip(found, alone, strict=True):
             assert np.abs(seen.probabilities - wanted.probabilities).max() < 1e-5, way
             assert (seen.trimap == wanted.trimap).mean() > 0.9999, way
-    jobs = plan([tmp_path], ["mask", "trimap"], tmp_path / "out")
+    jobs, _ = plan([tmp_path], ["mask", "trimap"], tmp_path / "out")
     assert all(outcome.error is None for outcome in predict_jobs(one, jobs, workers=3))
     for job in jobs:
         wanted = alone[int(job.photo.stem)]

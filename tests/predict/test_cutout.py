@@ -1,12 +1,16 @@
 """The cut-out and the overlay: hand-made photos whose right answer is known."""
 
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from petseg.data.dataset import classes_from
 from petseg.data.synthetic import draw_pet
-from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, overlay
+from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, load_matting, overlay
 
 RED, GREEN = np.array([200.0, 40, 30]), np.array([30.0, 120, 40])
 
@@ -73,6 +77,18 @@ def test_without_both_sides_there_is_nothing_to_matte(value):
     opacity = disc(100, 100, 30).astype(np.float32)
     trimap = np.full((32, 32), value, np.uint8)
     assert np.array_equal(np.asarray(cut_out(photo, opacity, trimap)), np.asarray(cut_out(photo, opacity)))
+
+
+@pytest.mark.parametrize("cache", ["cache", "/proc/none"])
+def test_numba_compiles_into_a_folder_that_can_be_written(cache, tmp_path, monkeypatch):
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / cache))
+    seen = []
+    fake = type("Pymatting", (), {"__getattr__": lambda self, name: seen.append(Path(os.environ["NUMBA_CACHE_DIR"]))})()
+    monkeypatch.setitem(sys.modules, "pymatting", fake)
+    load_matting.__wrapped__()
+    assert seen[-1].is_dir()
+    assert (tmp_path in seen[-1].parents) == (cache == "cache")
 
 
 @pytest.mark.parametrize("whole", [0.0, 1.0])

@@ -11,7 +11,17 @@ from PIL import Image
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
 from petseg.predict import outputs
-from petseg.predict.outputs import ENDINGS, USUAL, check_outputs, encoded, plan, predict_job, predict_jobs
+from petseg.predict.outputs import (
+    ENDINGS,
+    USUAL,
+    Job,
+    Look,
+    check_outputs,
+    encoded,
+    is_output,
+    predict_job,
+    predict_jobs,
+)
 from petseg.predict.segmentation import Segmentation
 from petseg.predict.segmenter import Segmenter
 
@@ -25,6 +35,10 @@ def pet(path: Path, breed: str = "beagle", number: int = 1) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draw_pet(breed, number, size=64)[0]).save(path)
     return path
+
+
+def plan(*arguments: object) -> list[Job]:
+    return outputs.plan(*arguments)[0]
 
 
 def below(folder: Path) -> set[str]:
@@ -56,12 +70,25 @@ def test_photos_of_one_name_keep_their_suffix_in_any_order(tmp_path):
     assert {job.files["mask"].name for job in plan([tmp_path], ["mask"], None)} == wanted
 
 
-def test_two_photos_that_would_write_one_file_are_refused(tmp_path):
-    photos = [pet(tmp_path / side / "cat.jpg") for side in ("a", "b")]
-    with pytest.raises(PetsegError, match=r"would both write .*cat\.jpg\.mask\.png; name the folder that holds both"):
-        plan(photos, ["mask"], tmp_path / "out")
-    assert len(plan(photos, ["mask"], None)) == 2
-    assert len(plan([*photos, photos[0]], ["mask"], None)) == 2
+@pytest.mark.parametrize(
+    ("names", "out", "wanted"),
+    [
+        (("IMG_1.JPG", "IMG_1.jpg", "b.jpg"), None, ["IMG_1.JPG", "IMG_1.jpg-2", "b"]),
+        (("IMG_1.JPG", "IMG_1.jpg", "IMG_1.jpg-2.png"), None, ["IMG_1.JPG", "IMG_1.jpg-2", "IMG_1.jpg-2-2"]),
+        (("a/cat.jpg", "b/cat.jpg", "b/dog.jpg"), "out", ["cat.jpg", "cat.jpg-2", "dog"]),
+        (("a/cat.jpg", "b/cat.jpg"), None, ["cat", "cat"]),
+    ],
+)
+def test_two_photos_of_one_name_write_files_of_their_own(segmenter, tmp_path, names, out, wanted):
+    photos = [pet(tmp_path / name) for name in names]
+    if len({*tmp_path.rglob("*.*")}) < len(names):
+        pytest.skip("this file system tells no cases apart")
+    jobs = plan([*photos, photos[0]], ["mask"], out and tmp_path / out)
+    written = [job.files["mask"].name.removesuffix(".mask.png") for job in jobs]
+    assert written == wanted
+    for job, name in zip(jobs, written, strict=True):
+        notes = predict_job(segmenter, job).result().notes
+        assert [note.partition(",")[0] for note in notes] == [f"written as {name}"] * ("-2" in name)
 
 
 def test_a_folder_is_predicted_whole_but_for_its_bad_photo(segmenter, tmp_path):
@@ -167,7 +194,7 @@ def test_of_several_files_all_are_written_or_none(segmenter, tmp_path):
 
 
 def test_a_photo_too_large_for_the_memory_is_an_error(segmenter, tmp_path, monkeypatch):
-    def no_room(self: Segmentation, *, matting: bool) -> None:
+    def no_room(self: Segmentation, **look: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(Segmentation, "cutout", no_room)
@@ -176,3 +203,23 @@ def test_a_photo_too_large_for_the_memory_is_an_error(segmenter, tmp_path, monke
         "a.jpg: too large for this machine's memory; reduce it first"
     )
     assert below(tmp_path) == {"a.jpg"}
+
+
+def test_a_cut_out_on_a_background_cropped_and_in_another_format(segmenter, tmp_path):
+    photo, beach = pet(tmp_path / "a.png"), tmp_path / "beach.png"
+    Image.new("RGB", (30, 90), "#0080ff").save(beach)
+    plain = segmenter(photo).cutout()
+    box = plain.getbbox()
+    for name, given in (("webp", None), ("jpg", "#0080ff"), ("png", str(beach))):
+        look = Look(background=given, crop=name != "jpg", format=name)
+        ((job,), _) = outputs.plan([photo], ["cutout", "overlay", "mask"], tmp_path / name, look)
+        assert predict_job(segmenter, job, look=look).error is None
+        assert below(tmp_path / name) == {f"a.cutout.{name}", f"a.overlay.{name}", "a.mask.png"}
+        assert all(is_output(path) for path in job.files.values())
+        assert outputs.plan([*job.files.values(), photo], USUAL, None)[0][0].photo == photo
+        with Image.open(job.files["cutout"]) as opened:
+            assert (opened.format, opened.mode) == ({"jpg": "JPEG"}.get(name, name.upper()), "RGB" if given else "RGBA")
+            assert opened.size == (plain.size if name == "jpg" else (box[2] - box[0], box[3] - box[1]))
+            if given:
+                behind = np.asarray(plain if name == "jpg" else plain.crop(box))[..., 3] == 0
+                assert np.abs(np.asarray(opened)[behind] - [0, 128, 255]).mean() < 6

@@ -1,5 +1,6 @@
 """Photos: every format, rotation and profile; every kind of bad file in one line."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -146,19 +147,49 @@ def test_an_array_that_is_no_photo_is_an_error(array):
         Photo(array)
 
 
-def test_find_photos_takes_photos_alone(tmp_path: Path):
-    for name in ("b.JPG", "a.png", "deep/er/c.webp", ".hidden.jpg", ".cache/d.jpg", "note.txt", "a.mask.png"):
+def test_a_folder_accounts_for_every_file(tmp_path: Path, monkeypatch):
+    for name in (
+        "b.JPG",
+        "a.png",
+        "deep/er/c.webp",
+        ".hidden.jpg",
+        ".cache/d.jpg",
+        "note.txt",
+        "a.mask.png",
+        "IMG",
+        "x/",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    photos = [below.as_posix() for _, below in find_photos([tmp_path], [".mask.png"])]
-    assert photos == ["a.png", "b.JPG", "deep/er/c.webp"]
-    assert len(find_photos([tmp_path, tmp_path / "a.png", tmp_path / "a.mask.png"], [".mask.png"])) == 4
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "deep")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    scan = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name == "x":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # who tests may be root
+    photos, left_out = find_photos([tmp_path], (".mask.png",))
+    assert [below.as_posix() for _, below in photos] == ["a.png", "b.JPG", "deep/er/c.webp"]
+    assert {path.relative_to(tmp_path).as_posix(): reason for path, reason in left_out.items()} == {
+        ".hidden.jpg": "hidden",
+        ".cache": "hidden",
+        "note.txt": "named .txt",
+        "IMG": "named without an ending",
+        "a.mask.png": "written by petseg",
+        "link": "linked folder",
+        "gone.jpg": "no file",
+        "x": "folder that cannot be read (Permission denied)",
+    }
+    assert len(find_photos([tmp_path, tmp_path / "a.png", tmp_path / "a.mask.png"], (".mask.png",))[0]) == 4
 
 
 def test_what_is_not_there_is_an_error(tmp_path: Path):
     with pytest.raises(PetsegError, match=r"nowhere\.jpg: cannot be read"):
         Photo(tmp_path / "nowhere.jpg")
     with pytest.raises(PetsegError, match="no images in this folder"):
-        find_photos([tmp_path], [])
+        find_photos([tmp_path], ())
     with pytest.raises(PetsegError, match="no such file or folder"):
-        find_photos([tmp_path / "nowhere"], [])
+        find_photos([tmp_path / "nowhere"], ())

@@ -196,8 +196,8 @@ def test_path_bytes_image_and_array_are_the_same_photo(segmenter, tmp_path):
     path = tmp_path / "pet.png"
     Image.fromarray(IMAGES[0]).save(path)
     wanted = segmenter(IMAGES[0]).probabilities
-    with Image.open(path) as opened:
-        for source in (path, str(path), path.read_bytes(), Image.fromarray(IMAGES[0]), opened):
+    with Image.open(path) as opened, path.open("rb") as file:
+        for source in (path, str(path), path.read_bytes(), file, Image.fromarray(IMAGES[0]), opened):
             assert (segmenter(source).probabilities == wanted).all()
 
 
@@ -210,6 +210,23 @@ def test_every_map_has_the_photo_s_size_and_an_overlay_at_most_2048_pixels_a_sid
     scale = min(1, 2048 / max(shape))
     assert (overlay.mode, overlay.size) == ("RGB", tuple(max(1, round(side * scale)) for side in shape[::-1]))
     result.summary()
+
+
+def test_a_cut_out_is_never_more_opaque_than_the_photo(segmenter):
+    photo = Image.fromarray(IMAGES[3])
+    opacity = np.random.default_rng(0).integers(0, 256, IMAGES[3].shape[:2], np.uint8)
+    opacity[:20] = 0
+    photo.putalpha(Image.fromarray(opacity))
+    cut = np.asarray(segmenter(photo).cutout())
+    assert (cut[..., 3] <= opacity).all()
+    assert cut[..., 3].any()
+    assert not cut[cut[..., 3] == 0].any()
+
+
+def test_a_notebook_shows_the_overlay(segmenter):
+    result = segmenter(IMAGES[0])
+    with Image.open(BytesIO(result._repr_png_())) as shown:
+        assert (np.asarray(shown) == np.asarray(result.overlay())).all()
 
 
 def test_a_cut_out_is_opaque_where_the_mask_is(segmenter):
