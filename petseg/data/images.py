@@ -2,26 +2,58 @@
 
 import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from petseg.data.dataset import Dataset, Label, Sample, UInt8
 from petseg.errors import PetsegError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-"""What is decoded. Pillow reads more, some of it with other programs such as Ghostscript."""
+FORMATS = {
+    **{"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "MPO": (), "PNG": (".png",), "WEBP": (".webp",), "AVIF": (".avif",)},
+    **{"HEIF": (".heic", ".heif"), "GIF": (".gif",), "BMP": (".bmp",), "TIFF": (".tif", ".tiff")},
+}
+"""What is decoded -> its suffixes. Pillow reads more, some of it with other programs such as Ghostscript."""
+
+SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))
+"""What a folder of photos is searched for, in lower case."""
+
+KINDS = {
+    rb".{4}ftyp(hei|hev|mif1|msf1)": "a HEIC photo, which pip install 'petseg[heif]' can read",
+    rb".{4}ftyp": "a film",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "a JPEG XL image",
+    rb"version https://git-lfs": "a git-LFS pointer in the file's place: run git lfs pull",
+    rb"%PDF": "a PDF document",
+    rb"\s*(<\?xml[^>]*>\s*)?<(!doctype html|html)": "a web page",
+    rb"\s*<.*svg": "an SVG drawing",
+}
+"""How a file that no decoder knows begins -> what it is."""
+
+WIDE = {
+    1: "floats of 0 to 1, scaled to 8-bit",
+    255: "8-bit values in wide pixels",
+    4095: "12-bit, scaled to 8",
+    65_535: "16-bit, scaled to 8",
+}
+"""Largest value of a range that wide pixels may be of -> what is noted."""
+
+ORIENTATION = 0x0112  # a tag of EXIF
+TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), start=2))
+TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+"""EXIF orientation -> what makes the image upright."""
 
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, AttributeError, MemoryError),
@@ -48,9 +80,20 @@ class LabelledImage:
 
 @lru_cache(maxsize=1)
 def formats() -> tuple[str, ...]:
-    """Returns those of `FORMATS` that this Pillow has."""
+    """Returns those of `FORMATS` that this Pillow has; HEIF comes with the extra `heif`."""
     Image.init()  # registers all of Pillow's formats
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def unidentified(head: bytes) -> str:
+    """Returns what a file is that none of `FORMATS` is, by its first thousand bytes, and what is wanted."""
+    flags = re.DOTALL | re.IGNORECASE
+    kind = next((kind for start, kind in KINDS.items() if re.match(start, head[:1000], flags)), None)
+    return f"{kind or 'not an image that can be read'}; wanted {', '.join(formats())}"
 
 
 def draft_side(size: int) -> int:
@@ -77,7 +120,66 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
     except UNREADABLE as error:
         # without the folder, which a published comparison should not name
         reason = str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)
+        if isinstance(error, UnidentifiedImageError):
+            reason = unidentified(path.read_bytes()) if path.stat().st_size else "is empty"
         raise PetsegError(f"{what} cannot be decoded ({reason})") from None
+
+
+def orientation(opened: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 to 8, whatever other tags hold; 1 where it cannot be read, as viewers do."""
+    found = None
+    with suppress(struct.error, KeyError):  # Pillow reads all tags, and none behind one that it cannot read
+        tags = (opened.info.get("exif") or b"").removeprefix(b"Exif\0\0")
+        order = {b"II": "<", b"MM": ">"}[tags[:2]]
+        (start,) = struct.unpack_from(f"{order}L", tags, 4)
+        (count,) = struct.unpack_from(f"{order}H", tags, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", tags, place)
+            if tag == ORIENTATION:
+                (found,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "L"}[kind], tags, place + 8)
+    with suppress(*UNREADABLE):  # of a TIFF's own tags, or of XMP
+        found = found or opened.getexif().get(ORIENTATION)
+    return found if found in TURNS else 1
+
+
+def upright(opened: Image.Image) -> Image.Image:
+    """Returns a turned copy; `ImageOps.exif_transpose` also writes all tags anew, which fails on one of an odd type."""
+    opened.load()  # by which Pillow itself turns a TIFF
+    turn = orientation(opened)
+    return opened.transpose(Image.Transpose[TURNS[turn]]) if turn in TURNS else opened.copy()
+
+
+def mended_jpeg(content: bytes) -> bytes:
+    """Returns a JPEG that lacks its end, but no pixel, with one; anything else as it is."""
+    if content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda"):  # its end stands behind its last pixels
+        return content
+    # where a pixel is missing, what stands before the end changes it
+    ends = [content.removesuffix(b"\xff") + more + b"\xff\xd9" for more in (b"", b"\x55\xaa" * 16)]
+    with suppress(*UNREADABLE), Image.open(BytesIO(ends[0])) as one, Image.open(BytesIO(ends[1])) as other:
+        return ends[0] if one.tobytes() == other.tobytes() else content
+    return content
+
+
+def is_wide(opened: Image.Image) -> bool:
+    """Returns whether an image has one channel of 16-bit, 32-bit or float pixels."""
+    return opened.mode.startswith("I;16") or opened.mode in ("I", "F")
+
+
+def narrowed(opened: Image.Image, notes: list[str]) -> Image.Image:
+    """Returns wide pixels as 8-bit grey (mode L, or LA where a value is transparent), scaled by the range they are of.
+
+    Raises `ValueError` where they are of none.
+    """
+    values = np.asarray(opened, np.float64)
+    low, high = values.min(), values.max()
+    full = next((full for full in WIDE if high <= full and (full > 1 or opened.mode == "F")), None)
+    if full is None or not low >= 0:
+        raise ValueError(f"pixels of {low:g} to {high:g}; wanted 0 to 1, 255, 4095 or 65535: scale them first")
+    notes.append(WIDE[full])
+    grey = Image.fromarray((values / (full / 255)).round().astype(np.uint8))
+    if (clear := opened.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
@@ -85,10 +187,8 @@ def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
     if opened.mode == "RGB":
         opened.load()
         return opened  # its pixels outlive the file
-    if opened.mode.startswith("I;16") or opened.mode in ("I", "F"):
-        notes.append("16-bit, scaled to 8")
-        wide = np.asarray(opened, dtype=np.float64)
-        return Image.fromarray((wide / 257.0).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if is_wide(opened):
+        return narrowed(opened, notes).convert("RGB")
     notes.append(f"mode {opened.mode}, converted to RGB")
     return (opened.convert("RGBA") if "transparency" in opened.info else opened).convert("RGB")
 
@@ -115,7 +215,7 @@ def open_sample(dataset: Dataset, sample: Sample, *, draft: int | None = None) -
         if file.format != "JPEG":
             notes.append(f"{file.format} named {sample.image.suffix}")
         # a JPEG without the segment needs no parsing
-        if (file.format != "JPEG" or "exif" in file.info) and file.getexif().get(0x0112, 1) != 1:
+        if (file.format != "JPEG" or "exif" in file.info) and orientation(file) != 1:
             notes.append("EXIF rotation, not applied (the label has none)")
         if draft is not None:
             file.draft("RGB", (draft, draft))

@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
+from petseg.data import images
 from petseg.data.dataset import UInt8
-from petseg.data.images import UNREADABLE, check_pixels, draft_side, formats, to_rgb
+from petseg.data.images import SUFFIXES, UNREADABLE, check_pixels, draft_side, formats, to_rgb
 from petseg.errors import PetsegError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
-"""What a folder is searched for; a file that is named is opened whatever it is called."""
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | UInt8
 """A path, an encoded file, a file object, a PIL image, or uint8 [H, W, 3] RGB."""
 
-ORIENTATION, STORED_WIDTH = 0x0112, 0x0100  # tags of EXIF, which are TIFF's own
+STORED_WIDTH = 0x0100  # a tag of TIFF
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+
+
+_RAMP = Image.linear_gradient("L").resize((32, 32))
+PROBE = Image.merge("RGB", [_RAMP, _RAMP.rotate(90), _RAMP.rotate(180)])
+"""Colours by which two profiles are told apart."""
 
 
 class TooManyPixelsError(PetsegError):
@@ -43,6 +46,14 @@ class Photo:
                 """Height and width."""
                 self.notes = _frame_note(source if isinstance(source, Image.Image) else opened)
                 """What a user should know: of an animation, that its first frame is used."""
+                if opened.format == "JPEG" and isinstance(self._kept, bytes):
+                    mended = images.mended_jpeg(self._kept)
+                    self.notes += ("its last bytes are missing, no pixel is",) if mended is not self._kept else ()
+                    self._kept = mended
+                if images.is_wide(opened):
+                    scaled: list[str] = []
+                    images.narrowed(opened, scaled)
+                    self.notes += tuple(scaled)
         except UNREADABLE as error:
             raise self._unreadable(error) from None
 
@@ -67,7 +78,10 @@ class Photo:
             with self._open() as opened:
                 if not opened.has_transparency_data:
                     return None
-                return ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
+                turned = images.upright(opened)
+                return (
+                    (images.narrowed(turned, []) if images.is_wide(turned) else turned).convert("RGBA").getchannel("A")
+                )
         except UNREADABLE as error:
             raise self._unreadable(error) from None
 
@@ -99,30 +113,33 @@ class Photo:
             with self._open() as opened:
                 if draft is not None:
                     opened.draft("RGB", (draft, draft))
-                return to_srgb(ImageOps.exif_transpose(opened))
+                return to_srgb(images.upright(opened))
         except UNREADABLE as error:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> PetsegError:
         reason = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"not an image that can be read; wanted {', '.join(formats())}"
+            reason = images.unidentified(self._kept) if isinstance(self._kept, bytes) else str(error)
         too_large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
         kind = TooManyPixelsError if too_large else PetsegError
         return kind(f"{self.name}: cannot be decoded ({reason})")
 
 
 def _upright_size(opened: Image.Image) -> tuple[int, int]:
-    exif = opened.getexif()
-    # newer versions of Pillow swap height and width of a TIFF at opening
-    turned_already = opened.format == "TIFF" and opened.width != exif.get(STORED_WIDTH, opened.width)
-    turned = exif.get(ORIENTATION, 1) in TURNED and not turned_already
+    turned = images.orientation(opened) in TURNED
+    if opened.format == "TIFF":  # newer versions of Pillow swap its height and width at opening
+        turned = turned and opened.width == opened.getexif().get(STORED_WIDTH, opened.width)
     return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
 def _frame_note(opened: Image.Image) -> tuple[str, ...]:
-    # MPO is a JPEG with the camera's own preview behind it, no animation
-    frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
+    try:  # MPO is a JPEG with the camera's own preview behind it, no animation
+        frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
+    except UNREADABLE:
+        if opened.format != "TIFF":
+            raise
+        return ("its further pages cannot be read, the first one is used",)
     # who gives a PIL image at a later frame means that one
     return (f"{frames} frames, the first one is used",) if frames > 1 and opened.tell() == 0 else ()
 
@@ -130,6 +147,8 @@ def _frame_note(opened: Image.Image) -> tuple[str, ...]:
 def to_srgb(image: Image.Image) -> Image.Image:
     """Returns the image in mode RGB and sRGB, on white; a profile that does not fit is ignored, as browsers do."""
     profile = image.info.get("icc_profile")
+    if images.is_wide(image):
+        image = images.narrowed(image, [])
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
@@ -139,13 +158,18 @@ def to_srgb(image: Image.Image) -> Image.Image:
     if profile:
         try:
             own = ImageCms.ImageCmsProfile(BytesIO(profile))
-            if not ImageCms.getProfileDescription(own).startswith("sRGB"):
-                converted = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                assert converted is not None, "only a conversion in place returns nothing"
-                return converted
+            # a profile that leaves colours as they are is sRGB, whatever it is called
+            if image.mode != "RGB" or np.abs(np.asarray(_converted(PROBE, own), int) - np.asarray(PROBE)).max() > 2:
+                return _converted(image, own)
         except (ImageCms.PyCMSError, OSError):
             pass
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None, "only a conversion in place returns nothing"
+    return converted
 
 
 def find_photos(sources: Iterable[Path], ours: tuple[str, ...]) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:
