@@ -26,6 +26,11 @@ def disk_errors(place: object, advice: str) -> Iterator[None]:
         raise PetsegError(f"{place}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of what a library says of a fault, or the fault's name."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 

@@ -55,7 +55,7 @@ def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8, atomically."""
-    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

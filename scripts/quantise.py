@@ -9,7 +9,6 @@ The scales come from training images. Models of protocol `official` alone: the o
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def measure(name: str, data: Path, splits: list[str], files: Path | None) -> dic
     smaller = quantised(file, calibration_images(prepared, config))
     if files is not None:
         out = files / f"{name}_int8.onnx"
-        storage.write_atomically(out, partial(Path.write_bytes, data=smaller))
+        storage.write_bytes(out, smaller)
         print(out)
     contenders: dict[str, Network] = {
         "fp32": OnnxRuntime(file),

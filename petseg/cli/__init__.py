@@ -20,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: petseg compare --quick",
+    epilog="Start with: petseg predict cat.jpg, or petseg compare --quick",
 )
 
 EXTRA_OF = {

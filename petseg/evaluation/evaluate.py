@@ -21,7 +21,7 @@ from petseg import metrics, storage
 from petseg.config import RunConfig
 from petseg.data.dataset import Class, Dataset, Sample, UInt8, scored_ids
 from petseg.data.images import open_ids, resize_ids
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.metrics import Confusion, Score
 from petseg.schema import DataInfo, ImageMiou, Record, Scores, read_record, write_record
 from petseg.training import checkpoint, inference, runs
@@ -229,8 +229,7 @@ def read_images(stored: Path, num_classes: int) -> ImageScores:
         counts = np.array(confusions, np.int64).reshape(-1, num_classes, num_classes)
         return ImageScores(tuple(ids), counts, np.array(edges, np.float64).reshape(-1, num_classes))
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise PetsegError(f"{path}: no per-image counts in it ({reason}); score the run again") from None
+        raise PetsegError(f"{path}: no per-image counts in it ({first_line(error)}); score the run again") from None
 
 
 def read_evaluation(stored: Path) -> Evaluation | None:

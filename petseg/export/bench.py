@@ -22,7 +22,7 @@ import numpy as np
 
 from petseg import environment as machine
 from petseg.data.dataset import UInt8
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.predict.segmenter import Segmenter, model_file
 from petseg.schema import EnvironmentInfo, Record
 
@@ -213,8 +213,8 @@ def _load(contender: Contender) -> float | None:
         for _ in range(WARM_UP):
             _runs[0]()
     except Exception as error:  # each runtime has its own kinds
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise PetsegError(f"{contender.model} on {contender.runtime}: {reason}; leave it out with --runtime") from None
+        name = f"{contender.model} on {contender.runtime}"
+        raise PetsegError(f"{name}: {first_line(error)}; leave it out with --runtime") from None
     return before
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from petseg.data.dataset import Class, UInt8, classes_from
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.predict.enlarge import Floats
 from petseg.predict.photos import Photo, Source
 from petseg.predict.runtimes import RUNTIMES, Taken, chosen_runtime
@@ -55,7 +55,7 @@ class Segmenter:
         except ModuleNotFoundError:
             raise  # of the runtime
         except Exception as error:  # ONNX Runtime's own have no common base but this
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({reason})") from None
 
     def __call__(self, image: Source) -> Segmentation:
@@ -82,8 +82,7 @@ class Segmenter:
         try:
             probabilities = self._run(images)
         except Exception as error:  # as above
-            reason = str(error).partition("\n")[0]
-            raise PetsegError(f"model {self.name}: cannot be computed ({reason}); export it again") from None
+            raise PetsegError(f"model {self.name}: cannot be computed ({first_line(error)}); export it again") from None
         shape = (len(images), len(self.classes), *images.shape[1:3])
         if probabilities.shape != shape or not (probabilities.min() >= 0 and probabilities.max() < 1.01):  # nan is not
             raise PetsegError(

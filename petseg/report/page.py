@@ -19,7 +19,7 @@ from petseg.errors import PetsegError
 from petseg.report import plots, tables
 from petseg.report.plots import Chart, Line, Panel
 from petseg.schema import ComparisonResult, ModelResult, read_record
-from petseg.storage import write_atomically
+from petseg.storage import write_text
 from petseg.units import percent, points, signed
 
 
@@ -164,7 +164,7 @@ def write_page(path: Path, text: str) -> Path:
     """Writes a page whole or not at all, and returns its path."""
     if path.is_dir():
         raise PetsegError(f"{path} is a folder; a report is one HTML file: name a file in it, such as report.html")
-    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", newline="\n"))
+    write_text(path, text)
     return path
 
 

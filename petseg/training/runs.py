@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from petseg import storage
 from petseg.config import RunConfig, validated
 from petseg.data.cache import Prepared
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, disk_errors
 from petseg.schema import ClassInfo, DataInfo, EpochRow, first_reason, read_record, write_record
 
 LOCK = ".lock"
@@ -39,17 +39,14 @@ def new_folder(folder: Path, *, resume: bool) -> Iterator[None]:
     """Makes the folder of a run and keeps other processes out of it until the end of the block."""
     refuse_existing(folder, resume=resume)
     lock = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise PetsegError(
-            f"run folder {folder}: another process is at work in it; wait for it, or choose another with --out"
-        ) from None
-    except OSError as error:
-        raise PetsegError(
-            f"run folder {folder}: cannot be made ({error.strerror or error}); choose another with --out"
-        ) from None
+    with disk_errors(f"run folder {folder}", "choose another with --out"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:  # an OSError too
+            raise PetsegError(
+                f"run folder {folder}: another process is at work in it; wait for it, or choose another with --out"
+            ) from None
     try:
         refuse_existing(folder, resume=resume)  # the lock may have been another's until now
         for place in (folder, folder / "evaluations", folder / "examples", *folder.glob("baselines/*")):

@@ -84,5 +84,5 @@ def test_a_new_folder_and_one_that_holds_something_or_where_a_file_is(tmp_path):
         assert names(run) - {LOCK} == {"config.json"}
     assert (run / "config.json").read_text() == "x"
     for place, resume in product((run / "config.json", run / "config.json" / "below"), (False, True)):
-        with pytest.raises(PetsegError, match=r"run folder .*: cannot be made \(.*\); choose another with --out"):
+        with pytest.raises(PetsegError, match=r"run folder .*: cannot be written \(.*\); choose another with --out"):
             new_folder(place, resume=resume).__enter__()

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from petseg import schema, storage
 from petseg.config import RunConfig
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, first_line
 from petseg.evaluation.corruptions import corruptions
 from petseg.evaluation.evaluate import ImageScores, read_images
 from petseg.evaluation.robustness import Robustness
@@ -192,7 +192,7 @@ def publish(source: Path, folder: Path) -> None:
 def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     content = gzip.compress(text.encode(), 9, mtime=0)  # no time in it: the same results are the same bytes
-    storage.write_atomically(path, lambda unfinished: unfinished.write_bytes(content))
+    storage.write_bytes(path, content)
 
 
 def _read_published(folder: Path) -> tuple[dict[str, RunResult], dict[tuple[str, str], ImageScores]]:
@@ -209,8 +209,7 @@ def _read_published(folder: Path) -> tuple[dict[str, RunResult], dict[tuple[str,
             else:
                 images[line["run"], line["section"]] = _decoded(line, *shared[line["section"]])
     except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise PetsegError(f"{path}: cannot be read ({reason}); restore the file") from None
+        raise PetsegError(f"{path}: cannot be read ({first_line(error)}); restore the file") from None
     return results, images
 
 
