@@ -160,16 +160,13 @@ def mended_jpeg(content: bytes) -> bytes:
     return content
 
 
-def is_wide(opened: Image.Image) -> bool:
-    """Returns whether an image has one channel of 16-bit, 32-bit or float pixels."""
-    return opened.mode.startswith("I;16") or opened.mode in ("I", "F")
-
-
 def narrowed(opened: Image.Image, notes: list[str]) -> Image.Image:
-    """Returns wide pixels as 8-bit grey (mode L, or LA where a value is transparent), scaled by the range they are of.
+    """Returns pixels of 16 bits, 32 bits or floats as 8-bit grey, scaled by the range they are of; others as they are.
 
-    Raises `ValueError` where they are of none.
+    The mode is L, or LA where a value is transparent. Raises `ValueError` where they are of no range of `WIDE`.
     """
+    if not opened.mode.startswith("I;16") and opened.mode not in ("I", "F"):
+        return opened
     values = np.asarray(opened, np.float64)
     low, high = values.min(), values.max()
     full = next((full for full in WIDE if high <= full and (full > 1 or opened.mode == "F")), None)
@@ -187,8 +184,8 @@ def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
     if opened.mode == "RGB":
         opened.load()
         return opened  # its pixels outlive the file
-    if is_wide(opened):
-        return narrowed(opened, notes).convert("RGB")
+    if (grey := narrowed(opened, notes)) is not opened:
+        return grey.convert("RGB")
     notes.append(f"mode {opened.mode}, converted to RGB")
     return (opened.convert("RGBA") if "transparency" in opened.info else opened).convert("RGB")
 

@@ -50,10 +50,9 @@ class Photo:
                     mended = images.mended_jpeg(self._kept)
                     self.notes += ("its last bytes are missing, no pixel is",) if mended is not self._kept else ()
                     self._kept = mended
-                if images.is_wide(opened):
-                    scaled: list[str] = []
-                    images.narrowed(opened, scaled)
-                    self.notes += tuple(scaled)
+                scaled: list[str] = []
+                images.narrowed(opened, scaled)
+                self.notes += tuple(scaled)
         except UNREADABLE as error:
             raise self._unreadable(error) from None
 
@@ -78,10 +77,7 @@ class Photo:
             with self._open() as opened:
                 if not opened.has_transparency_data:
                     return None
-                turned = images.upright(opened)
-                return (
-                    (images.narrowed(turned, []) if images.is_wide(turned) else turned).convert("RGBA").getchannel("A")
-                )
+                return images.narrowed(images.upright(opened), []).convert("RGBA").getchannel("A")
         except UNREADABLE as error:
             raise self._unreadable(error) from None
 
@@ -147,8 +143,7 @@ def _frame_note(opened: Image.Image) -> tuple[str, ...]:
 def to_srgb(image: Image.Image) -> Image.Image:
     """Returns the image in mode RGB and sRGB, on white; a profile that does not fit is ignored, as browsers do."""
     profile = image.info.get("icc_profile")
-    if images.is_wide(image):
-        image = images.narrowed(image, [])
+    image = images.narrowed(image, [])
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
