@@ -48,7 +48,7 @@ def train_on_cpu(config, prepared, run, **execution):
     return train(config, prepared, run, Execution(hardware=CPU, **execution))
 
 
-FAULTS = ("kills", "disks", "damage", "fuzz", "download", "archive", "hostile", "numbers", "cache")
+FAULTS = ("kills", "disks", "damage", "fuzz", "download", "archive", "hostile", "numbers", "cache", "foreign")
 """Of files test_NAME.py; docs/reliability.md counts their tests."""
 
 
