@@ -58,6 +58,8 @@ def _mistake(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
         return f"this command needs {error.name}; pip install 'petseg[{EXTRA_OF[error.name]}]'"
+    if isinstance(error, OSError) and error.errno:  # what the system says of a path
+        return f"{error.filename or 'a file'}: cannot be used ({error.strerror}); name another path"
     if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
         return "the GPU's memory is full; lower train.batch_size or data.size with --set"
     return None

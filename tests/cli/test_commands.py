@@ -1,5 +1,7 @@
 """The command line as a user meets it: what it prints, its exit codes."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from PIL import Image
 
 from petseg import __version__
 from petseg.cli import main
@@ -57,7 +60,7 @@ def petseg(*arguments: str | Path, cwd: Path | None = None, **environment: str) 
             main()
         except SystemExit as end:
             code = int(end.code or 0)
-        except PetsegError:
+        except (PetsegError, OSError):
             traceback.print_exc()
             code = 1
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
@@ -184,6 +187,37 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments: list[str], messa
     result = petseg(*arguments, cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "none"))
     assert message in one_line_error(result)
     assert not [path for path in tmp_path.iterdir() if path.name != "none"]
+
+
+PATHS = [
+    *("predict {}.jpg", "predict {}", "predict cat.jpg --model {}.onnx", "predict cat.jpg --run {}"),
+    *("data get --data {}", "data check --data {}", "train --data {}", "train {}.toml", "train --data PETS --out {}"),
+    *("evaluate {}", "report {}", "report {}.json", "compare --data {}", "compare --data PETS --out {}"),
+    *("study --data {}", "study {}.toml", "export --run {} --out x.onnx", "bench --data {}"),
+]
+
+
+@pytest.mark.parametrize("command", PATHS)
+@pytest.mark.parametrize("place", ["locked", "x" * 300], ids=["no permission", "a long name"])
+def test_a_path_that_the_system_refuses_is_one_line(command, place, pets_folder, tmp_path, monkeypatch) -> None:
+    """Who is root may read everything, so the folder without permission is played."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("cat.jpg")
+
+    def refusing(call: Any) -> Any:
+        def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+            if "locked" in str(path):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return call(path, *arguments, **options)
+
+        return refuse
+
+    for module, names in ((os, ("stat", "mkdir", "scandir", "listdir", "open")), (io, ("open",))):
+        for name in names:
+            monkeypatch.setattr(module, name, refusing(getattr(module, name)))
+    line = one_line_error(petseg(*command.replace("PETS", str(pets_folder)).format(place).split()))
+    assert place in line
+    assert ("Permission denied" if place == "locked" else "File name too long") in line
 
 
 def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path: Path) -> None:
