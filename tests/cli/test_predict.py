@@ -67,9 +67,9 @@ def test_json_prints_a_line_a_photo_and_writes_nothing(tmp_path):
     figures = {"foreground", "foreground_share", "confidence", "foreground_class", "boxes", "notes", "width"}
     assert figures | {"files"} <= set(rows[0])
     assert below(tmp_path) == {"1.jpg", "2.jpg"}
-    (tmp_path / "note.heic").touch()
+    (tmp_path / "note.pdf").touch()
     *_, left_out = petseg("predict", ".", "--json", cwd=tmp_path).stdout.splitlines()
-    assert json.loads(left_out) == {"left_out": "note.heic", "reason": "named .heic"}
+    assert json.loads(left_out) == {"left_out": "note.pdf", "reason": "named .pdf"}
     named = petseg("predict", "1.jpg", "--json", "--only", "mask", cwd=tmp_path)
     assert json.loads(named.stdout)["files"] == {"mask": "1.mask.png"}
     assert (tmp_path / "1.mask.png").is_file()
