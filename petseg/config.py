@@ -144,6 +144,8 @@ class TrainConfig(StrictConfig):
     """median_frequency: median(f) / f_c, f_c the share of class c in the pictures that hold it (SegNet's formula)."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay a step of an exponential moving average of the weights, evaluated in their place; 0 keeps none."""
+    init: str | None = None
+    """Weights of the same network that training starts from."""
     teacher: str | None = None
     """Folder of a finished run of the same classes, whose probabilities the model learns beside the labels."""
     teacher_weight: Annotated[float, Field(ge=0, le=1)] = 0.5

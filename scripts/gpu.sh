@@ -40,7 +40,7 @@ tests() {
 }
 
 model() { # NAME SECONDS: trains; scores what a killed training left
-    gpu $(($2 + 60)) train "$1" --seconds "$2" || true
+    gpu $(($2 + 30)) train "$1" --seconds "$2" || true
     [ -s "$OUT/$1.json" ] && grep -q '"val"' "$OUT/$1.json" || gpu 45 keep "$1"
 }
 
@@ -48,21 +48,12 @@ say "began $(date -u +%FT%TZ), commit ${COMMIT:-$(git describe --always --dirty 
 (nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true) 2>&1 | tee -a "$log"
 "$python" -c 'import sys, torch, timm; print(sys.version.split()[0], torch.__version__, timm.__version__)' 2>&1 | tee -a "$log"
 gpu 60 unpack --pack "$PACK"
+gpu 60 prepare # before the models want the same caches
 if [ $smoke = 1 ]; then
-    gpu 60 prepare # before the three below want the same caches
-    # all at once: the figures of speed are rough here
-    tests &
-    gpu 80 warm default --seconds 20 &
-    TRY="--fraction 0.1 ${TRY:-}"
-    gpu 60 speed --seconds 4 &
-    model default 5; model unet 5; model segnet 5
-    wait
-    mkdir -p "$base/runs"; cp "$work"/rates-*.json "$base/runs/"
+    model default 6; model unet 6; model segnet 6
 else
-    model default "${DEFAULT_SECONDS:-150}"
-    model unet "${STUDENT_SECONDS:-120}"
-    model segnet "${STUDENT_SECONDS:-120}"
-    gpu 80 speed --seconds 50
-    left=$((total - SECONDS - 15)); [ $left -gt 25 ] && gpu "$left" ablate --seconds "$left"
+    model default "${DEFAULT_SECONDS:-190}"
+    model unet "${STUDENT_SECONDS:-180}"
+    model segnet "${SEGNET_SECONDS:-160}"
 fi
 say "ended; $(ls "$OUT" | tr '\n' ' ')"
