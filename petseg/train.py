@@ -812,7 +812,7 @@ def _determinism(enabled: bool) -> Iterator[None]:
 def _fastest_kernels(hardware: Hardware, settings: TrainConfig) -> Iterator[None]:
     """On a GPU, cuDNN times its convolutions at each new size and keeps the fastest; restored after."""
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or (hardware.device.type == "cuda" and not settings.deterministic)
+    torch.backends.cudnn.benchmark = before or (hardware.device.type == "cuda" and not settings.deterministic and not settings.ramp)
     try:
         yield
     finally:

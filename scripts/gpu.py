@@ -89,7 +89,7 @@ SHARED: dict[str, Any] = {
 MODELS: dict[str, dict[str, Any]] = {
     "default": {
         **{"model.name": "timm:tf_efficientnet_lite2@imagenet", "model.decoder_channels": [192, 96, 64, 32, 24]},
-        **{"data.size": 288, "train.ramp": [224], "train.batch_size": 72},
+        **{"data.size": 288, "train.ramp": [256], "train.batch_size": 72},
         **{"train.learning_rate": 1.2e-3, "train.encoder_rate": 0.4},
     },
     "unet": {
@@ -200,7 +200,7 @@ class Loop:
         self.rows = np.random.default_rng(0)
         self.batches: Iterator[Any] = iter(())
         self.side = side or config.data.size
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = False
 
     def step(self) -> None:
         """Trains on one batch, without waiting for the device."""
