@@ -10,7 +10,6 @@ import traceback
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -45,7 +44,7 @@ COMMANDS = {
 """Every command with its flags and arguments."""
 
 
-def petseg(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def petseg(*arguments, cwd=None, **environment):
     """Runs a command in this process, where torch is loaded already: a second, not ten of them."""
     out, err, code = StringIO(), StringIO(), 0
     words = ["petseg", *map(str, arguments)]
@@ -66,19 +65,19 @@ def petseg(*arguments: str | Path, cwd: Path | None = None, **environment: str) 
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
-def petseg_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def petseg_process(*arguments, **environment):
     """Runs a command as a shell does."""
     command = [sys.executable, "-m", "petseg.cli", *map(str, arguments)]
     environment = child_environment(**environment)
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
 
 
-def child_environment(**extra: str) -> dict[str, str]:
+def child_environment(**extra):
     kept = {name: value for name, value in os.environ.items() if name != "PETSEG_DATA"}
     return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", **extra}
 
 
-def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
+def one_line_error(result):
     lines = [line for line in result.stderr.splitlines() if line.startswith("petseg: ") and "warning" not in line]
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
@@ -86,13 +85,13 @@ def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def test_the_commands_and_their_flags_are_these() -> None:
+def test_the_commands_and_their_flags_are_these():
     """A frozen list: renaming or removing one breaks somebody's script."""
     from typer.main import get_command
 
     from petseg.cli import app
 
-    def listed(command: Any, name: str) -> dict[str, str]:
+    def listed(command, name):
         flags = [
             flag
             for part in command.params
@@ -108,12 +107,12 @@ def test_the_commands_and_their_flags_are_these() -> None:
         assert (result.returncode, "Usage: " in result.stdout) == (0, True), command
 
 
-def test_version_and_an_error_of_a_process() -> None:
+def test_version_and_an_error_of_a_process():
     assert petseg_process("--version").stdout.strip() == f"petseg {__version__}"
     assert "model 'x' is unknown" in one_line_error(petseg_process("train", "--model", "x"))
 
 
-def test_train_evaluate_and_report_from_the_command_line(pets_folder: Path, tmp_path: Path) -> None:
+def test_train_evaluate_and_report_from_the_command_line(pets_folder, tmp_path):
     run = tmp_path / "run"
     training = ["train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS]
     trained = petseg(*training)
@@ -127,7 +126,7 @@ def test_train_evaluate_and_report_from_the_command_line(pets_folder: Path, tmp_
     assert petseg(*training, "--resume").returncode == 0
 
 
-def test_compare_prints_a_table_and_the_report_s_path(pets_folder: Path, tmp_path: Path) -> None:
+def test_compare_prints_a_table_and_the_report_s_path(pets_folder, tmp_path):
     result = petseg("compare", "--data", pets_folder, "--out", tmp_path / "out", *SETTINGS)
     assert result.returncode == 0, result.stderr
     assert "U-Net" in result.stdout
@@ -139,7 +138,7 @@ def test_compare_prints_a_table_and_the_report_s_path(pets_folder: Path, tmp_pat
     assert report.is_file()
 
 
-def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
     arguments = ["train", "--data", str(pets_folder), "--out", str(tmp_path / "run"), *SETTINGS, "--set", "epochs=200"]
     process = subprocess.Popen(
         [sys.executable, "-m", "petseg.cli", *arguments], stderr=subprocess.PIPE, text=True, env=child_environment()
@@ -183,7 +182,7 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder: Path, tmp_
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments, message, tmp_path):
     result = petseg(*arguments, cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "none"))
     assert message in one_line_error(result)
     assert not [path for path in tmp_path.iterdir() if path.name != "none"]
@@ -199,13 +198,13 @@ PATHS = [
 
 @pytest.mark.parametrize("command", PATHS)
 @pytest.mark.parametrize("place", ["locked", "x" * 300], ids=["no permission", "a long name"])
-def test_a_path_that_the_system_refuses_is_one_line(command, place, pets_folder, tmp_path, monkeypatch) -> None:
+def test_a_path_that_the_system_refuses_is_one_line(command, place, pets_folder, tmp_path, monkeypatch):
     """Who is root may read everything, so the folder without permission is played."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (32, 32)).save("cat.jpg")
 
-    def refusing(call: Any) -> Any:
-        def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+    def refusing(call):
+        def refuse(path, *arguments, **options):
             if "locked" in str(path):
                 raise PermissionError(errno.EACCES, "Permission denied", str(path))
             return call(path, *arguments, **options)
@@ -220,7 +219,7 @@ def test_a_path_that_the_system_refuses_is_one_line(command, place, pets_folder,
     assert ("Permission denied" if place == "locked" else "File name too long") in line
 
 
-def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path: Path) -> None:
+def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path):
     """With a proxy that refuses every connection, the download fails at once and says what to do."""
     environment = {"XDG_DATA_HOME": str(tmp_path / "none"), "https_proxy": "http://127.0.0.1:9"}
     line = one_line_error(petseg("compare", "--set", "epochs=1", cwd=tmp_path, **environment))
@@ -229,13 +228,13 @@ def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path: Path) -> Non
     assert not (tmp_path / "runs").exists()
 
 
-def test_debug_shows_the_traceback() -> None:
+def test_debug_shows_the_traceback():
     result = petseg("train", "--model", "x", "--debug")
     assert "Traceback" in result.stderr
     assert "PetsegError" in result.stderr
 
 
-def test_data_check_prints_each_trap_and_exits_1(tmp_path: Path) -> None:
+def test_data_check_prints_each_trap_and_exits_1(tmp_path):
     folder = make_trapped_pets(tmp_path / "pets", size=48)
     result = petseg("data", "check", "--data", folder)
     assert result.returncode == 1, result.stderr
@@ -243,7 +242,7 @@ def test_data_check_prints_each_trap_and_exits_1(tmp_path: Path) -> None:
         assert trap in result.stdout
 
 
-def test_models_lists_every_model() -> None:
+def test_models_lists_every_model():
     result = petseg("models")
     assert result.returncode == 0
     for name in ("unet", "segnet", "unet_paper", "segnet_paper"):

@@ -19,7 +19,7 @@ MODES = ["w", "w:gz", "w:bz2", "w:xz"]
 DAMAGED = r"is damaged or only half downloaded \(.+\); a whole tar archive is wanted: delete the file and download it"
 
 
-def member(name: str, **fields: object) -> tarfile.TarInfo:
+def member(name, **fields):
     info = tarfile.TarInfo(name)
     for field, value in fields.items():
         setattr(info, field, value)
@@ -34,7 +34,7 @@ HOSTILE = [
 ]
 
 
-def write_tar(path: Path, *members: tarfile.TarInfo, mode: str = "w", files: dict[str, bytes] = FILES) -> Path:
+def write_tar(path, *members, mode="w", files=FILES):
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         tar.addfile(member("images", type=tarfile.DIRTYPE))
         for name, content in files.items():
@@ -44,15 +44,15 @@ def write_tar(path: Path, *members: tarfile.TarInfo, mode: str = "w", files: dic
     return path
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def tree(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def assert_refused(path: Path, match: str) -> None:
+def assert_refused(path, match):
     folder = path.parent / "data"
     with pytest.raises(PetsegError, match=match) as caught:
         extract([path], folder / "pets")

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from petseg.config import AugmentConfig
@@ -13,7 +12,7 @@ from petseg.data.augment import LUMA, augment
 NOTHING = AugmentConfig(flip=False, scale=0, rotation=0, shift=0, colour=0)
 
 
-def only(**changes: float) -> AugmentConfig:
+def only(**changes):
     return NOTHING.model_copy(update=changes)
 
 
@@ -27,11 +26,11 @@ MOVES = {
 }
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def blobs(count: int, height: int = 48, width: int = 64) -> tuple[Tensor, Tensor]:
+def blobs(count, height=48, width=64):
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     labels = torch.zeros(count, height, width, dtype=torch.uint8)
     for index in range(count):
@@ -40,12 +39,12 @@ def blobs(count: int, height: int = 48, width: int = 64) -> tuple[Tensor, Tensor
     return torch.stack([labels == 1, labels == 2, labels > 9], dim=1).float(), labels
 
 
-def inside(labels: Tensor) -> Tensor:
+def inside(labels):
     padded = F.pad(labels[:, None].float(), (1, 1, 1, 1), mode="replicate")
     return (F.max_pool2d(padded, 3, 1) == -F.max_pool2d(-padded, 3, 1))[:, 0]
 
 
-def blank(count: int, height: int = 4, width: int = 4) -> Tensor:
+def blank(count, height=4, width=4):
     return torch.zeros(count, height, width, dtype=torch.uint8)
 
 
@@ -105,7 +104,7 @@ def test_flip_is_a_mirror(shift):
     torch.testing.assert_close(moved_images, expected, atol=1e-4 if shift else 0, rtol=0)
 
 
-def motion(config: AugmentConfig, count: int = 300) -> tuple[Tensor, Tensor]:
+def motion(config, count=300):
     """Returns how the middle of a wide image moves, read from images whose colours are their own coordinates.
 
     First float64 [N, 2, 2]: steps in the image, in pixels down and right, for a step down (column 0) and a step right

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,29 +28,29 @@ SIZE = 32
 
 
 @pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def prepare(folder: Path, size: int = SIZE, task: str = "trimap", **options: object) -> cache.Prepared:
+def prepare(folder, size=SIZE, task="trimap", **options):
     return cache.prepare(open_dataset(folder, DataConfig(oxford_pets=OxfordPetsConfig(task=task))), size, **options)
 
 
-def counted(folder: Path) -> tuple[cache.Prepared, list[tuple[int, int]]]:
-    calls: list[tuple[int, int]] = []
+def counted(folder):
+    calls = []
     return prepare(folder, on_progress=lambda *call: calls.append(call)), calls
 
 
-def names_in(folder: Path) -> list[str]:
+def names_in(folder):
     return sorted(path.name for path in (folder / "prepared").glob("*") if path.suffix != ".lock")
 
 
-def digest(prepared: cache.Prepared) -> str:
+def digest(prepared):
     return hashlib.sha256(prepared.images.tobytes() + prepared.labels.tobytes()).hexdigest()
 
 
-def plain(path: Path, size: int, method: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
+def plain(path, size, method=Image.Resampling.BILINEAR):
     with Image.open(path) as image:
         return np.asarray(image.resize((size, size), method), int)
 
@@ -120,7 +119,7 @@ def test_unusable_samples_are_left_out_by_name_with_the_reason(trapped):
 
 
 def test_an_interrupted_call_or_a_folder_of_unusable_images_leaves_nothing(copied, cache_folder):
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(done, total):
         if done == 3:
             raise KeyboardInterrupt
 
@@ -149,7 +148,7 @@ def test_a_second_call_decodes_nothing_nor_does_one_of_a_copy_with_other_times(e
         assert digest(again) == digest(one)
 
 
-def spoil(path: Path) -> None:
+def spoil(path):
     """Changes a file's bytes, and neither its size nor its time."""
     status = path.stat()
     path.write_bytes(b"x" * status.st_size)
@@ -216,7 +215,7 @@ def test_of_two_callers_the_second_waits_and_reads_the_same(eight_pets, cache_fo
     """Two threads; the lock is the file's, so that processes do as they do."""
     half_way, go_on = threading.Event(), threading.Event()
 
-    def pause(done: int, total: int) -> None:
+    def pause(done, total):
         if done == 3:
             half_way.set()
             assert go_on.wait(60)
@@ -232,8 +231,8 @@ def test_of_two_callers_the_second_waits_and_reads_the_same(eight_pets, cache_fo
     assert len(names_in(cache_folder)) == 1
 
 
-def without(key: str) -> Callable[[bytes], bytes]:
-    def change(content: bytes) -> bytes:
+def without(key):
+    def change(content):
         index = json.loads(content)
         (index if key in index else index["rows"][0]).pop(key)
         return json.dumps(index).encode()
@@ -241,7 +240,7 @@ def without(key: str) -> Callable[[bytes], bytes]:
     return change
 
 
-def fewer_rows(content: bytes) -> bytes:
+def fewer_rows(content):
     buffer = io.BytesIO()
     np.save(buffer, np.load(io.BytesIO(content))[:2])
     return buffer.getvalue()

@@ -2,14 +2,13 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from petseg.data.check import HANDLED, SKIPPED, Finding, check_samples
-from petseg.data.dataset import SUSPECT, Dataset
+from petseg.data.dataset import SUSPECT
 from petseg.data.sources import open_dataset
 from tests.data.traps import TRAPS
 
@@ -39,12 +38,12 @@ ROWS = {
 
 
 @pytest.fixture(scope="module")
-def dataset(trapped: Path) -> Dataset:
+def dataset(trapped):
     return open_dataset(trapped)
 
 
 @pytest.fixture(scope="module")
-def rows(dataset: Dataset) -> list[Finding]:
+def rows(dataset):
     return check_samples(dataset)
 
 
@@ -83,7 +82,7 @@ def test_counts_add_up_and_nothing_that_lies_in_the_folder_vanishes(dataset, row
 
 
 def test_a_clean_folder_has_one_row_and_an_image_that_is_lost_after_listing_is_left_out(copied):
-    calls: list[tuple[int, int]] = []
+    calls = []
     dataset = open_dataset(copied)
     rows = check_samples(dataset, on_progress=lambda done, total: calls.append((done, total)))
     assert rows == [Finding("sound pair", 8, "used", (), False)]

@@ -2,11 +2,9 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -23,13 +21,13 @@ ARCHIVE = Archive("pets.tar.gz", len(BODY), hashlib.sha256(BODY).hexdigest(), ()
 class Handler(BaseHTTPRequestHandler):
     server: "Server"
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         kind, wanted = self.path.strip("/"), self.headers.get("Range")
         self.server.seen.append((kind, wanted))
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
         whole = len(BODY) + (kind == "other-size")
         place = f"bytes {0 if kind == 'wrong-range' else start}-{whole - 1}/{whole}" if wanted else None
-        length: int | None = len(BODY) - start
+        length = len(BODY) - start
         status, body = (206, BODY[start:]) if wanted else (200, BODY)
         if kind.isdecimal():
             self.send_error(int(kind))
@@ -53,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         while kind in ("stalls", "trickles") and not self.server.closing.wait(0.05):
             self.wfile.write(b"x" * (kind == "trickles"))
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format, *args):
         pass
 
 
@@ -70,23 +68,23 @@ BODIES = {  # kind -> body and the length that the header promises; status 200, 
 
 
 class Server(ThreadingHTTPServer):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.seen: list[tuple[str, str | None]] = []
         self.closing = threading.Event()
 
-    def url(self, kind: str) -> str:
+    def url(self, kind):
         return f"http://127.0.0.1:{self.server_address[1]}/{kind}"
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request, client_address):
         pass
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error):
         self.closing.set()
         self.shutdown()
         self.thread.join()
@@ -94,13 +92,13 @@ class Server(ThreadingHTTPServer):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch):
     monkeypatch.setattr(downloads, "PAUSE", 0)
     with Server() as server:
         yield server
 
 
-def get(server: Server, folder: Path, *kinds: str, **settings: object) -> Path:
+def get(server, folder, *kinds, **settings):
     archive = replace(ARCHIVE, urls=tuple(server.url(kind) for kind in kinds))
     return download(archive, folder, **{"timeout": 10, "rounds": 2, **settings})  # type: ignore[arg-type]
 

@@ -4,7 +4,6 @@ import io
 import struct
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from petseg.data.dataset import SUSPECT, Dataset, Label, Sample, classes_from
-from petseg.data.images import LabelledImage, open_ids, open_sample, read_ids, resize_ids
+from petseg.data.images import open_ids, open_sample, read_ids, resize_ids
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
@@ -43,20 +42,20 @@ UNUSABLE = {
 
 
 @pytest.fixture(scope="module")
-def dataset(trapped: Path) -> Dataset:
+def dataset(trapped):
     return open_dataset(trapped)
 
 
-def of_kind(dataset: Dataset, kind: str) -> Sample:
+def of_kind(dataset, kind):
     return dataset.by_id[next(name for name, set_trap in TRAPS.items() if set_trap == kind)]
 
 
-def drawn(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+def drawn(sample):
     image, trimap = draw_pet(sample.group, int(sample.id.rpartition("_")[2]))
     return image, trimap - 1
 
 
-def one_sample(folder: Path, image: bytes | Image.Image, label: bytes | np.ndarray) -> tuple[Dataset, Sample]:
+def one_sample(folder, image, label):
     """Writes an image and a label of plain class ids; returns them as a dataset."""
     sample = Sample("beagle_1", folder / "beagle_1.jpg", folder / "beagle_1.png")
     for path, content in ((sample.image, image), (sample.label, label)):
@@ -65,29 +64,29 @@ def one_sample(folder: Path, image: bytes | Image.Image, label: bytes | np.ndarr
         else:
             (content if isinstance(content, Image.Image) else Image.fromarray(content)).save(path, "PNG")
 
-    def read_label(sample: Sample) -> Label:
+    def read_label(sample):
         return Label(read_ids(sample.label))
 
     return Dataset("one", (sample,), classes_from(["leaf"]), {}, read_label, "this test"), sample
 
 
-def opened(folder: Path, image: bytes | Image.Image, label: bytes | np.ndarray) -> LabelledImage:
+def opened(folder, image, label):
     return open_sample(*one_sample(folder, image, label))
 
 
-def jpeg(width: int, height: int) -> bytes:
+def jpeg(width, height):
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((width, height)).convert("RGB").save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def nearest(ids: np.ndarray, height: int, width: int) -> np.ndarray:
+def nearest(ids, height, width):
     rows = ((np.arange(height) + 0.5) * ids.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * ids.shape[1] / width).astype(int)
     return ids[rows[:, None], columns]
 
 
-def blank(height: int = 8, width: int = 8) -> np.ndarray:
+def blank(height=8, width=8):
     return np.zeros((height, width), np.uint8)
 
 
@@ -181,7 +180,7 @@ def test_how_far_a_label_may_differ_and_unusable_ones(tmp_path):
             opened(tmp_path, jpeg(100, 100), label)
 
 
-def huge_png(side: int) -> bytes:
+def huge_png(side):
     buffer = io.BytesIO()
     Image.new("L", (1, 1)).save(buffer, "PNG")
     content = bytearray(buffer.getvalue())

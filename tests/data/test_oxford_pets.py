@@ -16,7 +16,7 @@ from petseg.errors import PetsegError
 from tests.data.traps import TRAPS
 
 
-def of_kind(kind: str) -> tuple[str, ...]:
+def of_kind(kind):
     return tuple(sorted(name for name, set_trap in TRAPS.items() if set_trap == kind))
 
 
@@ -179,7 +179,7 @@ def test_dataset(trapped, protocol):
 
 
 def test_fingerprint_tells_tasks_and_species_apart(copied):
-    def fingerprint(**options: str) -> str:
+    def fingerprint(**options):
         return open_oxford_pets(copied, OxfordPetsConfig(**options), provenance="").fingerprint
 
     prints = [fingerprint(task=task) for task in ("trimap", "pet", "species", "trimap_species")]

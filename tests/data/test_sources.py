@@ -18,13 +18,13 @@ from petseg.errors import PetsegError
 
 
 @pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("PETSEG_DATA", raising=False)
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def packed(pets: Path, folder: Path, suffix: str = ".tar.gz") -> Path:
+def packed(pets, folder, suffix=".tar.gz"):
     """Returns a folder with the dataset as two archives."""
     folder.mkdir()
     for name in ("images", "annotations"):
@@ -34,11 +34,11 @@ def packed(pets: Path, folder: Path, suffix: str = ".tar.gz") -> Path:
 
 
 @pytest.fixture
-def archives(eight_pets: Path, tmp_path: Path) -> Path:
+def archives(eight_pets, tmp_path):
     return packed(eight_pets, tmp_path / "archives")
 
 
-def publish(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def publish(monkeypatch, folder):
     published = []
     for archive in ARCHIVES:
         content = (folder / archive.name).read_bytes()

@@ -28,7 +28,7 @@ OFFICIAL = {"train": 3312, "val": 368, "test": 3669}
 
 
 @pytest.fixture(scope="module")
-def listed() -> dict[str, str]:
+def listed():
     """7,390 names -> list; trainval holds the committed names and as many of each breed as the official one."""
     lists = dict.fromkeys(sorted(committed_validation()), "trainval")
     for breed, wanted in TRAINVAL.items():
@@ -43,7 +43,7 @@ def listed() -> dict[str, str]:
     return {name: lists[name] for name in names}
 
 
-def names_in(listed: dict[str, str], part: str) -> set[str]:
+def names_in(listed, part):
     return {name for name in listed if listed[name] == part}
 
 
@@ -78,7 +78,7 @@ def test_other_datasets_validate_on_a_tenth_by_largest_remainders():
     assert [name for name in drawn if breed_of(name) == "beagle"] == stratified_validation(one)
 
 
-def tutorial(names: list[str], val_samples: int = 1000) -> tuple[list[str], list[str]]:
+def tutorial(names, val_samples=1000):
     """Returns (train, val) as keras-io's "Image segmentation with a U-Net-like architecture" makes them.
 
     Its own lines: `input_img_paths = sorted(os.path.join(input_dir, fname) for fname in os.listdir(input_dir) if
@@ -109,7 +109,7 @@ BREEDS = ("Abyssinian", "Sphynx", "beagle", "pug", "samoyed")
 counts = st.dictionaries(st.sampled_from(BREEDS), st.integers(1, 40), min_size=1)
 
 
-def names_of(counts: dict[str, int]) -> list[str]:
+def names_of(counts):
     return [f"{breed}_{number}" for breed, count in counts.items() for number in range(1, count + 1)]
 
 
@@ -168,7 +168,7 @@ def test_splits_of_the_real_dataset():
 
 
 def test_training_on_a_fraction_leaves_validation_and_test_alone(prepared):
-    def rows(share: float, seed: int = 0) -> dict[str, list[int]]:
+    def rows(share, seed=0):
         config = RunConfig(data=DataConfig(size=32, fraction=share), train=TrainConfig(seed=seed))
         return {part: split.rows.tolist() for part, split in load_splits(prepared, config, CPU).items()}
 

@@ -1,7 +1,6 @@
 """Synthetic pets with one of each trap of the real dataset: odd formats, damaged files, trimaps that do not fit."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -9,7 +8,7 @@ from PIL import Image
 from petseg.data.oxford_pets import BORDER, PET
 from petseg.data.synthetic import draw_pet, make_pets, write_list
 
-TRAPS: dict[str, str] = {
+TRAPS = {
     "._Abyssinian_1.png": "hidden file beside the trimaps",
     "._Abyssinian_1.jpg": "hidden file among the images",
     "Abyssinian_1.mat": "mat file among the images",
@@ -44,7 +43,7 @@ APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4072)
 MAT = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
 
 
-def make_trapped_pets(folder: Path, *, per_breed: int = 2, breeds: int = 2, size: int = 160) -> Path:
+def make_trapped_pets(folder, *, per_breed=2, breeds=2, size=160):
     make_pets(folder, per_breed=per_breed, breeds=breeds, size=size)
     images, annotations = folder / "images", folder / "annotations"
     listed = []
@@ -69,24 +68,24 @@ def make_trapped_pets(folder: Path, *, per_breed: int = 2, breeds: int = 2, size
     return folder
 
 
-def _encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
+def _encoded(image, format="JPEG", **options):
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def _fading(image: Image.Image) -> Image.Image:
+def _fading(image):
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     return image
 
 
-def _lying(image: Image.Image) -> bytes:
+def _lying(image):
     exif = Image.Exif()
     exif[0x0112] = 6  # a viewer turns it by 90 degrees clockwise
     return _encoded(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
 
 
-def _wide(image: Image.Image) -> Image.Image:
+def _wide(image):
     return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
 
 

@@ -4,14 +4,12 @@ Axis letters: N batch, C classes, D features, H and W pixels.
 """
 
 import math
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from petseg.config import ModelConfig
@@ -38,12 +36,12 @@ SIZES = [(16, 16), (17, 31), (45, 16), (32, 32), (33, 50)]
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
-def config(request: pytest.FixtureRequest) -> ModelConfig:
+def config(request):
     return request.param
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic():
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -51,25 +49,25 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def built(config: ModelConfig, seed: int = 0) -> Any:
+def built(config, seed=0):
     torch.manual_seed(seed)
     return build_model(config, CLASSES)
 
 
-def small(name: str, **options: object) -> Any:
+def small(name, **options):
     return built(ModelConfig(name=name, base_channels=4, **options)).eval()
 
 
-def paper(name: str, num_classes: int = CLASSES) -> Any:
+def paper(name, num_classes=CLASSES):
     with torch.device("meta"):
         return build_model(ModelConfig(name=name), num_classes)
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
+def noise(*shape, seed=0):
     return Input().normalise(torch.rand(*shape, generator=torch.Generator().manual_seed(seed)))
 
 
-def rings(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
+def rings(count, size=32):
     row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     labels = torch.zeros(count, size, size, dtype=torch.int64)
     for index in range(count):
@@ -80,7 +78,7 @@ def rings(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
     return Input().normalise(noisy), labels
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> list[float]:
+def train(model, images, labels, steps):
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(steps):
@@ -92,7 +90,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> list[
     return losses
 
 
-def convolutions(modules: nn.Module) -> list[nn.Conv2d]:
+def convolutions(modules):
     return [module for module in modules.modules() if isinstance(module, nn.Conv2d)]
 
 
@@ -128,7 +126,7 @@ def test_images_do_not_mix(config):
     model = built(config)
     images = noise(3, 3, 32, 32).requires_grad_()
 
-    def reached() -> list[bool]:
+    def reached():
         (gradient,) = torch.autograd.grad(model(images)[1].square().sum(), images)
         return gradient.flatten(1).any(dim=1).tolist()
 
@@ -189,7 +187,7 @@ def test_unet_paper_and_options():
     assert [len(convolutions(stage)) for stage in small("unet", convs=3).encoder] == [3] * 5
 
 
-def same_logits(name: str, bottleneck: float, **options: object) -> bool:
+def same_logits(name, bottleneck, **options):
     """Returns whether two images give the same logits when every value of the deepest map is replaced."""
     model = small(name, **options)
     model.dropout.register_forward_hook(lambda module, inputs, output: torch.full_like(output, bottleneck))
@@ -244,7 +242,7 @@ def test_segnet_convs(given, counts):
         assert model(noise(1, 3, 19, 16)).shape == (1, CLASSES, 19, 16)
 
 
-def both_ways(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+def both_ways(x, indices, size):
     yield max_unpool(x, indices, size)
     with deterministic():
         yield max_unpool(x, indices, size)
@@ -273,7 +271,7 @@ def test_deterministic_path_is_bit_identical(size):
     images = noise(2, 3, *size)
     labels = torch.randint(0, CLASSES, (2, *size), generator=torch.Generator().manual_seed(3))
 
-    def logits_and_gradients() -> list[Tensor]:
+    def logits_and_gradients():
         model = built(VARIANTS["segnet"])
         logits = model(images)
         F.cross_entropy(logits, labels).backward()
@@ -287,7 +285,7 @@ def test_deterministic_path_is_bit_identical(size):
 @pytest.mark.parametrize("name", ["unet", "segnet"])
 def test_dropout_drops_in_training_alone_and_biases_stand_where_no_batch_norm_cancels_them(name):
     model = small(name, dropout=0.5)
-    dropped: list[Tensor] = []
+    dropped = []
     model.dropout.register_forward_hook(lambda module, inputs, output: dropped.append(output[inputs[0] > 0] == 0))
     with torch.no_grad():
         model.train()(noise(4, 3, 64, 64))
