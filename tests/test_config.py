@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from petseg import config
 from petseg.config import AugmentConfig, ModelConfig, Recipe, RunConfig, ServeConfig, TrainConfig, load_recipe
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import PetsegError
 from petseg.models import MODELS, build_model, run_config
 
 
@@ -266,16 +266,3 @@ def test_a_setting_goes_before_overrides(write, field):
     assert (segnet.train.learning_rate, segnet.train.warmup) == (0.002, 0.3)
     own = load_recipe(recipe, ["overrides.segnet.train.learning_rate=0.004", f"{field}=0.002"])
     assert [own.for_model(name).train.learning_rate for name in ("segnet", "unet")] == [0.004, 0.002]
-
-
-NEAREST = [("unett", "unet"), ("segnt", "segnet"), ("UNET", "background"), ("segnet_papr", "segnet_paper")]
-
-
-@pytest.mark.parametrize(("got", "first"), NEAREST)
-def test_unknown_name_lists_the_nearest_first(got, first):
-    choices = ["segnet", "unet", "segnet_paper", "background"]
-    message = str(unknown_name("model", got, choices))
-    listed = message.split("choose one of: ")[1].split(", ")
-    assert message.startswith(f"model {got!r} is unknown; ")
-    assert listed[0] == first
-    assert sorted(listed) == sorted(choices)

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +20,7 @@ from petseg.data.dataset import SUSPECT
 from petseg.data.images import open_ids, resize_ids
 from petseg.data.sources import FOLDER, open_dataset
 from petseg.errors import PetsegError
-from tests.data.traps import TRAPS
+from tests.data.traps import REASONS, TRAPS
 
 SIZE = 32
 
@@ -97,15 +95,9 @@ def test_labels_are_exactly_nearest(eight_pets, task):
 
 def test_unusable_samples_are_left_out_by_name_with_the_reason(trapped):
     prepared, calls = counted(trapped)
-    reasons = {
-        "truncated JPEG": "image cannot be decoded",
-        "empty image file": "image cannot be decoded",
-        "trimap of another aspect": "different shapes cannot be matched",
-        "trimap of other values": "was it remapped already?",
-    }
-    wanted = {name: reasons[kind] for name, kind in TRAPS.items() if kind in reasons}
+    wanted = {name: REASONS[kind].replace("NAME", name) for name, kind in TRAPS.items() if kind in REASONS}
     assert prepared.left_out.keys() == wanted.keys()
-    assert all(name in prepared.left_out[name] and wanted[name] in prepared.left_out[name] for name in wanted)
+    assert all(re.search(wanted[name], prepared.left_out[name]) for name in wanted)
     ids = [sample.id for sample in prepared.dataset.samples]
     assert [sample.id for sample in prepared.samples] == [name for name in ids if name not in wanted]
     assert len(prepared.images) == len(prepared.labels) == len(ids) - 4
@@ -294,20 +286,3 @@ def test_without_space_or_a_folder_nothing_is_decoded(eight_pets, cache_folder, 
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(PetsegError, match=r"^cache [^\n]*set PETSEG_CACHE$"):
         prepare(eight_pets, on_progress=pytest.fail)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no limit of file sizes on Windows")
-def test_a_write_that_fails_is_one_line(eight_pets, cache_folder):
-    """The system itself refuses to let a file grow, as on a full disk."""
-    code = (
-        "import resource, sys; from pathlib import Path\n"
-        "from petseg.data.cache import prepare; from petseg.data.sources import open_dataset\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "try: prepare(open_dataset(Path(sys.argv[1])), 32)\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    done = subprocess.run([sys.executable, "-B", "-c", code, eight_pets], check=True, capture_output=True, text=True)
-    place = cache_folder / "prepared"
-    assert done.stdout == f"PetsegError cache {place}: cannot be written (File too large); {cache.ADVICE}\n"
-    assert names_in(cache_folder) == []
-    assert len(prepare(eight_pets).samples) == 8

@@ -8,29 +8,19 @@ import pytest
 from PIL import Image
 
 from petseg.data.check import HANDLED, SKIPPED, Finding, check_samples
-from petseg.data.dataset import SUSPECT
 from petseg.data.sources import open_dataset
-from tests.data.traps import TRAPS
+from tests.data.traps import NOTES, TRAPS
 
 ROWS = {
     "hidden file beside the trimaps": [("hidden file among the trimaps", "skipped")],
     "hidden file among the images": [("hidden file among the images", "skipped")],
     "mat file among the images": [("not a .jpg among the images", "skipped")],
-    "RGB PNG named .jpg": [("PNG named .jpg", "kept")],
-    "RGBA PNG named .jpg": [("PNG named .jpg", "kept"), ("mode RGBA, converted to RGB", "kept")],
-    "GIF named .jpg": [("GIF named .jpg", "kept"), ("mode P, converted to RGB", "kept")],
-    "palette PNG with transparency named .jpg": [("PNG named .jpg", "kept"), ("mode P, converted to RGB", "kept")],
-    "CMYK JPEG": [("mode CMYK, converted to RGB", "kept")],
-    "16-bit grey PNG named .jpg": [("PNG named .jpg", "kept"), ("16-bit, scaled to 8", "kept")],
+    **{kind: [(note, HANDLED.get(note, "kept")) for note in notes] for kind, notes in NOTES.items()},
     "truncated JPEG": [("image cannot be decoded", "left out")],
-    "EXIF orientation": [("EXIF rotation, not applied (the label has none)", "kept")],
     "empty image file": [("image cannot be decoded", "left out")],
-    "trimap without pet": [(SUSPECT, HANDLED[SUSPECT])],
-    "trimap of half the size": [("label of another size, resized (nearest)", "kept")],
     "trimap of another aspect": [("different shapes cannot be matched", "left out")],
     "trimap of other values": [("was it remapped already?", "left out")],
-    "image without trimap": [("image without trimap", "left out")],
-    "trimap without image": [("trimap without image", "left out")],
+    **{kind: [(kind, "left out")] for kind in ("image without trimap", "trimap without image")},
     "listed without image": [("listed, but no image", "left out")],
     "image in no list": [("pair in no list", "in protocol seed only; species and breed from its name")],
 }

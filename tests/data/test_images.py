@@ -11,34 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from petseg.data.dataset import SUSPECT, Dataset, Label, Sample, classes_from
+from petseg.data.dataset import Dataset, Label, Sample, classes_from
 from petseg.data.images import open_ids, open_sample, read_ids, resize_ids
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
-from tests.data.traps import TRAPS
-
-USABLE = {
-    "RGB PNG named .jpg": ("PNG named .jpg",),
-    "RGBA PNG named .jpg": ("PNG named .jpg", "mode RGBA, converted to RGB"),
-    "GIF named .jpg": ("GIF named .jpg", "mode P, converted to RGB"),
-    "palette PNG with transparency named .jpg": ("PNG named .jpg", "mode P, converted to RGB"),
-    "CMYK JPEG": ("mode CMYK, converted to RGB",),
-    "16-bit grey PNG named .jpg": ("PNG named .jpg", "16-bit, scaled to 8"),
-    "EXIF orientation": ("EXIF rotation, not applied (the label has none)",),
-    "trimap without pet": (SUSPECT,),
-    "trimap of half the size": ("label of another size, resized (nearest)",),
-    "image in no list": (),
-}
-"""Kind of trap -> what `open_sample` notes."""
-
-UNUSABLE = {
-    "truncated JPEG": r"^NAME: image cannot be decoded \(image file is truncated",
-    "empty image file": r"^NAME: image cannot be decoded \(is empty\)$",
-    "trimap of another aspect": r"^NAME: label is \d+x\d+, image \d+x\d+; different shapes cannot be matched$",
-    "trimap of other values": r"^NAME\.png holds values \{0, 4\}; .* 3 border: was it remapped already\?$",
-}
-"""Kind of trap -> the reason that `open_sample` gives."""
+from tests.data.traps import NOTES, REASONS, TRAPS
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +68,7 @@ def blank(height=8, width=8):
     return np.zeros((height, width), np.uint8)
 
 
-@pytest.mark.parametrize(("kind", "notes"), USABLE.items())
+@pytest.mark.parametrize(("kind", "notes"), NOTES.items())
 @pytest.mark.parametrize("draft", [None, 32])
 def test_notes_of_every_usable_trap(dataset, kind, notes, draft):
     sample = of_kind(dataset, kind)
@@ -102,7 +80,7 @@ def test_notes_of_every_usable_trap(dataset, kind, notes, draft):
     np.testing.assert_array_equal(open_ids(dataset, sample), got.ids)
 
 
-@pytest.mark.parametrize(("kind", "match"), UNUSABLE.items())
+@pytest.mark.parametrize(("kind", "match"), REASONS.items())
 def test_reasons_of_every_unusable_trap(dataset, kind, match):
     """A reason names no folder: it stands in published comparisons."""
     sample = of_kind(dataset, kind)
@@ -116,7 +94,7 @@ def test_reasons_of_every_unusable_trap(dataset, kind, match):
 
 
 def test_every_trap_of_a_pair_is_tested_here(dataset):
-    assert {kind for name, kind in TRAPS.items() if name in dataset.by_id} == {*USABLE, *UNUSABLE}
+    assert {kind for name, kind in TRAPS.items() if name in dataset.by_id} == {*NOTES, *REASONS}
 
 
 LOSS = {"image in no list": 6, "GIF named .jpg": 10, "CMYK JPEG": 7, "EXIF orientation": 7}

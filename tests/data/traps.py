@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from petseg.data.dataset import SUSPECT
 from petseg.data.oxford_pets import BORDER, PET
 from petseg.data.synthetic import draw_pet, make_pets, write_list
 
@@ -38,6 +39,28 @@ TRAPS = {
 All images are in list.txt and trainval.txt but for the two in no list and beagle_909, whose trimap alone exists.
 beagle_902 is stored lying on its side and its trimap with it: the two fit as stored, not after turning the image alone.
 """
+
+NOTES = {
+    "RGB PNG named .jpg": ("PNG named .jpg",),
+    "RGBA PNG named .jpg": ("PNG named .jpg", "mode RGBA, converted to RGB"),
+    "GIF named .jpg": ("GIF named .jpg", "mode P, converted to RGB"),
+    "palette PNG with transparency named .jpg": ("PNG named .jpg", "mode P, converted to RGB"),
+    "CMYK JPEG": ("mode CMYK, converted to RGB",),
+    "16-bit grey PNG named .jpg": ("PNG named .jpg", "16-bit, scaled to 8"),
+    "EXIF orientation": ("EXIF rotation, not applied (the label has none)",),
+    "trimap without pet": (SUSPECT,),
+    "trimap of half the size": ("label of another size, resized (nearest)",),
+    "image in no list": (),
+}
+"""Kind of trap that can be used -> what is noted."""
+
+REASONS = {
+    "truncated JPEG": r"^NAME: image cannot be decoded \(image file is truncated",
+    "empty image file": r"^NAME: image cannot be decoded \(is empty\)$",
+    "trimap of another aspect": r"^NAME: label is \d+x\d+, image \d+x\d+; different shapes cannot be matched$",
+    "trimap of other values": r"^NAME\.png holds values \{0, 4\}; .* 3 border: was it remapped already\?$",
+}
+"""Kind of trap that cannot be used -> why."""
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4072)
 MAT = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
