@@ -3,9 +3,12 @@
 Each file is written beside its place and moved there whole, so a kill at any moment leaves the old one or the new one.
 """
 
+import atexit
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +42,16 @@ def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
         for half in unfinished.values():
             with suppress(OSError):  # never made, or the disk is gone
                 half.unlink()
+
+
+def writable_folder(folder: Path) -> Path:
+    """Returns a folder if files can be written to it, else one that is gone when the process ends."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="petseg-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:

@@ -72,6 +72,16 @@ def pets_folder(tmp_path_factory):
     return make_pets(tmp_path_factory.mktemp("pets"), per_breed=8, breeds=6, size=64)
 
 
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def runtime(request):
+    """What predicts where a test names nothing; a module that uses it runs under each."""
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PETSEG_RUNTIME", request.param)
+        yield request.param
+
+
 @pytest.fixture
 def prepared(pets_folder):
     return prepare(open_dataset(pets_folder), 32)

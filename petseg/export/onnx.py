@@ -159,13 +159,17 @@ MAKERS: dict[str, Callable[[_Served, UInt8, bool], Iterator[Made]]] = {
 
 
 def exported_run(run: Path) -> Path:
-    """Returns RUN/model.onnx, exported at the first call and again when the run's weights or scores have changed."""
+    """Returns RUN/model.onnx, exported at the first call and again when the run's weights or scores have changed.
+
+    Where the run's folder is read-only, the file lies in one of this process.
+    """
     out = run / "model.onnx"
     if out.is_file():
         with suppress(DecodeError, ValueError, KeyError, TypeError, OSError):  # damaged: exported again
             known = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
             if _digest(run / known["weights"]) == known["weights_sha256"] and known["scores"] == _scores(run):
                 return out
+    out = storage.writable_folder(run) / out.name
     try:
         export_run(run, out)
     except PetsegError:  # fp16 disagrees with torch; the reason of any other error comes again

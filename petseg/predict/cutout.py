@@ -11,12 +11,10 @@ We differ from the papers: opacity is fixed away from the mask's edge, where a f
 Why no library: opencv-contrib takes 172 MB, pymatting with numba and scipy 450 MB; the base install is 230 MB.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from petseg.data.images import resize_ids
 from petseg.errors import PetsegError
 from petseg.predict.enlarge import Floats, enlarged, windows
 from petseg.predict.photos import Photo
+from petseg.storage import writable_folder
 
 FOREGROUND, BACKGROUND, BOUNDARY = 1, 2, 3  # the values of a trimap
 
@@ -116,13 +115,9 @@ def load_matting() -> Callable[..., Floats]:
     from petseg.data.cache import cache_root
 
     folder = cache_root() / "numba"
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="petseg-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(writable_folder(folder)))
     from pymatting import estimate_alpha_cf
 
     return estimate_alpha_cf  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from petseg import storage
 from petseg.data.dataset import palette
 from petseg.data.images import UNREADABLE
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import PetsegError, disk_errors, unknown_name
 from petseg.predict.photos import find_photos
 from petseg.predict.segmentation import Segmentation, Summary
 from petseg.predict.segmenter import Segmenter
@@ -164,12 +164,9 @@ def remove_unfinished(jobs: Sequence[Job]) -> None:
 def check_folders(jobs: Sequence[Job]) -> None:
     """Checks that files can be written to the jobs' folders, which need not be there yet."""
     for folder in _by_folder(jobs):
-        try:
+        with disk_errors(folder, "choose another folder with --out"):
             there = next(each for each in (folder, *folder.parents) if each.exists())
             tempfile.TemporaryFile(dir=there).close()
-        except OSError as error:
-            reason = error.strerror or error
-            raise PetsegError(f"{folder}: cannot be written to ({reason}); choose another folder with --out") from None
 
 
 def _by_folder(jobs: Sequence[Job]) -> dict[Path, list[str]]:

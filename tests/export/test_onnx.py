@@ -27,6 +27,7 @@ from petseg.models.segnet import max_unpool, pool_places, unpool_places
 from petseg.predict.segmenter import WEIGHTS, Segmenter, shipped_models
 from petseg.training.inference import Network, build_network
 from tests.conftest import CPU, prepare_for, scripts, tiny, train_on_cpu
+from tests.test_disks import disk  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
 CLASSES = [
@@ -184,6 +185,14 @@ def test_an_exported_run_is_kept_until_its_weights_or_scores_change(run, tmp_pat
     content[-1] ^= 1
     weights.write_bytes(content)
     assert exported_run(place).stat().st_mtime_ns != stamp
+
+
+def test_a_run_in_a_read_only_folder_is_exported_elsewhere(run, disk):  # noqa: F811
+    place = disk.place / "run"
+    shutil.copytree(run, place, ignore=shutil.ignore_patterns("model.onnx", "last*"))
+    disk.mount("ro")
+    assert Segmenter(exported_run(place)).classes
+    assert not (place / "model.onnx").exists()
 
 
 def test_a_run_that_fp16_would_change_is_kept_in_fp32(run, tmp_path, monkeypatch):

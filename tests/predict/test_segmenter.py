@@ -25,8 +25,11 @@ from petseg.predict.segmenter import WEIGHTS, model_file, shipped_models
 IMAGES = [draw_pet(breed, 1, size=96)[0] for breed in (*CATS[:3], *DOGS[:3])]
 
 
+pytestmark = pytest.mark.usefixtures("runtime")
+
+
 @pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
+def segmenter(runtime: str) -> Segmenter:
     return Segmenter("unet_small", threads=1)
 
 
@@ -63,10 +66,9 @@ def three_colours() -> np.ndarray:
     return np.repeat(np.repeat(np.eye(3, dtype=np.uint8)[None] * 255, 48, axis=0), 32, axis=1)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_three_classes_of_its_own(tmp_path, three_colours, runtime):
+def test_three_classes_of_its_own(tmp_path, three_colours):
     model = toy_model(tmp_path / "cells.onnx", np.eye(3).tolist(), CELLS)
-    segmenter = Segmenter(model, threads=1, runtime=runtime)
+    segmenter = Segmenter(model, threads=1)
     result = segmenter(three_colours)
     assert segmenter.classes == result.classes
     assert result.classes[1] == Class("red cell", "#D55E00", "foreground")
@@ -235,12 +237,11 @@ def test_a_cut_out_is_opaque_where_the_mask_is(segmenter):
     assert (opaque == (result.mask == 255)).mean() > 0.93
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("content", [b"", b"no model"])
-def test_what_is_no_model_is_an_error(tmp_path, content, runtime):
+def test_what_is_no_model_is_an_error(tmp_path, content):
     (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(PetsegError, match="not a model that `petseg export` wrote") as caught:
-        Segmenter(tmp_path / "x.onnx", runtime=runtime)
+        Segmenter(tmp_path / "x.onnx")
     assert "\n" not in str(caught.value)
     with pytest.raises(PetsegError, match="cannot be read"):
         Segmenter(tmp_path / "nowhere.onnx")
