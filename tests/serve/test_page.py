@@ -68,7 +68,7 @@ def page(browser: Browser, served: Served) -> Iterator[Page]:
 
 
 def done(page: Page) -> None:
-    expect(page.locator("#agreement")).to_have_text(re.compile(r"The two agree on [\d.]+ % of the pixels."))
+    expect(page.locator("#agreement")).to_have_text(re.compile(r"The two agree on [\d.]+ % of the pixels.|Neither sees"))
 
 
 def choose(page: Page, *files: Path) -> None:
@@ -126,6 +126,34 @@ def test_each_view_shows_its_image(page):
     expect(page.locator("#legend li")).to_have_text([each.name for each in result.classes])
     page.locator("input[value=cutout]").check(force=True)
     expect(page.locator(".result img").nth(1)).to_have_attribute("alt", "SegNet: cut-out")
+
+
+@pytest.mark.parametrize("size", [(333, 1001), (1003, 251), (401, 399)])
+def test_a_cut_out_covers_its_photo_and_no_more(page, tmp_path, size):
+    Image.new("RGB", size, "red").save(tmp_path / "wall.png")
+    choose(page, tmp_path / "wall.png")
+    expect(page.locator("#agreement")).to_have_text("Neither sees anything to cut out.")
+    page.locator("input[value=cutout]").check(force=True)
+    expect(page.locator(".result img").first).to_have_attribute("alt", "U-Net: cut-out")
+    page.evaluate("document.querySelectorAll('.stage').forEach((stage) => stage.style.setProperty('--at', '0%'))")
+    stage = page.locator(".stage").first
+    box = stage.bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(size[0] / size[1], rel=0.02)
+    seen = np.asarray(Image.open(io.BytesIO(stage.screenshot())).convert("RGB")).astype(int)
+    assert (seen[..., 0] - seen[..., 1]).max() < 60, "a line of the red photo shows"
+
+
+def test_a_photo_in_work_shows_that_it_is(page):
+    held = []
+    page.route("**/api/segment*", lambda route: held.append(route))
+    choose(page, CAT)
+    expect(page.get_by_text("Working …").first).to_be_visible()
+    while len(held) < 2:
+        page.wait_for_timeout(20)
+    for route in held:
+        route.continue_()
+    done(page)
+    expect(page.get_by_text("Working …").first).to_be_hidden()
 
 
 def clip(page: Page) -> list[float]:

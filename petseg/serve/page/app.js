@@ -155,12 +155,16 @@ async function render() {
       side.result.alt = `${side.title}: ${kind === "cutout" ? "cut-out" : kind}`;
     }),
   );
-  const masks = sides.map((side) => side.answer?.mask);
-  const same = masks.length === 2 && masks.every(Boolean) ? await agreement(masks) : null;
-  if (shown === current) {
-    find("agreement").textContent =
-      same === null ? "" : `The two agree on ${(100 * same).toFixed(1)} % of the pixels.`;
-  }
+  const text = await compared();
+  if (shown === current) find("agreement").textContent = text;
+}
+
+async function compared() {
+  const answers = sides.map((side) => side.answer);
+  if (answers.length !== 2 || !answers.every((answer) => answer?.mask)) return "";
+  if (!answers.some((answer) => answer.summary.foreground)) return "Neither sees anything to cut out.";
+  const same = await agreement(answers.map((answer) => answer.mask));
+  return `The two agree on ${(100 * same).toFixed(1)} % of the pixels.`;
 }
 
 function drawLegend(kind) {
@@ -546,7 +550,11 @@ async function start() {
   const models = about.pair.map((name) => about.models.find((model) => model.name === name));
   sides = models.map(makeSide);
   find("pair").append(...sides.map((side) => side.root));
-  for (const { root, photo } of sides) {
+  for (const { root, photo, result } of sides) {
+    for (const image of [photo, result]) {
+      const fit = () => root.querySelector(".stage").style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
+      image.addEventListener("load", fit);
+    }
     photo.addEventListener("load", () => root.classList.remove("alone"));
     photo.addEventListener("error", () => root.classList.add("alone"));
   }
