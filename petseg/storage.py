@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,22 @@ def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
         if found and (wanted is None or found[1] in wanted):
             with suppress(OSError):  # it is in nobody's way
                 path.unlink()
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `target` at the end of the block; after an error it is gone.
+
+    What a killed process left of it is removed first, so the caller holds a lock.
+    """
+    unfinished = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # after the rename nothing has that name
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """Tar archives from elsewhere, extracted into a new folder: all of them or nothing, and nothing outside it."""
 
 import lzma
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from petseg.errors import PetsegError, disk_errors
+from petseg.storage import new_folder
 
 MAX_MEMBERS, MAX_BYTES = 50_000, 4 * 2**30
 """Most that `extract` accepts in all; the two official archives hold about 26,000 members and 0.8 GB."""
@@ -27,24 +27,16 @@ def extract(paths: Sequence[Path], target: Path) -> None:
     """
     if target.exists():
         return
-    unfinished = target.with_name(f".{target.name}.extracting")
-    with disk_errors(target, "free some space or set PETSEG_CACHE"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        try:
-            members = size = 0
-            for path in paths:
-                with _opened(path) as tar:
-                    for member in tar:
-                        members, size = members + 1, size + member.size
-                        if members > MAX_MEMBERS or size > MAX_BYTES:
-                            what = f"{members:,} members with {size:,} bytes"
-                            raise PetsegError(f"{path} holds too much, {what}; use the official archive")
-                        tar.extract(member, unfinished, filter=_plain)
-            unfinished.rename(target)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)  # after the rename nothing has that name
+    members = size = 0
+    with disk_errors(target, "free some space or set PETSEG_CACHE"), new_folder(target) as unfinished:
+        for path in paths:
+            with _opened(path) as tar:
+                for member in tar:
+                    members, size = members + 1, size + member.size
+                    if members > MAX_MEMBERS or size > MAX_BYTES:
+                        what = f"{members:,} members with {size:,} bytes"
+                        raise PetsegError(f"{path} holds too much, {what}; use the official archive")
+                    tar.extract(member, unfinished, filter=_plain)
 
 
 def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,16 +22,13 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from platformdirs import user_cache_path
 
-from petseg.data.dataset import Dataset, Sample, UInt8
+from petseg.data.dataset import Dataset, Progress, Sample, UInt8
 from petseg.data.images import draft_side, open_sample, outcomes, resize_ids
 from petseg.errors import PetsegError, disk_errors
-from petseg.storage import write_text
+from petseg.storage import new_folder, write_text
 
 CACHE_VERSION = 3
 """Raised when the content of a cache changes for the same key."""
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 ADVICE = "free some space or set PETSEG_CACHE"
 
@@ -97,12 +94,9 @@ def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None)
 
 
 def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progress | None) -> None:
-    for stale in (target, *target.parent.glob(f"{target.name}.tmp*")):
-        if stale.exists():
-            shutil.rmtree(stale)  # damaged, or of a killed process: the caller holds the lock
-    unfinished = target.with_name(f"{target.name}.tmp{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
+    if target.exists():
+        shutil.rmtree(target)  # damaged
+    with new_folder(target) as unfinished:
         images, labels = _empty_arrays(unfinished, len(dataset.samples), size)
         rows: list[dict[str, object]] = []
         left_out: dict[str, str] = {}
@@ -122,10 +116,6 @@ def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progres
         del images, labels
         index = {"size": size, "rows": rows, "left_out": left_out, "largest_side": largest_side}
         (unfinished / "index.json").write_text(json.dumps(index), encoding="utf-8")
-        unfinished.rename(target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def _empty_arrays(folder: Path, count: int, size: int) -> tuple[np.memmap, np.memmap]:

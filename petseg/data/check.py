@@ -2,10 +2,10 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from petseg.data.dataset import SUSPECT, Dataset
+from petseg.data.dataset import SUSPECT, Dataset, Progress
 from petseg.data.images import open_sample, outcomes
 
 SKIPPED = {
@@ -37,7 +37,7 @@ class Finding:
     left_out: bool
 
 
-def check_samples(dataset: Dataset, *, on_progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+def check_samples(dataset: Dataset, *, on_progress: Progress | None = None) -> list[Finding]:
     """Returns a row for the sound pairs, then one for each kind of unusual file, after opening every pair."""
     noted: dict[str, list[str]] = defaultdict(list)
     broken: dict[str, list[str]] = defaultdict(list)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 UInt8 = npt.NDArray[np.uint8]
+Progress = Callable[[int, int], None]  # called with (done, total)
 
 IGNORE = 255
 """The class id of pixels that neither train nor count."""

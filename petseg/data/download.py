@@ -13,13 +13,14 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from petseg.data.dataset import Progress
 from petseg.errors import PetsegError, disk_errors
 
 SLOWEST = 1000
@@ -29,9 +30,6 @@ PAUSE = 1.0
 """Seconds waited after the first round of hosts; doubles each round."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 
 @dataclass(frozen=True)

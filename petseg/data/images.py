@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from petseg.data.dataset import Dataset, Label, Sample, UInt8
+from petseg.data.dataset import Dataset, Label, Progress, Sample, UInt8
 from petseg.errors import PetsegError
 
 FORMATS = {
@@ -233,7 +233,7 @@ CHUNK = 25
 
 
 def outcomes(
-    work: Callable[[Sample], Result], samples: Sequence[Sample], on_progress: Callable[[int, int], None] | None = None
+    work: Callable[[Sample], Result], samples: Sequence[Sample], on_progress: Progress | None = None
 ) -> Iterator[tuple[Sample, Result | str]]:
     """Yields each sample, in order, with what `work` returns for it, or the reason where that is a `PetsegError`.
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from petseg.data.download import ARCHIVES, download, is_official
 from petseg.data.oxford_pets import open_oxford_pets
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError, disk_errors
-from petseg.storage import write_text
+from petseg.storage import new_folder, write_text
 
 OFFICIAL = "the official archives"
 UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
@@ -63,10 +62,8 @@ def synthetic_data() -> Path:
     target = cache_root() / "synthetic_pets" / f"{SYNTHETIC_PER_BREED}-v{SYNTHETIC_VERSION}"
     with locked(target), disk_errors(f"cache {target}", ADVICE):
         if not target.is_dir():
-            unfinished = target.with_name(f"{target.name}.tmp")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            make_pets(unfinished, per_breed=SYNTHETIC_PER_BREED, breeds=37)
-            unfinished.rename(target)
+            with new_folder(target) as unfinished:
+                make_pets(unfinished, per_breed=SYNTHETIC_PER_BREED, breeds=37)
     return target
 
 

@@ -158,9 +158,9 @@ def test_killed_extraction_leaves_no_target(tmp_path):
     target = tmp_path / "data" / "pets"
     done = subprocess.run([sys.executable, "-B", "-c", code, path, target], check=False, capture_output=True)
     assert done.returncode < 0, done.stderr  # the kernel killed it while it wrote b.jpg
-    assert names(target.parent) == [".pets.extracting"]
-    assert "images/a.jpg" in tree(target.parent / ".pets.extracting")
-    (target.parent / ".pets2.extracting").mkdir()  # another target's
+    assert names(target.parent) == [".pets.tmp"]
+    assert "images/a.jpg" in tree(target.parent / ".pets.tmp")
+    (target.parent / ".pets2.tmp").mkdir()  # another target's
     extract([path], target)
     assert tree(target) == FILES
-    assert names(target.parent) == [".pets2.extracting", "pets"]
+    assert names(target.parent) == [".pets2.tmp", "pets"]

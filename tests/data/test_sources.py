@@ -146,7 +146,7 @@ def test_find_data_takes_given_then_the_variable_then_the_download(tmp_path, mon
 def test_synthetic_data_is_drawn_once(cache_folder, monkeypatch):
     monkeypatch.setattr(sources, "SYNTHETIC_PER_BREED", 2)
     target = cache_folder / "synthetic_pets" / f"2-v{sources.SYNTHETIC_VERSION}"
-    stale = Path(f"{target}.tmp") / "images"
+    stale = target.with_name(f".{target.name}.tmp") / "images"
     stale.mkdir(parents=True)  # a killed call's
     (stale / "beagle_77.jpg").write_bytes(b"x")
     assert synthetic_data() == target
