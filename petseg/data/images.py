@@ -153,11 +153,19 @@ def mended_jpeg(content: bytes) -> bytes:
     """Returns a JPEG that lacks its end, but no pixel, with one; anything else as it is."""
     if content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda"):  # its end stands behind its last pixels
         return content
+    with suppress(*UNREADABLE):  # a film behind the photo may hold any bytes
+        _pixels(content)
+        return content
     # where a pixel is missing, what stands before the end changes it
     ends = [content.removesuffix(b"\xff") + more + b"\xff\xd9" for more in (b"", b"\x55\xaa" * 16)]
-    with suppress(*UNREADABLE), Image.open(BytesIO(ends[0])) as one, Image.open(BytesIO(ends[1])) as other:
-        return ends[0] if one.tobytes() == other.tobytes() else content
+    with suppress(*UNREADABLE):
+        return ends[0] if _pixels(ends[0]) == _pixels(ends[1]) else content
     return content
+
+
+def _pixels(content: bytes) -> bytes:
+    with Image.open(BytesIO(content)) as image:
+        return image.tobytes()
 
 
 def narrowed(opened: Image.Image, notes: list[str]) -> Image.Image:

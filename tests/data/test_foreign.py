@@ -78,6 +78,7 @@ def test_a_tiff_turned_or_whose_next_page_leads_nowhere(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}], ids=str)
 def test_a_jpeg_without_its_last_bytes_is_read_with_a_note_and_left_out_of_a_dataset(options, tmp_path):
     whole = encoded(PET, "JPEG", **options)
+    assert Photo(whole + b"a film\xff\xda").notes == ()
     for end in (1, 2):
         photo = Photo(whole[:-end])
         assert photo.notes == ("its last bytes are missing, no pixel is",)
