@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from petseg import storage
+from petseg import schema, storage
 from petseg.data.dataset import classes_from
 from petseg.data.oxford_pets import NAME
 from petseg.evaluation.corruptions import corruptions
@@ -11,18 +11,7 @@ from petseg.evaluation.robustness import EVERY, Robustness
 from petseg.experiments.study.plan import MatchQuestion, plan
 from petseg.experiments.study.recipe import load_study
 from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, StudyManifest, read_manifest
-from petseg.schema import (
-    ClassInfo,
-    CostInfo,
-    CostMatch,
-    DataInfo,
-    EnvironmentInfo,
-    EpochRow,
-    LatencyEnvironment,
-    LatencyInfo,
-    TunedSetting,
-    write_record,
-)
+from petseg.schema import write_record
 from petseg.training import runs
 
 BREEDS = ("Abyssinian", "Bombay", "beagle", "pug")
@@ -37,8 +26,8 @@ MATCHES = {
     "depth:segnet/shallower": {"base_channels": 24},
 }
 TUNED = {
-    "unet": TunedSetting(learning_rate=4e-3, warmup=0.05, miou=0.6, run=""),
-    "segnet": TunedSetting(learning_rate=1e-3, warmup=0.3, miou=0.5, run=""),
+    "unet": schema.TunedSetting(learning_rate=4e-3, warmup=0.05, miou=0.6, run=""),
+    "segnet": schema.TunedSetting(learning_rate=1e-3, warmup=0.3, miou=0.5, run=""),
 }
 CLASSES = classes_from(["pet", "background", "border"])
 
@@ -83,8 +72,8 @@ def quality_of(run):
 def make_study(folder, *, val=24, test=48, shapes=MATCHES, leave_out=lambda run: False):
     """Returns the folder, now with study.json and every run that `leave_out` does not name."""
     study = load_study("study")
-    classes = tuple(ClassInfo(name=entry.name, colour=entry.colour, role=entry.role) for entry in CLASSES)
-    data = DataInfo(
+    classes = tuple(schema.ClassInfo(name=entry.name, colour=entry.colour, role=entry.role) for entry in CLASSES)
+    data = schema.DataInfo(
         name=NAME,  # its groups are breeds
         provenance="drawn by a test",
         official=False,
@@ -99,7 +88,7 @@ def make_study(folder, *, val=24, test=48, shapes=MATCHES, leave_out=lambda run:
         recipe=study,
         data=data,
         matches=matches_of(study, shapes),
-        latency_environment=LatencyEnvironment(
+        latency_environment=schema.LatencyEnvironment(
             engine="ONNX Runtime, one thread, batch 1, float32", processor="made", commit="abc"
         ),
         tuned=TUNED,
@@ -121,7 +110,7 @@ def matches_of(study, shapes):
         for arm in experiment.arms():
             question, options = (MatchQuestion.of(study, experiment, arm), shapes.get(f"{experiment.name}:{arm}"))
             if question is not None and options is not None:
-                found[question.key] = CostMatch(options=options, quantity="parameters", wanted=100, reached=101)
+                found[question.key] = schema.CostMatch(options=options, quantity="parameters", wanted=100, reached=101)
     return found
 
 
@@ -142,13 +131,13 @@ def made_cost(model, size):
     width = model.options.get("base_channels", 16) / 16
     heavy = 1.2 if model.name == "unet" else 1.0
     latency = heavy * width**1.6 * size / 16
-    return CostInfo(
+    return schema.CostInfo(
         parameters=int(1_900_000 * heavy * width**2),
         macs=int(400_000_000 * heavy * width**2),
         activation_bytes=int(5_000_000 * heavy * width),
         skip_bytes=int(2_000_000 * heavy * width),
         training_activation_bytes_per_image=int(14_000_000 * heavy * width),
-        latency_ms=LatencyInfo(p50=latency, p95=1.2 * latency, repeats=60, size=size),
+        latency_ms=schema.LatencyInfo(p50=latency, p95=1.2 * latency, repeats=60, size=size),
     )
 
 
@@ -156,25 +145,17 @@ def make_run(place, run, data, rng):
     quality = quality_of(run) + rng.normal(0, 0.004)
     write_record(place / "data.json", data)
     storage.write_json(place / "config.json", run.config.model_dump(mode="json"))
-    machine = EnvironmentInfo(
+    machine = schema.EnvironmentInfo(
         petseg="0.2.0", commit="abc", device="cpu", processor="made", threads=2, precision="bf16", torch="2.13.0"
     )
     write_record(place / "environment.json", machine)
     rows = []
     for epoch in range(1, run.config.train.epochs + 1):
         left = float(np.exp(-4 * epoch / run.config.train.epochs))
-        rows.append(
-            EpochRow(
-                epoch=epoch,
-                seconds=20.0 + epoch % 3,
-                train_seconds=18.0,
-                learning_rate=0.001,
-                train_loss=0.25 + 0.7 * left,
-                val_loss=0.3 + 0.7 * left + rng.normal(0, 0.01),
-                val_miou=quality - 0.1 - 0.4 * left + rng.normal(0, 0.01),
-                val_accuracy=0.9,
-            )
-        )
+        losses = {"train_loss": 0.25 + 0.7 * left, "val_loss": 0.3 + 0.7 * left + rng.normal(0, 0.01)}
+        scores = {"val_miou": quality - 0.1 - 0.4 * left + rng.normal(0, 0.01), "val_accuracy": 0.9}
+        times = {"seconds": 20.0 + epoch % 3, "train_seconds": 18.0}
+        rows.append(schema.EpochRow(epoch=epoch, learning_rate=0.001, **losses, **scores, **times))
     runs.write_metrics(place, rows)
     for split in run.splits:
         if split == ROBUSTNESS:
