@@ -221,26 +221,20 @@ def _experiment(results: Results, experiment: Experiment) -> schema.ExperimentFi
 
 
 def _compared(results: Results, experiment: Experiment, claims: Sequence[Claim]) -> Iterator[tuple[str, str, str]]:
-    """Yields (left, right, metric): models in each variant, variants with the first, and what is claimed beside."""
-    wanted: dict[tuple[str, str, str], None] = {}
-    for left, right in experiment.model_pairs():
-        wanted[left, right, "miou"] = None
-        if experiment is results.study.experiments[0]:
-            wanted[left, right, BOUNDARY] = None
+    """Yields (left, right, metric): models in each variant, variants with the first, and what is claimed beside.
+
+    The first claim about two arms says which one is left.
+    """
+    metrics = ("miou", BOUNDARY) if experiment is results.study.experiments[0] else ("miou",)
+    wanted = [(left, right, metric) for left, right in experiment.model_pairs() for metric in metrics]
     plain, *others = experiment.variants
     for variant in others:
         if experiment.variants[variant].line == experiment.variants[plain].line:
-            wanted |= {(f"{model}/{plain}", f"{model}/{variant}", "miou"): None for model in experiment.models}
-    claimed: set[tuple[str, str, str]] = set()
-    turned = {}
-    for claim in claims:  # the first claim about two arms says which one is left
-        key, back = (claim.left, claim.right, claim.metric), (claim.right, claim.left, claim.metric)
-        if not {key, back} & claimed:
-            claimed.add(key)
-            turned[back] = key
-            if back not in wanted:
-                wanted[key] = None
-    yield from (turned.get(key, key) for key in wanted)
+            wanted += [(f"{model}/{plain}", f"{model}/{variant}", "miou") for model in experiment.models]
+    claimed = [(claim.left, claim.right, claim.metric) for claim in claims]
+    sides = {frozenset(key): key for key in (*reversed(wanted), *reversed(claimed))}
+    for key in dict.fromkeys(map(frozenset, (*wanted, *claimed))):
+        yield sides[key]
 
 
 def _arm(results: Results, experiment: Experiment, name: str) -> schema.ArmFindings:
