@@ -105,6 +105,10 @@ class TrainConfig(StrictConfig):
     """median_frequency: median(f) / f_c, f_c the share of class c in the images that hold it (SegNet's formula)."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay a step of an exponential moving average of the weights, evaluated in their place; 0 keeps none."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Stop after this many epochs without a better validation mIoU, the rate as for all of them; 0 trains them all."""
+    init: str = ""
+    """Run folder whose best weights training starts from; a head of other classes is drawn. Empty: all is drawn."""
     augment: AugmentConfig = AugmentConfig()
     seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
     """Fixes initial weights, order of images, augmentation and dropout."""

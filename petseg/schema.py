@@ -3,6 +3,7 @@
 Every record is immutable and rejects unknown keys, so a file of another version is an error that names its field.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -108,6 +109,7 @@ class EpochRow(Record):
     val_miou: float
     val_accuracy: float
     val_image_class: float | None = None
+    other_seconds: float | None = None  # core seconds that other processes computed meanwhile
 
 
 class LatencyInfo(Record):
@@ -118,6 +120,7 @@ class LatencyInfo(Record):
     repeats: int
     batch: int = 1
     size: int
+    others: float | None = None  # cores that other processes kept busy meanwhile
 
 
 class CostInfo(Record):
@@ -131,6 +134,13 @@ class CostInfo(Record):
     latency_ms: LatencyInfo | None = None
     train_seconds: float | None = None
     train_images_per_second: float | None = None
+    train_others: float | None = None  # as `latency_ms.others`, in the median epoch
+
+    @property
+    def busy(self) -> float:
+        """Cores of other work beside which a time was measured, 0 where they were too few to matter."""
+        cores = max(self.train_others or 0.0, (self.latency_ms and self.latency_ms.others) or 0.0)
+        return cores if cores >= 0.3 else 0.0
 
 
 class ModelResult(Record):
@@ -187,6 +197,11 @@ class Example(Record):
     why: Literal["best", "median", "worst", "differ"]
     miou: dict[str, float]  # model -> mIoU of this image
     files: dict[str, str]  # "image", "truth" or a model -> path below the comparison's folder
+
+
+def exploded(loss: float, classes: int) -> bool:
+    """Returns whether a cross-entropy is more than twice that of a guess, ln C."""
+    return loss > 2 * math.log(classes)
 
 
 class ComparisonResult(Record):

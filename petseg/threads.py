@@ -58,6 +58,25 @@ def free_cores(seconds: float = 0.2) -> int:
     return max(1, min(cores, round((os.cpu_count() or cores) - busy)))
 
 
+class OtherWork:
+    """What other processes compute from its making on, in core seconds; None without Linux's /proc."""
+
+    def __init__(self) -> None:
+        self._before, self._own, self._started = _busy_seconds(), time.process_time(), time.monotonic()
+
+    def seconds(self) -> float | None:
+        """Returns the core seconds so far, at least 0."""
+        now = _busy_seconds()
+        if now is None or self._before is None:
+            return None
+        return round(max(0.0, now - self._before - (time.process_time() - self._own)), 3)
+
+    def cores(self) -> float | None:
+        """Returns how many cores the others kept busy on average."""
+        seconds = self.seconds()
+        return None if seconds is None else round(seconds / max(1e-3, time.monotonic() - self._started), 2)
+
+
 def _busy_seconds() -> float | None:
     """Returns the seconds that all cores have worked since the machine started; None without Linux's /proc."""
     try:

@@ -1,5 +1,6 @@
 """`petseg train` and `petseg evaluate`."""
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from petseg.cli.terminal import print_table, progress_bar, resumable
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a TOML file.")] = "default",
     model: Annotated[str, typer.Option(help="unet, segnet, unet_paper or segnet_paper.")] = "unet",
+    init: Annotated[Path | None, typer.Option(help="Run folder whose weights training starts from.")] = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE-MODEL")] = None,
     settings: SetOption = None,
@@ -28,14 +30,16 @@ def train(
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
 
-    config = run_config(load_recipe(recipe, settings or ()), model)
+    start = [] if init is None else [f"train.init={json.dumps(str(init))}"]
+    config = run_config(load_recipe(recipe, [*(settings or ()), *start]), model)
     run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
     refuse_existing(run, resume=resume)
     hardware = chosen_hardware(config.train.precision, device, threads, run)
     prepared = prepare_data(data_folder(data), config.data)
     with resumable(), progress_bar() as advance:
         on_step = partial(advance, f"train {title_of(model)}")
-        last = train_model(config, prepared, run, Execution(hardware=hardware, resume=resume, on_step=on_step))[-1]
+        how = Execution(hardware=hardware, resume=resume, more_epochs=resume, on_step=on_step)
+        last = train_model(config, prepared, run, how)[-1]
     print(f"{run}: epoch {last.epoch}, val loss {last.val_loss:.4f}, val mIoU {last.val_miou:.4f} at the training size")
 
 

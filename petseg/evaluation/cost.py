@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from petseg.config import ModelConfig
 from petseg.models import build_model
 from petseg.schema import CostInfo, LatencyInfo
+from petseg.threads import OtherWork
 from petseg.training.device import Hardware
 
 TRAINING_BATCH = 32
@@ -158,5 +159,7 @@ def measure_latencies(
         if hardware.device.type != "cpu":
             torch.accelerator.synchronize()
 
-    passes = {name: partial(run, model.eval()) for name, model in models.items()}
-    return {name: latency_of(taken, size) for name, taken in take_turns(passes, repeats).items()}
+    others = OtherWork()
+    times = take_turns({name: partial(run, model.eval()) for name, model in models.items()}, repeats)
+    busy = {"others": others.cores()}
+    return {name: latency_of(taken, size).model_copy(update=busy) for name, taken in times.items()}

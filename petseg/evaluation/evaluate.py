@@ -195,6 +195,11 @@ def evaluate_run(
     wanted = (trained.weights, trained.epoch, split.prepared.key, len(split.rows))
     if known and (known.scores.weights, known.scores.epoch, known.scores.data, len(known.images.ids)) == wanted:
         return known
+    if known and known.scores.data == trained.data.key != split.prepared.key:
+        raise PetsegError(
+            f"{run}: {name} is scored on the run's own images, not on those given now ({split.dataset.name}): give its "
+            "own --data, or score a copy of the folder without evaluations/"
+        )
     new = evaluate(trained.network, split, name, on_progress)
     new = replace(new, scores=new.scores.model_copy(update={"weights": trained.weights, "epoch": trained.epoch}))
     write_evaluation(new, stored)

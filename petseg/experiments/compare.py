@@ -6,6 +6,7 @@ baselines/          evaluations of what needs no learning
 examples/           image, truth and predictions of the images that the report shows
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from petseg.config import Recipe, RunConfig
 from petseg.data.cache import Prepared
 from petseg.data.dataset import SUSPECT, palette, scored_ids
 from petseg.data.images import open_sample
+from petseg.errors import PetsegError
 from petseg.evaluation import evaluate as evaluation
 from petseg.evaluation.cost import count_cost, measure_latencies
 from petseg.evaluation.evaluate import Evaluation
@@ -72,8 +74,13 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     folders = {name: out / "runs" / name for name in configs}
     splits = load_splits(prepared, configs[recipe.models[0]], hardware.device)
     split = plan.scored_splits(splits)[-1]
-    with runs.new_folder(out, resume=plan.resume):
+    with runs.new_folder(out, resume=plan.resume, kind="comparison", own="runs"):
+        _refuse_change(out, plan)
         data = runs.claim_data(out, prepared)
+        if plan.final and split == "val":
+            logging.getLogger("petseg").warning(
+                "petseg: warning: %s: no test images: figures are of the validation split, last epoch", data.name
+            )
         histories = {}
         for name, config in configs.items():
             how = Execution(hardware, plan.resume, splits, on_step=plan.progress(f"train {title_of(name)}"))
@@ -128,11 +135,23 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
         return comparison
 
 
+def _refuse_change(out: Path, plan: Plan) -> None:
+    """Refuses to replace a finished comparison by one of other settings; a damaged one is made again."""
+    try:
+        known = schema.read_record(out / "comparison.json", ComparisonResult)
+    except PetsegError:
+        return
+    old, new = (recipe.model_dump(mode="json") for recipe in (known.config, plan.recipe))
+    runs.refuse_change(out, {**old, "quick": known.quick}, {**new, "quick": not plan.final})
+
+
 def _cost(config: RunConfig, split: Split, latency: LatencyInfo, history: Sequence[EpochRow]) -> CostInfo:
+    others = [row.other_seconds / row.seconds for row in history if row.other_seconds is not None]
     measured = {
         "latency_ms": latency,
         "train_seconds": round(runs.epoch_seconds(history) * len(history), 1),
         "train_images_per_second": round(len(split.rows) / runs.epoch_seconds(history, "train_seconds"), 2),
+        "train_others": round(float(np.median(others)), 2) if others else None,
     }
     return count_cost(config.model, len(split.dataset.classes), latency.size).model_copy(update=measured)
 

@@ -15,10 +15,11 @@ from markupsafe import Markup
 
 from petseg import units
 from petseg.config import flat_fields
+from petseg.data import oxford_pets
 from petseg.errors import PetsegError
 from petseg.report import plots, tables
 from petseg.report.plots import Chart, Line, Panel
-from petseg.schema import ComparisonResult, ModelResult, read_record
+from petseg.schema import ComparisonResult, ModelResult, exploded, read_record
 from petseg.storage import write_text
 from petseg.units import percent, points, signed
 
@@ -155,9 +156,22 @@ def render(result: ComparisonResult, folder: Path) -> str:
         history=history_charts(result),
         epochs=sorted({row.epoch for model in result.models for row in model.history}),
         gallery=list(read_gallery(result, folder)),
+        exploded=[
+            model.title
+            for model in result.models
+            if model.history and exploded(model.history[-1].val_loss, len(result.data.scored_classes))
+        ],
+        settings=_settings(result),
         data=flat_texts(result.data.model_dump(exclude={"classes", "scored_classes"})),
         groups=tables.group_table(groups, list(titles.values())) if groups else None,
     )
+
+
+def _settings(result: ComparisonResult) -> dict[str, str]:
+    """Returns the recipe's fields, without those of another dataset."""
+    found = flat_texts(result.config.model_dump(mode="json"))
+    own = result.data.name == oxford_pets.NAME
+    return {name: text for name, text in found.items() if own or not name.startswith("data.oxford_pets.")}
 
 
 def write_page(path: Path, text: str) -> Path:

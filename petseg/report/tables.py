@@ -1,7 +1,7 @@
 """The tables of a comparison: a row for each model and baseline, a column for each measure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Generic, TypeVar
 
@@ -72,6 +72,7 @@ COSTS: tuple[Column[CostInfo], ...] = (
     Column("Skip bytes", lambda cost: cost.skip_bytes, byte_size, min),
     Column("Training time", lambda cost: cost.train_seconds, duration, min),
 )
+TIMES = ("Latency, median", "95th percentile", "Training time")
 
 
 def loss_columns(scored: Scores) -> list[Column[Scores]]:
@@ -105,7 +106,11 @@ def comparison_tables(result: ComparisonResult) -> list[Table]:
         title = ("Validation", "the split that chose the epoch")
         tables.append(table(title, validation, validated[:compared], compared))
     costs = [(model.title, model.cost) for model in result.models]
-    return [*tables, table(("Cost", f"one image of {result.size} px"), COSTS, costs, compared)]
+    remark, busy = f"one image of {result.size} px", max(model.cost.busy for model in result.models)
+    if busy:
+        remark += f"; the machine was busy with other work ({busy:.1f} cores): times are not ranked"
+    columns = [replace(column, better=None) if busy and column.head in TIMES else column for column in COSTS]
+    return [*tables, table(("Cost", remark), columns, costs, compared)]
 
 
 def scores_of(result: ComparisonResult, split: str) -> list[tuple[str, Scores]]:

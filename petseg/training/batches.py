@@ -13,6 +13,7 @@ from petseg.data.cache import Prepared
 from petseg.data.dataset import Dataset, part_of
 from petseg.errors import PetsegError
 from petseg.models import to_unit_range
+from petseg.training.runs import usable_rows
 
 Rows = npt.NDArray[np.int64]
 
@@ -59,24 +60,23 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
         raise PetsegError(
             f"images are prepared at {prepared.size} px, data.size is {config.data.size}; prepare them at it"
         )
-    ids = dict(dataset.splits)
+    rows = usable_rows(prepared)
     if config.data.fraction < 1:
-        training = [dataset.by_id[sample_id] for sample_id in ids["train"]]
-        ids["train"] = part_of(training, config.data.fraction, seed=config.train.seed)
+        training = [dataset.by_id[sample_id] for sample_id in dataset.splits["train"]]
+        rows["train"] = prepared.rows(part_of(training, config.data.fraction, seed=config.train.seed))
     # copy-on-write: torch wants writable memory, the cache stays as it is and is paged in as it is used
     images, labels = (
         torch.from_numpy(np.load(prepared.folder / name, mmap_mode="c")) for name in ("images.npy", "labels.npy")
     )
     if device.type != "cuda" or images.nbytes + labels.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         images, labels = images.to(device), labels.to(device)
-    splits = {part: Split(images, labels, prepared.rows(part_ids), device, prepared) for part, part_ids in ids.items()}
-    usable = {part: len(splits[part].rows) if part in splits else 0 for part in ("train", "val")}
-    if usable["train"] < 2 or not usable["val"]:
+    train, val = (len(rows.get(part, ())) for part in ("train", "val"))
+    if train < 2 or not val:
         raise PetsegError(
-            f"{dataset.name}: {usable['train']} training and {usable['val']} validation images can be used; wanted at "
-            "least 2 and 1: is the data folder complete? (`petseg data check`)"
+            f"{dataset.name}: {train} training and {val} validation images can be used; wanted at least 2 and 1, with "
+            "labelled pixels: is the data folder complete? (`petseg data check`)"
         )
-    return splits
+    return {part: Split(images, labels, own, device, prepared) for part, own in rows.items()}
 
 
 def epoch_batches(rows: Rows, epoch: int, config: TrainConfig) -> list[Rows]:

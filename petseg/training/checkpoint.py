@@ -68,6 +68,15 @@ def load_weights(model: nn.Module, path: Path) -> int:
     return epoch
 
 
+def load_initial(model: nn.Module, run: Path) -> None:
+    """Loads the best weights of another run; a head of another number of classes is left as it is."""
+    path, own = run / BEST, model.state_dict()
+    tensors, _ = read_tensors(path)
+    new = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    heads = all(own[name].shape[1:] == tensors[name].shape[1:] for name in new)  # nothing but their classes differ
+    _load(model, tensors | {name: own[name] for name in new} if heads else tensors, path)
+
+
 def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(tensors)

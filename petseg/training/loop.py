@@ -4,6 +4,7 @@ Every random number of an epoch comes from (seed, epoch), so a resumed run needs
 a comparison see the same images in the same order.
 """
 
+import logging
 import math
 import os
 import shutil
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from petseg.config import RunConfig, TrainConfig, flat_fields
+from petseg.config import RunConfig, TrainConfig
 from petseg.data.augment import augment
 from petseg.data.cache import Prepared
 from petseg.errors import DivergedError, PetsegError
-from petseg.schema import EpochRow, write_record
+from petseg.schema import EpochRow, exploded, write_record
 from petseg.storage import write_json
+from petseg.threads import OtherWork
 from petseg.training import checkpoint, runs
 from petseg.training.batches import Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
@@ -48,6 +50,7 @@ class Execution:
     resume: bool = False  # go on after the last whole epoch in the folder; a finished run returns at once
     splits: Mapping[str, Split] | None = None  # of `load_splits`, where the caller has them already
     on_step: OnStep = lambda done, total, detail: None
+    more_epochs: bool = False  # a finished run may be given more of them; the rate then follows the longer schedule
     on_epoch: Callable[[EpochRow], None] = lambda row: None
 
 
@@ -64,11 +67,13 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
     _check_same_data(splits, prepared)
     torch.manual_seed(config.train.seed)
     network = build_network(config.model, len(prepared.dataset.classes), hardware)
+    if config.train.init and not (execution.resume and (run / checkpoint.RESUME).is_file()):
+        checkpoint.load_initial(network.module, Path(config.train.init))
     with runs.new_folder(run, resume=execution.resume):
-        _claim(run, config, prepared)
+        _claim(run, config, prepared, execution)
         trainer = Trainer(config, network, splits["train"])
         history = checkpoint.restore(run, trainer.state) if execution.resume else []
-        if len(history) >= config.train.epochs:
+        if len(history) >= config.train.epochs or _waited(history, config):
             return history
         if not (run / "environment.json").is_file():
             write_record(run / "environment.json", hardware.environment())
@@ -76,7 +81,7 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
         log = _tensorboard(run) if config.train.tensorboard else lambda row: None
         with _determinism(config.train.deterministic):
             for epoch in range(len(history) + 1, config.train.epochs + 1):
-                started = time.perf_counter()
+                started, others = time.perf_counter(), OtherWork()
                 detail = f"epoch {epoch}" + (f", val loss {history[-1].val_loss:.4f}" if history else "")
                 train_loss = trainer.epoch(epoch, detail, execution.on_step)
                 trained = time.perf_counter()
@@ -90,12 +95,16 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
                         train_seconds=round(trained - started, 3),
                         learning_rate=float(trainer.state.optimiser.param_groups[0]["lr"]),
                         train_loss=train_loss,
+                        other_seconds=others.seconds(),
                         **asdict(scores),
                     )
                 )
                 checkpoint.save(run, trainer.state, history)
                 log(history[-1])
                 execution.on_epoch(history[-1])
+                if _waited(history, config):
+                    break
+        _remark(run, history[-1].val_loss, len(prepared.dataset.scored_classes))
         return history
 
 
@@ -195,6 +204,15 @@ def _diverged(what: str, where: str) -> DivergedError:
     )
 
 
+def _remark(run: Path, loss: float, classes: int) -> None:
+    if exploded(loss, classes):
+        logging.getLogger("petseg").warning(
+            "petseg: warning: %s: validation loss %.4g is more than twice a guess's, %.2f: the model learnt nothing; "
+            "try a lower train.learning_rate in another folder",
+            *(run, loss, math.log(classes)),
+        )
+
+
 def _check_same_data(splits: Mapping[str, Split], prepared: Prepared) -> None:
     given = splits["train"].dataset.classes
     if given != prepared.dataset.classes:
@@ -211,15 +229,19 @@ def _check_compiler(device: torch.device) -> None:
         )
 
 
-def _claim(run: Path, config: RunConfig, prepared: Prepared) -> None:
+def _waited(history: Sequence[EpochRow], config: RunConfig) -> bool:
+    """Returns whether `train.patience` epochs have passed without a better one."""
+    patience = config.train.patience
+    return bool(history) and 0 < patience <= history[-1].epoch - checkpoint.best_epoch(history)
+
+
+def _claim(run: Path, config: RunConfig, prepared: Prepared, execution: Execution) -> None:
     """Refuses a folder of another config or other images, and writes down which images they are."""
-    known = runs.read_config(run) if (run / "config.json").is_file() else config
-    # as JSON: a model's option may be a tuple here and a list in the file
-    old, new = (dict(flat_fields(one.model_dump(mode="json"))) for one in (known, config))
-    for name in old | new:
-        if old.get(name) != new.get(name):
-            change = f"{name} is {old.get(name)!r} there, {new.get(name)!r} now"
-            raise PetsegError(f"run folder {run}: holds another config ({change}); choose another --out")
+    if (run / "config.json").is_file():
+        known, given = runs.read_config(run), config.train.epochs
+        if execution.more_epochs and len(runs.read_metrics(run)) >= known.train.epochs < given:
+            known = known.model_copy(update={"train": known.train.model_copy(update={"epochs": given})})
+        runs.refuse_change(run, known.model_dump(mode="json"), config.model_dump(mode="json"))
     runs.claim_data(run, prepared)
 
 

@@ -12,7 +12,7 @@ from petseg.data.dataset import IGNORE, UInt8
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Returns the mean over labelled pixels of -log p(label), in nats; best 0, nan without a labelled pixel.
+    """Returns the mean over labelled pixels of -log p(label), in nats; best 0, and 0 without a labelled pixel.
 
     With class weights, float32 [C], the weighted mean (divided by the sum of the weights of the pixels).
     """
@@ -20,7 +20,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     if logits.is_cuda and torch.are_deterministic_algorithms_enabled():
         # CUDA's kernel for images adds in any order and refuses; the one for rows is deterministic
         logits, labels = logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
-    return F.cross_entropy(logits, labels, weight=class_weights, ignore_index=IGNORE)
+    loss = F.cross_entropy(logits, labels, weight=class_weights, ignore_index=IGNORE)
+    return torch.where((labels != IGNORE).any(), loss, 0.0)
 
 
 class CrossEntropySum:

@@ -10,18 +10,20 @@ evaluations/        one JSON a split, per-image matrices beside it
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from petseg import storage
-from petseg.config import RunConfig, validated
+from petseg.config import RunConfig, flat_fields, validated
 from petseg.data.cache import Prepared
+from petseg.data.dataset import IGNORE
 from petseg.errors import PetsegError, disk_errors
 from petseg.schema import ClassInfo, DataInfo, EpochRow, first_reason, read_record, write_record
 
@@ -34,10 +36,32 @@ def refuse_existing(folder: Path, *, resume: bool) -> None:
         raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
 
 
+HARMLESS = {LOCK, "data.json", "environment.json"}
+"""What a run or a comparison that was killed early leaves."""
+
+
+def _refuse_others(folder: Path, kind: str, own: str) -> None:
+    """Refuses to go on in a folder that holds files, but none named `own`: it is no `kind`."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in names if name not in HARMLESS and not storage.UNFINISHED.fullmatch(name)]
+    if others and own not in others:
+        raise PetsegError(f"run folder {folder}: holds no {kind}, but {', '.join(others)}; choose another with --out")
+
+
+def refuse_change(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuses settings other than those that a folder was made with; both as JSON, where a tuple is a list."""
+    before, after = dict(flat_fields(old)), dict(flat_fields(new))
+    for name in before | after:
+        if before.get(name) != after.get(name):
+            change = f"{name} is {before.get(name)!r} there, {after.get(name)!r} now"
+            raise PetsegError(f"run folder {folder}: holds another config ({change}); choose another --out")
+
+
 @contextmanager
-def new_folder(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Makes the folder of a run and keeps other processes out of it until the end of the block."""
+def new_folder(folder: Path, *, resume: bool, kind: str = "run", own: str = "config.json") -> Iterator[None]:
+    """Makes the folder of a run, or of another `kind`, and keeps other processes out of it until the block's end."""
     refuse_existing(folder, resume=resume)
+    _refuse_others(folder, kind, own)
     lock = FileLock(folder / LOCK)
     with disk_errors(f"run folder {folder}", "choose another with --out"):
         try:
@@ -79,6 +103,15 @@ def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
     return data
 
 
+def usable_rows(prepared: Prepared) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Returns split -> rows, none where no image has a labelled pixel; without "test" where that is empty."""
+    found = {part: prepared.rows(ids) for part, ids in prepared.dataset.splits.items()}
+    for part, rows in found.items():
+        if not any((prepared.labels[row] != IGNORE).any() for row in rows):
+            found[part] = rows[:0]
+    return {part: rows for part, rows in found.items() if len(rows) or part != "test"}
+
+
 def describe(prepared: Prepared) -> DataInfo:
     """Returns what later stages must know of a prepared dataset without opening it."""
     dataset = prepared.dataset
@@ -90,7 +123,7 @@ def describe(prepared: Prepared) -> DataInfo:
         key=prepared.key,
         classes=tuple(ClassInfo(**asdict(entry)) for entry in dataset.classes),
         scored_classes=tuple(ClassInfo(**asdict(entry)) for entry in dataset.scored_classes),
-        splits={part: len(prepared.rows(ids)) for part, ids in dataset.splits.items()},
+        splits={part: len(rows) for part, rows in usable_rows(prepared).items()},
         left_out=prepared.left_out,
     )
 

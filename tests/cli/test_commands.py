@@ -35,7 +35,7 @@ COMMANDS = {
     "data check": "--data",
     "data prepare": "--data --size",
     "models": "--classes --size",
-    "train": "--data --device --model --out --resume --set --threads RECIPE",
+    "train": "--data --device --init --model --out --resume --set --threads RECIPE",
     "evaluate": "--data --device --split --threads RUN",
     "compare": "--data --device --out --quick --recipe --resume --set --threads",
     "study": "--data --device --jobs --list --out --threads RECIPE",

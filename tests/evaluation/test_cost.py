@@ -137,6 +137,12 @@ def test_live_bytes_by_hand_of_outputs_views_and_a_chain():
     assert (memory.live, memory.peak) == (0, 4 * 100 * (32 + 16))
 
 
+def test_other_work_while_latencies_are_measured_is_recorded(monkeypatch):
+    monkeypatch.setattr("petseg.threads._busy_seconds", iter([100.0, 1e6]).__next__)
+    measured = measure_latencies({"one": nn.Conv2d(3, 1, 1)}, 16, CPU, repeats=3)
+    assert measured["one"].others > 1000
+
+
 class Roll(nn.Module):
     def __init__(self, name, calls):
         super().__init__()

@@ -120,12 +120,18 @@ def test_a_run_is_scored_once_on_the_same_images(prepared, tmp_path, monkeypatch
             evaluate_run(run, CPU, splits, "val")
     with pytest.raises(PetsegError, match="split 'tests' is unknown; choose one of: test, train, val"):
         evaluate_run(run, CPU, splits, "tests")
-    # of fewer images, or of others: scored anew
     less = {"test": replace(splits["test"], rows=splits["test"].rows[1:])}
-    assert len(evaluate_run(run, CPU, less, "test").images.ids) == len(first.images.ids) - 1
-    other = replace(prepared, folder=prepared.folder.with_name("another-key"))
-    scores = evaluate_run(run, CPU, {"test": replace(splits["test"], prepared=other)}, "test").scores
-    assert scores.data == other.key != first.scores.data
+    assert len(evaluate_run(run, CPU, less, "test").images.ids) == len(first.images.ids) - 1, "scored anew"
+    # other images take no scores' place
+    others = replace(prepared, folder=prepared.folder.with_name("another-key"))
+    before = (run / "evaluations" / "test.json").read_bytes()
+    with pytest.raises(
+        PetsegError, match=r"run: test is scored on the run's own images, not on .*: give its own --data, or"
+    ):
+        evaluate_run(run, CPU, {"test": replace(splits["test"], prepared=others)}, "test")
+    assert (run / "evaluations" / "test.json").read_bytes() == before
+    assert evaluate_run(run, CPU, {"val": replace(splits["val"], prepared=others)}, "val").scores.data == others.key
+    assert evaluate_run(run, CPU, splits, "val").scores.data == prepared.key
 
 
 def test_the_weights_are_the_best_with_a_test_split_and_the_last_without(prepared, tmp_path):

@@ -1,5 +1,8 @@
 """The comparison end to end, small: every stage real, on synthetic pets."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +16,7 @@ from petseg.experiments.compare import Plan, choose_examples, compare
 from petseg.metrics import mean_iou
 from petseg.report import write_report
 from petseg.schema import ComparisonResult, read_record
-from tests.conftest import CPU, TINY
+from tests.conftest import CPU, TINY, prepare_for, tiny, train_on_cpu
 
 
 def plan_of(models=("unet", "segnet"), *settings, **how):
@@ -84,6 +87,50 @@ def test_resuming_a_finished_comparison_changes_no_figure(comparison, finished, 
     assert comparison.baselines == after.baselines
     assert comparison.differences == after.differences
     assert comparison.examples == after.examples
+
+
+def test_resuming_otherwise_leaves_what_is_finished(finished, prepared):
+    before = (finished / "comparison.json").read_bytes()
+    for plan, told in (
+        (plan_of(("unet",), resume=True), r"models is \['unet', 'segnet'\] there, \['unet'\] now"),
+        (plan_of(("unet", "segnet"), "train.epochs=3", resume=True), r"train\.epochs is 2 there, 3 now"),
+        (plan_of(resume=True, final=False), r"quick is False there, True now"),
+    ):
+        with pytest.raises(
+            PetsegError, match=rf"^run folder .*: holds another config \({told}\); choose another --out$"
+        ):
+            compare(plan, prepared, finished)
+    with pytest.raises(PetsegError, match=r"out: holds no run, but .*comparison\.json, .*; choose another with --out$"):
+        train_on_cpu(tiny(), prepared, finished, resume=True)
+    with pytest.raises(PetsegError, match=r"unet: holds no comparison, but .*; choose another with --out$"):
+        compare(plan_of(resume=True), prepared, finished / "runs" / "unet")
+    assert (finished / "comparison.json").read_bytes() == before
+    assert not (finished / "config.json").exists()
+
+
+def test_without_test_images_it_is_said_first_and_validation_scored(prepared, tmp_path, caplog):
+    empty = replace(prepared, dataset=replace(prepared.dataset, splits={**prepared.dataset.splits, "test": ()}))
+    said = []
+    plan = plan_of(("unet",), "train.epochs=1", on_stage=lambda title, *_: said.append((title, list(caplog.messages))))
+    found = compare(plan, empty, tmp_path / "out")
+    warning = "petseg: warning: Oxford-IIIT Pet: no test images: figures are of the validation split, last epoch"
+    assert said[0] == ("train U-Net", [warning])
+    assert (found.split, "test" in found.data.splits) == ("val", False)
+    assert found.models[0].evaluations["val"].weights == "last.safetensors"
+
+
+def test_a_thin_image_and_a_truth_that_is_all_border_come_through(pets_folder, tmp_path):
+    folder = shutil.copytree(pets_folder, tmp_path / "pets")
+    thin, ignored, *_ = (line.split()[0] for line in (folder / "annotations" / "test.txt").read_text().splitlines())
+    trimap = np.full((2, 1500), 2, np.uint8)
+    trimap[:, :99] = 1
+    for name, values in ((thin, trimap), (ignored, np.full((64, 64), 3, np.uint8))):
+        Image.new("RGB", values.shape[::-1]).save(folder / "images" / f"{name}.jpg")
+        Image.fromarray(values).save(folder / "annotations" / "trimaps" / f"{name}.png")
+    plan = plan_of(("unet",), "train.epochs=1", "task=species")
+    found = compare(plan, prepare_for(plan.recipe.for_model("unet"), folder), tmp_path / "out")
+    assert found.models[0].evaluations["test"].images == 24
+    assert len(found.examples) == 6
 
 
 @pytest.mark.parametrize("models", [("segnet",), ("segnet", "unet", "segnet_paper")], ids=len)

@@ -190,6 +190,31 @@ def test_synthetic_images_and_a_quick_look_are_named_first_and_no_commit_is_none
     assert html.index("<code>petseg compare</code> is the real thing.") < html.index('<div class="answer">')
 
 
+def test_a_busy_machine_is_said_and_its_times_are_not_ranked(published, page):
+    first, second = published.models
+    latency = first.cost.latency_ms.model_copy(update={"others": 1.4})
+    busy = first.model_copy(update={"cost": first.cost.model_copy(update={"latency_ms": latency})})
+    result = changed(published, models=(busy, second))
+    for head in ("Latency, median", "95th percentile", "Training time"):
+        assert any(cell.best for cell in cells(published, "Cost", head))
+        assert not any(cell.best for cell in cells(result, "Cost", head))
+    assert any(cell.best for cell in cells(result, "Cost", "Parameters"))
+    assert "the machine was busy with other work (1.4 cores): times are not ranked" in Page(page(result)).text
+    assert "busy" not in Page(page(published)).text
+
+
+def test_a_loss_that_exploded_and_only_settings_of_its_dataset_are_shown(published, page):
+    (*rows, last) = published.models[1].history
+    wild = published.models[1].model_copy(update={"history": (*rows, last.model_copy(update={"val_loss": 7e10}))})
+    data = published.data.model_copy(update={"name": "Garden"})
+    text = Page(page(changed(published, models=(published.models[0], wild), data=data))).text
+    assert "SegNet: the last validation loss is more than twice a guess's" in text
+    assert "oxford_pets" not in text
+    plain = Page(page(published)).text
+    assert "a guess's" not in plain
+    assert "data.oxford_pets.task" in plain
+
+
 def test_the_pages_load_nothing(published, findings, page, tmp_path):
     for html in (page(with_examples(published, tmp_path)), page(findings)):
         parsed = Page(html)

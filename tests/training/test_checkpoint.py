@@ -10,9 +10,9 @@ from petseg.models import build_model
 from petseg.training.batches import epoch_batches, load_splits
 from petseg.training.checkpoint import best_epoch, load_weights
 from petseg.training.inference import build_network
-from petseg.training.runs import read_metrics
+from petseg.training.runs import read_config, read_metrics
 from petseg.training.validation import validate
-from tests.conftest import CPU, tiny, train_on_cpu
+from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
 
 
 class KilledError(Exception):
@@ -36,7 +36,7 @@ def cut_in_the_second_epoch(config, prepared, run):
 
 
 def without_times(rows):
-    return [row.model_copy(update={"seconds": 0, "train_seconds": 0}) for row in rows]
+    return [row.model_copy(update={"seconds": 0, "train_seconds": 0, "other_seconds": 0}) for row in rows]
 
 
 def same_tensors(one, other):
@@ -89,6 +89,44 @@ def test_a_kill_between_the_best_weights_and_the_epoch_keeps_the_old_best(prepar
     assert train_on_cpu(config, prepared, cut, resume=True)[-1].val_loss == history[-1].val_loss
     assert same_tensors(whole / "best.safetensors", cut / "best.safetensors")
     assert not (cut / "best.previous.safetensors").exists()
+
+
+def test_a_finished_run_takes_more_epochs_where_it_is_asked_to(prepared, tmp_path):
+    first = train_on_cpu(tiny("train.epochs=1"), prepared, tmp_path / "run")
+    more = tiny("train.epochs=3")
+    with pytest.raises(PetsegError, match=r"train\.epochs is 1 there, 3 now"):  # as in a comparison
+        train_on_cpu(more, prepared, tmp_path / "run", resume=True)
+    history = train_on_cpu(more, prepared, tmp_path / "run", resume=True, more_epochs=True)
+    assert (history[:1], len(history)) == (first, 3)
+    assert read_config(tmp_path / "run") == more
+    with pytest.raises(PetsegError, match=r"train\.epochs is 3 there, 2 now"):
+        train_on_cpu(tiny("train.epochs=2"), prepared, tmp_path / "run", resume=True, more_epochs=True)
+
+
+def test_training_stops_early_and_a_resumed_run_stays_stopped(prepared, tmp_path):
+    config = tiny("train.epochs=30", "train.patience=2", "train.learning_rate=1e-9")
+    history = train_on_cpu(config, prepared, tmp_path / "run")
+    assert len(history) == best_epoch(history) + 2 < 30
+    assert train_on_cpu(config, prepared, tmp_path / "run", resume=True, on_step=killed_after(1)) == history
+
+
+def test_training_starts_from_the_weights_of_another_run(prepared, pets_folder, tmp_path):
+    """Its head is new where the classes are others; another network is refused."""
+    train_on_cpu(tiny(), prepared, tmp_path / "first")
+    weights = load_file(tmp_path / "first" / "best.safetensors")
+    still = (f"train.init={tmp_path / 'first'}", "train.learning_rate=1e-12", "train.weight_decay=0", "train.epochs=1")
+    train_on_cpu(tiny(*still), prepared, tmp_path / "same")
+    found = load_file(tmp_path / "same" / "last.safetensors")
+    assert all(torch.allclose(found[name], weights[name]) for name in weights if "weight" in name)
+    two = tiny(*still, "task=pet")
+    train_on_cpu(two, prepare_for(two, pets_folder), tmp_path / "two")
+    found = load_file(tmp_path / "two" / "last.safetensors")
+    assert {name for name in weights if found[name].shape != weights[name].shape} == {"head.weight", "head.bias"}
+    assert all(torch.allclose(found[n], weights[n]) for n in weights if "weight" in n and "head" not in n)
+    for place, told in (("segnet", "weights of another model"), ("nowhere", "no such weights")):
+        config = tiny(f"train.init={tmp_path / 'first' if place == 'segnet' else place}", model="segnet")
+        with pytest.raises(PetsegError, match=told):
+            train_on_cpu(config, prepared, tmp_path / place)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

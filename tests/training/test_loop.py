@@ -1,12 +1,14 @@
 """The training loop: determinism, what is refused, what stops a run, options."""
 
 import math
+import re
 import shutil
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from petseg.config import TrainConfig
@@ -15,8 +17,9 @@ from petseg.data.sources import open_dataset
 from petseg.data.synthetic import make_pets
 from petseg.errors import DivergedError, PetsegError
 from petseg.models import build_model
+from petseg.training.batches import load_splits
 from petseg.training.optimiser import learning_rate, make_optimiser
-from tests.conftest import prepare_for, tiny, train_on_cpu
+from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
 
 
 def test_same_seed_same_losses_and_another_seed_others(prepared, tmp_path):
@@ -121,6 +124,37 @@ def test_the_rate_warms_up_and_norms_and_biases_do_not_decay():
     assert {parameter.ndim for parameter in by_decay[0.1]} == {4}
     assert {parameter.ndim for parameter in by_decay[0.0]} == {1}
     assert sum(map(len, by_decay.values())) == len(list(model.parameters()))
+
+
+def test_a_batch_without_a_labelled_pixel_is_no_divergence_and_a_split_without_one_is_said(pets_folder, tmp_path):
+    config = tiny("task=species", "train.batch_size=2", "train.dice_weight=1")
+    folder = shutil.copytree(pets_folder, tmp_path / "pets")
+    splits = prepare_for(config, folder).dataset.splits
+
+    def with_border_alone(ids):
+        for path in (folder / "annotations" / "trimaps" / f"{name}.png" for name in ids):
+            Image.fromarray(np.full_like(np.asarray(Image.open(path)), 3)).save(path)
+        return prepare_for(config, folder)
+
+    history = train_on_cpu(config, with_border_alone(splits["train"][2:]), tmp_path / "run")
+    assert all(math.isfinite(row.train_loss) for row in history)
+    assert set(load_splits(with_border_alone(splits["test"]), config, CPU.device)) == {"train", "val"}
+    with pytest.raises(PetsegError, match=r"22 training and 0 validation images can be used; .* with labelled pixels"):
+        load_splits(with_border_alone(splits["val"]), config, CPU.device)
+
+
+def test_a_loss_that_explodes_is_said(prepared, tmp_path, caplog):
+    (row,) = train_on_cpu(
+        tiny("train.epochs=1", "train.learning_rate=1", "train.warmup=0"),
+        prepared,
+        tmp_path,
+    )
+    assert row.val_loss > 1e6
+    assert re.fullmatch(
+        r"petseg: warning: .*: validation loss [\d.e+]+ is more than twice a guess's, 1\.10: the model learnt nothing; "
+        r"try a lower train\.learning_rate in another folder",
+        caplog.messages[-1],
+    )
 
 
 @pytest.mark.slow

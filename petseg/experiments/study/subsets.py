@@ -31,7 +31,7 @@ def subset_counts(counts: Confusion, name: str, ids: Sequence[str]) -> Confusion
         return counts[[sample_id not in oxford_pets.committed_leaks() for sample_id in ids]]
     if name in SIZES:
         true = counts.sum(axis=2)
-        order = np.argsort(true[:, 0] / true.sum(axis=1), kind="stable")
+        order = np.argsort(true[:, 0] / np.maximum(1, true.sum(axis=1)), kind="stable")
         return counts[np.sort(np.array_split(order, len(SIZES))[SIZES.index(name)])]
     # the border's true pixels are left out, or go to a class; what is predicted as border goes to one in any case
     into = 1 if name == "border_background" else 0
