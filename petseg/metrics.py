@@ -118,8 +118,7 @@ def boundary_f(counts: BoundaryCounts) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-PARTS = 10_000
-"""Of a boundary F-score, as stored: four decimals."""
+PARTS = 10_000  # of a boundary F-score, as stored: four decimals
 
 
 def boundary_sums(scores: Score) -> Confusion:

@@ -79,8 +79,7 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-FORMATTERS: dict[str, Callable[..., str]] = {
+FORMATTERS: dict[str, Callable[..., str]] = {  # name -> formatter, for templates and tables
     **{"percent": percent, "loss": loss, "whole": whole},
     **{text.__name__: text for text in (count, byte_size, duration, milliseconds, points, signed, plural)},
 }
-"""Name -> formatter, for templates and tables."""

@@ -23,14 +23,13 @@ app = typer.Typer(
     epilog="Start with: petseg predict cat.jpg, or petseg compare --quick",
 )
 
-EXTRA_OF = {
+EXTRA_OF = {  # package that the light install lacks -> the extra that brings it
     **dict.fromkeys(("torch", "safetensors", "scipy", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "openvino": "openvino",
     "pymatting": "matting",
     **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
 }
-"""Package that the light install lacks -> the extra that brings it."""
 
 
 def main() -> None:

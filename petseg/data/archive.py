@@ -14,8 +14,7 @@ from petseg.storage import new_folder
 MAX_MEMBERS, MAX_BYTES = 50_000, 4 * 2**30
 """Most that `extract` accepts in all; the two official archives hold about 26,000 members and 0.8 GB."""
 
-MAX_HEADER_BYTES = 2**20
-"""Most bytes of a long name or of extended attributes: tarfile reads them into memory."""
+MAX_HEADER_BYTES = 2**20  # most bytes of a long name or of extended attributes: tarfile reads them into memory
 
 
 def extract(paths: Sequence[Path], target: Path) -> None:

@@ -27,8 +27,7 @@ from petseg.data.images import draft_side, open_sample, outcomes, resize_ids
 from petseg.errors import PetsegError, disk_errors
 from petseg.storage import new_folder, write_text
 
-CACHE_VERSION = 3
-"""Raised when the content of a cache changes for the same key."""
+CACHE_VERSION = 3  # raised when the content of a cache changes for the same key
 
 ADVICE = "free some space or set PETSEG_CACHE"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from petseg.data.dataset import SUSPECT, Dataset, Progress
 from petseg.data.images import open_sample, outcomes
 
-SKIPPED = {
+SKIPPED = {  # kind of file that is no sample, as a source names it -> what happens to it; every other kind is skipped
     "second image of one name": "left out",
     "second trimap of one name": "left out",
     "image without trimap": "left out",
@@ -16,14 +16,12 @@ SKIPPED = {
     "listed, but no image": "left out",
     "pair in no list": "in protocol seed only; species and breed from its name",
 }
-"""Kind of file that is no sample, as a source names it -> what happens to it; every other kind is skipped."""
 
-HANDLED = {
+HANDLED = {  # what `open_sample` notes -> what happens; every other note (formats, modes) says itself what was done
     "label of another size, resized (nearest)": "kept",
     SUSPECT: "kept: it counts as all background and border, as in everybody's figures",
     "EXIF rotation, not applied (the label has none)": "kept",
 }
-"""What `open_sample` notes -> what happens; every other note (formats, modes) says itself what was done."""
 
 
 @dataclass(frozen=True)

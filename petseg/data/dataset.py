@@ -19,9 +19,7 @@ import numpy.typing as npt
 
 UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # called with (done, total)
-
-IGNORE = 255
-"""The class id of pixels that neither train nor count."""
+IGNORE = 255  # the class id of pixels that neither train nor count
 
 Role = Literal["foreground", "background", "boundary"]
 """What a class is to a cut-out: kept, dropped, or a band around the foreground that belongs half to each."""

@@ -22,16 +22,14 @@ from PIL import Image, UnidentifiedImageError
 from petseg.data.dataset import Dataset, Label, Progress, Sample, UInt8
 from petseg.errors import PetsegError
 
-FORMATS = {
+FORMATS = {  # what is decoded -> its suffixes. Pillow reads more, some of it with other programs such as Ghostscript.
     **{"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "MPO": (), "PNG": (".png",), "WEBP": (".webp",), "AVIF": (".avif",)},
     **{"HEIF": (".heic", ".heif"), "GIF": (".gif",), "BMP": (".bmp",), "TIFF": (".tif", ".tiff")},
 }
-"""What is decoded -> its suffixes. Pillow reads more, some of it with other programs such as Ghostscript."""
 
-SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))
-"""What a folder of photos is searched for, in lower case."""
+SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))  # what a folder of photos is searched for, in lower case
 
-KINDS = {
+KINDS = {  # how a file that no decoder knows begins -> what it is
     rb".{4}ftyp(hei|hev|mif1|msf1)": "a HEIC photo, which pip install 'petseg[heif]' can read",
     rb".{4}ftyp": "a film",
     rb"\xff\x0a|\0\0\0\x0cJXL ": "a JPEG XL image",
@@ -40,15 +38,13 @@ KINDS = {
     rb"\s*(<\?xml[^>]*>\s*)?<(!doctype html|html)": "a web page",
     rb"\s*<.*svg": "an SVG drawing",
 }
-"""How a file that no decoder knows begins -> what it is."""
 
-WIDE = {
+WIDE = {  # largest value of a range that wide pixels may be of -> what is noted
     1: "floats of 0 to 1, scaled to 8-bit",
     255: "8-bit values in wide pixels",
     4095: "12-bit, scaled to 8",
     65_535: "16-bit, scaled to 8",
 }
-"""Largest value of a range that wide pixels may be of -> what is noted."""
 
 ORIENTATION = 0x0112  # a tag of EXIF
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), start=2))
@@ -62,8 +58,7 @@ UNREADABLE = (
 )
 """What Pillow raises for files that are no image, damaged, or too large: whatever a decoder stumbles over."""
 
-SAME_ASPECT = 0.02
-"""A label of another size is resized when the ratio of its sides differs by less than this share."""
+SAME_ASPECT = 0.02  # a label of another size is resized when the ratio of its sides differs by less than this share
 
 
 Result = TypeVar("Result")
@@ -236,8 +231,7 @@ def open_ids(dataset: Dataset, sample: Sample) -> UInt8:
     return _match(dataset.read_label(sample), own_size, sample.id, [])
 
 
-CHUNK = 25
-"""Samples that a thread takes at once: handing out single ones costs a tenth of the speed."""
+CHUNK = 25  # samples that a thread takes at once: handing out single ones costs a tenth of the speed
 
 
 def outcomes(

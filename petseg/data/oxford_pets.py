@@ -24,19 +24,14 @@ NAME = "Oxford-IIIT Pet"
 ORIGINAL_LOSSES = {"unet": 0.3614, "segnet": 0.4176}
 """Validation cross-entropy after 30 epochs, protocol `seed`, as printed by the comparison that petseg comes from."""
 
-OFFICIAL_IMAGES = {"train": 3312, "val": 368, "test": 3669}
-"""Images of each split of protocol `official`."""
-
-PET, BACKGROUND, BORDER = 1, 2, 3
-"""The values of a trimap; the official README calls 3 "not classified"."""
-
-CAT, DOG = 1, 2
-"""The values of `species` in list.txt."""
+OFFICIAL_IMAGES = {"train": 3312, "val": 368, "test": 3669}  # images of each split of protocol `official`
+PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap; the official README calls 3 "not classified"
+CAT, DOG = 1, 2  # the values of `species` in list.txt
 
 COLOURS = {"pet": "#0072B2", "background": "#BBBBBB", "border": "#E69F00", "cat": "#CC79A7", "dog": "#009E73"}
 """Class name -> colour (Okabe and Ito's palette, told apart by colour-blind readers)."""
 
-CARD = {
+CARD = {  # what an exported model says of itself where this dataset trained it
     "limits": (
         "cats and dogs alone: other animals, toys and drawings may be called pet or not",
         "trained on photos of one pet of 37 breeds, most of it in view",
@@ -50,7 +45,6 @@ CARD = {
         '("Cats and Dogs", CVPR 2012), CC BY-SA 4.0, https://www.robots.ox.ac.uk/~vgg/data/pets/',
     },
 }
-"""What an exported model says of itself where this dataset trained it."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ SYNTHETIC = "synthetic pets, drawn by petseg"
 SYNTHETIC_PER_BREED = 20
 """Images of each breed in the synthetic set that `petseg compare --quick` falls back to: 740 in all, in seconds."""
 
-SYNTHETIC_VERSION = 4
-"""Raised when the drawings change."""
+SYNTHETIC_VERSION = 4  # raised when the drawings change
 
 
 def default_data_folder() -> Path:

@@ -30,8 +30,7 @@ from petseg.training.device import Hardware
 from petseg.training.inference import Network, scored_logits
 from petseg.training.losses import CrossEntropySum
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total) images."""
+Progress = Callable[[int, int], None]  # called with (done, total) images
 
 
 def silent(done: int, total: int) -> None:

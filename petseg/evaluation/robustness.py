@@ -24,8 +24,7 @@ from petseg.training.batches import Split
 from petseg.training.device import Hardware
 from petseg.training.inference import EVALUATION_BATCH, Network, predict_logits, scored_logits
 
-EVERY = 3
-"""Each third test image, by id: 18 corruptions of all of them would take as long as the training."""
+EVERY = 3  # each third test image, by id: 18 corruptions of all of them would take as long as the training
 
 
 class Robustness(Record):

@@ -36,11 +36,8 @@ from petseg.training.device import Hardware
 from petseg.training.inference import Network, predict_logits, scored_logits
 from petseg.training.loop import Execution, train
 
-BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4
-"""How many images of each kind the report shows."""
-
-EXAMPLE_SIDE = 320
-"""Longest side in pixels of the images in the report, so that it stays small enough to send."""
+BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4  # how many images of each kind the report shows
+EXAMPLE_SIDE = 320  # longest side in pixels of the images in the report, so that it stays small enough to send
 
 Why = Literal["best", "median", "worst", "differ"]
 

@@ -30,7 +30,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 Run = Callable[[UInt8], object]
 
-CONTENDERS = {
+CONTENDERS = {  # name -> title, what the light install lacks for it, and the extra that brings that
     "torch": ("torch, fp32", ("torch",), "train"),
     "torch-bf16": ("torch, bf16", ("torch",), "train"),
     "onnxruntime": ("ONNX Runtime, fp32", (), ""),
@@ -38,7 +38,6 @@ CONTENDERS = {
     "openvino": ("OpenVINO, fp32", ("openvino",), "openvino"),
     "openvino-bf16": ("OpenVINO, bf16", ("openvino",), "openvino"),
 }
-"""Name -> title, what the light install lacks for it, and the extra that brings that."""
 
 WARM_UP = 10  # runs before the first that counts
 TURN_SECONDS = 0.25  # what a turn lasts, about

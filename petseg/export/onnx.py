@@ -47,7 +47,7 @@ weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on
 
 LARGEST = 4096  # side in pixels up to which a file takes images of any size
 
-DEFINITIONS = {
+DEFINITIONS = {  # scores that a file's metadata repeat, and what they mean
     "miou": "mean of iou over the scored classes, those that it names",
     "iou": "true positives / (true positives + false positives + false negatives), from one confusion matrix over all "
     "pixels of the split",
@@ -55,7 +55,6 @@ DEFINITIONS = {
     "mean_boundary_f": "mean over classes and images of the boundary F measure, within .75 % of the diagonal",
     "image_class_accuracy": "of merged classes (cat and dog as pet): share of images whose class is right",
 }
-"""Scores that a file's metadata repeat, and what they mean."""
 
 
 class _Served(nn.Module):

@@ -17,8 +17,7 @@ from petseg.predict.enlarge import Floats
 from petseg.predict.photos import Photo
 from petseg.predict.segmenter import Segmenter, model_file, shipped_model
 
-AGREEMENT = 0.9999
-"""Share of pixels whose class must be the original's."""
+AGREEMENT = 0.9999  # share of pixels whose class must be the original's
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 """Format -> how its file ends. torch is a torch.export program; beside openvino's .xml lies a .bin, the weights."""

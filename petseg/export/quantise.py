@@ -26,9 +26,7 @@ from petseg.training.batches import load_splits
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network as Scored
 
-Network = Callable[[UInt8], Floats]
-"""uint8 [N, H, W, 3] -> probabilities [N, C, H, W]."""
-
+Network = Callable[[UInt8], Floats]  # uint8 [N, H, W, 3] -> probabilities [N, C, H, W]
 CALIBRATION = 128  # training images that set the scales
 
 

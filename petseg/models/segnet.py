@@ -25,8 +25,7 @@ from torch.nn import functional as F
 
 from petseg.models.layers import conv_stage, initialise, stage_channels
 
-VGG16_CONVS = (2, 2, 3, 3, 3)
-"""Convolutions in each of VGG16's five stages."""
+VGG16_CONVS = (2, 2, 3, 3, 3)  # convolutions in each of VGG16's five stages
 
 
 def vgg16_convs(depth: int) -> tuple[int, ...]:

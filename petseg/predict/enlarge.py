@@ -13,8 +13,7 @@ import numpy.typing as npt
 from petseg.data.dataset import UInt8
 
 Floats = npt.NDArray[np.float32]
-Size = tuple[int, int]
-"""Height and width."""
+Size = tuple[int, int]  # height and width
 
 
 def enlarged(maps: Floats, size: Size, rows: slice, columns: slice) -> Floats:

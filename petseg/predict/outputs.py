@@ -24,7 +24,7 @@ from petseg.predict.photos import find_photos
 from petseg.predict.segmentation import Segmentation, Summary
 from petseg.predict.segmenter import Segmenter
 
-ENDINGS = {
+ENDINGS = {  # output -> how its file's name ends, in the usual format
     "mask": ".mask.png",
     "cutout": ".cutout.png",
     "overlay": ".overlay.png",
@@ -32,7 +32,6 @@ ENDINGS = {
     "trimap": ".trimap.png",
     "json": ".prediction.json",
 }
-"""Output -> how its file's name ends, in the usual format."""
 
 USUAL = ("mask", "cutout", "overlay")  # written where `--only` names none
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -25,8 +25,7 @@ TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 _RAMP = Image.linear_gradient("L").resize((32, 32))
-PROBE = Image.merge("RGB", [_RAMP, _RAMP.rotate(90), _RAMP.rotate(180)])
-"""Colours by which two profiles are told apart."""
+PROBE = Image.merge("RGB", [_RAMP, _RAMP.rotate(90), _RAMP.rotate(180)])  # colours by which two profiles are told apart
 
 
 class TooManyPixelsError(PetsegError):

@@ -47,7 +47,7 @@ OUTPUTS = list(get_args(Output))
 # a page elsewhere that resolves its own name to 127.0.0.1 is refused
 LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]
 
-HEADERS = {
+HEADERS = {  # of every answer: the browser itself then keeps the page from loading anything from elsewhere
     "Content-Security-Policy": f"default-src 'none'; script-src 'self' '{SCRIPT_HASH}'; "
     "style-src 'self' 'unsafe-inline'; "
     "img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; frame-src 'self'; base-uri 'none'; "
@@ -55,7 +55,6 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-"""Of every answer: the browser itself then keeps the page from loading anything from elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from petseg.training.runs import usable_rows
 
 Rows = npt.NDArray[np.int64]
 
-GPU_SHARE = 0.5
-"""Of a GPU's free memory that the images may take; a larger set stays on the host."""
+GPU_SHARE = 0.5  # of a GPU's free memory that the images may take; a larger set stays on the host
 
 
 @dataclass(frozen=True)

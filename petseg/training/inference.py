@@ -13,8 +13,7 @@ from petseg.models import Input, build_model, model_input
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
 
-EVALUATION_BATCH = 32
-"""Images a batch where no gradient is kept; scores do not depend on it."""
+EVALUATION_BATCH = 32  # images a batch where no gradient is kept; scores do not depend on it
 
 
 @dataclass(frozen=True)

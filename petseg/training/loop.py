@@ -35,8 +35,7 @@ from petseg.training.losses import cross_entropy, dice_loss, median_frequency_we
 from petseg.training.optimiser import learning_rate, make_optimiser
 from petseg.training.validation import validate
 
-CHECK_EVERY = 50
-"""Steps between looks at the losses for nan: each look waits for the device."""
+CHECK_EVERY = 50  # steps between looks at the losses for nan: each look waits for the device
 
 OnStep = Callable[[int, int, str], None]
 """Called with the steps done, those of the whole run, and what stands beside a progress bar."""

@@ -7,7 +7,7 @@ import numpy as np
 from petseg.data import oxford_pets
 from petseg.metrics import Confusion
 
-SUBSETS = {
+SUBSETS = {  # name -> what a reader is told
     "unleaked": "without the test images that have a near-identical one in trainval",
     "border_pet": "border counted as pet, two classes",
     "border_background": "border counted as background, two classes",
@@ -16,7 +16,6 @@ SUBSETS = {
     "medium": "the middle third",
     "large": "the third with the largest pets",
 }
-"""Name -> what a reader is told."""
 
 SIZES = ("small", "medium", "large")
 
