@@ -173,8 +173,7 @@ class Recipe(StrictConfig):
         Whether there is such a model, with such options, is for `petseg.models.run_config` to check.
         """
         fields = self.model_dump(exclude={"models", "overrides"})
-        for field, value in flat_fields(self.overrides.get(name, {})):
-            put_field(fields, field, value, source=f"overrides.{name}")
+        put_fields(fields, self.overrides.get(name, {}), source=f"overrides.{name}")
         if "name" in fields["model"]:
             raise PetsegError(f"overrides.{name}: model.name cannot be set; name the models under `models`")
         if fields["data"] != self.data.model_dump():
@@ -296,6 +295,12 @@ def flat_fields(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield from flat_fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def put_fields(fields: dict[str, Any], changes: Mapping[str, Any], *, source: str) -> None:
+    """Sets the fields of a tree of changes."""
+    for name, value in flat_fields(changes):
+        put_field(fields, name, value, source=source)
 
 
 def put_field(fields: dict[str, Any], field: str, value: Any, *, source: str) -> None:

@@ -65,13 +65,6 @@ class EnvironmentInfo(Record):
     started: str = ""
 
 
-class ImageMiou(Record):
-    """mIoU taken image by image."""
-
-    mean: float
-    median: float
-
-
 class Scores(Record):
     """Every score of one model on one split; scores lie in 0..1, best 1."""
 
@@ -93,7 +86,7 @@ class Scores(Record):
     pixel_accuracy: float
     mean_boundary_f: float | None
     boundary_f: dict[str, float | None]
-    image_miou: ImageMiou
+    image_miou: dict[Literal["mean", "median"], float]
     group_miou: dict[str, float] = {}  # group (breed) -> mIoU
 
 
@@ -245,21 +238,6 @@ SettingLoss = PairedDifference | Literal["same setting", "diverged"]
 """What a model loses at the other model's best setting: one seed, so the interval is over images alone."""
 
 
-class Band(Record):
-    """Mean, lowest and highest over seeds."""
-
-    mean: float
-    low: float
-    high: float
-
-
-class Expectation(Record):
-    """What was expected of a difference, as the recipe has it, and what became of it."""
-
-    text: str
-    verdict: Verdict
-
-
 class ArmDifference(Record):
     """Two arms compared, left less right."""
 
@@ -271,7 +249,7 @@ class ArmDifference(Record):
     diverged: dict[str, int] = {}  # arm -> seeds in which its training diverged, where there are any
     difference: PairedDifference | None
     latency_ratio: float | None = None  # left over right; None for equal shapes
-    expected: tuple[Expectation, ...] = ()
+    expected: dict[str, Verdict] = {}  # what the recipe expected of it -> what became of that
     by_severity: tuple[PairedDifference, ...] = ()  # of a corruption: the images unchanged, then in each severity
 
 
@@ -291,7 +269,8 @@ class ArmScores(Record):
     iou: dict[str, Estimate]  # by class
     boundary_f: Estimate
     train_seconds: float | None  # mean of the runs that the experiment's usual machine made; None: another made them
-    history: dict[str, tuple[Band, ...]] = {}  # curve -> epoch by epoch; of the study's first experiment alone
+    history: dict[str, tuple[tuple[float, float, float], ...]] = {}
+    """Curve -> mean, lowest and highest over seeds, epoch by epoch; of the study's first experiment alone."""
 
 
 class ArmFindings(Record):
@@ -356,14 +335,6 @@ class TuningFindings(Record):
     verdict: Verdict | None
 
 
-class RobustnessFindings(Record):
-    """An experiment's arms on corrupted test images."""
-
-    scores: dict[str, dict[str, tuple[Estimate, ...]]]
-    """Model -> corruption -> mIoU of the first variant: of the images unchanged, then in each severity."""
-    differences: tuple[ArmDifference, ...]
-
-
 class Machine(Record):
     """A kind of machine that trained runs."""
 
@@ -406,7 +377,9 @@ class Findings(Record):
     latency_environment: LatencyEnvironment | None
     tuning: TuningFindings | None
     experiments: Annotated[tuple[ExperimentFindings, ...], Field(min_length=1)]  # the first is the main one
-    robustness: RobustnessFindings | None
+    corrupted: dict[str, dict[str, tuple[Estimate, ...]]]
+    """Model -> corruption -> mIoU of the main variant: of the images unchanged, then in each severity."""
+    robustness: tuple[ArmDifference, ...]  # on corrupted test images
     subsets: tuple[ArmDifference, ...]  # of another part of the images, or with the border counted otherwise
     groups: dict[str, dict[str, float]]  # group (breed) -> model -> mIoU in points, of the main variant
     settings: dict[str, tuple[JsonValue, ...]]  # every field of the runs' configs -> its values in any of them

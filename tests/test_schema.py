@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from petseg.errors import PetsegError
-from petseg.schema import ComparisonResult, DataInfo, Findings, ImageMiou, read_record, write_record
+from petseg.schema import ComparisonResult, DataInfo, Estimate, Findings, read_record, write_record
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = RESULTS / "official" / "comparison.json"
@@ -87,9 +87,9 @@ def test_what_is_no_json_object_is_one_line(content, message, tmp_path):
 
 def test_a_record_never_changes():
     with pytest.raises(ValidationError, match="frozen"):
-        ImageMiou(mean=0.5, median=0.5).mean = 0.6
+        Estimate(points=0.5, low=0.5, high=0.5).low = 0.6
     with pytest.raises(ValidationError, match="finite number"):
-        ImageMiou(mean=float("nan"), median=0.5)
+        Estimate(points=0.5, low=float("nan"), high=0.5)
 
 
 def test_the_caption_names_what_the_images_are():

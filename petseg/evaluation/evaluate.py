@@ -23,7 +23,7 @@ from petseg.data.dataset import Class, Dataset, Sample, UInt8, scored_ids
 from petseg.data.images import open_ids, resize_ids
 from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.metrics import Confusion, Score
-from petseg.schema import DataInfo, ImageMiou, Record, Scores, read_record, write_record
+from petseg.schema import DataInfo, Record, Scores, read_record, write_record
 from petseg.training import checkpoint, inference, runs
 from petseg.training.batches import Split
 from petseg.training.device import Hardware
@@ -143,7 +143,7 @@ def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[st
         pixel_accuracy=float(metrics.pixel_accuracy(total)),
         mean_boundary_f=_number(metrics.mean_over_classes(edges)),
         boundary_f=by_class(edges),
-        image_miou=ImageMiou(mean=float(np.nanmean(per_image)), median=float(np.nanmedian(per_image))),
+        image_miou={"mean": float(np.nanmean(per_image)), "median": float(np.nanmedian(per_image))},
         group_miou={group: float(metrics.mean_iou(confusions[rows].sum(axis=0))) for group, rows in of_group.items()},
         **others,
     )

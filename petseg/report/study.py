@@ -128,9 +128,7 @@ def training_charts(findings: schema.Findings) -> Iterator[Chart]:
     for curve, (title, scale, legend) in curves.items():
         lines = []
         for model, history in histories.items():
-            mean, low, high = (
-                [scale * getattr(band, key) for band in history[curve]] for key in ("mean", "low", "high")
-            )
+            mean, low, high = ([scale * value for value in values] for values in zip(*history[curve], strict=True))
             epochs = [float(epoch) for epoch in range(1, len(mean) + 1)]
             lines.append(Line(findings.models[model], styles[model], epochs, mean, low, high, "band"))
         if lines:
@@ -139,17 +137,16 @@ def training_charts(findings: schema.Findings) -> Iterator[Chart]:
 
 def corruption_chart(findings: schema.Findings) -> Chart | None:
     """Returns mIoU over the severity of each corruption, for the first variant's arms."""
-    scores = findings.robustness.scores if findings.robustness else {}
     styles = model_styles(list(findings.models))
     panels = []
     for name, kind in KINDS.items():
         lines = [
             interval_line(findings.models[model], styles[model], dict(enumerate(own[name])))
-            for model, own in scores.items()
+            for model, own in findings.corrupted.items()
         ]
         ticks: dict[float, str] = dict(enumerate(["none", *(f"{amount:g}" for amount in kind.amounts)]))
         panels.append(Panel(kind.unit, lines, legend="lower left", ticks=ticks))
-    return plots.line_chart("corruptions", panels, (820, 490)) if scores else None
+    return plots.line_chart("corruptions", panels, (820, 490)) if findings.corrupted else None
 
 
 def render_study(findings: schema.Findings) -> str:

@@ -58,7 +58,7 @@ QUALITY: tuple[Column[Scores], ...] = (
     Column("Mean Dice", lambda scores: scores.mean_dice, percent, max),
     Column("Pixel accuracy", lambda scores: scores.pixel_accuracy, percent, max),
     Column("Boundary F", lambda scores: scores.mean_boundary_f, percent, max),
-    Column("mIoU, median image", lambda scores: scores.image_miou.median, percent, max),
+    Column("mIoU, median image", lambda scores: scores.image_miou["median"], percent, max),
     Column("Class of the image", lambda scores: scores.image_class_accuracy, percent, max),
 )
 

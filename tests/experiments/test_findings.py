@@ -107,7 +107,7 @@ def test_an_expectation_is_held_against_the_interval():
 def test_every_claim_of_the_recipe_has_a_verdict(whole, findings):
     for planned in Results(whole).study.experiments:
         found = findings.experiment(planned.name).differences
-        assert {claim.text for one in found for claim in one.expected} == set(planned.expected)
+        assert {text for one in found for text in one.expected} == set(planned.expected)
 
 
 def test_what_is_lost_at_the_other_s_best_setting(findings):
@@ -130,18 +130,18 @@ def test_every_value_of_a_setting_in_any_run_is_there(whole, findings):
 
 def test_every_corruption_has_a_ranking_with_its_interval_and_verdict(findings):
     found = findings.robustness
-    assert {one.images for one in found.differences} == {16}
-    assert {one.metric for one in found.differences} == set(KINDS)
-    for one in found.differences:
+    assert {one.images for one in found} == {16}
+    assert {one.metric for one in found} == set(KINDS)
+    for one in found:
         assert one.difference.low <= one.difference.points <= one.difference.high
         assert len(one.by_severity) == 4
         assert one.difference.points == pytest.approx(np.mean([part.points for part in one.by_severity[1:]]), abs=2e-4)
         assert one.expected
-    points = [score.points for score in found.scores["unet"]["dark"]]
+    points = [score.points for score in findings.corrupted["unet"]["dark"]]
     assert points == sorted(points, reverse=True)
     # as drawn, U-Net is ahead everywhere: what was expected of noise did not hold
-    noise = next(one for one in found.differences if one.metric == "noise")
-    assert noise.expected[0].verdict == "did not hold"
+    noise = next(one for one in found if one.metric == "noise")
+    assert set(noise.expected.values()) == {"did not hold"}
 
 
 def test_a_study_without_these_parts_still_reports(tmp_path):
@@ -153,13 +153,13 @@ def test_a_study_without_these_parts_still_reports(tmp_path):
     ]
     manifest = manifest.model_copy(update={"runs": tuple(entries)})
     write_record(folder / "study.json", manifest)
-    found = find(folder).robustness
-    assert found.scores == {}
-    assert {one.difference for one in found.differences} == {None}
+    found = find(folder)
+    assert found.corrupted == {}
+    assert {one.difference for one in found.robustness} == {None}
     recipe = manifest.recipe.model_copy(update={"robustness": None, "subsets": None})
     write_record(folder / "study.json", manifest.model_copy(update={"recipe": recipe}))
     without = find(folder)
-    assert (without.robustness, without.subsets, without.groups) == (None, (), {})
+    assert (without.robustness, without.subsets, without.groups) == ((), (), {})
 
 
 def test_leaks_are_22_test_images_and_none_validates():
@@ -201,7 +201,7 @@ def test_arms_of_the_same_runs_are_looked_at_once(tmp_path):
     """Where SegNet of U-Net's latency is SegNet as it is, main has both arms and the rest one."""
     found = find(make_study(tmp_path / "equal", shapes=MATCHES | {"main:segnet/latency": {}}))
     assert {one.left for one in found.experiment("main").differences} >= {"unet/latency"}
-    for part in (found.robustness.differences, found.subsets):
+    for part in (found.robustness, found.subsets):
         assert {one.left for one in part} == {"unet/width", "unet/parameters", "unet/stages"}
 
 
@@ -213,13 +213,13 @@ def test_a_study_without_a_run_and_a_part_have_open_claims(tmp_path):
     nothing = find(make_study(tmp_path / "none", leave_out=lambda run: True))
     assert set(nothing.runs) == {"missing"}
     assert {one.difference for part in nothing.experiments for one in part.differences} == {None}
-    verdicts = {claim.verdict for part in nothing.experiments for one in part.differences for claim in one.expected}
+    verdicts = {v for part in nothing.experiments for one in part.differences for v in one.expected.values()}
     assert verdicts == {"open"}
     assert all(arm.scores is None for part in nothing.experiments for arm in part.arms)
     found = find(make_study(tmp_path / "part", leave_out=later))
     lead = between(found, "main", "unet/width", "segnet/width")
     assert lead.seeds == (0, 1, 2)
-    assert lead.expected[0].verdict == "open"
+    assert set(lead.expected.values()) == {"open"}
     assert found.experiment("main").arms[0].seeds == (0, 1, 2)
     assert found.experiment("batch_norm").arms[0].scores is None
 
@@ -232,18 +232,18 @@ def test_a_run_that_diverged_is_a_result(tmp_path):
     assert found.runs == {"finished": 138, "diverged": 5}
     off = between(found, "batch_norm", "unet/on", "unet/off")
     assert (off.diverged, off.seeds) == ({"unet/off": 1}, (0, 2))
-    assert {claim.verdict for claim in off.expected} == {"open"}
+    assert set(off.expected.values()) == {"open"}
     assert found.tuning.at_the_other_s_best["segnet"] == "diverged"
     assert found.tuning.verdict == "held"
     lost = between(found, "batch_norm", "segnet/on", "segnet/off")
     assert lost.difference is None
-    assert {claim.verdict for claim in lost.expected} == {"held"}
+    assert set(lost.expected.values()) == {"held"}
 
 
 def test_the_command_writes_findings_and_page(whole, tmp_path):
     result = petseg("report", whole, "--out", tmp_path / "page.html")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.splitlines()[-1] == "resample: 100 %"
+    assert "intervals are resampled" in result.stderr
     again = petseg("report", whole / "findings.json", "--out", tmp_path / "again.html")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "page.html").read_bytes() == (tmp_path / "again.html").read_bytes()

@@ -322,7 +322,15 @@ def test_a_study_without_a_run_still_reports(findings, page):
         gone = {"difference": None, "latency_ratio": None, "seeds": ()}
         differences = tuple(one.model_copy(update=gone) for one in experiment.differences)
         experiments.append(experiment.model_copy(update={"arms": arms, "differences": differences}))
-    empty = {"robustness": None, "subsets": (), "groups": {}, "tuning": None, "data": None, "runs": {"missing": 141}}
+    empty = {
+        "robustness": (),
+        "corrupted": {},
+        "subsets": (),
+        "groups": {},
+        "tuning": None,
+        "data": None,
+        "runs": {"missing": 141},
+    }
     text = Page(page(findings.model_copy(update={**empty, "experiments": tuple(experiments)}))).text
     assert "No comparison has been run yet." in text
     assert "141 runs missing" in text

@@ -28,21 +28,13 @@ HOW = Resampling()  # every interval is made so
 BOUNDARY = "boundary_f"  # the metric that is no score of confusion matrices
 
 EstimateT = TypeVar("EstimateT", bound=schema.Estimate)
-Part = TypeVar("Part")
 Arm = Mapping[int, RunEntry]  # seed -> run
-Progress = Callable[[int, int], None]
 
 
-def find(folder: Path, on_progress: Progress = lambda done, total: None) -> schema.Findings:
+def find(folder: Path) -> schema.Findings:
     """Returns the findings of the study in a folder, complete or not."""
     results = Results(folder)
     manifest, study = results.manifest, results.study
-    parts, done = 3 + len(study.experiments), itertools.count(1)
-
-    def after(part: Part) -> Part:
-        on_progress(next(done), parts)
-        return part
-
     states = [entry.state for entry in manifest.runs]
     models = [*(study.tuning.models if study.tuning else ()), *(m for e in study.experiments for m in e.models)]
     made = [results.result(entry) for entry in manifest.runs if entry.state == "finished"]
@@ -57,19 +49,20 @@ def find(folder: Path, on_progress: Progress = lambda done, total: None) -> sche
         train_seconds=_round(sum(row.seconds for run in made for row in run.history)),
         machines=_machines(made),
         latency_environment=manifest.latency_environment,
-        tuning=after(_tuning(results)),
-        experiments=tuple(after(_experiment(results, experiment)) for experiment in study.experiments),
-        robustness=after(_robustness(results)),
-        subsets=after(tuple(_subsets(results))),
+        tuning=_tuning(results),
+        experiments=tuple(_experiment(results, experiment) for experiment in study.experiments),
+        corrupted=_corrupted(results),
+        robustness=tuple(_robustness(results)),
+        subsets=tuple(_subsets(results)),
         groups=_groups(results),
         settings=_settings(made),
     )
 
 
-def write_findings(folder: Path, on_progress: Progress = lambda done, total: None) -> Path:
+def write_findings(folder: Path) -> Path:
     """Returns FOLDER/findings.json, written anew."""
     path = folder / FINDINGS
-    schema.write_record(path, find(folder, on_progress))
+    schema.write_record(path, find(folder))
     return path
 
 
@@ -185,7 +178,7 @@ def verdict(low: float, high: float, *, equal: bool, by: float = 0.0) -> schema.
 def _judged(found: schema.ArmDifference, claims: Sequence[Claim], seeds: int) -> schema.ArmDifference:
     """Returns a difference with those claims that are about it, its arms in either order, and their verdicts."""
     about = [one for one in claims if {one.left, one.right} == {found.left, found.right} and one.metric == found.metric]
-    expected = tuple(schema.Expectation(text=claim.text, verdict=_judge(claim, found, seeds)) for claim in about)
+    expected = {claim.text: _judge(claim, found, seeds) for claim in about}
     return found.model_copy(update={"expected": expected})
 
 
@@ -286,16 +279,12 @@ def _machine(run: RunResult) -> str:
     return f"{made.device} {made.processor} {made.threads} {made.precision}"
 
 
-def _history(made: Sequence[RunResult]) -> dict[str, tuple[schema.Band, ...]]:
-    def band(values: Sequence[float]) -> schema.Band:
-        return schema.Band(mean=_round(float(np.mean(values))), low=_round(min(values)), high=_round(max(values)))
-
-    return {
-        curve: tuple(
-            band([getattr(row, curve) for row in rows]) for rows in zip(*(run.history for run in made), strict=False)
-        )
-        for curve in ("val_loss", "val_miou")
-    }
+def _history(made: Sequence[RunResult]) -> dict[str, tuple[tuple[float, float, float], ...]]:
+    found = {}
+    for curve in ("val_loss", "val_miou"):
+        epochs = zip(*([getattr(row, curve) for row in run.history] for run in made), strict=False)
+        found[curve] = tuple((_round(float(np.mean(of))), _round(min(of)), _round(max(of))) for of in epochs)
+    return found
 
 
 def _distinct_pairs(results: Results, experiment: Experiment) -> list[tuple[str, str]]:
@@ -306,14 +295,14 @@ def _distinct_pairs(results: Results, experiment: Experiment) -> list[tuple[str,
     return list(kept.values())
 
 
-def _robustness(results: Results) -> schema.RobustnessFindings | None:
-    """Returns the first variant's scores on corrupted images, the models' differences, and what was expected."""
+def _corrupted(results: Results) -> dict[str, dict[str, tuple[schema.Estimate, ...]]]:
+    """Returns model -> corruption -> the first variant's scores on the images unchanged, then in each severity."""
     if results.study.robustness is None:
-        return None
-    experiment, claims = results.study.recheck_claims("robustness")
+        return {}
+    experiment, _ = results.study.recheck_claims("robustness")
     first = next(iter(experiment.variants))
     arms = {model: results.arm(experiment, f"{model}/{first}", split=ROBUSTNESS) for model in experiment.models}
-    scores = {
+    return {
         model: {
             kind: tuple(_estimate(_on_corruption(results, kind, [severity]), arm) for severity in range(4))
             for kind in KINDS
@@ -321,7 +310,13 @@ def _robustness(results: Results) -> schema.RobustnessFindings | None:
         for model, arm in arms.items()
         if arm
     }
-    differences = []
+
+
+def _robustness(results: Results) -> Iterator[schema.ArmDifference]:
+    """Yields the models' differences on each corruption, the mean of its severities."""
+    if results.study.robustness is None:
+        return
+    experiment, claims = results.study.recheck_claims("robustness")
     for kind, pair in itertools.product(KINDS, _distinct_pairs(results, experiment)):
         whole, *each = (
             difference(results, experiment, pair, kind, _on_corruption(results, kind, severities))
@@ -329,8 +324,7 @@ def _robustness(results: Results) -> schema.RobustnessFindings | None:
         )
         by_severity = tuple(one.difference for one in each if one.difference)
         whole = whole.model_copy(update={"by_severity": by_severity})
-        differences.append(_judged(whole, claims, len(experiment.seeds)))
-    return schema.RobustnessFindings(scores=scores, differences=tuple(differences))
+        yield _judged(whole, claims, len(experiment.seeds))
 
 
 def _subsets(results: Results) -> Iterator[schema.ArmDifference]:

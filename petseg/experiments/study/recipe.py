@@ -7,7 +7,7 @@ shows every field.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,8 +18,7 @@ from petseg.config import (
     RunConfig,
     StrictConfig,
     TrainConfig,
-    flat_fields,
-    put_field,
+    put_fields,
     read_toml,
     validated,
 )
@@ -210,8 +209,8 @@ class Study(StrictConfig):
     def config(self, model: str, seed: int, changes: Iterable[Mapping[str, Any]], *, source: str) -> RunConfig:
         """Returns one run's config: the shared fields, then `changes` in their order; `source` names it in errors."""
         tree = self.model_dump(include={"model", "data", "train"})
-        for name, value in chain.from_iterable(map(flat_fields, changes)):
-            put_field(tree, name, value, source=source)
+        for change in changes:
+            put_fields(tree, change, source=source)
         if "name" in tree["model"] or tree["train"]["seed"] != self.train.seed:
             raise PetsegError(f"{source}: model.name and train.seed are the study's; give `models` and `seeds`")
         tree["model"]["name"], tree["train"]["seed"] = model, seed
