@@ -28,12 +28,13 @@ from petseg import __version__
 from petseg.config import ServeConfig
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.outputs import encoded
-from petseg.predict.segmentation import Box, ForegroundClass, Segmentation, Summary
+from petseg.predict.photos import Photo, TooManyPixelsError
+from petseg.predict.segmentation import Segmentation, Summary
 from petseg.predict.segmenter import KINDS, Segmenter, shipped_models
-from petseg.report.page import SCRIPT_HASH
+from petseg.report.page import SCRIPT_HASH, headline
 from petseg.schema import ClassInfo
 from petseg.serve import published
-from petseg.serve.upload import FIELD, RAW, Uploads, drain, opened
+from petseg.serve.upload import FIELD, RAW, Uploads, drain
 from petseg.serve.work import Models, Queue, unless_gone
 
 if TYPE_CHECKING:
@@ -126,12 +127,6 @@ class Problem(BaseModel):
     detail: str
 
 
-CAT = ForegroundClass("cat", 0.8132)
-
-BOX = Box(left=0, top=0, right=398, bottom=300, share=0.750229, confidence=0.8713, foreground_class=CAT)
-FIGURES = Summary(451, 300, True, 0.750636, confidence=0.8711, foreground_class=CAT, boxes=(BOX,), notes=())
-EXAMPLE = {**FIGURES.to_dict(), "model": "unet_small", "milliseconds": 3.6}
-
 PHOTO = {"type": "string", "format": "binary"}
 
 BODY = {
@@ -214,11 +209,7 @@ def make_app(config: ServeConfig | None = None, *, hosts: Sequence[str] = LOCAL)
             "description": "A PNG, or JSON for output=json; for several outputs, multipart/form-data with a part each. "
             "Server-Timing holds the milliseconds of the network and of all.",
             "model": Prediction,
-            "content": {
-                "application/json": {"example": EXAMPLE},
-                "image/png": {"schema": PHOTO},
-                "multipart/form-data": {"schema": PHOTO},
-            },
+            "content": {kind: {"schema": PHOTO} for kind in ("image/png", "multipart/form-data")},
         },
         **{status: {"model": Problem, "description": reason} for status, reason in PROBLEMS.items()},
     },
@@ -276,7 +267,8 @@ async def models(request: Request) -> ModelList:
 @api.get("/api/results", summary="The published comparisons")
 async def results() -> list[Published]:
     """Returns the results of the published comparisons."""
-    return [Published(name=name, answer=published.answer(name), url=f"/results/{name}") for name in published.names()]
+    found = published.comparisons().items()
+    return [Published(name=name, answer=headline(result), url=f"/results/{name}") for name, result in found]
 
 
 @api.get("/health", summary="Whether it runs")
@@ -289,8 +281,8 @@ async def health(request: Request) -> Health:
 @api.get("/results/{name}", include_in_schema=False)
 def result_page(name: str) -> HTMLResponse:
     """Returns a published comparison's report."""
-    if name not in published.names():
-        raise HTTPException(404, str(unknown_name("comparison", name, published.names())))
+    if name not in published.comparisons():
+        raise HTTPException(404, str(unknown_name("comparison", name, published.comparisons())))
     return HTMLResponse(published.page(name), headers={"Cache-Control": "max-age=3600"})
 
 
@@ -306,11 +298,15 @@ def _with_fields(asked: Asked, fields: Mapping[str, list[str]]) -> Asked:
 
 def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], pixels: int) -> Response:
     """Returns the answer to one photo; this is what the threads do."""
-    photo = opened(content, pixels)
-    started = time.perf_counter()
     try:
+        photo = Photo(content, "the photo")
+        if (given := photo.size[0] * photo.size[1]) > pixels:
+            raise HTTPException(413, f"the photo has {given:,} pixels; at most {pixels:,} are taken: make it smaller")
+        started = time.perf_counter()
         result = segmenter.batch([photo])[0]
         parts = {output: _part(segmenter, result, output) for output in outputs}
+    except TooManyPixelsError:
+        raise HTTPException(413, f"the photo has far more than {pixels:,} pixels; make it smaller") from None
     except PetsegError as error:
         raise HTTPException(400, str(error)) from None
     timing = f"network;dur={1000 * result.seconds:.2f}, all;dur={1000 * (time.perf_counter() - started):.2f}"

@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from threading import Lock
 
-from petseg.report.page import headline, render
+from petseg.report.page import render
 from petseg.schema import ComparisonResult, read_record
 
 PACKAGE = Path(str(files("petseg")))
@@ -16,19 +16,14 @@ RESULTS = next(folder for folder in (PACKAGE / "results", PACKAGE.parent / "resu
 _drawing = Lock()  # matplotlib draws one figure at a time
 
 
-def names() -> list[str]:
-    """Returns the published comparisons' names, sorted."""
-    return sorted(path.parent.name for path in RESULTS.glob("*/comparison.json"))
-
-
 @cache
-def answer(name: str) -> list[str]:
-    """Returns what a comparison's differences are, a line each."""
-    return headline(read_record(RESULTS / name / "comparison.json", ComparisonResult))
+def comparisons() -> dict[str, ComparisonResult]:
+    """Returns name -> published comparison, sorted."""
+    return {path.parent.name: read_record(path, ComparisonResult) for path in sorted(RESULTS.glob("*/comparison.json"))}
 
 
 @cache
 def page(name: str) -> str:
     """Returns a comparison's report, HTML that needs nothing else."""
     with _drawing:
-        return render(read_record(RESULTS / name / "comparison.json", ComparisonResult), RESULTS / name)
+        return render(comparisons()[name], RESULTS / name)

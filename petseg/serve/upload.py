@@ -11,8 +11,6 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
-from petseg.errors import PetsegError
-from petseg.predict.photos import Photo, TooManyPixelsError
 
 RAW = "application/octet-stream"  # beside image/*, the content type under which the body is the photo itself
 FIELD = "image"  # the multipart field that holds the photo
@@ -99,16 +97,3 @@ async def drain(request: Request) -> None:
         async with asyncio.timeout(PATIENCE):
             async for _ in request.stream():
                 pass
-
-
-def opened(content: bytes, limit: int) -> Photo:
-    """Returns the photo that a file holds; HTTPException 400 if it is no image, 413 above `limit` pixels."""
-    try:
-        photo = Photo(content, "the photo")
-    except TooManyPixelsError:
-        raise HTTPException(413, f"the photo has far more than {limit:,} pixels; make it smaller") from None
-    except PetsegError as error:
-        raise HTTPException(400, str(error)) from None
-    if (pixels := photo.size[0] * photo.size[1]) > limit:
-        raise HTTPException(413, f"the photo has {pixels:,} pixels; at most {limit:,} are taken: make it smaller")
-    return photo

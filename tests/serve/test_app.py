@@ -39,7 +39,7 @@ from petseg.predict.outputs import encoded
 from petseg.predict.segmentation import Segmentation
 from petseg.predict.segmenter import Segmenter, shipped_models
 from petseg.serve import make_app, upload
-from petseg.serve.app import EXAMPLE, PROBLEMS, Prediction
+from petseg.serve.app import PROBLEMS, Prediction
 from petseg.serve.server import is_loopback
 from tests.cli.test_commands import one_line_error, petseg
 from tests.cli.test_predict import bomb
@@ -76,7 +76,7 @@ def test_an_answer_is_what_python_gives(served, model, output):
         assert answer.content == encoded(result, output)
         return
     row = answer.json()
-    assert row.pop("model") == model
+    assert TypeAdapter(Prediction).validate_python(row).model == row.pop("model") == model
     assert 0 < row.pop("milliseconds") < 60_000
     assert row == summary_of(result)
 
@@ -126,13 +126,6 @@ def test_a_kind_stands_for_its_best_model(served):
     assert listed["default"] == listed["pair"][0]
     for card in listed["models"]:
         assert [entry["role"] for entry in card["classes"]][-2:] == ["background", "boundary"]
-
-
-def test_the_documented_example_fits_its_schema_and_the_answers(served):
-    answer = post(served.url, CAT.read_bytes(), output="json").json()
-    assert answer.keys() == EXAMPLE.keys()
-    for content in (answer, EXAMPLE):
-        TypeAdapter(Prediction).validate_python(content)
 
 
 IMAGE = {"files": {"image": image_file()}}
@@ -492,7 +485,6 @@ def test_the_document_has_examples_and_every_status():
     document = make_app(ServeConfig(), hosts=["*"]).openapi()
     operation = document["paths"]["/api/segment"]["post"]
     assert set(operation["responses"]) == {"200", *map(str, PROBLEMS)}
-    assert operation["responses"]["200"]["content"]["application/json"]["example"] == json.loads(json.dumps(EXAMPLE))
     model = operation["parameters"][0]["schema"]
     assert model["default"] == "unet"
     assert {"unet", "segnet", *shipped_models()} == {*model["enum"]}
