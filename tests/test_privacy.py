@@ -45,7 +45,7 @@ print(json.dumps([sorted(names), failed]))
 """Runs programs side by side and prints the names that were asked for, and the errors of those that failed."""
 
 
-def watched(folder: Path, *programs: str) -> tuple[list[str], list[Path]]:
+def watched(folder, *programs):
     """Returns the names that Python programs asked for, and the files that they left in their home folder."""
     if shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False).returncode:
         pytest.skip("NO NAMESPACE: this machine lets no test start a network of its own, so privacy is not tested")
@@ -62,7 +62,7 @@ def watched(folder: Path, *programs: str) -> tuple[list[str], list[Path]]:
     return names, [path for path in files if "matplotlib" not in path.parts]  # its list of fonts
 
 
-def command(*words: str) -> str:
+def command(*words):
     return f"import subprocess, sys; subprocess.run([sys.executable, '-m', 'petseg.cli', *{words!r}], check=True)"
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from tests.cli.test_commands import child_environment, one_line_error, petseg
 from tests.predict.test_outputs import below, pet
 
 
-def piped(content: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+def piped(content, *arguments):
     command = [sys.executable, "-m", "petseg.cli", "predict", "-", *arguments]
     return subprocess.run(command, input=content, capture_output=True, env=child_environment(), check=False, timeout=60)
 
@@ -153,14 +152,14 @@ def test_matting_changes_the_cut_out_alone(tmp_path):
         assert (files[0].read_bytes() == files[1].read_bytes()) == same, kind
 
 
-def bomb() -> bytes:
+def bomb():
     """A PNG whose header promises 100,000 x 100,000 pixels."""
     header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
     chunks = [(b"\0\0\0\x0d", header), (b"\0\0\0\0", b"IDAT")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(size + body + zlib.crc32(body).to_bytes(4, "big") for size, body in chunks)
 
 
-def bad_files(folder: Path) -> None:
+def bad_files(folder):
     (folder / "words.jpg").write_bytes(b"words")
     (folder / "empty.jpg").write_bytes(b"")
     Image.new("RGB", (300, 200), "red").save(folder / "cut.jpg")

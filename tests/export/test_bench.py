@@ -13,7 +13,7 @@ from tests.export.test_onnx import CLASSES, trained_like
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+def small(tmp_path_factory):
     """A U-Net of 4 channels at 64 px, as a file."""
     out = tmp_path_factory.mktemp("bench") / "small.onnx"
     config = {"model": {"name": "unet", "base_channels": 4}}

@@ -35,7 +35,7 @@ def test_a_shipped_model_as_openvino(tmp_path):
 def test_an_openvino_file_that_disagrees_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
 
-    def spoilt(file: bytes, images: np.ndarray) -> Made:
+    def spoilt(file, images):
         made = as_openvino(file, images)
         return Made(np.zeros_like(made.answers), made.save)
 

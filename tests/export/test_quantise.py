@@ -1,7 +1,5 @@
 """int8: the file keeps what it says of itself, agrees with float32, and leaves alone what must stay exact."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -45,14 +43,14 @@ def test_what_must_stay_exact_stays_in_float32():
     assert kept_in_fp32([*nodes, places]) == ["first", "head", "pool", "after"]
 
 
-def test_accuracy_is_the_run_s_own_for_the_run_s_own_probabilities(pets_folder: Path):
+def test_accuracy_is_the_run_s_own_for_the_run_s_own_probabilities(pets_folder):
     """A network that always says background scores what a prediction of background scores."""
     config = tiny()
     prepared = prepare_for(config, pets_folder)
     assert calibration_images(prepared, config).shape[1:] == (32, 32, 3)
-    seen: list[np.ndarray] = []
+    seen = []
 
-    def background(images: np.ndarray) -> np.ndarray:
+    def background(images):
         seen.append(images)
         probabilities = np.full((len(images), 3, 32, 32), 0.01, np.float32)
         probabilities[:, 1] = 0.98

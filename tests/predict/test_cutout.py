@@ -15,18 +15,18 @@ from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, loa
 RED, GREEN = np.array([200.0, 40, 30]), np.array([30.0, 120, 40])
 
 
-def disc(height: int, width: int, radius: float, soft: float = 2.0) -> np.ndarray:
+def disc(height, width, radius, soft=2.0):
     """Opacity [H, W] of a disc in the middle with an edge of `soft` pixels."""
     rows, columns = np.mgrid[:height, :width]
     distance = np.hypot(rows - height / 2 + 0.5, columns - width / 2 + 0.5)
     return ((radius - distance) / soft + 0.5).clip(0, 1)
 
 
-def composed(opacity: np.ndarray) -> Image.Image:
+def composed(opacity):
     return Image.fromarray((opacity[..., None] * RED + (1 - opacity[..., None]) * GREEN).round().astype(np.uint8))
 
 
-def trimap_of(opacity: np.ndarray, band: float) -> np.ndarray:
+def trimap_of(opacity, band):
     """Boundary where opacity is within `band` of a half, uint8 [H, W]."""
     sides = np.where(opacity >= 0.5, np.uint8(FOREGROUND), np.uint8(BACKGROUND))
     return np.where(np.abs(opacity - 0.5) < band, np.uint8(BOUNDARY), sides)

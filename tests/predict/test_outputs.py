@@ -2,7 +2,6 @@
 
 import os
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from petseg.predict import outputs
 from petseg.predict.outputs import (
     ENDINGS,
     USUAL,
-    Job,
     Look,
     check_outputs,
     encoded,
@@ -27,21 +25,21 @@ from petseg.predict.segmenter import Segmenter
 
 
 @pytest.fixture(scope="module")
-def segmenter(runtime: str) -> Segmenter:
+def segmenter(runtime):
     return Segmenter("unet_small", threads=1)
 
 
-def pet(path: Path, breed: str = "beagle", number: int = 1) -> Path:
+def pet(path, breed="beagle", number=1):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draw_pet(breed, number, size=64)[0]).save(path)
     return path
 
 
-def plan(*arguments: object) -> list[Job]:
+def plan(*arguments):
     return outputs.plan(*arguments)[0]
 
 
-def below(folder: Path) -> set[str]:
+def below(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -194,7 +192,7 @@ def test_of_several_files_all_are_written_or_none(segmenter, tmp_path):
 
 
 def test_a_photo_too_large_for_the_memory_is_an_error(segmenter, tmp_path, monkeypatch):
-    def no_room(self: Segmentation, **look: object) -> None:
+    def no_room(self, **look):
         raise MemoryError
 
     monkeypatch.setattr(Segmentation, "cutout", no_room)

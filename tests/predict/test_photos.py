@@ -15,13 +15,13 @@ from petseg.predict.photos import Photo, find_photos
 IMAGE = draw_pet("beagle", 1, size=96)[0]
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image, kind, **options):
     stream = BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
 
 
-def exif(orientation: int) -> Image.Exif:
+def exif(orientation):
     result = Image.Exif()
     result[0x0112] = orientation
     return result
@@ -62,7 +62,7 @@ def test_a_colour_profile_is_converted_to_srgb():
     assert np.allclose(colour, (228, 133, 133), atol=3)
 
 
-def gamma_one() -> bytes:
+def gamma_one():
     """An sRGB profile whose tone curves are straight lines: their tags are overwritten in place."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     # curves are `para` of type 3 with gamma 2.4: type 0 with gamma 1 reads the first number alone
@@ -147,7 +147,7 @@ def test_an_array_that_is_no_photo_is_an_error(array):
         Photo(array)
 
 
-def test_a_folder_accounts_for_every_file(tmp_path: Path, monkeypatch):
+def test_a_folder_accounts_for_every_file(tmp_path, monkeypatch):
     for name in (
         "b.JPG",
         "a.png",
@@ -186,7 +186,7 @@ def test_a_folder_accounts_for_every_file(tmp_path: Path, monkeypatch):
     assert len(find_photos([tmp_path, tmp_path / "a.png", tmp_path / "a.mask.png"], (".mask.png",))[0]) == 4
 
 
-def test_what_is_not_there_is_an_error(tmp_path: Path):
+def test_what_is_not_there_is_an_error(tmp_path):
     with pytest.raises(PetsegError, match=r"nowhere\.jpg: cannot be read"):
         Photo(tmp_path / "nowhere.jpg")
     with pytest.raises(PetsegError, match="no images in this folder"):

@@ -1,7 +1,5 @@
 """Runtimes: OpenVINO answers as ONNX Runtime does, and the rule that chooses between them."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 
@@ -24,16 +22,6 @@ def test_openvino_gives_onnx_runtime_s_answers(name):
     assert np.array_equal(openvino(images[2:3]), ours[2:3])
     other = drawn_images(192)[:1]
     assert np.abs(openvino(other) - onnx_runtime(other)).max() < 1e-3
-
-
-def test_many_threads_may_call_openvino_at_once():
-    images = drawn_images(128)
-    openvino = OpenVino(model_file("unet_small"), 1, streams=2)
-    alone = [openvino(image[None]) for image in images]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(openvino, images[:, None]))
-    for one, other in zip(alone, together, strict=True):
-        assert np.array_equal(one, other)
 
 
 def test_the_rule_takes_openvino_for_many_photos_where_it_is_installed_and_bf16_is_fast(monkeypatch):

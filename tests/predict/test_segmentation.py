@@ -16,15 +16,13 @@ PET = ("pet", "background", "border")
 CAT_AND_DOG = ("cat", "dog", "background", "border")
 
 
-def segmentation(
-    probabilities: np.ndarray, names: tuple[str, ...] = PET, size: tuple[int, int] = (40, 60)
-) -> Segmentation:
+def segmentation(probabilities, names=PET, size=(40, 60)):
     """What follows from probabilities [C, h, w], which are normalised here."""
     photo = Photo(np.zeros((*size, 3), np.uint8))
     return Segmentation((probabilities / probabilities.sum(axis=0)).astype(np.float32), classes_from(names), photo)
 
 
-def painted(colours: list[list[float]], *places: tuple[slice, slice]) -> np.ndarray:
+def painted(colours, *places):
     """Probabilities [C, 20, 20]: the first colour everywhere, each further one in its place."""
     probabilities = np.broadcast_to(np.array(colours[0], float)[:, None, None], (len(colours[0]), 20, 20)).copy()
     for colour, place in zip(colours[1:], places, strict=True):

@@ -29,11 +29,11 @@ pytestmark = pytest.mark.usefixtures("runtime")
 
 
 @pytest.fixture(scope="module")
-def segmenter(runtime: str) -> Segmenter:
+def segmenter(runtime):
     return Segmenter("unet_small", threads=1)
 
 
-def toy_model(path: Path, weights: list[list[float]], classes: object, size: int = 32) -> Path:
+def toy_model(path, weights, classes, size=32):
     """Writes a model whose logits are the colour (0..1) times weights [C, 3]."""
     kernel = numpy_helper.from_array(np.array(weights, np.float32)[:, :, None, None], "kernel")
     scale = numpy_helper.from_array(np.array(20 / 255, np.float32), "scale")
@@ -61,7 +61,7 @@ CELLS = [
 
 
 @pytest.fixture(scope="module")
-def three_colours() -> np.ndarray:
+def three_colours():
     """Red, green and blue thirds side by side, [48, 96, 3]."""
     return np.repeat(np.repeat(np.eye(3, dtype=np.uint8)[None] * 255, 48, axis=0), 32, axis=1)
 

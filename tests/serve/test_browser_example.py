@@ -3,7 +3,6 @@
 import base64
 import re
 import threading
-from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from petseg.predict.photos import Photo
 from petseg.predict.segmenter import Segmenter
@@ -24,12 +23,12 @@ CAT = EXAMPLE.parent.parent / "petseg" / "serve" / "page" / "cat.jpg"
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: object) -> None:
+    def log_message(self, *arguments):
         pass
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def page():
     path = chromium()
     if path is None:
         pytest.skip("NO BROWSER: no Chromium on the path, so the browser example is not tested")
@@ -37,8 +36,8 @@ def page() -> Iterator[Page]:
         pytest.skip("NO BROWSER EXAMPLE: examples/browser/vendor is not there; run `npm ci` in examples/browser")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(EXAMPLE)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    console: list[str] = []
-    asked: list[str] = []
+    console = []
+    asked = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         page = browser.new_page()
@@ -57,7 +56,7 @@ def page() -> Iterator[Page]:
     } == set()
 
 
-def seen(page: Page, content: bytes, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def seen(page, content, model):
     """Returns mask and class ids [H, W] and the resized photo [S, S, 3], as the browser has them."""
     height, width, *arrays, side = page.evaluate(
         """async ([content, name]) => {

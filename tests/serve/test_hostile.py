@@ -5,7 +5,6 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import httpx
 import pytest
 
 from tests.conftest import Served
-from tests.serve.test_app import image_file, resident
+from tests.serve.test_app import image_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and open files are read from /proc")
 
 
 @pytest.fixture(scope="module")
-def hasty() -> Iterator[Served]:
+def hasty():
     """A server that waits for nobody longer than a second, and may open few files."""
     server = Served("--set", "seconds=1", "--set", "concurrent=2")
     import resource
@@ -32,11 +31,16 @@ def hasty() -> Iterator[Served]:
         server.process.kill()
 
 
-def connect(server: Served) -> socket.socket:
+def resident(pid):
+    """Returns a process's memory in bytes."""
+    return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+
+
+def connect(server):
     return socket.create_connection(("127.0.0.1", server.port), timeout=20)
 
 
-def ended(connection: socket.socket) -> bytes:
+def ended(connection):
     """Returns what is answered until the server closes the connection."""
     answer = b""
     try:
@@ -47,7 +51,7 @@ def ended(connection: socket.socket) -> bytes:
     return answer
 
 
-def healthy(server: Served, busy: int = 0) -> None:
+def healthy(server, busy=0):
     assert httpx.get(f"{server.url}/health", timeout=20).json()["busy"] <= busy
     ends = time.monotonic() + 20
     while True:  # on a machine that is busy a photo may take longer than this server's second
@@ -58,7 +62,7 @@ def healthy(server: Served, busy: int = 0) -> None:
         assert time.monotonic() < ends
 
 
-def files(server: Served) -> int:
+def files(server):
     return len(os.listdir(f"/proc/{server.process.pid}/fd"))  # noqa: PTH208
 
 
@@ -77,7 +81,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("how", SLOW)
-def test_a_slow_client_is_closed_and_others_are_answered(how: str, hasty: Served) -> None:
+def test_a_slow_client_is_closed_and_others_are_answered(how, hasty):
     first, then = SLOW[how]
     with connect(hasty) as connection:
         connection.sendall(first)
@@ -96,7 +100,7 @@ def test_a_slow_client_is_closed_and_others_are_answered(how: str, hasty: Served
     healthy(hasty)
 
 
-def test_more_connections_than_files_leave_room_for_the_next(hasty: Served) -> None:
+def test_more_connections_than_files_leave_room_for_the_next(hasty):
     before = files(hasty)
     with ExitStack() as stack:
         held = [stack.enter_context(connect(hasty)) for _ in range(400)]
@@ -120,7 +124,7 @@ def test_more_connections_than_files_leave_room_for_the_next(hasty: Served) -> N
     [(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"X-A: " + b"a" * 65000 + b"\r\n"), (b"GET /", b"a" * 65000)],
     ids=["headers", "address"],
 )
-def test_a_head_without_end_is_refused_and_not_kept(start: bytes, part: bytes, hasty: Served) -> None:
+def test_a_head_without_end_is_refused_and_not_kept(start, part, hasty):
     before = resident(hasty.process.pid)
     sent = 0
     with connect(hasty) as connection:
@@ -136,7 +140,7 @@ def test_a_head_without_end_is_refused_and_not_kept(start: bytes, part: bytes, h
     healthy(hasty)
 
 
-def test_uploads_over_the_limit_are_not_kept(hasty: Served) -> None:
+def test_uploads_over_the_limit_are_not_kept(hasty):
     before = resident(hasty.process.pid)
     for length in (b"Content-Length: 300000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
         with connect(hasty) as connection:
@@ -151,7 +155,7 @@ def test_uploads_over_the_limit_are_not_kept(hasty: Served) -> None:
     healthy(hasty)
 
 
-def test_a_client_that_does_not_read_its_answer_holds_nobody_up(hasty: Served) -> None:
+def test_a_client_that_does_not_read_its_answer_holds_nobody_up(hasty):
     photo = image_file(1500, 1500)
     with ExitStack() as stack:
         for _ in range(20):
@@ -184,7 +188,7 @@ PATHS = (
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_path_leads_out_of_the_page(path: str, hasty: Served) -> None:
+def test_no_path_leads_out_of_the_page(path, hasty):
     with connect(hasty) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         answer = ended(connection)
@@ -194,7 +198,7 @@ def test_no_path_leads_out_of_the_page(path: str, hasty: Served) -> None:
     assert b"<script" not in answer or b"application/json" in answer
 
 
-def form(*parts: bytes, end: bytes = b"--b--\r\n") -> bytes:
+def form(*parts, end=b"--b--\r\n"):
     return b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + end
 
 
@@ -227,7 +231,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("kind", FORMS)
-def test_a_malformed_form_is_answered(kind: str, hasty: Served) -> None:
+def test_a_malformed_form_is_answered(kind, hasty):
     body, statuses = FORMS[kind]
     headers = {"content-type": "multipart/form-data; boundary=b"}
     answer = httpx.post(f"{hasty.url}/api/segment", content=body, headers=headers, timeout=20)
@@ -257,7 +261,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_a_malformed_request_is_refused_or_dropped(kind: str, hasty: Served) -> None:
+def test_a_malformed_request_is_refused_or_dropped(kind, hasty):
     with connect(hasty) as connection:
         connection.sendall(REQUESTS[kind])
         connection.settimeout(15)

@@ -5,7 +5,6 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from petseg.data.dataset import palette
 from petseg.predict.outputs import encoded
@@ -33,7 +32,7 @@ ARGUMENTS = (
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     path = chromium()
     if path is None:
         pytest.skip("NO BROWSER: no Chromium on the path, so the page is not tested")
@@ -43,14 +42,14 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-def opened(browser: Browser, served: Served, address: str = "/", **context: object) -> Iterator[Page]:
+def opened(browser, served, address="/", **context):
     """Yields a page; at the end nothing was asked of another machine and the console is empty."""
     made = browser.new_context(permissions=["camera", "clipboard-read", "clipboard-write"], **context)
     made.set_default_timeout(30_000)
     expect.set_options(timeout=30_000)
     page = made.new_page()
-    console: list[str] = []
-    asked: list[str] = []
+    console = []
+    asked = []
     page.on("console", lambda message: console.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: console.append(str(error)))
     made.on("request", lambda request: asked.append(request.url))
@@ -63,19 +62,24 @@ def opened(browser: Browser, served: Served, address: str = "/", **context: obje
 
 
 @pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
+def page(browser, served):
     yield from opened(browser, served, viewport={"width": 1280, "height": 900})
 
 
-def done(page: Page) -> None:
+def done(page):
     expect(page.locator("#agreement")).to_have_text(re.compile(r"The two agree on [\d.]+ % of the|Neither sees"))
 
 
-def choose(page: Page, *files: Path) -> None:
+def choose(page, *files):
     page.set_input_files("#file", list(files))
 
 
-def shown_pixels(page: Page, place: int) -> np.ndarray:
+def cat(page):
+    choose(page, CAT)
+    done(page)
+
+
+def shown_pixels(page, place):
     """The result as the browser has decoded it."""
     data = page.evaluate(
         """async (place) => {
@@ -94,8 +98,7 @@ def shown_pixels(page: Page, place: int) -> np.ndarray:
 
 
 def test_a_photo_gives_both_results_with_their_figures(page):
-    choose(page, CAT)
-    done(page)
+    cat(page)
     masks = []
     for place, name in enumerate((UNET, SEGNET)):
         side = page.get_by_role("article", name=MODELS[place])
@@ -156,7 +159,7 @@ def test_a_photo_in_work_shows_that_it_is(page):
     expect(page.get_by_text("Working …").first).to_be_hidden()
 
 
-def clip(page: Page) -> list[float]:
+def clip(page):
     return page.evaluate(
         """[...document.querySelectorAll(".result")]
             .map((result) => parseFloat(getComputedStyle(result).clipPath.split(" ").at(-1)))"""
@@ -164,8 +167,7 @@ def clip(page: Page) -> list[float]:
 
 
 def test_the_slider_moves_both_dividers_by_mouse(page):
-    choose(page, CAT)
-    done(page)
+    cat(page)
     box = page.locator(".stage").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.down()
@@ -176,8 +178,7 @@ def test_the_slider_moves_both_dividers_by_mouse(page):
 
 
 def test_downloads_are_the_api_s_files(page):
-    choose(page, CAT)
-    done(page)
+    cat(page)
     for output in ("mask", "overlay", "cutout", "classes", "trimap", "json"):
         with page.expect_download() as download:
             page.locator(f"article >> nth=1 >> [data-output={output}]").click()
@@ -192,8 +193,7 @@ def test_downloads_are_the_api_s_files(page):
 
 
 def test_the_result_is_copied(page):
-    choose(page, CAT)
-    done(page)
+    cat(page)
     page.get_by_role("button", name="Copy U-Net's result").click()
     expect(page.locator("button.copy").first).to_have_text("Copied")
     kinds = page.evaluate("navigator.clipboard.read().then((items) => items[0].types)")
@@ -218,8 +218,7 @@ def test_a_wrong_file_says_why_and_the_next_photo_works(page, tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     choose(page, tmp_path / "empty.png")
     expect(page.get_by_role("alert")).to_have_text("empty.png: the file is empty")
-    choose(page, CAT)
-    done(page)
+    cat(page)
     expect(page.locator("#problem")).to_be_hidden()
 
 
@@ -236,7 +235,7 @@ def test_a_server_that_stopped_is_an_error(browser):
 
 
 def test_with_the_keyboard_alone(page):
-    def tab_to(selector: str) -> None:
+    def tab_to(selector):
         for _ in range(40):
             page.keyboard.press("Tab")
             if page.evaluate("(wanted) => document.activeElement.matches(wanted)", selector):
@@ -353,7 +352,7 @@ def test_the_webcam_shows_its_rate_and_keeps_the_last_frame(page):
     done(page)
 
 
-def fitted(page: Page) -> None:
+def fitted(page):
     """Waits until the frame holds all of the report."""
     for _ in range(100):
         frame, inside = page.evaluate(
