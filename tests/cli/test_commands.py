@@ -110,6 +110,7 @@ def test_the_commands_and_their_flags_are_these():
 def test_version_and_an_error_of_a_process():
     assert petseg_process("--version").stdout.strip() == f"petseg {__version__}"
     assert "model 'x' is unknown" in one_line_error(petseg_process("train", "--model", "x"))
+    assert "Traceback" in petseg("train", "--model", "x", "--debug").stderr
 
 
 def test_train_evaluate_and_report_from_the_command_line(pets_folder, tmp_path):
@@ -226,12 +227,6 @@ def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path):
     assert "could not be downloaded" in line
     assert "set PETSEG_DATA" in line
     assert not (tmp_path / "runs").exists()
-
-
-def test_debug_shows_the_traceback():
-    result = petseg("train", "--model", "x", "--debug")
-    assert "Traceback" in result.stderr
-    assert "PetsegError" in result.stderr
 
 
 def test_data_check_prints_each_trap_and_exits_1(tmp_path):
