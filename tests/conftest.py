@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def prepare_for(config, folder):
 def train_on_cpu(config, prepared, run, **execution):
     """As `train`, on the CPU in fp32."""
     return train(config, prepared, run, Execution(hardware=CPU, **execution))
+
+
+def image_bytes(image, kind, **options):
+    """Returns an image as a file of a kind."""
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
 
 
 FAULTS = ("kills", "disks", "damage", "fuzz", "download", "archive", "hostile", "numbers", "cache", "foreign")

@@ -13,15 +13,10 @@ from petseg.data.images import FORMATS, SUFFIXES, formats
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
 from petseg.predict.photos import Photo, to_srgb
+from tests.conftest import image_bytes
 from tests.data.test_images import blank, opened
 
 PET = Image.fromarray(draw_pet("beagle", 1, size=64)[0])
-
-
-def encoded(image, format, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def pixels(content):
@@ -43,11 +38,11 @@ TAGS = [tag for tag in TiffTags.TAGS_V2 if tag not in (0x0112, *range(0x0100, 0x
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_orientation_is_read_whatever_the_other_tags_are(tried):
     """Pillow writes all tags anew when it turns a photo, and stumbles over one of an odd type."""
-    upright = np.rot90(pixels(encoded(PET, "JPEG")), -1)
+    upright = np.rot90(pixels(image_bytes(PET, "JPEG")), -1)
     for tag, kind in itertools.product(TAGS, TYPES):
         for place in (40, 2**31):  # of the values: in the text behind the tags, or nowhere
             tags = exif(*sorted([LYING, (tag, kind, 3, struct.pack("<L", place))]))
-            photo = Photo(encoded(PET, "JPEG", exif=tags))
+            photo = Photo(image_bytes(PET, "JPEG", exif=tags))
             assert photo.size == (PET.width, PET.height)
             assert np.array_equal(photo.whole(), upright), (tag, kind)
     tried(2 * len(TAGS) * len(TYPES))
@@ -56,16 +51,16 @@ def test_orientation_is_read_whatever_the_other_tags_are(tried):
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("broken", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0no TIFF at all"], ids=repr)
 def test_a_photo_whose_exif_cannot_be_read_is_upright(broken, tmp_path):
-    content = encoded(PET, "JPEG", exif=broken)
-    assert np.array_equal(Photo(content).whole(), pixels(encoded(PET, "JPEG")))
+    content = image_bytes(PET, "JPEG", exif=broken)
+    assert np.array_equal(Photo(content).whole(), pixels(image_bytes(PET, "JPEG")))
     assert opened(tmp_path, content, blank(PET.height, PET.width)).notes == ()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_a_tiff_turned_or_whose_next_page_leads_nowhere(tmp_path):
-    lying = Photo(encoded(PET, "TIFF", tiffinfo={0x0112: 6}))
+    lying = Photo(image_bytes(PET, "TIFF", tiffinfo={0x0112: 6}))
     assert (lying.size, lying.whole().size) == ((PET.width, PET.height), (PET.height, PET.width))
-    content = bytearray(encoded(PET, "TIFF"))
+    content = bytearray(image_bytes(PET, "TIFF"))
     (start,) = struct.unpack("<L", content[4:8])
     (count,) = struct.unpack("<H", content[start : start + 2])
     content[start + 2 + 12 * count : start + 6 + 12 * count] = struct.pack("<L", 2**31)
@@ -77,7 +72,7 @@ def test_a_tiff_turned_or_whose_next_page_leads_nowhere(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}], ids=str)
 def test_a_jpeg_without_its_last_bytes_is_read_with_a_note_and_left_out_of_a_dataset(options, tmp_path):
-    whole = encoded(PET, "JPEG", **options)
+    whole = image_bytes(PET, "JPEG", **options)
     assert Photo(whole + b"a film\xff\xda").notes == ()
     for end in (1, 2):
         photo = Photo(whole[:-end])
@@ -105,7 +100,7 @@ WIDE = {
 @pytest.mark.parametrize("kind", WIDE)
 def test_wide_pixels_are_scaled_by_their_values(kind, tmp_path):
     values, note = WIDE[kind]
-    content = encoded(Image.fromarray(values), "TIFF")
+    content = image_bytes(Image.fromarray(values), "TIFF")
     photo = Photo(content)
     sample = opened(tmp_path, content, blank(16, 16))
     assert photo.notes == (note,)
@@ -118,7 +113,7 @@ def test_wide_pixels_are_scaled_by_their_values(kind, tmp_path):
 @pytest.mark.parametrize("values", [[-1.0, 1.0], [0, 70_000.0], [0, np.nan], [0, np.inf], [-5, 3], [0, 2**20]], ids=str)
 def test_wide_pixels_of_another_range_are_refused(values, tmp_path):
     kind = np.int32 if all(isinstance(value, int) for value in values) else np.float32
-    content = encoded(Image.fromarray(np.array([values], kind)), "TIFF")
+    content = image_bytes(Image.fromarray(np.array([values], kind)), "TIFF")
     match = r"cannot be decoded \(pixels of .* to .*; wanted 0 to 1, 255, 4095 or 65535"
     with pytest.raises(PetsegError, match=match):
         Photo(content)
@@ -128,7 +123,7 @@ def test_wide_pixels_of_another_range_are_refused(values, tmp_path):
 
 def test_a_16_bit_grey_png_with_a_transparent_value_is_white_there_alone():
     values = (65_535 * RAMP).round().astype(np.uint16)
-    content = encoded(Image.fromarray(values), "PNG", transparency=int(values[0, 3]))
+    content = image_bytes(Image.fromarray(values), "PNG", transparency=int(values[0, 3]))
     grey = np.asarray(Photo(content).whole(), int)[..., 0]
     assert grey[0, 3] == 255
     grey[0, 3] = 255 * RAMP[0, 3]
@@ -186,7 +181,7 @@ def test_what_is_no_photo_is_called_by_its_kind(content, tmp_path):
 def test_heic_is_read_where_pillow_heif_is_installed(monkeypatch, tmp_path):
     pytest.importorskip("pillow_heif")
     assert "HEIF" in formats()
-    content = encoded(PET, "HEIF", quality=90)
+    content = image_bytes(PET, "HEIF", quality=90)
     assert np.abs(np.asarray(Photo(content).whole(), int) - np.asarray(PET)).mean() < 10
     assert opened(tmp_path, content, blank(PET.height, PET.width)).notes == ("HEIF named .jpg",)
     monkeypatch.setitem(Image.OPEN, "HEIF", None)

@@ -1,6 +1,5 @@
 """Opening a sample: what is unusual is noted, what cannot be used is refused by name, any mode becomes RGB."""
 
-import io
 import struct
 import warnings
 import zlib
@@ -16,6 +15,7 @@ from petseg.data.images import open_ids, open_sample, read_ids, resize_ids
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
+from tests.conftest import image_bytes
 from tests.data.traps import NOTES, REASONS, TRAPS
 
 
@@ -53,9 +53,7 @@ def opened(folder, image, label):
 
 
 def jpeg(width, height):
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(buffer, "JPEG")
-    return buffer.getvalue()
+    return image_bytes(Image.linear_gradient("L").resize((width, height)).convert("RGB"), "JPEG")
 
 
 def nearest(ids, height, width):
@@ -159,18 +157,14 @@ def test_how_far_a_label_may_differ_and_unusable_ones(tmp_path):
 
 
 def huge_png(side):
-    buffer = io.BytesIO()
-    Image.new("L", (1, 1)).save(buffer, "PNG")
-    content = bytearray(buffer.getvalue())
+    content = bytearray(image_bytes(Image.new("L", (1, 1)), "PNG"))
     content[16:24] = struct.pack(">II", side, side)
     content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
     return bytes(content)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize(
-    ("side", "reason"), [(10_000, "100,000,000 pixels; at most"), (50_000, "Image size")]
-)
+@pytest.mark.parametrize(("side", "reason"), [(10_000, "100,000,000 pixels; at most"), (50_000, "Image size")])
 def test_files_that_claim_too_many_pixels(tmp_path, monkeypatch, side, reason):
     """Pillow warns of the first and raises at the second; the filter of warnings, which all threads share, is left."""
     with monkeypatch.context() as patch:

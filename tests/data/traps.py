@@ -1,13 +1,12 @@
 """Synthetic pets with one of each trap of the real dataset: odd formats, damaged files, trimaps that do not fit."""
 
-import io
-
 import numpy as np
 from PIL import Image
 
 from petseg.data.dataset import SUSPECT
 from petseg.data.oxford_pets import BORDER, PET
 from petseg.data.synthetic import draw_pet, make_pets, write_list
+from tests.conftest import image_bytes
 
 TRAPS = {
     "._Abyssinian_1.png": "hidden file beside the trimaps",
@@ -80,7 +79,7 @@ def make_trapped_pets(folder, *, per_breed=2, breeds=2, size=160):
         breed, _, number = name.rpartition("_")
         pixels, trimap = draw_pet(breed, int(number), size=size)
         if kind not in ("trimap without image", "listed without image"):
-            (images / f"{name}.jpg").write_bytes(IMAGES.get(kind, _encoded)(Image.fromarray(pixels)))
+            (images / f"{name}.jpg").write_bytes(IMAGES.get(kind, _jpeg)(Image.fromarray(pixels)))
         if kind not in ("image without trimap", "listed without image"):
             trimap = np.ascontiguousarray(TRIMAPS[kind](trimap)) if kind in TRIMAPS else trimap
             Image.fromarray(trimap.astype(np.uint8)).save(annotations / "trimaps" / f"{name}.png")
@@ -91,10 +90,8 @@ def make_trapped_pets(folder, *, per_breed=2, breeds=2, size=160):
     return folder
 
 
-def _encoded(image, format="JPEG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
+def _jpeg(image, **options):
+    return image_bytes(image, "JPEG", **options)
 
 
 def _fading(image):
@@ -105,7 +102,7 @@ def _fading(image):
 def _lying(image):
     exif = Image.Exif()
     exif[0x0112] = 6  # a viewer turns it by 90 degrees clockwise
-    return _encoded(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    return _jpeg(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
 
 
 def _wide(image):
@@ -114,13 +111,13 @@ def _wide(image):
 
 IMAGES = {
     "empty image file": lambda image: b"",
-    "RGB PNG named .jpg": lambda image: _encoded(image, "PNG"),
-    "RGBA PNG named .jpg": lambda image: _encoded(_fading(image), "PNG"),
-    "GIF named .jpg": lambda image: _encoded(image, "GIF"),
-    "palette PNG with transparency named .jpg": lambda image: _encoded(image.quantize(64), "PNG", transparency=0),
-    "CMYK JPEG": lambda image: _encoded(image.convert("CMYK")),
-    "16-bit grey PNG named .jpg": lambda image: _encoded(_wide(image), "PNG"),
-    "truncated JPEG": lambda image: _encoded(image)[: len(_encoded(image)) // 2],
+    "RGB PNG named .jpg": lambda image: image_bytes(image, "PNG"),
+    "RGBA PNG named .jpg": lambda image: image_bytes(_fading(image), "PNG"),
+    "GIF named .jpg": lambda image: image_bytes(image, "GIF"),
+    "palette PNG with transparency named .jpg": lambda image: image_bytes(image.quantize(64), "PNG", transparency=0),
+    "CMYK JPEG": lambda image: _jpeg(image.convert("CMYK")),
+    "16-bit grey PNG named .jpg": lambda image: image_bytes(_wide(image), "PNG"),
+    "truncated JPEG": lambda image: _jpeg(image)[: len(_jpeg(image)) // 2],
     "EXIF orientation": _lying,
 }
 TRIMAPS = {

@@ -1,7 +1,6 @@
 """Photos: every format, rotation and profile; every kind of bad file in one line."""
 
 import os
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,9 @@ from PIL import Image, ImageCms
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
 from petseg.predict.photos import Photo, find_photos
+from tests.conftest import image_bytes
 
 IMAGE = draw_pet("beagle", 1, size=96)[0]
-
-
-def encoded(image, kind, **options):
-    stream = BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def exif(orientation):
@@ -31,7 +25,7 @@ def exif(orientation):
     ("kind", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("PNG", {"icc_profile": b"no profile at all" * 10})]
 )
 def test_a_lossless_file_gives_its_pixels_whatever_its_profile(kind, options):
-    photo = Photo(encoded(Image.fromarray(IMAGE), kind, **options))
+    photo = Photo(image_bytes(Image.fromarray(IMAGE), kind, **options))
     assert photo.size == IMAGE.shape[:2]
     assert (np.asarray(photo.whole()) == IMAGE).all()
     assert photo.notes == ()
@@ -45,7 +39,7 @@ def test_exif_rotation_is_applied(kind, orientation):
     upright.paste("black", (0, 0, 64, 40))
     back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = upright.transpose(Image.Transpose(back[orientation])) if orientation > 1 else upright
-    photo = Photo(encoded(stored, kind, exif=exif(orientation)))
+    photo = Photo(image_bytes(stored, kind, exif=exif(orientation)))
     assert photo.size == (96, 64)
     shown = np.asarray(photo.whole()).astype(int)
     assert shown.shape[:2] == photo.size
@@ -56,7 +50,7 @@ def test_exif_rotation_is_applied(kind, orientation):
 
 
 def test_a_colour_profile_is_converted_to_srgb():
-    stored = encoded(Image.new("RGB", (8, 8), (200, 60, 60)), "PNG", icc_profile=gamma_one())
+    stored = image_bytes(Image.new("RGB", (8, 8), (200, 60, 60)), "PNG", icc_profile=gamma_one())
     (colour,) = {tuple(pixel) for pixel in np.asarray(Photo(stored).whole()).reshape(-1, 3).tolist()}
     # linear light 60 / 255 is .235, which sRGB writes as 133
     assert np.allclose(colour, (228, 133, 133), atol=3)
@@ -83,7 +77,7 @@ def test_every_mode_becomes_rgb(mode):
     image = Image.fromarray(IMAGE)
     grey = image.convert("L")
     stored = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
-    shown = Photo(encoded(stored, "TIFF" if mode == "CMYK" else "PNG")).whole()
+    shown = Photo(image_bytes(stored, "TIFF" if mode == "CMYK" else "PNG")).whole()
     assert shown.mode == "RGB"
     if mode not in ("1", "P"):
         wanted = np.asarray(image if mode in ("RGBA", "CMYK") else grey.convert("RGB")).astype(int)
@@ -92,13 +86,13 @@ def test_every_mode_becomes_rgb(mode):
 
 def test_what_is_transparent_becomes_white():
     stored = Image.new("RGBA", (4, 4), (10, 200, 30, 0))
-    assert (np.asarray(Photo(encoded(stored, "PNG")).whole()) == 255).all()
+    assert (np.asarray(Photo(image_bytes(stored, "PNG")).whole()) == 255).all()
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_is_used_and_it_says_so(kind):
     first, second = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (20, 10), "blue")
-    photo = Photo(encoded(first, kind, save_all=True, append_images=[second]))
+    photo = Photo(image_bytes(first, kind, save_all=True, append_images=[second]))
     assert photo.notes == ("2 frames, the first one is used",)
     assert np.asarray(photo.whole())[..., 0].min() > 200
 
@@ -112,7 +106,7 @@ def test_a_jpeg_is_resized_as_the_dataset_was_and_reduced_in_its_shape(prepared)
     for row, sample in enumerate(prepared.samples):
         assert (Photo(sample.image).resized(32) == prepared.images[row]).all(), sample.id
     for width, reduced in ((4000, (400, 100)), (40, (40, 10))):
-        assert Photo(encoded(Image.new("RGB", (width, width // 4)), "JPEG")).reduced(400).size == reduced
+        assert Photo(image_bytes(Image.new("RGB", (width, width // 4)), "JPEG")).reduced(400).size == reduced
 
 
 @pytest.mark.parametrize(
@@ -120,9 +114,9 @@ def test_a_jpeg_is_resized_as_the_dataset_was_and_reduced_in_its_shape(prepared)
     [
         (b"", r"^x: is empty \(zero bytes\)"),
         (b"no image, only words", r"^x: cannot be decoded \(not an image that can be read; wanted JPEG, .*TIFF\)"),
-        (encoded(Image.fromarray(IMAGE), "JPEG")[:600], "^x: cannot be decoded"),
-        (encoded(Image.fromarray(IMAGE), "PNG")[:600], "^x: cannot be decoded"),
-        (encoded(Image.fromarray(IMAGE), "TIFF")[:200], "^x: cannot be decoded"),
+        (image_bytes(Image.fromarray(IMAGE), "JPEG")[:600], "^x: cannot be decoded"),
+        (image_bytes(Image.fromarray(IMAGE), "PNG")[:600], "^x: cannot be decoded"),
+        (image_bytes(Image.fromarray(IMAGE), "TIFF")[:200], "^x: cannot be decoded"),
     ],
     ids=["empty", "words", "truncated JPEG", "truncated PNG", "truncated TIFF"],
 )
@@ -138,7 +132,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch, pixel
     """Pillow warns of up to twice its limit and refuses more; both are refused here."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
     with pytest.raises(PetsegError, match=r"^bomb: cannot be decoded .*pixels"):
-        Photo(encoded(Image.new("RGB", (12, 10)), "PNG"), "bomb")
+        Photo(image_bytes(Image.new("RGB", (12, 10)), "PNG"), "bomb")
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])

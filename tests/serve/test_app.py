@@ -13,7 +13,6 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import httpx
@@ -40,7 +39,7 @@ from petseg.serve.app import PROBLEMS, Prediction
 from petseg.serve.server import is_loopback
 from tests.cli.test_commands import one_line_error, petseg
 from tests.cli.test_predict import bomb
-from tests.conftest import Served
+from tests.conftest import Served, image_bytes
 
 ROOT = Path(__file__).parents[2]
 CAT = ROOT / "petseg" / "serve" / "page" / "cat.jpg"
@@ -48,9 +47,7 @@ OUTPUTS = ("mask", "overlay", "cutout", "classes", "trimap", "json")
 
 
 def image_file(width=40, height=30, kind="PNG"):
-    stream = BytesIO()
-    Image.new("RGB", (width, height), "grey").save(stream, kind)
-    return stream.getvalue()
+    return image_bytes(Image.new("RGB", (width, height), "grey"), kind)
 
 
 def summary_of(result):
@@ -405,12 +402,8 @@ def test_the_comparisons_are_those_of_results_and_the_wheel_carries_them(served)
 def cats(number):
     """Pictures that differ in size and in what is seen in them."""
     with Image.open(CAT) as cat:
-        result = []
-        for place in range(number):
-            stream = BytesIO()
-            cat.crop((3 * place, 2 * place, 451 - 5 * place, 300)).save(stream, "JPEG")
-            result.append(stream.getvalue())
-    return result
+        crops = [cat.crop((3 * place, 2 * place, 451 - 5 * place, 300)) for place in range(number)]
+    return [image_bytes(crop, "JPEG") for crop in crops]
 
 
 def test_two_hundred_requests_at_once_each_get_their_own_answer(served):
