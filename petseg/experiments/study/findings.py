@@ -144,7 +144,9 @@ def difference(
     if seeds:
         first, second = (measure.of(arm, seeds) for arm in arms)
         found, images = _rounded(paired_bootstrap(first, second, score=measure.score, how=HOW)), first.shape[1]
-        ratio = _latency_ratio(*(results.manifest.costs.get(arm[seeds[0]].cost) for arm in arms))
+        one, other = (results.manifest.costs.get(arm[seeds[0]].cost) for arm in arms)
+        if one and other and one != other and one.latency_ms and other.latency_ms:
+            ratio = _round(one.latency_ms.p50 / other.latency_ms.p50)
     diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in pair}
     return schema.ArmDifference(
         left=pair[0],
@@ -156,12 +158,6 @@ def difference(
         difference=found,
         latency_ratio=ratio,
     )
-
-
-def _latency_ratio(first: schema.CostInfo | None, second: schema.CostInfo | None) -> float | None:
-    if first is None or second is None or first == second or not (first.latency_ms and second.latency_ms):
-        return None
-    return _round(first.latency_ms.p50 / second.latency_ms.p50)
 
 
 def verdict(low: float, high: float, *, equal: bool, by: float = 0.0) -> schema.Verdict:
@@ -176,22 +172,24 @@ def verdict(low: float, high: float, *, equal: bool, by: float = 0.0) -> schema.
 
 
 def _judged(found: schema.ArmDifference, claims: Sequence[Claim], seeds: int) -> schema.ArmDifference:
-    """Returns a difference with those claims that are about it, its arms in either order, and their verdicts."""
-    about = [one for one in claims if {one.left, one.right} == {found.left, found.right} and one.metric == found.metric]
-    expected = {claim.text: _judge(claim, found, seeds) for claim in about}
+    """Returns a difference with those claims that are about it, its arms in either order, and their verdicts.
+
+    A claim stays open as long as a seed of its arms is missing. An arm that diverged in every seed has lost.
+    """
+    expected: dict[str, schema.Verdict] = {}
+    for claim in claims:
+        if {claim.left, claim.right} != {found.left, found.right} or claim.metric != found.metric:
+            continue
+        left_lost, right_lost = (found.diverged.get(arm) == seeds for arm in (claim.left, claim.right))
+        if left_lost != right_lost:
+            expected[claim.text] = "held" if right_lost and not claim.equal else "did not hold"
+        elif found.difference is None or len(found.seeds) < seeds:
+            expected[claim.text] = "open"
+        else:
+            low, high = found.difference.low, found.difference.high
+            ends = (low, high) if claim.left == found.left else (-high, -low)
+            expected[claim.text] = verdict(*ends, equal=claim.equal, by=claim.points)
     return found.model_copy(update={"expected": expected})
-
-
-def _judge(claim: Claim, found: schema.ArmDifference, seeds: int) -> schema.Verdict:
-    """A claim stays open as long as a seed of its arms is missing. An arm that diverged in every seed has lost."""
-    left_lost, right_lost = (found.diverged.get(arm) == seeds for arm in (claim.left, claim.right))
-    if left_lost != right_lost:
-        return "held" if right_lost and not claim.equal else "did not hold"
-    if found.difference is None or len(found.seeds) < seeds:
-        return "open"
-    low, high = found.difference.low, found.difference.high
-    ends = (low, high) if claim.left == found.left else (-high, -low)
-    return verdict(*ends, equal=claim.equal, by=claim.points)
 
 
 def _experiment(results: Results, experiment: Experiment) -> schema.ExperimentFindings:
@@ -287,14 +285,6 @@ def _history(made: Sequence[RunResult]) -> dict[str, tuple[tuple[float, float, f
     return found
 
 
-def _distinct_pairs(results: Results, experiment: Experiment) -> list[tuple[str, str]]:
-    """Returns `model_pairs` without those of the same runs as an earlier one: a shape that was equal all along."""
-    kept: dict[tuple[RunEntry | None, ...], tuple[str, str]] = {}
-    for pair in experiment.model_pairs():
-        kept.setdefault(tuple(results.entry(experiment.name, arm, s) for arm in pair for s in experiment.seeds), pair)
-    return list(kept.values())
-
-
 def _corrupted(results: Results) -> dict[str, dict[str, tuple[schema.Estimate, ...]]]:
     """Returns model -> corruption -> the first variant's scores on the images unchanged, then in each severity."""
     if results.study.robustness is None:
@@ -312,31 +302,34 @@ def _corrupted(results: Results) -> dict[str, dict[str, tuple[schema.Estimate, .
     }
 
 
-def _robustness(results: Results) -> Iterator[schema.ArmDifference]:
-    """Yields the models' differences on each corruption, the mean of its severities."""
-    if results.study.robustness is None:
+def _rechecked(results: Results, part: str, measures: Mapping[str, Measure]) -> Iterator[schema.ArmDifference]:
+    """Yields the models' differences by each measure, those of the same runs as earlier ones left out."""
+    if part not in results.study.rechecks():
         return
-    experiment, claims = results.study.recheck_claims("robustness")
-    for kind, pair in itertools.product(KINDS, _distinct_pairs(results, experiment)):
-        whole, *each = (
-            difference(results, experiment, pair, kind, _on_corruption(results, kind, severities))
-            for severities in ((1, 2, 3), (0,), (1,), (2,), (3,))
-        )
-        by_severity = tuple(one.difference for one in each if one.difference)
-        whole = whole.model_copy(update={"by_severity": by_severity})
-        yield _judged(whole, claims, len(experiment.seeds))
+    experiment, claims = results.study.recheck_claims(part)
+    pairs: dict[tuple[RunEntry | None, ...], tuple[str, str]] = {}
+    for pair in experiment.model_pairs():  # a shape may have been equal all along
+        pairs.setdefault(tuple(results.entry(experiment.name, arm, s) for arm in pair for s in experiment.seeds), pair)
+    for metric, pair in itertools.product(measures, pairs.values()):
+        found = difference(results, experiment, pair, metric, measures[metric])
+        yield _judged(found, claims, len(experiment.seeds))
+
+
+def _robustness(results: Results) -> Iterator[schema.ArmDifference]:
+    """Yields the models' differences on each corruption, the mean of its severities, and in each of them."""
+    for whole in _rechecked(results, "robustness", {kind: _on_corruption(results, kind, (1, 2, 3)) for kind in KINDS}):
+        experiment, _ = results.study.recheck_claims("robustness")
+        measures = (_on_corruption(results, whole.metric, [severity]) for severity in range(4))
+        each = (difference(results, experiment, (whole.left, whole.right), "", one).difference for one in measures)
+        yield whole.model_copy(update={"by_severity": tuple(filter(None, each))})
 
 
 def _subsets(results: Results) -> Iterator[schema.ArmDifference]:
     """Yields the models' differences in other views of the same counts."""
-    if results.study.subsets is None:
-        return
-    experiment, claims = results.study.recheck_claims("subsets")
     roles = [entry.role for entry in results.manifest.data.scored_classes] if results.manifest.data else []
-    for name, pair in itertools.product(SUBSETS, _distinct_pairs(results, experiment)):
-        if not name.startswith("border") or roles == ["foreground", "background", "boundary"]:
-            found = difference(results, experiment, pair, name, _on_subset(results, name))
-            yield _judged(found, claims, len(experiment.seeds))
+    bordered = roles == ["foreground", "background", "boundary"]
+    names = [name for name in SUBSETS if bordered or not name.startswith("border")]
+    return _rechecked(results, "subsets", {name: _on_subset(results, name) for name in names})
 
 
 def _groups(results: Results) -> dict[str, dict[str, float]]:
@@ -363,27 +356,25 @@ def _tuning(results: Results) -> schema.TuningFindings | None:
     if tuning is None:
         return None
     config = results.study.config(tuning.models[0], tuning.seed, [tuning.fields], source="study: tuning")
-    pairs = _own_and_other(results, tuning)
+    pairs, cells = _own_and_other(results, tuning), []
+    for model, cell in itertools.product(tuning.models, tuning.cells()):
+        entry = results.entry(TUNING, tuning_arm(model, cell), tuning.seed)
+        scored = entry is not None and entry.state == "finished"
+        points = _round(100 * results.result(entry).evaluations["val"].miou) if entry and scored else None
+        state = entry.state if entry else "missing"
+        cells.append(schema.TuningCell(model=model, **cell, state=state, points=points))
     more_lost, held = _more_lost(results, tuning, pairs)
     return schema.TuningFindings(
         seed=tuning.seed,
         size=config.data.size,
         epochs=config.train.epochs,
         expected=tuning.expected,
-        cells=tuple(_cell(results, tuning, model, cell) for model in tuning.models for cell in tuning.cells()),
+        cells=tuple(cells),
         best=results.manifest.tuned,
         at_the_other_s_best={model: _loss(results, *pair) for model, pair in pairs.items()},
         more_lost=more_lost,
         verdict=held,
     )
-
-
-def _cell(results: Results, tuning: Tuning, model: str, cell: Mapping[str, float]) -> schema.TuningCell:
-    entry = results.entry(TUNING, tuning_arm(model, cell), tuning.seed)
-    points = None
-    if entry is not None and entry.state == "finished":
-        points = _round(100 * results.result(entry).evaluations["val"].miou)
-    return schema.TuningCell(model=model, **cell, state=entry.state if entry else "missing", points=points)
 
 
 def _own_and_other(results: Results, tuning: Tuning) -> dict[str, tuple[RunEntry, RunEntry]]:
