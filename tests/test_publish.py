@@ -34,27 +34,17 @@ def published(whole, publish, tmp_path_factory):
         return publish(whole, "study", tmp_path_factory.mktemp("results"))
 
 
-@pytest.fixture
-def as_official(monkeypatch, publish):
-    monkeypatch.setattr("publish.OFFICIAL_IMAGES", OFFICIAL)
-
-
 def test_findings_and_page_come_out_of_the_published_study_byte_for_byte(whole, published, tmp_path):
     write_findings(whole)
     before = (published / "findings.json").read_bytes()
     assert before == (whole / "findings.json").read_bytes()
     assert write_findings(published).read_bytes() == before
     pages = [
-        write_study_report(folder / "findings.json", tmp_path / "page.html").read_bytes()
-        for folder in (whole, published)
+        write_study_report(one / "findings.json", tmp_path / "page.html").read_bytes() for one in (whole, published)
     ]
     assert pages[0] == pages[1]
-
-
-def test_it_is_four_files(published):
-    assert sorted(path.name for path in published.rglob("*")) == [
-        *("findings.json", "images.jsonl.gz", "runs.jsonl.gz", "study.json")
-    ]
+    four = {"findings.json", "images.jsonl.gz", "runs.jsonl.gz", "study.json"}
+    assert {path.name for path in published.rglob("*")} == four
 
 
 def test_runs_and_counts_come_back_as_they_were(whole, published):
@@ -67,12 +57,9 @@ def test_runs_and_counts_come_back_as_they_were(whole, published):
             assert found.ids == wanted.ids
             assert (found.confusions == wanted.confusions).all()
             assert np.array_equal(found.boundaries, wanted.boundaries.round(4), equal_nan=True)
-    assert [r.diverged for e in ours.manifest.runs if (r := theirs.result(e)).diverged] == [
-        "The loss became NaN or infinite."
-    ]
-
-
-def test_counts_are_readable_without_petseg(whole, published):
+    diverged = [r.diverged for e in ours.manifest.runs if (r := theirs.result(e)).diverged]
+    assert diverged == ["The loss became NaN or infinite."]
+    # readable without petseg
     text = gzip.decompress((published / "images.jsonl.gz").read_bytes()).decode()
     lines = [json.loads(line) for line in text.splitlines()]
     shared = {line["section"]: line for line in lines if "ids" in line}
@@ -112,8 +99,8 @@ def test_synthetic_images_are_not_published(whole, publish, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.usefixtures("as_official")
-def test_runs_of_other_images_are_refused(publish, tmp_path):
+def test_runs_of_other_images_and_a_part_of_a_study_are_refused(publish, tmp_path, monkeypatch):
+    monkeypatch.setattr("publish.OFFICIAL_IMAGES", OFFICIAL)
     folder = make_study(tmp_path / "mixed", val=6, test=8)
     file = folder / "runs" / read_manifest(folder).runs[3].name / "evaluations" / "val.images.json"
     file.write_text(file.read_text().replace("beagle", "boxer"))
@@ -122,15 +109,10 @@ def test_runs_of_other_images_are_refused(publish, tmp_path):
     before.write_text("{}")
     with pytest.raises(PetsegError, match=r"was scored on other val images; score it again"):
         publish(folder, "study", tmp_path / "results")
-    assert list((tmp_path / "results").rglob("*.*")) == [before], "what was published stays until the new is whole"
-
-
-@pytest.mark.usefixtures("as_official")
-def test_a_part_of_a_study_is_not_published(publish, tmp_path):
-    folder = make_study(tmp_path / "part", val=6, test=8, leave_out=lambda run: run.rows[0].arm == "unet/deeper")
+    part = make_study(tmp_path / "part", val=6, test=8, leave_out=lambda run: run.rows[0].arm == "unet/deeper")
     with pytest.raises(PetsegError, match=r"lacks 3 of 143 runs, the first unet-64px-.*; a study is published whole"):
-        publish(folder, "study", tmp_path / "results")
-    assert not list((tmp_path / "results").rglob("*.*"))
+        publish(part, "study", tmp_path / "results")
+    assert list((tmp_path / "results").rglob("*.*")) == [before], "what was published stays until the new is whole"
 
 
 def edited(path, change):

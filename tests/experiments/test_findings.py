@@ -35,7 +35,7 @@ def between(findings, name, left, right, metric="miou"):
     return next(d for d in findings.experiment(name).differences if (d.left, d.right, d.metric) == wanted)
 
 
-def test_a_difference_is_the_bootstrap_s_over_the_runs_own_files(whole, findings):
+def test_scores_and_differences_are_the_bootstrap_s_over_the_runs_own_files(whole, findings):
     counts = []
     for model in ("unet", "segnet"):
         arm = next(arm for arm in findings.experiment("main").arms if arm.arm == f"{model}/width")
@@ -47,9 +47,7 @@ def test_a_difference_is_the_bootstrap_s_over_the_runs_own_files(whole, findings
     assert [own.points, own.low, own.high] == pytest.approx([wanted.points, wanted.low, wanted.high], abs=1e-4)
     assert found.seeds == (0, 1, 2, 3, 4)
     assert between(findings, "main", "unet/width", "segnet/width", "border").difference.points != own.points
-
-
-def test_boundary_f_has_its_interval_too(whole, findings):
+    # boundary F too
     means = {}
     for arm in findings.experiment("main").arms:
         files = [whole / "runs" / run / "evaluations" / "test.json" for run in arm.runs]
@@ -59,9 +57,6 @@ def test_boundary_f_has_its_interval_too(whole, findings):
     found = between(findings, "main", "unet/width", "segnet/width", "boundary_f").difference
     assert found.points == pytest.approx(means["unet/width"] - means["segnet/width"], abs=0.01)
     assert found.low < found.points < found.high
-
-
-def test_an_arm_has_its_score_cost_and_time(whole, findings):
     arm = findings.experiment("main").arms[0]
     scores = arm.scores
     assert scores.miou.low < scores.miou.points < scores.miou.high
@@ -73,7 +68,7 @@ def test_an_arm_has_its_score_cost_and_time(whole, findings):
     assert (match.wanted, match.reached) == (100, 101)
 
 
-def test_times_of_unlike_machines_are_not_mixed(tmp_path):
+def test_times_of_unlike_machines_are_not_mixed_nor_one_run_compared_with_itself(findings, tmp_path):
     folder = make_study(tmp_path / "machines")
     results = Results(folder)
     for name in ("unet/width", "segnet/parameters"):
@@ -88,9 +83,7 @@ def test_times_of_unlike_machines_are_not_mixed(tmp_path):
     unet, parameters, segnet = (times[arm] for arm in ("unet/width", "segnet/parameters", "segnet/width"))
     assert (unet.train_seconds, parameters.train_seconds, segnet.train_seconds) == (21.0 * 30, None, 21.0 * 30)
     assert {machine.processor: machine.runs for machine in found.machines} == {"made": 136, "another": 7}
-
-
-def test_one_run_under_two_names_is_compared_with_nothing(findings):
+    # one run under two names is compared with nothing
     pairs = {(found.left, found.right) for found in findings.experiment("main").differences}
     assert ("unet/width", "unet/parameters") not in pairs
     assert ("segnet/parameters", "segnet/width") in pairs
@@ -162,12 +155,9 @@ def test_a_study_without_these_parts_still_reports(tmp_path):
     assert (without.robustness, without.subsets, without.groups) == ((), (), {})
 
 
-def test_leaks_are_22_test_images_and_none_validates():
+def test_the_border_counted_otherwise_and_the_leaks():
     assert len(committed_leaks()) == 22
     assert not committed_leaks() & committed_validation()
-
-
-def test_the_border_counted_otherwise():
     counts = np.array([[[50, 3, 2], [4, 30, 1], [5, 6, 9]]])
 
     def looked(name):

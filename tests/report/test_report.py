@@ -357,17 +357,3 @@ def test_only_images_beside_the_comparison_are_embedded(published, tmp_path):
         told = f"image {name!r}; a report embeds .png, .jpg in its own folder: was the file edited?"
         with pytest.raises(PetsegError, match=re.escape(told)):
             list(read_gallery(changed(result, examples=(example,)), tmp_path / "run"))
-
-
-def test_a_failed_write_leaves_the_old_report(published, tmp_path, monkeypatch):
-    write_record(tmp_path / "comparison.json", published)
-    (tmp_path / "report.html").write_text("old", encoding="utf-8")
-
-    def broken(self, target):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(PetsegError, match=r"report\.html: cannot be written \(disk full\)"):
-        write_report(tmp_path / "comparison.json")
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "old"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["comparison.json", "report.html"]
