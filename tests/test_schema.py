@@ -85,21 +85,17 @@ def test_what_is_no_json_object_is_one_line(content, message, tmp_path):
         read_record(tmp_path / "comparison.json", ComparisonResult)
 
 
-def test_a_record_never_changes():
+def test_a_record_never_changes_and_says_what_it_shows():
     with pytest.raises(ValidationError, match="frozen"):
         Estimate(points=0.5, low=0.5, high=0.5).low = 0.6
     with pytest.raises(ValidationError, match="finite number"):
         Estimate(points=0.5, low=float("nan"), high=0.5)
-
-
-def test_the_caption_names_what_the_images_are():
+    # the caption names what the images are
     data = read_record(RESULTS / "official" / "data.json", DataInfo)
     assert data.model_copy(update={"official": True}).images == "Oxford-IIIT Pet, official archives"
     reduced = data.model_copy(update={"official": False, "largest_side": 288, "provenance": "a mirror"})
     assert reduced.images == "Oxford-IIIT Pet, images of at most 288 px: a mirror"
-
-
-def test_a_difference_is_shown_where_its_interval_leaves_zero_out():
+    # a difference is shown where its interval leaves zero out
     (difference,) = read_record(PUBLISHED, ComparisonResult).differences
     for low, high, shown in ((0.1, 2.0, True), (-2.0, -0.1, True), (-0.1, 2.0, False), (0.0, 2.0, False)):
         assert difference.model_copy(update={"low": low, "high": high}).shown is shown

@@ -56,9 +56,7 @@ def test_a_comparison_holds_every_figure(comparison, finished, prepared):
     # both saw the same images under the same budget
     first, second = (comparison.config.for_model(name) for name in ("unet", "segnet"))
     assert (first.train, first.data) == (second.train, second.data)
-
-
-def test_the_background_baseline_calls_everything_background(comparison):
+    # the background baseline calls everything background
     iou = comparison.baselines[0].evaluations["test"].iou
     assert iou["pet"] == iou["border"] == 0
     assert 0.4 < iou["background"] < 0.8
@@ -150,12 +148,10 @@ def test_one_model_or_three_quick(models, prepared, tmp_path):
     for example in found.examples:
         assert set(example.files) == {"image", "truth", *models}
         assert len(models) > 1 or example.why != "differ"
-
-
-def test_a_wrong_option_is_an_error_before_any_work(prepared, tmp_path):
+    # a wrong option is an error before any work
     with pytest.raises(PetsegError, match=r"model\.skips was given for 'segnet', which has no such option"):
-        compare(plan_of(("unet", "segnet"), "model.skips=false"), prepared, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        compare(plan_of(("unet", "segnet"), "model.skips=false"), prepared, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_examples_are_best_median_worst_and_where_the_models_differ():
@@ -167,8 +163,6 @@ def test_examples_are_best_median_worst_and_where_the_models_differ():
     assert (rows["best"], rows["worst"], rows["differ"]) == ({100, 99}, {0, 1}, {20, 30, 80, 90})
     assert all(45 < row < 56 for row in rows["median"])
     assert len({row for row, _ in chosen}) == len(chosen)
-
-
-def test_examples_of_very_few_images_are_not_repeated():
+    # of very few images none is repeated
     chosen = choose_examples({"a": np.array([0.1, 0.2]), "b": np.array([0.2, 0.1])})
     assert sorted(row for row, _ in chosen) == [0, 1]

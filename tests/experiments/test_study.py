@@ -246,14 +246,12 @@ def test_a_run_that_fails_stops_no_other(whole, tiny, sizes, pets_folder, tmp_pa
     assert results(folder) == results(whole)
 
 
-def test_a_finished_study_makes_nothing_again(whole, tiny, sizes, pets_folder):
+def test_a_finished_study_makes_nothing_again(whole, tiny, sizes, pets_folder, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in whole.glob("runs/**/*")}
     manifest = read_manifest(whole)
     assert run_study(tiny, whole, sizes, Making(pets_folder)) == manifest == read_manifest(whole)
     assert {path: path.stat().st_mtime_ns for path in whole.glob("runs/**/*")} == before
-
-
-def test_a_model_whose_whole_grid_diverged_is_named(whole, tiny, sizes, pets_folder, tmp_path):
+    # a model whose whole grid diverged is named
     folder = shutil.copytree(whole, tmp_path / "hopeless")
     write_json(folder / "runs" / read_manifest(whole).runs[1].name / "diverged.json", {"reason": "the loss is NaN"})
     with pytest.raises(PetsegError, match=r"^study: runs wait for the tuning of unet: every cell diverged; add lower"):
@@ -395,16 +393,14 @@ def test_the_published_study_s_runs_still_follow_from_its_recipe():
     assert [run.name for run in plan(manifest)] == [entry.name for entry in manifest.runs]
 
 
-def test_what_a_preset_says_anyway_is_left_out():
+def test_what_a_preset_says_anyway_is_left_out_and_claims_speak_of_arms():
     def shape(**options):
         return plain(RunConfig(model=ModelConfig(name="segnet", **options))).model
 
     spelt = shape(base_channels=16, depth=5, convs=[2, 2, 3, 3, 3], batch_norm=True)
     assert spelt == ModelConfig(name="segnet")
     assert shape(depth=4, convs=[2, 2, 3, 3]) == ModelConfig(name="segnet", depth=4)
-
-
-def test_claims_speak_of_arms():
+    # claims speak of arms
     by_name = {experiment.name: experiment for experiment in SHIPPED.experiments}
     main = by_name["main"].claims()
     assert [(claim.left, claim.right, claim.points) for claim in main[:3]] == [
