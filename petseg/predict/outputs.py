@@ -24,14 +24,8 @@ from petseg.predict.photos import find_photos
 from petseg.predict.segmentation import Segmentation, Summary
 from petseg.predict.segmenter import Segmenter
 
-ENDINGS = {  # output -> how its file's name ends, in the usual format
-    "mask": ".mask.png",
-    "cutout": ".cutout.png",
-    "overlay": ".overlay.png",
-    "classes": ".classes.png",
-    "trimap": ".trimap.png",
-    "json": ".prediction.json",
-}
+ENDINGS = {kind: f".{kind}.png" for kind in ("mask", "cutout", "overlay", "classes", "trimap")}
+ENDINGS["json"] = ".prediction.json"  # output -> how its file's name ends, in the usual format
 
 USUAL = ("mask", "cutout", "overlay")  # written where `--only` names none
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,8 +36,6 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 """Format of cut-outs and overlays -> Pillow's name and options; every other output is a PNG, as it holds numbers."""
 
 OURS = (*ENDINGS.values(), *(f".{kind}.{name}" for kind in ("cutout", "overlay") for name in FORMATS))
-"""Endings of files that are never taken for photos."""
-
 MARK, SOFTWARE = "petseg predict", 0x0131  # how petseg knows its own files: a text in them, in EXIF its tag
 WORKERS = min(4, os.cpu_count() or 1)  # photos in work at once: a cut-out takes some 20 bytes a pixel
 
@@ -105,8 +97,7 @@ def plan(
 ) -> tuple[list[Job], dict[Path, str]]:
     """Returns a job for each photo, sorted by path, and what the folders hold that is left out, with why.
 
-    Files lie beside their photo, or below `out` in the sub-folders of the folder that was named. Photos that differ in
-    their suffix alone keep it: cat.jpg and cat.png write cat.jpg.mask.png and cat.png.mask.png.
+    Files lie beside their photo, or below `out` in the sub-folders of the folder that was named.
     """
     named = [source for source in sources if not (source.name.endswith(OURS) and is_output(source))]
     if sources and not named:
@@ -118,6 +109,7 @@ def plan(
     taken: dict[str, Path] = {}
     jobs = []
     for photo, place in places:
+        # cat.jpg and cat.png write cat.jpg.mask.png and cat.png.mask.png
         name = photo.stem if sharing[str(place / photo.stem).casefold()] == 1 else photo.name
         names = chain([name], (f"{name}-{number}" for number in count(2)))
         own = next(each for each in names if str(place / each).casefold() not in taken)
@@ -178,10 +170,7 @@ def _by_folder(jobs: Sequence[Job]) -> dict[Path, list[str]]:
 def predict_jobs(
     segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKERS, *, look: Look = Look()
 ) -> Iterator[Outcome]:
-    """Yields the outcome of each job, in order; a photo that cannot be used does not stop the others.
-
-    Each worker takes a photo from its decoding to its files: no more photos are in memory than there are workers.
-    """
+    """Yields the outcome of each job, in order; no more photos are in memory than there are workers."""
     pool = ThreadPoolExecutor(workers)
     try:
         yield from pool.map(partial(predict_job, segmenter, look=look), jobs)

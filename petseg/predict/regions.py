@@ -1,6 +1,5 @@
-"""Connected regions of a mask at the photo's own size, without a label for each of its pixels.
+"""Connected regions of a mask at the photo's own size: runs of set pixels, joined where they touch in the row above.
 
-A mask is taken row by row as runs of set pixels; runs of neighbouring rows that touch belong together.
 Why no library: scipy and OpenCV return a label for each pixel (200 MB for 50 megapixels) and are not installed.
 """
 

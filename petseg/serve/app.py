@@ -34,8 +34,8 @@ from petseg.predict.segmenter import KINDS, Segmenter, shipped_models
 from petseg.report.page import SCRIPT_HASH, headline
 from petseg.schema import ClassInfo
 from petseg.serve import published
-from petseg.serve.upload import FIELD, RAW, Uploads, drain
-from petseg.serve.work import Models, Queue, unless_gone
+from petseg.serve.upload import FIELD, FORM, RAW, drain
+from petseg.serve.work import Work, unless_gone
 
 if TYPE_CHECKING:
     ModelName = str
@@ -132,7 +132,7 @@ PHOTO = {"type": "string", "format": "binary"}
 BODY = {
     "required": True,
     "content": {
-        "multipart/form-data": {
+        FORM: {
             "schema": {
                 "type": "object",
                 "required": [FIELD],
@@ -155,28 +155,17 @@ PROBLEMS: dict[int, str] = {
 }
 
 
-@dataclass(frozen=True)
-class State:
-    """What the requests share."""
-
-    config: ServeConfig
-    models: Models
-    queue: Queue
-    uploads: Uploads
-
-
 api = APIRouter()
 
 
 def make_app(config: ServeConfig | None = None, *, hosts: Sequence[str] = LOCAL) -> FastAPI:
     """Returns the application, its models loaded; it answers under these names, "*" for any."""
-    config = config or ServeConfig()
-    state = State(config, Models(), Queue(config), Uploads(config))
+    work = Work(config or ServeConfig())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        state.queue.close()
+        work.close()
 
     app = FastAPI(
         title="petseg",
@@ -187,7 +176,7 @@ def make_app(config: ServeConfig | None = None, *, hosts: Sequence[str] = LOCAL)
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.petseg = state
+    app.state.petseg = work
     app.include_router(api)
     for route in api.routes:
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
@@ -209,7 +198,7 @@ def make_app(config: ServeConfig | None = None, *, hosts: Sequence[str] = LOCAL)
             "description": "A PNG, or JSON for output=json; for several outputs, multipart/form-data with a part each. "
             "Server-Timing holds the milliseconds of the network and of all.",
             "model": Prediction,
-            "content": {kind: {"schema": PHOTO} for kind in ("image/png", "multipart/form-data")},
+            "content": {kind: {"schema": PHOTO} for kind in ("image/png", FORM)},
         },
         **{status: {"model": Problem, "description": reason} for status, reason in PROBLEMS.items()},
     },
@@ -217,21 +206,21 @@ def make_app(config: ServeConfig | None = None, *, hosts: Sequence[str] = LOCAL)
 )
 async def segment(request: Request, asked: Annotated[Asked, Query()]) -> Response:
     """Returns the segmentation of a photo as an image or as JSON."""
-    state: State = request.app.state.petseg
+    shared: Work = request.app.state.petseg
     computing = False
     try:
-        if state.queue.taken >= state.queue.places:
+        if shared.taken >= shared.places:
             await drain(request)
             raise HTTPException(503, "the queue is full; try again in a moment", {"Retry-After": "1"})
-        with state.queue.place():
-            async with asyncio.timeout(state.config.seconds), state.uploads.read(request) as (content, fields):
+        with shared.place():
+            async with asyncio.timeout(shared.config.seconds), shared.upload(request) as (content, fields):
                 computing = True
                 asked = _with_fields(asked, fields)
-                segmenter, outputs = state.models.get(asked.model), tuple(dict.fromkeys(asked.output))
-                work = partial(_compute, segmenter, content, outputs, state.config.pixels)
-                return await unless_gone(request, state.queue.run(work))
+                segmenter = shared.best.get(asked.model) or shared.models[asked.model]
+                work = partial(_compute, segmenter, content, tuple(dict.fromkeys(asked.output)), shared.config.pixels)
+                return await unless_gone(request, shared.run(work))
     except TimeoutError:
-        problem = f"took longer than {state.config.seconds:g} s; try again"
+        problem = f"took longer than {shared.config.seconds:g} s; try again"
         if computing:
             raise HTTPException(503, f"the answer {problem}", {"Retry-After": "5"}) from None
         raise HTTPException(408, f"the upload {problem}") from None
@@ -242,25 +231,25 @@ async def segment(request: Request, asked: Annotated[Asked, Query()]) -> Respons
 @api.get("/api/models", summary="The models and the limits")
 async def models(request: Request) -> ModelList:
     """Returns the shipped models, best first, and the limits that a client should know."""
-    state: State = request.app.state.petseg
+    shared: Work = request.app.state.petseg
     return ModelList(
-        default=state.models.best[KINDS[0]].name,
-        pair=[model.name for model in state.models.best.values()],
+        default=shared.best[KINDS[0]].name,
+        pair=[model.name for model in shared.best.values()],
         models=[
             ModelCard(
                 name=name,
                 title=model.card["title"],
                 kind=model.card["model"],
-                best=model in state.models.best.values(),
+                best=model in shared.best.values(),
                 classes=[ClassInfo(**asdict(each)) for each in model.classes],
                 size=model.size,
                 miou=model.card.get("scores", {}).get("miou"),
             )
-            for name, model in state.models.all.items()
+            for name, model in shared.models.items()
         ],
         outputs=OUTPUTS,
-        upload_bytes=state.config.upload_bytes,
-        pixels=state.config.pixels,
+        upload_bytes=shared.config.upload_bytes,
+        pixels=shared.config.pixels,
     )
 
 
@@ -274,8 +263,8 @@ async def results() -> list[Published]:
 @api.get("/health", summary="Whether it runs")
 async def health(request: Request) -> Health:
     """Returns how many requests have a place, and how many places there are."""
-    queue: Queue = request.app.state.petseg.queue
-    return Health(status="ok", version=__version__, busy=queue.taken, places=queue.places)
+    shared: Work = request.app.state.petseg
+    return Health(status="ok", version=__version__, busy=shared.taken, places=shared.places)
 
 
 @api.get("/results/{name}", include_in_schema=False)

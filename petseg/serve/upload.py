@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from petseg.config import ServeConfig
-
+FORM = "multipart/form-data"
 RAW = "application/octet-stream"  # beside image/*, the content type under which the body is the photo itself
-FIELD = "image"  # the multipart field that holds the photo
+FIELD = "image"  # the form's field that holds the photo
 AROUND = 10_000  # bytes of boundaries, names and headers that may stand around a photo
 PATIENCE = 10.0  # seconds in which a refused client may finish sending
 
@@ -27,52 +26,19 @@ class InMemory(MultiPartParser):
     spool_max_size = 0  # of SpooledTemporaryFile: never to disk
 
 
-class Uploads:
-    """The uploads that are in memory, over all requests."""
-
-    def __init__(self, config: ServeConfig) -> None:
-        self._limit = config.upload_bytes
-        self._held_limit = config.held_bytes
-        self._held = 0
-
-    @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[tuple[bytes, dict[str, list[str]]]]:
-        """Yields the photo's file and a form's other fields; the bytes count towards `held_bytes` until then."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "multipart/form-data" and kind != RAW and not kind.startswith("image/"):
-            await drain(request)
-            wanted = f"multipart/form-data with a field {FIELD!r}, or the photo itself as image/* or {RAW}"
-            raise HTTPException(415, f"content type {kind or 'is missing'}; wanted {wanted}")
-        body = bytearray()
-        try:
-            await self._fill(body, request)
-            is_form = kind == "multipart/form-data"
-            content, fields = await _from_form(request, bytes(body)) if is_form else (bytes(body), {})
-            if not content:
-                raise HTTPException(422, "the photo is empty (zero bytes); was it copied completely?")
-            yield content, fields
-        finally:
-            self._held -= len(body)
-
-    async def _fill(self, body: bytearray, request: Request) -> None:
-        declared = request.headers.get("content-length", "")
-        too_large = HTTPException(413, f"the upload is larger than {self._limit / 1e6:g} MB; make the photo smaller")
-        refused = too_large if declared.isdecimal() and int(declared) > self._limit + AROUND else None
-        async for chunk in request.stream():
-            if refused:
-                continue  # a client hears nothing before it has sent all
-            if len(body) + len(chunk) > self._limit + AROUND:
-                refused = too_large
-            elif self._held + len(chunk) > self._held_limit:
-                refused = HTTPException(503, "too many photos are held at the moment; try again", {"Retry-After": "2"})
-            else:
-                self._held += len(chunk)
-                body += chunk
-        if refused:
-            raise refused
+async def refuse_other_kinds(request: Request) -> str:
+    """Returns the content type; HTTPException 415 if no photo comes in such."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in (FORM, RAW) and not kind.startswith("image/"):
+        await drain(request)
+        wanted = f"{FORM} with a field {FIELD!r}, or the photo itself as image/* or {RAW}"
+        raise HTTPException(415, f"content type {kind or 'is missing'}; wanted {wanted}")
+    return kind
 
 
-async def _from_form(request: Request, body: bytes) -> tuple[bytes, dict[str, list[str]]]:
+async def from_form(request: Request, body: bytes) -> tuple[bytes, dict[str, list[str]]]:
+    """Returns the photo's file and the form's other fields."""
+
     async def once() -> AsyncGenerator[bytes, None]:
         yield body
 

@@ -1,44 +1,33 @@
-"""The models, loaded once, and the queue before them: inference runs off the event loop, a photo a thread."""
+"""What requests share: the models, the places, the threads, and the uploads in memory."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
 from petseg.predict.runtimes import chosen_runtime
 from petseg.predict.segmenter import KINDS, Segmenter, shipped_model, shipped_models
+from petseg.serve.upload import AROUND, FORM, from_form, refuse_other_kinds
 
 T = TypeVar("T")
 
 
-class Models:
-    """The shipped models, ready; a kind's name stands for its best one."""
-
-    def __init__(self) -> None:
-        loaded = {name: Segmenter(name, threads=1, runtime=chosen_runtime()) for name in shipped_models()}
-        self.best = {kind: loaded[shipped_model(kind)] for kind in KINDS}
-        """Kind -> its best model; the page shows these side by side."""
-        self.all = dict(sorted(loaded.items(), key=lambda item: (KINDS.index(item[1].card["model"]), item[0])))
-        """Name -> model: U-Nets first, each base before its small."""
-
-    def get(self, name: str) -> Segmenter:
-        """Returns the model of a name, or the best one of a kind."""
-        return self.best.get(name) or self.all[name]
-
-
-class Queue:
-    """At most `concurrent` photos are computed at once and at most `queue` more requests wait."""
+class Work:
+    """At most `concurrent` photos are computed at once, a thread each; at most `queue` more requests wait."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self.places = config.concurrent + config.queue
-        self.taken = 0
-        """Requests that have a place: uploading, waiting or computed."""
+        self.config = config
+        loaded = {name: Segmenter(name, threads=1, runtime=chosen_runtime()) for name in shipped_models()}
+        self.best = {kind: loaded[shipped_model(kind)] for kind in KINDS}  # the page shows these side by side
+        self.models = dict(sorted(loaded.items(), key=lambda item: (KINDS.index(item[1].card["model"]), item[0])))
+        self.places, self.taken = config.concurrent + config.queue, 0  # uploading, waiting or computed
+        self._held = 0  # bytes of uploads
         self._threads = partial(ThreadPoolExecutor, config.concurrent, thread_name_prefix="petseg")
         self._pool = self._threads()
 
@@ -50,6 +39,37 @@ class Queue:
             yield
         finally:
             self.taken -= 1
+
+    @asynccontextmanager
+    async def upload(self, request: Request) -> AsyncIterator[tuple[bytes, dict[str, list[str]]]]:
+        """Yields the photo's file and a form's other fields; the bytes count towards `held_bytes` until then."""
+        kind = await refuse_other_kinds(request)
+        body = bytearray()
+        try:
+            await self._fill(body, request)
+            content, fields = await from_form(request, bytes(body)) if kind == FORM else (bytes(body), {})
+            if not content:
+                raise HTTPException(422, "the photo is empty (zero bytes); was it copied completely?")
+            yield content, fields
+        finally:
+            self._held -= len(body)
+
+    async def _fill(self, body: bytearray, request: Request) -> None:
+        limit, declared = self.config.upload_bytes, request.headers.get("content-length", "")
+        too_large = HTTPException(413, f"the upload is larger than {limit / 1e6:g} MB; make the photo smaller")
+        refused = too_large if declared.isdecimal() and int(declared) > limit + AROUND else None
+        async for chunk in request.stream():
+            if refused:
+                continue  # a client hears nothing before it has sent all
+            if len(body) + len(chunk) > limit + AROUND:
+                refused = too_large
+            elif self._held + len(chunk) > self.config.held_bytes:
+                refused = HTTPException(503, "too many photos are held at the moment; try again", {"Retry-After": "2"})
+            else:
+                self._held += len(chunk)
+                body += chunk
+        if refused:
+            raise refused
 
     async def run(self, work: Callable[[], T]) -> T:
         """Returns what `work` returns, called in a thread; cancelled while it waits, it is never called."""

@@ -214,7 +214,7 @@ def test_a_slow_upload_answers_408_and_a_slow_answer_503():
             late = await client.post("/api/segment", content=slow(), headers=RAW)
             assert (late.status_code, late.json()["detail"]) == (408, "the upload took longer than 0.2 s; try again")
             done = threading.Event()
-            blocking = asyncio.create_task(app.state.petseg.queue.run(done.wait))
+            blocking = asyncio.create_task(app.state.petseg.run(done.wait))
             busy = await client.post("/api/segment", content=image_file(), headers=RAW)
             assert (busy.status_code, busy.headers["retry-after"]) == (503, "5")
             done.set()
@@ -230,7 +230,7 @@ def test_a_client_that_goes_away_frees_its_place_and_is_not_computed(monkeypatch
         done = threading.Event()
         computed = []
         monkeypatch.setattr("petseg.serve.app._compute", lambda *arguments: computed.append(arguments))
-        blocking = asyncio.create_task(app.state.petseg.queue.run(done.wait))
+        blocking = asyncio.create_task(app.state.petseg.run(done.wait))
         gone = asyncio.Event()
         messages = [{"type": "http.request", "body": image_file(), "more_body": False}]
 
@@ -248,15 +248,15 @@ def test_a_client_that_goes_away_frees_its_place_and_is_not_computed(monkeypatch
         headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/octet-stream")]
         scope = {"type": "http", "method": "POST", "path": "/api/segment", "query_string": b"", "headers": headers}
         asked = asyncio.create_task(app(scope, receive, send))
-        while app.state.petseg.queue.taken == 0 or messages:
+        while app.state.petseg.taken == 0 or messages:
             await asyncio.sleep(0)
         gone.set()
         await asked
         assert sent[0]["status"] == 499
-        assert app.state.petseg.queue.taken == 0
+        assert app.state.petseg.taken == 0
         done.set()
         await blocking
-        app.state.petseg.queue.close()
+        app.state.petseg.close()
         assert computed == []
 
     asyncio.run(ask())
