@@ -14,6 +14,7 @@ import typer
 from petseg.cli.options import ThreadsOption
 from petseg.cli.terminal import progress_bar, results_only
 from petseg.errors import PetsegError, unknown_name
+from petseg.units import plural
 
 if TYPE_CHECKING:
     from petseg.predict.outputs import Look, Outcome
@@ -134,7 +135,8 @@ def _print_many(
         noted = [json.dumps({"left_out": str(path), "reason": reason}) for path, reason in left_out.items()]
     else:
         with_foreground = total - len(failed) - empty
-        noted.append(f"{total} photos: {with_foreground} with foreground, {empty} without, {len(failed)} failed")
+        photos = plural(total, "photo")
+        noted.append(f"{photos}: {with_foreground} with foreground, {empty} without, {len(failed)} failed")
         if left_out:
             reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(left_out.values()).most_common())
             noted.append(f"{len(left_out)} left out: {reasons}")

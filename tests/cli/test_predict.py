@@ -116,7 +116,7 @@ def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
     whole = petseg("predict", ".", "--only", "mask", cwd=tmp_path)
     assert whole.stdout.splitlines() == [
         "a.gif: no foreground; 3 frames, the first one is used; a.mask.png",
-        "1 photos: 0 with foreground, 1 without, 0 failed",
+        "1 photo: 0 with foreground, 1 without, 0 failed",
         "1 left out: 1 written by petseg",
     ]
     notes = piped((tmp_path / "a.gif").read_bytes(), "--only", "mask").stderr.decode().splitlines()
