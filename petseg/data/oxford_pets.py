@@ -8,7 +8,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -214,24 +213,17 @@ SEED_SIZE = 200
 """The classic tutorial's own numbers (François Chollet, "Deep Learning with Python", second edition, section 9.2)."""
 
 
-@lru_cache(maxsize=1)
-def committed_validation() -> frozenset[str]:
-    """Returns the 368 names of trainval that validate under protocol `official`.
-
-    Drawn once by `stratified_validation` with seed 0, from names without a near-duplicate among the others.
-    """
-    return _committed("official_val.txt")
-
-
-@lru_cache(maxsize=1)
-def committed_leaks() -> frozenset[str]:
-    """Returns the 22 names of the official test split that have a near-identical image in trainval."""
-    return _committed("official_leaks.txt")
-
-
 def _committed(name: str) -> frozenset[str]:
     text = (files("petseg") / "data" / "splits" / name).read_text(encoding="utf-8")
     return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+COMMITTED_VALIDATION = _committed("official_val.txt")
+"""The 368 names of trainval that validate under protocol `official`: drawn once by `stratified_validation` with seed 0,
+from names without a near-duplicate among the others."""
+
+COMMITTED_LEAKS = _committed("official_leaks.txt")
+"""The 22 names of the official test split that have a near-identical image in trainval."""
 
 
 def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: str) -> dict[str, list[str]]:
@@ -246,8 +238,8 @@ def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: s
         validation = min(SEED_VALIDATION, len(shuffled) // 2)
         return {"train": sorted(shuffled[:-validation]), "val": sorted(shuffled[-validation:])}
     trainval = sorted(name for name in all_names if listed[name] == "trainval")
-    chosen = committed_validation() & set(trainval)
-    if 2 * len(chosen) < len(committed_validation()):  # another dataset, not the official one with a few files missing
+    chosen = COMMITTED_VALIDATION & set(trainval)
+    if 2 * len(chosen) < len(COMMITTED_VALIDATION):  # another dataset, not the official one with a few files missing
         chosen = frozenset(stratified_validation(trainval))
     return {
         "train": [name for name in trainval if name not in chosen],

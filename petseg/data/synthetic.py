@@ -16,10 +16,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from petseg.data.dataset import UInt8
-from petseg.data.oxford_pets import BACKGROUND, BORDER, CAT, DOG, PET, breed_of, committed_validation, species_of
+from petseg.data.oxford_pets import BACKGROUND, BORDER, CAT, COMMITTED_VALIDATION, DOG, PET, breed_of, species_of
 from petseg.errors import PetsegError, unknown_name
 
-_BREEDS = sorted({breed_of(name) for name in committed_validation()}, key=str.lower)
+_BREEDS = sorted({breed_of(name) for name in COMMITTED_VALIDATION}, key=str.lower)
 CATS = tuple(breed for breed in _BREEDS if species_of(breed) == CAT)
 """The 12 official cat breeds; their breed ids are 1..12 in this order."""
 DOGS = tuple(breed for breed in _BREEDS if species_of(breed) == DOG)

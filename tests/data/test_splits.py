@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from petseg.config import DataConfig, RunConfig, TrainConfig
-from petseg.data.oxford_pets import breed_of, committed_validation, read_contents, split_names, stratified_validation
+from petseg.data.oxford_pets import COMMITTED_VALIDATION, breed_of, read_contents, split_names, stratified_validation
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import CATS, DOGS
 from petseg.errors import PetsegError
@@ -30,10 +30,10 @@ OFFICIAL = {"train": 3312, "val": 368, "test": 3669}
 @pytest.fixture(scope="module")
 def listed():
     """7,390 names -> list; trainval holds the committed names and as many of each breed as the official one."""
-    lists = dict.fromkeys(sorted(committed_validation()), "trainval")
+    lists = dict.fromkeys(sorted(COMMITTED_VALIDATION), "trainval")
     for breed, wanted in TRAINVAL.items():
         free = (name for number in range(1, 300) if (name := f"{breed}_{number}") not in lists)
-        for _ in range(wanted - sum(breed_of(name) == breed for name in committed_validation())):
+        for _ in range(wanted - sum(breed_of(name) == breed for name in COMMITTED_VALIDATION)):
             lists[next(free)] = "trainval"
     breeds = itertools.cycle(CATS + DOGS)
     lists |= {f"{next(breeds)}_{number}": "test" if number < 4669 else "none" for number in range(1000, 4710)}
@@ -48,20 +48,20 @@ def names_in(listed, part):
 
 
 def test_committed_validation_is_the_official_protocols(listed):
-    assert len(committed_validation()) == 368
-    by_breed = Counter(map(breed_of, committed_validation()))
+    assert len(COMMITTED_VALIDATION) == 368
+    by_breed = Counter(map(breed_of, COMMITTED_VALIDATION))
     assert {*by_breed} == {*CATS, *DOGS}
     assert all(abs(count - TRAINVAL[breed] / 10) < 1 for breed, count in by_breed.items())
     # else near-duplicates of training images validate, and figures stand beside others of another split
     splits = split_names(list(listed), listed, "official")
     assert {part: len(names) for part, names in splits.items()} == OFFICIAL
-    assert {*splits["val"]} == committed_validation()
-    assert {*splits["train"]} == names_in(listed, "trainval") - committed_validation()
+    assert {*splits["val"]} == COMMITTED_VALIDATION
+    assert {*splits["train"]} == names_in(listed, "trainval") - COMMITTED_VALIDATION
     assert {*splits["test"]} == names_in(listed, "test")
     assert all(names == sorted(names) for names in splits.values())
     missing = splits["val"][7]
     fewer = split_names([name for name in listed if name != missing], listed, "official")
-    assert {*fewer["val"]} == committed_validation() - {missing}
+    assert {*fewer["val"]} == COMMITTED_VALIDATION - {missing}
 
 
 def test_other_datasets_validate_on_a_tenth_by_largest_remainders():
@@ -127,7 +127,7 @@ def test_quotas_whatever_the_order(counts, share, seed, rng):
 
 NAMES = st.one_of(
     st.builds("{}_{}".format, st.sampled_from(BREEDS), st.integers(1, 200)),
-    st.sampled_from(sorted(committed_validation())),
+    st.sampled_from(sorted(COMMITTED_VALIDATION)),
     st.text(min_size=1, max_size=8),
 )
 LISTS = st.dictionaries(NAMES, st.sampled_from(["trainval", "test", "none"]), min_size=2, max_size=80)
@@ -160,7 +160,7 @@ def test_splits_of_the_real_dataset():
     in_a_list = [contents.species[name] for name, part in contents.listed.items() if part != "none"]
     assert Counter(in_a_list) == {1: 2371, 2: 4978}
     assert {part: len(names) for part, names in dataset.splits.items()} == OFFICIAL
-    assert {*dataset.splits["val"]} == committed_validation()
+    assert {*dataset.splits["val"]} == COMMITTED_VALIDATION
     seed = split_names(list(contents.listed), contents.listed, "seed")
     images = [path.stem for path in dataset.samples[0].image.parent.glob("[!.]*.jpg")]
     assert (seed["train"], seed["val"]) == tutorial(images)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from petseg.data.oxford_pets import committed_leaks, committed_validation
+from petseg.data.oxford_pets import COMMITTED_LEAKS, COMMITTED_VALIDATION
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import KINDS
 from petseg.evaluation.statistics import paired_bootstrap
@@ -156,8 +156,8 @@ def test_a_study_without_these_parts_still_reports(tmp_path):
 
 
 def test_the_border_counted_otherwise_and_the_leaks():
-    assert len(committed_leaks()) == 22
-    assert not committed_leaks() & committed_validation()
+    assert len(COMMITTED_LEAKS) == 22
+    assert not COMMITTED_LEAKS & COMMITTED_VALIDATION
     counts = np.array([[[50, 3, 2], [4, 30, 1], [5, 6, 9]]])
 
     def looked(name):
@@ -173,7 +173,7 @@ def test_the_border_counted_otherwise_and_the_leaks():
     [("unleaked", [60, 50, 40, 30, 20]), ("small", [10, 20]), ("medium", [40, 30]), ("large", [60, 50])],
 )
 def test_a_part_of_the_images(name, pets):
-    ids = [sorted(committed_leaks())[0], *(f"pug_{number}" for number in range(5))]
+    ids = [sorted(COMMITTED_LEAKS)[0], *(f"pug_{number}" for number in range(5))]
     counts = np.zeros((6, 3, 3), np.int64)
     counts[:, 1, 1] = 100
     counts[:, 0, 0] = [10, 60, 50, 40, 30, 20]

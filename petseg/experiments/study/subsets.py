@@ -27,7 +27,7 @@ def subset_counts(counts: Confusion, name: str, ids: Sequence[str]) -> Confusion
     the border is counted otherwise; the first is the foreground anyway.
     """
     if name == "unleaked":
-        return counts[[sample_id not in oxford_pets.committed_leaks() for sample_id in ids]]
+        return counts[[sample_id not in oxford_pets.COMMITTED_LEAKS for sample_id in ids]]
     if name in SIZES:
         true = counts.sum(axis=2)
         order = np.argsort(true[:, 0] / np.maximum(1, true.sum(axis=1)), kind="stable")
