@@ -20,6 +20,7 @@ from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import make_pets
 from petseg.environment import environment
+from petseg.errors import PetsegError
 from petseg.storage import write_json
 from petseg.training.device import choose_hardware
 from petseg.training.loop import Execution, train
@@ -50,10 +51,17 @@ def train_on_cpu(config, prepared, run, **execution):
 
 
 def image_bytes(image, kind, **options):
-    """Returns an image as a file of a kind."""
     stream = BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def refused(match, function, *arguments, **keywords):
+    """Returns what a caller's mistake is answered with: one line that matches."""
+    with pytest.raises(PetsegError, match=match) as caught:
+        function(*arguments, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 FAULTS = ("kills", "disks", "damage", "fuzz", "download", "archive", "hostile", "numbers", "cache", "foreign")

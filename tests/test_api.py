@@ -11,9 +11,9 @@ import pytest
 import petseg
 from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
-from petseg.errors import PetsegError
 from petseg.predict.segmenter import Segmenter
 from petseg.training.checkpoint import read_tensors
+from tests.conftest import refused
 
 PACKAGE = Path(petseg.__file__).parent
 
@@ -70,10 +70,8 @@ def test_nothing_is_unpickled_or_executed(prepared, pets_folder, tmp_path):
 
     attack = tmp_path / "attack"
     attack.write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(PetsegError, match="damaged"):
-        read_tensors(attack)
-    with pytest.raises(PetsegError, match="not a model"):
-        Segmenter(attack.rename(tmp_path / "attack.onnx"))
+    refused("damaged", read_tensors, attack)
+    refused("not a model", Segmenter, attack.rename(tmp_path / "attack.onnx"))
     objects, images = np.array([Attack()], object), np.array(prepared.images)
     (prepared.folder / "images.npy").unlink()  # it is mapped here
     np.save(prepared.folder / "images.npy", objects, allow_pickle=True)

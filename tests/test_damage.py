@@ -19,7 +19,7 @@ from petseg.evaluation.evaluate import evaluate_run
 from petseg.experiments.compare import Plan, compare
 from petseg.training.batches import load_splits
 from petseg.training.runs import LOCK, new_folder
-from tests.conftest import CPU, TINY, prepare_for, tiny, train_on_cpu
+from tests.conftest import CPU, TINY, prepare_for, refused, tiny, train_on_cpu
 from tests.data.test_download import ARCHIVE, BODY, Server
 
 CONFIG = tiny("train.epochs=3", "train.deterministic=true", "model.base_channels=2")
@@ -154,8 +154,7 @@ def test_labels_of_another_task_are_refused(run, pets_folder, prepared, tmp_path
     splits = load_splits(prepare_for(species, pets_folder), species, CPU.device)
     with pytest.raises(PetsegError, match="classes pet, background, border; the labels are of background, cat, dog"):
         evaluate_run(run, CPU, splits, "val")
-    with pytest.raises(PetsegError, match="load them from the same dataset"):
-        train_on_cpu(CONFIG, prepared, tmp_path / "new", splits=splits)
+    refused("load them from the same dataset", train_on_cpu, CONFIG, prepared, tmp_path / "new", splits=splits)
 
 
 # --- two at once -----------------------------------------------------------------------------------------------------
@@ -171,10 +170,8 @@ def test_a_second_training_or_comparison_in_one_folder_is_refused(resume, prepar
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "here\n"
-        with pytest.raises(PetsegError, match=message):
-            train_on_cpu(CONFIG, prepared, tmp_path / "run", resume=resume)
-        with pytest.raises(PetsegError, match=message):
-            compare(Plan(load_recipe("default", TINY), CPU, "", resume), prepared, tmp_path / "run")
+        refused(message, train_on_cpu, CONFIG, prepared, tmp_path / "run", resume=resume)
+        refused(message, compare, Plan(load_recipe("default", TINY), CPU, "", resume), prepared, tmp_path / "run")
         assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK}
         other.communicate("\n", timeout=60)
     assert len(train_on_cpu(CONFIG, prepared, tmp_path / "run")) == 3

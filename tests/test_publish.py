@@ -15,6 +15,7 @@ from petseg.experiments.study.findings import difference, measure, write_finding
 from petseg.experiments.study.results import Results, read_manifest, sections
 from petseg.report import write_study_report
 from petseg.schema import Findings, read_record
+from tests.conftest import refused
 from tests.made_studies import diverge, make_study
 from tests.test_layers import ROOT
 
@@ -90,8 +91,7 @@ def test_the_published_study_is_whole_and_small():
 
 
 def test_synthetic_images_are_not_published(whole, publish, tmp_path):
-    with pytest.raises(PetsegError, match=r"a study of .*'test': 8.*; only results on the whole dataset, "):
-        publish(whole, "study", tmp_path)
+    refused(r"a study of .*'test': 8.*; only results on the whole dataset, ", publish, whole, "study", tmp_path)
     assert list(tmp_path.iterdir()) == []
     script = [sys.executable, str(ROOT / "scripts" / "publish.py"), str(whole), "study"]
     result = subprocess.run(script, capture_output=True, text=True, check=False)
@@ -107,8 +107,7 @@ def test_runs_of_other_images_and_a_part_of_a_study_are_refused(publish, tmp_pat
     before = tmp_path / "results" / "study" / "before.json"
     before.parent.mkdir(parents=True)
     before.write_text("{}")
-    with pytest.raises(PetsegError, match=r"was scored on other val images; score it again"):
-        publish(folder, "study", tmp_path / "results")
+    refused(r"was scored on other val images; score it again", publish, folder, "study", tmp_path / "results")
     part = make_study(tmp_path / "part", val=6, test=8, leave_out=lambda run: run.rows[0].arm == "unet/deeper")
     with pytest.raises(PetsegError, match=r"lacks 3 of 143 runs, the first unet-64px-.*; a study is published whole"):
         publish(part, "study", tmp_path / "results")
@@ -137,5 +136,4 @@ def test_damaged_files_are_one_line(published, tmp_path, name, change):
         (folder / name).write_bytes(b"not gzip")
     else:
         edited(folder / name, change)
-    with pytest.raises(PetsegError, match=rf"^.*{re.escape(name)}: cannot be read \(.*\); restore the file$"):
-        Results(folder)
+    refused(rf"^.*{re.escape(name)}: cannot be read \(.*\); restore the file$", Results, folder)

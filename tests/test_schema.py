@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from petseg.errors import PetsegError
 from petseg.schema import ComparisonResult, DataInfo, Estimate, Findings, read_record, write_record
+from tests.conftest import refused
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = RESULTS / "official" / "comparison.json"
@@ -81,8 +82,7 @@ def test_a_wrong_field_is_one_line(field, value, message, tmp_path):
 def test_what_is_no_json_object_is_one_line(content, message, tmp_path):
     if content is not None:
         (tmp_path / "comparison.json").write_text(content)
-    with pytest.raises(PetsegError, match=rf"comparison\.json: {message}"):
-        read_record(tmp_path / "comparison.json", ComparisonResult)
+    refused(rf"comparison\.json: {message}", read_record, tmp_path / "comparison.json", ComparisonResult)
 
 
 def test_a_record_never_changes_and_says_what_it_shows():

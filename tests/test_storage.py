@@ -8,6 +8,7 @@ import pytest
 
 from petseg.errors import PetsegError
 from petseg.storage import read_json, remove_unfinished, write_atomically, write_json
+from tests.conftest import refused
 
 
 def names(folder):
@@ -93,11 +94,8 @@ def test_json_is_read_as_it_was_written(tmp_path):
 def test_json_that_is_missing_broken_or_no_object(tmp_path):
     broken = [(content, r"not readable as JSON \(.*\); restore it") for content in (b"", b'{"a": 1', b'{"a": "\xff"}')]
     others = [(b"[1]", "list"), (b"3", "int"), (b"null", "NoneType"), (b'"a"', "str")]
-    with pytest.raises(PetsegError, match=r"a\.json: no such file; is this the folder of a finished run\?"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(PetsegError, match="not readable as JSON"):
-        read_json(tmp_path)
+    refused(r"a\.json: no such file; is this the folder of a finished run\?", read_json, tmp_path / "a.json")
+    refused("not readable as JSON", read_json, tmp_path)
     for content, reason in (*broken, *((content, f"holds a {kind}; wanted a JSON object") for content, kind in others)):
         (tmp_path / "a.json").write_bytes(content)
-        with pytest.raises(PetsegError, match=rf"a\.json: {reason}"):
-            read_json(tmp_path / "a.json")
+        refused(rf"a\.json: {reason}", read_json, tmp_path / "a.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from petseg import threads
-from petseg.errors import PetsegError
+from tests.conftest import refused
 
 
 def test_the_option_goes_before_the_variable_and_a_wrong_one_is_named(monkeypatch):
@@ -18,8 +18,7 @@ def test_the_option_goes_before_the_variable_and_a_wrong_one_is_named(monkeypatc
     assert (threads.thread_count(), threads.thread_count(2)) == (3, 2)
     for named in ("0", "two", "-1", "1.5"):
         monkeypatch.setenv("PETSEG_THREADS", named)
-        with pytest.raises(PetsegError, match=f"PETSEG_THREADS is '{named}'; wanted a whole number above zero"):
-            threads.thread_count()
+        refused(f"PETSEG_THREADS is '{named}'; wanted a whole number above zero", threads.thread_count)
 
 
 @pytest.mark.parametrize(("busy", "free"), [(0.0, 4), (0.4, 4), (1.1, 3), (3.0, 1), (9.0, 1), (None, 2)])

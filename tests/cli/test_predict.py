@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-import zlib
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 from petseg.data.synthetic import draw_pet
 from petseg.predict.outputs import ENDINGS
 from tests.cli.test_commands import child_environment, one_line_error, petseg
+from tests.data.test_images import huge_png
 from tests.predict.test_outputs import below, pet
 
 
@@ -152,19 +152,12 @@ def test_matting_changes_the_cut_out_alone(tmp_path):
         assert (files[0].read_bytes() == files[1].read_bytes()) == same, kind
 
 
-def bomb():
-    """A PNG whose header promises 100,000 x 100,000 pixels."""
-    header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
-    chunks = [(b"\0\0\0\x0d", header), (b"\0\0\0\0", b"IDAT")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(size + body + zlib.crc32(body).to_bytes(4, "big") for size, body in chunks)
-
-
 def bad_files(folder):
     (folder / "words.jpg").write_bytes(b"words")
     (folder / "empty.jpg").write_bytes(b"")
     Image.new("RGB", (300, 200), "red").save(folder / "cut.jpg")
     os.truncate(folder / "cut.jpg", 700)
-    (folder / "bomb.png").write_bytes(bomb())
+    (folder / "bomb.png").write_bytes(huge_png(100_000))
     (folder / "none").mkdir()
     Image.new("RGB", (30, 20), "red").save(folder / "good.png")
 
@@ -205,8 +198,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "extra"),
-    [("onnx", ["--run", "y"], "export"), ("pymatting", ["--matting"], "matting")],
+    ("module", "arguments", "extra"), [("onnx", ["--run", "y"], "export"), ("pymatting", ["--matting"], "matting")]
 )
 def test_what_the_light_install_lacks_is_told_with_its_extra(module, arguments, extra, tmp_path):
     code = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['petseg', 'predict', 'x.png', *{arguments}]\n"

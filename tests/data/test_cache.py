@@ -19,7 +19,7 @@ from petseg.data import cache, images
 from petseg.data.dataset import SUSPECT
 from petseg.data.images import open_ids, resize_ids
 from petseg.data.sources import FOLDER, open_dataset
-from petseg.errors import PetsegError
+from tests.conftest import refused
 from tests.data.traps import REASONS, TRAPS
 
 SIZE = 32
@@ -121,8 +121,7 @@ def test_an_interrupted_call_or_a_folder_of_unusable_images_leaves_nothing(copie
     assert len(prepare(copied, 16).samples) == 8
     for path in (copied / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(PetsegError, match=r"none of 8 images can be used \(first: Abyssinian_1: image cannot be deco"):
-        prepare(copied)
+    refused(r"none of 8 images can be used \(first: Abyssinian_1: image cannot be deco", prepare, copied)
     assert len(names_in(cache_folder)) == 1
 
 
@@ -279,10 +278,8 @@ def test_a_damaged_cache_is_made_again_with_a_warning(eight_pets, damage, caplog
 def test_without_space_or_a_folder_nothing_is_decoded(eight_pets, cache_folder, tmp_path, monkeypatch):
     """Below a plain file no folder can be made, whoever asks (root may write anywhere else)."""
     match = r"cache .*: \d+\.\d GB free, 3200000\.0 GB wanted; free some space or set PETSEG_CACHE"
-    with pytest.raises(PetsegError, match=match):
-        prepare(eight_pets, 10_000_000, on_progress=pytest.fail)
+    refused(match, prepare, eight_pets, 10_000_000, on_progress=pytest.fail)
     assert names_in(cache_folder) == []
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(PetsegError, match=r"^cache [^\n]*set PETSEG_CACHE$"):
-        prepare(eight_pets, on_progress=pytest.fail)
+    refused(r"^cache [^\n]*set PETSEG_CACHE$", prepare, eight_pets, on_progress=pytest.fail)

@@ -11,6 +11,7 @@ import pytest
 from petseg.data import download as downloads
 from petseg.data.download import ARCHIVES, Archive, download, is_official, sha256
 from petseg.errors import PetsegError
+from tests.conftest import refused
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 HALF = len(BODY) // 2
@@ -197,18 +198,15 @@ def test_a_broken_transfer_resumes_where_it_broke_off_if_the_host_answers_what_w
     assert server.seen == [("breaks-off", None), (kinds[-1], f"bytes={HALF}-")]
     (tmp_path / "pets.tar.gz").unlink()
     part = tmp_path / "pets.tar.gz.part"
-    with pytest.raises(PetsegError, match=r"broke off after 524,288 of 1,048,576 bytes"):
-        get(server, tmp_path, "breaks-off", rounds=1)
+    refused(r"broke off after 524,288 of 1,048,576 bytes", get, server, tmp_path, "breaks-off", rounds=1)
     assert part.read_bytes() == BODY[:HALF]
     for kind in ("wrong-range", "other-size"):
-        with pytest.raises(PetsegError, match=rf"with Content-Range 'bytes .*', not bytes {HALF}- of {len(BODY)}"):
-            get(server, tmp_path, kind)
+        refused(rf"with Content-Range 'bytes .*', not bytes {HALF}- of {len(BODY)}", get, server, tmp_path, kind)
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("stalls", "timed out"), ("trickles", "fewer than 1000 bytes a second")])
 def test_a_slow_host_is_given_up_and_its_part_is_continued_elsewhere(server, tmp_path, kind, reason):
-    with pytest.raises(PetsegError, match=reason):
-        get(server, tmp_path, kind, timeout=0.3)
+    refused(reason, get, server, tmp_path, kind, timeout=0.3)
     assert [request[0] for request in server.seen] == [kind] * 2  # bounded
     part = tmp_path / "pets.tar.gz.part"
     assert part.stat().st_size >= HALF // 2
@@ -241,12 +239,10 @@ def test_too_little_space_or_a_folder_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "pets.tar.gz").mkdir()
     for folder in (tmp_path / "file" / "folder", tmp_path):
-        with pytest.raises(PetsegError, match=r"cannot be written \(.+\); free some space .* or choose another folder"):
-            get(server, folder, "good")
+        refused(r"cannot be written \(.+\); free some space .* or choose another folder", get, server, folder, "good")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_reported_during_the_download(server, tmp_path):
     (tmp_path / "pets.tar.gz.part").symlink_to("/dev/full")
-    with pytest.raises(PetsegError, match=r"cannot be written \(No space left on device\); free some space and run"):
-        get(server, tmp_path, "good")
+    refused(r"cannot be written \(No space left on device\); free some space and run", get, server, tmp_path, "good")

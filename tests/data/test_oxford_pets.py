@@ -12,7 +12,7 @@ from petseg.data import oxford_pets
 from petseg.data.dataset import IGNORE, SUSPECT
 from petseg.data.oxford_pets import breed_of, get_task, open_oxford_pets, read_contents, read_trimap, species_of
 from petseg.data.synthetic import CATS, DOGS
-from petseg.errors import PetsegError
+from tests.conftest import refused
 from tests.data.traps import TRAPS
 
 
@@ -85,8 +85,7 @@ def test_no_images_or_no_trimaps(copied_traps, files):
     match = rf"data folder .*: no {re.escape(files)} in it; wanted the official layout .* `petseg data get`"
     for remove in (lambda: None, lambda: shutil.rmtree(place)):
         remove()
-        with pytest.raises(PetsegError, match=match):
-            read_contents(copied_traps)
+        refused(match, read_contents, copied_traps)
 
 
 @pytest.mark.parametrize("name", ["list", "trainval", "test"])
@@ -100,11 +99,9 @@ def test_a_list_that_is_missing_or_has_a_wrong_line(copied, name):
     ):
         if name == "list" or "has species" not in match:
             path.write_bytes(line + b"\n")
-            with pytest.raises(PetsegError, match=rf"{name}\.txt: {match}"):
-                read_contents(copied)
+            refused(rf"{name}\.txt: {match}", read_contents, copied)
     path.unlink()
-    with pytest.raises(PetsegError, match=rf"annotations/{name}\.txt is missing; unpack annotations\.tar\.gz compl"):
-        read_contents(copied)
+    refused(rf"annotations/{name}\.txt is missing; unpack annotations\.tar\.gz compl", read_contents, copied)
 
 
 def test_a_trimap_of_16_bits_or_with_a_palette_is_its_values_and_others_are_refused(tmp_path):
@@ -123,8 +120,7 @@ def test_a_trimap_of_16_bits_or_with_a_palette_is_its_values_and_others_are_refu
         (np.ones((8, 8, 3), np.uint8), r"^beagle_1: trimap has shape \(8, 8, 3\); a trimap has one channel$"),
     ):
         Image.fromarray(values).save(tmp_path / "beagle_1.png")
-        with pytest.raises(PetsegError, match=match):
-            read_trimap(tmp_path / "beagle_1.png")
+        refused(match, read_trimap, tmp_path / "beagle_1.png")
 
 
 NONE = [IGNORE] * 4

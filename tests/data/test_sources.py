@@ -15,6 +15,7 @@ from petseg.data.cache import prepare
 from petseg.data.download import ARCHIVES
 from petseg.data.sources import find_data, get_data, open_dataset, synthetic_data
 from petseg.errors import PetsegError
+from tests.conftest import refused
 
 
 @pytest.fixture(autouse=True)
@@ -105,8 +106,7 @@ def test_other_archives_of_the_same_names_are_unpacked_anew_and_damaged_ones_ref
     shutil.rmtree(cache_folder)
     path = archives / "images.tar.gz"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(PetsegError, match=r"images\.tar\.gz is damaged or only half downloaded"):
-        open_dataset(archives)
+    refused(r"images\.tar\.gz is damaged or only half downloaded", open_dataset, archives)
     assert [path.suffix for path in (cache_folder / "extracted").iterdir()] == [".lock"]
 
 
@@ -123,8 +123,7 @@ def test_folders_without_a_dataset(tmp_path, copied):
         if file is not None:
             (tmp_path / file).parent.mkdir(exist_ok=True)
             (tmp_path / file).write_bytes(b"x")
-        with pytest.raises(PetsegError, match=match):
-            open_dataset(tmp_path / name)
+        refused(match, open_dataset, tmp_path / name)
 
 
 def test_find_data_takes_given_then_the_variable_then_the_download(tmp_path, monkeypatch):
@@ -169,5 +168,4 @@ def test_places_that_cannot_be_written(archives, tmp_path, monkeypatch):
         get_data(tmp_path / "file" / "data")
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "file" / "cache"))
     for call in (synthetic_data, lambda: open_dataset(archives)):
-        with pytest.raises(PetsegError, match=r"^[^\n]*set PETSEG_CACHE$"):
-            call()
+        refused(r"^[^\n]*set PETSEG_CACHE$", call)

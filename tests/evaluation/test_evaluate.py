@@ -18,7 +18,7 @@ from petseg.schema import write_record
 from petseg.training import inference
 from petseg.training.batches import load_splits
 from petseg.training.inference import Network
-from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
+from tests.conftest import CPU, prepare_for, refused, tiny, train_on_cpu
 
 
 def pointwise(weight, bias):
@@ -109,8 +109,7 @@ def test_per_image_counts_add_up_to_the_pixels_and_come_back(pets_folder, tmp_pa
 
 def test_a_run_is_scored_once_on_the_same_images(prepared, tmp_path, monkeypatch):
     run, splits = tmp_path / "run", load_splits(prepared, tiny(), CPU.device)
-    with pytest.raises(PetsegError, match="no such file; is this the folder of a finished run"):
-        evaluate_run(run, CPU, splits, "val")
+    refused("no such file; is this the folder of a finished run", evaluate_run, run, CPU, splits, "val")
     train_on_cpu(tiny(), prepared, run)
     first = evaluate_run(run, CPU, splits, "test")
     with monkeypatch.context() as patch:
@@ -118,8 +117,7 @@ def test_a_run_is_scored_once_on_the_same_images(prepared, tmp_path, monkeypatch
         assert evaluate_run(run, CPU, splits, "test").scores == first.scores
         with pytest.raises(TypeError, match="not callable"):
             evaluate_run(run, CPU, splits, "val")
-    with pytest.raises(PetsegError, match="split 'tests' is unknown; choose one of: test, train, val"):
-        evaluate_run(run, CPU, splits, "tests")
+    refused("split 'tests' is unknown; choose one of: test, train, val", evaluate_run, run, CPU, splits, "tests")
     less = {"test": replace(splits["test"], rows=splits["test"].rows[1:])}
     assert len(evaluate_run(run, CPU, less, "test").images.ids) == len(first.images.ids) - 1, "scored anew"
     # other images take no scores' place

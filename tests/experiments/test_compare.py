@@ -16,7 +16,7 @@ from petseg.experiments.compare import Plan, choose_examples, compare
 from petseg.metrics import mean_iou
 from petseg.report import write_report
 from petseg.schema import ComparisonResult, read_record
-from tests.conftest import CPU, TINY, prepare_for, tiny, train_on_cpu
+from tests.conftest import CPU, TINY, prepare_for, refused, tiny, train_on_cpu
 
 
 def plan_of(models=("unet", "segnet"), *settings, **how):
@@ -77,8 +77,7 @@ def test_examples_show_image_truth_and_every_model(comparison, finished):
 
 
 def test_resuming_a_finished_comparison_changes_no_figure(comparison, finished, prepared):
-    with pytest.raises(PetsegError, match="exists; go on with --resume"):
-        compare(plan_of(), prepared, finished)
+    refused("exists; go on with --resume", compare, plan_of(), prepared, finished)
     after = compare(plan_of(resume=True, synthetic=True), prepared, finished)
     for one, other in zip(comparison.models, after.models, strict=True):
         assert (one.history, one.evaluations) == (other.history, other.evaluations)

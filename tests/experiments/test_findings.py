@@ -17,6 +17,7 @@ from petseg.metrics import mean_iou
 from petseg.schema import Findings, read_record, write_record
 from petseg.storage import read_json, write_json
 from tests.cli.test_commands import one_line_error, petseg
+from tests.conftest import refused
 from tests.made_studies import MATCHES, diverge, make_study
 
 
@@ -243,8 +244,7 @@ def test_wrong_files_are_one_line(tmp_path, whole):
     (tmp_path / "findings.json").write_text('{"kind": "comparison", "version": 1}')
     assert "kind is 'comparison'; wanted 'findings'" in one_line_error(petseg("report", tmp_path / "findings.json"))
     write_json(tmp_path / "study.json", {**read_json(whole / "study.json"), "recipe": {"title": 3}})
-    with pytest.raises(PetsegError, match=r"study\.json: recipe\.title: input should be a valid string; restore the"):
-        Results(tmp_path)
+    refused(r"study\.json: recipe\.title: input should be a valid string; restore the", Results, tmp_path)
 
 
 def test_scores_and_counts_agree_and_damaged_counts_are_one_line(tmp_path):

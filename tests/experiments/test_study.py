@@ -27,6 +27,7 @@ from petseg.schema import CostMatch, EpochRow, write_record
 from petseg.storage import read_json, write_json
 from petseg.training import runs
 from tests.cli.test_commands import child_environment, petseg
+from tests.conftest import refused
 from tests.made_studies import TUNED
 
 TINY = """
@@ -284,16 +285,13 @@ def test_expectations_may_not_change_after_the_runs(whole, tmp_path):
 
 def test_another_folder_or_other_images_are_refused(whole, tiny, sizes, pets_folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(PetsegError, match=r"holds no study\.json, but other files; choose another with --out$"):
-        open_study(tiny, tmp_path)
-    with pytest.raises(PetsegError, match=r"nowhere: no study\.json in it; name a study's folder"):
-        read_manifest(tmp_path / "nowhere")
+    refused(r"holds no study\.json, but other files; choose another with --out$", open_study, tiny, tmp_path)
+    refused(r"nowhere: no study\.json in it; name a study's folder", read_manifest, tmp_path / "nowhere")
     folder = part(whole, tmp_path / "copy", [])
     manifest = read_manifest(folder)
     other = manifest.data.model_copy(update={"key": "0", "provenance": "elsewhere"})
     write_record(folder / "study.json", manifest.model_copy(update={"data": other}))
-    with pytest.raises(PetsegError, match=r"copy: holds work on other images \(elsewhere\)"):
-        run_study(tiny, folder, sizes, Making(pets_folder))
+    refused(r"copy: holds work on other images \(elsewhere\)", run_study, tiny, folder, sizes, Making(pets_folder))
 
 
 def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tmp_path):
@@ -341,8 +339,7 @@ def test_a_mistake_in_a_recipe_is_one_line(old, new, message, tmp_path):
         load_study(str(path))
     assert str(caught.value).startswith("study")
     assert "\n" not in str(caught.value)
-    with pytest.raises(PetsegError, match=r"study 'stduy' is unknown; choose one of: study$"):
-        load_study("stduy")
+    refused(r"study 'stduy' is unknown; choose one of: study$", load_study, "stduy")
 
 
 SHIPPED = load_study("study")

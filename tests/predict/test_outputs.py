@@ -2,6 +2,7 @@
 
 import os
 from itertools import permutations
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,18 +11,10 @@ from PIL import Image
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
 from petseg.predict import outputs
-from petseg.predict.outputs import (
-    ENDINGS,
-    USUAL,
-    Look,
-    check_outputs,
-    encoded,
-    is_output,
-    predict_job,
-    predict_jobs,
-)
+from petseg.predict.outputs import ENDINGS, USUAL, Look, check_outputs, encoded, is_output, predict_job, predict_jobs
 from petseg.predict.segmentation import Segmentation
 from petseg.predict.segmenter import Segmenter
+from tests.conftest import refused
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +39,7 @@ def below(folder):
 def test_kinds():
     assert outputs.chosen_kinds([]) == USUAL
     assert outputs.chosen_kinds(["mask", "json", "mask"]) == ("mask", "json")
-    with pytest.raises(PetsegError, match="--only 'cutuot' is unknown; choose one of: cutout"):
-        outputs.chosen_kinds(["cutuot"])
+    refused("--only 'cutuot' is unknown; choose one of: cutout", outputs.chosen_kinds, ["cutuot"])
 
 
 def test_files_lie_beside_the_photo_or_mirror_its_folder(tmp_path):
@@ -142,12 +134,10 @@ def test_an_output_never_replaces_a_photo_or_a_file_of_somebody_else(segmenter, 
     with pytest.raises(PetsegError, match=r"cat\.mask\.png is one of the photos and would be replaced"):
         check_outputs(plan([photo, other], ["mask"], None))
     jobs = plan([photo], ["mask", "json"], None)
-    with pytest.raises(PetsegError, match=r"cat\.mask\.png is there already and petseg did not write it"):
-        check_outputs(jobs)
+    refused(r"cat\.mask\.png is there already and petseg did not write it", check_outputs, jobs)
     other.unlink()
     (tmp_path / "cat.prediction.json").write_text("{}")
-    with pytest.raises(PetsegError, match=r"cat\.prediction\.json is there already"):
-        check_outputs(jobs)
+    refused(r"cat\.prediction\.json is there already", check_outputs, jobs)
     (tmp_path / "cat.prediction.json").unlink()
     for _ in range(2):  # its own files it replaces
         check_outputs(jobs)
@@ -172,8 +162,7 @@ def test_a_place_that_cannot_be_written_is_an_error(segmenter, tmp_path):
     assert not (tmp_path / "not").exists()
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
         (job,) = plan([photo], ["mask"], folder)
-        with pytest.raises(PetsegError, match=r"file.*: cannot be written .*choose another folder with --out"):
-            outputs.check_folders([job])
+        refused(r"file.*: cannot be written .*choose another folder with --out", outputs.check_folders, [job])
     assert below(tmp_path) == {"a.jpg", "file"}
     outcome = predict_job(segmenter, job)
     assert "cannot be written" in str(outcome.error)
@@ -192,14 +181,10 @@ def test_of_several_files_all_are_written_or_none(segmenter, tmp_path):
 
 
 def test_a_photo_too_large_for_the_memory_is_an_error(segmenter, tmp_path, monkeypatch):
-    def no_room(self, **look):
-        raise MemoryError
-
-    monkeypatch.setattr(Segmentation, "cutout", no_room)
+    monkeypatch.setattr(Segmentation, "cutout", Mock(side_effect=MemoryError))
     (job,) = plan([pet(tmp_path / "a.jpg")], USUAL, None)
-    assert str(predict_job(segmenter, job).error).endswith(
-        "a.jpg: too large for this machine's memory; reduce it first"
-    )
+    error = str(predict_job(segmenter, job).error)
+    assert error.endswith("a.jpg: too large for this machine's memory; reduce it first")
     assert below(tmp_path) == {"a.jpg"}
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from petseg import Segmenter
-from petseg.errors import PetsegError
 from petseg.export.openvino import drawn_images
 from petseg.predict import runtimes
 from petseg.predict.runtimes import WORTH_STARTING, OnnxRuntime, OpenVino, chosen_runtime
 from petseg.predict.segmenter import model_file
+from tests.conftest import refused
 
 
 @pytest.mark.parametrize("name", ["unet_small", "segnet_small"])
@@ -44,7 +44,5 @@ def test_a_user_chooses_the_runtime(monkeypatch):
     monkeypatch.setenv("PETSEG_RUNTIME", "openvino")
     assert chosen_runtime(1) == Segmenter("unet_small", threads=1).runtime == "openvino"
     monkeypatch.setenv("PETSEG_RUNTIME", "tensorrt")
-    with pytest.raises(PetsegError, match="PETSEG_RUNTIME 'tensorrt' is unknown; choose one of: openvino, onnxruntime"):
-        Segmenter("unet_small")
-    with pytest.raises(PetsegError, match="runtime 'torch' is unknown"):
-        Segmenter("unet_small", runtime="torch")
+    refused("PETSEG_RUNTIME 'tensorrt' is unknown; choose one of: openvino, onnxruntime", Segmenter, "unet_small")
+    refused("runtime 'torch' is unknown", Segmenter, "unet_small", runtime="torch")

@@ -21,6 +21,7 @@ from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.errors import PetsegError
 from petseg.predict.outputs import encoded
 from petseg.predict.segmenter import WEIGHTS, model_file, shipped_models
+from tests.conftest import refused
 
 IMAGES = [draw_pet(breed, 1, size=96)[0] for breed in (*CATS[:3], *DOGS[:3])]
 
@@ -102,8 +103,7 @@ def test_eleven_classes_without_background_are_all_foreground(tmp_path, three_co
     assert result.summary().to_dict()["boxes"][0]["foreground_class"]["name"] == result.foreground_class.name
     for kind in ("mask", "cutout", "overlay", "classes", "json"):
         assert encoded(result, kind)
-    with pytest.raises(PetsegError, match="no boundary class"):
-        encoded(result, "trimap")
+    refused("no boundary class", encoded, result, "trimap")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,7 @@ def test_classes_that_cannot_be_used_are_named(tmp_path, classes, problem):
     if problem is None:
         assert [each.role for each in Segmenter(model).classes] == ["background", "boundary", "foreground"]
         return
-    with pytest.raises(PetsegError, match=rf"toy\.onnx: not a model that `petseg export` wrote \(.*{problem}"):
-        Segmenter(model)
+    refused(rf"toy\.onnx: not a model that `petseg export` wrote \(.*{problem}", Segmenter, model)
 
 
 @pytest.mark.parametrize("name", shipped_models())
@@ -243,16 +242,13 @@ def test_what_is_no_model_is_an_error(tmp_path, content):
     with pytest.raises(PetsegError, match="not a model that `petseg export` wrote") as caught:
         Segmenter(tmp_path / "x.onnx")
     assert "\n" not in str(caught.value)
-    with pytest.raises(PetsegError, match="cannot be read"):
-        Segmenter(tmp_path / "nowhere.onnx")
-    with pytest.raises(PetsegError, match=r"model 'unet_smal' is unknown; choose one of: .*unet_small"):
-        Segmenter("unet_smal")
+    refused("cannot be read", Segmenter, tmp_path / "nowhere.onnx")
+    refused(r"model 'unet_smal' is unknown; choose one of: .*unet_small", Segmenter, "unet_smal")
 
 
 def test_one_bad_photo_of_a_batch_is_named(segmenter, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"words")
-    with pytest.raises(PetsegError, match=r"bad\.jpg: cannot be decoded"):
-        segmenter.batch([IMAGES[0], tmp_path / "bad.jpg"])
+    refused(r"bad\.jpg: cannot be decoded", segmenter.batch, [IMAGES[0], tmp_path / "bad.jpg"])
 
 
 def test_prediction_needs_no_torch():

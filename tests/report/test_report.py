@@ -15,6 +15,7 @@ from petseg.report.page import headline, history_charts, read_gallery
 from petseg.report.plots import model_styles
 from petseg.report.tables import class_tables, comparison_tables
 from petseg.schema import ComparisonResult, Example, Findings, read_record, write_record
+from tests.conftest import refused
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -339,11 +340,9 @@ def test_a_study_without_a_run_still_reports(findings, page):
 
 def test_a_missing_file_a_folder_and_another_kind_are_one_line(published, tmp_path):
     (tmp_path / "comparison.json").write_text('{"kind": "run"}', encoding="utf-8")
-    with pytest.raises(PetsegError, match=r"comparison\.json: kind is 'run'; wanted 'comparison'"):
-        write_report(tmp_path / "comparison.json")
+    refused(r"comparison\.json: kind is 'run'; wanted 'comparison'", write_report, tmp_path / "comparison.json")
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(PetsegError, match=r" is no file; a report is made from a comparison\.json: run `pet"):
-            write_report(path)
+        refused(r" is no file; a report is made from a comparison\.json: run `pet", write_report, path)
     write_record(tmp_path / "comparison.json", published)
     with pytest.raises(PetsegError, match=r"is a folder; a report is one HTML file: name a file in it"):
         write_report(tmp_path / "comparison.json", tmp_path)
@@ -355,5 +354,4 @@ def test_only_images_beside_the_comparison_are_embedded(published, tmp_path):
     for name in ("../secret.png", "secret.svg"):
         example = result.examples[0].model_copy(update={"files": {**result.examples[0].files, "image": name}})
         told = f"image {name!r}; a report embeds .png, .jpg in its own folder: was the file edited?"
-        with pytest.raises(PetsegError, match=re.escape(told)):
-            list(read_gallery(changed(result, examples=(example,)), tmp_path / "run"))
+        refused(re.escape(told), list, read_gallery(changed(result, examples=(example,)), tmp_path / "run"))

@@ -12,7 +12,7 @@ from petseg.training.checkpoint import best_epoch, load_weights
 from petseg.training.inference import build_network
 from petseg.training.runs import read_config, read_metrics
 from petseg.training.validation import validate
-from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
+from tests.conftest import CPU, prepare_for, refused, tiny, train_on_cpu
 
 
 class KilledError(Exception):
@@ -125,14 +125,11 @@ def test_training_starts_from_the_weights_of_another_run(prepared, pets_folder, 
     assert all(torch.allclose(found[n], weights[n]) for n in weights if "weight" in n and "head" not in n)
     for place, told in (("segnet", "weights of another model"), ("nowhere", "no such weights")):
         config = tiny(f"train.init={tmp_path / 'first' if place == 'segnet' else place}", model="segnet")
-        with pytest.raises(PetsegError, match=told):
-            train_on_cpu(config, prepared, tmp_path / place)
+        refused(told, train_on_cpu, config, prepared, tmp_path / place)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
     model, path = build_model(tiny().model, 3), tmp_path / "best.safetensors"
-    with pytest.raises(PetsegError, match="no such weights"):
-        load_weights(model, path)
+    refused("no such weights", load_weights, model, path)
     save_file(build_model(tiny(model="segnet").model, 3).state_dict(), path, {"epoch": "1"})
-    with pytest.raises(PetsegError, match="weights of another model"):
-        load_weights(model, path)
+    refused("weights of another model", load_weights, model, path)

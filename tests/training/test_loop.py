@@ -19,7 +19,7 @@ from petseg.errors import DivergedError, PetsegError
 from petseg.models import build_model
 from petseg.training.batches import load_splits
 from petseg.training.optimiser import learning_rate, make_optimiser
-from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
+from tests.conftest import CPU, prepare_for, refused, tiny, train_on_cpu
 
 
 def test_same_seed_same_losses_and_another_seed_others(prepared, tmp_path):
@@ -83,8 +83,7 @@ REFUSED = [
 def test_what_cannot_start_leaves_the_folder_as_it_is(setting, message, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(PetsegError, match=message):
-        train_on_cpu(tiny(setting), prepared, tmp_path)
+    refused(message, train_on_cpu, tiny(setting), prepared, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -93,8 +92,7 @@ def test_resuming_with_another_config_or_on_other_images_is_refused(prepared, tm
     with pytest.raises(PetsegError, match=r"train\.learning_rate is 0\.003 there, 0\.1 now"):
         train_on_cpu(tiny("train.epochs=1", "train.learning_rate=0.1"), prepared, tmp_path / "run", resume=True)
     other = prepare(open_dataset(make_pets(tmp_path / "others", per_breed=6, breeds=4, size=48, seed=5)), 32)
-    with pytest.raises(PetsegError, match="holds work on other images"):
-        train_on_cpu(tiny("train.epochs=1"), other, tmp_path / "run", resume=True)
+    refused("holds work on other images", train_on_cpu, tiny("train.epochs=1"), other, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -144,11 +142,7 @@ def test_a_batch_without_a_labelled_pixel_is_no_divergence_and_a_split_without_o
 
 
 def test_a_loss_that_explodes_is_said(prepared, tmp_path, caplog):
-    (row,) = train_on_cpu(
-        tiny("train.epochs=1", "train.learning_rate=1", "train.warmup=0"),
-        prepared,
-        tmp_path,
-    )
+    (row,) = train_on_cpu(tiny("train.epochs=1", "train.learning_rate=1", "train.warmup=0"), prepared, tmp_path)
     assert row.val_loss > 1e6
     assert re.fullmatch(
         r"petseg: warning: .*: validation loss [\d.e+]+ is more than twice a guess's, 1\.10: the model learnt nothing; "
@@ -173,8 +167,7 @@ def test_a_compiled_run_learns_what_the_plain_one_does(prepared, tmp_path):
 def test_tensorboard_is_written_or_its_absence_reported(prepared, tmp_path):
     config = tiny("train.epochs=1", "train.tensorboard=true")
     if find_spec("tensorboard") is None:
-        with pytest.raises(PetsegError, match=r"petseg\[tensorboard\]"):
-            train_on_cpu(config, prepared, tmp_path / "run")
+        refused(r"petseg\[tensorboard\]", train_on_cpu, config, prepared, tmp_path / "run")
     else:
         train_on_cpu(config, prepared, tmp_path / "run")
         assert list((tmp_path / "run" / "tensorboard").iterdir())

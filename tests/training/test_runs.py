@@ -10,6 +10,7 @@ from petseg.errors import PetsegError
 from petseg.schema import EpochRow
 from petseg.storage import write_json
 from petseg.training.runs import LOCK, epoch_seconds, new_folder, read_config, read_metrics, write_metrics
+from tests.conftest import refused
 
 
 def names(folder):
@@ -17,16 +18,14 @@ def names(folder):
 
 
 def test_config_comes_back(tmp_path):
-    with pytest.raises(PetsegError, match=r"config\.json: no such file; is this the folder of a finished run\?"):
-        read_config(tmp_path)
+    refused(r"config\.json: no such file; is this the folder of a finished run\?", read_config, tmp_path)
     config = RunConfig(model=ModelConfig(name="segnet", depth=2), data=DataConfig(size=64), train=TrainConfig(seed=7))
     fields = config.model_dump(mode="json")
     write_json(tmp_path / "config.json", fields)
     assert read_config(tmp_path) == config
     fields["train"]["epoch"] = fields["train"].pop("epochs")  # of another version
     write_json(tmp_path / "config.json", fields)
-    with pytest.raises(PetsegError, match=r"config\.json: field 'train\.epoch' is unknown; .* one of: train\.epoch"):
-        read_config(tmp_path)
+    refused(r"config\.json: field 'train\.epoch' is unknown; .* one of: train\.epoch", read_config, tmp_path)
 
 
 FIGURES = {"train_seconds": 1.0, "learning_rate": 1e-3, "train_loss": 0.5, "val_accuracy": 0.5}
@@ -68,8 +67,7 @@ def test_a_broken_line_is_reported(old, new, message, tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(PetsegError, match=message):
-        read_metrics(tmp_path)
+    refused(message, read_metrics, tmp_path)
 
 
 def test_a_new_folder_and_one_that_holds_something_or_where_a_file_is(tmp_path):
