@@ -17,11 +17,7 @@ SKIPPED = {  # kind of file that is no sample, as a source names it -> what happ
     "pair in no list": "in protocol seed only; species and breed from its name",
 }
 
-HANDLED = {  # what `open_sample` notes -> what happens; every other note (formats, modes) says itself what was done
-    "label of another size, resized (nearest)": "kept",
-    SUSPECT: "kept: it counts as all background and border, as in everybody's figures",
-    "EXIF rotation, not applied (the label has none)": "kept",
-}
+HANDLED = {SUSPECT: "kept: it counts as all background and border, as in everybody's figures"}  # other notes: kept
 
 
 @dataclass(frozen=True)
