@@ -106,13 +106,12 @@ _UNET = Builder("U-Net", UNet, UNetOptions, {"base_channels": 16, "depth": 4, "c
 _SEGNET = Builder("SegNet", _segnet, SegNetOptions, {"base_channels": 16, "depth": 5, "batch_norm": True})
 _UNET_PAPER = {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5}
 
-MODELS: dict[str, Builder] = {
+MODELS: dict[str, Builder] = {  # name -> builder
     "unet": _UNET,
     "segnet": _SEGNET,
     "unet_paper": replace(_UNET, title="U-Net (paper)", preset=_UNET_PAPER),
     "segnet_paper": replace(_SEGNET, title="SegNet (paper)", preset={**_SEGNET.preset, "base_channels": 64}),
 }
-"""Name -> builder."""
 
 
 def builder_of(name: str) -> Builder:

@@ -23,7 +23,7 @@ from tests.data.traps import make_trapped_pets
 
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 
-COMMANDS = {
+COMMANDS = {  # every command with its flags and arguments
     "": "--debug --version",
     "predict": "--background --crop --flip --format --json --matting --model --only --out --resume --run --threads "
     "PHOTOS",
@@ -41,7 +41,6 @@ COMMANDS = {
     "study": "--data --device --jobs --list --out --threads RECIPE",
     "report": "--out SOURCE",
 }
-"""Every command with its flags and arguments."""
 
 
 def petseg(*arguments, cwd=None, **environment):

@@ -11,7 +11,7 @@ from petseg.data.check import HANDLED, Finding, check_samples
 from petseg.data.sources import open_dataset
 from tests.data.traps import NOTES, TRAPS
 
-ROWS = {
+ROWS = {  # kind of trap -> (the row that it is in, or how that row's title ends; what happens)
     "hidden file beside the trimaps": [("hidden file among the trimaps", "skipped")],
     "hidden file among the images": [("hidden file among the images", "skipped")],
     "mat file among the images": [("not a .jpg among the images", "skipped")],
@@ -24,7 +24,6 @@ ROWS = {
     "listed without image": [("listed, but no image", "left out")],
     "image in no list": [("pair in no list", "in protocol seed only; species and breed from its name")],
 }
-"""Kind of trap -> (the row that it is in, or how that row's title ends; what happens)."""
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,7 @@ from petseg.errors import PetsegError
 from petseg.training.batches import load_splits
 
 OTHERS = {"Bombay": 96, "Egyptian_Mau": 93, "Siamese": 99, "english_cocker_spaniel": 96, "newfoundland": 96}
-TRAINVAL = dict.fromkeys(CATS + DOGS, 100) | OTHERS
-"""Breed -> names in the official trainval.txt; 3,680 in all."""
+TRAINVAL = dict.fromkeys(CATS + DOGS, 100) | OTHERS  # breed -> names in the official trainval.txt; 3,680 in all
 CPU = torch.device("cpu")
 OFFICIAL = {"train": 3312, "val": 368, "test": 3669}
 

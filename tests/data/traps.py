@@ -39,7 +39,7 @@ All images are in list.txt and trainval.txt but for the two in no list and beagl
 beagle_902 is stored lying on its side and its trimap with it: the two fit as stored, not after turning the image alone.
 """
 
-NOTES = {
+NOTES = {  # kind of trap that can be used -> what is noted
     "RGB PNG named .jpg": ("PNG named .jpg",),
     "RGBA PNG named .jpg": ("PNG named .jpg", "mode RGBA, converted to RGB"),
     "GIF named .jpg": ("GIF named .jpg", "mode P, converted to RGB"),
@@ -51,15 +51,13 @@ NOTES = {
     "trimap of half the size": ("label of another size, resized (nearest)",),
     "image in no list": (),
 }
-"""Kind of trap that can be used -> what is noted."""
 
-REASONS = {
+REASONS = {  # kind of trap that cannot be used -> why
     "truncated JPEG": r"^NAME: image cannot be decoded \(image file is truncated",
     "empty image file": r"^NAME: image cannot be decoded \(is empty\)$",
     "trimap of another aspect": r"^NAME: label is \d+x\d+, image \d+x\d+; different shapes cannot be matched$",
     "trimap of other values": r"^NAME\.png holds values \{0, 4\}; .* 3 border: was it remapped already\?$",
 }
-"""Kind of trap that cannot be used -> why."""
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4072)
 MAT = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
@@ -120,11 +118,10 @@ IMAGES = {
     "truncated JPEG": lambda image: _jpeg(image)[: len(_jpeg(image)) // 2],
     "EXIF orientation": _lying,
 }
-TRIMAPS = {
+TRIMAPS = {  # what each trap does to an encoded image or a trimap that is sound
     "EXIF orientation": np.rot90,
     "trimap without pet": lambda trimap: np.where(trimap == PET, BORDER, trimap),
     "trimap of half the size": lambda trimap: trimap[1 : len(trimap) // 2 * 2 : 2, 1 : trimap.shape[1] // 2 * 2 : 2],
     "trimap of another aspect": lambda trimap: trimap[:, : trimap.shape[1] // 3],
     "trimap of other values": lambda trimap: np.where(trimap == PET, 4, 0),
 }
-"""What each trap does to an encoded image or a trimap that is sound."""
