@@ -47,14 +47,8 @@ def truths(split, count):
 def drawn_counts(true, quality, rng):
     """Confusion matrices of a model that is right in about `quality` of the pixels."""
     easy = np.clip(quality + np.array([0.0, 0.05, -0.15]) + rng.normal(0, 0.03, true.shape), 0.05, 0.99)
-    right = np.round(true * easy).astype(np.int64)
-    counts = np.zeros((len(true), 3, 3), np.int64)
-    for row in range(3):
-        wrong = true[:, row] - right[:, row]
-        part = np.round(wrong * rng.uniform(0.2, 0.8, len(true))).astype(np.int64)
-        first, second = [place for place in range(3) if place != row]
-        counts[:, row, row], counts[:, row, first], counts[:, row, second] = right[:, row], part, wrong - part
-    return counts
+    shares = (1 - easy[..., None]) / 2 * (1 - np.eye(3)) + easy[..., None] * np.eye(3)
+    return rng.multinomial(true, shares)
 
 
 def quality_of(run):
@@ -105,24 +99,23 @@ def make_study(folder, *, val=24, test=48, shapes=MATCHES, leave_out=lambda run:
 
 def matches_of(study, shapes):
     """Returns matches from EXPERIMENT:ARM -> options."""
+    by_name = {experiment.name: experiment for experiment in study.experiments}
     found = {}
-    for experiment in study.experiments:
-        for arm in experiment.arms():
-            question, options = (MatchQuestion.of(study, experiment, arm), shapes.get(f"{experiment.name}:{arm}"))
-            if question is not None and options is not None:
-                found[question.key] = schema.CostMatch(options=options, quantity="parameters", wanted=100, reached=101)
+    for name, options in shapes.items():
+        experiment, _, arm = name.partition(":")
+        key = MatchQuestion.of(study, by_name[experiment], arm).key
+        found[key] = schema.CostMatch(options=options, quantity="parameters", wanted=100, reached=101)
     return found
 
 
 def diverge(folder, *rows):
     """Returns the folder after the runs of these (experiment, arm, seed) have diverged."""
-    manifest = read_manifest(folder)
-    entries = []
+    manifest, entries = read_manifest(folder), []
     for entry in manifest.runs:
-        if any((row.experiment, row.arm, row.seed) in rows for row in entry.rows):
+        lost = any((row.experiment, row.arm, row.seed) in rows for row in entry.rows)
+        if lost:
             storage.write_json(folder / "runs" / entry.name / DIVERGED, {"reason": "The loss became NaN or infinite."})
-            entry = entry.model_copy(update={"state": "diverged"})
-        entries.append(entry)
+        entries.append(entry.model_copy(update={"state": "diverged"}) if lost else entry)
     write_record(folder / MANIFEST, manifest.model_copy(update={"runs": tuple(entries)}))
     return folder
 
