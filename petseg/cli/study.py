@@ -58,10 +58,7 @@ def _print_runs(study: "Study", folder: Path) -> None:
     rows = []
     left = 0.0
     for number, run in enumerate(planned, start=1):
-        arms: dict[str, list[str]] = {}
-        for row in run.rows:
-            arms.setdefault(row.experiment, []).append(row.arm)
-        purpose = "; ".join(f"{name} {', '.join(own)}" for name, own in arms.items())
+        purpose = "; ".join(f"{row.experiment} {row.arm}" for row in run.rows)
         state = run.state(folder)
         left += seconds[run.name] if state in ("missing", "waiting") else 0
         # its config is not known yet, so neither is its name

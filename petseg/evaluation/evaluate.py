@@ -189,18 +189,24 @@ def evaluate_run(
     own, given = ([entry.name for entry in classes] for classes in (trained.data.classes, split.dataset.classes))
     if own != given:
         raise PetsegError(f"{run} was trained on classes {', '.join(own)}; the labels are of {', '.join(given)}")
-    stored = run / "evaluations" / f"{name}.json"
-    known = read_evaluation(stored)
-    wanted = (trained.weights, trained.epoch, split.prepared.key, len(split.rows))
-    if known and (known.scores.weights, known.scores.epoch, known.scores.data, len(known.images.ids)) == wanted:
-        return known
-    if known and known.scores.data == trained.data.key != split.prepared.key:
+    stored, key = run / "evaluations" / f"{name}.json", split.prepared.key
+    if key != trained.data.key and (known := read_evaluation(stored)) and known.scores.data == trained.data.key:
         raise PetsegError(
             f"{run}: {name} is scored on the run's own images, not on those given now ({split.dataset.name}): give its "
             "own --data, or score a copy of the folder without evaluations/"
         )
-    new = evaluate(trained.network, split, name, on_progress)
-    new = replace(new, scores=new.scores.model_copy(update={"weights": trained.weights, "epoch": trained.epoch}))
+    return evaluate_once(stored, trained.network, split, (trained.weights, trained.epoch), on_progress)
+
+
+def evaluate_once(
+    stored: Path, network: Network, split: Split, weights: tuple[str, int] = ("", 0), on_progress: Progress = silent
+) -> Evaluation:
+    """Returns the evaluation in the file `stored`, SPLIT.json, made anew if it is of other weights, epoch or images."""
+    known, wanted = read_evaluation(stored), (*weights, split.prepared.key, len(split.rows))
+    if known and (known.scores.weights, known.scores.epoch, known.scores.data, len(known.images.ids)) == wanted:
+        return known
+    new = evaluate(network, split, stored.stem, on_progress)
+    new = replace(new, scores=new.scores.model_copy(update={"weights": weights[0], "epoch": weights[1]}))
     write_evaluation(new, stored)
     return new
 

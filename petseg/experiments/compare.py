@@ -179,12 +179,9 @@ def _baselines(plan: Plan, splits: Mapping[str, Split], folder: Path) -> tuple[s
         network = Network(module, Input(), plan.hardware)
         scores = {}
         for part in plan.scored_splits(splits):
+            progress = plan.progress(f"score {title} on {part}")
             stored = folder / name / f"{part}.json"
-            known = evaluation.read_evaluation(stored)
-            if known is None or known.scores.data != training.prepared.key:
-                known = evaluation.evaluate(network, splits[part], part, plan.progress(f"score {title} on {part}"))
-                evaluation.write_evaluation(known, stored)
-            scores[part] = known.scores
+            scores[part] = evaluation.evaluate_once(stored, network, splits[part], on_progress=progress).scores
         results.append(schema.BaselineResult(name=name, title=title, evaluations=scores))
     return tuple(results)
 

@@ -32,20 +32,16 @@ def label(findings: schema.Findings, experiment: schema.ExperimentFindings, one:
 def headline(findings: schema.Findings) -> list[str]:
     """Returns the main experiment's differences of mIoU between two models, each pair of networks once."""
     main = findings.experiments[0]
-    runs = {arm.arm: arm.runs for arm in main.arms}
+    arms = {arm.arm: arm for arm in main.arms}
     lines: dict[tuple[tuple[str, ...], ...], str] = {}
     for one in main.differences:
-        if (found := one.difference) and one.metric == "miou" and variant(one.left) == variant(one.right):
+        left, right = arms[one.left], arms[one.right]
+        if (found := one.difference) and one.metric == "miou" and left.variant == right.variant:
             ends = f"{100 * findings.confidence:.4g} % interval {points(found.low)} to {points(found.high)}"
             latency = f", latency × {one.latency_ratio:.2f}" if one.latency_ratio else ""
             line = f"{label(findings, main, one)}: {signed(found.points)} points mIoU ({ends}){latency}"
-            lines.setdefault((runs[one.left], runs[one.right]), line)
+            lines.setdefault((left.runs, right.runs), line)
     return list(lines.values())
-
-
-def variant(arm: str) -> str:
-    """Returns the variant of MODEL/VARIANT."""
-    return arm.partition("/")[2]
 
 
 class Network(NamedTuple):
