@@ -177,18 +177,13 @@ def species_of(name: str) -> int:
 def _read_list(path: Path) -> dict[str, list[str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise PetsegError(f"{path.name}: not UTF-8 ({error}); unpack annotations.tar.gz again") from None
-    except OSError:
-        raise PetsegError(
-            f"data folder: {path.parent.name}/{path.name} is missing; unpack annotations.tar.gz completely"
-        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PetsegError(f"{path}: cannot be read ({error}); unpack annotations.tar.gz again") from None
     rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
-    short = next((row for row in rows if len(row) < 4), None)
-    if short:
-        raise PetsegError(
-            f"{path.name}: line {' '.join(short)!r} has {len(short)} fields; wanted name, class, species, breed"
-        )
+    for row in rows:
+        if len(row) < 4:
+            line = f"line {' '.join(row)!r} has {len(row)} fields"
+            raise PetsegError(f"{path.name}: {line}; wanted name, class, species, breed")
     return {row[0]: row for row in rows}
 
 
@@ -205,11 +200,7 @@ def read_trimap(path: Path) -> UInt8:
     return values.astype(np.uint8)
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
-
-SEED_VALIDATION = 1000
-SEED_SHUFFLE = 1337
-SEED_SIZE = 200
+SEED_VALIDATION, SEED_SHUFFLE, SEED_SIZE = 1000, 1337, 200
 """The classic tutorial's own numbers (François Chollet, "Deep Learning with Python", second edition, section 9.2)."""
 
 
