@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from petseg.data.dataset import Dataset, Label, Progress, Sample, UInt8
 from petseg.errors import PetsegError
@@ -118,6 +118,16 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
         if isinstance(error, UnidentifiedImageError):
             reason = unidentified(path.read_bytes()) if path.stat().st_size else "is empty"
         raise PetsegError(f"{what} cannot be decoded ({reason})") from None
+
+
+def scaled_transparency(opened: ImageFile.ImageFile) -> Image.Image:
+    """Returns a PNG whose transparent value is scaled as Pillow scaled its pixels, of 2, 4 or 3 x 16 bits."""
+    clear, raw = opened.info.get("transparency"), opened.tile[0][3] if opened.tile else None
+    if raw in ("L;2", "L;4") and clear is not None:
+        opened.info["transparency"] = clear * (85 if raw == "L;2" else 17)
+    elif raw == "RGB;16B" and clear is not None:
+        opened.info["transparency"] = tuple(value >> 8 for value in clear)
+    return opened
 
 
 def orientation(opened: Image.Image) -> int:

@@ -101,7 +101,9 @@ class Photo:
         return source
 
     def _open(self) -> Image.Image:
-        return Image.open(BytesIO(self._kept), formats=formats()) if isinstance(self._kept, bytes) else self._kept
+        if not isinstance(self._kept, bytes):
+            return self._kept
+        return images.scaled_transparency(Image.open(BytesIO(self._kept), formats=formats()))
 
     def _decoded(self, draft: int | None = None) -> Image.Image:
         try:

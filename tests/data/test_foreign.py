@@ -3,6 +3,7 @@
 import io
 import itertools
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,32 @@ def test_a_16_bit_grey_png_with_a_transparent_value_is_white_there_alone():
     assert grey[0, 3] == 255
     grey[0, 3] = 255 * RAMP[0, 3]
     np.testing.assert_allclose(grey, 255 * RAMP, atol=1)
+
+
+def png(depth, kind, rows, clear):
+    """Returns a PNG of some bits a channel with a transparent value, as optimisers write them and Pillow does not."""
+    header = struct.pack(">IIBBBBB", 4, len(rows), depth, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"tRNS", clear), (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))))
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks:
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return content
+
+
+COLOURS = np.array([[40_000, 10_000, 0], [1000, 2000, 3000], [500, 500, 500], [65_535] * 3], ">u2")
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (png(2, 0, [b"\x1b"], b"\0\1"), [0, 255, 170, 255]),
+        (png(4, 0, [b"\x01\x2f"], b"\0\2"), [0, 17, 255, 255]),
+        (png(16, 2, [COLOURS.tobytes()], COLOURS[1].tobytes()), [156, 255, 1, 255]),
+    ],
+    ids=["2 bits", "4 bits", "3 x 16 bits"],
+)
+def test_a_transparent_value_of_other_depths_is_white_there_alone(content, wanted):
+    assert np.asarray(Photo(content).whole())[0, :, 0].tolist() == wanted
 
 
 def profile(gamma, name):
