@@ -11,18 +11,14 @@ from typing import Self
 from petseg.errors import PetsegError, disk_errors
 from petseg.storage import new_folder
 
-MAX_MEMBERS, MAX_BYTES = 50_000, 4 * 2**30
-"""Most that `extract` accepts in all; the two official archives hold about 26,000 members and 0.8 GB."""
-
+MAX_MEMBERS, MAX_BYTES = 50_000, 4 * 2**30  # in all; the two official archives hold about 26,000 members and 0.8 GB
 MAX_HEADER_BYTES = 2**20  # most bytes of a long name or of extended attributes: tarfile reads them into memory
 
 
 def extract(paths: Sequence[Path], target: Path) -> None:
-    """Extracts tar archives, plain or compressed, into one new folder `target`; all of them or nothing.
+    """Extracts tar archives, plain or compressed, into a new folder, files and folders alone; one that exists stays.
 
-    Only files and folders are written, with this process's own permissions. A `target` that exists stays as it is.
-    What a killed extraction left is removed, so the caller holds a lock. Raises `PetsegError` where an archive is
-    missing, damaged, too large or unsafe, or `target` cannot be written.
+    The caller holds a lock. Raises `PetsegError`: an archive is missing, damaged, too large or unsafe, or a full disk.
     """
     if target.exists():
         return

@@ -1,8 +1,4 @@
-"""Batched augmentation on the training device: image and labels move together.
-
-One sampling grid for a whole batch replaces per-image transforms in loader processes; the random numbers come from a
-generator on the CPU, so the same seed gives the same images on any device.
-"""
+"""Batched augmentation on the training device: image and labels move together, by one sampling grid a batch."""
 
 import math
 
@@ -18,7 +14,8 @@ LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey value (
 def augment(images: Tensor, labels: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Returns a batch with each image flipped, zoomed, turned, shifted and coloured at random; outside it is mirrored.
 
-    Images are float32 [N, 3, H, W] in 0..1, labels uint8 [N, H, W] with no new values, the generator is on the CPU.
+    Images are float32 [N, 3, H, W] in 0..1, labels uint8 [N, H, W] with no new values. The generator is on the CPU, so
+    the same seed gives the same images on any device.
     """
     images, labels = _move(images, labels, config, generator)
     return _recolour(images, config.colour, generator), labels

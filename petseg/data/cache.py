@@ -1,7 +1,6 @@
 """The prepared cache: a dataset decoded and resized once, as memory-mapped uint8 arrays of images and class ids.
 
-A batch is an index into these arrays. A cache is keyed by the content of the dataset and by the size; it appears under
-its name only when it is complete.
+It is keyed by the content of the dataset and by the size, and appears under its name only when it is complete.
 """
 
 import hashlib
@@ -13,7 +12,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +72,10 @@ class Prepared:
 
 
 def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None) -> Prepared:
-    """Returns the prepared form of a dataset, made at the first call and read at the next.
+    """Returns a dataset prepared at `size` pixels a side, made at the first call and read at the next.
 
-    Two processes may call at once: the second waits and reads the first one's work. A damaged cache is made again, with
-    a warning. `size` is the side of the square in pixels. Raises `PetsegError` where no sample can be used, or the disk
-    is full.
+    A second process waits and reads the first one's work; a damaged cache is made again, with a warning. Raises
+    `PetsegError` where no sample can be used, or the disk is full.
     """
     target = cache_root() / "prepared" / f"{content_key(dataset)[:16]}-{size}-v{CACHE_VERSION}"
     with locked(target):
@@ -97,10 +94,16 @@ def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progres
         shutil.rmtree(target)  # damaged
     with new_folder(target) as unfinished:
         images, labels = _empty_arrays(unfinished, len(dataset.samples), size)
+
+        def decode(sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], int]:
+            opened = open_sample(dataset, sample, draft=draft_side(size))
+            image = opened.image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+            return np.asarray(image), resize_ids(opened.ids, (size, size)), opened.notes, max(opened.ids.shape)
+
         rows: list[dict[str, object]] = []
         left_out: dict[str, str] = {}
         largest_side = 0
-        for sample, decoded in outcomes(partial(_decode, dataset, size), dataset.samples, on_progress):
+        for sample, decoded in outcomes(decode, dataset.samples, on_progress):
             if isinstance(decoded, str):
                 left_out[sample.id] = decoded
             else:
@@ -130,13 +133,6 @@ def _empty_arrays(folder: Path, count: int, size: int) -> tuple[np.memmap, np.me
     return arrays[0], arrays[1]
 
 
-def _decode(dataset: Dataset, size: int, sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], int]:
-    """Returns image, class ids, notes and longest side of a sample."""
-    opened = open_sample(dataset, sample, draft=draft_side(size))
-    image = opened.image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    return np.asarray(image), resize_ids(opened.ids, (size, size)), opened.notes, max(opened.ids.shape)
-
-
 def _read_cache(target: Path, dataset: Dataset) -> Prepared:
     try:
         index = json.loads((target / "index.json").read_text(encoding="utf-8"))
@@ -162,8 +158,7 @@ def _read_cache(target: Path, dataset: Dataset) -> Prepared:
 def content_key(dataset: Dataset) -> str:
     """Returns the SHA-256 (hex) over every sample's id and bytes, and what its class ids depend on beside them.
 
-    It is kept in a file named after the paths, sizes and times: an unchanged folder is not read again, which takes
-    seconds, and a copy elsewhere has the same cache.
+    It is kept in a file named after paths, sizes and times: an unchanged folder is not read again, which takes seconds.
     """
     head = f"{[entry.name for entry in dataset.classes]} {dataset.fingerprint}"
     stamp = hashlib.sha256(f"{head}\n".encode())

@@ -2,7 +2,6 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from petseg.data.dataset import SUSPECT, Dataset, Progress
@@ -46,12 +45,9 @@ def check_samples(dataset: Dataset, *, on_progress: Progress | None = None) -> l
             for note in notes:
                 noted[note].append(sample.id)
     rows = [
-        *(_finding(kind, names, HANDLED.get(kind, "kept")) for kind, names in sorted(noted.items())),
-        *(_finding(kind, names, "left out") for kind, names in sorted(broken.items())),
-        *(_finding(kind, names, SKIPPED.get(kind, "skipped")) for kind, names in dataset.skipped.items()),
+        *((kind, HANDLED.get(kind, "kept"), names) for kind, names in sorted(noted.items())),
+        *((kind, "left out", names) for kind, names in sorted(broken.items())),
+        *((kind, SKIPPED.get(kind, "skipped"), names) for kind, names in dataset.skipped.items()),
     ]
-    return [Finding("sound pair", sound, "used", (), False), *rows]
-
-
-def _finding(kind: str, names: Sequence[str], action: str) -> Finding:
-    return Finding(kind, len(names), action, tuple(names), action == "left out")
+    found = [Finding(kind, len(names), action, tuple(names), action == "left out") for kind, action, names in rows]
+    return [Finding("sound pair", sound, "used", (), False), *found]

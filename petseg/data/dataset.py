@@ -1,7 +1,4 @@
-"""The dataset contract: all that training, evaluation, reports and prediction know of labelled images.
-
-A source such as `oxford_pets` reads its own format and returns a `Dataset`. No later stage depends on the source.
-"""
+"""The dataset contract: all that later stages know of labelled images, whichever source read them."""
 
 import hashlib
 import json
@@ -21,16 +18,12 @@ UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # called with (done, total)
 IGNORE = 255  # the class id of pixels that neither train nor count
 
-Role = Literal["foreground", "background", "boundary"]
-"""What a class is to a cut-out: kept, dropped, or a band around the foreground that belongs half to each."""
-
-ROLES: dict[str, Role] = {"background": "background", "border": "boundary"}
-"""Class name -> role where none is given; every other class is foreground."""
-
+Role = Literal["foreground", "background", "boundary"]  # in a cut-out: kept, dropped, a band that is half of each
+ROLES: dict[str, Role] = {"background": "background", "border": "boundary"}  # of a class name where none is given
+# of classes that bring none, repeated after ten (Okabe and Ito's palette, then Paul Tol's)
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#882255", "#44AA99", "#999933")
-"""Colours of classes that bring none, repeated after ten (Okabe and Ito's palette, then Paul Tol's)."""
-
 BACKGROUND_COLOUR = "#BBBBBB"
+SUSPECT = "label without any foreground"  # a note on a likely wrong label: it trains and counts, but is no example
 
 
 @dataclass(frozen=True)
@@ -106,10 +99,6 @@ class Label:
     notes: tuple[str, ...] = ()  # what is unusual about it, for `petseg data check`
 
 
-SUSPECT = "label without any foreground"
-"""A note on a label that is likely wrong: such an image trains and counts, but is not shown as an example."""
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Labelled images with their classes and splits."""
@@ -121,8 +110,7 @@ class Dataset:
     read_label: Callable[[Sample], Label]  # opens a label; raises `PetsegError` where it cannot be used
     provenance: str  # where the images come from, in one sentence
     official: bool = False  # whether checksums say that these are the published files
-    fingerprint: str = ""
-    """What class ids depend on beside the files' bytes, such as how a trimap's values become classes."""
+    fingerprint: str = ""  # what class ids depend on beside the files' bytes, such as how trimaps become classes
     merge: Merge | None = None
     loss_sizes: tuple[int, ...] = ()  # sides in pixels at which the cross-entropy is reported too
     skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind of file that is no sample -> names

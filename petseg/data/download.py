@@ -1,10 +1,6 @@
-"""The two official archives of the Oxford-IIIT Pet Dataset: downloaded and verified.
+"""The two official archives of the Oxford-IIIT Pet Dataset (https://www.robots.ox.ac.uk/~vgg/data/pets/), verified.
 
-Source: Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012; licence CC BY-SA 4.0. Sizes and checksums are
-those of the files that https://www.robots.ox.ac.uk/~vgg/data/pets/ serves.
-
-A download is `NAME.part` until its checksum is right. Why not pooch, the usual library: it starts an interrupted
-download of 792 MB from zero, and it has no mirrors.
+Not by pooch, the usual library: it starts an interrupted download of 792 MB from zero, and it has no mirrors.
 """
 
 import hashlib
@@ -31,7 +27,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Archive:
-    """An official file: what it is called, what it must hold and where it is served."""
+    """An official file."""
 
     name: str
     bytes: int
@@ -63,11 +59,11 @@ def is_official(path: Path, archive: Archive) -> bool:
 def download(
     archive: Archive, folder: Path, *, timeout: float = 30.0, rounds: int = 4, on_progress: Progress | None = None
 ) -> Path:
-    """Returns the path of the verified archive in `folder`; downloads it, or what is missing of it.
+    """Returns the path of the verified archive in `folder`; downloads it as `NAME.part`, or what is missing of that.
 
-    A `NAME.part` from an earlier call is continued, a verified archive kept, a wrong one replaced. The caller locks.
-    `timeout` is in seconds without a byte, or with fewer than SLOWEST each; `rounds` is how often all hosts are tried;
-    `on_progress` gets bytes after each chunk. Raises `PetsegError` where no host gave the file or it cannot be written.
+    A wrong archive is replaced; the caller locks. `timeout` is in seconds without a byte, or with fewer than SLOWEST
+    each; `rounds` is how often all hosts are tried; `on_progress` gets bytes. Raises `PetsegError` where no host gave
+    the file or it cannot be written.
     """
     target, part = folder / archive.name, folder / f"{archive.name}.part"
     failures: dict[str, str] = {}

@@ -1,7 +1,4 @@
-"""The Oxford-IIIT Pet Dataset: its layout, trimaps, tasks, species, breeds and splits, as a `Dataset`.
-
-Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012; CC BY-SA 4.0. 7,390 photos of 37 breeds with trimaps.
-"""
+"""The Oxford-IIIT Pet Dataset (CVPR 2012, see `CARD`; 7,390 photos of 37 breeds with trimaps), as a `Dataset`."""
 
 import random
 import re
@@ -20,16 +17,14 @@ from petseg.errors import PetsegError
 
 NAME = "Oxford-IIIT Pet"
 
+# validation cross-entropy after 30 epochs, protocol `seed`, as printed by the comparison that petseg comes from
 ORIGINAL_LOSSES = {"unet": 0.3614, "segnet": 0.4176}
-"""Validation cross-entropy after 30 epochs, protocol `seed`, as printed by the comparison that petseg comes from."""
-
 OFFICIAL_IMAGES = {"train": 3312, "val": 368, "test": 3669}  # images of each split of protocol `official`
 PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap; the official README calls 3 "not classified"
 CAT, DOG = 1, 2  # the values of `species` in list.txt
 
+# Okabe and Ito's palette, told apart by colour-blind readers
 COLOURS = {"pet": "#0072B2", "background": "#BBBBBB", "border": "#E69F00", "cat": "#CC79A7", "dog": "#009E73"}
-"""Class name -> colour (Okabe and Ito's palette, told apart by colour-blind readers)."""
-
 CARD = {  # what an exported model says of itself where this dataset trained it
     "limits": (
         "cats and dogs alone: other animals, toys and drawings may be called pet or not",
@@ -116,7 +111,11 @@ def read_contents(folder: Path) -> Contents:
     images, trimaps = (_files(folder, kind, skipped) for kind in FILES)
     annotations = folder / "annotations"
     listed = {name: split for split in ("trainval", "test") for name in _read_list(annotations / f"{split}.txt")}
-    species = _read_species(annotations / "list.txt")
+    species = {}
+    for name, fields in _read_list(annotations / "list.txt").items():
+        if fields[2] not in ("1", "2"):
+            raise PetsegError(f"list.txt: {name} has species {fields[2]!r}; wanted 1 cat or 2 dog: was it changed?")
+        species[name] = int(fields[2])
     skipped["image without trimap"] = [name for name in images if name not in trimaps]
     skipped["trimap without image"] = [name for name in trimaps if name not in images]
     skipped["listed, but no image"] = [name for name in sorted(listed) if name not in images]
@@ -130,8 +129,8 @@ def read_contents(folder: Path) -> Contents:
     )
 
 
+# kind of file -> its folder and suffixes
 FILES = {"image": ("images", (".jpg", ".jpeg")), "trimap": ("annotations/trimaps", (".png",))}
-"""Kind of file -> its folder and suffixes."""
 
 
 def _files(folder: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, Path]:
@@ -153,15 +152,6 @@ def _files(folder: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, 
             "run `petseg data get`, or point --data or PETSEG_DATA at them"
         )
     return files_of
-
-
-def _read_species(path: Path) -> dict[str, int]:
-    species = {"1": CAT, "2": DOG}
-    given = {name: fields[2] for name, fields in _read_list(path).items()}
-    for name, text in given.items():
-        if text not in species:
-            raise PetsegError(f"list.txt: {name} has species {text!r}; wanted 1 cat or 2 dog: was it changed?")
-    return {name: species[text] for name, text in given.items()}
 
 
 def breed_of(name: str) -> str:
@@ -200,8 +190,8 @@ def read_trimap(path: Path) -> UInt8:
     return values.astype(np.uint8)
 
 
+# the classic tutorial's own numbers (François Chollet, "Deep Learning with Python", second edition, section 9.2)
 SEED_VALIDATION, SEED_SHUFFLE, SEED_SIZE = 1000, 1337, 200
-"""The classic tutorial's own numbers (François Chollet, "Deep Learning with Python", second edition, section 9.2)."""
 
 
 def _committed(name: str) -> frozenset[str]:

@@ -21,18 +21,15 @@ from petseg.storage import new_folder, write_text
 
 OFFICIAL = "the official archives"
 UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
-"""The command line warns of it in one line."""
 FOLDER = "a folder in the official layout (its files are not checked against the official checksums)"
 SYNTHETIC = "synthetic pets, drawn by petseg"
 
-SYNTHETIC_PER_BREED = 20
-"""Images of each breed in the synthetic set that `petseg compare --quick` falls back to: 740 in all, in seconds."""
-
+SYNTHETIC_PER_BREED = 20  # of the set that `petseg compare --quick` falls back to: 740 images in all, in seconds
 SYNTHETIC_VERSION = 4  # raised when the drawings change
 
 
 def default_data_folder() -> Path:
-    """Returns where `petseg data get` puts the archives unless told otherwise."""
+    """Returns where `petseg data get` puts the archives by default."""
     return user_data_path("petseg", appauthor=False) / "oxford-iiit-pet"
 
 

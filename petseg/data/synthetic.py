@@ -1,10 +1,7 @@
 """A small synthetic dataset in the official layout, so that tests, demos and a first try need no download.
 
-Cats and dogs are drawn from ellipses, polygons and strokes, given fur, and put into furnished rooms whose colours
-overlap with the fur's: colour alone does not find the pet. Class shares are near those of the Oxford-IIIT Pet Dataset
-(about 30 / 58 / 12 % of the pixels are pet, background, border).
-
-H W are the pixels of one image; the pet is drawn at twice its size and averaged down.
+Cats and dogs stand in rooms whose colours overlap with their fur's: colour alone does not find the pet. About 30 / 58 /
+12 % of the pixels are pet, background, border, as in the Oxford-IIIT Pet Dataset. H W are the pixels of one image.
 """
 
 import math
@@ -20,10 +17,8 @@ from petseg.data.oxford_pets import BACKGROUND, BORDER, CAT, COMMITTED_VALIDATIO
 from petseg.errors import PetsegError, unknown_name
 
 _BREEDS = sorted({breed_of(name) for name in COMMITTED_VALIDATION}, key=str.lower)
-CATS = tuple(breed for breed in _BREEDS if species_of(breed) == CAT)
-"""The 12 official cat breeds; their breed ids are 1..12 in this order."""
-DOGS = tuple(breed for breed in _BREEDS if species_of(breed) == DOG)
-"""The 25 official dog breeds; their breed ids are 1..25 in this order."""
+CATS = tuple(breed for breed in _BREEDS if species_of(breed) == CAT)  # breed ids 1..12 in this order
+DOGS = tuple(breed for breed in _BREEDS if species_of(breed) == DOG)  # breed ids 1..25 in this order
 
 Floats = npt.NDArray[np.float64]
 Colour = tuple[float, float, float]  # RGB in 0..1
@@ -32,9 +27,8 @@ Colour = tuple[float, float, float]  # RGB in 0..1
 def make_pets(folder: Path, *, per_breed: int = 6, breeds: int = 6, size: int = 160, seed: int = 0) -> Path:
     """Returns `folder`, now with `images/*.jpg`, `annotations/trimaps/*.png` and the official lists.
 
-    Half of the breeds are cats as long as there are any; half of each breed's images are in trainval.txt, half in
-    test.txt (an odd one goes to trainval). The longer side is between 0.85 and 1.15 times `size`. An image depends on
-    its breed, number, `size` and `seed` alone, so a larger dataset holds the smaller one.
+    Half of the breeds are cats as long as there are any; half of each breed's images are in test.txt. The longer side
+    is 0.85 to 1.15 times `size`. A larger dataset holds the smaller one.
     """
     given = {"per_breed": per_breed, "breeds": breeds, "size": size, "seed": seed}
     for (name, value), (low, high) in zip(given.items(), ((2, 900), (2, 37), (32, 4096), (0, 2**63)), strict=True):
@@ -83,17 +77,12 @@ def draw_pet(breed: str, number: int, *, size: int = 160, seed: int = 0) -> tupl
     light = (1 + 0.12 * _strands(rng, H, W)) * np.linspace(1.08, 0.88, H)[:, None]  # fur, darker below
     image = _room(rng, H, W) * (1 - alpha[..., None]) + coat * (light * alpha)[..., None]
     image += rng.normal(0, 0.012, (H, W, 1))  # the camera's noise, alike on pet and room
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8), _trimap(alpha)
-
-
-def _trimap(alpha: Floats) -> UInt8:
-    """Returns the trimap of a silhouette: a band of about 3.3 % of the mean side around its outline is border."""
-    H, W = alpha.shape
-    reach = max(1, round(0.0165 * (H + W) / 2))
+    reach = max(1, round(0.0165 * (H + W) / 2))  # of the border to each side of the outline
     solid = Image.fromarray(np.where(alpha >= 0.5, 255, 0).astype(np.uint8))
     inner = np.asarray(solid.filter(ImageFilter.MinFilter(2 * reach + 1))) > 0
     outer = np.asarray(solid.filter(ImageFilter.MaxFilter(2 * reach + 1))) > 0
-    return np.where(inner, PET, np.where(outer, BORDER, BACKGROUND)).astype(np.uint8)
+    trimap = np.where(inner, PET, np.where(outer, BORDER, BACKGROUND)).astype(np.uint8)
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8), trimap
 
 
 # the pet: polygons in its own frame (x right, y down, about -1..1), back to front
@@ -243,20 +232,14 @@ def _room(rng: np.random.Generator, H: int, W: int) -> Floats:
     floor = round(H * rng.uniform(0.5, 0.85))
     room[floor:] = _colour(rng) * light[floor:, :, None]
     for _ in range(rng.integers(2, 6)):
-        _furnish(rng, room)
+        top, left = round(rng.uniform(0, 0.8) * H), round(rng.uniform(0, 0.88) * W)
+        box = room[top : top + round(H * rng.uniform(0.12, 0.5)), left : left + round(W * rng.uniform(0.12, 0.45))]
+        h, w, _ = box.shape
+        y, x = np.linspace(-1, 1, h)[:, None, None], np.linspace(-1, 1, w)[:, None]
+        if rng.random() < 0.3:  # a ball: not everything round is a pet
+            far = np.hypot(x, y)
+            box[...] = np.where(far < 1, _colour(rng) * np.clip(1.15 - 0.5 * far, 0.4, 1.2), box)
+        else:  # a box of wood with a dark rim
+            grain = 1 + 0.1 * rng.standard_normal((1, w, 1))
+            box[...] = _colour(rng) * grain * np.where(np.maximum(abs(x), abs(y)) > 0.95, 0.75, 1)
     return room * (1 + 0.03 * rng.standard_normal((H, W, 1)))
-
-
-def _furnish(rng: np.random.Generator, room: Floats) -> None:
-    """Draws a box of wood with a dark rim, or a ball: not everything round is a pet."""
-    H, W, _ = room.shape
-    top, left = round(rng.uniform(0, 0.8) * H), round(rng.uniform(0, 0.88) * W)
-    box = room[top : top + round(H * rng.uniform(0.12, 0.5)), left : left + round(W * rng.uniform(0.12, 0.45))]
-    h, w, _ = box.shape
-    y, x = np.linspace(-1, 1, h)[:, None, None], np.linspace(-1, 1, w)[:, None]
-    if rng.random() < 0.3:
-        far = np.hypot(x, y)
-        box[...] = np.where(far < 1, _colour(rng) * np.clip(1.15 - 0.5 * far, 0.4, 1.2), box)
-    else:
-        grain = 1 + 0.1 * rng.standard_normal((1, w, 1))
-        box[...] = _colour(rng) * grain * np.where(np.maximum(abs(x), abs(y)) > 0.95, 0.75, 1)
