@@ -1,8 +1,7 @@
-"""The one definition of every score.
+"""The one definition of every score, in 0..1, best 1; all but the boundary F-score come from confusion matrices.
 
-All scores but the boundary F-score come from confusion matrices: int64 [C, C], rows truth, columns prediction, counted
-over labelled pixels. Dataset scores add the matrices of all images first ("micro"), so a large image counts more;
-per-image scores are taken image by image and then averaged. Every score lies in 0..1, best 1.
+These are int64 [C, C], rows truth, columns prediction, over labelled pixels. Dataset scores add those of all images
+first ("micro"), so a large image counts more; per-image scores are taken image by image and then averaged.
 """
 
 from typing import NamedTuple
@@ -16,8 +15,7 @@ Labels = npt.NDArray[np.uint8]
 Confusion = npt.NDArray[np.int64]
 Score = npt.NDArray[np.float64]
 
-BOUNDARY_TOLERANCE = 0.0075
-"""Distance within which a boundary pixel is right, as a share of the image's diagonal (DAVIS takes .008)."""
+BOUNDARY_TOLERANCE = 0.0075  # distance at which a boundary pixel is right, in image diagonals (DAVIS takes .008)
 
 
 def confusion_matrix(truth: Labels, prediction: Labels, num_classes: int) -> Confusion:

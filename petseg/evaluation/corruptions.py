@@ -1,11 +1,7 @@
-"""Corruptions: blur, noise, JPEG, darkness, small and rotated objects, each in three severities.
+"""Corruptions in three severities: of the square that the network sees (Hendrycks and Dietterich, arXiv 1903.12261).
 
-What changes light or detail is done to the square that the network sees (as in Hendrycks and Dietterich, "Benchmarking
-Neural Network Robustness to Common Corruptions and Perturbations", arXiv 1903.12261); what moves pixels is done to the
-image in its own proportions and to its label alike. The same image is always changed in the same way.
-
-Not from a library: those that carry ImageNet-C (such as imagecorruptions) corrupt the image alone, while shrinking and
-turning must move the label too, and their severities are of 224 px, not a share of the side.
+What moves pixels is done to the image in its own proportions and to its label alike. Libraries of ImageNet-C, such as
+imagecorruptions, corrupt the image alone, and their severities are of 224 px, not a share of the side.
 """
 
 import io
@@ -63,11 +59,7 @@ class Corruption:
         return KINDS[self.kind].amounts[self.severity - 1]
 
     def image(self, image: UInt8, name: str, own_size: Sequence[int]) -> UInt8:
-        """Returns an image, uint8 [S, S, 3], changed.
-
-        Noise and the direction of a turn follow from its name; `own_size` is its height and width before it was resized
-        to a square.
-        """
+        """Returns an image, uint8 [S, S, 3], changed, alike for a name; `own_size` is its own height and width."""
         opened = Image.fromarray(image)
         if self.kind == "blur":
             return np.asarray(opened.filter(ImageFilter.GaussianBlur(self.amount * len(image))))
@@ -92,10 +84,7 @@ class Corruption:
         return np.asarray(opened.transform(opened.size, *turn, Image.Resampling.BILINEAR, fillcolor=mean))
 
     def truth(self, labels: UInt8, name: str, side: int) -> UInt8:
-        """Returns labels uint8 [H, W], at the image's own size, where the change of the square image moved them.
-
-        They are 255 where nothing of the image came; `side` is S of `image`.
-        """
+        """Returns labels uint8 [H, W], moved as the square image of `side` was; 255 where nothing of it came."""
         if self.kind not in ("small", "rotated"):
             return labels
         opened = Image.fromarray(labels)

@@ -20,15 +20,13 @@ from petseg.schema import CostInfo, LatencyInfo
 from petseg.threads import OtherWork
 from petseg.training.device import Hardware
 
-TRAINING_BATCH = 32
-"""Images from which a further one is counted: with few, the weights' gradients would hide what an image needs."""
+TRAINING_BATCH = 32  # images beside which a further one is counted: of few, the weights' gradients would hide its need
 
 
 def count_cost(config: ModelConfig, num_classes: int, size: int) -> CostInfo:
-    """Returns what does not depend on the machine: the cost of a model for one image [1, 3, size, size].
+    """Returns the cost of a model for one image [1, 3, size, size], the same on any machine.
 
-    The model runs on torch's meta device, where tensors have shapes and no values; operations are counted by torch's
-    own flop counter (two operations a multiply-accumulate), memory by following each tensor's life.
+    The model runs on torch's meta device, where tensors have no values; memory is counted by each tensor's life.
     """
     model, image = _on_meta(config, num_classes, size)
     with torch.no_grad(), LiveBytes() as inference:
@@ -85,16 +83,12 @@ def _on_meta(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Modul
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make under it; `peak` is the most bytes alive at once.
-
-    `index_bits` are the bits that an int64 value counts.
-    """
+    """Follows the storages that operations make under it; `peak` is the most bytes alive, an int64 of `index_bits`."""
 
     def __init__(self, *, index_bits: int = 64) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.index_bits = index_bits
-        self.live = 0
-        self.peak = 0
+        self.live = self.peak = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(
@@ -127,10 +121,7 @@ def _storage_key(tensor: Tensor) -> int:
 
 
 def take_turns(passes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Returns the milliseconds of `repeats` passes of each contender, after five to warm up.
-
-    They take turns, so that a busy machine hits all alike.
-    """
+    """Returns the milliseconds of `repeats` passes of each contender, in turns, after five to warm up."""
     times: dict[str, list[float]] = {name: [] for name in passes}
     for turn in range(-5, repeats):
         for name, run in passes.items():

@@ -1,7 +1,6 @@
-"""Evaluation: every score of a model on one split, at each image's own size.
+"""Evaluation: every score of a model on one split, of logits enlarged (bilinear) to each image's own size.
 
-Logits are enlarged (bilinear) to the size of the image on disk, the class with the largest wins, and the prediction is
-compared with the untouched label. Cross-entropy is the one score at the training size: it belongs to the loss.
+Cross-entropy is the one score at the training size: it belongs to the loss.
 """
 
 import json
@@ -178,10 +177,7 @@ def load_run(run: Path, hardware: Hardware) -> TrainedRun:
 def evaluate_run(
     run: Path, hardware: Hardware, splits: Mapping[str, Split], name: str, on_progress: Progress = silent
 ) -> Evaluation:
-    """Returns the evaluation of a trained run on a split (`load_run`: of which weights), computed once and kept.
-
-    Refuses a split of other classes than the run's.
-    """
+    """Returns the evaluation of a trained run (see `load_run`) on a split of its classes, computed once and kept."""
     trained = load_run(run, hardware)
     if name not in splits:
         raise unknown_name("split", name, splits)

@@ -1,7 +1,4 @@
-"""How a trained run stands corrupted images: every corruption of `evaluation.corruptions` on a part of the test split.
-
-evaluations/robustness.json holds the per-image counts by corruption.
-"""
+"""How a trained run stands corrupted images: every one of `evaluation.corruptions` on a part of the test split."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -55,16 +52,21 @@ def evaluate_robustness(run: Path, hardware: Hardware, split: Split, on_progress
         if known.model_copy(update={"confusions": {}}) == found:
             return known
     counts = _count(trained.network, replace(split, rows=rows), on_progress)
-    flat = {name: tuple(tuple(map(int, one.ravel())) for one in matrices) for name, matrices in counts.items()}
-    found = found.model_copy(update={"confusions": flat})
+    found = found.model_copy(update={"confusions": {name: tuple(matrices) for name, matrices in counts.items()}})
     storage.write_text(stored, found.model_dump_json() + "\n")
     return found
 
 
-def _count(network: Network, split: Split, on_progress: Progress) -> dict[str, list[Confusion]]:
-    """Returns corruption -> confusion matrix of each of the split's images."""
-    found: dict[str, list[Confusion]] = {corruption.name: [] for corruption in corruptions()}
+def _count(network: Network, split: Split, on_progress: Progress) -> dict[str, list[tuple[int, ...]]]:
+    """Returns corruption -> confusion matrix, flat, of each of the split's images."""
+    found: dict[str, list[tuple[int, ...]]] = {corruption.name: [] for corruption in corruptions()}
     dataset, done = split.dataset, 0
+
+    def score(corruption: Corruption, name: str, truth: UInt8, logits: Tensor) -> tuple[int, ...]:
+        moved = corruption.truth(truth, name, split.prepared.size)
+        counts = confusion_matrix(moved, predicted_ids(logits, moved.shape), len(dataset.scored_classes))
+        return tuple(counts.ravel().tolist())
+
     with ThreadPoolExecutor() as pool:
         for rows in np.split(split.rows, range(EVALUATION_BATCH, len(split.rows), EVALUATION_BATCH)):
             images = np.array(split.prepared.images[rows])
@@ -75,13 +77,9 @@ def _count(network: Network, split: Split, on_progress: Progress) -> dict[str, l
                 corrupted = torch.from_numpy(np.stack(list(map(corruption.image, images, names, sizes))))
                 batch = replace(split, images=corrupted, labels=split.labels[rows])
                 ((_, _, logits),) = predict_logits(network, batch, np.arange(len(rows)))
-                score = partial(_confusion, corruption, split)
-                found[corruption.name] += pool.map(score, names, truths, scored_logits(logits, dataset.merge))
+                found[corruption.name] += pool.map(
+                    partial(score, corruption), names, truths, scored_logits(logits, dataset.merge)
+                )
             done += len(rows)
             on_progress(done, len(split.rows))
     return found
-
-
-def _confusion(corruption: Corruption, split: Split, name: str, truth: UInt8, logits: Tensor) -> Confusion:
-    moved = corruption.truth(truth, name, split.prepared.size)
-    return confusion_matrix(moved, predicted_ids(logits, moved.shape), len(split.dataset.scored_classes))

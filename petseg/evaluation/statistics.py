@@ -10,9 +10,7 @@ from scipy.special import stdtrit
 from petseg.metrics import Confusion, Score, mean_iou
 from petseg.schema import Estimate, PairedDifference
 
-Scoring = Callable[[Confusion], Score]
-"""Matrices [..., C, C] to scores [...]; mIoU unless told otherwise. Other sums than confusion matrices do as well, such
-as `petseg.metrics.boundary_sums`, int64 [..., 2, C]."""
+Scoring = Callable[[Confusion], Score]  # of [..., C, C], or of other sums such as `metrics.boundary_sums`, to [...]
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,9 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Returns the first score less the second with its interval over images and, where there are any, seeds.
 
-    Both models see the same resampled images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
-    13); each resample's matrices are added and scored anew. With S seeds the score is the mean over the trainings, and
-    each resample's deviation is one of images plus one of seeds. docs/statistics.md derives it.
-
-    Both are per-image confusion matrices, int64 [N, C, C] or, of S seeds, [S, N, C, C]: of the same images, and of the
-    same seeds in the same order.
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; docs/statistics.md derives the part of
+    the seeds. Both are per-image confusion matrices, int64 [N, C, C] or, of S seeds, [S, N, C, C]: of the same images,
+    and of the same seeds in the same order.
     """
     assert first.shape == second.shape, "paired: both models score the same images, from the same seeds"
     first, second = (_by_seed(confusions) for confusions in (first, second))
@@ -60,25 +55,18 @@ def _times_drawn(count: int, resamples: int, seed: int) -> Score:
     return drawn.astype(np.float64)
 
 
-def _weighted(weights: Score, confusions: Confusion) -> Confusion:
-    """Returns the sums [S, R, C, C] of matrices [S, N, C, C], each image taken as often as weights [R, N] say."""
+def _resampled(confusions: Confusion, score: Scoring, how: Resampling) -> Score:
+    """Returns the score of each resample of images, float64 [resamples, S], of matrices [S, N, C, C]."""
     # floats carry these counts exactly (below 2**53) and use the fast matrix product; all seeds in one, since what
     # takes time is to read the weights
     seeds, count, *matrix = confusions.shape
+    weights = _times_drawn(count, how.resamples, how.seed)
     flat = weights @ confusions.swapaxes(0, 1).reshape(count, -1).astype(np.float64)
-    return flat.astype(np.int64).reshape(len(weights), seeds, *matrix).swapaxes(0, 1)
-
-
-def _resampled(confusions: Confusion, score: Scoring, how: Resampling) -> Score:
-    """Returns the score of each resample of images, float64 [resamples, S], of matrices [S, N, C, C]."""
-    return score(_weighted(_times_drawn(confusions.shape[1], how.resamples, how.seed), confusions)).T
+    return score(flat.astype(np.int64).reshape(how.resamples, seeds, *matrix).swapaxes(0, 1)).T
 
 
 def _drawn(own: Score, resampled: Score, seed: int) -> Score:
-    """Returns the resamples of the mean over seeds, float64 [resamples].
-
-    `own` [S] is of all images, `resampled` [resamples, S] of each resample of images.
-    """
+    """Returns the resamples of the mean over seeds, float64 [resamples], from `own` [S] and `resampled` of images."""
     resamples, seeds = resampled.shape
     over_images = resampled.mean(axis=1)
     if seeds == 1:

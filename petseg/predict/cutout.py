@@ -1,11 +1,9 @@
 """The cut-out, with a soft edge that follows the photo's own hair, and the overlay.
 
-The edge is a guided filter (He, Sun, Tang, "Guided Image Filtering", TPAMI 2013, eq. 19 for colour): within each small
-window, opacity is a linear function of colour, computed on a reduced photo and applied to the whole one (He, Sun, "Fast
-Guided Filter", 2015, arXiv 1505.00996). A half-covered pixel's foreground colour is estimated by blurring the
-foreground's colours outwards and the background's inwards (Forte, "Approximate Fast Foreground Colour Estimation", ICIP
-2021). With matting, opacity in the boundary class is solved for on the reduced photo instead (Levin, Lischinski, Weiss,
-"A Closed-Form Solution to Natural Image Matting", TPAMI 2008, by pymatting).
+The edge is a guided filter: within each small window of a reduced photo, opacity is a linear function of colour (He,
+Sun, Tang, TPAMI 2013, eq. 19; He, Sun, arXiv 1505.00996). A half-covered pixel's foreground colour comes from blurring
+each side's colours into the other (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021). With matting,
+opacity in the boundary class is solved for instead (Levin, Lischinski, Weiss, TPAMI 2008, by pymatting).
 
 We differ from the papers: opacity is fixed away from the mask's edge, where a filter makes holes in patterned fur.
 Why no library: opencv-contrib takes 172 MB, pymatting with numba and scipy 450 MB; the base install is 230 MB.
@@ -39,18 +37,16 @@ TILE = (128, 128)  # pixels worked on at once; most tiles lie far from the outli
 CONTRAST = 0.3  # opacity below this becomes 0, above one less this 1
 MATTED_RADIUS = 3  # of the windows in which opacity follows a matte, in pixels of the reduced photo
 
-_ONE_AT_A_TIME = threading.Lock()  # numba, which pymatting computes with, may not be entered by two threads at once
-
+# of each role's colour over the photo in an overlay; background is tinted white
 TINT: dict[Role, float] = {"foreground": 0.45, "background": 0.55, "boundary": 0.7}
-"""Role of a class -> the weight of its colour over the photo in an overlay; background is tinted white."""
+_ONE_AT_A_TIME = threading.Lock()  # numba, which pymatting computes with, may not be entered by two threads at once
 
 
 def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> Image.Image:
     """Returns the foreground alone, mode RGBA at the size of the RGB photo; fully transparent pixels are black.
 
-    Args:
-        share: [h, w] in 0..1 at any size: how much of each place is foreground, .5 at the outline.
-        trimap: [h, w] at any size: opacity by matting, which needs the extra `matting`.
+    `share`, [h, w] in 0..1 at any size, is how much of each place is foreground, .5 at the outline; with `trimap`,
+    [h, w] at any size, opacity comes from matting, which needs the extra `matting`.
     """
     width, height = photo.size
     scale = min(1.0, WORK / max(width, height))
@@ -61,10 +57,14 @@ def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> I
     soft = ((soft - 0.5) * STEEPER + 0.5).clip(0, 1)
     radius = max(1, round(EDGE * max(small_size)))
     matte = None if trimap is None else _matte(small, resize_ids(trimap, small_size[::-1]))
-    if matte is None:
-        opacity, inside = _opacity_of_colour(small, soft, radius), _inside(soft, radius)
+    if matte is None:  # `inside` is 0 far outside the mask, 1 far inside, where opacity need not follow from colour
+        opacity = _opacity_of_colour(small, soft, radius)
+        near = _box(_box((soft >= 0.5).astype(np.float32)[None], radius // 2), radius - radius // 2)
+        inside = ((near - 0.5) * 1.02 + 0.5).clip(0, 1)  # rounding must not leave a window of ones at .9999
     else:
-        opacity, inside = _opacity_of_colour(small, matte, MATTED_RADIUS), _sure(matte)
+        opacity = _opacity_of_colour(small, matte, MATTED_RADIUS)
+        opaque, transparent = _all_around(matte > 0.99, 2), _all_around(matte < 0.01, 2)
+        inside = (1 + opaque.astype(np.float32) - transparent.astype(np.float32))[None] * np.float32(0.5)
     maps = np.concatenate([inside, opacity, *_colours(small, inside, radius)])
     cut = np.zeros((height, width, 4), np.uint8)
     for window in windows((height, width), TILE):
@@ -123,22 +123,10 @@ def load_matting() -> Callable[..., Floats]:
     return estimate_alpha_cf  # type: ignore[no-any-return]
 
 
-def _sure(matte: Floats) -> Floats:
-    """Returns [1, h, w]: 1 where a matte is opaque all around, 0 where it is transparent, else .5."""
-    opaque, transparent = _all_around(matte > 0.99, 2), _all_around(matte < 0.01, 2)
-    return (1 + opaque.astype(np.float32) - transparent.astype(np.float32))[None] * np.float32(0.5)
-
-
 def _all_around(where: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
     """Returns where all of a square of 2 * radius + 1 pixels is, [h, w]."""
     everywhere: npt.NDArray[np.bool_] = _box(where[None].astype(np.float32), radius)[0] > 0.999
     return everywhere
-
-
-def _inside(soft: Floats, radius: int) -> Floats:
-    """Returns [1, h, w]: 0 far outside the mask, 1 far inside, where opacity need not follow from colour."""
-    near = _box(_box((soft >= 0.5).astype(np.float32)[None], radius // 2), radius - radius // 2)
-    return ((near - 0.5) * 1.02 + 0.5).clip(0, 1)  # rounding must not leave a window of ones at .9999
 
 
 def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> Floats:
@@ -186,11 +174,7 @@ def _box(maps: Floats, radius: int) -> Floats:
 
 
 def opened_background(given: str | Image.Image) -> Image.Image:
-    """Returns a colour, one pixel, or an image file as an RGB image.
-
-    Raises:
-        PetsegError: it is neither.
-    """
+    """Returns a colour, one pixel, or an image file as an RGB image; PetsegError where it is neither."""
     if isinstance(given, Image.Image) or Path(given).is_file():
         return Photo(given).whole()
     try:

@@ -1,7 +1,6 @@
 """Resizing maps to a photo's size, window by window: a map of a 50-megapixel photo takes 200 MB in one piece.
 
-Why no library: scores are of torch's `interpolate`; Pillow's resize averages where it makes smaller, so masks would
-change, and scipy and OpenCV are 143 and 153 MB installed.
+No library gives the masks that are scored with torch: Pillow's averages, scipy and OpenCV are 143 and 153 MB installed.
 """
 
 from collections.abc import Callable, Iterator

@@ -28,13 +28,12 @@ ENDINGS = {kind: f".{kind}.png" for kind in ("mask", "cutout", "overlay", "class
 ENDINGS["json"] = ".prediction.json"  # output -> how its file's name ends, in the usual format
 
 USUAL = ("mask", "cutout", "overlay")  # written where `--only` names none
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {  # of cut-outs and overlays -> Pillow's name and options
     "png": ("PNG", {"compress_level": 1}),
     "jpg": ("JPEG", {"quality": 92}),
     "webp": ("WEBP", {"quality": 90}),
 }
-"""Format of cut-outs and overlays -> Pillow's name and options; every other output is a PNG, as it holds numbers."""
-
+# endings of files that are never taken for photos
 OURS = (*ENDINGS.values(), *(f".{kind}.{name}" for kind in ("cutout", "overlay") for name in FORMATS))
 MARK, SOFTWARE = "petseg predict", 0x0131  # how petseg knows its own files: a text in them, in EXIF its tag
 WORKERS = min(4, os.cpu_count() or 1)  # photos in work at once: a cut-out takes some 20 bytes a pixel

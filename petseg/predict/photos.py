@@ -1,7 +1,4 @@
-"""Photos as people have them: any format, size, rotation and colour profile.
-
-A photo is kept encoded and decoded when it is needed. H W are its pixels as it is seen, after its EXIF rotation.
-"""
+"""Photos as people have them: any format, size, rotation and colour profile. H W are their pixels after rotation."""
 
 import os
 from collections.abc import Iterable
@@ -17,13 +14,10 @@ from petseg.data.dataset import UInt8
 from petseg.data.images import SUFFIXES, UNREADABLE, check_pixels, draft_side, formats, to_rgb
 from petseg.errors import PetsegError
 
+# a path, an encoded file, a file object, a PIL image, or uint8 [H, W, 3] RGB
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | UInt8
-"""A path, an encoded file, a file object, a PIL image, or uint8 [H, W, 3] RGB."""
-
 STORED_WIDTH = 0x0100  # a tag of TIFF
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
-
-
 _RAMP = Image.linear_gradient("L").resize((32, 32))
 PROBE = Image.merge("RGB", [_RAMP, _RAMP.rotate(90), _RAMP.rotate(180)])  # colours by which two profiles are told apart
 
@@ -41,10 +35,9 @@ class Photo:
         try:
             with self._open() as opened:
                 check_pixels(opened)
-                self.size = _upright_size(opened)
-                """Height and width."""
+                self.size = _upright_size(opened)  # height and width
+                # what a user should know: of an animation, that its first frame is used
                 self.notes = _frame_note(source if isinstance(source, Image.Image) else opened)
-                """What a user should know: of an animation, that its first frame is used."""
                 if opened.format == "JPEG" and isinstance(self._kept, bytes):
                     mended = images.mended_jpeg(self._kept)
                     self.notes += ("its last bytes are missing, no pixel is",) if mended is not self._kept else ()

@@ -13,9 +13,9 @@ from petseg.data.dataset import UInt8
 from petseg.errors import unknown_name
 from petseg.predict.enlarge import Floats
 
+# photos from which OpenVINO saves more than it costs: it starts .25 s later and takes 8 ms less for each photo
+# (U-Net of 16 channels at 128 px, one thread of an Intel Xeon with AMX, OpenVINO 2026.4, 2026-11-22)
 WORTH_STARTING = 32
-"""Photos from which OpenVINO saves more than it costs: it starts .25 s later and takes 8 ms less for each photo
-(U-Net of 16 channels at 128 px, one thread of an Intel Xeon with AMX, OpenVINO 2026.4, 2026-11-22)."""
 
 Taken = tuple[str, str, tuple[int | None, ...]]  # what a network takes: name, kind of number, axes; None is a free one
 
@@ -65,35 +65,28 @@ class OpenVino:
 
     def __call__(self, images: UInt8) -> Floats:
         """Returns probabilities [N, C, h, w] of images [N, h, w, 3]."""
-        request = self._request(images.shape[1:])
-        return np.concatenate([request.infer([image])[0] for image in images[:, None]])
-
-    def _request(self, shape: tuple[int, ...]) -> Any:
-        """Returns this thread's request for an image [H, W, 3], compiled for that size alone, which is faster."""
-        requests = self._own.__dict__
+        shape, requests = images.shape[1:], self._own.__dict__  # a request a thread, of a model compiled for this size
         if (key := str(shape)) not in requests:
             with self._lock:
                 if shape not in self._compiled:
                     self._model.reshape([1, *shape])
                     self._compiled[shape] = self._core.compile_model(self._model, "CPU", self._settings)
             requests[key] = self._compiled[shape].create_infer_request()
-        return requests[key]
+        return np.concatenate([requests[key].infer([image])[0] for image in images[:, None]])
 
 
 Runtime = OnnxRuntime | OpenVino
-
-RUNTIMES: dict[str, Callable[[bytes, int | None], Runtime]] = {
+RUNTIMES: dict[str, Callable[[bytes, int | None], Runtime]] = {  # called with a file and the threads of one call
     "onnxruntime": OnnxRuntime,
     # where each call takes one thread, many threads call
     "openvino": lambda file, threads: OpenVino(file, threads, streams=cores() if threads == 1 else 1),
 }
-"""Name -> what loads a file, given the threads of one call."""
 
 
 def chosen_runtime(photos: int = WORTH_STARTING) -> str:
-    """Returns the name of the runtime for so many photos: PETSEG_RUNTIME, else what was measured to be faster.
+    """Returns the name of the runtime for so many photos: PETSEG_RUNTIME, else the faster one (benchmarks/README.md).
 
-    OpenVINO where it is installed, the processor has bf16 and the photos are worth its start (benchmarks/README.md).
+    That is OpenVINO where it is installed, the processor has bf16 and the photos are worth its start.
     """
     if wanted := os.environ.get("PETSEG_RUNTIME"):
         if wanted not in RUNTIMES:

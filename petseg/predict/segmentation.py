@@ -1,7 +1,4 @@
-"""What a model sees in one photo: mask, class ids, trimap, boxes, cut-out and overlay.
-
-Axis letters: C classes, h w pixels of the model's square, H W pixels of the photo.
-"""
+"""What a model sees in one photo. Axis letters: C classes, h w pixels of the model's square, H W of the photo."""
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -132,10 +129,8 @@ class Segmentation:
     ) -> Image.Image:
         """Returns the foreground alone at the photo's size, mode RGBA: soft edge, the background's colour removed.
 
-        Args:
-            matting: takes more time for finer hair and no holes in the boundary class; needs the extra `matting`.
-            background: a colour, or an image or its file, to lay it on; mode RGB.
-            crop: leave out what is transparent all around.
+        `matting` takes more time for finer hair and no holes in the boundary class; it needs the extra `matting`. On a
+        `background`, a colour or an image or its file, it is RGB. `crop` leaves out what is transparent all around.
         """
         speckle = np.append(self._regions.areas() < SMALLEST * self.mask.size, False)[self._region_at]
         own = self._trimap((speckle.shape[0], speckle.shape[1])) if matting else None

@@ -1,7 +1,4 @@
-"""Prediction without torch: `Segmenter("unet")("cat.jpg").mask`.
-
-Axis letters: N images, C classes, h w pixels of the model's square.
-"""
+"""Prediction without torch: `Segmenter("unet")("cat.jpg").mask`. N are images, C classes, h w pixels of the model."""
 
 import json
 import time
@@ -28,8 +25,7 @@ class Segmenter:
     """A model, loaded and ready. Any number of threads may call one segmenter at once.
 
     Args:
-        model: a shipped model (`shipped_models`), a kind (`unet`, `segnet`) for the best of it,
-            or a path to an ONNX file that `petseg export` wrote.
+        model: a shipped model, a kind (`unet`, `segnet`) for the best of it, or an ONNX file of `petseg export`.
         threads: of one call. None takes all cores: the fastest for one photo; where many threads call, take 1.
         runtime: onnxruntime or openvino; None takes PETSEG_RUNTIME, else onnxruntime, which computes in float32.
         flip: average with the result of the mirrored photo, at twice the time; no score of petseg's does.
@@ -46,8 +42,8 @@ class Segmenter:
             raise unknown_name("runtime", self.runtime, RUNTIMES)
         try:
             self._run = RUNTIMES[self.runtime](content, threads)
+            # what the file says of itself: classes, size, scores, licence
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in self._run.metadata.items()}
-            """What the file says of itself: classes, size, scores, licence."""
             if Path(self.name).suffix != ".onnx":  # the card beside a shipped file tells the same in the newest form
                 card = json.loads((WEIGHTS / f"{self.name}.json").read_text(encoding="utf-8"))
                 self.card |= {field: card[field] for field in self.card}

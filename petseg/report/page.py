@@ -1,7 +1,4 @@
-"""The page of a comparison: one HTML file that needs nothing else, from comparison.json and the images beside it.
-
-Nothing is measured here and torch is never imported: a report can be made wherever the JSON lies.
-"""
+"""The page of a comparison: one HTML file that needs nothing else, from comparison.json and the images beside it."""
 
 import base64
 import hashlib
@@ -108,9 +105,8 @@ def part(name: str) -> str:
 
 
 SCRIPT = part("sort.js").strip()  # sorts tables by a click on a heading
-
+# what a Content-Security-Policy allows the script by
 SCRIPT_HASH = f"sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}"
-"""What a Content-Security-Policy allows the script by."""
 
 
 def template(name: str) -> Template:
@@ -161,17 +157,14 @@ def render(result: ComparisonResult, folder: Path) -> str:
             for model in result.models
             if model.history and exploded(model.history[-1].val_loss, len(result.data.scored_classes))
         ],
-        settings=_settings(result),
+        settings={
+            name: text
+            for name, text in flat_texts(result.config.model_dump(mode="json")).items()
+            if result.data.name == oxford_pets.NAME or not name.startswith("data.oxford_pets.")
+        },
         data=flat_texts(result.data.model_dump(exclude={"classes", "scored_classes"})),
         groups=tables.group_table(groups, list(titles.values())) if groups else None,
     )
-
-
-def _settings(result: ComparisonResult) -> dict[str, str]:
-    """Returns the recipe's fields, without those of another dataset."""
-    found = flat_texts(result.config.model_dump(mode="json"))
-    own = result.data.name == oxford_pets.NAME
-    return {name: text for name, text in found.items() if own or not name.startswith("data.oxford_pets.")}
 
 
 def write_page(path: Path, text: str) -> Path:
@@ -185,10 +178,7 @@ def write_page(path: Path, text: str) -> Path:
 def write_report(comparison: Path, out: Path | None = None) -> Path:
     """Returns the path of the report written from the file `comparison`: `out`, or report.html beside it.
 
-    The page holds its images, plots and style, so that it can be mailed or printed as one file.
-
-    Raises:
-        PetsegError: the comparison is missing, invalid or of another kind; see `read_record`.
+    Raises `PetsegError` where the comparison is missing, invalid or of another kind.
     """
     if not comparison.is_file():
         raise PetsegError(f"{comparison} is no file; a report is made from a comparison.json: run `petseg compare`")

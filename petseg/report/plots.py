@@ -1,7 +1,6 @@
 """The report's figures as inline SVG: they take the page's text colour and font, and repeat byte for byte.
 
-Matplotlib draws in sentinel colours; `inline` turns those into `currentColor` and CSS variables, so that one drawing
-serves light, dark and print. Models differ by dash and marker too, never by colour alone.
+One drawing serves light, dark and print. Models differ by dash and marker too, never by colour alone.
 """
 
 import base64
@@ -26,8 +25,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from petseg.units import points
 
-INK, PAPER = "#010203", "#fdfefd"
-"""Sentinels: become the page's text colour and its background. Nothing else may be drawn in them."""
+INK, PAPER = "#010203", "#fdfefd"  # become the page's text colour and its background; nothing else is drawn in them
 
 
 @dataclass(frozen=True)
@@ -201,10 +199,7 @@ Interval = tuple[str, float, float, float]  # label, middle, low, high
 
 
 def forest_chart(name: str, lines: Sequence[Interval], width: int = 760) -> Chart:
-    """Returns differences in points with their intervals, a row each.
-
-    A dot is full where the interval leaves zero out, hollow where it holds zero.
-    """
+    """Returns differences in points with their intervals, a row each; a dot is hollow where the interval holds zero."""
     with look(name):
         figure = Figure(figsize=(width / 72, (50 + 17.5 * len(lines)) / 72))
         axes = figure.add_subplot()

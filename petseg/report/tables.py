@@ -5,21 +5,9 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Generic, TypeVar
 
+from petseg import units
 from petseg.schema import BaselineResult, ComparisonResult, CostInfo, ModelResult, Scores
-from petseg.units import (
-    DASH,
-    Format,
-    Number,
-    byte_size,
-    count,
-    duration,
-    loss,
-    milliseconds,
-    percent,
-    plural,
-    points,
-    whole,
-)
+from petseg.units import Format, Number
 
 Measured = TypeVar("Measured")
 
@@ -55,22 +43,22 @@ class Table:
 
 
 QUALITY: tuple[Column[Scores], ...] = (
-    Column("Mean Dice", lambda scores: scores.mean_dice, percent, max),
-    Column("Pixel accuracy", lambda scores: scores.pixel_accuracy, percent, max),
-    Column("Boundary F", lambda scores: scores.mean_boundary_f, percent, max),
-    Column("mIoU, median image", lambda scores: scores.image_miou["median"], percent, max),
-    Column("Class of the image", lambda scores: scores.image_class_accuracy, percent, max),
+    Column("Mean Dice", lambda scores: scores.mean_dice, units.percent, max),
+    Column("Pixel accuracy", lambda scores: scores.pixel_accuracy, units.percent, max),
+    Column("Boundary F", lambda scores: scores.mean_boundary_f, units.percent, max),
+    Column("mIoU, median image", lambda scores: scores.image_miou["median"], units.percent, max),
+    Column("Class of the image", lambda scores: scores.image_class_accuracy, units.percent, max),
 )
 
 COSTS: tuple[Column[CostInfo], ...] = (
-    Column("Parameters", lambda cost: cost.parameters, count, min),
-    Column("MACs", lambda cost: cost.macs, count, min),
-    Column("Latency, median", lambda cost: cost.latency_ms.p50 if cost.latency_ms else None, milliseconds, min),
-    Column("95th percentile", lambda cost: cost.latency_ms.p95 if cost.latency_ms else None, milliseconds, min),
-    Column("Memory, inference", lambda cost: cost.activation_bytes, byte_size, min),
-    Column("Memory, training", lambda cost: cost.training_activation_bytes_per_image, byte_size, min),
-    Column("Skip bytes", lambda cost: cost.skip_bytes, byte_size, min),
-    Column("Training time", lambda cost: cost.train_seconds, duration, min),
+    Column("Parameters", lambda cost: cost.parameters, units.count, min),
+    Column("MACs", lambda cost: cost.macs, units.count, min),
+    Column("Latency, median", lambda cost: cost.latency_ms.p50 if cost.latency_ms else None, units.milliseconds, min),
+    Column("95th percentile", lambda cost: cost.latency_ms.p95 if cost.latency_ms else None, units.milliseconds, min),
+    Column("Memory, inference", lambda cost: cost.activation_bytes, units.byte_size, min),
+    Column("Memory, training", lambda cost: cost.training_activation_bytes_per_image, units.byte_size, min),
+    Column("Skip bytes", lambda cost: cost.skip_bytes, units.byte_size, min),
+    Column("Training time", lambda cost: cost.train_seconds, units.duration, min),
 )
 TIMES = ("Latency, median", "95th percentile", "Training time")
 
@@ -79,10 +67,10 @@ def loss_columns(scored: Scores) -> list[Column[Scores]]:
     """Returns cross-entropy at the training size, and at each further size that is scored."""
 
     def at(side: str) -> Column[Scores]:
-        return Column(f"at {side} px", lambda scores: scores.cross_entropy_at.get(side), loss, min)
+        return Column(f"at {side} px", lambda scores: scores.cross_entropy_at.get(side), units.loss, min)
 
     own = Column[Scores](
-        f"Cross-entropy at {scored.cross_entropy_frame}", lambda scores: scores.cross_entropy, loss, min
+        f"Cross-entropy at {scored.cross_entropy_frame}", lambda scores: scores.cross_entropy, units.loss, min
     )
     return [own, *map(at, scored.cross_entropy_at)]
 
@@ -94,14 +82,14 @@ def comparison_tables(result: ComparisonResult) -> list[Table]:
     """
     compared = len(result.models)
     better = max if all(difference.shown for difference in result.differences) else None
-    miou = Column[Scores]("mIoU", lambda scores: scores.miou, percent, better)
+    miou = Column[Scores]("mIoU", lambda scores: scores.miou, units.percent, better)
     scored, validated = scores_of(result, result.split), scores_of(result, "val")
     (_, first), *_ = scored
     quality = [miou, *QUALITY, *loss_columns(first)]
-    remark = f"percent; {plural(first.images, 'image')}, {first.frame}"
+    remark = f"percent; {units.plural(first.images, 'image')}, {first.frame}"
     tables = [table((f"Quality on the {result.split} split", remark), quality, scored, compared)]
     if result.split != "val" and validated:
-        epoch = Column[Scores]("Epoch scored", lambda scores: scores.epoch, whole)
+        epoch = Column[Scores]("Epoch scored", lambda scores: scores.epoch, units.whole)
         validation = [miou, *loss_columns(validated[0][1]), epoch]
         title = ("Validation", "the split that chose the epoch")
         tables.append(table(title, validation, validated[:compared], compared))
@@ -123,23 +111,20 @@ def table(
     title: tuple[str, str], columns: Sequence[Column[Measured]], rows: Sequence[tuple[str, Measured]], compared: int
 ) -> Table:
     """Returns the columns that hold a figure; the best one of each is marked unless all print the same."""
-    made = [(column.head, _cells(column, [measured for _, measured in rows], compared)) for column in columns]
-    shown = [(head, cells) for head, cells in made if any(cell.text != DASH for cell in cells)]
-    by_row = tuple((label, tuple(cells[place] for _, cells in shown)) for place, (label, _) in enumerate(rows))
-    return Table(*title, tuple(head for head, _ in shown), by_row, compared)
-
-
-def _cells(column: Column[Measured], rows: Sequence[Measured], compared: int) -> list[Cell]:
-    values = [column.value(row) for row in rows]
-    ranked = [value for value in values[:compared] if value is not None]
-    best = ""
-    if column.better and len({column.text(value) for value in ranked}) > 1:
-        best = column.text(column.better(ranked))
-    texts = [column.text(value) for value in values]
-    return [
-        Cell(text, value, place < compared and text == best)
-        for place, (text, value) in enumerate(zip(texts, values, strict=True))
-    ]
+    shown: dict[str, list[Cell]] = {}
+    for column in columns:
+        values = [column.value(measured) for _, measured in rows]
+        texts = [column.text(value) for value in values]
+        ranked = [value for value in values[:compared] if value is not None]
+        rank = column.better and len({column.text(value) for value in ranked}) > 1
+        best = column.text(column.better(ranked)) if column.better and rank else ""
+        cells = zip(texts, values, strict=True)
+        if any(text != units.DASH for text in texts):
+            shown[column.head] = [
+                Cell(text, value, at < compared and text == best) for at, (text, value) in enumerate(cells)
+            ]
+    by_row = tuple((label, tuple(cells[place] for cells in shown.values())) for place, (label, _) in enumerate(rows))
+    return Table(*title, tuple(shown), by_row, compared)
 
 
 def class_tables(result: ComparisonResult) -> list[Table]:
@@ -147,7 +132,7 @@ def class_tables(result: ComparisonResult) -> list[Table]:
     scored = scores_of(result, result.split)
 
     def column(field: str, name: str) -> Column[Scores]:
-        return Column(name, lambda scores: getattr(scores, field).get(name), percent, max)
+        return Column(name, lambda scores: getattr(scores, field).get(name), units.percent, max)
 
     titles = {"iou": "IoU of each class", "dice": "Dice", "boundary_f": "Boundary F"}
     names = [entry.name for entry in result.data.scored_classes]
@@ -160,9 +145,9 @@ def class_tables(result: ComparisonResult) -> list[Table]:
 def group_table(groups: Mapping[str, Sequence[float]], titles: Sequence[str]) -> Table:
     """Returns the mIoU in points of each model by group (breed), and of two models the difference."""
     columns: list[Column[Sequence[float]]] = [
-        Column(title, itemgetter(place), points) for place, title in enumerate(titles)
+        Column(title, itemgetter(place), units.points) for place, title in enumerate(titles)
     ]
     if len(titles) == 2:
-        columns.append(Column("Difference", lambda scores: scores[1] - scores[0], points))
+        columns.append(Column("Difference", lambda scores: scores[1] - scores[0], units.points))
     rows = [(group.replace("_", " "), scores) for group, scores in groups.items()]
     return table(("By group", "mIoU in percent, such as of a breed"), columns, rows, len(rows))

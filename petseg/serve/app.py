@@ -1,7 +1,4 @@
-"""The application: the page, POST /api/segment, GET /api/models, /api/results and /health.
-
-FastAPI serves it; the page is written by hand, one HTML, one CSS and one JavaScript file without a build step.
-"""
+"""The application: the page, POST /api/segment, GET /api/models, /api/results and /health."""
 
 import asyncio
 import json
@@ -29,7 +26,7 @@ from petseg.config import ServeConfig
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.outputs import encoded
 from petseg.predict.photos import Photo, TooManyPixelsError
-from petseg.predict.segmentation import Segmentation, Summary
+from petseg.predict.segmentation import Summary
 from petseg.predict.segmenter import KINDS, Segmenter, shipped_models
 from petseg.report.page import SCRIPT_HASH, headline
 from petseg.schema import ClassInfo
@@ -44,10 +41,7 @@ else:
 
 Output = Literal["mask", "overlay", "cutout", "classes", "trimap", "json"]
 OUTPUTS = list(get_args(Output))
-
-# a page elsewhere that resolves its own name to 127.0.0.1 is refused
-LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]
-
+LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]  # a page elsewhere that resolves its own name to these is refused
 HEADERS = {  # of every answer: the browser itself then keeps the page from loading anything from elsewhere
     "Content-Security-Policy": f"default-src 'none'; script-src 'self' '{SCRIPT_HASH}'; "
     "style-src 'self' 'unsafe-inline'; "
@@ -128,7 +122,6 @@ class Problem(BaseModel):
 
 
 PHOTO = {"type": "string", "format": "binary"}
-
 BODY = {
     "required": True,
     "content": {
@@ -293,7 +286,11 @@ def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], pixel
             raise HTTPException(413, f"the photo has {given:,} pixels; at most {pixels:,} are taken: make it smaller")
         started = time.perf_counter()
         result = segmenter.batch([photo])[0]
-        parts = {output: _part(segmenter, result, output) for output in outputs}
+        own = {"model": segmenter.name, "milliseconds": round(1000 * result.seconds, 2)}
+        parts = {
+            each: json.dumps(result.summary().to_dict() | own).encode() if each == "json" else encoded(result, each)
+            for each in outputs
+        }
     except TooManyPixelsError:
         raise HTTPException(413, f"the photo has far more than {pixels:,} pixels; make it smaller") from None
     except PetsegError as error:
@@ -301,13 +298,6 @@ def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], pixel
     timing = f"network;dur={1000 * result.seconds:.2f}, all;dur={1000 * (time.perf_counter() - started):.2f}"
     kind, body = _multipart(parts) if len(parts) > 1 else (_media_type(outputs[0]), parts[outputs[0]])
     return Response(body, media_type=kind, headers={"Cache-Control": "no-store", "Server-Timing": timing})
-
-
-def _part(segmenter: Segmenter, result: Segmentation, output: str) -> bytes:
-    if output != "json":
-        return encoded(result, output)
-    timing = {"model": segmenter.name, "milliseconds": round(1000 * result.seconds, 2)}
-    return json.dumps({**result.summary().to_dict(), **timing}).encode()
 
 
 def _multipart(parts: Mapping[str, bytes]) -> tuple[str, bytes]:

@@ -9,10 +9,8 @@ from petseg.report.page import render
 from petseg.schema import ComparisonResult, read_record
 
 PACKAGE = Path(str(files("petseg")))
-
+# a wheel carries the comparisons inside the package; in a checkout they lie beside it
 RESULTS = next(folder for folder in (PACKAGE / "results", PACKAGE.parent / "results") if folder.is_dir())
-"""A wheel carries the comparisons inside the package; in a checkout they lie beside it."""
-
 _drawing = Lock()  # matplotlib draws one figure at a time
 
 

@@ -32,7 +32,13 @@ def is_loopback(host: str) -> bool:
 
 def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: None) -> None:
     """Serves until it is stopped; `on_ready` gets the page's address once it listens."""
-    with _listening(config) as listening:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
+    except OSError as error:
+        problem = f"cannot be had ({error.strerror or error}); choose another with --port"
+        raise PetsegError(f"{config.host}:{config.port} {problem}") from None
+    with listening:
         host, port = listening.getsockname()[:2]
         shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
         named = is_loopback(config.host) or config.allowed_hosts
@@ -49,15 +55,6 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: Non
         on_ready(f"http://{shown}:{port}")  # it listens; who asks now is answered as soon as the loop runs
         with suppress(KeyboardInterrupt):  # raised again by uvicorn when all is answered
             uvicorn.Server(settings).run(sockets=[listening])
-
-
-def _listening(config: ServeConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        return socket.create_server((config.host, config.port), family=family, backlog=1024)
-    except OSError as error:
-        problem = f"cannot be had ({error.strerror or error}); choose another with --port"
-        raise PetsegError(f"{config.host}:{config.port} {problem}") from None
 
 
 class _Bounded(HttpToolsProtocol):

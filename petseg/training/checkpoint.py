@@ -133,8 +133,7 @@ def _named(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 def restore(run: Path, state: State) -> list[EpochRow]:
     """Returns the rows of the whole epochs that a run goes on after, none for a new run; the state is as after them.
 
-    Where the newest checkpoint or its line of metrics is damaged, the one before is taken, with a warning; where both
-    are, or are of another model, the first damage is the error.
+    Where the newest checkpoint or its line of metrics is damaged, the one before is taken, with a warning.
     """
     damage: PetsegError | None = None
     for path in (run / RESUME, run / PREVIOUS_RESUME):
@@ -163,11 +162,8 @@ def restore(run: Path, state: State) -> list[EpochRow]:
 
 
 def _settle_best(run: Path, epoch: int) -> None:
-    """Sees to it that the best weights are of `epoch`, the best one of those kept.
-
-    A kill after a new best was written and before its epoch was kept leaves the right ones under the previous name.
-    """
-    best, previous = run / BEST, run / PREVIOUS_BEST
+    """Sees to it that the best weights are of `epoch`, the best one of those kept."""
+    best, previous = run / BEST, run / PREVIOUS_BEST  # killed before a new best's epoch was kept, previous is right
     try:
         if read_tensors(best)[1] == epoch:
             return
@@ -181,6 +177,7 @@ def _settle_best(run: Path, epoch: int) -> None:
 
 def _restore(path: Path, state: State) -> int:
     tensors, epoch = read_tensors(path)
+    optimiser, parameters = state.optimiser, _parameters(state.optimiser)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -188,12 +185,7 @@ def _restore(path: Path, state: State) -> int:
     _load(state.model, part("model."), path)
     if state.average is not None:
         _load(state.average, part("average."), path)
-    _load_optimiser(state.optimiser, part("optimiser."), path)
-    return epoch
-
-
-def _load_optimiser(optimiser: torch.optim.Optimizer, kept: dict[str, Tensor], path: Path) -> None:
-    parameters = _parameters(optimiser)
+    kept = part("optimiser.")
     shapes = {
         f"{number}.{kind}": () if kind == "step" else tuple(parameter.shape)
         for number, parameter in enumerate(parameters)
@@ -201,11 +193,12 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, kept: dict[str, Tensor], p
     }
     if {name: tuple(tensor.shape) for name, tensor in kept.items()} != shapes:
         raise PetsegError(f"{path}: not the optimiser's state of this model; train again, into another folder")
-    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
+    moments: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
     for name, tensor in kept.items():
         number, _, kind = name.partition(".")
         like = parameters[int(number)]
         # copies: a view would keep the file mapped, and Windows replaces no mapped file. The fused kernel walks memory,
         # so its averages must lie as the weights do (channels_last)
-        state[int(number)][kind] = tensor.clone() if kind == "step" else torch.empty_like(like).copy_(tensor)
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+        moments[int(number)][kind] = tensor.clone() if kind == "step" else torch.empty_like(like).copy_(tensor)
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
+    return epoch

@@ -37,9 +37,7 @@ class Hardware:
 def choose_hardware(precision: str = "auto", device: str | None = None) -> Hardware:
     """Returns CUDA, else MPS, else the CPU, and bf16 where the hardware multiplies it faster than fp32.
 
-    Args:
-        precision: "auto", "fp32" or "bf16".
-        device: "cpu", "cuda", "cuda:1", "mps"; None chooses.
+    `precision` is "auto", "fp32" or "bf16"; `device` is "cpu", "cuda", "cuda:1", "mps", or None, which chooses.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

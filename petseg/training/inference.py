@@ -47,13 +47,10 @@ def predict_logits(network: Network, split: Split, rows: Rows) -> Iterator[tuple
 
 
 def scored_logits(logits: Tensor, merge: Merge | None) -> Tensor:
-    """Returns logits [N, C, H, W] of the scored classes.
-
-    The probability of a merged class is the sum of its members', so its logit is the logarithm of their sum.
-    """
+    """Returns logits [N, C, H, W] of the scored classes."""
     if merge is None:
         return logits
-    parts = [
+    parts = [  # a merged class's probability is the sum of its members', so its logit is the logarithm of their sum
         logits[:, list(ids)].logsumexp(dim=1, keepdim=True) if len(ids) > 1 else logits[:, ids[0] : ids[0] + 1]
         for ids in merge.members()
     ]
@@ -72,8 +69,8 @@ def scored_labels(labels: Tensor, merge: Merge | None) -> Tensor:
 def right_image_class(logits: Tensor, labels: Tensor, merge: Merge | None) -> list[bool]:
     """Returns, for each image that shows a merged class, whether the right member is predicted; none without merging.
 
-    Logits [N, C, H, W] and labels uint8 [N, H, W] are of the trained classes. The predicted member is that with the
-    largest sum of probabilities over all pixels; the true one is that with most pixels.
+    Logits [N, C, H, W] and labels uint8 [N, H, W] are of the trained classes; the predicted member is that of the
+    largest sum of probabilities, the true one that of most pixels.
     """
     members = next((ids for ids in merge.members() if len(ids) > 1), ()) if merge else ()
     if not members:

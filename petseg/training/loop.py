@@ -1,8 +1,4 @@
-"""Training: `train(config, prepared, run)` fills a run folder.
-
-Every random number of an epoch comes from (seed, epoch), so a resumed run needs no generator's state and all models of
-a comparison see the same images in the same order.
-"""
+"""Training: `train(config, prepared, run)` fills a run folder; an epoch's random numbers come from (seed, epoch)."""
 
 import logging
 import math
@@ -36,9 +32,7 @@ from petseg.training.optimiser import learning_rate, make_optimiser
 from petseg.training.validation import validate
 
 CHECK_EVERY = 50  # steps between looks at the losses for nan: each look waits for the device
-
-OnStep = Callable[[int, int, str], None]
-"""Called with the steps done, those of the whole run, and what stands beside a progress bar."""
+OnStep = Callable[[int, int, str], None]  # called with the steps done, all steps, and what stands beside a progress bar
 
 
 @dataclass(frozen=True)
@@ -63,9 +57,12 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
     if config.train.compile:
         _check_compiler(hardware.device)
     splits = execution.splits or load_splits(prepared, config, hardware.device)
-    _check_same_data(splits, prepared)
+    given, classes = splits["train"].dataset.classes, prepared.dataset.classes
+    if given != classes:
+        names = (", ".join(entry.name for entry in each) for each in (given, classes))
+        raise PetsegError("the splits hold classes {}, the dataset {}; load them from the same dataset".format(*names))
     torch.manual_seed(config.train.seed)
-    network = build_network(config.model, len(prepared.dataset.classes), hardware)
+    network = build_network(config.model, len(classes), hardware)
     if config.train.init and not (execution.resume and (run / checkpoint.RESUME).is_file()):
         checkpoint.load_initial(network.module, Path(config.train.init))
     with runs.new_folder(run, resume=execution.resume):
@@ -125,10 +122,7 @@ class Trainer:
         self.objective = Objective(settings, weights)
 
     def epoch(self, epoch: int, detail: str, on_step: OnStep) -> float:
-        """Returns the mean cross-entropy of the epoch over images, augmentation and dropout on.
-
-        Unweighted and without Dice whatever is optimised, so that it stands beside the validation loss.
-        """
+        """Returns the epoch's mean cross-entropy over images, unweighted, without Dice, augmentation and dropout on."""
         settings, side = self.config.train, self.config.side(epoch)
         batches = epoch_batches(self.split.rows, epoch, settings)
         steps = settings.epochs * len(batches)
@@ -152,7 +146,10 @@ class Trainer:
             losses.append(loss * len(rows))
             objectives.append(objective)
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == len(batches):
-                _check_finite(objectives, epoch, step)
+                finite = torch.isfinite(torch.stack(objectives)).tolist()
+                if not all(finite):
+                    first = step + 1 - len(finite) + finite.index(False)
+                    raise _diverged("loss", f"at step {first + 1} (epoch {epoch})")
             on_step(step + 1, steps, detail)
         return float(torch.stack(losses).sum()) / len(self.split.rows)
 
@@ -189,13 +186,6 @@ def train_step(
     return loss.detach(), minimised.detach()
 
 
-def _check_finite(objectives: Sequence[Tensor], epoch: int, step: int) -> None:
-    bad = (~torch.isfinite(torch.stack(list(objectives)))).nonzero()
-    if len(bad):
-        first = step - (len(objectives) - 1 - int(bad[0]))
-        raise _diverged("loss", f"at step {first + 1} (epoch {epoch})")
-
-
 def _diverged(what: str, where: str) -> DivergedError:
     return DivergedError(
         f"training: the {what} is not a number {where}; the run is kept as of the whole epoch before: "
@@ -210,13 +200,6 @@ def _remark(run: Path, loss: float, classes: int) -> None:
             "try a lower train.learning_rate in another folder",
             *(run, loss, math.log(classes)),
         )
-
-
-def _check_same_data(splits: Mapping[str, Split], prepared: Prepared) -> None:
-    given = splits["train"].dataset.classes
-    if given != prepared.dataset.classes:
-        names = (", ".join(entry.name for entry in classes) for classes in (given, prepared.dataset.classes))
-        raise PetsegError("the splits hold classes {}, the dataset {}; load them from the same dataset".format(*names))
 
 
 def _check_compiler(device: torch.device) -> None:

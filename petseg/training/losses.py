@@ -1,7 +1,4 @@
-"""Training losses, in float32 whatever the model's precision.
-
-Throughout, logits are float [N, C, H, W] and labels int64 [N, H, W], 0..C-1 or 255 (ignored).
-"""
+"""Training losses, in float32, of logits [N, C, H, W] and labels int64 [N, H, W], 0..C-1 or 255 (ignored)."""
 
 import numpy as np
 import torch
@@ -45,8 +42,8 @@ class CrossEntropySum:
 def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
     """Returns 1 less the soft Dice, mean over classes, over all pixels of the batch; 0..1, best 0.
 
-    Milletari et al., "V-Net", 2016, arXiv 1606.04797, section 3, with the plain sum in the denominator. `smooth` pixels
-    are added to numerator and denominator, so that a class in neither gives no loss.
+    Milletari et al., "V-Net", arXiv 1606.04797, section 3, with the plain sum in the denominator. `smooth` pixels are
+    added to numerator and denominator, so that a class in neither gives no loss.
     """
     counted = labels != IGNORE
     one_hot = F.one_hot(labels.masked_fill(~counted, 0), logits.shape[1]).permute(0, 3, 1, 2) * counted[:, None]
@@ -59,8 +56,7 @@ def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
 def median_frequency_weights(labels: UInt8, num_classes: int) -> Tensor:
     """Returns float32 [C]: median(f) / f_c, where f_c is the share of class c in the images that hold it.
 
-    Eigen and Fergus, 2015, arXiv 1411.4734, section 6.3.2; SegNet's weights. Of labels uint8 [N, H, W]; an absent class
-    weighs 0.
+    Of labels uint8 [N, H, W]; an absent class weighs 0. SegNet's weights: Eigen and Fergus, arXiv 1411.4734, 6.3.2.
     """
     counts = np.stack([np.bincount(image.ravel(), minlength=256)[:num_classes] for image in labels]).astype(np.float64)
     pixels = counts.sum(axis=1, keepdims=True)

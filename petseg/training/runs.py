@@ -28,24 +28,13 @@ from petseg.errors import PetsegError, disk_errors
 from petseg.schema import ClassInfo, DataInfo, EpochRow, first_reason, read_record, write_record
 
 LOCK = ".lock"
+HARMLESS = {LOCK, "data.json", "environment.json"}  # what a run or a comparison that was killed early leaves
 
 
 def refuse_existing(folder: Path, *, resume: bool) -> None:
     """Refuses a folder that holds something, unless to resume; the command line asks before minutes of preparation."""
     if not resume and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
-
-
-HARMLESS = {LOCK, "data.json", "environment.json"}
-"""What a run or a comparison that was killed early leaves."""
-
-
-def _refuse_others(folder: Path, kind: str, own: str) -> None:
-    """Refuses to go on in a folder that holds files, but none named `own`: it is no `kind`."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in names if name not in HARMLESS and not storage.UNFINISHED.fullmatch(name)]
-    if others and own not in others:
-        raise PetsegError(f"run folder {folder}: holds no {kind}, but {', '.join(others)}; choose another with --out")
 
 
 def refuse_change(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -61,7 +50,10 @@ def refuse_change(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) 
 def new_folder(folder: Path, *, resume: bool, kind: str = "run", own: str = "config.json") -> Iterator[None]:
     """Makes the folder of a run, or of another `kind`, and keeps other processes out of it until the block's end."""
     refuse_existing(folder, resume=resume)
-    _refuse_others(folder, kind, own)
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in names if name not in HARMLESS and not storage.UNFINISHED.fullmatch(name)]
+    if others and own not in others:
+        raise PetsegError(f"run folder {folder}: holds no {kind}, but {', '.join(others)}; choose another with --out")
     lock = FileLock(folder / LOCK)
     with disk_errors(f"run folder {folder}", "choose another with --out"):
         try:
