@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # for type checkers alone, which cannot follow `__getattr__`
 
 __version__ = "0.1.0"
 
-_HOME = {
+_HOME = {  # of each public name; `train` and `compare` are modules: `from petseg.training.loop import train`
     "PetsegError": "petseg.errors",
     "Recipe": "petseg.config",
     "load_recipe": "petseg.config",
@@ -53,7 +53,6 @@ _HOME = {
     "export_run": "petseg.export.onnx",
     "write_report": "petseg.report",
 }
-"""Public name -> its module. `train` and `compare` are modules themselves: `from petseg.training.loop import train`."""
 
 __all__ = ["__version__", *sorted(_HOME)]
 

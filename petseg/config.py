@@ -1,7 +1,4 @@
-"""Recipes: one typed description of data, model and training, read from TOML, changed by `--set`.
-
-One description serves the file, the flag, the help text and the run folder. Shipped recipes lie in `petseg/recipes`.
-"""
+"""Recipes: one typed description of data, model and training, read from TOML, changed by `--set`."""
 
 import difflib
 import os
@@ -168,10 +165,7 @@ class Recipe(StrictConfig):
         return self
 
     def for_model(self, name: str) -> RunConfig:
-        """Returns the run of one model: shared fields, then its overrides.
-
-        Whether there is such a model, with such options, is for `petseg.models.run_config` to check.
-        """
+        """Returns the run of one model: shared fields, then its overrides; `models.run_config` checks them."""
         fields = self.model_dump(exclude={"models", "overrides"})
         put_fields(fields, self.overrides.get(name, {}), source=f"overrides.{name}")
         if "name" in fields["model"]:
@@ -218,13 +212,16 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     """Returns a shipped recipe by name, or a TOML file by path, with `field=value` settings applied.
 
-    A setting holds for every model: it goes before what the file's `overrides` say. Whatever is wrong is a
-    `PetsegError` that names it.
+    A setting holds for every model, whatever the file's `overrides` say. Raises `PetsegError` that names what is wrong.
     """
     fields = read_toml("recipe", name, recipe_names())
     parsed = [_parse_setting(setting) for setting in settings]
-    for field, _ in parsed:
-        _drop_overrides(fields, _full_name(field))
+    changed = {_full_name(field) for field, _ in parsed}
+    overrides = fields.get("overrides")
+    if isinstance(overrides, dict):  # anything else is refused below
+        for model, own in overrides.items():
+            if isinstance(own, dict):
+                overrides[model] = {key: value for key, value in flat_fields(own) if _full_name(key) not in changed}
     for field, value in parsed:
         put_field(fields, field, value, source="--set")
     return validated(Recipe, fields, source=f"recipe {name}")
@@ -324,15 +321,6 @@ def _full_name(field: str) -> str:
         return matches[0]
     misspelt = difflib.get_close_matches(field, [name.split(".")[-1] for name in names], cutoff=0.75)
     return field if matches or misspelt or not field.isidentifier() else f"model.{field}"
-
-
-def _drop_overrides(fields: dict[str, Any], field: str) -> None:
-    overrides = fields.get("overrides")
-    if not isinstance(overrides, dict):
-        return  # which is refused later
-    for name, own in overrides.items():
-        if isinstance(own, dict):
-            overrides[name] = {key: value for key, value in flat_fields(own) if _full_name(key) != field}
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

@@ -12,7 +12,7 @@ from petseg import __version__
 
 
 def environment(*, device: str, precision: str, threads: int) -> dict[str, Any]:
-    """Returns what a figure depends on beside the config: code, versions, machine."""
+    """Returns the fields of `schema.EnvironmentInfo`."""
     return {
         "petseg": __version__,
         "commit": _commit(),

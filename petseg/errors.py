@@ -7,10 +7,7 @@ from reprlib import Repr
 
 
 class PetsegError(ValueError):
-    """A caller's mistake, told in one line: what was got, what was wanted, what to do.
-
-    The command line prints the message alone and exits with code 2; `--debug` shows the traceback.
-    """
+    """A caller's mistake, told in one line: what was got, what was wanted, what to do."""
 
 
 class DivergedError(PetsegError):

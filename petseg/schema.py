@@ -1,7 +1,4 @@
-"""The JSON that travels between stages: written by training, evaluation and experiments, read by report, page and docs.
-
-Every record is immutable and rejects unknown keys, so a file of another version is an error that names its field.
-"""
+"""The JSON that travels between stages; a file of another version is an error that names its field."""
 
 import math
 from pathlib import Path
@@ -221,11 +218,8 @@ class ComparisonResult(Record):
     examples: tuple[Example, ...] = ()
 
 
-RunState = Literal["finished", "diverged", "missing", "waiting"]
-"""How far a run is: waiting needs what other runs decide, such as a tuned rate."""
-
-Verdict = Literal["held", "did not hold", "open"]
-"""Of an expectation that was written before the runs."""
+RunState = Literal["finished", "diverged", "missing", "waiting"]  # waiting for what other runs decide, such as a rate
+Verdict = Literal["held", "did not hold", "open"]  # of an expectation that was written before the runs
 
 
 class PairedDifference(Estimate):
@@ -234,8 +228,8 @@ class PairedDifference(Estimate):
     share_left_better: float  # of the resamples, 0..1
 
 
+# what a model loses at the other model's best setting: one seed, so the interval is over images alone
 SettingLoss = PairedDifference | Literal["same setting", "diverged"]
-"""What a model loses at the other model's best setting: one seed, so the interval is over images alone."""
 
 
 class ArmDifference(Record):
@@ -357,10 +351,9 @@ class LatencyEnvironment(Record):
 
 
 class Findings(Record):
-    """findings.json: every number of a study's page.
+    """findings.json: every number of a study's page; what needs runs that are not there is None, or has fewer seeds.
 
-    Points are hundredths, rounded to a ten-thousandth: what is beyond differs between machines. What needs runs that
-    are not there is None, or has fewer seeds.
+    Points are hundredths, rounded to a ten-thousandth: what is beyond differs between machines.
     """
 
     kind: Literal["findings"] = "findings"
@@ -393,11 +386,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def read_record(path: Path, kind: type[RecordT]) -> RecordT:
-    """Returns a JSON file as a `kind`.
-
-    Raises:
-        PetsegError: missing, not JSON, another kind or version of file, or a field that is missing or wrong.
-    """
+    """Returns a JSON file as a `kind`; PetsegError where it is missing, no JSON or another, or a field is wrong."""
     content = storage.read_json(path)
     for name, wanted in (("kind", str), ("version", int)):
         default = kind.model_fields[name].default if name in kind.model_fields else None

@@ -1,7 +1,4 @@
-"""Files that appear whole or not at all, and JSON read with errors that say what to do.
-
-Each file is written beside its place and moved there whole, so a kill at any moment leaves the old one or the new one.
-"""
+"""Files written beside their place and moved there whole, so that a kill leaves the old or the new one; JSON read."""
 
 import atexit
 import json
@@ -16,9 +13,8 @@ from typing import Any
 
 from petseg.errors import PetsegError, disk_errors
 
+# what `write_atomically` calls a file until it is whole, with its process, and what safetensors does
 UNFINISHED = re.compile(r"\.(.+)\.tmp\d+|\.tmp\w{6}")
-"""What `write_atomically` calls a file until it is whole; the number is its process. safetensors writes to a name of
-its own first, the second one."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -68,10 +64,7 @@ def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes `target` at the end of the block; after an error it is gone.
-
-    What a killed process left of it is removed first, so the caller holds a lock.
-    """
+    """Yields an empty folder that becomes `target` at the block's end, or is gone after an error; the caller locks."""
     unfinished = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -1,7 +1,6 @@
 """How many threads compute: as many as were asked for, else as many as there are free cores.
 
-Other work on the machine is the rule (a browser, a video call). Two threads on two cores, one of them busy, are far
-slower than one: at each of the thousand barriers of a step both wait for the thread that shares its core.
+Two threads on two cores, one of them busy, are far slower than one: both wait at each of a step's thousand barriers.
 """
 
 import json
@@ -13,9 +12,8 @@ from pathlib import Path
 from petseg.errors import PetsegError
 
 VARIABLE = "PETSEG_THREADS"
-
+# what makes OpenMP's threads (GNU's, Intel's and LLVM's) sleep at a barrier instead of spinning
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-"""What makes OpenMP's threads (GNU's, Intel's and LLVM's) sleep at a barrier instead of spinning."""
 
 
 def wait_without_spinning() -> None:
@@ -35,10 +33,7 @@ def thread_count(given: int | None = None) -> int | None:
 
 
 def recorded_threads(folder: Path) -> int | None:
-    """Returns with how many threads the run, or the first run of a comparison, in a folder was made; None: not known.
-
-    Sums in another order differ in their last digits, so what goes on there takes as many.
-    """
+    """Returns with how many threads a run, or a comparison's first, was made, so that sums repeat; None: not known."""
     for path in (folder / "environment.json", *sorted(folder.glob("runs/*/environment.json"))):
         with suppress(OSError, ValueError, TypeError, KeyError):
             return int(json.loads(path.read_bytes())["threads"])

@@ -1,7 +1,4 @@
-"""Numbers as people read them: shares, losses, counts, bytes, times.
-
-A share (IoU, Dice, accuracy, F) is stored in 0..1 and shown in percent, so that a difference reads in points.
-A value that does not exist (a class absent from every image, a cost that was not measured) is shown as a dash.
+"""Numbers as people read them; a value that does not exist (an absent class, a cost not measured) is a dash.
 
 >>> percent(0.7314), percent(1), percent(None), loss(0.36142), whole(3669)
 ('73.1', '100.0', '–', '0.3614', '3,669')

@@ -1,7 +1,4 @@
-"""The command line: `petseg predict | serve | export | bench | data | models | train | evaluate | compare | ...`.
-
-Each subcommand is a public function, one file a group. Nothing heavy is imported before a subcommand needs it.
-"""
+"""The command line; each subcommand is a public function, and nothing heavy is imported before one needs it."""
 
 import sys
 from io import TextIOWrapper

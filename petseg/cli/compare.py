@@ -16,7 +16,6 @@ from petseg.errors import PetsegError
 if TYPE_CHECKING:
     from petseg.schema import ComparisonResult
 
-
 QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had."
 RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun) or a TOML file."
 SOURCE_HELP = "A comparison's or a study's folder, a comparison.json or a findings.json."

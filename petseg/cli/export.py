@@ -16,7 +16,6 @@ from petseg.errors import PetsegError
 if TYPE_CHECKING:
     from petseg.export.bench import BenchResult
 
-
 FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
 MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
 RUNTIME_HELP = "torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino or openvino-bf16. Repeatable."

@@ -41,10 +41,7 @@ def results_only() -> Iterator[TextIO]:
 
 @contextmanager
 def progress_bar(*, transfer: bool = False) -> Iterator[Callable[..., None]]:
-    """Yields advance(title, done, total, detail=""): one bar a title, with the time left.
-
-    Without a terminal it prints a line a tenth of the way, so that a log stays readable.
-    """
+    """Yields advance(title, done, total, detail=""): a bar a title with the time left, in a log a line each tenth."""
     from rich import progress
     from rich.console import Console
 

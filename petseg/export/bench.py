@@ -1,7 +1,6 @@
 """`petseg bench`: how long one image takes and how much memory, for every runtime at hand, on this machine.
 
-Each contender has a process of its own. Those of one size and number of threads take turns, every second turn in
-reverse order, so that a busy moment of the machine hits all alike.
+Each contender has a process of its own; those of one size and number of threads take turns.
 """
 
 import re
@@ -41,9 +40,8 @@ CONTENDERS = {  # name -> title, what the light install lacks for it, and the ex
 
 WARM_UP = 10  # runs before the first that counts
 TURN_SECONDS = 0.25  # what a turn lasts, about
-
+# what decides which runtime is fast, where the processor has it
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-"""What decides which runtime is fast, where the processor has it."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,11 @@ class Plan:
     """What to measure."""
 
     models: Sequence[str]  # shipped models, or ONNX files that `petseg export` wrote
-    sizes: Sequence[int] = ()
-    """Sides in pixels, in steps that each level of the network halves evenly; empty: each model's own."""
+    sizes: Sequence[int] = ()  # sides in pixels that each level of the network halves evenly; empty: each model's own
     threads: Sequence[int] = (1,)  # of one call
     runtimes: Sequence[str] = ()  # of `CONTENDERS`; empty: all
     turns: int = 7  # how often each contender is measured
-    data: Path | None = None
-    """The dataset, whose training images set the scales of int8; None: drawn pets, which take the same time."""
+    data: Path | None = None  # whose training images set the scales of int8; None: drawn pets, which take the same time
 
 
 class BenchRow(Record):
@@ -101,16 +97,14 @@ class Contender:
     threads: int
     runtime: str
     file: bytes  # ONNX
-    network: Mapping[str, Any]
-    """Fields of `ModelConfig`, for torch, which draws weights at random: time does not depend on them."""
+    network: Mapping[str, Any]  # of `ModelConfig`, for torch, which draws weights: time does not depend on them
     num_classes: int
 
 
 def bench(plan: Plan, on_progress: Callable[[int, int], None] = lambda done, total: None) -> BenchResult:
     """Returns the figures of every contender that can be measured here; progress is (done, total) turns.
 
-    Raises:
-        PetsegError: an unknown model or runtime, or a runtime that cannot compute a model.
+    Raises `PetsegError`: an unknown model or runtime, or a runtime that cannot compute a model.
     """
     missing: dict[str, str] = {}
     for name in plan.runtimes or CONTENDERS:

@@ -15,6 +15,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,22 +32,17 @@ from petseg import storage
 from petseg.data import oxford_pets
 from petseg.data.dataset import UInt8
 from petseg.errors import PetsegError
-from petseg.evaluation.evaluate import TrainedRun, load_run
+from petseg.evaluation.evaluate import load_run
 from petseg.export.openvino import Made, as_openvino, drawn_images, keep
 from petseg.models import title_of, to_unit_range
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network
 
+# Tensors of fewer values stay in float32, tried in this order until the file agrees with torch: rounding the small
+# first convolutions moves maxima. On 64 images at 128 px (2026-11-22) SegNet agrees on 99.947 % of pixels with all
+# weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on 99.992 % and 99.999 %.
 FP32_BELOW = (40_000, 80_000, 160_000)
-"""Tensors of fewer values stay in float32, tried in this order until the file agrees with torch.
-
-The first convolutions are small and the most sensitive: rounding them moves a maximum to another place, and every
-later stage sees it. On 64 images of the dataset at 128 px (2026-11-22) SegNet agrees on 99.947 % of pixels with all
-weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on 99.992 % and 99.999 %.
-"""
-
 LARGEST = 4096  # side in pixels up to which a file takes images of any size
-
 DEFINITIONS = {  # scores that a file's metadata repeat, and what they mean
     "miou": "mean of iou over the scored classes, those that it names",
     "iou": "true positives / (true positives + false positives + false negatives), from one confusion matrix over all "
@@ -74,15 +70,29 @@ class _Served(nn.Module):
 def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -> dict[str, Any]:
     """Returns the metadata of `out`, now the file of a trained run, in one of the formats of `MAKERS`.
 
-    With `fp16` large weights are stored in half the bytes and computed with in float32 all the same; torch's programs
-    are not.
-
-    Raises:
-        PetsegError: not a trained run, or the file disagrees with torch.
+    With `fp16` large weights, but for torch's, are stored in half the bytes and computed with in float32 all the same.
+    Raises `PetsegError`: not a trained run, or the file disagrees with torch.
     """
     trained = load_run(run, choose_hardware("fp32", "cpu"))
-    weights = {"weights": trained.weights, "weights_sha256": _digest(run / trained.weights), "epoch": trained.epoch}
-    return export_model(trained.network, {**_description(run, trained), **weights}, out, kind, fp16=fp16)
+    config, data = trained.config, trained.data
+    description = {
+        "model": config.model.name,
+        "title": title_of(config.model.name),
+        "classes": [entry.model_dump() for entry in data.classes],
+        "size": config.data.size,
+        "preprocessing": "uint8 RGB [N, H, W, 3], resized to the square by antialiased bilinear resizing; "
+        "normalisation is part of the graph",
+        "scores": _scores(run),
+        "definitions": DEFINITIONS,
+        "data": {"name": data.name, "copy": data.images},
+        "config": config.model_dump(),
+        "environment": storage.read_json(run / "environment.json"),
+        **(oxford_pets.CARD if data.name == oxford_pets.NAME else {}),
+        "weights": trained.weights,
+        "weights_sha256": _digest(run / trained.weights),
+        "epoch": trained.epoch,
+    }
+    return export_model(trained.network, description, out, kind, fp16=fp16)
 
 
 def export_model(
@@ -107,25 +117,20 @@ def as_onnx(network: Network, size: int) -> bytes:
     return content
 
 
-def _onnx_files(served: _Served, images: UInt8, fp16: bool) -> Iterator[onnx.ModelProto]:
+def _onnx_files(make: Callable[[bytes, UInt8], Made], served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
     exported = _exported(served, images)
-    yield from (stored_in_fp16(exported, fp32_below=below) for below in FP32_BELOW) if fp16 else (exported,)
+    for file in (stored_in_fp16(exported, fp32_below=below) for below in FP32_BELOW) if fp16 else (exported,):
+        yield make(file.SerializeToString(), images)
 
 
-def _onnx(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
-    for file in _onnx_files(served, images, fp16):
+def _onnx(content: bytes, images: UInt8) -> Made:
+    def save(out: Path, metadata: Mapping[str, Any]) -> None:
+        file = onnx.load_from_string(content)
+        onnx.helper.set_model_props(file, {name: json.dumps(value) for name, value in metadata.items()})
+        storage.write_bytes(out, file.SerializeToString())
 
-        def save(out: Path, metadata: Mapping[str, Any], file: onnx.ModelProto = file) -> None:
-            onnx.helper.set_model_props(file, {name: json.dumps(value) for name, value in metadata.items()})
-            storage.write_bytes(out, file.SerializeToString())
-
-        session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
-        yield Made(session.run(None, {"image": images})[0], save)
-
-
-def _openvino(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
-    for file in _onnx_files(served, images, fp16):
-        yield as_openvino(file.SerializeToString(), images)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return Made(session.run(None, {"image": images})[0], save)
 
 
 def _program(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
@@ -149,19 +154,16 @@ def _program(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
     yield Made(answers, lambda out, metadata: storage.write_bytes(out, content(metadata)))
 
 
+# format -> what makes it, the smallest file first; the first that agrees with torch is kept
 MAKERS: dict[str, Callable[[_Served, UInt8, bool], Iterator[Made]]] = {
-    "onnx": _onnx,
+    "onnx": partial(_onnx_files, _onnx),
     "torch": _program,
-    "openvino": _openvino,
+    "openvino": partial(_onnx_files, as_openvino),
 }
-"""Format -> what makes it, the smallest file first; the first that agrees with torch is kept."""
 
 
 def exported_run(run: Path) -> Path:
-    """Returns RUN/model.onnx, exported at the first call and again when the run's weights or scores have changed.
-
-    Where the run's folder is read-only, the file lies in one of this process.
-    """
+    """Returns RUN/model.onnx, exported again when weights or scores have changed; elsewhere where RUN is read-only."""
     out = run / "model.onnx"
     if out.is_file():
         with suppress(DecodeError, ValueError, KeyError, TypeError, OSError):  # damaged: exported again
@@ -177,10 +179,7 @@ def exported_run(run: Path) -> Path:
 
 
 def stored_in_fp16(file: onnx.ModelProto, *, fp32_below: int) -> onnx.ModelProto:
-    """Returns a copy whose float32 tensors are stored as fp16 and cast back, once, as ONNX Runtime loads the file.
-
-    Those of fewer than `fp32_below` values are left alone.
-    """
+    """Returns a copy whose float32 tensors of `fp32_below` values or more are fp16, cast back as the file is loaded."""
     smaller = onnx.ModelProto()
     smaller.CopyFrom(file)
     casts = []
@@ -211,9 +210,8 @@ def _exported(served: _Served, images: UInt8) -> onnx.ModelProto:
 def _traced(served: _Served, images: UInt8) -> tuple[tuple[Tensor], dict[str, dict[int, Any]]]:
     """Returns what to trace a network with, and which axes of [N, H, W, 3] stay free.
 
-    N does, and H and W in steps that each level of the network halves evenly, if `images` have such a size. A free
-    size costs nothing: ONNX Runtime took .98 (U-Net) and 1.00 times (SegNet) what it takes for a fixed one, at 192 px
-    with 16 channels, one thread of an Intel Xeon, the files taking turns, 2026-11-22.
+    N does, and H and W in steps that each level of the network halves evenly, if `images` have such a size. It costs
+    nothing: .98 (U-Net) and 1.00 times (SegNet) a fixed one, ONNX Runtime, 192 px, one thread of a Xeon, 2026-11-22.
     """
     free: dict[int, Any] = {0: torch.export.Dim("N")}
     step, side = served.input.multiple, images.shape[1]
@@ -233,25 +231,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _description(run: Path, trained: TrainedRun) -> dict[str, Any]:
-    """Returns what a file says of itself beside its weights."""
-    config, data = trained.config, trained.data
-    return {
-        "model": config.model.name,
-        "title": title_of(config.model.name),
-        "classes": [entry.model_dump() for entry in data.classes],
-        "size": config.data.size,
-        "preprocessing": "uint8 RGB [N, H, W, 3], resized to the square by antialiased bilinear resizing; "
-        "normalisation is part of the graph",
-        "scores": _scores(run),
-        "definitions": DEFINITIONS,
-        "data": {"name": data.name, "copy": data.images},
-        "config": config.model_dump(),
-        "environment": storage.read_json(run / "environment.json"),
-        **(oxford_pets.CARD if data.name == oxford_pets.NAME else {}),
-    }
 
 
 def _scores(run: Path) -> dict[str, Any]:

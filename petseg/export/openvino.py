@@ -18,9 +18,7 @@ from petseg.predict.photos import Photo
 from petseg.predict.segmenter import Segmenter, model_file, shipped_model
 
 AGREEMENT = 0.9999  # share of pixels whose class must be the original's
-
-ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
-"""Format -> how its file ends. torch is a torch.export program; beside openvino's .xml lies a .bin, the weights."""
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}  # beside openvino's lies a .bin, the weights
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,7 @@ def compare(ours: Floats, theirs: Floats) -> Parity:
 def keep(out: Path, made: Iterable[Made], theirs: Floats, metadata: Mapping[str, Any], original: str) -> dict[str, Any]:
     """Returns the metadata of `out`, now the first file whose answers agree with `theirs`, those of the original.
 
-    Raises:
-        PetsegError: none does; nothing is written.
+    Raises `PetsegError` where none does; nothing is written then.
     """
     for each in made:
         parity = compare(each.answers, theirs)
@@ -86,8 +83,7 @@ def chosen_format(out: Path, wanted: str) -> str:
 def export_shipped(name: str, out: Path, kind: str = "onnx") -> dict[str, Any]:
     """Returns the metadata of `out`, now a shipped model; as ONNX it is the shipped file itself.
 
-    Raises:
-        PetsegError: an unknown model, a format that needs torch's weights, or the file disagrees; nothing is written.
+    Raises `PetsegError`: an unknown model, a format that needs torch's weights, or the file disagrees.
     """
     name = shipped_model(name)
     if kind == "torch":

@@ -1,7 +1,4 @@
-"""int8: `quantised(file, images)` makes a smaller, faster ONNX file of a model, and `accuracy` says what it costs.
-
-Weights and activations of the convolutions become 8-bit numbers; their scales come from calibration images.
-"""
+"""int8: `quantised(file, images)` makes a smaller, faster ONNX file of a model, and `accuracy` says what it costs."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +37,7 @@ def calibration_images(prepared: Prepared, config: RunConfig) -> UInt8:
 def quantised(file: bytes, images: UInt8) -> bytes:
     """Returns an ONNX file with its convolutions in int8, metadata kept; images are uint8 [N, H, W, 3] of its size.
 
-    Activations are unsigned, weights signed: the pair for which processors have instructions (VNNI, AMX); the other
-    pairs were slower than float32 (docs/log.md).
+    Activations are unsigned, weights signed: other pairs are slower than float32 (docs/log.md).
     """
     with tempfile.TemporaryDirectory() as folder:
         plain, smaller = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
@@ -72,10 +68,9 @@ def quantised(file: bytes, images: UInt8) -> bytes:
 
 
 def kept_in_fp32(nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    """Returns the names of the nodes that stay in float32.
+    """Returns the names of the nodes that stay in float32: the first convolution and the head, which matter most.
 
-    The first convolution and the head, which cost little and see and give the values that matter most; and of a
-    SegNet what finds the places, where a value must equal its maximum to the bit (with it in int8: mIoU .21).
+    Of a SegNet also what finds the places, where a value must equal its maximum to the bit (in int8: mIoU .21).
     """
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     kept = [convolutions[0].name, convolutions[-1].name]

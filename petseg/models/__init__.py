@@ -1,10 +1,7 @@
 """The models by name: `build_model(config, num_classes)`.
 
-A model is any `torch.nn.Module` that maps images [N, 3, H, W] to logits [N, C, H, W]. What it wants of its input stands
-beside it, in its `Builder`; no later stage needs another attribute of it. A network from elsewhere is one line:
-
-    MODELS["mine"] = Builder("My network", lambda num_classes: MyNet(num_classes))
-
+A model is any `torch.nn.Module` from images [N, 3, H, W] to logits [N, C, H, W]; a `Builder` says what input it wants.
+One from elsewhere is one line: `MODELS["mine"] = Builder("My network", lambda num_classes: MyNet(num_classes))`.
 Axis letters everywhere in petseg: N batch, C classes, D features, H and W pixels.
 """
 
@@ -27,12 +24,8 @@ class Input:
     """What a model wants of its images."""
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken off each channel of values in 0..1
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
-    """Each channel is divided by it afterwards. Our own models take fixed numbers, not the data's own mean and
-    deviation, so that they carry no hidden statistics."""
-    multiple: int = 1
-    """The step in pixels of sides that every level of the network halves evenly. Our own models take any size; an
-    exported file is free in such steps, and takes one size alone where it is 1 (not known)."""
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)  # what each is divided by then; fixed, no statistics of data
+    multiple: int = 1  # step of sides that every level halves evenly, in which an exported file is free; 1: not known
 
     def normalise(self, images: Tensor) -> Tensor:
         """Returns images [N, 3, H, W] in 0..1 (float32, any layout) as the model wants them."""
@@ -47,8 +40,9 @@ class Builder:
     """How a model is made from its options, and what stands beside it."""
 
     title: str  # how a reader knows it
-    build: Callable[..., nn.Module]
-    """Called with num_classes and the options as keywords; draws weights from torch's global generator."""
+    build: Callable[
+        ..., nn.Module
+    ]  # of num_classes and the options as keywords; torch's global generator draws weights
     options: type[StrictConfig] = StrictConfig  # names, types and ranges of the options
     preset: Mapping[str, Any] = field(default_factory=dict)  # option -> value where a recipe gives none
     input: Input = Input()
@@ -97,7 +91,6 @@ class SegNetOptions(StageOptions):
 
 
 def _segnet(num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int, **options: Any) -> SegNet:
-    """Returns a SegNet whose stages' numbers of convolutions are written out."""
     stages = (convs,) * depth if isinstance(convs, int) else convs or vgg16_convs(depth)
     return SegNet(num_classes, convs=stages, depth=depth, **options)
 
@@ -163,8 +156,5 @@ def title_of(name: str) -> str:
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Returns uint8 [N, H, W, 3] as float32 [N, 3, H, W] in 0..1.
-
-    Planes, not channels_last: augmentation is twice as fast on them, and the model takes either.
-    """
+    """Returns uint8 [N, H, W, 3] as float32 [N, 3, H, W] in 0..1, in planes: augmentation is twice as fast on them."""
     return images.permute(0, 3, 1, 2).contiguous().to(torch.float32).mul_(1 / 255)

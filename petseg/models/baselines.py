@@ -8,11 +8,7 @@ from petseg.data.dataset import UInt8
 
 
 class MeanMask(nn.Module):
-    """Logits [N, C, H, W] that do not look at the image: log of how often each class stood at each pixel.
-
-    With `everywhere` the frequencies are averaged over the image too, so that every pixel gets the most frequent
-    class: on pets, background.
-    """
+    """Logits [N, C, H, W] that do not look at the image: log of how often each class stood there, or `everywhere`."""
 
     frequency: Tensor
 
@@ -30,5 +26,5 @@ class MeanMask(nn.Module):
         return self.frequency.log().expand(len(image), -1, -1, -1)
 
 
+# name -> title, and whether frequencies are averaged over the image
 BASELINES = {"background": ("Most frequent class", True), "mean_mask": ("Mean mask", False)}
-"""Name -> title, and whether frequencies are averaged over the image."""

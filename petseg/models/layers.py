@@ -16,12 +16,9 @@ def stage_channels(base_channels: int, stages: int, *, growth_cap: int) -> list[
 
 
 def conv_stage(widths: Sequence[int], *, batch_norm: bool) -> nn.Sequential:
-    """Returns 3x3 convolutions through `widths` channels, each with optional batch normalisation and a ReLU.
-
-    The convolution has no bias where batch normalisation follows, which would cancel it.
-    """
+    """Returns 3x3 convolutions through `widths` channels, each with optional batch normalisation and a ReLU."""
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
+    for before, after in pairwise(widths):  # batch normalisation would cancel a bias
         layers.append(nn.Conv2d(before, after, kernel_size=3, padding=1, bias=not batch_norm))
         if batch_norm:
             layers.append(nn.BatchNorm2d(after))
@@ -30,10 +27,7 @@ def conv_stage(widths: Sequence[int], *, batch_norm: bool) -> nn.Sequential:
 
 
 def initialise(model: nn.Module) -> None:
-    """Draws convolution weights for ReLU (He et al. 2015, arXiv 1502.01852), biases zero, from torch's generator.
-
-    Both papers ask for this initialisation.
-    """
+    """Draws convolution weights for ReLU, as both papers do (He et al. 2015, arXiv 1502.01852); biases are zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

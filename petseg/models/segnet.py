@@ -36,8 +36,7 @@ def vgg16_convs(depth: int) -> tuple[int, ...]:
 class SegNet(nn.Module):
     """Logits [N, num_classes, H, W] of images [N, 3, H, W], for any H and W from 16 up.
 
-    `petseg.models.SegNetOptions` says what each option is; here `convs` has a number for each stage. Channels double
-    each stage up to eight times, as VGG16's.
+    For options see `SegNetOptions`; `convs` has a number for each stage. Channels double up to eight times, as VGG16's.
     """
 
     def __init__(

@@ -23,10 +23,7 @@ from petseg.models.segnet import enlarge, max_pool
 
 
 class UNet(nn.Module):
-    """Logits [N, num_classes, H, W] of images [N, 3, H, W], for any H and W from 16 up.
-
-    `petseg.models.UNetOptions` says what each option is; the paper's are its `unet_paper` preset.
-    """
+    """Logits [N, num_classes, H, W] of images [N, 3, H, W], for any H and W from 16 up; options: `UNetOptions`."""
 
     def __init__(
         self,
