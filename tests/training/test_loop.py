@@ -83,7 +83,7 @@ REFUSED = [
 def test_what_cannot_start_leaves_the_folder_as_it_is(setting, message, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     (tmp_path / "thesis.txt").write_text("mine")
-    refused(message, train_on_cpu, tiny(setting), prepared, tmp_path)
+    refused(message, lambda: train_on_cpu(tiny(setting), prepared, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
