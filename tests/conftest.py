@@ -36,18 +36,27 @@ CPU = choose_hardware("fp32", "cpu")
 
 
 def tiny(*settings, model="unet"):
-    """Returns the config of a tiny run."""
     return load_recipe("default", [*TINY, *settings]).for_model(model)
 
 
 def prepare_for(config, folder):
-    """Returns the dataset of a folder under a config's task, protocol and size."""
     return prepare(open_dataset(folder, config.data), config.data.size)
 
 
 def train_on_cpu(config, prepared, run, **execution):
-    """As `train`, on the CPU in fp32."""
     return train(config, prepared, run, Execution(hardware=CPU, **execution))
+
+
+def interrupted_at(step):
+    def stop(done, *rest):
+        if done == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def image_bytes(image, kind, **options):
@@ -69,22 +78,20 @@ FAULTS = ("kills", "disks", "damage", "fuzz", "download", "archive", "hostile", 
 
 
 def scripts(name):
-    """Returns a module of scripts/."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+        for folder in ("scripts", "benchmarks"):
+            patch.syspath_prepend(str(Path(__file__).parents[1] / folder))
         return importlib.import_module(name)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache or data."""
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.fixture(scope="session")
 def pets_folder(tmp_path_factory):
-    """A synthetic dataset: 6 breeds of 8 images, half of them in test.txt."""
     return make_pets(tmp_path_factory.mktemp("pets"), per_breed=8, breeds=6, size=64)
 
 
@@ -101,11 +108,6 @@ def runtime(request):
 @pytest.fixture
 def prepared(pets_folder):
     return prepare(open_dataset(pets_folder), 32)
-
-
-@pytest.fixture
-def tiny_recipe():
-    return load_recipe("default", TINY)
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +143,6 @@ def pytest_sessionfinish(session):
 
 
 def chromium():
-    """Returns the path of a Chromium or Chrome, None where there is none."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
     return next(filter(None, map(shutil.which, names)), None)
 
@@ -154,8 +155,6 @@ def pytest_terminal_summary(terminalreporter):
 
 
 class Served:
-    """`petseg serve` as a user starts it, on a free port."""
-
     def __init__(self, *arguments):
         command = [sys.executable, "-m", "petseg.cli", "serve", "--port", "0", "--no-open", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -30,13 +30,8 @@ from petseg.training.device import choose_hardware
 torch.set_num_threads(1)
 
 CPU = choose_hardware("fp32", "cpu")
-SMALL = load_recipe(
-    "default",
-    [
-        *("data.size=16", "model.base_channels=2", "model.depth=2", "train.deterministic=true"),
-        *("train.epochs=3", "train.batch_size=4", "train.ema=0.9", "train.precision=fp32"),
-    ],
-)
+NARROW = ("data.size=16", "model.base_channels=2", "model.depth=2", "train.precision=fp32")
+SMALL = load_recipe("default", [*NARROW, "epochs=3", "batch_size=4", "ema=0.9", "deterministic=true"])
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 
 
@@ -97,12 +92,10 @@ def _child(job: str, folder: Path, arguments: tuple[Any, ...], at: int, answer: 
 
 
 def prepare(folder: Path, pets: Path, resume: bool = False) -> cache.Prepared:
-    """The prepared cache, in PETSEG_CACHE."""
     return cache.prepare(open_dataset(pets), 16)
 
 
 def train(folder: Path, pets: Path, resume: bool) -> None:
-    """A deterministic run of three epochs."""
     execution = petseg.training.loop.Execution(hardware=CPU, resume=resume)
     petseg.training.loop.train(SMALL.for_model("unet"), prepare(folder, pets), folder, execution)
 
@@ -116,18 +109,15 @@ def score(folder: Path, pets: Path, resume: bool) -> None:
 
 
 def compare(folder: Path, pets: Path, resume: bool) -> None:
-    """A comparison with its report."""
     plan = petseg.experiments.compare.Plan(SMALL, CPU, command="", resume=resume, synthetic=True)
     petseg.experiments.compare.compare(plan, prepare(folder, pets), folder)
     write_report(folder / "comparison.json")
 
 
 def predict(folder: Path, pets: Path, resume: bool) -> None:
-    """A folder of photos, as the command line does it."""
     words = ["predict", str(pets / "images"), "--out", str(folder), "--resume", "--model", "unet_small"]
     app(words, standalone_mode=False)
 
 
 def download(folder: Path, url: str, size: int, sha256: str) -> None:
-    """One archive."""
     download_archive(Archive("pets.tar.gz", size, sha256, (url,)), folder, timeout=20)

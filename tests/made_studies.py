@@ -38,7 +38,6 @@ def names_of(split, count):
 
 
 def truths(split, count):
-    """True pixels by class of each image, the same for every run."""
     rng = np.random.default_rng(len(split))
     pet = rng.integers(200, 6000, count)
     return np.stack([pet, rng.integers(3000, 9000, count), pet // 4 + 50], axis=1)
@@ -52,7 +51,6 @@ def drawn_counts(true, quality, rng):
 
 
 def quality_of(run):
-    """What the made world says a run is worth."""
     model, train = run.config.model, run.config.train
     found = 0.86 if model.name == "unet" else 0.82
     found += 0.02 * np.log2(model.options.get("base_channels", 16) / 16)

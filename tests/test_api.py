@@ -22,9 +22,8 @@ def test_type_checkers_see_every_public_name():
     """What `__getattr__` imports when it is asked for stands as an import for them too."""
     tree = ast.parse(Path(petseg.__file__).read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {
-        alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names}
     assert seen == petseg._HOME
 
 

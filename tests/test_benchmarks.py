@@ -1,7 +1,6 @@
 """The benchmarks' own arithmetic, and what their committed results claim."""
 
-import doctest
-import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -11,38 +10,25 @@ from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.export.bench import CONTENDERS
 from petseg.predict.segmenter import WEIGHTS, model_file, shipped_model
 from petseg.storage import read_json
+from tests.conftest import scripts
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "benchmarks"
 
 
-@pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return importlib.import_module
-
-
-@pytest.mark.parametrize("name", ["petseg.export.bench", "measuring"])
-def test_examples_in_docstrings_hold(name, load):
-    found = doctest.testmod(load(name))
-    assert found.attempted
-    assert not found.failed
-
-
-def test_contenders_take_turns_there_and_back(load):
+def test_contenders_take_turns_there_and_back():
     calls = []
 
     def contender(name):
         return lambda: calls.append(name) or float(len(calls))
 
-    figures = load("measuring").take_turns({name: contender(name) for name in "ab"}, 3)
+    figures = scripts("measuring").take_turns({name: contender(name) for name in "ab"}, 3)
     assert calls == ["a", "b", "b", "a", "a", "b"]
     assert figures == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
 
 
-def test_the_tutorial_s_network_has_its_size_and_shape(load):
-    tutorial = load("tutorial")
+def test_the_tutorial_s_network_has_its_size_and_shape():
+    tutorial = scripts("tutorial")
     network = tutorial.TutorialNetwork(3)
     assert sum(parameter.numel() for parameter in network.parameters()) == 2_880_643
     assert network(torch.zeros(1, 3, 40, 40)).shape == (1, 3, 40, 40)
@@ -55,8 +41,7 @@ def test_a_result_says_how_where_and_from_which_commit(path):
     assert script in ("petseg", "scripts/check_weights.py") or (ROOT / script).is_file()  # the latter: until 0.1
     environment = result["environment"]
     assert environment["processor"]
-    assert environment["commit"]
-    assert "dirty" not in environment["commit"]
+    assert re.fullmatch(r"\w+", environment["commit"]), "of a clean checkout"
 
 
 def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes():
@@ -73,15 +58,13 @@ def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes():
         assert result["cases"][case]["peak_mb"] <= result["limit_mb"]
 
 
-def test_segnet_s_maps_do_not_wait_for_the_decoder(load):
-    """What ONNX Runtime holds for the decoder at the deepest stage: places, a sixteenth of the maps; U-Net, maps."""
-    found = {name: load("indices").follow(model_file(name), 128) for name in ("unet_small", "segnet_small")}
+def test_segnet_s_maps_do_not_wait_for_the_decoder():
+    # for the decoder ONNX Runtime holds, at the deepest stage, places, a sixteenth of the maps; of U-Net, maps
+    found = {name: scripts("indices").follow(model_file(name), 128) for name in ("unet_small", "segnet_small")}
     assert found["segnet_small"]["held"] < found["unet_small"]["held"] / 10
     assert found["segnet_small"]["peak"] < found["unet_small"]["peak"]
     assert list(found["segnet_small"]["stages"])[-1].startswith("decoder")
-
-
-def test_what_indices_save_was_measured_with_the_models_that_are_shipped():
+    # what indices save was measured with the models that are shipped
     pairs = read_json(RESULTS / "indices.json")["pairs"]
     for kind, model in ((kind, pair[kind]) for pair in pairs.values() for kind in ("unet", "segnet")):
         assert model["name"].startswith(kind)
@@ -108,9 +91,7 @@ def test_a_start_and_one_photo_stay_within_their_limits():
     assert all(rate["median"] >= 60 for name, rate in rates.items() if "_small" in name)
     folder = result["folder"]["of_model_alone"]
     assert folder[f"{result['default_model']} onnxruntime"]["median"] >= 0.8
-
-
-def test_every_runtime_was_measured_in_one_run():
+    # every runtime was measured in one run
     result = read_json(RESULTS / "inference.json")
     assert {row["runtime"] for row in result["rows"]} == set(CONTENDERS)
     assert {row["size"] for row in result["rows"]} >= {256}

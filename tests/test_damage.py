@@ -27,7 +27,6 @@ CONFIG = tiny("train.epochs=3", "train.deterministic=true", "model.base_channels
 
 @pytest.fixture(scope="module")
 def whole(pets_folder, tmp_path_factory):
-    """A run of three epochs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PETSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         run = tmp_path_factory.mktemp("trained") / "run"
@@ -49,43 +48,33 @@ def half(path):
 
 
 def text(change):
-    """Returns a harm that changes a file's text."""
     return lambda path: path.write_text(change(path.read_text()))
 
 
 def tensors(change, **metadata):
-    """Returns a harm that changes a file's tensors, and has this metadata."""
     return lambda path: save_file(change(load(path.read_bytes())), path, metadata)
 
 
-MOMENT = "optimiser.0.exp_avg"
-OTHERS_STATE = "not the optimiser's state of this model"
+RESUME, METRICS, MOMENT = "resume.safetensors", "metrics.jsonl", "optimiser.0.exp_avg"
+OTHERS = "not the optimiser's state of this model"
 RECOVERED = {
-    "half a checkpoint": ("resume.safetensors", half, r"resume\.safetensors: damaged"),
-    "an empty checkpoint": ("resume.safetensors", lambda path: path.write_bytes(b""), "damaged"),
+    "half a checkpoint": (RESUME, half, r"resume\.safetensors: damaged"),
+    "an empty checkpoint": (RESUME, lambda path: path.write_bytes(b""), "damaged"),
     "another model's": (
-        "resume.safetensors",
-        tensors(lambda old: {"model.weight": torch.zeros(3)}, epoch="3"),
+        RESUME,
+        tensors(lambda old: {"model.w": torch.zeros(3)}, epoch="3"),
         "weights of another model",
     ),
-    "no optimiser": (
-        "resume.safetensors",
-        tensors(lambda old: {name: old[name] for name in old if name != MOMENT}, epoch="3"),
-        OTHERS_STATE,
-    ),
-    "another optimiser": (
-        "resume.safetensors",
-        tensors(lambda old: {**old, MOMENT: torch.zeros(5)}, epoch="3"),
-        OTHERS_STATE,
-    ),
-    "no epoch": ("resume.safetensors", tensors(dict), "damaged"),
-    "epoch -1": ("resume.safetensors", tensors(dict, epoch="-1"), "damaged"),
+    "no optimiser": (RESUME, tensors(lambda old: {key: old[key] for key in old if key != MOMENT}, epoch="3"), OTHERS),
+    "another optimiser": (RESUME, tensors(lambda old: {**old, MOMENT: torch.zeros(5)}, epoch="3"), OTHERS),
+    "no epoch": (RESUME, tensors(dict), "damaged"),
+    "epoch -1": (RESUME, tensors(dict, epoch="-1"), "damaged"),
     "a line of metrics lost": (
-        "metrics.jsonl",
-        text(lambda old: "".join(old.splitlines(keepends=True)[:-1])),
-        r"holds 2 epochs where resume\.safetensors is after 3",
+        METRICS,
+        text(lambda old: old[: old[:-1].rindex("\n") + 1]),
+        "holds 2 epochs where .* 3",
     ),
-    "a line of metrics cut": ("metrics.jsonl", text(lambda old: old[:-20]), "holds 2 epochs"),
+    "a line of metrics cut": (METRICS, text(lambda old: old[:-20]), "holds 2 epochs"),
 }
 
 
@@ -111,17 +100,13 @@ def test_a_damaged_state_is_said_and_the_epoch_before_taken(damage, run, whole, 
 LOST = {
     "both checkpoints": ("resume*.safetensors", half, "damaged .*; train again without --resume"),
     "the best weights": ("best*.safetensors", half, r"best.*\.safetensors: damaged"),
-    "all metrics": ("metrics.jsonl", text(lambda old: ""), "holds 0 epochs where"),
-    "a line between": ("metrics.jsonl", text(lambda old: "x\n" + old), "line 1: .*invalid json"),
-    "lines of other epochs": ("metrics.jsonl", text(lambda old: old * 2), "line 4 is not that of epoch 4"),
-    "a line that is a list": ("metrics.jsonl", text(lambda old: "[1]\n" + old), "line 1: .*should be an object"),
-    "scores in the metrics": ("metrics.jsonl", text(lambda old: old.replace("val_miou", "val_xxxx")), "val_miou"),
+    "all metrics": (METRICS, text(lambda old: ""), "holds 0 epochs where"),
+    "a line between": (METRICS, text(lambda old: "x\n" + old), "line 1: .*invalid json"),
+    "lines of other epochs": (METRICS, text(lambda old: old * 2), "line 4 is not that of epoch 4"),
+    "a line that is a list": (METRICS, text(lambda old: "[1]\n" + old), "line 1: .*should be an object"),
+    "scores in the metrics": (METRICS, text(lambda old: old.replace("val_miou", "val_xxxx")), "val_miou"),
     "the config": ("config.json", half, r"config\.json: not readable as JSON"),
-    "another version's config": (
-        "config.json",
-        text(lambda old: json.dumps({**json.loads(old), "train": {"momentum": 0.9}})),
-        r"field 'train\.momentum' is unknown",
-    ),
+    "another version's": ("config.json", text(lambda old: old.replace("ema", "momentum")), r"'train\.momentum' is unk"),
 }
 
 
@@ -149,15 +134,11 @@ def test_a_damaged_evaluation_is_scored_again(file, harm, run, prepared):
 
 
 def test_labels_of_another_task_are_refused(run, pets_folder, prepared, tmp_path):
-    """One split of labels may serve many runs; those of the same classes alone."""
     species = tiny("task=species")
     splits = load_splits(prepare_for(species, pets_folder), species, CPU.device)
     with pytest.raises(PetsegError, match="classes pet, background, border; the labels are of background, cat, dog"):
         evaluate_run(run, CPU, splits, "val")
     refused("load them from the same dataset", train_on_cpu, CONFIG, prepared, tmp_path / "new", splits=splits)
-
-
-# --- two at once -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -186,7 +167,6 @@ def at_once(count, call):
 
 
 def test_of_trainings_that_start_together_one_trains(tmp_path):
-    """The others come after its lock or after its end: both are refused, nothing is mixed."""
     outcomes, start = [], threading.Barrier(6)
 
     def begin(number):
@@ -206,7 +186,6 @@ def test_of_trainings_that_start_together_one_trains(tmp_path):
 
 
 def test_a_second_download_waits_for_the_first(tmp_path, monkeypatch):
-    """And finds its work done: the host is asked once."""
     with Server() as server:
         monkeypatch.setattr("petseg.data.sources.ARCHIVES", (replace(ARCHIVE, urls=(server.url("slow"),)),))
         at_once(3, lambda number: get_data(tmp_path))

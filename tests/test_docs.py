@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from petseg.cli import app
-from petseg.config import load_recipe, load_serving, recipe_names
+from petseg.config import load_recipe, load_serving
 from petseg.data.download import ARCHIVES
 from petseg.errors import PetsegError
 from petseg.evaluation.statistics import paired_bootstrap
@@ -55,7 +55,6 @@ def at(tree, path):
 
 
 def wrong_figures(text, root=ROOT):
-    """Returns the tagged figures that are not those of their JSON fields."""
     wrong = []
     for file, path, factor, spec, told in TAG.findall(text):
         value = at(read_json(root / file), path) * float(factor or 1)
@@ -107,18 +106,10 @@ def test_the_documents_tables_are_generated_from_results(tmp_path, capsys):
 
 @each_document
 def test_no_column_of_a_generated_table_is_empty(document):
-    """A field of the JSON that was renamed would leave dashes alone."""
     for _, text in re.findall(r"<!-- ([\w-]+):begin -->(.*?)<!-- \1:end -->", document.read_text(), flags=re.DOTALL):
         rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
         for column in zip(rows[0], *rows[2:], strict=True):
             assert set(column[1:]) != {"–"}, column[0]
-
-
-@pytest.mark.parametrize("name", ["tables", "update_docs"])
-def test_the_scripts_examples_hold(name):
-    found = doctest.testmod(scripts(name))
-    assert found.attempted > 0
-    assert found.failed == 0
 
 
 def test_every_test_that_the_reliability_page_names_exists_and_every_file_that_it_counts():
@@ -149,8 +140,7 @@ def test_published_figures_follow_from_the_per_image_counts(path):
         found = paired_bootstrap(matrices[claimed.reference], matrices[claimed.model])
         assert [claimed.points, claimed.low, claimed.high] == pytest.approx([-found.points, -found.high, -found.low])
     assert not comparison.synthetic
-    assert comparison.environment.commit
-    assert not comparison.environment.commit.endswith("dirty")
+    assert re.fullmatch(r"\w+", comparison.environment.commit), "of a clean checkout"
 
 
 def test_a_shipped_file_scores_in_onnx_runtime_what_its_run_scored_in_torch():
@@ -212,6 +202,8 @@ def commands():
             for line in block.splitlines():
                 found += [part.strip() for part in line.split("#")[0].split("&&") if part.strip().startswith("petseg ")]
         found += [match for match in re.findall(r"`(petseg [^`|]+)`", text) if " | " not in match]
+    assert len({*found}) > 8
+    assert "petseg compare --quick" in found
     return sorted(set(found))
 
 
@@ -237,11 +229,6 @@ def test_a_command_in_the_documents_exists_with_its_options(command):
     load_recipe("default", settings).for_model(model)
 
 
-def test_there_are_commands_to_check():
-    assert "petseg compare --quick" in commands()
-    assert len(commands()) > 8
-
-
 @each_document
 def test_links_and_images_lead_to_files(document):
     for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
@@ -257,20 +244,15 @@ def test_the_tree_in_contributing_names_what_exists():
             assert path.exists() or path.with_suffix(".py").exists(), name
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_s_header_gives_its_command(name):
-    text = (ROOT / "petseg" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    assert re.search(r"^# Command:  petseg compare", text, flags=re.MULTILINE)
-
-
-def test_the_worked_example_of_the_metrics_runs():
-    found = doctest.testfile(str(ROOT / "docs" / "metrics.md"), module_relative=False)
-    assert found.failed == 0
-    assert found.attempted > 15
+def test_the_worked_example_of_the_metrics_and_those_in_docstrings_of_scripts_hold():
+    metrics = doctest.testfile(str(ROOT / "docs" / "metrics.md"), module_relative=False)
+    assert metrics.attempted > 15
+    names = ("tables", "update_docs", "measuring", "petseg.export.bench")
+    for found in (metrics, *(doctest.testmod(scripts(name)) for name in names)):
+        assert (found.attempted > 0, found.failed) == (True, 0), found
 
 
 def test_nothing_of_the_data_set_is_committed():
-    """The only images in the repository are named here."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")

@@ -30,8 +30,7 @@ from targets import CARD, TARGETS, RefusedError, mend_png, onnx_seeds, small_ima
 
 from tests.conftest import refused
 
-EXAMPLES = 150
-"""Cases of each target."""
+EXAMPLES = 150  # of each target
 
 
 def mutated(target):
@@ -61,32 +60,26 @@ def mutated(target):
 def test_a_mutated_file_is_read_or_refused(name, tried):
     target, counted = TARGETS[name], [0, 0]
 
-    def refused(content):
+    def is_refused(content):
         try:
             target.read(content)
         except RefusedError:
             return True
         return False
 
-    @settings(
-        max_examples=EXAMPLES, deadline=10_000, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=EXAMPLES, deadline=10_000, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(mutated(target))
     def read(content):
-        counted[refused(content)] += 1
+        counted[is_refused(content)] += 1
 
-    assert not all(map(refused, target.seeds())), "no seed is read: all cases would end at the first check"
+    assert not all(map(is_refused, target.seeds())), "no seed is read: all cases would end at the first check"
     read()
     assert sum(counted) >= EXAMPLES
     assert counted[True] > 0, "nothing was refused: is it read at all?"
     tried(sum(counted))
 
 
-# --- what fuzzing and reading found ----------------------------------------------------------------------------------
-
-
 def test_a_gif_that_ends_inside_its_second_frame_is_refused():
-    """Pillow's struct.error was the server's 500."""
     whole = small_image("GIF", save_all=True, append_images=[Image.new("RGB", (24, 17), "red")], duration=50)
     place = whole.index(b"!\xf9\x04", whole.index(b"!\xf9\x04") + 1)
     refused("photo: cannot be decoded", Photo, whole[:place] + b"!\xf9\x01\x00", "photo")
@@ -120,13 +113,10 @@ def test_toml_that_python_itself_gives_up_on_is_refused(text, tmp_path):
 
 def test_a_refusal_does_not_repeat_a_whole_file(tmp_path):
     (tmp_path / "recipe.toml").write_text(f'[train]\n"{"a" * 10_000}" = 1')
-    with pytest.raises(PetsegError, match="is unknown") as caught:
-        load_recipe(str(tmp_path / "recipe.toml"))
-    assert len(str(caught.value)) < 2000
+    assert len(refused("is unknown", load_recipe, str(tmp_path / "recipe.toml"))) < 2000
 
 
 def network(tmp_path, card, seed=0, location=None):
-    """Returns a model file with this card; its weight lies in the file `location`."""
     file = onnx.ModelProto.FromString(onnx_seeds()[seed])
     del file.metadata_props[:]
     for name, value in card.items():

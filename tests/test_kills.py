@@ -17,17 +17,15 @@ from tests.killed import do
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, which Windows has not")
 
-MANY = int(os.environ.get("PETSEG_KILLS", "1"))
-"""Times as many kills, for a long run."""
+MANY = int(os.environ.get("PETSEG_KILLS", "1"))  # times as many kills, for a long run
 
-CASES = {
+CASES = {  # job -> kills before file operations, kills at random moments, files that it writes
     "train": (8, 8, {"best.safetensors", "last.safetensors", "resume.safetensors", "metrics.jsonl"}),
     "score": (4, 0, {"report.html", "evaluations/val.json", "evaluations/val.images.json"}),
     "compare": (4, 0, {"comparison.json", "report.html", "runs/unet/best.safetensors"}),
     "prepare": (10, 0, set()),
     "predict": (4, 4, {"beagle_1.mask.png", "beagle_1.cutout.png", "beagle_1.overlay.png"}),
 }
-"""Job -> kills before file operations, kills at random moments, files that it writes."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,6 @@ def few_pets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(few_pets, tmp_path_factory):
-    """A run, and a published comparison beside it to make a report of."""
     run = tmp_path_factory.mktemp("trained") / "run"
     whole(do("train", run, few_pets, False))
     shutil.copy(Path(__file__).parents[1] / "results" / "seed" / "comparison.json", run)
@@ -120,7 +117,6 @@ def test_a_run_killed_again_and_again_ends_the_same(few_pets, trained, tmp_path,
 
 
 def test_a_killed_download_goes_on_where_it_was(tmp_path, tried):
-    """The host sends 16 kB at a time, so that a kill comes at any byte."""
     archive = (len(BODY), hashlib.sha256(BODY).hexdigest())
     draw, died, resumed = random.Random(8), 0, 0
     with Server() as server:

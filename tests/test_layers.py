@@ -11,7 +11,6 @@ ROOT = Path(__file__).parent.parent
 
 
 def loaded(code):
-    """Returns the modules that are loaded after some code."""
     program = f"import atexit, sys; atexit.register(lambda: print(*sys.modules)); {code}"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
@@ -45,12 +44,10 @@ def test_what_is_not_needed_is_not_loaded(code, foreign):
     ["config", "data.cache", "data.check", "training.runs", "predict.segmenter", "predict.outputs", "serve", "report"],
 )
 def test_reading_data_predicting_and_showing_need_no_torch(module):
-    """What the base install and the extra `serve` are for: these run where torch and scipy are not."""
     assert f"petseg.{module}" in loaded(f"sys.modules |= {{'torch': None, 'scipy': None}}; import petseg.{module}")
 
 
 def test_no_module_imports_a_private_name_of_another():
-    """A name with an underscore may change without a look at who uses it."""
     for path in (ROOT / "petseg").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("petseg"):

@@ -22,12 +22,10 @@ from petseg.models import MODELS, Builder, run_config
 from petseg.report import write_report
 from petseg.schema import ComparisonResult, read_record
 from petseg.training.batches import load_splits
-from tests.conftest import CPU, train_on_cpu
+from tests.conftest import CPU, interrupted_at, train_on_cpu
 
 
 class TwoScales(nn.Module):
-    """Fifteen lines of a network that knows nothing of petseg."""
-
     def __init__(self, num_classes):
         super().__init__()
         self.fine = nn.Conv2d(3, 8, 3, padding=1)
@@ -92,13 +90,9 @@ def garden(tmp_path):
             Image.fromarray(values).save(path)
         samples.append(sample)
     ids = tuple(sample.id for sample in samples)
+    splits = {"train": ids[:12], "val": ids[12:16], "test": ids[16:]}
     return Dataset(
-        name="Garden",
-        samples=tuple(samples),
-        classes=CLASSES,
-        splits={"train": ids[:12], "val": ids[12:16], "test": ids[16:]},
-        read_label=lambda sample: Label(read_ids(sample.label)),
-        provenance="drawn by a test",
+        "Garden", tuple(samples), CLASSES, splits, lambda sample: Label(read_ids(sample.label)), "drawn by a test"
     )
 
 
@@ -115,8 +109,7 @@ def test_it_is_trained_scored_counted_exported_and_predicted_with(recipe, garden
     history = train_on_cpu(config, prepared, run)
     assert history[-1].train_loss < 0.5 * history[0].train_loss
     scores = evaluate_run(run, CPU, load_splits(prepared, config, CPU.device), "test").scores
-    assert list(scores.iou) == ["sky", "leaf", "fruit"]
-    assert set(scores.group_miou) == {"a", "b"}
+    assert (list(scores.iou), set(scores.group_miou)) == (["sky", "leaf", "fruit"], {"a", "b"})
     assert scores.miou > 0.7
     cost = count_cost(config.model, 3, 32)
     assert cost.macs == 32 * 32 * (3 * 8 * 9 + 24 * 3) + 16 * 16 * 8 * 16 * 9
@@ -130,21 +123,15 @@ def test_it_is_trained_scored_counted_exported_and_predicted_with(recipe, garden
     assert found.classes == CLASSES
     assert (found.class_ids == ids).mean() > 0.9
     assert (found.mask == 255 * (ids > 0)).mean() > 0.9, "leaf and fruit are foreground"
-    assert found.cutout().mode == "RGBA"
-    assert found.overlay().size == image.shape[1::-1]
+    assert (found.cutout().mode, found.overlay().size) == ("RGBA", image.shape[1::-1])
 
 
 def test_a_network_of_unusual_parts_resumes_and_is_exported(recipe, garden, tmp_path):
     config, prepared = run_config(recipe, "unusual"), prepare(garden, 32)
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 2, "ema": 0.9})})
-
-    def stop(done, total, detail):
-        if done == 4:
-            raise KeyboardInterrupt
-
     whole = train_on_cpu(config, prepared, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_on_cpu(config, prepared, tmp_path / "cut", on_step=stop)
+        train_on_cpu(config, prepared, tmp_path / "cut", on_step=interrupted_at(4))
     resumed = train_on_cpu(config, prepared, tmp_path / "cut", resume=True)
     assert [row.val_loss for row in resumed] == pytest.approx([row.val_loss for row in whole], rel=1e-6)
     assert export_run(tmp_path / "cut", tmp_path / "unusual.onnx")["parity"]["agreement"] > 0.999

@@ -46,7 +46,6 @@ print(json.dumps([sorted(names), failed]))
 
 
 def watched(folder, *programs):
-    """Returns the names that Python programs asked for, and the files that they left in their home folder."""
     if shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False).returncode:
         pytest.skip("NO NAMESPACE: this machine lets no test start a network of its own, so privacy is not tested")
     home = folder / "home"
@@ -108,11 +107,9 @@ def test_no_entry_point_asks_for_a_name_or_writes_into_the_home_folder(tmp_path)
 
 @pytest.mark.slow
 def test_the_runtimes_by_themselves_would_be_seen(tmp_path):
-    """The guard above bites: without petseg both report their use."""
     pytest.importorskip("openvino")
     session = f"onnxruntime.InferenceSession({str(ROOT / 'petseg' / 'weights' / 'unet_small.onnx')!r})"
-    names, files = watched(
-        tmp_path, f"import onnxruntime, time; {session}; time.sleep(12)", "import openvino, time; time.sleep(8)"
-    )
+    onnxruntime = f"import onnxruntime, time; {session}; time.sleep(12)"
+    names, files = watched(tmp_path, onnxruntime, "import openvino, time; time.sleep(8)")
     assert len(names) == 2
     assert files

@@ -40,9 +40,7 @@ def test_findings_and_page_come_out_of_the_published_study_byte_for_byte(whole, 
     before = (published / "findings.json").read_bytes()
     assert before == (whole / "findings.json").read_bytes()
     assert write_findings(published).read_bytes() == before
-    pages = [
-        write_study_report(one / "findings.json", tmp_path / "page.html").read_bytes() for one in (whole, published)
-    ]
+    pages = [write_study_report(at / "findings.json", tmp_path / "x.html").read_bytes() for at in (whole, published)]
     assert pages[0] == pages[1]
     four = {"findings.json", "images.jsonl.gz", "runs.jsonl.gz", "study.json"}
     assert {path.name for path in published.rglob("*")} == four

@@ -1,12 +1,12 @@
 """Records: what is written comes back; what is wrong with a file is one line that names the file and the field."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from petseg.errors import PetsegError
 from petseg.schema import ComparisonResult, DataInfo, Estimate, Findings, read_record, write_record
 from tests.conftest import refused
 
@@ -69,20 +69,8 @@ MISSING = object()
 def test_a_wrong_field_is_one_line(field, value, message, tmp_path):
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps(changed(field, value)), encoding="utf-8")
-    with pytest.raises(PetsegError) as caught:
-        read_record(path, ComparisonResult)
-    assert str(caught.value).startswith(f"{path}: {message}")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "no such file"), ("{", "not readable as JSON"), ("[1]", "holds a list; wanted a JSON object")],
-)
-def test_what_is_no_json_object_is_one_line(content, message, tmp_path):
-    if content is not None:
-        (tmp_path / "comparison.json").write_text(content)
-    refused(rf"comparison\.json: {message}", read_record, tmp_path / "comparison.json", ComparisonResult)
+    refused(f"^{re.escape(f'{path}: {message}')}", read_record, path, ComparisonResult)
+    refused(r"nowhere\.json: no such file", read_record, tmp_path / "nowhere.json", ComparisonResult)
 
 
 def test_a_record_never_changes_and_says_what_it_shows():

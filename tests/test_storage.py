@@ -8,11 +8,7 @@ import pytest
 
 from petseg.errors import PetsegError
 from petseg.storage import read_json, remove_unfinished, write_atomically, write_json
-from tests.conftest import refused
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+from tests.conftest import names, refused
 
 
 def test_write_atomically_moves_the_whole_file_there(tmp_path):

@@ -65,7 +65,6 @@ def petseg(*arguments, cwd=None, **environment):
 
 
 def petseg_process(*arguments, **environment):
-    """Runs a command as a shell does."""
     command = [sys.executable, "-m", "petseg.cli", *map(str, arguments)]
     environment = child_environment(**environment)
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
@@ -85,7 +84,6 @@ def one_line_error(result):
 
 
 def test_the_commands_and_their_flags_are_these():
-    """A frozen list: renaming or removing one breaks somebody's script."""
     from typer.main import get_command
 
     from petseg.cli import app
@@ -139,11 +137,9 @@ def test_compare_prints_a_table_and_the_report_s_path(pets_folder, tmp_path):
 
 
 def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
-    arguments = ["train", "--data", str(pets_folder), "--out", str(tmp_path / "run"), *SETTINGS, "--set", "epochs=200"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "petseg.cli", *arguments], stderr=subprocess.PIPE, text=True, env=child_environment()
-    )
-    assert process.stderr is not None
+    words = ["train", "--data", str(pets_folder), "--out", str(tmp_path / "run"), *SETTINGS, "--set", "epochs=200"]
+    command = [sys.executable, "-m", "petseg.cli", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=child_environment())
     for line in process.stderr:  # the bar's own lines say when training is under way
         if "val loss" in line:
             process.send_signal(signal.SIGINT)
@@ -220,7 +216,6 @@ def test_a_path_that_the_system_refuses_is_one_line(command, place, pets_folder,
 
 
 def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path):
-    """With a proxy that refuses every connection, the download fails at once and says what to do."""
     environment = {"XDG_DATA_HOME": str(tmp_path / "none"), "https_proxy": "http://127.0.0.1:9"}
     line = one_line_error(petseg("compare", "--set", "epochs=1", cwd=tmp_path, **environment))
     assert "could not be downloaded" in line

@@ -96,10 +96,8 @@ def test_stdout_carries_results_only_whatever_a_library_prints(tmp_path, argumen
         "Segmentation.boxes = property(loud)\n"
         f"sys.argv = ['petseg', 'predict', *{arguments}]; main()"
     )
-    command = [sys.executable, "-c", noisy]
-    done = subprocess.run(
-        command, input=content, capture_output=True, cwd=tmp_path, env=child_environment(), check=True
-    )
+    words = [sys.executable, "-c", noisy]
+    done = subprocess.run(words, input=content, capture_output=True, cwd=tmp_path, env=child_environment(), check=True)
     assert b"from Python" in done.stderr
     assert b"from C" in done.stderr
     assert b"from" not in done.stdout
@@ -152,16 +150,6 @@ def test_matting_changes_the_cut_out_alone(tmp_path):
         assert (files[0].read_bytes() == files[1].read_bytes()) == same, kind
 
 
-def bad_files(folder):
-    (folder / "words.jpg").write_bytes(b"words")
-    (folder / "empty.jpg").write_bytes(b"")
-    Image.new("RGB", (300, 200), "red").save(folder / "cut.jpg")
-    os.truncate(folder / "cut.jpg", 700)
-    (folder / "bomb.png").write_bytes(huge_png(100_000))
-    (folder / "none").mkdir()
-    Image.new("RGB", (30, 20), "red").save(folder / "good.png")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -191,7 +179,12 @@ def bad_files(folder):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path):
-    bad_files(tmp_path)
+    for name, content in (("words.jpg", b"words"), ("empty.jpg", b""), ("bomb.png", huge_png(100_000))):
+        (tmp_path / name).write_bytes(content)
+    for name in ("cut.jpg", "good.png"):
+        Image.new("RGB", (300, 200), "red").save(tmp_path / name)
+    os.truncate(tmp_path / "cut.jpg", 700)
+    (tmp_path / "none").mkdir()
     before = sorted(tmp_path.rglob("*"))
     assert message in one_line_error(petseg("predict", *arguments, cwd=tmp_path))
     assert sorted(tmp_path.rglob("*")) == before

@@ -13,7 +13,7 @@ import pytest
 from petseg.data import archive as archives
 from petseg.data.archive import extract
 from petseg.errors import PetsegError
-from tests.conftest import refused
+from tests.conftest import names, refused
 
 FILES = {"images/a.jpg": b"a" * 3000, "images/b.jpg": b"b" * 70_000, "list.txt": b""}
 MODES = ["w", "w:gz", "w:bz2", "w:xz"]
@@ -47,10 +47,6 @@ def write_tar(path, *members, mode="w", files=FILES):
 
 def tree(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def assert_refused(path, match):

@@ -62,7 +62,6 @@ def test_image_and_labels_move_together(config):
 
 @pytest.mark.parametrize("config", [*MOVES.values(), AugmentConfig()], ids=[*MOVES.keys(), "default"])
 def test_values(config):
-    """Only labels that occurred occur: nothing between 0, 7 and 255."""
     images = torch.rand(8, 3, 33, 50, generator=seeded(1))
     labels = torch.tensor([0, 7, 255], dtype=torch.uint8)[torch.randint(3, (8, 33, 50), generator=seeded(2))]
     before = images.clone(), labels.clone()
@@ -76,7 +75,6 @@ def test_values(config):
 
 
 def test_randomness():
-    """The seed alone decides, and each image is changed on its own."""
     batch = blobs(8)
     torch.manual_seed(11)
     expected = torch.rand(1)
@@ -122,7 +120,6 @@ def motion(config, count=300):
 
 
 def assert_similar(steps, zoom):
-    """Steps neither shear nor stretch."""
     expected = torch.eye(2).double() / zoom.expand(len(steps))[:, None, None] ** 2
     torch.testing.assert_close(steps.mT @ steps, expected, atol=1e-3, rtol=0)
 

@@ -19,7 +19,7 @@ from petseg.data import cache, images
 from petseg.data.dataset import SUSPECT
 from petseg.data.images import open_ids, resize_ids
 from petseg.data.sources import FOLDER, open_dataset
-from tests.conftest import refused
+from tests.conftest import interrupted_at, refused
 from tests.data.traps import REASONS, TRAPS
 
 SIZE = 32
@@ -111,12 +111,8 @@ def test_unusable_samples_are_left_out_by_name_with_the_reason(trapped):
 
 
 def test_an_interrupted_call_or_a_folder_of_unusable_images_leaves_nothing(copied, cache_folder):
-    def interrupt(done, total):
-        if done == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        prepare(copied, on_progress=interrupt)
+        prepare(copied, on_progress=interrupted_at(3))
     assert names_in(cache_folder) == []
     assert len(prepare(copied, 16).samples) == 8
     for path in (copied / "images").iterdir():
@@ -140,7 +136,6 @@ def test_a_second_call_decodes_nothing_nor_does_one_of_a_copy_with_other_times(e
 
 
 def spoil(path):
-    """Changes a file's bytes, and neither its size nor its time."""
     status = path.stat()
     path.write_bytes(b"x" * status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -203,7 +198,6 @@ def test_splits_and_skipped_files_do_not_change_the_cache_and_a_lost_image_is_le
 
 
 def test_of_two_callers_the_second_waits_and_reads_the_same(eight_pets, cache_folder):
-    """Two threads; the lock is the file's, so that processes do as they do."""
     half_way, go_on = threading.Event(), threading.Event()
 
     def pause(done, total):

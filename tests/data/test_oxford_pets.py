@@ -123,11 +123,8 @@ def test_a_trimap_of_16_bits_or_with_a_palette_is_its_values_and_others_are_refu
         refused(match, read_trimap, tmp_path / "beagle_1.png")
 
 
-NONE = [IGNORE] * 4
 PETS = [("pet", "#0072B2", "foreground"), ("background", "#BBBBBB", "background"), ("border", "#E69F00", "boundary")]
 CAT_DOG = [("cat", "#CC79A7", "foreground"), ("dog", "#009E73", "foreground")]
-
-
 TASKS = [
     ("trimap", PETS, [0, 1, 2], [0, 1, 2]),
     ("pet", [PETS[1], PETS[0]], [1, 0, 1], [1, 0, 1]),
@@ -141,7 +138,7 @@ def test_tasks(task, classes, cat, dog):
     got = get_task(OxfordPetsConfig(task=task))
     assert [(entry.name, entry.colour, entry.role) for entry in got.classes] == classes
     assert got.table.dtype == np.uint8
-    assert got.table.tolist() == [NONE, [IGNORE, *cat], [IGNORE, *dog]]
+    assert got.table.tolist() == [[IGNORE] * 4, [IGNORE, *cat], [IGNORE, *dog]]
     merged = got.merge and ([entry.name for entry in got.merge.classes], got.merge.of)
     assert merged == ((["pet", "background", "border"], (0, 0, 1, 2)) if task == "trimap_species" else None)
 

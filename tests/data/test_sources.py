@@ -26,7 +26,6 @@ def cache_folder(tmp_path, monkeypatch):
 
 
 def packed(pets, folder, suffix=".tar.gz"):
-    """Returns a folder with the dataset as two archives."""
     folder.mkdir()
     for name in ("images", "annotations"):
         with tarfile.open(folder / f"{name}{suffix}", "w:gz" if suffix == ".tar.gz" else "w") as tar:

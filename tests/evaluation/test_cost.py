@@ -52,10 +52,7 @@ def test_segnet_by_hand(upsampling):
     assert cost.parameters == weights(SEGNET_3X3, 2) + weights(SEGNET_HEAD)
 
 
-SKIPS = 4 * (256 * 4 + 64 * 8)
-"""Bytes of both levels' maps. Indices: for a float of 32 bits a value, 2 bits for each window of four."""
-
-
+SKIPS = 4 * (256 * 4 + 64 * 8)  # bytes of both levels' maps; of indices: for 4 floats of 32 bits, 2 bits
 BYTES = [
     ("unet", {}, SKIPS),
     ("unet", {"skips": False}, 0),
@@ -72,7 +69,6 @@ def test_skip_bytes(name, options, skip_bytes):
 
 
 def test_any_module_and_the_smallest_and_odd_sizes_are_counted(monkeypatch):
-    """Skip bytes cannot be counted for a network whose layers all see whole images."""
     monkeypatch.setitem(MODELS, "flat", Builder("Flat", lambda num_classes: nn.Conv2d(3, num_classes, 3, padding=1)))
     cost = count_cost(ModelConfig(name="flat"), 5, 16)
     assert (cost.parameters, cost.macs, cost.skip_bytes) == (5 * 28, 256 * 3 * 5 * 9, None)
@@ -87,8 +83,7 @@ def test_any_module_and_the_smallest_and_odd_sizes_are_counted(monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 def test_four_times_the_pixels(name):
     one, four = (count_cost(ModelConfig(name=name), 3, size) for size in (64, 128))
-    assert four.parameters == one.parameters
-    assert four.macs == 4 * one.macs
+    assert (four.parameters, four.macs) == (one.parameters, 4 * one.macs)
     # all but batch normalisation's own numbers, a few a channel
     assert four.activation_bytes == pytest.approx(4 * one.activation_bytes, rel=1e-3)
     per_image = [cost.training_activation_bytes_per_image for cost in (one, four)]

@@ -10,7 +10,6 @@ from torch import nn
 
 from petseg.data.dataset import classes_from
 from petseg.data.images import open_ids
-from petseg.errors import PetsegError
 from petseg.evaluation import evaluate as evaluation
 from petseg.evaluation.evaluate import ImageScores, evaluate, evaluate_run, load_run, summarise, upsample
 from petseg.models import Input
@@ -66,8 +65,7 @@ def test_scores_do_not_depend_on_batch_size_or_order(pets_folder, monkeypatch):
     monkeypatch.setattr(inference, "EVALUATION_BATCH", 5)
     got = evaluate(BRIGHTNESS, replace(split, rows=split.rows[::-1].copy()), "test")
     assert got.scores.cross_entropy == pytest.approx(wanted.scores.cross_entropy, rel=1e-6)
-    assert got.scores.miou == wanted.scores.miou
-    assert got.images.ids == wanted.images.ids[::-1]
+    assert (got.scores.miou, got.images.ids) == (wanted.scores.miou, wanted.images.ids[::-1])
     assert (got.images.confusions == wanted.images.confusions[::-1]).all()
     assert got.scores.cross_entropy_at == {}
 
@@ -88,8 +86,7 @@ def test_absent_classes_are_none_and_left_out_of_the_mean():
     images = ImageScores(("1", "2", "3"), confusions, np.array([[1.0, 0.5, np.nan]] * 3))
     scores = summarise(images, classes_from(["pet", "background", "border"]), ["b", "a", ""], **REST)
     assert scores.iou == {"pet": 0.75, "background": 0.8, "border": None}
-    assert scores.miou == pytest.approx(0.775)
-    assert scores.mean_boundary_f == 0.75
+    assert (scores.miou, scores.mean_boundary_f) == (pytest.approx(0.775), 0.75)
     assert scores.group_miou == {"a": pytest.approx(0.775), "b": pytest.approx(0.775)}
 
 
@@ -101,8 +98,7 @@ def test_per_image_counts_add_up_to_the_pixels_and_come_back(pets_folder, tmp_pa
     evaluation.write_evaluation(found, tmp_path / "val.json")
     assert {path.name for path in tmp_path.iterdir()} == {"val.json", "val.images.json"}
     again = evaluation.read_evaluation(tmp_path / "val.json")
-    assert again.scores == found.scores
-    assert again.images.ids == found.images.ids
+    assert (again.scores, again.images.ids) == (found.scores, found.images.ids)
     assert (again.images.confusions == found.images.confusions).all()
     np.testing.assert_allclose(again.images.boundaries, found.images.boundaries, atol=5e-5)
 
@@ -123,10 +119,8 @@ def test_a_run_is_scored_once_on_the_same_images(prepared, tmp_path, monkeypatch
     # other images take no scores' place
     others = replace(prepared, folder=prepared.folder.with_name("another-key"))
     before = (run / "evaluations" / "test.json").read_bytes()
-    with pytest.raises(
-        PetsegError, match=r"run: test is scored on the run's own images, not on .*: give its own --data, or"
-    ):
-        evaluate_run(run, CPU, {"test": replace(splits["test"], prepared=others)}, "test")
+    match = r"run: test is scored on the run's own images, not on .*: give its own --data, or"
+    refused(match, evaluate_run, run, CPU, {"test": replace(splits["test"], prepared=others)}, "test")
     assert (run / "evaluations" / "test.json").read_bytes() == before
     assert evaluate_run(run, CPU, {"val": replace(splits["val"], prepared=others)}, "val").scores.data == others.key
     assert evaluate_run(run, CPU, splits, "val").scores.data == prepared.key

@@ -35,7 +35,7 @@ def test_a_corruption_is_the_same_every_time_and_grows(kind):
     assert all(later > 0.8 * earlier for earlier, later in pairwise(moved))
 
 
-def test_noise_and_turns_follow_from_the_name():
+def test_noise_and_turns_follow_from_the_name_and_what_only_changes_light_leaves_the_label():
     noise, turn = Corruption("noise", 2), Corruption("rotated", 3)
     assert (noise.image(IMAGE, "a", (64, 64)) != noise.image(IMAGE, "b", (64, 64))).any()
     turned = {turn.image(IMAGE, f"beagle_{number}", (64, 64)).tobytes() for number in range(20)}
@@ -43,13 +43,16 @@ def test_noise_and_turns_follow_from_the_name():
     for each in turned:
         inner = np.frombuffer(each, np.uint8).reshape(IMAGE.shape)[1:-1, 1:-1].astype(int)
         assert min(np.abs(inner - np.rot90(IMAGE, times)[1:-1, 1:-1]).max() for times in (1, 3)) <= 1
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for kind in ("blur", "noise", "jpeg", "dark"):
+        assert Corruption(kind, 3).truth(labels, "a", 64) is labels
+    refused(r"corruption 'blurr' is unknown; choose one of: blur, ", Corruption, "blurr", 1)
 
 
 @pytest.mark.parametrize("size", [(48, 96), (96, 48), (64, 64)])
 @pytest.mark.parametrize("kind", ["small", "rotated"])
 @pytest.mark.parametrize("severity", [1, 2, 3])
 def test_image_and_label_move_alike(kind, severity, size):
-    """A bright block in an image that was resized to a square lands where its label lands."""
     height, width = size
     labels = np.zeros(size, np.uint8)
     labels[height // 4 : height // 2, width // 3 : 2 * width // 3] = 1
@@ -65,13 +68,6 @@ def test_image_and_label_move_alike(kind, severity, size):
     assert ((corrupted > 128) == (truth[rows, columns] == 1))[counted].mean() > 0.95
     if kind == "small":
         assert (truth == IGNORE).mean() == pytest.approx(1 - corruption.amount**2, abs=0.05)
-
-
-def test_what_only_changes_light_leaves_the_label():
-    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    for kind in ("blur", "noise", "jpeg", "dark"):
-        assert Corruption(kind, 3).truth(labels, "a", 64) is labels
-    refused(r"corruption 'blurr' is unknown; choose one of: blur, ", Corruption, "blurr", 1)
 
 
 @pytest.fixture

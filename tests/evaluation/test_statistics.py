@@ -42,8 +42,7 @@ def width(estimate):
 
 
 def share_that_hold(truth, differences):
-    held = [difference.low <= truth <= difference.high for difference in differences]
-    return sum(held) / len(held)
+    return np.mean([difference.low <= truth <= difference.high for difference in differences])
 
 
 def test_equal_models_hold_zero_and_a_lead_is_found():
@@ -110,15 +109,13 @@ def test_coverage(confidence, least, most):
     first, second = draw_images(20_000, lead=0.03, seed=7)
     truth = 100 * float(mean_iou(first.sum(axis=0)) - mean_iou(second.sum(axis=0)))
     drawn = [np.random.default_rng([8, study]).integers(0, len(first), 60) for study in range(200)]
-    studies = [
-        paired(first[rows], second[rows], resamples=200, confidence=confidence, seed=study)
-        for study, rows in enumerate(drawn)
-    ]
+    how = {"resamples": 200, "confidence": confidence}
+    studies = [paired(first[rows], second[rows], seed=study, **how) for study, rows in enumerate(drawn)]
     assert truth > 1
     assert least <= share_that_hold(truth, studies) <= most
 
 
-def test_points_are_the_mean_over_seeds():
+def test_points_are_the_mean_over_seeds_equal_ones_are_one_and_others_widen_the_interval():
     first, second = draw_trainings(3, 40, lead=0.03, seed=0, of_seed=0.01)
     alone = [paired(one, other, resamples=10).points for one, other in zip(first, second, strict=True)]
     assert paired(first, second, resamples=10).points == pytest.approx(np.mean(alone))
@@ -128,9 +125,7 @@ def test_points_are_the_mean_over_seeds():
     found = bootstrap(first)
     assert found.points == pytest.approx(100 * float(mean_iou(first.sum(axis=1)).mean()))
     assert found.low < found.points < found.high
-
-
-def test_equal_seeds_are_one_and_seeds_that_differ_widen_the_interval():
+    # equal seeds
     first, second = draw_images(200, lead=0.03, seed=0)
     one = paired_bootstrap(first, second)
     assert paired_bootstrap(first[None], second[None]) == one
@@ -142,7 +137,6 @@ def test_equal_seeds_are_one_and_seeds_that_differ_widen_the_interval():
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_where_seeds_make_all_of_the_spread_the_interval_is_student_s(seeds):
-    """Each training has one error in all images, so that the choice of these does not matter."""
     right = np.array([[1000, 0], [0, 1000]])
     errors = np.rint(np.linspace(100, 200, seeds)).astype(int)
     trained = np.array([[right + error * np.array([[-1, 1], [1, -1]])] * 9 for error in errors])

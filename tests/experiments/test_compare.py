@@ -26,7 +26,6 @@ def plan_of(models=("unet", "segnet"), *settings, **how):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, pets_folder):
-    """A comparison's folder; tests resume it, and leave its figures as they are."""
     folder = tmp_path_factory.mktemp("finished") / "out"
     stages = []
     with pytest.MonkeyPatch.context() as patch:
@@ -93,10 +92,8 @@ def test_resuming_otherwise_leaves_what_is_finished(finished, prepared):
         (plan_of(("unet", "segnet"), "train.epochs=3", resume=True), r"train\.epochs is 2 there, 3 now"),
         (plan_of(resume=True, final=False), r"quick is False there, True now"),
     ):
-        with pytest.raises(
-            PetsegError, match=rf"^run folder .*: holds another config \({told}\); choose another --out$"
-        ):
-            compare(plan, prepared, finished)
+        match = rf"^run folder .*: holds another config \({told}\); choose another --out$"
+        refused(match, compare, plan, prepared, finished)
     with pytest.raises(PetsegError, match=r"out: holds no run, but .*comparison\.json, .*; choose another with --out$"):
         train_on_cpu(tiny(), prepared, finished, resume=True)
     with pytest.raises(PetsegError, match=r"unet: holds no comparison, but .*; choose another with --out$"):

@@ -189,7 +189,6 @@ def test_groups_have_their_own_images(whole, findings):
 
 
 def test_arms_of_the_same_runs_are_looked_at_once(tmp_path):
-    """Where SegNet of U-Net's latency is SegNet as it is, main has both arms and the rest one."""
     found = find(make_study(tmp_path / "equal", shapes=MATCHES | {"main:segnet/latency": {}}))
     assert {one.left for one in found.experiment("main").differences} >= {"unet/latency"}
     for part in (found.robustness, found.subsets):
@@ -216,7 +215,6 @@ def test_a_study_without_a_run_and_a_part_have_open_claims(tmp_path):
 
 
 def test_a_run_that_diverged_is_a_result(tmp_path):
-    """An arm that diverges in every seed has lost."""
     rows = (("batch_norm", "unet/off", 1), ("tuning", "segnet/0.004-0.05", 0))
     all_seeds = [("batch_norm", "segnet/off", seed) for seed in range(3)]
     found = find(diverge(make_study(tmp_path / "diverged"), *rows, *all_seeds))

@@ -84,7 +84,6 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(recipe, pets_folder, tmp_path_factory):
-    """A study that nothing disturbed, made by the command."""
     folder = tmp_path_factory.mktemp("study") / "whole"
     result = petseg("study", recipe, "--data", pets_folder, "--out", folder)
     assert result.returncode == 0, result.stderr
@@ -105,7 +104,6 @@ def sizes(pets_folder):
 
 
 def results(folder):
-    """Everything a study holds but times: each run's files by name, weights as bytes."""
     found = {}
     for path in sorted(folder.glob("runs/*/**/*")):
         if path.is_dir() or path.name in ("environment.json", ".lock"):
@@ -120,7 +118,6 @@ def results(folder):
 
 
 def part(whole, folder, names):
-    """Returns a folder that holds the manifest and some of the runs."""
     folder.mkdir()
     shutil.copy(whole / "study.json", folder)
     for name in names:
@@ -180,13 +177,11 @@ def test_the_best_setting_and_the_matched_shape_are_taken_and_identical_runs_are
 
 def started(recipe, data, folder):
     command = [sys.executable, "-m", "petseg.cli", "study", *map(str, (recipe, "--data", data, "--out", folder))]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=child_environment()
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=child_environment(), **pipes)
 
 
 def ended_when(process, ready, signal_number):
-    """Sends a study the signal as soon as `ready`, and returns what it printed."""
     while not ready():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
@@ -235,10 +230,8 @@ def test_a_run_that_fails_stops_no_other(whole, tiny, sizes, pets_folder, tmp_pa
     folder = part(whole, tmp_path / "failing", [e.name for e in entries if e.rows[0].experiment == "tuning"])
     lost = next(entry.name for entry in entries if entry.rows[0].arm == "unet/none")
     (folder / "runs" / lost).write_text("no folder")
-    with pytest.raises(
-        PetsegError, match=rf"^run {lost}: .*\(the same command tries again, from the last whole epoch\)$"
-    ):
-        run_study(tiny, folder, sizes, Making(pets_folder))
+    match = rf"^run {lost}: .*\(the same command tries again, from the last whole epoch\)$"
+    refused(match, run_study, tiny, folder, sizes, Making(pets_folder))
     states = {entry.name: entry.state for entry in read_manifest(folder).runs}
     assert states.pop(lost) == "missing"
     assert set(states.values()) == {"finished", "diverged"}
@@ -277,10 +270,8 @@ def test_expectations_may_not_change_after_the_runs(whole, tmp_path):
         ("skips > none in blur", "skips = none in blur", "robustness"),
     ):
         changed.write_text(TINY.replace(old, new), encoding="utf-8")
-        with pytest.raises(
-            PetsegError, match=rf"^study: {where}: what was expected changed after runs were made; .*restore"
-        ):
-            open_study(load_study(str(changed)), whole)
+        match = rf"^study: {where}: what was expected changed after runs were made; .*restore"
+        refused(match, open_study, load_study(str(changed)), whole)
 
 
 def test_another_folder_or_other_images_are_refused(whole, tiny, sizes, pets_folder, tmp_path):

@@ -14,7 +14,6 @@ from tests.export.test_onnx import CLASSES, trained_like
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A U-Net of 4 channels at 64 px, as a file."""
     out = tmp_path_factory.mktemp("bench") / "small.onnx"
     config = {"model": {"name": "unet", "base_channels": 4}}
     description = {"classes": CLASSES, "size": 64, "config": config}
@@ -31,9 +30,8 @@ def test_each_runtime_of_each_size_has_a_row(small, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert [(row["size"], row["runtime"]) for row in found["rows"]] == [
-        (side, name) for side in (32, 64) for name in runtimes
-    ]
+    wanted = [(side, name) for side in (32, 64) for name in runtimes]
+    assert [(row["size"], row["runtime"]) for row in found["rows"]] == wanted
     for row in found["rows"]:
         assert 0 < row["p50_low_ms"] <= row["p50_high_ms"]
         assert 0 < row["p50_ms"] <= row["p95_ms"]

@@ -44,7 +44,6 @@ def description(size):
 
 @pytest.fixture(scope="module")
 def run(pets_folder, tmp_path_factory):
-    """A SegNet trained for two epochs, with a made-up evaluation."""
     folder = tmp_path_factory.mktemp("export") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PETSEG_CACHE", str(folder.parent / "cache"))
@@ -55,7 +54,6 @@ def run(pets_folder, tmp_path_factory):
 
 
 def trained_like(name, classes):
-    """A model of random weights whose batch normalisation has seen images."""
     torch.manual_seed(0)
     network = build_network(ModelConfig(name=name, base_channels=4), classes, CPU)
     images = to_unit_range(torch.from_numpy(drawn_images(32)))
@@ -72,7 +70,6 @@ def probabilities(network, images):
 
 
 def answers(path, images):
-    """What a file gives, computed as its format's own users do."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return session.run(None, {"image": images})[0]
@@ -129,9 +126,8 @@ def test_metadata_say_what_a_reader_needs(run, tmp_path):
     export_run(run, tmp_path / "model.pt2", "torch")
     stored = {f"{name}.json": "" for name in known}
     torch.export.load(tmp_path / "model.pt2", extra_files=stored)
-    assert {name: json.loads(stored[f"{name}.json"]) for name in ("classes", "scores")} == {
-        name: known[name] for name in ("classes", "scores")
-    }
+    for name in ("classes", "scores"):
+        assert json.loads(stored[f"{name}.json"]) == known[name]
 
 
 class Liar(nn.Module):
@@ -199,16 +195,11 @@ def test_a_run_that_fp16_would_change_is_kept_in_fp32(run, tmp_path, monkeypatch
 
 def test_fp16_halves_large_tensors():
     large, small = np.linspace(0, 1, 5000, dtype=np.float32), np.array([1, 2], np.float32)
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("large", "small")],
-        "graph",
-        [],
-        [
-            onnx.helper.make_tensor_value_info(f"{name}_out", onnx.TensorProto.FLOAT, values.shape)
-            for name, values in (("large", large), ("small", small))
-        ],
-        [numpy_helper.from_array(values, name) for name, values in (("large", large), ("small", small))],
-    )
+    given, info = {"large": large, "small": small}, onnx.helper.make_tensor_value_info
+    nodes = [onnx.helper.make_node("Identity", [name], [f"{name}_out"]) for name in given]
+    outputs = [info(f"{name}_out", onnx.TensorProto.FLOAT, values.shape) for name, values in given.items()]
+    tensors = [numpy_helper.from_array(values, name) for name, values in given.items()]
+    graph = onnx.helper.make_graph(nodes, "graph", [], outputs, tensors)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     stored = stored_in_fp16(model, fp32_below=2000)
     onnx.checker.check_model(stored)
@@ -224,7 +215,6 @@ def test_fp16_halves_large_tensors():
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (2, 1), (1, 2), (5, 1), (13, 6)])
 @pytest.mark.parametrize("values", [2, 100])
 def test_places_pool_and_unpool_as_indices_do_to_the_bit(size, values):
-    """Few values make many ties; ReLU's zeros make more."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-1, values, (2, 3, *size), generator=generator).float().relu()
     pooled, indices = F.max_pool2d(x, 2, 2, ceil_mode=True, return_indices=True)
@@ -238,7 +228,6 @@ def test_places_pool_and_unpool_as_indices_do_to_the_bit(size, values):
 
 @pytest.mark.parametrize("name", shipped_models())
 def test_what_onnx_runtime_makes_of_a_shipped_model_is_the_network_alone(name, tmp_path):
-    """Structure, not time: batch normalisation folded, weights cast once at loading, nothing scattered."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3  # it warns that the file fits this machine alone

@@ -22,7 +22,6 @@ def test_a_shipped_model_is_its_own_onnx_file(tmp_path):
 
 
 def test_a_shipped_model_as_openvino(tmp_path):
-    """Whatever predicts on this machine, the file is compared with float32."""
     pytest.importorskip("openvino")
     assert export_shipped("unet_small", tmp_path / "unet.xml", "openvino")["parity"]["agreement"] >= AGREEMENT
     assert {path.name for path in tmp_path.iterdir()} == {"unet.xml", "unet.bin"}
@@ -68,7 +67,7 @@ def test_the_ending_says_the_format(out, wanted, kind):
         (["--model", "segnet_small", "--out", "a.bin"], "a.bin: the ending '.bin' says no format; end it in .onnx"),
         (
             ["--model", "segnet_small", "--out", "a.onnx", "--format", "torch"],
-            "a file of format torch ends in .pt2; call it so",
+            "of format torch ends in .pt2; call it so",
         ),
         (["--model", "segnet_small", "--out", "a.onnx", "--format", "onx"], "--format 'onx' is unknown; choose one of"),
         (["--model", "segnet_small", "--out", "a.pt2"], "is shipped as ONNX, without torch's weights; export it as"),

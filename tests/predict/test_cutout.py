@@ -16,7 +16,6 @@ RED, GREEN = np.array([200.0, 40, 30]), np.array([30.0, 120, 40])
 
 
 def disc(height, width, radius, soft=2.0):
-    """Opacity [H, W] of a disc in the middle with an edge of `soft` pixels."""
     rows, columns = np.mgrid[:height, :width]
     distance = np.hypot(rows - height / 2 + 0.5, columns - width / 2 + 0.5)
     return ((radius - distance) / soft + 0.5).clip(0, 1)
@@ -34,7 +33,6 @@ def trimap_of(opacity, band):
 
 @pytest.mark.parametrize("matting", [False, True])
 def test_a_red_disc_on_green_is_recovered(matting):
-    """Opacity within a few hundredths although the mask is coarse and blunt, and no green in the fringe."""
     if matting:
         pytest.importorskip("pymatting")
     opacity = disc(240, 320, 80)
@@ -59,7 +57,6 @@ def test_far_inside_it_is_the_photo_and_far_outside_it_is_nothing():
 
 
 def test_matting_closes_a_hole_that_looks_like_the_foreground():
-    """A patch of boundary class in the middle of the disc is as red as the rest."""
     pytest.importorskip("pymatting")
     opacity = disc(240, 320, 80)
     hole = disc(240, 320, 12) > 0
@@ -107,7 +104,6 @@ def test_any_size_has_a_cut_out_of_that_size(size):
 
 
 def test_tiles_leave_no_seam():
-    """A smooth photo with a straight outline: opacity changes along the outline by no more than its own step."""
     width = np.linspace(0, 1, 500)
     photo = Image.fromarray(np.broadcast_to((255 * width)[None, :, None], (400, 500, 3)).astype(np.uint8))
     share = np.broadcast_to((np.arange(50) < 25)[None], (40, 50)).astype(np.float32)
@@ -117,10 +113,8 @@ def test_tiles_leave_no_seam():
 
 def test_an_overlay_tints_each_class():
     photo = Image.new("RGB", (4, 1), (100, 100, 100))
-    classes = classes_from(
-        [{"name": "leaf", "colour": "#0000FF"}, "background", {"name": "border", "colour": "#FF8000"}]
-    )
-    seen = np.asarray(overlay(photo, np.array([[0, 1, 2, 0]], np.uint8), classes))[0].astype(int)
+    three = classes_from([{"name": "leaf", "colour": "#0000FF"}, "background", {"name": "border", "colour": "#FF8000"}])
+    seen = np.asarray(overlay(photo, np.array([[0, 1, 2, 0]], np.uint8), three))[0].astype(int)
     assert seen[0] == pytest.approx([55, 55, 170], abs=1)
     assert seen[1] == pytest.approx([185, 185, 185], abs=1)  # paler, whatever its colour
     assert seen[2] == pytest.approx([208, 120, 30], abs=1)

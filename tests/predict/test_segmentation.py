@@ -17,7 +17,6 @@ CAT_AND_DOG = ("cat", "dog", "background", "border")
 
 
 def segmentation(probabilities, names=PET, size=(40, 60)):
-    """What follows from probabilities [C, h, w], which are normalised here."""
     photo = Photo(np.zeros((*size, 3), np.uint8))
     return Segmentation((probabilities / probabilities.sum(axis=0)).astype(np.float32), classes_from(names), photo)
 
@@ -36,7 +35,6 @@ SQUARE = (slice(5, 10), slice(5, 10))
 
 @pytest.mark.parametrize("name", ["unet_small", "unet_base"])
 def test_maps_are_those_of_torch_s_resized_logits(name):
-    """Resized log-probabilities differ from resized logits by the same number in every class."""
     segmenter = Segmenter(name, threads=1)
     ids = [
         [place for place, each in enumerate(segmenter.classes) if each.role == role]
@@ -82,15 +80,12 @@ def test_a_speckle_is_not_foreground():
     assert not result.summary().foreground
 
 
-def test_the_foreground_class_is_weighted_by_how_much_foreground_a_pixel_is():
+def test_the_foreground_class_is_weighted_by_how_much_foreground_a_pixel_is_and_each_region_has_its_own():
     places = (slice(5, 15), slice(5, 10)), (slice(5, 15), slice(10, 15))
     result = segmentation(painted([[0, 0, 1, 0], [0.9, 0.1, 0, 0], [0.1, 0.4, 0.4, 0.1]], *places), CAT_AND_DOG)
     # cat .9 and .1, dog .1 and .4, on equally many pixels
     assert result.foreground_class.name == "cat"
     assert result.foreground_class.probability == pytest.approx(1.0 / 1.5)
-
-
-def test_each_region_has_its_own_foreground_class():
     places = (slice(2, 8), slice(2, 8)), (slice(11, 18), slice(11, 19))
     colours = [[0.01, 0.01, 0.97, 0.01], [0.97, 0.01, 0.01, 0.01], [0.01, 0.97, 0.01, 0.01]]
     dog, cat = (box.foreground_class for box in segmentation(painted(colours, *places), CAT_AND_DOG).boxes)

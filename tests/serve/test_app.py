@@ -50,7 +50,6 @@ def image_file(width=40, height=30, kind="PNG"):
 
 
 def summary_of(result):
-    """As JSON gives it back."""
     return json.loads(json.dumps(result.summary().to_dict()))
 
 
@@ -192,8 +191,7 @@ def test_a_full_queue_answers_503_and_then_takes_photos_again():
             while (await client.get("/health")).json()["busy"] == 0:
                 await asyncio.sleep(0)
             second = await client.post("/api/segment", content=image_file(), headers=RAW)
-            assert second.status_code == 503
-            assert second.headers["retry-after"] == "1"
+            assert (second.status_code, second.headers["retry-after"]) == (503, "1")
             assert "the queue is full" in second.text
             going.set()
             assert (await first).status_code == 200
@@ -262,11 +260,11 @@ def test_a_client_that_goes_away_frees_its_place_and_is_not_computed(monkeypatch
 
 
 def test_half_an_upload_that_ends_frees_its_place(served):
+    half = (
+        b"POST /api/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 999\r\n\r\nhalf"
+    )
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
-        connection.sendall(
-            b"POST /api/segment HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-            b"Content-Type: image/png\r\nContent-Length: 999\r\n\r\nhalf"
-        )
+        connection.sendall(half)
         busy_until(served, 1)
     busy_until(served, 0)
 
@@ -398,7 +396,6 @@ def test_the_comparisons_are_those_of_results_and_the_wheel_carries_them(served)
 
 
 def cats(number):
-    """Pictures that differ in size and in what is seen in them."""
     with Image.open(CAT) as cat:
         crops = [cat.crop((3 * place, 2 * place, 451 - 5 * place, 300)) for place in range(number)]
     return [image_bytes(crop, "JPEG") for crop in crops]

@@ -46,8 +46,7 @@ def test_a_batch_can_be_reduced_and_keeps_its_labels_values(prepared):
     assert (blocks == small_labels[..., None]).any(dim=-1).all()
 
 
-PET = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))
-"""Of cat, dog, background, border."""
+PET = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))  # of cat, dog, background, border
 
 
 def test_merged_classes_are_scored_together_and_an_image_s_class_is_the_member_it_shows_most_of():

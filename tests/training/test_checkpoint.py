@@ -12,26 +12,14 @@ from petseg.training.checkpoint import best_epoch, load_weights
 from petseg.training.inference import build_network
 from petseg.training.runs import read_config, read_metrics
 from petseg.training.validation import validate
-from tests.conftest import CPU, prepare_for, refused, tiny, train_on_cpu
-
-
-class KilledError(Exception):
-    pass
-
-
-def killed_after(steps):
-    def stop(done, total, detail):
-        if done == steps:
-            raise KilledError
-
-    return stop
+from tests.conftest import CPU, interrupted_at, prepare_for, refused, tiny, train_on_cpu
 
 
 def cut_in_the_second_epoch(config, prepared, run):
     steps = len(epoch_batches(load_splits(prepared, config, CPU.device)["train"].rows, 1, config.train))
     assert steps > 1
-    with pytest.raises(KilledError):
-        train_on_cpu(config, prepared, run, on_step=killed_after(2 * steps - 1))
+    with pytest.raises(KeyboardInterrupt):
+        train_on_cpu(config, prepared, run, on_step=interrupted_at(2 * steps - 1))
     assert [row.epoch for row in read_metrics(run)] == [1]
 
 
@@ -61,7 +49,7 @@ def test_a_finished_run_resumes_to_itself_without_a_step(prepared, tmp_path):
     config = tiny().model_copy(update={"model": ModelConfig(name="segnet", base_channels=4, convs=(1,) * 5)})
     history = train_on_cpu(config, prepared, tmp_path / "run")
     before = (tmp_path / "run" / "last.safetensors").stat().st_mtime_ns
-    assert train_on_cpu(config, prepared, tmp_path / "run", resume=True, on_step=killed_after(1)) == history
+    assert train_on_cpu(config, prepared, tmp_path / "run", resume=True, on_step=interrupted_at(1)) == history
     assert (tmp_path / "run" / "last.safetensors").stat().st_mtime_ns == before
 
 
@@ -107,7 +95,7 @@ def test_training_stops_early_and_a_resumed_run_stays_stopped(prepared, tmp_path
     config = tiny("train.epochs=30", "train.patience=2", "train.learning_rate=1e-9")
     history = train_on_cpu(config, prepared, tmp_path / "run")
     assert len(history) == best_epoch(history) + 2 < 30
-    assert train_on_cpu(config, prepared, tmp_path / "run", resume=True, on_step=killed_after(1)) == history
+    assert train_on_cpu(config, prepared, tmp_path / "run", resume=True, on_step=interrupted_at(1)) == history
 
 
 def test_training_starts_from_the_weights_of_another_run(prepared, pets_folder, tmp_path):

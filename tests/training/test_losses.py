@@ -110,7 +110,7 @@ def test_cross_entropy_by_hand_and_at_its_extremes():
     assert cross_entropy(no_idea, torch.full((2, 4, 5), 255)) == 0
 
 
-def test_dice_extremes_and_falls_as_the_prediction_gets_better():
+def test_dice_by_hand_at_its_extremes_and_falls_as_the_prediction_gets_better():
     _, labels = draw(shape=(4, 32, 32))
     wrong = torch.where(labels == 255, labels, (labels + 1) % CLASSES)
     assert dice_loss(sure_of(labels), labels).item() == pytest.approx(0, abs=1e-6)
@@ -119,9 +119,6 @@ def test_dice_extremes_and_falls_as_the_prediction_gets_better():
     losses = [dice_loss(sure_of(labels) / 40 * sureness, labels).item() for sureness in (-4, 0, 1, 2, 4, 8)]
     assert losses == sorted(losses, reverse=True)
     assert 0 < losses[-1] < losses[0] < 1
-
-
-def test_dice_by_hand():
     # half a pixel of overlap of 1 + 1 for class 0, the same for class 1: 1 - (2 * .5 + s) / (2 + s)
     no_idea, ids = torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]])
     assert dice_loss(no_idea, ids, smooth=0.0).item() == pytest.approx(1 - 1 / 2)

@@ -6,15 +6,10 @@ from itertools import product
 import pytest
 
 from petseg.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from petseg.errors import PetsegError
 from petseg.schema import EpochRow
 from petseg.storage import write_json
 from petseg.training.runs import LOCK, epoch_seconds, new_folder, read_config, read_metrics, write_metrics
-from tests.conftest import refused
-
-
-def names(folder):
-    return {path.name for path in folder.iterdir()}
+from tests.conftest import names, refused
 
 
 def test_config_comes_back(tmp_path):
@@ -74,13 +69,13 @@ def test_a_new_folder_and_one_that_holds_something_or_where_a_file_is(tmp_path):
     run = tmp_path / "runs" / "one"
     for _ in range(2):  # with a lock alone it is empty: nothing to lose
         with new_folder(run, resume=False):
-            assert names(run) <= {LOCK}
+            assert {*names(run)} <= {LOCK}
     (run / "config.json").write_text("x")
-    with pytest.raises(PetsegError, match=r"run folder .*: exists; go on with --resume, or choose another with --out"):
-        new_folder(run, resume=False).__enter__()
+    match = r"run folder .*: exists; go on with --resume, or choose another with --out"
+    refused(match, new_folder(run, resume=False).__enter__)
     with new_folder(run, resume=True):
-        assert names(run) - {LOCK} == {"config.json"}
+        assert {*names(run)} - {LOCK} == {"config.json"}
     assert (run / "config.json").read_text() == "x"
+    match = r"run folder .*: cannot be written \(.*\); choose another with --out"
     for place, resume in product((run / "config.json", run / "config.json" / "below"), (False, True)):
-        with pytest.raises(PetsegError, match=r"run folder .*: cannot be written \(.*\); choose another with --out"):
-            new_folder(place, resume=resume).__enter__()
+        refused(match, new_folder(place, resume=resume).__enter__)
