@@ -132,10 +132,10 @@ def take_turns(passes: Mapping[str, Callable[[], object]], repeats: int) -> dict
     return times
 
 
-def latency_of(times: Sequence[float], size: int) -> LatencyInfo:
-    """Returns the median and the 95th percentile of passes over an image of `size` pixels a side."""
+def latency_of(times: Sequence[float], size: int, others: OtherWork) -> LatencyInfo:
+    """Returns the latency from passes over an image of `size` pixels a side, during which others worked too."""
     p50, p95 = map(float, np.quantile(times, [0.5, 0.95]))
-    return LatencyInfo(p50=p50, p95=p95, repeats=len(times), size=size)
+    return LatencyInfo(p50=p50, p95=p95, repeats=len(times), size=size, others=others.cores())
 
 
 def measure_latencies(
@@ -152,5 +152,4 @@ def measure_latencies(
 
     others = OtherWork()
     times = take_turns({name: partial(run, model.eval()) for name, model in models.items()}, repeats)
-    busy = {"others": others.cores()}
-    return {name: latency_of(taken, size).model_copy(update=busy) for name, taken in times.items()}
+    return {name: latency_of(taken, size, others) for name, taken in times.items()}

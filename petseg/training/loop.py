@@ -57,12 +57,10 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
     if config.train.compile:
         _check_compiler(hardware.device)
     splits = execution.splits or load_splits(prepared, config, hardware.device)
-    given, classes = splits["train"].dataset.classes, prepared.dataset.classes
-    if given != classes:
-        names = (", ".join(entry.name for entry in each) for each in (given, classes))
-        raise PetsegError("the splits hold classes {}, the dataset {}; load them from the same dataset".format(*names))
+    if splits["train"].dataset.classes != prepared.dataset.classes:
+        raise PetsegError("the splits hold other classes than the dataset; load them from the same dataset")
     torch.manual_seed(config.train.seed)
-    network = build_network(config.model, len(classes), hardware)
+    network = build_network(config.model, len(prepared.dataset.classes), hardware)
     if config.train.init and not (execution.resume and (run / checkpoint.RESUME).is_file()):
         checkpoint.load_initial(network.module, Path(config.train.init))
     with runs.new_folder(run, resume=execution.resume):

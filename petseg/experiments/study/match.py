@@ -21,6 +21,7 @@ from petseg.export.onnx import as_onnx
 from petseg.export.openvino import drawn_images
 from petseg.models import build_model, model_options
 from petseg.schema import CostMatch, LatencyInfo
+from petseg.threads import OtherWork
 from petseg.training.device import choose_hardware
 from petseg.training.inference import build_network
 
@@ -109,8 +110,8 @@ def time_shapes(num_classes: int, size: int) -> Measure:
 
 def measure_onnx_latencies(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int) -> dict[str, LatencyInfo]:
     """Returns each shape's latency."""
-    times = onnx_times(shapes, num_classes, repeats=200)
-    return {key: latency_of(taken, shapes[key][1]) for key, taken in times.items()}
+    others, times = OtherWork(), onnx_times(shapes, num_classes, repeats=200)
+    return {key: latency_of(taken, shapes[key][1], others) for key, taken in times.items()}
 
 
 def onnx_times(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, repeats: int) -> dict[str, list[float]]:
