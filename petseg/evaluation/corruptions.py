@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from petseg.data.dataset import IGNORE, UInt8
-from petseg.errors import unknown_name
 
 
 class Kind(NamedTuple):
@@ -40,13 +39,8 @@ KINDS = {
 class Corruption:
     """One kind of change in one severity, 1 to 3."""
 
-    kind: str
+    kind: str  # of KINDS
     severity: int
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise unknown_name("corruption", self.kind, KINDS)
-        assert 1 <= self.severity <= 3, "three severities"
 
     @property
     def name(self) -> str:

@@ -145,12 +145,6 @@ class MatchQuestion:
         return f"{cost_key(self.model, self.size)} of the {self.quantity} of {reference}"
 
 
-def questions(study: Study) -> list[MatchQuestion]:
-    """Returns every search for a shape of equal cost that a study asks for."""
-    asked = (MatchQuestion.of(study, experiment, arm) for experiment in study.experiments for arm in experiment.arms())
-    return [question for question in asked if question is not None]
-
-
 def cost_key(model: ModelConfig, size: int) -> str:
     """Names a model's shape and size, for people: `segnet base_channels=12 96px`."""
     given = (f"{name}={json.dumps(value)}".replace(" ", "") for name, value in sorted(model.options.items()))

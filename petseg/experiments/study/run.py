@@ -24,7 +24,7 @@ from petseg.evaluation.cost import count_cost
 from petseg.evaluation.evaluate import evaluate_run
 from petseg.evaluation.robustness import evaluate_robustness
 from petseg.experiments.executor import LocalProcesses
-from petseg.experiments.study.plan import Run, durations, plan, questions, tuning_outcome
+from petseg.experiments.study.plan import MatchQuestion, Run, durations, plan, tuning_outcome
 from petseg.experiments.study.recipe import Study, check_against_data
 from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUNING, StudyManifest, read_manifest
 from petseg.schema import DataInfo, LatencyEnvironment, Scores, read_record, write_record
@@ -180,7 +180,8 @@ def _check_data(manifest: StudyManifest, prepared: Prepared, folder: Path) -> Da
 def _find_shapes(manifest: StudyManifest, folder: Path, making: Making) -> StudyManifest:
     from petseg.experiments.study.match import find_shape  # needs the extra `export`
 
-    for question in questions(manifest.recipe):
+    asked = [MatchQuestion.of(manifest.recipe, one, arm) for one in manifest.recipe.experiments for arm in one.arms()]
+    for question in filter(None, asked):
         if question.key not in manifest.matches and manifest.data:
             making.on_status(f"search {question.key}", 0, 1)
             found = find_shape(question, len(manifest.data.classes))
