@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from petseg.cli.data import data_folder, data_or_synthetic, prepare_data
 from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
 from petseg.cli.terminal import print_table, progress_bar, resumable
 from petseg.errors import PetsegError
-
-if TYPE_CHECKING:
-    from petseg.schema import ComparisonResult
 
 QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had."
 RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun) or a TOML file."
@@ -37,6 +34,8 @@ def compare(
     from petseg.experiments.compare import compare as compare_models
     from petseg.models import run_config
     from petseg.report import write_report
+    from petseg.report.page import headline
+    from petseg.report.tables import comparison_tables
     from petseg.training.runs import refuse_existing
 
     if quick and recipe != "default":
@@ -63,7 +62,12 @@ def compare(
         )
         comparison = compare_models(plan, prepared, folder)
     report_path = write_report(folder / "comparison.json")
-    _print_comparison(comparison)
+    for part in comparison_tables(comparison):
+        rows = [("", *part.heads), *((title, *(cell.text for cell in cells)) for title, cells in part.rows)]
+        if len(rows) <= 5:  # a column a model: the many figures' names do not fit side by side
+            rows = list(zip(*rows, strict=True))
+        print_table(f"{part.title}: {part.remark}", ["", *(f">{head}" for head in rows[0][1:])], rows[1:])
+    print(comparison.data.images, *headline(comparison), sep="\n")
     if quick:
         print("This was a quick look: short training, scored on validation images. `petseg compare` is the real thing.")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
@@ -95,15 +99,3 @@ def _compare_command(quick: bool, recipe: str, settings: list[str], device: str 
     words += ["--recipe", recipe] if recipe != "default" else []
     words += [word for setting in settings for word in ("--set", setting)]
     return shlex.join([*words, *(["--device", device] if device else [])])
-
-
-def _print_comparison(comparison: "ComparisonResult") -> None:
-    from petseg.report.page import headline
-    from petseg.report.tables import comparison_tables
-
-    for part in comparison_tables(comparison):
-        rows = [("", *part.heads), *((title, *(cell.text for cell in cells)) for title, cells in part.rows)]
-        if len(rows) <= 5:  # a column a model: the many figures' names do not fit side by side
-            rows = list(zip(*rows, strict=True))
-        print_table(f"{part.title}: {part.remark}", ["", *(f">{head}" for head in rows[0][1:])], rows[1:])
-    print(comparison.data.images, *headline(comparison), sep="\n")

@@ -1,20 +1,15 @@
 """`petseg export`, `petseg bench` and `petseg models`."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from petseg.cli.options import DataOption, SizeOption, checked_size
 from petseg.cli.terminal import print_table, progress_bar
 from petseg.errors import PetsegError
-
-if TYPE_CHECKING:
-    from petseg.export.bench import BenchResult
 
 FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
 MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
@@ -60,6 +55,7 @@ def bench(
     from petseg.predict.segmenter import shipped_models
     from petseg.schema import write_record
     from petseg.threads import thread_count
+    from petseg.units import whole
 
     threads = threads or str(thread_count() or 1)
     plan = measuring.Plan(
@@ -72,7 +68,18 @@ def bench(
     )
     with progress_bar() as advance:
         result = measuring.bench(plan, lambda done, total: advance("bench", done, total))
-    _print_bench(result)
+    machine = result.environment
+    versions = ", ".join(f"{name} {number}" for name, number in {"torch": machine.torch, **result.versions}.items())
+    title = f"one image at a time, {result.turns} turns; {machine.processor} ({', '.join(result.instructions)})"
+    columns = ("model", ">px", ">threads", "runtime", ">p50 ms", ">by turn", ">p95", ">1/s", ">MB")
+    rows = []
+    for row in sorted(result.rows, key=lambda row: (row.size, row.threads, row.model)):
+        times = f"{row.p50_ms:.2f}", f"{row.p50_low_ms:.1f}-{row.p50_high_ms:.1f}", f"{row.p95_ms:.1f}"
+        others = whole(row.images_per_second), whole(row.peak_mb)
+        rows.append((row.model, str(row.size), str(row.threads), row.title, *times, *others))
+    print_table(title, columns, rows, caption=versions)
+    for name, reason in result.not_measured.items():
+        print(f"not measured: {name}: {reason}")
     if out is not None:
         write_record(out, result.model_copy(update={"command": shlex.join(["petseg", *sys.argv[1:]])}))
 
@@ -94,23 +101,6 @@ def models(
         rows.append((name, title_of(name), count(cost.parameters), count(cost.macs), *memory))
     columns = ("model", "", ">parameters", ">MACs", ">activations", ">each further image, training")
     print_table(f"one image of {size} x {size} px, {classes} classes, float32", columns, rows)
-
-
-def _print_bench(result: BenchResult) -> None:
-    from petseg.units import whole
-
-    machine = result.environment
-    versions = ", ".join(f"{name} {number}" for name, number in {"torch": machine.torch, **result.versions}.items())
-    title = f"one image at a time, {result.turns} turns; {machine.processor} ({', '.join(result.instructions)})"
-    columns = ("model", ">px", ">threads", "runtime", ">p50 ms", ">by turn", ">p95", ">1/s", ">MB")
-    rows = []
-    for row in sorted(result.rows, key=lambda row: (row.size, row.threads, row.model)):
-        times = f"{row.p50_ms:.2f}", f"{row.p50_low_ms:.1f}-{row.p50_high_ms:.1f}", f"{row.p95_ms:.1f}"
-        others = whole(row.images_per_second), whole(row.peak_mb)
-        rows.append((row.model, str(row.size), str(row.threads), row.title, *times, *others))
-    print_table(title, columns, rows, caption=versions)
-    for name, reason in result.not_measured.items():
-        print(f"not measured: {name}: {reason}")
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:

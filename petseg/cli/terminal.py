@@ -47,7 +47,15 @@ def progress_bar(*, transfer: bool = False) -> Iterator[Callable[..., None]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _log()
+        tenths: dict[str, int] = {}
+
+        def log(title: str, done: int, total: int, detail: str = "") -> None:
+            tenth = 10 * done // max(1, total)
+            if tenths.get(title) != tenth:
+                tenths[title] = tenth
+                print(f"{title}: {10 * tenth} % {detail}".rstrip(), file=sys.stderr, flush=True)
+
+        yield log
         return
     amount: progress.ProgressColumn = progress.DownloadColumn() if transfer else progress.MofNCompleteColumn()
     times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
@@ -61,18 +69,6 @@ def progress_bar(*, transfer: bool = False) -> Iterator[Callable[..., None]]:
             bar.update(ids[title], completed=done, total=total, detail=detail)
 
         yield advance
-
-
-def _log() -> Callable[..., None]:
-    tenths: dict[str, int] = {}
-
-    def advance(title: str, done: int, total: int, detail: str = "") -> None:
-        tenth = 10 * done // max(1, total)
-        if tenths.get(title) != tenth:
-            tenths[title] = tenth
-            print(f"{title}: {10 * tenth} % {detail}".rstrip(), file=sys.stderr, flush=True)
-
-    return advance
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> None:

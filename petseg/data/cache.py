@@ -93,7 +93,19 @@ def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progres
     if target.exists():
         shutil.rmtree(target)  # damaged
     with new_folder(target) as unfinished:
-        images, labels = _empty_arrays(unfinished, len(dataset.samples), size)
+        count = len(dataset.samples)
+        needed, free = count * size * size * 4, shutil.disk_usage(unfinished).free
+        if free < needed:
+            raise PetsegError(
+                f"cache {target.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB wanted; {ADVICE}"
+            )
+        arrays = []
+        for name, shape in (("images.npy", (count, size, size, 3)), ("labels.npy", (count, size, size))):
+            arrays.append(open_memmap(unfinished / name, "w+", np.uint8, shape))
+            if hasattr(os, "posix_fallocate"):  # a disk that fills under a memory map kills the process
+                with (unfinished / name).open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
+        images, labels = arrays
 
         def decode(sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], int]:
             opened = open_sample(dataset, sample, draft=draft_side(size))
@@ -115,22 +127,9 @@ def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progres
             raise PetsegError(f"{dataset.name}: none of {len(dataset.samples)} images can be used (first: {reason})")
         images.flush()
         labels.flush()
-        del images, labels
+        del images, labels, arrays
         index = {"size": size, "rows": rows, "left_out": left_out, "largest_side": largest_side}
         (unfinished / "index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def _empty_arrays(folder: Path, count: int, size: int) -> tuple[np.memmap, np.memmap]:
-    needed, free = count * size * size * 4, shutil.disk_usage(folder).free
-    if free < needed:
-        raise PetsegError(f"cache {folder.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB wanted; {ADVICE}")
-    arrays = []
-    for name, shape in (("images.npy", (count, size, size, 3)), ("labels.npy", (count, size, size))):
-        arrays.append(open_memmap(folder / name, "w+", np.uint8, shape))
-        if hasattr(os, "posix_fallocate"):  # a disk that fills under a memory map kills the process
-            with (folder / name).open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
-    return arrays[0], arrays[1]
 
 
 def _read_cache(target: Path, dataset: Dataset) -> Prepared:

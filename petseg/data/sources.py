@@ -76,12 +76,6 @@ def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
     if (folder / "images").is_dir() or (folder / "annotations").is_dir():
         synthetic = (cache_root() / "synthetic_pets").resolve() in folder.resolve().parents
         return open_oxford_pets(folder, options, provenance=SYNTHETIC if synthetic else FOLDER)
-    place, official = _unpacked(folder)
-    return open_oxford_pets(place, options, provenance=OFFICIAL if official else UNOFFICIAL, official=official)
-
-
-def _unpacked(folder: Path) -> tuple[Path, bool]:
-    """Returns where a folder's archives are unpacked, and whether they are the official ones."""
     names = {archive.name: (archive.name, archive.name.removesuffix(".gz")) for archive in ARCHIVES}
     found = {name: [folder / file for file in files if (folder / file).is_file()] for name, files in names.items()}
     if missing := " and ".join(name for name, paths in found.items() if not paths):
@@ -100,4 +94,5 @@ def _unpacked(folder: Path) -> tuple[Path, bool]:
             official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
             known = b"true" if official else b"false"
             write_text(memo, known.decode())
-    return target, known == b"true"
+    official = known == b"true"
+    return open_oxford_pets(target, options, provenance=OFFICIAL if official else UNOFFICIAL, official=official)

@@ -73,8 +73,11 @@ def draw_pet(breed: str, number: int, *, size: int = 160, seed: int = 0) -> tupl
     short = round(long * rng.uniform(0.72, 0.97))
     H, W = (short, long) if rng.random() < 0.6 else (long, short)
 
-    coat, alpha = _rasterise(_placed(rng, _figure(rng, look), H, W), H, W)
-    light = (1 + 0.12 * _strands(rng, H, W)) * np.linspace(1.08, 0.88, H)[:, None]  # fur, darker below
+    coat, alpha = _rasterise(_figure(rng, look, H, W), H, W)
+    length, slope = max(3, (H + W) // 50), rng.uniform(-1, 1)
+    noise = rng.standard_normal((H, W))  # smeared along a slope it is fur, of mean 0 and deviation 1
+    fur = np.sum([np.roll(noise, (step, round(step * slope)), (0, 1)) for step in range(length)], axis=0)
+    light = (1 + 0.12 * (fur / math.sqrt(length))) * np.linspace(1.08, 0.88, H)[:, None]  # darker below
     image = _room(rng, H, W) * (1 - alpha[..., None]) + coat * (light * alpha)[..., None]
     image += rng.normal(0, 0.012, (H, W, 1))  # the camera's noise, alike on pet and room
     reach = max(1, round(0.0165 * (H + W) / 2))  # of the border to each side of the outline
@@ -132,12 +135,19 @@ def _limb(start: tuple[float, float], end: tuple[float, float], width: float) ->
     return np.concatenate([[start - side, start + side], end + 0.7 * (np.cos(t) * side + np.sin(t) * along)])
 
 
-def _figure(rng: np.random.Generator, look: _Look) -> list[Part]:
-    """Returns a sitting or standing pet."""
+def _figure(rng: np.random.Generator, look: _Look, H: int, W: int) -> list[Part]:
+    """Returns a sitting or standing pet in pixels; it covers about 37 % of the image, and may be cut by its edges."""
     body, place = (_sitting(rng, look), (0.0, -0.37)) if rng.random() < 0.7 else (_standing(rng, look), (0.74, -0.44))
     turn = _rotation(rng.uniform(-14, 14))
     head = _cat_head(look) if look.is_cat else _dog_head(look)
-    return body + [(points @ turn + place, colour) for points, colour in head]
+    figure = body + [(points @ turn + place, colour) for points, colour in head]
+    matrix = np.diag([rng.choice((-1.0, 1.0)), rng.uniform(0.9, 1.1)]) @ _rotation(rng.uniform(-8, 8))
+    corners = np.concatenate([points for points, _ in figure]) @ matrix
+    low, sides = corners.min(0), np.ptp(corners, 0)
+    scale = min(math.sqrt(rng.uniform(0.6, 0.95) * H * W / sides.prod()), 1.08 * min(W / sides[0], H / sides[1]))
+    # where it does not fit it is cut at both ends; near an edge it is rare, as photographers centre
+    shift = (np.array([W, H]) - sides * scale) * rng.uniform(0.2, 0.8, 2) - low * scale
+    return [(points @ matrix * scale + shift, colour) for points, colour in figure]
 
 
 def _sitting(rng: np.random.Generator, look: _Look) -> list[Part]:
@@ -186,17 +196,6 @@ def _eyes(x: float, y: float) -> list[Part]:
     return [(_ellipse(s * x, y, r, r), colour) for s in (-1, 1) for r, colour in discs]
 
 
-def _placed(rng: np.random.Generator, figure: list[Part], H: int, W: int) -> list[Part]:
-    """Returns the parts in pixels; the pet covers about 37 % of the image, and may be cut a little by its edges."""
-    matrix = np.diag([rng.choice((-1.0, 1.0)), rng.uniform(0.9, 1.1)]) @ _rotation(rng.uniform(-8, 8))
-    corners = np.concatenate([points for points, _ in figure]) @ matrix
-    low, sides = corners.min(0), np.ptp(corners, 0)
-    scale = min(math.sqrt(rng.uniform(0.6, 0.95) * H * W / sides.prod()), 1.08 * min(W / sides[0], H / sides[1]))
-    # where it does not fit it is cut at both ends; near an edge it is rare, as photographers centre
-    shift = (np.array([W, H]) - sides * scale) * rng.uniform(0.2, 0.8, 2) - low * scale
-    return [(points @ matrix * scale + shift, colour) for points, colour in figure]
-
-
 def _rasterise(figure: list[Part], H: int, W: int) -> tuple[Floats, Floats]:
     """Returns the pet's colours [H, W, 3] and its silhouette [H, W], in 0..1."""
     colours, silhouette = Image.new("RGB", (2 * W, 2 * H)), Image.new("L", (2 * W, 2 * H))
@@ -208,14 +207,6 @@ def _rasterise(figure: list[Part], H: int, W: int) -> tuple[Floats, Floats]:
     soft = colours.filter(ImageFilter.GaussianBlur((H + W) * 0.01))
     coat, alpha = (np.asarray(image.reduce(2), np.float64) / 255 for image in (soft, silhouette))
     return coat, alpha
-
-
-def _strands(rng: np.random.Generator, H: int, W: int) -> Floats:
-    """Returns fur [H, W], mean 0 and deviation 1: noise smeared along a slope."""
-    length, slope = max(3, (H + W) // 50), rng.uniform(-1, 1)
-    noise = rng.standard_normal((H, W))
-    steps = [np.roll(noise, (step, round(step * slope)), (0, 1)) for step in range(length)]
-    return np.asarray(np.sum(steps, axis=0) / math.sqrt(length))
 
 
 def _colour(rng: np.random.Generator) -> Floats:

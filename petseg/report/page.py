@@ -43,27 +43,22 @@ def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, 
     """Yields (reason, name, images) of each example whose images all lie in `folder`, as (title, score, data URI)."""
     titles = {"image": "Photo", "truth": "Truth", **{model.name: model.title for model in result.models}}
     for example in result.examples:
-        paths = {role: _image_path(folder, example.files.get(role, "")) for role in titles}
         images = []
-        for role, path in paths.items():
-            if path is not None:
+        for role, title in titles.items():
+            name = example.files.get(role, "")
+            path = folder / name
+            kind, beside = _TYPES.get(path.suffix.lower()), path.resolve().is_relative_to(folder.resolve())
+            if name and not (beside and kind):
+                raise PetsegError(
+                    f"the comparison names image {name!r}; a report embeds {', '.join(_TYPES)} in its own folder: was "
+                    "the file edited? Remove the image from `examples`"
+                )
+            if path.is_file():
                 score = percent(example.miou[role]) if role in example.miou else ""
                 content = base64.b64encode(path.read_bytes()).decode()
-                images.append((titles[role], score, f"data:{_TYPES[path.suffix.lower()]};base64,{content}"))
+                images.append((title, score, f"data:{kind};base64,{content}"))
         if len(images) == len(titles):
             yield example.why, example.name.replace("_", " "), images
-
-
-def _image_path(folder: Path, name: str) -> Path | None:
-    """Returns the image's path, or None where no such file exists."""
-    path = folder / name
-    beside, known = path.resolve().is_relative_to(folder.resolve()), path.suffix.lower() in _TYPES
-    if name and not (beside and known):
-        raise PetsegError(
-            f"the comparison names image {name!r}; a report embeds {', '.join(_TYPES)} in its own folder: was the file "
-            "edited? Remove the image from `examples`"
-        )
-    return path if path.is_file() else None
 
 
 def history_charts(result: ComparisonResult) -> list[Chart]:
