@@ -22,18 +22,12 @@ def resumable(advice: str = "run the same command with --resume to go on") -> It
 @contextmanager
 def results_only() -> Iterator[TextIO]:
     """Yields where results are printed; what anything else prints meanwhile, a C library too, goes to stderr."""
-    stream = sys.__stdout__
-    if stream is None or sys.stdout is not stream:  # somebody else has taken it
-        taken = sys.stdout
-        with redirect_stdout(sys.stderr):
-            yield taken
-        return
+    stream, kept = sys.stdout, os.dup(1)
     stream.flush()
-    kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        with redirect_stdout(sys.stderr), open(kept, "w", 1, stream.encoding, "replace", closefd=False) as results:
-            yield results
+        with redirect_stdout(sys.stderr), open(kept, "w", 1, stream.encoding, "replace", closefd=False) as own:
+            yield own if stream is sys.__stdout__ else stream
     finally:
         os.dup2(kept, 1)
         os.close(kept)

@@ -72,9 +72,9 @@ class Outcome:
 
     def result(self) -> Summary:
         """Returns the summary, or raises the error."""
-        if self.summary is None:
-            assert self.error is not None, "there is one of the two"
+        if self.error is not None:
             raise self.error
+        assert self.summary is not None, "there is one of the two"
         return self.summary
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import torch
 
 from petseg.data.dataset import classes_from
 from petseg.data.synthetic import draw_pet
-from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import upsample
 from petseg.predict.photos import Photo
 from petseg.predict.segmentation import Segmentation
@@ -48,13 +47,6 @@ def test_maps_are_those_of_torch_s_resized_logits(name):
         assert {*np.unique(result.mask)} <= {0, 255}
         assert (result.trimap == 1 + roles.argmax(dim=0).numpy()).mean() > 0.9999
         assert (result.class_ids == upsample(probabilities.log(), result.size).argmax(dim=0).numpy()).mean() > 0.9999
-
-
-def test_without_a_boundary_class_there_is_no_trimap():
-    result = segmentation(painted([[0.9, 0.1], [0.1, 0.9]], SQUARE), ("background", "pet"))
-    with pytest.raises(PetsegError, match="no boundary class, so there is no trimap; take the mask or the classes"):
-        _ = result.trimap
-    assert ((result.class_ids == 1) == (result.mask == 255)).mean() > 0.99  # the outline itself is even
 
 
 def test_boxes_are_regions_the_largest_first():
