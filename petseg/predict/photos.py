@@ -50,18 +50,24 @@ class Photo:
 
     def resized(self, size: int) -> UInt8:
         """Returns the photo as a model sees it, [size, size, 3]: resized as the images of a dataset are prepared."""
-        reduced = self._decoded(draft=draft_side(size))
+        reduced = self.whole(draft=draft_side(size))
         return np.asarray(reduced.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
     def reduced(self, side: int) -> Image.Image:
         """Returns the photo with its longer side at most `side` pixels: mode RGB, upright, in sRGB."""
-        image = self._decoded(draft=side)
+        image = self.whole(draft=side)
         image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
         return image
 
-    def whole(self) -> Image.Image:
-        """Returns the photo at its own size: mode RGB, upright, in sRGB."""
-        return self._decoded()
+    def whole(self, *, draft: int | None = None) -> Image.Image:
+        """Returns the photo in mode RGB, upright, in sRGB; `draft` lets a JPEG shrink to no less than this side."""
+        try:
+            with self._open() as opened:
+                if draft is not None:
+                    opened.draft("RGB", (draft, draft))
+                return to_srgb(images.upright(opened))
+        except UNREADABLE as error:
+            raise self._unreadable(error) from None
 
     def opacity(self) -> Image.Image | None:
         """Returns how opaque the photo is at its own size, mode L, upright; None where it is opaque."""
@@ -97,15 +103,6 @@ class Photo:
         if not isinstance(self._kept, bytes):
             return self._kept
         return images.scaled_transparency(Image.open(BytesIO(self._kept), formats=formats()))
-
-    def _decoded(self, draft: int | None = None) -> Image.Image:
-        try:
-            with self._open() as opened:
-                if draft is not None:
-                    opened.draft("RGB", (draft, draft))
-                return to_srgb(images.upright(opened))
-        except UNREADABLE as error:
-            raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> PetsegError:
         reason = str(error).partition("\n")[0] or type(error).__name__
