@@ -141,6 +141,8 @@ def network(tmp_path, card, seed=0, location=None):
         ({"classes": ["pet", "pet", "background"]}, "two classes have one name"),
         ({"classes": ["background", "border"]}, "none of its classes is foreground"),
         ({"classes": [{"name": "pet", "colour": "blue"}]}, "has colour 'blue'; wanted one as #0072B2"),
+        ({"classes": [{"name": "pet", "role": "plant"}]}, "role 'plant'"),
+        ({"classes": [f"class {number}" for number in range(256)]}, "256 classes; wanted 1 to 255"),
     ],
 )
 def test_a_card_that_lies_is_refused_before_a_photo_is_read(change, reason, tmp_path):

@@ -58,14 +58,9 @@ def bench(
     from petseg.units import whole
 
     threads = threads or str(thread_count() or 1)
-    plan = measuring.Plan(
-        models=model or shipped_models(),
-        sizes=[checked_size(side) for side in _whole_numbers(size, "--size")],
-        threads=_whole_numbers(threads, "--threads"),
-        runtimes=runtime or (),
-        turns=turns,
-        data=find_data(data),
-    )
+    sizes = [checked_size(side) for side in _whole_numbers(size, "--size")]
+    counts = _whole_numbers(threads, "--threads")
+    plan = measuring.Plan(model or shipped_models(), sizes, counts, runtime or (), turns, find_data(data))
     with progress_bar() as advance:
         result = measuring.bench(plan, lambda done, total: advance("bench", done, total))
     machine = result.environment

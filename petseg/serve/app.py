@@ -126,12 +126,7 @@ BODY = {
     "required": True,
     "content": {
         FORM: {
-            "schema": {
-                "type": "object",
-                "required": [FIELD],
-                "properties": {FIELD: PHOTO, **Asked.model_json_schema()["properties"]},
-                "additionalProperties": False,
-            },
+            "schema": {"type": "object", "required": [FIELD], "additionalProperties": False, "properties": FIELDS},
             "encoding": {FIELD: {"contentType": f"image/jpeg, image/png, {RAW}"}},
         },
         **{kind: {"schema": PHOTO} for kind in ("image/jpeg", "image/png", "image/webp", RAW)},
@@ -160,15 +155,8 @@ def make_app(config: ServeConfig | None = None, *, hosts: Sequence[str] = LOCAL)
         yield
         work.close()
 
-    app = FastAPI(
-        title="petseg",
-        version=__version__,
-        summary="Cats and dogs cut out by U-Net and SegNet.",
-        # FastAPI's own pages of the document come from a CDN
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-    )
+    # FastAPI's own pages of the document come from a CDN
+    app = FastAPI(title="petseg", version=__version__, summary=TITLE, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.petseg = work
     app.include_router(api)
     for route in api.routes:
@@ -225,25 +213,21 @@ async def segment(request: Request, asked: Annotated[Asked, Query()]) -> Respons
 async def models(request: Request) -> ModelList:
     """Returns the shipped models, best first, and the limits that a client should know."""
     shared: Work = request.app.state.petseg
-    return ModelList(
-        default=shared.best[KINDS[0]].name,
-        pair=[model.name for model in shared.best.values()],
-        models=[
-            ModelCard(
-                name=name,
-                title=model.card["title"],
-                kind=model.card["model"],
-                best=model in shared.best.values(),
-                classes=[ClassInfo(**asdict(each)) for each in model.classes],
-                size=model.size,
-                miou=model.card.get("scores", {}).get("miou"),
-            )
-            for name, model in shared.models.items()
-        ],
-        outputs=OUTPUTS,
-        upload_bytes=shared.config.upload_bytes,
-        pixels=shared.config.pixels,
-    )
+    best, config = [model.name for model in shared.best.values()], shared.config
+    cards = [
+        ModelCard(
+            name=name,
+            title=model.card["title"],
+            kind=model.card["model"],
+            best=name in best,
+            classes=[ClassInfo(**asdict(each)) for each in model.classes],
+            size=model.size,
+            miou=model.card.get("scores", {}).get("miou"),
+        )
+        for name, model in shared.models.items()
+    ]
+    limits = {"upload_bytes": config.upload_bytes, "pixels": config.pixels}
+    return ModelList(default=best[0], pair=best, models=cards, outputs=OUTPUTS, **limits)
 
 
 @api.get("/api/results", summary="The published comparisons")

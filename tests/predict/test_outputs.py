@@ -39,7 +39,6 @@ def below(folder):
 def test_kinds():
     assert outputs.chosen_kinds([]) == USUAL
     assert outputs.chosen_kinds(["mask", "json", "mask"]) == ("mask", "json")
-    refused("--only 'cutuot' is unknown; choose one of: cutout", outputs.chosen_kinds, ["cutuot"])
 
 
 def test_files_lie_beside_the_photo_or_mirror_its_folder(tmp_path):

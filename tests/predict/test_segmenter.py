@@ -102,25 +102,6 @@ def test_eleven_classes_without_background_are_all_foreground(tmp_path, three_co
     refused("no boundary class", encoded, result, "trimap")
 
 
-@pytest.mark.parametrize(
-    ("classes", "problem"),
-    [
-        (["background", "border", "wall"], None),
-        (["background", "border"], "none of its classes is foreground"),
-        (["leaf", "leaf"], "two classes have one name"),
-        ([{"name": "leaf", "role": "plant"}], "role 'plant'"),
-        ("leaf", "its classes are no list"),
-        ([f"class {number}" for number in range(256)], "256 classes; wanted 1 to 255"),
-    ],
-)
-def test_classes_that_cannot_be_used_are_named(tmp_path, classes, problem):
-    model = toy_model(tmp_path / "toy.onnx", [[1.0, 0, 0]] * len(classes), classes)
-    if problem is None:
-        assert [each.role for each in Segmenter(model).classes] == ["background", "boundary", "foreground"]
-        return
-    refused(rf"toy\.onnx: not a model that `petseg export` wrote \(.*{problem}", Segmenter, model)
-
-
 @pytest.mark.parametrize("name", shipped_models())
 def test_a_shipped_model_segments_a_drawn_pet_in_the_colours_of_its_dataset(name):
     shipped = Segmenter(name, threads=1)
