@@ -41,6 +41,7 @@ else:
 
 Output = Literal["mask", "overlay", "cutout", "classes", "trimap", "json"]
 OUTPUTS = list(get_args(Output))
+TITLE = "Cats and dogs cut out by U-Net and SegNet."
 LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]  # a page elsewhere that resolves its own name to these is refused
 HEADERS = {  # of every answer: the browser itself then keeps the page from loading anything from elsewhere
     "Content-Security-Policy": f"default-src 'none'; script-src 'self' '{SCRIPT_HASH}'; "
@@ -122,6 +123,7 @@ class Problem(BaseModel):
 
 
 PHOTO = {"type": "string", "format": "binary"}
+FIELDS = {FIELD: PHOTO, **Asked.model_json_schema()["properties"]}
 BODY = {
     "required": True,
     "content": {
