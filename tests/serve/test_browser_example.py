@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from petseg.predict.photos import Photo
 from petseg.predict.segmenter import Segmenter
-from tests.conftest import chromium
-from tests.serve.test_page import ARGUMENTS
+from tests.serve.test_page import CAT, browser, opened  # noqa: F401 - a fixture
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "browser"
-CAT = EXAMPLE.parent.parent / "petseg" / "serve" / "page" / "cat.jpg"
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -28,30 +26,14 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def page():
-    path = chromium()
-    if path is None:
-        pytest.skip("NO BROWSER: no Chromium on the path, so the browser example is not tested")
+def page(browser):  # noqa: F811
     if not (EXAMPLE / "vendor").is_dir():
         pytest.skip("NO BROWSER EXAMPLE: examples/browser/vendor is not there; run `npm ci` in examples/browser")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(EXAMPLE)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    console, asked = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
-        page = browser.new_page()
-        page.on("console", lambda message: console.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: console.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"http://127.0.0.1:{server.server_port}/")
-        page.wait_for_selector("body[data-ready]", timeout=60_000)
-        yield page
-        browser.close()
+    yield from opened(browser, f"http://127.0.0.1:{server.server_port}/")
     server.shutdown()
     server.server_close()
-    assert console == []
-    own = (f"http://127.0.0.1:{server.server_port}/", "blob:", "data:")
-    assert [url for url in asked if not url.startswith(own)] == []
 
 
 def seen(page, content, model):

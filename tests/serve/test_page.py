@@ -22,13 +22,8 @@ from tests.conftest import Served, chromium
 CAT = Path(__file__).parents[2] / "petseg" / "serve" / "page" / "cat.jpg"
 MODELS = ("U-Net", "SegNet")
 UNET, SEGNET = shipped_model("unet"), shipped_model("segnet")
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)
+FAKES = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", *FAKES, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +37,7 @@ def browser():
         launched.close()
 
 
-def opened(browser, served, address="/", **context):
+def opened(browser, address, **context):
     """Yields a page; at the end nothing was asked of another machine and the console is empty."""
     made = browser.new_context(permissions=["camera", "clipboard-read", "clipboard-write"], **context)
     made.set_default_timeout(30_000)
@@ -52,7 +47,7 @@ def opened(browser, served, address="/", **context):
     page.on("console", lambda message: console.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: console.append(str(error)))
     made.on("request", lambda request: asked.append(request.url))
-    page.goto(served.url + address)
+    page.goto(address)
     page.wait_for_selector("body[data-ready]")
     yield page
     made.close()
@@ -62,7 +57,7 @@ def opened(browser, served, address="/", **context):
 
 @pytest.fixture
 def page(browser, served):
-    yield from opened(browser, served, viewport={"width": 1280, "height": 900})
+    yield from opened(browser, served.url, viewport={"width": 1280, "height": 900})
 
 
 def done(page):
@@ -260,7 +255,7 @@ def test_every_control_has_a_name_and_every_image_words(page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone(browser, served, scheme):
     phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
-    for page in opened(browser, served, **phone):
+    for page in opened(browser, served.url, **phone):
         page.get_by_role("button", name="Sample cat").tap()
         done(page)
         for address in ("/#try", "/#comparison", "/#api"):
@@ -361,7 +356,7 @@ def test_the_comparison_shows_tables_and_plots_of_results_and_the_commands_name_
 
 
 def test_a_request_elsewhere_would_be_seen(browser, served):
-    pages = opened(browser, served)
+    pages = opened(browser, served.url)
     page = next(pages)
     page.evaluate("fetch('http://pets.example/').catch(() => null)")
     with pytest.raises(AssertionError):
