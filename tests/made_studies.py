@@ -65,26 +65,12 @@ def make_study(folder, *, val=24, test=48, shapes=MATCHES, leave_out=lambda run:
     """Returns the folder, now with study.json and every run that `leave_out` does not name."""
     study = load_study("study")
     classes = tuple(schema.ClassInfo(name=entry.name, colour=entry.colour, role=entry.role) for entry in CLASSES)
-    data = schema.DataInfo(
-        name=NAME,  # its groups are breeds
-        provenance="drawn by a test",
-        official=False,
-        largest_side=500,
-        key="0",
-        classes=classes,
-        scored_classes=classes,
-        splits={"train": 3312, "val": val, "test": test},
-    )
-    manifest = StudyManifest(
-        petseg="0.2.0",
-        recipe=study,
-        data=data,
-        matches=matches_of(study, shapes),
-        latency_environment=schema.LatencyEnvironment(
-            engine="ONNX Runtime, one thread, batch 1, float32", processor="made", commit="abc"
-        ),
-        tuned=TUNED,
-    )
+    named = {"name": NAME, "provenance": "drawn by a test", "official": False, "key": "0"}  # its groups are breeds
+    seen = {"classes": classes, "scored_classes": classes, "largest_side": 500}
+    data = schema.DataInfo(**named, **seen, splits={"train": 3312, "val": val, "test": test})
+    engine = schema.LatencyEnvironment(engine="ONNX Runtime, one thread", processor="made", commit="abc")
+    known = {"matches": matches_of(study, shapes), "latency_environment": engine, "tuned": TUNED}
+    manifest = StudyManifest(petseg="0.2.0", recipe=study, data=data, **known)
     planned = plan(manifest)
     for number, run in enumerate(planned):
         if not leave_out(run):
@@ -122,13 +108,12 @@ def made_cost(model, size):
     width = model.options.get("base_channels", 16) / 16
     heavy = 1.2 if model.name == "unet" else 1.0
     latency = heavy * width**1.6 * size / 16
+    squared = {"parameters": 1.9e6, "macs": 4e8}
+    linear = {"activation_bytes": 5e6, "skip_bytes": 2e6, "training_activation_bytes_per_image": 14e6}
+    costs = {name: int(value * heavy * width**2) for name, value in squared.items()}
+    costs |= {name: int(value * heavy * width) for name, value in linear.items()}
     return schema.CostInfo(
-        parameters=int(1_900_000 * heavy * width**2),
-        macs=int(400_000_000 * heavy * width**2),
-        activation_bytes=int(5_000_000 * heavy * width),
-        skip_bytes=int(2_000_000 * heavy * width),
-        training_activation_bytes_per_image=int(14_000_000 * heavy * width),
-        latency_ms=schema.LatencyInfo(p50=latency, p95=1.2 * latency, repeats=60, size=size),
+        **costs, latency_ms=schema.LatencyInfo(p50=latency, p95=1.2 * latency, repeats=60, size=size)
     )
 
 

@@ -18,23 +18,20 @@ from tests.conftest import refused
 PACKAGE = Path(petseg.__file__).parent
 
 
-def test_type_checkers_see_every_public_name():
+def test_type_checkers_see_every_public_name_and_an_unknown_one_is_an_attribute_error():
     """What `__getattr__` imports when it is asked for stands as an import for them too."""
     tree = ast.parse(Path(petseg.__file__).read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     seen = {alias.asname: node.module for node in imports for alias in node.names}
     assert seen == petseg._HOME
+    with pytest.raises(AttributeError, match="no attribute 'unet'"):
+        petseg.unet  # noqa: B018
 
 
 @pytest.mark.parametrize("name", [name for name in petseg.__all__ if name != "__version__"])
 def test_a_public_name_resolves_and_is_documented(name):
     assert getattr(petseg, name).__doc__
-
-
-def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'unet'"):
-        petseg.unet  # noqa: B018
 
 
 STARTS_OR_EXECUTES = {

@@ -89,26 +89,18 @@ def test_a_file_by_path_or_one_that_cannot_be_read(write, tmp_path):
         refused(match, load_recipe, name)
 
 
+LEAST = "greater than or equal to"
 RANGES = [
-    ("train.epochs", 1, 0, "greater than or equal to 1"),
-    ("train.batch_size", 2, 1, "greater than or equal to 2"),
+    ("train.epochs", 1, 0, f"{LEAST} 1"),
+    ("train.batch_size", 2, 1, f"{LEAST} 2"),
     ("train.learning_rate", 1e-9, 0, "greater than 0"),
-    ("train.learning_rate", 1, "nan", "a finite number"),
-    ("train.learning_rate", 1, "inf", "a finite number"),
-    ("train.warmup", 0, 1, "less than 1"),
-    ("train.weight_decay", 0, -0.1, "greater than or equal to 0"),
-    ("train.gradient_clip", 0, -1, "greater than or equal to 0"),
-    ("train.dice_weight", 0, -1, "greater than or equal to 0"),
-    ("train.ema", 0.999, 1, "less than 1"),
-    ("train.seed", 0, -1, "greater than or equal to 0"),
-    ("train.augment.scale", 0, 1, "less than 1"),
+    *(("train.learning_rate", 1, wrong, "a finite number") for wrong in ("nan", "inf")),
+    *((f"train.{name}", 0, -0.1, f"{LEAST} 0") for name in ("weight_decay", "dice_weight", "augment.colour")),
+    *((f"train.{name}", 0, -1, f"{LEAST} 0") for name in ("gradient_clip", "seed")),
+    *((f"train.{name}", 0.999, 1, "less than 1") for name in ("warmup", "ema", "augment.scale", "augment.shift")),
     ("train.augment.rotation", 180, 181, "less than or equal to 180"),
-    ("train.augment.shift", 0.9, 1, "less than 1"),
-    ("train.augment.colour", 0, -0.1, "greater than or equal to 0"),
-    ("data.size", 16, 15, "greater than or equal to 16"),
-    ("data.size", 2048, 2049, "less than or equal to 2048"),
-    ("data.fraction", 1, 0, "greater than 0"),
-    ("data.fraction", 0.1, 1.1, "less than or equal to 1"),
+    *(("data.size", 16, 15, f"{LEAST} 16"), ("data.size", 2048, 2049, "less than or equal to 2048")),
+    *(("data.fraction", 1, 0, "greater than 0"), ("data.fraction", 0.1, 1.1, "less than or equal to 1")),
 ]
 
 

@@ -25,12 +25,8 @@ from tests.conftest import scripts
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "benchmarks" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]
+ABOVE = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md"))
+DOCUMENTS = [*ABOVE, *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED = sorted(RESULTS.glob("*/comparison.json"))
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 

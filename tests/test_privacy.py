@@ -14,8 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 CAT = ROOT / "petseg" / "serve" / "page" / "cat.jpg"
 
-NAMESPACE = ["unshare", "--map-root-user", "--net", "--mount"]
-"""Starts a command with loopback alone and a mount table of its own."""
+NAMESPACE = ["unshare", "--map-root-user", "--net", "--mount"]  # loopback alone, and mounts of its own
 
 WATCHED = """
 import json, os, pathlib, socket, subprocess, sys, threading
@@ -93,15 +92,10 @@ def test_no_entry_point_asks_for_a_name_or_writes_into_the_home_folder(tmp_path)
     photos.mkdir()
     for number in range(33):
         Image.new("RGB", (40, 30), (number, 99, 9)).save(photos / f"{number}.png")
-    found = watched(
-        tmp_path,
-        BOTH,
-        SERVE,
-        command("predict", str(photos), "--out", str(tmp_path / "out"), "--only", "mask"),
-        command("export", "--model", "unet_small", "--out", str(tmp_path / "unet.xml")),
-        command("bench", "--model", "unet_small", "--turns", "1", "--size", "32"),
-    )
-    assert found == ([], [])
+    predict = command("predict", str(photos), "--out", str(tmp_path / "out"), "--only", "mask")
+    export = command("export", "--model", "unet_small", "--out", str(tmp_path / "unet.xml"))
+    bench = command("bench", "--model", "unet_small", "--turns", "1", "--size", "32")
+    assert watched(tmp_path, BOTH, SERVE, predict, export, bench) == ([], [])
     assert len([*(tmp_path / "out").iterdir()]) == 33
 
 

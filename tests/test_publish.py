@@ -112,10 +112,6 @@ def test_runs_of_other_images_and_a_part_of_a_study_are_refused(publish, tmp_pat
     assert list((tmp_path / "results").rglob("*.*")) == [before], "what was published stays until the new is whole"
 
 
-def edited(path, change):
-    path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()).decode()).encode(), 1))
-
-
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -130,8 +126,6 @@ def edited(path, change):
 )
 def test_damaged_files_are_one_line(published, tmp_path, name, change):
     folder = shutil.copytree(published, tmp_path / "copy")
-    if change is None:
-        (folder / name).write_bytes(b"not gzip")
-    else:
-        edited(folder / name, change)
+    text = gzip.decompress((folder / name).read_bytes()).decode()
+    (folder / name).write_bytes(gzip.compress(change(text).encode(), 1) if change else b"not gzip")
     refused(rf"^.*{re.escape(name)}: cannot be read \(.*\); restore the file$", Results, folder)

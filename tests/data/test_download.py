@@ -218,10 +218,8 @@ def test_a_slow_host_is_given_up_and_its_part_is_continued_elsewhere(server, tmp
 
 REFUSED = [
     ("http://127.0.0.1:9/x", "refused"),
-    ("http://pets.example/x", "is not https"),
-    ("http://localhost.example/x", "is not https"),
-    ("ftp://127.0.0.1/x", "is not https"),
-    ("file:///etc/passwd", "is not https"),
+    *((f"{place}/x", "is not https") for place in ("http://pets.example", "http://localhost.example")),
+    *((url, "is not https") for url in ("ftp://127.0.0.1/x", "file:///etc/passwd")),
 ]
 
 

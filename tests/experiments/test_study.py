@@ -1,6 +1,5 @@
 """The study: its recipe is checked before hours of work, each run is made once, and a kill changes nothing."""
 
-import json
 import multiprocessing
 import re
 import shutil
@@ -29,27 +28,20 @@ from petseg.training import runs
 from tests.cli.test_commands import child_environment, petseg
 from tests.conftest import refused
 from tests.made_studies import TUNED
+from tests.test_kills import content
 
 TINY = """
 title = "Made pets"
-[model]
-base_channels = 4
-[data]
-size = 32
-[train]
-epochs = 2
-batch_size = 8
-precision = "fp32"
-deterministic = true
+model.base_channels = 4
+data.size = 32
+train = { epochs = 2, batch_size = 8, precision = "fp32", deterministic = true }
+robustness = { experiment = "skips", expected = ["skips > none in blur"] }
 [tuning]
 models = ["unet"]
 learning_rate = [1e30, 3e-3]
 warmup = [0.1]
 expected = "the larger rate diverges"
 fields = { train.epochs = 1 }
-[robustness]
-experiment = "skips"
-expected = ["skips > none in blur"]
 [[experiments]]
 name = "skips"
 title = "Skips"
@@ -58,21 +50,21 @@ models = ["unet"]
 seeds = [0]
 tuned = true
 test = true
-[experiments.variants.skips]
-title = "skips"
-[experiments.variants.none]
-title = "none"
-fields = { model.skips = false }
+variants.skips.title = "skips"
+variants.none = { title = "none", fields = { model.skips = false } }
 [[experiments]]
 name = "size"
 title = "Equal parameters"
 expected = ["unet > segnet"]
 seeds = [0]
-[experiments.variants.parameters]
-title = "same parameters"
-match = "parameters"
-to = "unet"
+variants.parameters = { title = "same parameters", match = "parameters", to = "unet" }
 """
+
+
+def altered(folder, old, new):
+    assert old in TINY
+    (folder / "altered.toml").write_text(TINY.replace(old, new, 1), encoding="utf-8")
+    return load_study(str(folder / "altered.toml"))
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +96,7 @@ def sizes(pets_folder):
 
 
 def results(folder):
-    found = {}
-    for path in sorted(folder.glob("runs/*/**/*")):
-        if path.is_dir() or path.name in ("environment.json", ".lock"):
-            continue
-        key = str(path.relative_to(folder))
-        if path.name == "metrics.jsonl":
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[key] = [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
-        else:
-            found[key] = path.read_bytes()
-    return found
+    return content(folder / "runs")
 
 
 def part(whole, folder, names):
@@ -263,15 +245,13 @@ def test_the_list_says_what_each_run_is_for_and_how_long(whole, recipe, tmp_path
 
 
 def test_expectations_may_not_change_after_the_runs(whole, tmp_path):
-    changed = tmp_path / "changed.toml"
     for old, new, where in (
         ("skips = none", "skips > none", "experiment 'skips'"),
         ("the larger rate diverges", "it does not", "tuning"),
         ("skips > none in blur", "skips = none in blur", "robustness"),
     ):
-        changed.write_text(TINY.replace(old, new), encoding="utf-8")
         match = rf"^study: {where}: what was expected changed after runs were made; .*restore"
-        refused(match, open_study, load_study(str(changed)), whole)
+        refused(match, open_study, altered(tmp_path, old, new), whole)
 
 
 def test_another_folder_or_other_images_are_refused(whole, tiny, sizes, pets_folder, tmp_path):
@@ -285,15 +265,12 @@ def test_another_folder_or_other_images_are_refused(whole, tiny, sizes, pets_fol
     refused(r"copy: holds work on other images \(elsewhere\)", run_study, tiny, folder, sizes, Making(pets_folder))
 
 
-def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tmp_path):
+def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tiny, tmp_path):
     data = read_manifest(whole).data
-    changed = tmp_path / "changed.toml"
-    changed.write_text(TINY.replace("2 in border", "2 in edge"), encoding="utf-8")
-    with pytest.raises(PetsegError, match=r"score 'edge' is unknown; choose one of: pet, border, "):
-        check_against_data(load_study(str(changed)), data)
-    changed.write_text(TINY, encoding="utf-8")
-    with pytest.raises(PetsegError, match=r"experiment 'skips' has test, but .* has no test split"):
-        check_against_data(load_study(str(changed)), data.model_copy(update={"splits": {"train": 9, "val": 2}}))
+    edge = altered(tmp_path, "2 in border", "2 in edge")
+    refused(r"score 'edge' is unknown; choose one of: pet, border, ", check_against_data, edge, data)
+    untested = data.model_copy(update={"splits": {"train": 9, "val": 2}})
+    refused(r"experiment 'skips' has test, but .* has no test split", check_against_data, tiny, untested)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +279,7 @@ def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tmp_path):
         ('title = "Skips"', 'titel = "Skips"', r"experiment 'skips': field 'titel' is unknown; choose one of: title, "),
         ('title = "skips"', 'titel = "skips"', r"variant 'skips': field 'titel' is unknown; choose one of: title, "),
         ("warmup = [0.1]", "warmups = [0.1]", r"tuning: field 'warmups' is unknown; choose one of: warmup, "),
-        ("[train]", "[trian]", r"field 'trian' is unknown; choose one of: train\."),
+        ("train = {", "trian = {", r"field 'trian' is unknown; choose one of: train\."),
         (
             "model.skips = false",
             "model.skip = false",
@@ -323,13 +300,7 @@ def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tmp_path):
     ],
 )
 def test_a_mistake_in_a_recipe_is_one_line(old, new, message, tmp_path):
-    assert TINY.count(old) >= 1
-    path = tmp_path / "wrong.toml"
-    path.write_text(TINY.replace(old, new, 1), encoding="utf-8")
-    with pytest.raises(PetsegError, match=message) as caught:
-        load_study(str(path))
-    assert str(caught.value).startswith("study")
-    assert "\n" not in str(caught.value)
+    assert refused(message, altered, tmp_path, old, new).startswith("study")
     refused(r"study 'stduy' is unknown; choose one of: study$", load_study, "stduy")
 
 
@@ -446,9 +417,8 @@ def test_a_match_whose_question_changed_is_searched_anew(whole, tiny, tmp_path):
         manifest = read_manifest(whole).model_copy(update={"recipe": study})
         return any("the shape of segnet/parameters" in run.waits for run in plan(manifest))
 
-    changed = tmp_path / "changed.toml"
-    changed.write_text(TINY.replace("base_channels = 4", "base_channels = 5"), encoding="utf-8")
-    assert (waits(tiny), waits(load_study(str(changed)))) == (False, True)
+    wider = altered(tmp_path, "base_channels = 4", "base_channels = 5")
+    assert (waits(tiny), waits(wider)) == (False, True)
     size = tiny.experiments[1]
     assert size.matched_to("segnet/parameters") == "unet/parameters"
     assert size.matched_to("unet/parameters") is None

@@ -28,11 +28,8 @@ def test_the_rule_takes_openvino_for_many_photos_where_it_is_installed_and_bf16_
     import openvino
 
     monkeypatch.delenv("PETSEG_RUNTIME")
-    for able, installed, wanted in (
-        ("BF16", True, "openvino"),
-        ("FP32", True, "onnxruntime"),
-        ("BF16", False, "onnxruntime"),
-    ):
+    cases = (("BF16", True, "openvino"), ("FP32", True, "onnxruntime"), ("BF16", False, "onnxruntime"))
+    for able, installed, wanted in cases:
         core = type("Core", (), {"get_property": lambda self, device, name, able=able: ["FP32", able]})
         monkeypatch.setattr(openvino, "Core", core)
         monkeypatch.setattr(runtimes, "find_spec", lambda name, installed=installed: object() if installed else None)
