@@ -1,7 +1,8 @@
 """Photos as people have them: any format, size, rotation and colour profile. H W are their pixels after rotation."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -32,21 +33,18 @@ class Photo:
     def __init__(self, source: Source, name: str = "") -> None:
         self.name = name or (str(source) if isinstance(source, str | os.PathLike) else "image")
         self._kept = self._keep(source)
-        try:
-            with self._open() as opened:
-                check_pixels(opened)
-                self.size = _upright_size(opened)  # height and width
-                # what a user should know: of an animation, that its first frame is used
-                self.notes = _frame_note(source if isinstance(source, Image.Image) else opened)
-                if opened.format == "JPEG" and isinstance(self._kept, bytes):
-                    mended = images.mended_jpeg(self._kept)
-                    self.notes += ("its last bytes are missing, no pixel is",) if mended is not self._kept else ()
-                    self._kept = mended
-                scaled: list[str] = []
-                images.narrowed(opened, scaled)
-                self.notes += tuple(scaled)
-        except UNREADABLE as error:
-            raise self._unreadable(error) from None
+        with self._opened() as opened:
+            check_pixels(opened)
+            self.size = _upright_size(opened)  # height and width
+            # what a user should know: of an animation, that its first frame is used
+            self.notes = _frame_note(source if isinstance(source, Image.Image) else opened)
+            if opened.format == "JPEG" and isinstance(self._kept, bytes):
+                mended = images.mended_jpeg(self._kept)
+                self.notes += ("its last bytes are missing, no pixel is",) if mended is not self._kept else ()
+                self._kept = mended
+            scaled: list[str] = []
+            images.narrowed(opened, scaled)
+            self.notes += tuple(scaled)
 
     def resized(self, size: int) -> UInt8:
         """Returns the photo as a model sees it, [size, size, 3]: resized as the images of a dataset are prepared."""
@@ -61,23 +59,17 @@ class Photo:
 
     def whole(self, *, draft: int | None = None) -> Image.Image:
         """Returns the photo in mode RGB, upright, in sRGB; `draft` lets a JPEG shrink to no less than this side."""
-        try:
-            with self._open() as opened:
-                if draft is not None:
-                    opened.draft("RGB", (draft, draft))
-                return to_srgb(images.upright(opened))
-        except UNREADABLE as error:
-            raise self._unreadable(error) from None
+        with self._opened() as opened:
+            if draft is not None:
+                opened.draft("RGB", (draft, draft))
+            return to_srgb(images.upright(opened))
 
     def opacity(self) -> Image.Image | None:
         """Returns how opaque the photo is at its own size, mode L, upright; None where it is opaque."""
-        try:
-            with self._open() as opened:
-                if not opened.has_transparency_data:
-                    return None
-                return images.narrowed(images.upright(opened), []).convert("RGBA").getchannel("A")
-        except UNREADABLE as error:
-            raise self._unreadable(error) from None
+        with self._opened() as opened:
+            if not opened.has_transparency_data:
+                return None
+            return images.narrowed(images.upright(opened), []).convert("RGBA").getchannel("A")
 
     def _keep(self, source: Source) -> bytes | Image.Image:
         if isinstance(source, np.ndarray):
@@ -99,10 +91,16 @@ class Photo:
             raise PetsegError(f"{self.name}: is empty (zero bytes); was it copied completely?")
         return source
 
-    def _open(self) -> Image.Image:
-        if not isinstance(self._kept, bytes):
-            return self._kept
-        return images.scaled_transparency(Image.open(BytesIO(self._kept), formats=formats()))
+    @contextmanager
+    def _opened(self) -> Iterator[Image.Image]:
+        try:
+            if not isinstance(self._kept, bytes):
+                yield self._kept
+                return
+            with images.scaled_transparency(Image.open(BytesIO(self._kept), formats=formats())) as opened:
+                yield opened
+        except UNREADABLE as error:
+            raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> PetsegError:
         reason = str(error).partition("\n")[0] or type(error).__name__
