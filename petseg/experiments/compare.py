@@ -38,7 +38,6 @@ from petseg.training.loop import Execution, train
 
 BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4  # how many images of each kind the report shows
 EXAMPLE_SIDE = 320  # longest side in pixels of the images in the report, so that it stays small enough to send
-
 Why = Literal["best", "median", "worst", "differ"]
 
 
@@ -52,8 +51,7 @@ class Plan:
     resume: bool = False  # go on in the folder; work that is there is kept
     final: bool = True  # score the test split too; false stops at validation and marks the whole as quick, no result
     synthetic: bool = False  # the images are drawn, and every figure says so
-    on_stage: Callable[..., None] = lambda title, done, total, detail="": None
-    """Called with what stands on a progress bar."""
+    on_stage: Callable[..., None] = lambda title, done, total, detail="": None  # of what stands on a progress bar
 
     def progress(self, title: str) -> Callable[..., None]:
         """Returns `on_stage` with a title."""
@@ -187,18 +185,12 @@ def _baselines(plan: Plan, splits: Mapping[str, Split], folder: Path) -> tuple[s
 
 
 def choose_examples(scores: Mapping[str, Score]) -> list[tuple[int, Why]]:
-    """Returns (row, why) of the images to show: by the models' mean score, then where models differ most.
-
-    Scores are per-image mIoU, float64 [N], by model.
-    """
+    """Returns (row, why) of the images to show, by mean and by difference, from model -> mIoU by image, float64 [N]."""
     values = np.stack(list(scores.values()))
     order = np.argsort(-values.mean(axis=0), kind="stable")
     middle = max(0, len(order) // 2 - MEDIAN // 2)
-    parts: dict[Why, Rows] = {
-        "best": order[:BEST],
-        "median": order[middle : middle + MEDIAN],
-        "worst": order[::-1][:WORST],
-    }
+    median = order[middle : middle + MEDIAN]
+    parts: dict[Why, Rows] = {"best": order[:BEST], "median": median, "worst": order[::-1][:WORST]}
     chosen: dict[int, Why] = {}
     for why, rows in parts.items():
         for row in rows:

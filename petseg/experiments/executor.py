@@ -1,7 +1,4 @@
-"""Runs many independent jobs, in the shape of `concurrent.futures`: submit a plain function with plain arguments.
-
-How a job gets on is read from the files that it writes, so any executor will do, on one machine or on many.
-"""
+"""Runs many independent jobs, in the shape of `concurrent.futures`; how one gets on is read from its files."""
 
 import multiprocessing
 import os
@@ -18,10 +15,9 @@ T = TypeVar("T")
 
 
 class LocalProcesses(ThreadPoolExecutor):
-    """Runs each job in a fresh process of this machine, at most `count` at a time.
+    """Runs each job in a fresh process, at most `count` at a time; one that is killed fails alone.
 
-    A job that is killed fails alone. Jobs end when the `with` block ends by an exception (Ctrl-C is the caller's), and
-    when the caller's process does, however that comes about.
+    Jobs end when the `with` block ends by an exception (Ctrl-C is the caller's), and when the caller's process does.
     """
 
     def __init__(self, count: int) -> None:

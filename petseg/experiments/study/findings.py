@@ -38,6 +38,8 @@ def find(folder: Path) -> schema.Findings:
     states = [entry.state for entry in manifest.runs]
     models = [*(study.tuning.models if study.tuning else ()), *(m for e in study.experiments for m in e.models)]
     made = [results.result(entry) for entry in manifest.runs if entry.state == "finished"]
+    parts = {"device", "processor", "threads", "precision", "torch", "commit"}
+    machines = Counter(tuple(sorted(run.environment.model_dump(include=parts).items())) for run in made)
     return schema.Findings(
         petseg=manifest.petseg,
         title=study.title,
@@ -47,7 +49,7 @@ def find(folder: Path) -> schema.Findings:
         resamples=HOW.resamples,
         runs={state: states.count(state) for state in get_args(schema.RunState) if state in states},
         train_seconds=_round(sum(row.seconds for run in made for row in run.history)),
-        machines=_machines(made),
+        machines=tuple(schema.Machine(**dict(machine), runs=count) for machine, count in machines.items()),
         latency_environment=manifest.latency_environment,
         tuning=_tuning(results),
         experiments=tuple(_experiment(results, experiment) for experiment in study.experiments),
@@ -161,10 +163,9 @@ def difference(
 
 
 def verdict(low: float, high: float, *, equal: bool, by: float = 0.0) -> schema.Verdict:
-    """Returns whether an expectation held, by the interval of left less right.
+    """Returns whether `left > right by X`, or `left = right`, held by the interval of left less right.
 
-    `left > right by X` held where the whole interval lies above X, and did not where it lies below; between, it is
-    open. `left = right` held where no difference is shown.
+    The former is open where X lies within the interval; the latter held where no difference is shown.
     """
     if equal:
         return "held" if low <= 0 <= high else "did not hold"
@@ -255,7 +256,9 @@ def _scores(results: Results, experiment: Experiment, finished: Arm) -> schema.A
         metric: _estimate(measure(results, experiment, metric), finished)
         for metric in ("miou", *made[0].evaluations[experiment.split].iou, BOUNDARY)
     }
-    usual = _usual_machine(results, experiment)
+    # the kind of machine that trained most of the experiment's runs: times of several do not compare
+    all_runs = {run.name: run for name in experiment.arms() for run in results.arm(experiment, name).values()}
+    usual = Counter(_machine(results.result(run)) for run in all_runs.values()).most_common(1)[0][0]
     times = [runs.epoch_seconds(run.history) * len(run.history) for run in made if _machine(run) == usual]
     return schema.ArmScores(
         miou=estimates.pop("miou"),
@@ -264,12 +267,6 @@ def _scores(results: Results, experiment: Experiment, finished: Arm) -> schema.A
         train_seconds=_round(float(np.mean(times))) if times else None,
         history=_history(made) if experiment is results.study.experiments[0] else {},
     )
-
-
-def _usual_machine(results: Results, experiment: Experiment) -> str:
-    """Returns the kind of machine that trained most of an experiment's runs: times of several do not compare."""
-    made = {run.name: run for name in experiment.arms() for run in results.arm(experiment, name).values()}
-    return Counter(_machine(results.result(run)) for run in made.values()).most_common(1)[0][0]
 
 
 def _machine(run: RunResult) -> str:
@@ -427,9 +424,3 @@ def _settings(made: Sequence[RunResult]) -> dict[str, tuple[JsonValue, ...]]:
             if config.get(name) not in values:
                 values.append(config.get(name))
     return {name: tuple(values) for name, values in found.items()}
-
-
-def _machines(made: Sequence[RunResult]) -> tuple[schema.Machine, ...]:
-    names = {"device", "processor", "threads", "precision", "torch", "commit"}
-    machines = Counter(tuple(sorted(run.environment.model_dump(include=names).items())) for run in made)
-    return tuple(schema.Machine(**dict(machine), runs=count) for machine, count in machines.items())

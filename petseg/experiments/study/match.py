@@ -1,8 +1,4 @@
-"""Shapes of equal cost: which width makes a SegNet as large, or as fast, as a U-Net.
-
-Parameters are counted. Latency is measured in ONNX Runtime, where a model is used: one image, one thread, the
-candidates taking turns, so that a busy machine hits all alike.
-"""
+"""Shapes of equal cost: which width makes a SegNet as large, or in ONNX Runtime as fast, as a U-Net."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -36,8 +32,7 @@ REPEATS = 60  # passes a candidate, after five to warm up
 def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | None = None) -> CostMatch:
     """Returns the options by which a model must differ to cost as much as the reference, and both costs.
 
-    The fewest changes win: the model as it is, then another width, then (where stages have numbers of convolutions of
-    their own, as in SegNet) also one convolution more or less in one stage. Among equals the nearest in cost.
+    The fewest changes win: none, another width, then (as in SegNet) one convolution more or less in one stage too.
     """
     if measure is None:
         by_time = question.quantity == "latency"
@@ -115,10 +110,7 @@ def measure_onnx_latencies(shapes: Mapping[str, tuple[ModelConfig, int]], num_cl
 
 
 def onnx_times(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, repeats: int) -> dict[str, list[float]]:
-    """Returns the milliseconds of each pass in ONNX Runtime, one image on one thread, of shapes that take turns.
-
-    Shapes are models and sides in pixels. Weights are random: what they are changes nothing in the time.
-    """
+    """Returns the milliseconds of each pass in ONNX Runtime, one image on one thread, of (model, side) taking turns."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     passes = {}

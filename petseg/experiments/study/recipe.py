@@ -1,7 +1,6 @@
-"""A study's recipe: experiments of arms, and what was expected of each before anything ran.
+"""A study's recipe (`petseg/recipes/study.toml` shows every field): experiments of arms, and what was expected of each.
 
-An arm is a model in a variant, written `unet/skips`; it is trained once for each seed. `petseg/recipes/study.toml`
-shows every field.
+An arm is a model in a variant, written `unet/skips`; it is trained once for each seed.
 """
 
 import re
@@ -32,9 +31,8 @@ Quantity = Literal["parameters", "latency"]
 Models = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Claims = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**40)]
-
+# how far, as a share, a matched arm may be from what it is matched to
 TOLERANCE: dict[Quantity, float] = {"parameters": 0.02, "latency": 0.05}
-"""How far, as a share, a matched arm may be from what it is matched to."""
 
 
 class Variant(StrictConfig):
@@ -43,11 +41,8 @@ class Variant(StrictConfig):
     title: str  # how a reader knows it
     fields: dict[str, Any] = Field(default_factory=dict)  # recipe fields that differ, for example `model.skips = false`
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)  # the same for one model
-    match: Quantity | None = None
-    """Search the shape of the same parameters (within 2 %) or of the same latency (within 5 %) as `to`."""
-    to: str = ""
-    """A model, whose arm in this variant is matched by the other models' arms; or a variant, whose arm of the same
-    model is matched."""
+    match: Quantity | None = None  # search the shape of the same parameters or latency, within `TOLERANCE`, as `to`
+    to: str = ""  # a model, matched by the other models' arms of this variant; or a variant, for the arm of each model
     line: str = ""  # names the line of the experiment's curve that the variant lies on, where there are several a model
 
 
@@ -73,14 +68,13 @@ class Experiment(StrictConfig):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     title: str
+    # written before the runs: `unet > segnet`, `unet/skips > unet/indices by 1: a map holds more than places`. A model
+    # stands for its arm in each variant, a variant for its arm of each model; `=` expects that no difference is shown;
+    # `by` is in points, `in` names another score (a class's IoU) than mIoU; what follows the colon says why
     expected: Claims
-    """Claims, written before the runs: `unet > segnet`, `unet/skips > unet/indices by 1: a map holds more than places`.
-    A model stands for its arm in each variant, a variant for its arm of each model; `=` expects that no difference is
-    shown; `by` is in points, `in` names another score (a class's IoU) than mIoU; what follows the colon says why."""
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
     models: Models = ("unet", "segnet")
-    tuned: bool = False
-    """Take each model's best learning rate and warm-up of the tuning grid, where a variant does not give its own."""
+    tuned: bool = False  # take each model's best rate and warm-up of the tuning grid, where a variant gives none
     test: bool = False  # score the test split too
     curve: Literal["latency", "images"] | None = None  # draw mIoU over this, a line for each model
     fields: dict[str, Any] = Field(default_factory=dict)  # recipe fields that hold for all arms
@@ -186,10 +180,8 @@ class Study(StrictConfig):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     tuning: Tuning | None = None
-    robustness: Recheck | None = None
-    """On corrupted test images; a claim is about one of `petseg.evaluation.corruptions`, the mean of its severities."""
-    subsets: Recheck | None = None
-    """On a part of the test images, or with the border counted otherwise; a claim is about one of `SUBSETS`."""
+    robustness: Recheck | None = None  # on corrupted test images; a claim is about one kind, the mean of its severities
+    subsets: Recheck | None = None  # on a part of the images or another view of the border; claims are about `SUBSETS`
     experiments: Annotated[tuple[Experiment, ...], Field(strict=False, min_length=1)]
 
     def rechecks(self) -> dict[str, Recheck]:
@@ -238,11 +230,7 @@ class Study(StrictConfig):
 
 
 def load_study(name: str) -> Study:
-    """Returns the shipped study by name, or a TOML file by path.
-
-    Raises:
-        PetsegError: no such study, broken TOML, an unknown or wrong field, a claim about no arm.
-    """
+    """Returns the shipped study by name, or a TOML file by path; PetsegError where a field or a claim is wrong."""
     source = f"study {name}"
     fields = read_toml("study", name, ["study"])
     experiments = fields.pop("experiments", None)
@@ -253,22 +241,6 @@ def load_study(name: str) -> Study:
         fields["tuning"] = validated(Tuning, fields["tuning"], source=f"{source}: tuning")
     fields["experiments"] = tuple(_experiment(entry, source) for entry in experiments)
     study = validated(Study, fields, source=source)
-    _check(study)
-    return study
-
-
-def _experiment(fields: dict[str, Any], source: str) -> Experiment:
-    source = f"{source}: experiment {fields.get('name', '')!r}"
-    variants = fields.get("variants")
-    if not isinstance(variants, dict) or not all(isinstance(variant, dict) for variant in variants.values()):
-        raise PetsegError(f"{source}: no [experiments.variants.NAME] in it; an experiment has at least one")
-    for name, variant in variants.items():
-        variants[name] = validated(Variant, variant, source=f"{source}: variant {name!r}")
-    return validated(Experiment, fields, source=source)
-
-
-def _check(study: Study) -> None:
-    """Finds the mistakes that can be found without the data."""
     names = [experiment.name for experiment in study.experiments]
     for experiment in study.experiments:
         where = f"study: experiment {experiment.name!r}"
@@ -286,6 +258,17 @@ def _check(study: Study) -> None:
     if study.tuning is not None:
         for model in study.tuning.models:
             study.config(model, 0, [study.tuning.fields], source="study: tuning")
+    return study
+
+
+def _experiment(fields: dict[str, Any], source: str) -> Experiment:
+    source = f"{source}: experiment {fields.get('name', '')!r}"
+    variants = fields.get("variants")
+    if not isinstance(variants, dict) or not all(isinstance(variant, dict) for variant in variants.values()):
+        raise PetsegError(f"{source}: no [experiments.variants.NAME] in it; an experiment has at least one")
+    for name, variant in variants.items():
+        variants[name] = validated(Variant, variant, source=f"{source}: variant {name!r}")
+    return validated(Experiment, fields, source=source)
 
 
 def check_against_data(study: Study, data: DataInfo) -> None:

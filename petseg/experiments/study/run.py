@@ -1,12 +1,6 @@
 """Making a study: `run_study` makes every run that is missing, each in a process of its own.
 
-A study is a folder:
-
-    study.json    the recipe, what was found on the way (shapes, settings, costs), and every run with its rows
-    runs/NAME/    the run folders, as `petseg train` and `petseg evaluate` make them
-
-All that a run depends on stands in the recipe, in study.json or in other runs, so a study that was killed goes on to
-the same results.
+All that a run depends on stands in study.json or in other runs, so a study that was killed goes on to the same results.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,12 +38,11 @@ class Making:
 
     data: Path  # the data folder, for the runs' processes
     device: str | None = None  # as `choose_hardware`
+    # runs made at a time, which share torch's threads: of 16 channels two runs with a thread each were 1.21 times as
+    # fast at 64 px as in turn with two, 1.14 times at 96 px (2 cores of a Xeon with AMX, torch 2.13, 2026-11-22)
     at_once: int = 1
-    """Runs made at a time, which share torch's threads. Small networks gain by it: of 16 channels two runs with a
-    thread each were 1.21 times as fast at 64 px as one after the other with two threads, 1.14 times at 96 px (2 cores
-    of an Intel Xeon with AMX, torch 2.13, 2026-11-22)."""
+    # called with a line on what ended or begins, and how many runs have ended, of how many
     on_status: Callable[[str, int, int], None] = lambda line, ended, total: None
-    """Called with a line on what ended or begins, and how many runs have ended, of how many."""
 
 
 def open_study(study: Study, folder: Path) -> StudyManifest:
@@ -79,12 +72,10 @@ def _expected(study: Study) -> dict[tuple[str, str], object]:
 
 
 def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], making: Making) -> StudyManifest:
-    """Returns the manifest after every run that can be made is made.
+    """Returns the manifest after every run that can be made is made; `prepared` has the dataset by side in pixels.
 
-    Shapes are searched and costs measured first, then runs are made in the plan's order. What the folder holds is kept,
-    and an interrupted run goes on. Where runs failed, the others are made before the error, unless `MOST_FAILURES` did.
-
-    `prepared` holds the dataset by side in pixels, for every size of the study.
+    What the folder holds is kept, and an interrupted run goes on. Where runs failed, the others are made before the
+    error, unless `MOST_FAILURES` did.
     """
     manifest = open_study(study, folder)
     data = _check_data(manifest, next(iter(prepared.values())), folder)
@@ -106,9 +97,14 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
                 break
             for future in wait(jobs, return_when=FIRST_COMPLETED).done:
                 run = jobs.pop(future)
+                place = run.place(folder)
                 try:
                     future.result()
-                    outcome = _outcome(run.place(folder))
+                    if (place / DIVERGED).is_file():
+                        outcome = str(storage.read_json(place / DIVERGED)["reason"])
+                    else:
+                        miou = read_record(place / "evaluations" / "val.json", Scores).miou
+                        outcome = f"validation mIoU {100 * miou:.1f}"
                 except PetsegError as error:
                     failed[run.name] = error
                     outcome = str(error)
@@ -128,12 +124,6 @@ def _report(manifest: StudyManifest, folder: Path, making: Making, outcome: str,
     time_left = duration(sum(seconds[name] for name in left) / making.at_once)
     ended = len(seconds) - len(left)
     making.on_status(f"{ended} of {len(seconds)}, {outcome}; {time_left} left", ended, len(seconds))
-
-
-def _outcome(place: Path) -> str:
-    if (place / DIVERGED).is_file():
-        return str(storage.read_json(place / DIVERGED)["reason"])
-    return f"validation mIoU {100 * read_record(place / 'evaluations' / 'val.json', Scores).miou:.1f}"
 
 
 def make_run(run: Run, folder: Path, data: Path, device: str | None, threads: int) -> None:

@@ -21,10 +21,9 @@ SIZES = ("small", "medium", "large")
 
 
 def subset_counts(counts: Confusion, name: str, ids: Sequence[str]) -> Confusion:
-    """Returns the matrices of one of `SUBSETS`: fewer images, or fewer classes.
+    """Returns the matrices of one of `SUBSETS`, fewer images or classes, of int64 [N, C, C] of images with these `ids`.
 
-    `counts` are int64 [N, C, C] of images with these `ids`. The classes are foreground, background and border where
-    the border is counted otherwise; the first is the foreground anyway.
+    The first class is the foreground; the others are background and border where the border is counted otherwise.
     """
     if name == "unleaked":
         return counts[[sample_id not in oxford_pets.COMMITTED_LEAKS for sample_id in ids]]
