@@ -50,11 +50,15 @@ def compare(
     source, synthetic = data_or_synthetic(data) if quick else (data_folder(data, fetch=True), False)
     prepared = prepare_data(source, loaded.data)
     started = time.monotonic()
+    words = ["petseg", "compare", *(["--quick"] if quick else [])]  # repeats it, wherever data and results lie
+    words += ["--recipe", recipe] if recipe != "default" else []
+    words += [word for setting in settings or () for word in ("--set", setting)]
+    words += ["--device", device] if device else []
     with resumable(), progress_bar() as advance:
         plan = Plan(
             recipe=loaded,
             hardware=hardware,
-            command=_compare_command(quick, recipe, settings or [], device),
+            command=shlex.join(words),
             resume=resume,
             final=not quick,
             synthetic=synthetic,
@@ -91,11 +95,3 @@ def report(
         return
     path = source / "comparison.json" if source.is_dir() else source
     print(f"report: {write_report(path, out).resolve()}")
-
-
-def _compare_command(quick: bool, recipe: str, settings: list[str], device: str | None) -> str:
-    """Returns the command that repeats a comparison from its start, wherever data and results lie."""
-    words = ["petseg", "compare", *(["--quick"] if quick else [])]
-    words += ["--recipe", recipe] if recipe != "default" else []
-    words += [word for setting in settings for word in ("--set", setting)]
-    return shlex.join([*words, *(["--device", device] if device else [])])

@@ -63,7 +63,8 @@ class Prepared:
     @property
     def key(self) -> str:
         """Names the content of the images, their labels, size and splits, and the cache's version."""
-        return f"{self.folder.name}-{self.dataset.splits_key()}"
+        splits = json.dumps({name: list(ids) for name, ids in self.dataset.splits.items()}, sort_keys=True)
+        return f"{self.folder.name}-{hashlib.sha256(splits.encode()).hexdigest()[:8]}"
 
     def rows(self, ids: Iterable[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Returns the row of each sample id, int64 [n]; ids that were left out are skipped."""

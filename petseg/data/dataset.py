@@ -1,7 +1,5 @@
 """The dataset contract: all that later stages know of labelled images, whichever source read them."""
 
-import hashlib
-import json
 import random
 import re
 from collections import defaultdict
@@ -124,11 +122,6 @@ class Dataset:
     def by_id(self) -> Mapping[str, Sample]:
         """Sample id -> sample."""
         return {sample.id: sample for sample in self.samples}
-
-    def splits_key(self) -> str:
-        """Returns a short hash of the splits."""
-        text = json.dumps({name: list(ids) for name, ids in self.splits.items()}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def scored_ids(labels: UInt8, merge: Merge | None) -> UInt8:

@@ -1,19 +1,13 @@
-"""SegNet.
-
-Badrinarayanan, Kendall, Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
-2015, arXiv 1511.00561.
+"""SegNet: Badrinarayanan, Kendall, Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image
+Segmentation", 2015, arXiv 1511.00561.
 
 The encoder is VGG16's thirteen convolutions in five stages, each ended by a 2x2 max-pooling whose argmax indices are
-kept. The decoder mirrors it: each stage first places the values back where the maximum stood (unpooling), which leaves
-a sparse map with sharp positions, and then fills it by convolutions. Only the indices (2 bits a window in principle)
-cross from encoder to decoder, not the feature maps: that is what should make it light.
-
-Without batch normalisation it hardly learns at five stages: unpooled maps are three quarters zero, and each stage makes
-the signal smaller.
+kept. The decoder mirrors it: each stage places the values back where the maximum stood (unpooling) and fills the sparse
+map by convolutions. Only the indices (2 bits a window in principle) cross, not the maps: that should make it light.
+Without batch normalisation it hardly learns at five stages: each unpooling makes the signal smaller.
 
 We differ from the paper: weights start at random, not from ImageNet; classes may be unweighted; the head is the last
-decoder convolution, a 3x3 as in the paper. With `upsampling="bilinear"` the indices are dropped: the ablation that says
-what they are worth.
+decoder convolution, a 3x3 as in the paper. With `upsampling="bilinear"` the indices are dropped: the ablation.
 """
 
 from collections.abc import Sequence

@@ -1,16 +1,14 @@
-"""U-Net.
+"""U-Net: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015, arXiv
+1505.04597.
 
-Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015, arXiv 1505.04597.
-
-An encoder halves the resolution level by level while it doubles the channels; a symmetrical decoder doubles the
-resolution again. At each level the decoder concatenates the encoder's whole feature map (the skip connection), so the
-detail that pooling throws away is kept. The price is memory: each skip stays alive until its decoder stage has used it.
+The encoder halves the resolution level by level while it doubles the channels; the decoder doubles the resolution again
+and concatenates the encoder's whole map at each level (the skip connection), so that detail is kept. The price is
+memory: each skip stays alive until its decoder stage has used it.
 
 We differ from the paper: convolutions are padded, so the output has the size of the input; batch normalisation may
-follow each convolution (the paper predates it; the `unet_paper` preset leaves it out); dropout is channel-wise and
-optional. Two switches take the idea apart. With `skips=False` the decoder sees only what comes from below. `upsampling`
-replaces the up-convolution by a 1x1 convolution to as many channels and an enlargement that learns nothing: bilinear,
-or by SegNet's pooling indices. In the row indices, bilinear, up-convolution, skips each step is one switch.
+follow each (not in the `unet_paper` preset); dropout is channel-wise and optional. Two switches take the idea apart:
+`skips=False` drops the maps; `upsampling` replaces the up-convolution by a 1x1 convolution and an enlargement that
+learns nothing, bilinear or by SegNet's indices.
 """
 
 from typing import Literal

@@ -86,14 +86,6 @@ def history_charts(result: ComparisonResult) -> list[Chart]:
     ]
 
 
-def group_scores(result: ComparisonResult) -> dict[str, list[float]]:
-    """Returns the mIoU in percent of each model by group (breed), for groups that all models have."""
-    found = [model.evaluations[result.split].group_miou for model in result.models]
-    return {
-        group: [100 * scores[group] for scores in found] for group in found[0] if all(group in one for one in found)
-    }
-
-
 def part(name: str) -> str:
     """Returns the text of a template, or of the script that sorts tables."""
     return (resources.files("petseg.report") / "templates" / name).read_text(encoding="utf-8")
@@ -132,7 +124,9 @@ def render(result: ComparisonResult, folder: Path) -> str:
     """Returns the page's HTML; the same comparison and images give the same bytes."""
     titles = {model.name: model.title for model in result.models}
     styles = plots.model_styles(list(titles))
-    groups = group_scores(result)
+    by_group = [model.evaluations[result.split].group_miou for model in result.models]
+    common = [group for group in by_group[0] if all(group in scores for scores in by_group)]
+    groups = {group: [100 * scores[group] for scores in by_group] for group in common}
     differences = [(titles[one.model], one.points, one.low, one.high) for one in result.differences]
     width = 300 if len(differences) < 4 else 760
     return template("comparison.html.j2").render(

@@ -260,26 +260,22 @@ def _scores(results: Results, experiment: Experiment, finished: Arm) -> schema.A
     all_runs = {run.name: run for name in experiment.arms() for run in results.arm(experiment, name).values()}
     usual = Counter(_machine(results.result(run)) for run in all_runs.values()).most_common(1)[0][0]
     times = [runs.epoch_seconds(run.history) * len(run.history) for run in made if _machine(run) == usual]
+    history = {}
+    for curve in ("val_loss", "val_miou") if experiment is results.study.experiments[0] else ():
+        epochs = zip(*([getattr(row, curve) for row in run.history] for run in made), strict=False)
+        history[curve] = tuple((_round(float(np.mean(of))), _round(min(of)), _round(max(of))) for of in epochs)
     return schema.ArmScores(
         miou=estimates.pop("miou"),
         boundary_f=estimates.pop(BOUNDARY),
         iou=estimates,
         train_seconds=_round(float(np.mean(times))) if times else None,
-        history=_history(made) if experiment is results.study.experiments[0] else {},
+        history=history,
     )
 
 
 def _machine(run: RunResult) -> str:
     made = run.environment
     return f"{made.device} {made.processor} {made.threads} {made.precision}"
-
-
-def _history(made: Sequence[RunResult]) -> dict[str, tuple[tuple[float, float, float], ...]]:
-    found = {}
-    for curve in ("val_loss", "val_miou"):
-        epochs = zip(*([getattr(row, curve) for row in run.history] for run in made), strict=False)
-        found[curve] = tuple((_round(float(np.mean(of))), _round(min(of)), _round(max(of))) for of in epochs)
-    return found
 
 
 def _corrupted(results: Results) -> dict[str, dict[str, tuple[schema.Estimate, ...]]]:
