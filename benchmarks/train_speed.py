@@ -49,8 +49,7 @@ from petseg.models import build_model
 from petseg.training.batches import load_splits
 from petseg.training.device import Hardware, choose_hardware
 from petseg.training.inference import build_network
-from petseg.training.loop import Objective, train_step
-from petseg.training.optimiser import make_optimiser
+from petseg.training.loop import Objective, make_optimiser, train_step
 
 NUM_CLASSES = 3
 STEPS = 6

@@ -23,9 +23,8 @@ from petseg.errors import PetsegError
 from petseg.models import Input
 from petseg.training.batches import epoch_batches, load_splits
 from petseg.training.device import choose_hardware
-from petseg.training.inference import Network
+from petseg.training.inference import Network, validate
 from petseg.training.loop import Objective, train_step
-from petseg.training.validation import validate
 
 EPOCHS = 30
 LOSS = ORIGINAL_LOSSES["unet"]

@@ -210,10 +210,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """Returns a shipped recipe by name, or a TOML file by path, with `field=value` settings applied.
-
-    A setting holds for every model, whatever the file's `overrides` say. Raises `PetsegError` that names what is wrong.
-    """
+    """Returns a shipped recipe or a TOML file, changed by `field=value` settings, which hold for every model."""
     fields = read_toml("recipe", name, recipe_names())
     parsed = [_parse_setting(setting) for setting in settings]
     changed = {_full_name(field) for field, _ in parsed}

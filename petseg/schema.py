@@ -351,10 +351,7 @@ class LatencyEnvironment(Record):
 
 
 class Findings(Record):
-    """findings.json: every number of a study's page; what needs runs that are not there is None, or has fewer seeds.
-
-    Points are hundredths, rounded to a ten-thousandth: what is beyond differs between machines.
-    """
+    """findings.json: every number of a study's page; what needs runs that are not there is None, or has fewer seeds."""
 
     kind: Literal["findings"] = "findings"
     version: Literal[4] = 4

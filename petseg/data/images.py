@@ -247,10 +247,7 @@ CHUNK = 25  # samples that a thread takes at once: handing out single ones costs
 def outcomes(
     work: Callable[[Sample], Result], samples: Sequence[Sample], on_progress: Progress | None = None
 ) -> Iterator[tuple[Sample, Result | str]]:
-    """Yields each sample, in order, with what `work` returns for it, or the reason where that is a `PetsegError`.
-
-    A thread for each core works (Pillow releases the interpreter lock), some samples ahead of the reader.
-    """
+    """Yields each sample, in order, with what `work`, in a thread a core, returns, or its `PetsegError` as text."""
 
     def outcome(sample: Sample) -> Result | str:
         try:

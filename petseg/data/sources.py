@@ -64,10 +64,7 @@ def synthetic_data() -> Path:
 
 
 def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
-    """Returns the dataset in a folder of the official layout, or one with the two archives, .tar.gz or .tar.
-
-    Archives are unpacked once, into the cache. Raises `PetsegError` where neither is there, or one is damaged.
-    """
+    """Returns the dataset in a folder of the official layout, or of its two archives, unpacked once into the cache."""
     options = (config or DataConfig()).oxford_pets
     if not folder.is_dir():
         raise PetsegError(

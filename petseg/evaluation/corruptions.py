@@ -106,10 +106,7 @@ def corruptions() -> list[Corruption]:
 
 
 def _turned(degrees: float, *, aspect: float, size: tuple[int, int]) -> tuple[Image.Transform, tuple[float, ...]]:
-    """Returns a turn about the middle for `Image.transform`, which asks where each new pixel comes from.
-
-    The degrees are of the image in its own proportions, where a pixel of this frame is `aspect` times as high as wide.
-    """
+    """Returns a turn about the middle for `Image.transform`; a pixel stands for one `aspect` times as high as wide."""
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     x, y = size[0] / 2, size[1] / 2
     across, down = sine * aspect, -sine / aspect

@@ -24,10 +24,7 @@ TRAINING_BATCH = 32  # images beside which a further one is counted: of few, the
 
 
 def count_cost(config: ModelConfig, num_classes: int, size: int) -> CostInfo:
-    """Returns the cost of a model for one image [1, 3, size, size], the same on any machine.
-
-    The model runs on torch's meta device, where tensors have no values; memory is counted by each tensor's life.
-    """
+    """Returns the cost of a model for one image [1, 3, size, size], counted on the meta device: it needs no machine."""
     model, image = _on_meta(config, num_classes, size)
     with torch.no_grad(), LiveBytes() as inference:
         model(image)

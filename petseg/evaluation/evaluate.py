@@ -164,10 +164,7 @@ class TrainedRun:
 
 
 def load_run(run: Path, hardware: Hardware) -> TrainedRun:
-    """Returns a trained run: the weights of the best validation epoch where the dataset has a test split.
-
-    Without one, the figures are themselves validation figures, and the weights are those of the last epoch.
-    """
+    """Returns a trained run: its best weights on validation, or the last where, without a test split, that scores."""
     config, data = runs.read_config(run), runs.read_data(run)
     weights = checkpoint.BEST if "test" in data.splits else checkpoint.LAST
     network = inference.build_network(config.model, len(data.classes), hardware)

@@ -102,10 +102,7 @@ class Contender:
 
 
 def bench(plan: Plan, on_progress: Callable[[int, int], None] = lambda done, total: None) -> BenchResult:
-    """Returns the figures of every contender that can be measured here; progress is (done, total) turns.
-
-    Raises `PetsegError`: an unknown model or runtime, or a runtime that cannot compute a model.
-    """
+    """Returns the figures of every contender that can be measured here; progress is (done, total) turns."""
     missing: dict[str, str] = {}
     for name in plan.runtimes or CONTENDERS:
         if name not in CONTENDERS:

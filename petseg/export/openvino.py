@@ -45,10 +45,7 @@ def compare(ours: Floats, theirs: Floats) -> Parity:
 
 
 def keep(out: Path, made: Iterable[Made], theirs: Floats, metadata: Mapping[str, Any], original: str) -> dict[str, Any]:
-    """Returns the metadata of `out`, now the first file whose answers agree with `theirs`, those of the original.
-
-    Raises `PetsegError` where none does; nothing is written then.
-    """
+    """Returns the metadata of `out`, now the first file that agrees with the original; PetsegError where none does."""
     for each in made:
         parity = compare(each.answers, theirs)
         if parity.agreement >= AGREEMENT:
@@ -81,10 +78,7 @@ def chosen_format(out: Path, wanted: str) -> str:
 
 
 def export_shipped(name: str, out: Path, kind: str = "onnx") -> dict[str, Any]:
-    """Returns the metadata of `out`, now a shipped model; as ONNX it is the shipped file itself.
-
-    Raises `PetsegError`: an unknown model, a format that needs torch's weights, or the file disagrees.
-    """
+    """Returns the metadata of `out`, now a shipped model; as ONNX it is the shipped file itself."""
     name = shipped_model(name)
     if kind == "torch":
         raise PetsegError(

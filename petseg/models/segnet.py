@@ -116,10 +116,7 @@ def max_unpool(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pool_places(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns `x` [N, D, H, W] pooled, and the maximum's place in each window, [N, D, ceil(H / 2), ceil(W / 2)].
-
-    Places are uint8, 0 to 3 in reading order; of equal values the first is the maximum, as in `max_pool2d`.
-    """
+    """Returns `x` [N, D, H, W] pooled, and the first maximum's place in each window, uint8 0 to 3 in reading order."""
     height, width = x.shape[-2:]
     if height % 2 or width % 2:
         x = F.pad(x, (0, width % 2, 0, height % 2), value=float("-inf"))

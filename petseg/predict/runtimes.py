@@ -84,10 +84,7 @@ RUNTIMES: dict[str, Callable[[bytes, int | None], Runtime]] = {  # called with a
 
 
 def chosen_runtime(photos: int = WORTH_STARTING) -> str:
-    """Returns the name of the runtime for so many photos: PETSEG_RUNTIME, else the faster one (benchmarks/README.md).
-
-    That is OpenVINO where it is installed, the processor has bf16 and the photos are worth its start.
-    """
+    """Returns PETSEG_RUNTIME, else OpenVINO where it and bf16 are there and it is worth its start, or ONNX Runtime."""
     if wanted := os.environ.get("PETSEG_RUNTIME"):
         if wanted not in RUNTIMES:
             raise unknown_name("PETSEG_RUNTIME", wanted, RUNTIMES)

@@ -167,10 +167,7 @@ def write_page(path: Path, text: str) -> Path:
 
 
 def write_report(comparison: Path, out: Path | None = None) -> Path:
-    """Returns the path of the report written from the file `comparison`: `out`, or report.html beside it.
-
-    Raises `PetsegError` where the comparison is missing, invalid or of another kind.
-    """
+    """Returns the path of a comparison.json's report: `out`, or report.html beside it; PetsegError where it is bad."""
     if not comparison.is_file():
         raise PetsegError(f"{comparison} is no file; a report is made from a comparison.json: run `petseg compare`")
     result = read_record(comparison, ComparisonResult)

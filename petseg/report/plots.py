@@ -133,10 +133,7 @@ def charted(name: str, figure: Figure, label: str, rows: Sequence[Sequence[objec
 
 
 def line_chart(name: str, panels: Sequence[Panel], size: tuple[float, float] = (400, 275)) -> Chart:
-    """Returns panels of lines side by side, three in a row, of `size` SVG units together.
-
-    One unit is one CSS pixel where nothing scales it.
-    """
+    """Returns panels of lines side by side, three in a row, of `size` SVG units together; a unit is a CSS pixel."""
     columns = min(3, len(panels))
     rows: list[Sequence[object]] = [["panel", "line", "x", "y", "low", "high"]]
     label = []

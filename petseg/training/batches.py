@@ -36,10 +36,7 @@ class Split:
         return self.prepared.dataset
 
     def batch(self, rows: Rows, side: int | None = None) -> tuple[Tensor, Tensor]:
-        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] of some rows, on `device`.
-
-        With `side` both are reduced to that many pixels, images antialiased, labels nearest.
-        """
+        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] on `device`, sides at most `side`."""
         index = torch.from_numpy(rows).to(self.images.device)
         images, labels = self.images[index].to(self.device), self.labels[index].to(self.device)
         if side in (None, images.shape[1]):
@@ -79,10 +76,7 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
 
 
 def epoch_batches(rows: Rows, epoch: int, config: TrainConfig) -> list[Rows]:
-    """Returns the epoch's batches: every row once, in an order that (seed, epoch) fixes.
-
-    A last batch of a single image is joined to the one before: batch normalisation needs two.
-    """
+    """Returns every row once, in an order of (seed, epoch), none alone in a batch: batch normalisation needs two."""
     order = np.random.default_rng([config.seed, epoch]).permutation(rows)
     cuts = list(range(config.batch_size, len(order), config.batch_size))
     if cuts and len(order) - cuts[-1] == 1 and config.batch_size > 1:

@@ -131,10 +131,7 @@ def _named(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 
 def restore(run: Path, state: State) -> list[EpochRow]:
-    """Returns the rows of the whole epochs that a run goes on after, none for a new run; the state is as after them.
-
-    Where the newest checkpoint or its line of metrics is damaged, the one before is taken, with a warning.
-    """
+    """Returns the rows of the whole epochs kept, with the state after them; the newer checkpoint may be damaged."""
     damage: PetsegError | None = None
     for path in (run / RESUME, run / PREVIOUS_RESUME):
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Logits of a split, batch by batch, and classes that scores take together."""
+"""Logits of a split, batch by batch, their scores at the training size, and classes that scores take together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from petseg.config import ModelConfig
 from petseg.data.dataset import IGNORE, Merge
+from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from petseg.models import Input, build_model, model_input
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
+from petseg.training.losses import CrossEntropySum
 
 EVALUATION_BATCH = 32  # images a batch where no gradient is kept; scores do not depend on it
 
@@ -79,3 +81,34 @@ def right_image_class(logits: Tensor, labels: Tensor, merge: Merge | None) -> li
     pixels = torch.stack([(labels == member).flatten(1).sum(dim=1) for member in members], dim=1)
     right: list[bool] = (predicted == pixels.argmax(dim=1))[pixels.any(dim=1)].tolist()
     return right
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores over all pixels of a split at the training size, of the scored classes."""
+
+    val_loss: float  # cross-entropy in nats
+    val_miou: float
+    val_accuracy: float
+    val_image_class: float | None  # share of images whose class (cat or dog) is right, where classes are merged
+
+
+def validate(network: Network, split: Split) -> Validation:
+    """Returns loss and scores of a network on a split."""
+    merge = split.dataset.merge
+    num_classes = len(split.dataset.scored_classes)
+    loss = CrossEntropySum()
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    right: list[bool] = []
+    for _, labels, logits in predict_logits(network, split, split.rows):
+        right += right_image_class(logits, labels, merge)
+        logits, labels = scored_logits(logits, merge), scored_labels(labels, merge)
+        loss.add(logits, labels)
+        prediction = logits.argmax(dim=1).to(torch.uint8)
+        confusion += confusion_matrix(labels.cpu().numpy(), prediction.cpu().numpy(), num_classes)
+    return Validation(
+        val_loss=loss.mean(),
+        val_miou=float(mean_iou(confusion)),
+        val_accuracy=float(pixel_accuracy(confusion)),
+        val_image_class=float(np.mean(right)) if right else None,
+    )

@@ -26,10 +26,8 @@ from petseg.training import checkpoint, runs
 from petseg.training.batches import Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
 from petseg.training.device import Hardware, choose_hardware
-from petseg.training.inference import Network, build_network
+from petseg.training.inference import Network, build_network, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
-from petseg.training.optimiser import learning_rate, make_optimiser
-from petseg.training.validation import validate
 
 CHECK_EVERY = 50  # steps between looks at the losses for nan: each look waits for the device
 OnStep = Callable[[int, int, str], None]  # called with the steps done, all steps, and what stands beside a progress bar
@@ -166,6 +164,26 @@ class Objective:
         if self.settings.dice_weight:
             objective = objective + self.settings.dice_weight * dice_loss(logits, labels)
         return loss, objective
+
+
+def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Returns AdamW (arXiv 1711.05101), weight decay on convolution weights only, one fused kernel a step."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Returns the rate of a step (from 0): linear warm-up, then a cosine to zero at the end.
+
+    >>> learning_rate(99, 100, TrainConfig(learning_rate=1.0)) < 1e-3
+    True
+    """
+    warmup = config.warmup * steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
 def train_step(

@@ -18,7 +18,7 @@ from petseg.predict.photos import Photo
 from petseg.predict.segmenter import shipped_models
 from petseg.training.batches import load_splits
 from petseg.training.inference import build_network
-from petseg.training.optimiser import learning_rate
+from petseg.training.loop import learning_rate
 from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))

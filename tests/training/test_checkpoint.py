@@ -9,9 +9,8 @@ from petseg.errors import PetsegError
 from petseg.models import build_model
 from petseg.training.batches import epoch_batches, load_splits
 from petseg.training.checkpoint import best_epoch, load_weights
-from petseg.training.inference import build_network
+from petseg.training.inference import build_network, validate
 from petseg.training.runs import read_config, read_metrics
-from petseg.training.validation import validate
 from tests.conftest import CPU, interrupted_at, prepare_for, refused, tiny, train_on_cpu
 
 

@@ -18,7 +18,7 @@ from petseg.data.synthetic import make_pets
 from petseg.errors import DivergedError, PetsegError
 from petseg.models import build_model
 from petseg.training.batches import load_splits
-from petseg.training.optimiser import learning_rate, make_optimiser
+from petseg.training.loop import learning_rate, make_optimiser
 from tests.conftest import CPU, prepare_for, refused, tiny, train_on_cpu
 
 

@@ -213,10 +213,7 @@ def _experiment(results: Results, experiment: Experiment) -> schema.ExperimentFi
 
 
 def _compared(results: Results, experiment: Experiment, claims: Sequence[Claim]) -> Iterator[tuple[str, str, str]]:
-    """Yields (left, right, metric): models in each variant, variants with the first, and what is claimed beside.
-
-    The first claim about two arms says which one is left.
-    """
+    """Yields (left, right, metric): models in each variant, variants with the first, claims; those say what is left."""
     metrics = ("miou", BOUNDARY) if experiment is results.study.experiments[0] else ("miou",)
     wanted = [(left, right, metric) for left, right in experiment.model_pairs() for metric in metrics]
     plain, *others = experiment.variants

@@ -21,10 +21,7 @@ SIZES = ("small", "medium", "large")
 
 
 def subset_counts(counts: Confusion, name: str, ids: Sequence[str]) -> Confusion:
-    """Returns the matrices of one of `SUBSETS`, fewer images or classes, of int64 [N, C, C] of images with these `ids`.
-
-    The first class is the foreground; the others are background and border where the border is counted otherwise.
-    """
+    """Returns the matrices of one of `SUBSETS`, of int64 [N, C, C] of images with these `ids`; 0 is the foreground."""
     if name == "unleaked":
         return counts[[sample_id not in oxford_pets.COMMITTED_LEAKS for sample_id in ids]]
     if name in SIZES:
