@@ -195,12 +195,9 @@ def test_a_run_that_fp16_would_change_is_kept_in_fp32(run, tmp_path, monkeypatch
 
 def test_fp16_halves_large_tensors():
     large, small = np.linspace(0, 1, 5000, dtype=np.float32), np.array([1, 2], np.float32)
-    given, info = {"large": large, "small": small}, onnx.helper.make_tensor_value_info
-    nodes = [onnx.helper.make_node("Identity", [name], [f"{name}_out"]) for name in given]
-    outputs = [info(f"{name}_out", onnx.TensorProto.FLOAT, values.shape) for name, values in given.items()]
-    tensors = [numpy_helper.from_array(values, name) for name, values in given.items()]
-    graph = onnx.helper.make_graph(nodes, "graph", [], outputs, tensors)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    head = '<ir_version: 10, opset_import: ["": 20]> graph () => (float[5000] a, float[2] b)'
+    model = onnx.parser.parse_model(head + "{ a = Identity(large)  b = Identity(small) }")
+    model.graph.initializer.extend([numpy_helper.from_array(large, "large"), numpy_helper.from_array(small, "small")])
     stored = stored_in_fp16(model, fp32_below=2000)
     onnx.checker.check_model(stored)
     kinds = {tensor.name: tensor.data_type for tensor in stored.graph.initializer}

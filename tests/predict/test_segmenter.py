@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from PIL import Image
 
 from petseg import Segmenter
@@ -33,20 +33,15 @@ def segmenter(runtime):
 
 
 def toy_model(path, weights, classes, size=32):
-    kernel = numpy_helper.from_array(np.array(weights, np.float32)[:, :, None, None], "kernel")
-    scale = numpy_helper.from_array(np.array(20 / 255, np.float32), "scale")
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Mul", ["planes", "scale"], ["scaled"]),
-        helper.make_node("Conv", ["scaled", "kernel"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    taken = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])
-    given = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(weights), "H", "W"])
-    graph = helper.make_graph(nodes, "toy", [taken], [given], [kernel, scale])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, {"classes": json.dumps(classes), "size": json.dumps(size)})
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> toy (uint8[N,H,W,3] image) => '
+        f"(float[N,{len(weights)},H,W] probabilities) "
+        "{ numbers = Cast<to=1>(image)  planes = Transpose<perm=[0,3,1,2]>(numbers)  scaled = Mul(planes, scale)"
+        "  logits = Conv(scaled, kernel)  probabilities = Softmax<axis=1>(logits) }"
+    )
+    kernel, scale = np.array(weights, np.float32)[:, :, None, None], np.array(20 / 255, np.float32)
+    model.graph.initializer.extend([numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(scale, "scale")])
+    onnx.helper.set_model_props(model, {"classes": json.dumps(classes), "size": json.dumps(size)})
     onnx.save(model, path)
     return path
 

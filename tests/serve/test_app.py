@@ -259,16 +259,6 @@ def test_a_client_that_goes_away_frees_its_place_and_is_not_computed(monkeypatch
     asyncio.run(ask())
 
 
-def test_half_an_upload_that_ends_frees_its_place(served):
-    half = (
-        b"POST /api/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 999\r\n\r\nhalf"
-    )
-    with socket.create_connection(("127.0.0.1", served.port)) as connection:
-        connection.sendall(half)
-        busy_until(served, 1)
-    busy_until(served, 0)
-
-
 def busy_until(served, wanted):
     ends = time.monotonic() + 20
     while httpx.get(f"{served.url}/health").json()["busy"] != wanted:
