@@ -4,8 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -92,32 +92,21 @@ def tuning_arm(model: str, cell: Mapping[str, float]) -> str:
 
 
 def _experiment_runs(manifest: StudyManifest) -> Iterator[Run]:
-    study = manifest.recipe
+    study, matches = manifest.recipe, manifest.matches
     for experiment in study.experiments:
         splits: tuple[str, ...] = ("val", "test") if experiment.test else ("val",)
         if study.robustness is not None and study.robustness.experiment == experiment.name:
             splits += (ROBUSTNESS,)
-        for seed in experiment.seeds:
-            for arm in experiment.arms():
-                shape, tuned, waits = _known(manifest, experiment, arm)
-                config = plain(study.arm_config(experiment, arm, seed, tuned, shape))
-                yield Run(config, splits, (Row(experiment=experiment.name, arm=arm, seed=seed),), waits)
-
-
-def _known(manifest: StudyManifest, experiment: Experiment, arm: str) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Returns an arm's shape and tuned settings, as far as they are known, and what is waited for ("": nothing)."""
-    waits, tuned, shape = [], {}, {}
-    model = arm.partition("/")[0]
-    question = MatchQuestion.of(manifest.recipe, experiment, arm)
-    if question is not None and question.key in manifest.matches:
-        shape = manifest.matches[question.key].options
-    elif question is not None:
-        waits.append(f"the shape of {arm}, {question.key}")
-    if experiment.tuned and model in manifest.tuned:
-        tuned = manifest.tuned[model].model_dump(include={"learning_rate", "warmup"})
-    elif experiment.tuned:
-        waits.append(f"the tuning of {model}")
-    return shape, tuned, " and ".join(waits)
+        for seed, arm in product(experiment.seeds, experiment.arms()):
+            model, question = arm.partition("/")[0], MatchQuestion.of(study, experiment, arm)
+            best = manifest.tuned.get(model) if experiment.tuned else None
+            tuned = best.model_dump(include={"learning_rate", "warmup"}) if best else {}
+            match = matches.get(question.key) if question else None
+            waits = [f"the shape of {arm}, {question.key}"] if question and not match else []
+            waits += [f"the tuning of {model}"] if experiment.tuned and not best else []
+            config = plain(study.arm_config(experiment, arm, seed, tuned, match.options if match else {}))
+            row = Row(experiment=experiment.name, arm=arm, seed=seed)
+            yield Run(config, splits, (row,), " and ".join(waits))
 
 
 @dataclass(frozen=True)

@@ -125,26 +125,23 @@ class Results:
 
     def images(self, entry: RunEntry, section: str) -> ImageScores:
         """Returns the per-image counts of a finished run; a corruption's boundary scores are [N, 0]."""
-        key = entry.name, section
-        if key not in self._images:
-            self._read_sections(entry)
+        key, place = (entry.name, section), self.folder / "runs" / entry.name / "evaluations"
+        if key not in self._images and section in (scored := self.result(entry).evaluations):
+            self._images[key] = read_images(place / f"{section}.json", len(scored[section].iou))
+        elif key not in self._images and ROBUSTNESS in entry.splits:
+            found = read_record(place / f"{ROBUSTNESS}.json", Robustness)
+            for name in found.confusions:
+                images = ImageScores(found.ids, found.counts(name), np.zeros((len(found.ids), 0)))
+                self._images[entry.name, name] = images
         if key not in self._images:
             raise PetsegError(f"{self.folder}: run {entry.name} is not scored on {section}; score it again")
         return self._images[key]
 
-    def _read_sections(self, entry: RunEntry) -> None:
-        place = self.folder / "runs" / entry.name / "evaluations"
-        for split, scores in self.result(entry).evaluations.items():
-            self._images[entry.name, split] = read_images(place / f"{split}.json", len(scores.iou))
-        if ROBUSTNESS in entry.splits:
-            found = read_record(place / f"{ROBUSTNESS}.json", Robustness)
-            nothing = np.zeros((len(found.ids), 0))
-            for name in found.confusions:
-                self._images[entry.name, name] = ImageScores(found.ids, found.counts(name), nothing)
-
 
 def sections(entry: RunEntry) -> list[str]:
-    """Returns the sections that a finished run has."""
+    """Returns the sections that a run has."""
+    if entry.state != "finished":
+        return []
     corrupted = [corruption.name for corruption in corruptions()] if ROBUSTNESS in entry.splits else []
     return [*(split for split in entry.splits if split != ROBUSTNESS), *corrupted]
 
@@ -175,7 +172,7 @@ def publish(source: Path, folder: Path) -> None:
     shared: dict[str, dict[str, Any]] = {}
     lines = []
     for entry in entries:
-        for section in sections(entry) if entry.state == "finished" else ():
+        for section in sections(entry):
             images = results.images(entry, section)
             counts, boundary = images.confusions, np.nan_to_num(np.round(images.boundaries * PARTS), nan=-1)
             own = {"section": section, "ids": images.ids, "true": counts.sum(axis=2).T.tolist()}
@@ -207,7 +204,15 @@ def _read_published(folder: Path) -> tuple[dict[str, RunResult], dict[tuple[str,
             if "ids" in line:
                 shared[line["section"]] = tuple(line["ids"]), np.array(line["true"], np.int64).T
             else:
-                images[line["run"], line["section"]] = _decoded(line, *shared[line["section"]])
+                ids, true = shared[line["section"]]
+                wrong, edges = (
+                    np.array(line[name], np.int64).reshape(-1, len(ids)).T for name in ("wrong", "boundary")
+                )
+                counts, off = np.zeros((*true.shape, true.shape[1]), np.int64), ~np.eye(true.shape[1], dtype=bool)
+                counts[:, off] = wrong
+                counts[:, ~off] = true - counts.sum(axis=2)
+                scored = ImageScores(ids, counts, np.where(edges < 0, np.nan, edges / PARTS))
+                images[line["run"], line["section"]] = scored
     except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
         raise PetsegError(f"{path}: cannot be read ({first_line(error)}); restore the file") from None
     return results, images
@@ -216,12 +221,3 @@ def _read_published(folder: Path) -> tuple[dict[str, RunResult], dict[tuple[str,
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         yield from map(json.loads, lines)
-
-
-def _decoded(line: dict[str, Any], ids: tuple[str, ...], true: Confusion) -> ImageScores:
-    wrong, boundary = (np.array(line[name], np.int64).reshape(-1, len(ids)).T for name in ("wrong", "boundary"))
-    classes = true.shape[1]
-    counts = np.zeros((len(ids), classes, classes), np.int64)
-    counts[:, ~np.eye(classes, dtype=bool)] = wrong
-    counts[:, range(classes), range(classes)] = true - counts.sum(axis=2)
-    return ImageScores(ids, counts, np.where(boundary < 0, np.nan, boundary / PARTS))
