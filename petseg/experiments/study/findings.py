@@ -353,6 +353,12 @@ def _tuning(results: Results) -> schema.TuningFindings | None:
         points = _round(100 * results.result(entry).evaluations["val"].miou) if entry and scored else None
         state = entry.state if entry else "missing"
         cells.append(schema.TuningCell(model=model, **cell, state=state, points=points))
+    lost: dict[str, schema.SettingLoss] = {}
+    for model, (own, other) in pairs.items():
+        lost[model] = "diverged" if other.state == "diverged" else "same setting"
+        if other.state != "diverged" and own.name != other.name:
+            first, second = (results.images(run, "val").confusions for run in (own, other))
+            lost[model] = _rounded(paired_bootstrap(first, second, how=HOW))
     more_lost, held = _more_lost(results, tuning, pairs)
     return schema.TuningFindings(
         seed=tuning.seed,
@@ -361,7 +367,7 @@ def _tuning(results: Results) -> schema.TuningFindings | None:
         expected=tuning.expected,
         cells=tuple(cells),
         best=results.manifest.tuned,
-        at_the_other_s_best={model: _loss(results, *pair) for model, pair in pairs.items()},
+        at_the_other_s_best=lost,
         more_lost=more_lost,
         verdict=held,
     )
@@ -378,16 +384,6 @@ def _own_and_other(results: Results, tuning: Tuning) -> dict[str, tuple[RunEntry
             if own and at_other and {own.state, at_other.state} <= {"finished", "diverged"}:
                 found[model] = own, at_other
     return found
-
-
-def _loss(results: Results, own: RunEntry, other: RunEntry) -> schema.SettingLoss:
-    """Returns what a model loses at the other's best setting."""
-    if other.state == "diverged":
-        return "diverged"
-    if own.name == other.name:
-        return "same setting"
-    first, second = (results.images(entry, "val").confusions for entry in (own, other))
-    return _rounded(paired_bootstrap(first, second, how=HOW))
 
 
 def _more_lost(

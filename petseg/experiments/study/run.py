@@ -21,7 +21,7 @@ from petseg.experiments.executor import LocalProcesses
 from petseg.experiments.study.plan import MatchQuestion, Run, durations, plan, tuning_outcome
 from petseg.experiments.study.recipe import Study, check_against_data
 from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUNING, StudyManifest, read_manifest
-from petseg.schema import DataInfo, LatencyEnvironment, Scores, read_record, write_record
+from petseg.schema import LatencyEnvironment, Scores, read_record, write_record
 from petseg.training import runs
 from petseg.training.batches import load_splits
 from petseg.training.checkpoint import PREVIOUS_RESUME, RESUME
@@ -78,7 +78,12 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
     error, unless `MOST_FAILURES` did.
     """
     manifest = open_study(study, folder)
-    data = _check_data(manifest, next(iter(prepared.values())), folder)
+    data = runs.describe(next(iter(prepared.values())))
+    data = data.model_copy(update={"key": data.key.partition("-")[0]})  # without the size: the study has several
+    if manifest.data is not None and manifest.data.key != data.key:
+        known = manifest.data.provenance
+        raise PetsegError(f"study folder {folder}: holds work on other images ({known}); choose another with --out")
+    check_against_data(study, data)
     manifest = _save(manifest.model_copy(update={"data": data}), folder)
     manifest = _count_costs(_find_shapes(manifest, folder, making), folder, making)
     threads = max(1, torch.get_num_threads() // making.at_once)
@@ -153,18 +158,6 @@ def _save(manifest: StudyManifest, folder: Path) -> StudyManifest:
     manifest = manifest.model_copy(update={"runs": tuple(run.entry(folder) for run in plan(manifest))})
     write_record(folder / MANIFEST, manifest)
     return manifest
-
-
-def _check_data(manifest: StudyManifest, prepared: Prepared, folder: Path) -> DataInfo:
-    """Returns the dataset, checked against the recipe and what the folder holds."""
-    data = runs.describe(prepared)
-    data = data.model_copy(update={"key": data.key.partition("-")[0]})  # without the size: the study has several
-    if manifest.data is not None and manifest.data.key != data.key:
-        raise PetsegError(
-            f"study folder {folder}: holds work on other images ({manifest.data.provenance}); choose another with --out"
-        )
-    check_against_data(manifest.recipe, data)
-    return data
 
 
 def _find_shapes(manifest: StudyManifest, folder: Path, making: Making) -> StudyManifest:
