@@ -222,14 +222,13 @@ def _turn() -> list[float]:
 def _file(contender: Contender) -> tuple[Run, float | None]:
     from petseg.predict.runtimes import OnnxRuntime, OpenVino
 
-    if not contender.runtime.startswith("openvino"):
-        before = _resident("VmRSS")
-        return OnnxRuntime(contender.file, contender.threads), before
-    import openvino  # noqa: F401 - counted before the model
-
+    precision = {"openvino": "f32", "openvino-bf16": "bf16"}.get(contender.runtime)
+    if precision:
+        import openvino  # noqa: F401 - counted before the model
     before = _resident("VmRSS")
-    precision = "bf16" if contender.runtime == "openvino-bf16" else "f32"
-    return OpenVino(contender.file, contender.threads, precision=precision), before
+    if precision:
+        return OpenVino(contender.file, contender.threads, precision=precision), before
+    return OnnxRuntime(contender.file, contender.threads), before
 
 
 def _torch(contender: Contender) -> tuple[Run, float | None]:

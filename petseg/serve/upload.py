@@ -26,16 +26,6 @@ class InMemory(MultiPartParser):
     spool_max_size = 0  # of SpooledTemporaryFile: never to disk
 
 
-async def refuse_other_kinds(request: Request) -> str:
-    """Returns the content type; HTTPException 415 if no photo comes in such."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in (FORM, RAW) and not kind.startswith("image/"):
-        await drain(request)
-        wanted = f"{FORM} with a field {FIELD!r}, or the photo itself as image/* or {RAW}"
-        raise HTTPException(415, f"content type {kind or 'is missing'}; wanted {wanted}")
-    return kind
-
-
 async def from_form(request: Request, body: bytes) -> tuple[bytes, dict[str, list[str]]]:
     """Returns the photo's file and the form's other fields."""
 

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from petseg.config import ServeConfig
 from petseg.predict.runtimes import chosen_runtime
 from petseg.predict.segmenter import KINDS, Segmenter, shipped_model, shipped_models
-from petseg.serve.upload import AROUND, FORM, from_form, refuse_other_kinds
+from petseg.serve.upload import AROUND, FIELD, FORM, RAW, drain, from_form
 
 T = TypeVar("T")
 
@@ -43,7 +43,11 @@ class Work:
     @asynccontextmanager
     async def upload(self, request: Request) -> AsyncIterator[tuple[bytes, dict[str, list[str]]]]:
         """Yields the photo's file and a form's other fields; the bytes count towards `held_bytes` until then."""
-        kind = await refuse_other_kinds(request)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in (FORM, RAW) and not kind.startswith("image/"):
+            await drain(request)
+            wanted = f"{FORM} with a field {FIELD!r}, or the photo itself as image/* or {RAW}"
+            raise HTTPException(415, f"content type {kind or 'is missing'}; wanted {wanted}")
         body = bytearray()
         try:
             await self._fill(body, request)
