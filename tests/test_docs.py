@@ -25,10 +25,9 @@ from tests.conftest import scripts
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-ABOVE = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md"))
+ABOVE = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]
 DOCUMENTS = [*ABOVE, *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED = sorted(RESULTS.glob("*/comparison.json"))
-each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 
 TAG = re.compile(r"<!-- fig: (\S+\.json) (\S+)(?: \*(\S+))? (\S+) -->([^\s|]+)")
 """`<!-- fig: FILE PATH [*FACTOR] FORMAT -->TEXT`; a step of PATH may be [3] or [name=main,metric=miou],
@@ -60,11 +59,17 @@ def wrong_figures(text, root=ROOT):
     return wrong
 
 
-@each_document
-def test_a_tagged_figure_is_that_of_its_json_field(document):
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_figures_are_those_of_their_json_fields_tables_have_no_empty_column_and_links_lead_to_files(document):
     text = document.read_text(encoding="utf-8")
     assert len(TAG.findall(text)) == text.count("<!-- fig:"), "a tag that is not understood"
     assert wrong_figures(text) == []
+    for _, table in re.findall(r"<!-- ([\w-]+):begin -->(.*?)<!-- \1:end -->", text, flags=re.DOTALL):
+        rows = [line[2:-2].split(" | ") for line in table.splitlines() if line.startswith("| ")]
+        for column in zip(rows[0], *rows[2:], strict=True):
+            assert set(column[1:]) != {"–"}, f"{column[0]}: a field of the JSON was renamed"
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("http") or (document.parent / target).exists(), target
 
 
 def test_a_changed_figure_is_found(tmp_path):
@@ -98,14 +103,6 @@ def test_the_documents_tables_are_generated_from_results(tmp_path, capsys):
     assert "stale" not in written
     with pytest.raises(PetsegError, match="its markers begin models and end ; wanted each once"):
         update.with_tables(text.partition("<!-- models:end -->")[0], str)
-
-
-@each_document
-def test_no_column_of_a_generated_table_is_empty(document):
-    for _, text in re.findall(r"<!-- ([\w-]+):begin -->(.*?)<!-- \1:end -->", document.read_text(), flags=re.DOTALL):
-        rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
-        for column in zip(rows[0], *rows[2:], strict=True):
-            assert set(column[1:]) != {"–"}, column[0]
 
 
 def test_every_test_that_the_reliability_page_names_exists_and_every_file_that_it_counts():
@@ -223,13 +220,6 @@ def test_a_command_in_the_documents_exists_with_its_options(command):
         assert model.endswith(".onnx") or shipped_model(model)
         return
     load_recipe("default", settings).for_model(model)
-
-
-@each_document
-def test_links_and_images_lead_to_files(document):
-    for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
-        if not target.startswith("http"):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
 def test_the_tree_in_contributing_names_what_exists():
