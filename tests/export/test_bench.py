@@ -46,16 +46,9 @@ def test_each_runtime_of_each_size_has_a_row(small, tmp_path):
 
 def test_models_at_their_own_sizes_take_turns(small, monkeypatch):
     together = []
-
-    def taken(contenders, turns):
-        together.append(len(contenders))
-        return take_turns(contenders, turns)
-
-    take_turns = bench.take_turns
-    monkeypatch.setattr(bench, "take_turns", taken)
-    result = bench.bench(bench.Plan([small, "unet_small"], runtimes=["onnxruntime"], turns=1))
-    assert together == [2]
-    assert len({row.size for row in result.rows}) == 2
+    monkeypatch.setattr(bench, "_measure", lambda group, *_: together.append({each.size for each in group}) or [])
+    bench.bench(bench.Plan([small, "unet_small"], runtimes=["onnxruntime"], turns=1))
+    assert [len(sizes) for sizes in together] == [2]
 
 
 def test_a_runtime_that_is_not_installed_is_told_and_no_error(small, monkeypatch):
