@@ -14,7 +14,6 @@ from petseg.data.dataset import IGNORE
 Labels = npt.NDArray[np.uint8]
 Confusion = npt.NDArray[np.int64]
 Score = npt.NDArray[np.float64]
-
 BOUNDARY_TOLERANCE = 0.0075  # distance at which a boundary pixel is right, in image diagonals (DAVIS takes .008)
 
 

@@ -10,7 +10,6 @@ from functools import wraps
 
 DASH = "–"
 PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
-
 Number = float | int | None
 Format = Callable[[Number], str]
 

@@ -15,7 +15,6 @@ DATA_HELP = (
 SET_HELP = "Change a field of the recipe, for example --set epochs=10 or --set data.task=pet. Repeatable."
 DEVICE_HELP = "cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else mps, else cpu."
 THREADS_HELP = "Threads of the processor. Default: PETSEG_THREADS, then as many as there are free cores."
-
 DataOption = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 DeviceOption = Annotated[str | None, typer.Option(help=DEVICE_HELP, show_default=False)]

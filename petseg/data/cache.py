@@ -26,7 +26,6 @@ from petseg.errors import PetsegError, disk_errors
 from petseg.storage import new_folder, write_text
 
 CACHE_VERSION = 3  # raised when the content of a cache changes for the same key
-
 ADVICE = "free some space or set PETSEG_CACHE"
 
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # called with (done, total)
 IGNORE = 255  # the class id of pixels that neither train nor count
-
 Role = Literal["foreground", "background", "boundary"]  # in a cut-out: kept, dropped, a band that is half of each
 ROLES: dict[str, Role] = {"background": "background", "border": "boundary"}  # of a class name where none is given
 # of classes that bring none, repeated after ten (Okabe and Ito's palette, then Paul Tol's)

@@ -21,7 +21,6 @@ from petseg.errors import PetsegError, disk_errors
 
 SLOWEST = 1000  # bytes a second below which a host is given up: at that pace the archives would take nine days
 PAUSE = 1.0  # seconds waited after the first round of hosts; doubles each round
-
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

@@ -51,16 +51,12 @@ TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRA
 TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 """EXIF orientation -> what makes the image upright."""
 
-UNREADABLE = (
+UNREADABLE = (  # what Pillow raises for files that are no image, damaged, or too large: what a decoder stumbles over
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, AttributeError, MemoryError),
     *(LookupError, ArithmeticError, struct.error, zlib.error),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
-"""What Pillow raises for files that are no image, damaged, or too large: whatever a decoder stumbles over."""
-
 SAME_ASPECT = 0.02  # a label of another size is resized when the ratio of its sides differs by less than this share
-
-
 Result = TypeVar("Result")
 
 

@@ -199,12 +199,9 @@ def _committed(name: str) -> frozenset[str]:
     return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
-COMMITTED_VALIDATION = _committed("official_val.txt")
-"""The 368 names of trainval that validate under protocol `official`: drawn once by `stratified_validation` with seed 0,
-from names without a near-duplicate among the others."""
-
-COMMITTED_LEAKS = _committed("official_leaks.txt")
-"""The 22 names of the official test split that have a near-identical image in trainval."""
+# the 368 names of trainval that validate under protocol `official`: drawn once by `stratified_validation` with seed 0,
+# from names without a near-duplicate among the others; and the 22 of the test split with a near-duplicate in trainval
+COMMITTED_VALIDATION, COMMITTED_LEAKS = _committed("official_val.txt"), _committed("official_leaks.txt")
 
 
 def split_names(all_names: Sequence[str], listed: Mapping[str, str], protocol: str) -> dict[str, list[str]]:

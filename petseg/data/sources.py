@@ -23,7 +23,6 @@ OFFICIAL = "the official archives"
 UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
 FOLDER = "a folder in the official layout (its files are not checked against the official checksums)"
 SYNTHETIC = "synthetic pets, drawn by petseg"
-
 SYNTHETIC_PER_BREED = 20  # of the set that `petseg compare --quick` falls back to: 740 images in all, in seconds
 SYNTHETIC_VERSION = 4  # raised when the drawings change
 
@@ -44,10 +43,7 @@ def find_data(given: Path | None) -> Path | None:
 
 
 def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | None = None, rounds: int = 4) -> None:
-    """Downloads the two official archives into a folder; what is there and verified stays.
-
-    `on_progress` gets (archive's name, bytes here, bytes in all); `rounds` is how often both hosts are tried.
-    """
+    """Downloads the two official archives into a folder; `on_progress` gets (archive's name, bytes here, in all)."""
     with locked(folder / "get", "data folder", "choose another with --data"):
         for archive in ARCHIVES:
             download(archive, folder, on_progress=on_progress and partial(on_progress, archive.name), rounds=rounds)

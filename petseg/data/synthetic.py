@@ -19,7 +19,6 @@ from petseg.errors import PetsegError, unknown_name
 _BREEDS = sorted({breed_of(name) for name in COMMITTED_VALIDATION}, key=str.lower)
 CATS = tuple(breed for breed in _BREEDS if species_of(breed) == CAT)  # breed ids 1..12 in this order
 DOGS = tuple(breed for breed in _BREEDS if species_of(breed) == DOG)  # breed ids 1..25 in this order
-
 Floats = npt.NDArray[np.float64]
 Colour = tuple[float, float, float]  # RGB in 0..1
 
@@ -100,7 +99,6 @@ FURS: tuple[tuple[Colour, Colour], ...] = (  # main colour, second colour
     ((0.40, 0.43, 0.50), (0.70, 0.73, 0.78)),  # blue, silver
 )
 BLACK, ROSE, IRIS = (0.05, 0.04, 0.04), (0.80, 0.55, 0.53), (0.65, 0.70, 0.40)
-
 Part = tuple[Floats, Colour]  # the corners of a polygon [K, 2], and what fills it
 
 

@@ -119,10 +119,7 @@ def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[str], **others: Any) -> Scores:
-    """Returns every score that follows from per-image counts, and the `others`; None for a class that is absent.
-
-    Classes are the scored ones; groups name each image's, "" where it has none.
-    """
+    """Returns every score of per-image counts, and the `others`; None for an absent class; a group may be ""."""
     confusions = images.confusions
     total = confusions.sum(axis=0)
     per_image = metrics.mean_iou(confusions)

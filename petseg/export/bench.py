@@ -152,7 +152,17 @@ def _contenders(plan: Plan, model: str, runtimes: Sequence[str]) -> list[Contend
     loaded = Segmenter(model, threads=1, runtime="onnxruntime")
     files = dict.fromkeys(runtimes, file)
     if "onnxruntime-int8" in files:
-        files["onnxruntime-int8"] = _int8(file, loaded.card, plan.data)
+        from petseg.config import RunConfig
+        from petseg.data.cache import prepare
+        from petseg.data.sources import open_dataset
+        from petseg.export.openvino import drawn_images
+        from petseg.export.quantise import calibration_images, quantised
+
+        images = drawn_images(loaded.size)
+        if plan.data is not None:
+            config = RunConfig.model_validate(loaded.card["config"])
+            images = calibration_images(prepare(open_dataset(plan.data, config.data), loaded.size), config)
+        files["onnxruntime-int8"] = quantised(file, images)
     network, classes = loaded.card["config"]["model"], len(loaded.classes)
     return [
         Contender(loaded.name, size, count, runtime, content, network, classes)
@@ -160,20 +170,6 @@ def _contenders(plan: Plan, model: str, runtimes: Sequence[str]) -> list[Contend
         for count in dict.fromkeys(plan.threads)
         for runtime, content in files.items()
     ]
-
-
-def _int8(file: bytes, card: Mapping[str, Any], data: Path | None) -> bytes:
-    """Returns the file in int8, its scales set by training images where there are any."""
-    from petseg.config import RunConfig
-    from petseg.data.cache import prepare
-    from petseg.data.sources import open_dataset
-    from petseg.export.openvino import drawn_images
-    from petseg.export.quantise import calibration_images, quantised
-
-    if data is None:
-        return quantised(file, drawn_images(card["size"]))
-    config = RunConfig.model_validate(card["config"])
-    return quantised(file, calibration_images(prepare(open_dataset(data, config.data), card["size"]), config))
 
 
 def _measure(group: Sequence[Contender], turns: int, report: Callable[[int], None]) -> list[BenchRow]:

@@ -28,7 +28,6 @@ from petseg.predict.photos import Photo
 from petseg.storage import writable_folder
 
 FOREGROUND, BACKGROUND, BOUNDARY = 1, 2, 3  # the values of a trimap
-
 WORK = 640  # longer side in pixels of the reduced photo
 EDGE = 0.02  # half-width of the band of soft opacity around the mask's edge, as a share of the longer side
 STEEPER = 3.0  # opacity rises so much faster than the model's own certainty; a blunt outline blunts the filter
@@ -65,7 +64,14 @@ def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> I
         opacity = _opacity_of_colour(small, matte, MATTED_RADIUS)
         opaque, transparent = _all_around(matte > 0.99, 2), _all_around(matte < 0.01, 2)
         inside = (1 + opaque.astype(np.float32) - transparent.astype(np.float32))[None] * np.float32(0.5)
-    maps = np.concatenate([inside, opacity, *_colours(small, inside, radius)])
+
+    def spread(side: Floats) -> Floats:  # the colours of one side, [3, h, w], over the other
+        total = np.concatenate([small.transpose(2, 0, 1) * side, side])
+        far, near = _box(total, 6 * radius), _box(total, 2 * radius)
+        colours: Floats = (near[:3] + 0.01 * far[:3] / np.maximum(far[3], 1e-3)) / (near[3] + 0.01)
+        return colours
+
+    maps = np.concatenate([inside, opacity, spread((2 * inside - 1).clip(0, 1)), spread((1 - 2 * inside).clip(0, 1))])
     cut = np.zeros((height, width, 4), np.uint8)
     for window in windows((height, width), TILE):
         (certain,) = enlarged(inside, (height, width), *window)
@@ -81,10 +87,7 @@ def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> I
 
 
 def _edge(photo: UInt8, maps: Floats) -> UInt8:
-    """Returns RGBA [H, W, 4] of a part of the photo, [H, W, 3], that holds some of the outline.
-
-    Maps are [11, H, W]: inside, opacity of colour (4), the foreground's colours (3), the background's (3).
-    """
+    """Returns RGBA [H, W, 4] of a photo's part by maps [11, H, W]: inside, opacity of colour, fore- and background."""
     colours = np.divide(photo.transpose(2, 0, 1), 255, dtype=np.float32)
     inside, foreground, background = maps[0], maps[5:8], maps[8:11]
     opacity = (maps[1:4] * colours).sum(axis=0) + maps[4]
@@ -98,7 +101,6 @@ def _edge(photo: UInt8, maps: Floats) -> UInt8:
 
 def _matte(image: Floats, trimap: UInt8) -> Floats | None:
     """Returns opacity [h, w], 0..1; None where there is no foreground or no background to go by."""
-
     known = np.full(trimap.shape, 0.5)
     for value, opacity in ((FOREGROUND, 1.0), (BACKGROUND, 0.0)):
         known[_all_around(trimap == value, MATTED_RADIUS)] = opacity
@@ -146,18 +148,6 @@ def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> Floats:
     ab = (irb * rp + igb * gp + ibb * bp) / determinant
     offset = mean[3] - ar * mean[0] - ag * mean[1] - ab * mean[2]
     return _box(np.stack([ar, ag, ab, offset]), radius // 2)
-
-
-def _colours(image: Floats, inside: Floats, radius: int) -> tuple[Floats, Floats]:
-    """Returns the foreground's and the background's colours, both [3, h, w], each spread over the other's side."""
-
-    def spread(share: Floats) -> Floats:
-        total = np.concatenate([image.transpose(2, 0, 1) * share, share])
-        far, near = _box(total, 6 * radius), _box(total, 2 * radius)
-        colours: Floats = (near[:3] + 0.01 * far[:3] / np.maximum(far[3], 1e-3)) / (near[3] + 0.01)
-        return colours
-
-    return spread((2 * inside - 1).clip(0, 1)), spread((1 - 2 * inside).clip(0, 1))
 
 
 def _box(maps: Floats, radius: int) -> Floats:

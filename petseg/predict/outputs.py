@@ -26,7 +26,6 @@ from petseg.predict.segmenter import Segmenter
 
 ENDINGS = {kind: f".{kind}.png" for kind in ("mask", "cutout", "overlay", "classes", "trimap")}
 ENDINGS["json"] = ".prediction.json"  # output -> how its file's name ends, in the usual format
-
 USUAL = ("mask", "cutout", "overlay")  # written where `--only` names none
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {  # of cut-outs and overlays -> Pillow's name and options
     "png": ("PNG", {"compress_level": 1}),

@@ -157,10 +157,7 @@ def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.I
 
 
 def find_photos(sources: Iterable[Path], ours: tuple[str, ...]) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:
-    """Returns (photo, its path below the folder that was named), sorted, each once; and what is left out, with why.
-
-    Folders are searched with their sub-folders; `ours` are endings of files that petseg writes.
-    """
+    """Returns (photo, its path below the folder named), sorted, each once, and what, such as `ours`, is left out."""
     photos: dict[Path, tuple[Path, Path]] = {}
     left_out: dict[Path, str] = {}
     for source in sources:

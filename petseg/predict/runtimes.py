@@ -16,7 +16,6 @@ from petseg.predict.enlarge import Floats
 # photos from which OpenVINO saves more than it costs: it starts .25 s later and takes 8 ms less for each photo
 # (U-Net of 16 channels at 128 px, one thread of an Intel Xeon with AMX, OpenVINO 2026.4, 2026-11-22)
 WORTH_STARTING = 32
-
 Taken = tuple[str, str, tuple[int | None, ...]]  # what a network takes: name, kind of number, axes; None is a free one
 
 

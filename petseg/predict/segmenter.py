@@ -24,11 +24,9 @@ LARGEST_SIZE = 2048  # of a model's square in pixels, as in recipes
 class Segmenter:
     """A model, loaded and ready. Any number of threads may call one segmenter at once.
 
-    Args:
-        model: a shipped model, a kind (`unet`, `segnet`) for the best of it, or an ONNX file of `petseg export`.
-        threads: of one call. None takes all cores: the fastest for one photo; where many threads call, take 1.
-        runtime: onnxruntime or openvino; None takes PETSEG_RUNTIME, else onnxruntime, which computes in float32.
-        flip: average with the result of the mirrored photo, at twice the time; no score of petseg's does.
+    `model` is a shipped one, a kind (`unet`, `segnet`) for its best, or an ONNX file of `petseg export`. `threads` are
+    of one call; None takes all cores: the fastest for one photo. `runtime` is onnxruntime, which computes in float32,
+    or openvino; None takes PETSEG_RUNTIME, else onnxruntime. `flip` averages with the mirrored photo's result.
     """
 
     def __init__(

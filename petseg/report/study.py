@@ -131,20 +131,6 @@ def training_charts(findings: schema.Findings) -> Iterator[Chart]:
             yield plots.line_chart(curve, [Panel(title, lines, "epoch", legend)])
 
 
-def corruption_chart(findings: schema.Findings) -> Chart | None:
-    """Returns mIoU over the severity of each corruption, for the first variant's arms."""
-    styles = model_styles(list(findings.models))
-    panels = []
-    for name, kind in KINDS.items():
-        lines = [
-            interval_line(findings.models[model], styles[model], dict(enumerate(own[name])))
-            for model, own in findings.corrupted.items()
-        ]
-        ticks: dict[float, str] = dict(enumerate(["none", *(f"{amount:g}" for amount in kind.amounts)]))
-        panels.append(Panel(kind.unit, lines, legend="lower left", ticks=ticks))
-    return plots.line_chart("corruptions", panels, (820, 490)) if findings.corrupted else None
-
-
 def render_study(findings: schema.Findings) -> str:
     """Returns the page's HTML; the same findings give the same bytes."""
     styles = model_styles(list(findings.models))
@@ -153,6 +139,14 @@ def render_study(findings: schema.Findings) -> str:
     tuning: dict[tuple[float, float], list[schema.TuningCell]] = {}
     for cell in findings.tuning.cells if findings.tuning else ():
         tuning.setdefault((cell.learning_rate, cell.warmup), []).append(cell)
+    panels = []  # mIoU over the severity of each corruption, for the first variant's arms
+    for name, kind in KINDS.items():
+        lines = [
+            interval_line(findings.models[model], styles[model], dict(enumerate(own[name])))
+            for model, own in findings.corrupted.items()
+        ]
+        ticks: dict[float, str] = dict(enumerate(["none", *(f"{amount:g}" for amount in kind.amounts)]))
+        panels.append(Panel(kind.unit, lines, legend="lower left", ticks=ticks))
     return template("study.html.j2").render(
         findings=findings,
         version=findings.petseg,
@@ -164,7 +158,7 @@ def render_study(findings: schema.Findings) -> str:
         tuning=tuning,
         settings={name: "; ".join(map(str, values)) for name, values in findings.settings.items()},
         training=list(training_charts(findings)),
-        corruptions=corruption_chart(findings),
+        corruptions=plots.line_chart("corruptions", panels, (820, 490)) if findings.corrupted else None,
         groups=tables.group_table(groups, titles) if groups else None,
         kinds=KINDS,
         subsets=SUBSETS,

@@ -76,11 +76,8 @@ def loss_columns(scored: Scores) -> list[Column[Scores]]:
 
 
 def comparison_tables(result: ComparisonResult) -> list[Table]:
-    """Returns quality, validation (where it is not the quality) and cost; an empty column is left out.
-
-    The best mIoU is marked only where no difference's interval holds zero.
-    """
-    compared = len(result.models)
+    """Returns quality, validation (where it is not the quality) and cost; an empty column is left out."""
+    compared = len(result.models)  # the best mIoU is marked only where no difference's interval holds zero
     better = max if all(difference.shown for difference in result.differences) else None
     miou = Column[Scores]("mIoU", lambda scores: scores.miou, units.percent, better)
     scored, validated = scores_of(result, result.split), scores_of(result, "val")

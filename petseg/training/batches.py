@@ -16,7 +16,6 @@ from petseg.models import to_unit_range
 from petseg.training.runs import usable_rows
 
 Rows = npt.NDArray[np.int64]
-
 GPU_SHARE = 0.5  # of a GPU's free memory that the images may take; a larger set stays on the host
 
 

@@ -71,8 +71,7 @@ def scored_labels(labels: Tensor, merge: Merge | None) -> Tensor:
 def right_image_class(logits: Tensor, labels: Tensor, merge: Merge | None) -> list[bool]:
     """Returns, for each image that shows a merged class, whether the right member is predicted; none without merging.
 
-    Logits [N, C, H, W] and labels uint8 [N, H, W] are of the trained classes; the predicted member is that of the
-    largest sum of probabilities, the true one that of most pixels.
+    Logits [N, C, H, W] and labels uint8 [N, H, W] are of the trained classes; a member has the largest sum over pixels.
     """
     members = next((ids for ids in merge.members() if len(ids) > 1), ()) if merge else ()
     if not members:

@@ -26,7 +26,6 @@ from petseg.training import runs
 FINDINGS = "findings.json"
 HOW = Resampling()  # every interval is made so
 BOUNDARY = "boundary_f"  # the metric that is no score of confusion matrices
-
 EstimateT = TypeVar("EstimateT", bound=schema.Estimate)
 Arm = Mapping[int, RunEntry]  # seed -> run
 

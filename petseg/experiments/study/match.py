@@ -22,7 +22,6 @@ from petseg.training.device import choose_hardware
 from petseg.training.inference import build_network
 
 Measure = Callable[[Sequence[ModelConfig]], Sequence[float]]  # costs of shapes, the reference first, measured together
-
 MACS_RANGE = (0.6, 1.7)  # shares of the reference's arithmetic within which widths are candidates for its latency
 NEAREST = 3  # widths, nearest first, whose stages may take one convolution more or less where no width alone fits
 UNDISTURBED = 0.1  # the quantile of a shape's times that is matched: what else runs makes the others longer
