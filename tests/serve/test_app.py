@@ -31,6 +31,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from petseg.config import ServeConfig, load_serving
+from petseg.data.synthetic import draw_pet
 from petseg.predict.outputs import encoded
 from petseg.predict.segmenter import Segmenter, shipped_models
 from petseg.serve import make_app, upload
@@ -362,9 +363,7 @@ def test_a_stop_answers_what_is_under_way():
             except OSError:
                 break
         connection.sendall(content[1000:])
-        answer = b""
-        while part := connection.recv(1 << 16):
-            answer += part
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert answer.endswith(encoded(Segmenter("", threads=1)(CAT), "mask"))
     assert stopping.result(60) == ("", "")
@@ -385,14 +384,9 @@ def test_the_comparisons_are_those_of_results_and_the_wheel_carries_them(served)
     assert httpx.get(f"{served.url}/results/nowhere").status_code == 404
 
 
-def cats(number):
-    with Image.open(CAT) as cat:
-        crops = [cat.crop((3 * place, 2 * place, 451 - 5 * place, 300)) for place in range(number)]
-    return [image_bytes(crop, "JPEG") for crop in crops]
-
-
 def test_two_hundred_requests_at_once_each_get_their_own_answer(served):
-    photos = cats(20)
+    drawn = [Image.fromarray(draw_pet("beagle", number, size=300)[0]) for number in range(20)]
+    photos = [image_bytes(image, "JPEG") for image in drawn]
     segmenter = Segmenter("", threads=1)
     wanted = [summary_of(segmenter(photo)) for photo in photos]
 

@@ -325,17 +325,9 @@ def test_the_webcam_shows_its_rate_and_keeps_the_last_frame(page):
 
 
 def fitted(page):
-    for _ in range(100):
-        frame, inside = page.evaluate(
-            """() => {
-                const report = document.querySelector("#report");
-                return [report.clientHeight, report.contentDocument.documentElement.offsetHeight];
-            }"""
-        )
-        if frame >= inside > 500:
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"the frame is {frame} px high, the report {inside}")
+    """Waits until the frame holds all of the report."""
+    inside = "document.querySelector('#report').contentDocument.documentElement.offsetHeight"
+    page.wait_for_function(f"document.querySelector('#report').clientHeight >= {inside} && {inside} > 500")
 
 
 def test_the_comparison_shows_tables_and_plots_of_results_and_the_commands_name_this_server(page, served):
