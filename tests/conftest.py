@@ -28,10 +28,7 @@ from petseg.training.loop import Execution, train
 os.environ.setdefault("NUMBA_CACHE_DIR", f"{tempfile.gettempdir()}/petseg-tests-numba")  # pymatting compiles for 30 s
 os.environ["PETSEG_RUNTIME"] = "onnxruntime"  # the same answers on every machine, whatever is faster there
 torch.set_num_threads(1)  # 60 steps of a small model took 3 s with one thread and 27 s with two
-
 TINY = ("data.size=32", "model.base_channels=4", "train.epochs=2", "train.batch_size=8", "train.precision=fp32")
-"""Settings under which a run takes a second."""
-
 CPU = choose_hardware("fp32", "cpu")
 
 

@@ -6,9 +6,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch._dynamo  # optimisers ask for it, a second of imports
@@ -28,24 +26,18 @@ from petseg.training.batches import load_splits
 from petseg.training.device import choose_hardware
 
 torch.set_num_threads(1)
-
 CPU = choose_hardware("fp32", "cpu")
 NARROW = ("data.size=16", "model.base_channels=2", "model.depth=2", "train.precision=fp32")
 SMALL = load_recipe("default", [*NARROW, "epochs=3", "batch_size=4", "ema=0.9", "deterministic=true"])
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 
 
-def do(job: str, folder: Path, *arguments: Any, at: int = 0, after: float | None = None) -> dict[str, Any]:
-    """Returns how a job ended: `signal` (0 for none), `seconds`, and of a whole one `operations` and `error`.
+def do(job, folder, *arguments, at=0, after=None):
+    """Returns how a job of this module ended: `signal` (0: none), `seconds`, and of a whole one `operations`, `error`.
 
-    Args:
-        job: a function of this module.
-        folder: where it writes, and where its file operations are counted: a file opened to be written, a rename, a
-            removal. Its cache is the folder "cache" beside it, but for the job "prepare".
-        arguments: the job's own.
-        at: the operation (from 1) just before which it is killed; a file that it opens to be written anew is left half
-            as long. 0: none.
-        after: the seconds after which it is killed. None: never.
+    It is killed just before file operation `at` (from 1; a file that it opens to be written anew is left half as long),
+    or `after` seconds later. Operations are files opened to be written, renames and removals below `folder`. Its cache
+    is the folder "cache" beside that, but for the job "prepare".
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.killed"])
@@ -65,10 +57,10 @@ def do(job: str, folder: Path, *arguments: Any, at: int = 0, after: float | None
     return ended
 
 
-def _child(job: str, folder: Path, arguments: tuple[Any, ...], at: int, answer: Connection) -> None:
+def _child(job, folder, arguments, at, answer):
     count, failure = 0, ""
 
-    def operation(event: str, given: tuple[Any, ...]) -> None:
+    def operation(event, given):
         nonlocal count
         if event not in OPERATIONS or not str(given[0]).startswith(str(folder)):
             return
@@ -91,16 +83,16 @@ def _child(job: str, folder: Path, arguments: tuple[Any, ...], at: int, answer: 
     answer.send({"operations": count, "error": failure})
 
 
-def prepare(folder: Path, pets: Path, resume: bool = False) -> cache.Prepared:
+def prepare(folder, pets, resume=False):
     return cache.prepare(open_dataset(pets), 16)
 
 
-def train(folder: Path, pets: Path, resume: bool) -> None:
+def train(folder, pets, resume):
     execution = petseg.training.loop.Execution(hardware=CPU, resume=resume)
     petseg.training.loop.train(SMALL.for_model("unet"), prepare(folder, pets), folder, execution)
 
 
-def score(folder: Path, pets: Path, resume: bool) -> None:
+def score(folder, pets, resume):
     """A trained run resumed, which removes what a kill left; its scores; a report."""
     train(folder, pets, resume=True)
     splits = load_splits(prepare(folder, pets), SMALL.for_model("unet"), CPU.device)
@@ -108,16 +100,16 @@ def score(folder: Path, pets: Path, resume: bool) -> None:
     write_report(folder / "comparison.json")
 
 
-def compare(folder: Path, pets: Path, resume: bool) -> None:
+def compare(folder, pets, resume):
     plan = petseg.experiments.compare.Plan(SMALL, CPU, command="", resume=resume, synthetic=True)
     petseg.experiments.compare.compare(plan, prepare(folder, pets), folder)
     write_report(folder / "comparison.json")
 
 
-def predict(folder: Path, pets: Path, resume: bool) -> None:
+def predict(folder, pets, resume):
     words = ["predict", str(pets / "images"), "--out", str(folder), "--resume", "--model", "unet_small"]
     app(words, standalone_mode=False)
 
 
-def download(folder: Path, url: str, size: int, sha256: str) -> None:
+def download(folder, url, size, sha256):
     download_archive(Archive("pets.tar.gz", size, sha256, (url,)), folder, timeout=20)

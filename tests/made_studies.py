@@ -15,7 +15,6 @@ from petseg.schema import write_record
 from petseg.training import runs
 
 BREEDS = ("Abyssinian", "Bombay", "beagle", "pug")
-
 MATCHES = {
     "main:segnet/parameters": {"convs": [2, 2, 4, 3, 3]},
     "main:segnet/latency": {"base_channels": 17},
@@ -44,7 +43,6 @@ def truths(split, count):
 
 
 def drawn_counts(true, quality, rng):
-    """Confusion matrices of a model that is right in about `quality` of the pixels."""
     easy = np.clip(quality + np.array([0.0, 0.05, -0.15]) + rng.normal(0, 0.03, true.shape), 0.05, 0.99)
     shares = (1 - easy[..., None]) / 2 * (1 - np.eye(3)) + easy[..., None] * np.eye(3)
     return rng.multinomial(true, shares)
@@ -62,7 +60,6 @@ def quality_of(run):
 
 
 def make_study(folder, *, val=24, test=48, shapes=MATCHES, leave_out=lambda run: False):
-    """Returns the folder, now with study.json and every run that `leave_out` does not name."""
     study = load_study("study")
     classes = tuple(schema.ClassInfo(name=entry.name, colour=entry.colour, role=entry.role) for entry in CLASSES)
     named = {"name": NAME, "provenance": "drawn by a test", "official": False, "key": "0"}  # its groups are breeds
@@ -93,7 +90,6 @@ def matches_of(study, shapes):
 
 
 def diverge(folder, *rows):
-    """Returns the folder after the runs of these (experiment, arm, seed) have diverged."""
     manifest, entries = read_manifest(folder), []
     for entry in manifest.runs:
         lost = any((row.experiment, row.arm, row.seed) in rows for row in entry.rows)

@@ -19,7 +19,6 @@ PACKAGE = Path(petseg.__file__).parent
 
 
 def test_type_checkers_see_every_public_name_and_an_unknown_one_is_an_attribute_error():
-    """What `__getattr__` imports when it is asked for stands as an import for them too."""
     tree = ast.parse(Path(petseg.__file__).read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
@@ -48,7 +47,6 @@ REASONED = {
 
 
 def test_nothing_is_unpickled_or_executed(prepared, pets_folder, tmp_path):
-    """No call in the package could; and files that are pickles in truth are refused without a look inside."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -155,11 +156,8 @@ def test_a_second_training_or_comparison_in_one_folder_is_refused(resume, prepar
 
 
 def at_once(count, call):
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(call, range(count)))
 
 
 def test_of_trainings_that_start_together_one_trains(tmp_path):

@@ -39,9 +39,6 @@ class Disk:
                     assert error.errno == errno.ENOSPC  # noqa: PT017
             file.truncate(max(0, file.tell() - leave))
 
-    def empty(self):
-        self.filler.unlink()
-
     def mount(self, how):
         subprocess.run(["mount", "-o", f"remount,{how}", str(self.place)], check=True)
 
@@ -75,7 +72,7 @@ def test_a_disk_that_fills_during_training_costs_no_epoch(leave, disk, prepared,
     refused(r"cannot be written \(.*[Nn]o space left", train_on_cpu, CONFIG, prepared, run, on_epoch=fill)
     for file in ("resume.safetensors", "config.json"):
         assert content(run)[file] == before[file]
-    disk.empty()
+    disk.filler.unlink()
     train_on_cpu(CONFIG, prepared, run, resume=True)
     assert content(run) == content(tmp_path / "whole")
 
@@ -86,7 +83,7 @@ def test_a_disk_too_small_for_the_cache(leave, disk, pets_folder, monkeypatch):
     disk.fill(leave)
     refused("free some space or set PETSEG_CACHE", prepare, open_dataset(pets_folder), 32)
     assert not list((disk.place / "cache").glob("prepared/*/index.json"))
-    disk.empty()
+    disk.filler.unlink()
     assert len(prepare(open_dataset(pets_folder), 32).samples) == 48
     assert len(list((disk.place / "cache" / "prepared").glob("*-32-*[!k]"))) == 1
 

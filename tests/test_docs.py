@@ -187,7 +187,6 @@ def test_every_measured_figure_of_the_log_stands_in_results():
 
 
 def commands():
-    """Every petseg command in a code block or in backticks of a document, comments cut off."""
     found = []
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")

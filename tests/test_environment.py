@@ -1,4 +1,4 @@
-"""What a figure depends on beside its config."""
+"""What a figure depends on beside its config: the machine, the code, and the device that was chosen."""
 
 import json
 import os
@@ -6,9 +6,14 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 import petseg
 from petseg.environment import environment
 from petseg.schema import EnvironmentInfo
+from petseg.training.device import choose_hardware
+from tests.conftest import refused
 
 
 def here():
@@ -23,8 +28,7 @@ def test_environment_has_its_keys():
     assert got["python"] == ".".join(str(part) for part in sys.version_info[:3])
     for key in ("torch", "numpy"):
         assert re.match(r"\d+\.\d+", got[key])
-    assert got["processor"]
-    assert got["platform"]
+    assert all(got[name] for name in ("processor", "platform"))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", got["started"])
     assert json.loads(json.dumps(got)) == got
     assert str(Path.home()) not in json.dumps(got), "nothing of whoever ran it"
@@ -38,3 +42,24 @@ def test_commit_is_that_of_the_code_whatever_folder_it_runs_in(tmp_path, monkeyp
     assert re.fullmatch(r"[0-9a-f]{10,}(-dirty)?" if checkout else "", commit)
     monkeypatch.setenv("PATH", os.devnull)
     assert here()["commit"] == "", "without git"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "wanted"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_the_order_is_cuda_mps_cpu(cuda, mps, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)  # neither is here to allocate on
+    chosen = choose_hardware("fp32")
+    assert (chosen.device.type, chosen.precision) == (wanted, "fp32")
+    if wanted == "mps":
+        assert choose_hardware("auto").precision == "fp32", "bf16 is not tried there"
+
+
+def test_precision_is_as_asked_and_a_device_that_is_not_there_refused():
+    assert choose_hardware("bf16", "cpu").precision == "bf16"
+    assert choose_hardware("fp32", "cpu").environment().precision == "fp32"
+    for device in ("tpu9", "cuda:99", "meta"):
+        refused(f"device '{device}': torch has no such device here; choose cpu", choose_hardware, "auto", device)

@@ -16,9 +16,7 @@ from tests.data.test_download import BODY, Server
 from tests.killed import do
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, which Windows has not")
-
 MANY = int(os.environ.get("PETSEG_KILLS", "1"))  # times as many kills, for a long run
-
 CASES = {  # job -> kills before file operations, kills at random moments, files that it writes
     "train": (8, 8, {"best.safetensors", "last.safetensors", "resume.safetensors", "metrics.jsonl"}),
     "score": (4, 0, {"report.html", "evaluations/val.json", "evaluations/val.images.json"}),

@@ -17,7 +17,6 @@ CLASSES = 3
 TRUTH = np.uint8([[0, 0, 1], [0, 1, 1], [2, 2, 255]])
 PREDICTION = np.uint8([[0, 1, 1], [0, 1, 0], [2, 1, 2]])
 MATRIX = [[2, 1, 0], [1, 2, 0], [0, 1, 1]]
-
 examples = settings(max_examples=60, deadline=None)
 
 
@@ -134,7 +133,7 @@ def pairwise_counts(truth, prediction, label, tolerance):
     return BoundaryCounts(len(predicted), right(predicted, true), len(true), right(true, predicted))
 
 
-def test_boundary_by_hand():
+def test_boundary_by_hand_and_scores_add_up_to_their_mean():
     truth = np.uint8([[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]])
     # the corner block's inner ring, the image's edge being none: 3 in its top row, 2 more in its left column
     counts = boundary_counts(truth, np.uint8(truth == 9), 1)
@@ -146,6 +145,11 @@ def test_boundary_by_hand():
     assert counts == BoundaryCounts(predicted=4, predicted_right=2, true=5, true_found=2)
     assert boundary_f(counts) == pytest.approx(2 * (2 / 4) * (2 / 5) / (2 / 4 + 2 / 5))
     assert boundary_f(BoundaryCounts(predicted=10, predicted_right=0, true=8, true_found=0)) == 0
+    sums = metrics.boundary_sums(np.array([[0.5, 1.0, np.nan], [0.25, np.nan, np.nan], [0.0, 0.5, np.nan]]))
+    assert (sums.dtype, sums.shape) == (np.int64, (3, 2, 3))
+    assert metrics.mean_boundary_f(sums.sum(axis=0)) == pytest.approx((0.25 + 0.75) / 2)
+    assert metrics.mean_boundary_f(sums[0]) == pytest.approx(0.75)
+    assert np.isnan(metrics.mean_boundary_f(metrics.boundary_sums(np.full((1, 3), np.nan))[0]))
 
 
 @examples
@@ -191,11 +195,3 @@ def test_boundary_absent_and_the_rim_of_an_ignored_band_is_none():
     too_wide = boundary_counts(truth, (distance < 22).astype(np.uint8), 1)
     assert too_wide.predicted > 0
     assert boundary_f(too_wide) == 0
-
-
-def test_boundary_scores_add_up_to_their_mean():
-    sums = metrics.boundary_sums(np.array([[0.5, 1.0, np.nan], [0.25, np.nan, np.nan], [0.0, 0.5, np.nan]]))
-    assert (sums.dtype, sums.shape) == (np.int64, (3, 2, 3))
-    assert metrics.mean_boundary_f(sums.sum(axis=0)) == pytest.approx((0.25 + 0.75) / 2)
-    assert metrics.mean_boundary_f(sums[0]) == pytest.approx(0.75)
-    assert np.isnan(metrics.mean_boundary_f(metrics.boundary_sums(np.full((1, 3), np.nan))[0]))

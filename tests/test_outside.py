@@ -63,7 +63,6 @@ data.size = 32
 train = {epochs = 20, batch_size = 4, learning_rate = 0.02, precision = "fp32"}
 overrides.unet.model = {base_channels = 4, depth = 2}
 """
-
 CLASSES = classes_from([{"name": "sky", "role": "background"}, {"name": "leaf", "colour": "#00AA00"}, "fruit"])
 COLOURS = np.uint8([[120, 180, 250], [40, 140, 50], [220, 60, 40]])
 

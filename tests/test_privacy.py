@@ -13,9 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 CAT = ROOT / "petseg" / "serve" / "page" / "cat.jpg"
-
 NAMESPACE = ["unshare", "--map-root-user", "--net", "--mount"]  # loopback alone, and mounts of its own
-
 WATCHED = """
 import json, os, pathlib, socket, subprocess, sys, threading
 
@@ -41,7 +39,6 @@ running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE
 failed = [errors for process in running if (errors := process.communicate()[1]) and process.returncode]
 print(json.dumps([sorted(names), failed]))
 """
-"""Runs programs side by side and prints the names that were asked for, and the errors of those that failed."""
 
 
 def watched(folder, *programs):

@@ -12,6 +12,7 @@ from tests.conftest import refused
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = RESULTS / "official" / "comparison.json"
+MISSING = object()
 
 
 @pytest.mark.parametrize(
@@ -41,9 +42,6 @@ def changed(name, value):
     else:
         place[last] = value
     return content
-
-
-MISSING = object()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from soak import SOAKS, flat, watch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="figures are read from /proc")
-
 MINUTES = 0.08
 
 

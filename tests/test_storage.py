@@ -75,7 +75,7 @@ def test_what_killed_writes_left_is_swept_and_nothing_else(tmp_path):
     assert names(tmp_path) == [".tmp-of-somebody", "metrics.jsonl"]
 
 
-def test_json_is_read_as_it_was_written(tmp_path):
+def test_json_is_read_as_it_was_written_and_what_is_missing_broken_or_no_object_is_one_line(tmp_path):
     path, content = tmp_path / "a.json", {"mIoU": 0.7284, "classes": ["pet", "Mähne"], "none": None, "nested": {"a": 1}}
     write_json(path, content)
     assert read_json(path) == content
@@ -85,12 +85,9 @@ def test_json_is_read_as_it_was_written(tmp_path):
         with pytest.raises(ValueError, match="not JSON compliant"):
             write_json(path, {"rows": [{"loss": value}]})
     assert (read_json(path), names(tmp_path)) == (content, ["a.json"])
-
-
-def test_json_that_is_missing_broken_or_no_object(tmp_path):
     broken = [(content, r"not readable as JSON \(.*\); restore it") for content in (b"", b'{"a": 1', b'{"a": "\xff"}')]
     others = [(b"[1]", "list"), (b"3", "int"), (b"null", "NoneType"), (b'"a"', "str")]
-    refused(r"a\.json: no such file; is this the folder of a finished run\?", read_json, tmp_path / "a.json")
+    refused(r"a\.json: no such file; is this the folder of a finished run\?", read_json, tmp_path / "gone" / "a.json")
     refused("not readable as JSON", read_json, tmp_path)
     for content, reason in (*broken, *((content, f"holds a {kind}; wanted a JSON object") for content, kind in others)):
         (tmp_path / "a.json").write_bytes(content)

@@ -22,7 +22,6 @@ from tests.conftest import TINY
 from tests.data.traps import make_trapped_pets
 
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
-
 COMMANDS = {  # every command with its flags and arguments
     "": "--debug --version",
     "predict": "--background --crop --flip --format --json --matting --model --only --out --resume --run --threads "
@@ -62,6 +61,12 @@ def petseg(*arguments, cwd=None, **environment):
             traceback.print_exc()
             code = 1
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def succeeds(*arguments, **how):
+    result = petseg(*arguments, **how)
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 def petseg_process(*arguments, **environment):
@@ -113,26 +118,23 @@ def test_version_and_an_error_of_a_process():
 def test_train_evaluate_and_report_from_the_command_line(pets_folder, tmp_path):
     run = tmp_path / "run"
     training = ["train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS]
-    trained = petseg(*training)
-    assert trained.returncode == 0, trained.stderr
+    trained = succeeds(*training)
     assert "epoch 2, val loss" in trained.stdout
-    scored = petseg("evaluate", run, "--data", pets_folder, "--split", "test")
-    assert scored.returncode == 0, scored.stderr
+    scored = succeeds("evaluate", run, "--data", pets_folder, "--split", "test")
     assert "24 images" in scored.stdout
     assert (run / "evaluations" / "test.json").is_file()
     assert "exists; go on with --resume" in one_line_error(petseg(*training))
-    assert petseg(*training, "--resume").returncode == 0
+    succeeds(*training, "--resume")
 
 
 def test_compare_prints_a_table_and_the_report_s_path(pets_folder, tmp_path):
-    result = petseg("compare", "--data", pets_folder, "--out", tmp_path / "out", *SETTINGS)
-    assert result.returncode == 0, result.stderr
+    result = succeeds("compare", "--data", pets_folder, "--out", tmp_path / "out", *SETTINGS)
     assert "U-Net" in result.stdout
     assert "SegNet" in result.stdout
     report = Path(result.stdout.splitlines()[-1].removeprefix("report: "))
     assert report == (tmp_path / "out" / "report.html").resolve()
     report.unlink()
-    assert petseg("report", tmp_path / "out").returncode == 0
+    succeeds("report", tmp_path / "out")
     assert report.is_file()
 
 
@@ -157,8 +159,6 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
         (["train", "no-such"], "recipe 'no-such' is unknown; choose one of"),
         (["train", "missing.toml"], "recipe missing.toml: cannot be read"),
         (["train", "--set", "epoch=3"], "field 'epoch' is unknown; choose one of: train.epochs"),
-        (["train", "--set", "epochs=0"], "train.epochs is 0"),
-        (["train", "--set", "size=15"], "data.size is 15"),
         (["data", "prepare", "--data", "x", "--size", "15"], "--size: size is 15; input should be greater than"),
         (["train", "--model", "segnet", "--set", "model.skips=false"], "model.skips was given for 'segnet'"),
         (["train", "--set", "task=cats"], "data.oxford_pets.task 'cats' is unknown; choose one of: species"),
@@ -232,8 +232,7 @@ def test_data_check_prints_each_trap_and_exits_1(tmp_path):
 
 
 def test_models_lists_every_model():
-    result = petseg("models")
-    assert result.returncode == 0
+    result = succeeds("models")
     for name in ("unet", "segnet", "unet_paper", "segnet_paper"):
         assert name in result.stdout
     assert "1.9 M" in result.stdout

@@ -12,7 +12,7 @@ from PIL import Image
 
 from petseg.data.synthetic import draw_pet
 from petseg.predict.outputs import ENDINGS
-from tests.cli.test_commands import child_environment, one_line_error, petseg
+from tests.cli.test_commands import child_environment, one_line_error, petseg, succeeds
 from tests.data.test_images import huge_png
 from tests.predict.test_outputs import below, pet
 
@@ -24,8 +24,7 @@ def piped(content, *arguments):
 
 def test_one_photo_gets_three_files_beside_it(tmp_path):
     pet(tmp_path / "cat.jpg", "Bengal")
-    result = petseg("predict", "cat.jpg", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    result = succeeds("predict", "cat.jpg", cwd=tmp_path)
     assert re.match(r"cat.jpg: (cat|dog|foreground), ", result.stdout)
     assert "% of the photo; cat.mask.png; cat.cutout.png; cat.overlay.png" in result.stdout
     assert result.stderr == ""
@@ -52,14 +51,13 @@ def test_a_folder_with_a_bad_photo_is_done_and_exits_1_then_resumes(tmp_path):
     assert (tmp_path / "masks" / "c.cutout.png").is_file()
     assert (tmp_path / "masks" / "a.cutout.png").stat().st_mtime_ns == kept
     (tmp_path / "photos" / "bad.jpg").unlink()
-    assert petseg(*arguments, "--resume", cwd=tmp_path).returncode == 0
+    succeeds(*arguments, "--resume", cwd=tmp_path)
 
 
 def test_json_prints_a_line_a_photo_and_writes_nothing(tmp_path):
     for number in (1, 2):
         pet(tmp_path / f"{number}.jpg", number=number)
-    result = petseg("predict", ".", "--json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    result = succeeds("predict", ".", "--json", cwd=tmp_path)
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["photo"] for row in rows] == ["1.jpg", "2.jpg"]
     figures = {"foreground", "foreground_share", "confidence", "foreground_class", "boxes", "notes", "width"}
@@ -144,8 +142,7 @@ def test_matting_changes_the_cut_out_alone(tmp_path):
     pytest.importorskip("pymatting")
     pet(tmp_path / "a.png")
     for folder, more in (("plain", ()), ("matted", ("--matting",))):
-        result = petseg("predict", "a.png", "--out", folder, *more, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
+        succeeds("predict", "a.png", "--out", folder, *more, cwd=tmp_path)
     for kind, same in (("mask", True), ("overlay", True), ("cutout", False)):
         files = [tmp_path / folder / f"a{ENDINGS[kind]}" for folder in ("plain", "matted")]
         assert (files[0].read_bytes() == files[1].read_bytes()) == same, kind
@@ -207,13 +204,11 @@ def test_a_trained_run_predicts_and_exports(pets_folder, tmp_path):
     from tests.cli.test_commands import SETTINGS
 
     run = tmp_path / "run"
-    assert petseg("train", "--data", pets_folder, "--out", run, *SETTINGS).returncode == 0
+    succeeds("train", "--data", pets_folder, "--out", run, *SETTINGS)
     photo = pet(tmp_path / "a.jpg")
-    result = petseg("predict", photo, "--run", run, "--only", "mask")
-    assert result.returncode == 0, result.stderr
-    exported = petseg("export", "--run", run, "--out", tmp_path / "x.onnx")
-    assert exported.returncode == 0, exported.stderr
+    succeeds("predict", photo, "--run", run, "--only", "mask")
+    exported = succeeds("export", "--run", run, "--out", tmp_path / "x.onnx")
     assert "agrees with torch on" in exported.stdout
     first = (tmp_path / "a.mask.png").read_bytes()
-    assert petseg("predict", photo, "--model", tmp_path / "x.onnx", "--only", "mask").returncode == 0
+    succeeds("predict", photo, "--model", tmp_path / "x.onnx", "--only", "mask")
     assert (tmp_path / "a.mask.png").read_bytes() == first

@@ -142,7 +142,6 @@ def spoil(path):
 
 
 def test_an_unchanged_folder_is_not_even_read_and_another_is_whatever_its_sizes_and_times(eight_pets, copied):
-    """Names, sizes and times are enough: bytes that changed behind them are not seen."""
     first = prepare(eight_pets)
     label = Path("annotations") / "trimaps" / "beagle_1.png"
     spoil(copied / label)
@@ -270,7 +269,6 @@ def test_a_damaged_cache_is_made_again_with_a_warning(eight_pets, damage, caplog
 
 
 def test_without_space_or_a_folder_nothing_is_decoded(eight_pets, cache_folder, tmp_path, monkeypatch):
-    """Below a plain file no folder can be made, whoever asks (root may write anywhere else)."""
     match = r"cache .*: \d+\.\d GB free, 3200000\.0 GB wanted; free some space or set PETSEG_CACHE"
     refused(match, prepare, eight_pets, 10_000_000, on_progress=pytest.fail)
     assert names_in(cache_folder) == []

@@ -17,6 +17,7 @@ BODY = bytes(range(256)) * 4096  # 1 MiB
 HALF = len(BODY) // 2
 PAGE = b"<html>We have moved.</html>"
 ARCHIVE = Archive("pets.tar.gz", len(BODY), hashlib.sha256(BODY).hexdigest(), ())
+BAD = ["wrong", "flipped", "page", "promises-more", "404", "429", "500", "short", "longer", "204", "to-http"]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -149,9 +150,6 @@ def test_the_part_of_an_earlier_call_is_continued_if_it_is_right(server, tmp_pat
     (tmp_path / "pets.tar.gz.part").write_bytes(part)
     assert get(server, tmp_path, kind, rounds=1).read_bytes() == BODY
     assert server.seen == [(kind, wanted) for wanted in ranges]
-
-
-BAD = ["wrong", "flipped", "page", "promises-more", "404", "429", "500", "short", "longer", "204", "to-http"]
 
 
 @pytest.mark.parametrize("first", [*BAD, "wrong-range", "other-size"])

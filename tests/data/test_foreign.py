@@ -17,6 +17,7 @@ from tests.conftest import image_bytes, refused
 from tests.data.test_images import blank, opened
 
 PET = Image.fromarray(draw_pet("beagle", 1, size=64)[0])
+COLOURS = np.array([[40_000, 10_000, 0], [1000, 2000, 3000], [500, 500, 500], [65_535] * 3], ">u2")
 
 
 def pixels(content):
@@ -135,9 +136,6 @@ def png(depth, kind, rows, clear):
     for name, data in chunks:
         content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     return content
-
-
-COLOURS = np.array([[40_000, 10_000, 0], [1000, 2000, 3000], [500, 500, 500], [65_535] * 3], ">u2")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,6 @@ def publish(monkeypatch, folder):
 
 @pytest.mark.parametrize("wrong", [None, *(archive.name for archive in ARCHIVES)])
 def test_official_are_archives_of_the_right_bytes(archives, monkeypatch, wrong):
-    """Not those with every image and count right, of which one was compressed again."""
     publish(monkeypatch, archives)
     if wrong:
         (archives / wrong).write_bytes(gzip.compress(gzip.decompress((archives / wrong).read_bytes()), mtime=1))
@@ -109,7 +108,7 @@ def test_other_archives_of_the_same_names_are_unpacked_anew_and_damaged_ones_ref
     assert [path.suffix for path in (cache_folder / "extracted").iterdir()] == [".lock"]
 
 
-def test_folders_without_a_dataset(tmp_path, copied):
+def test_folders_without_a_dataset_and_places_that_cannot_be_written(archives, copied, tmp_path, monkeypatch):
     shutil.rmtree(copied / "annotations")
     for name, file, match in (
         ("nowhere", None, r"data folder .*nowhere: not a folder; run `petseg data get`, or point"),
@@ -123,6 +122,12 @@ def test_folders_without_a_dataset(tmp_path, copied):
             (tmp_path / file).parent.mkdir(exist_ok=True)
             (tmp_path / file).write_bytes(b"x")
         refused(match, open_dataset, tmp_path / name)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PetsegError, match=r"^data folder .*: cannot be written \(Not a .*\); choose another with --da"):
+        get_data(tmp_path / "file" / "data")
+    monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "file" / "cache"))
+    for call in (synthetic_data, lambda: open_dataset(archives)):
+        refused(r"^[^\n]*set PETSEG_CACHE$", call)
 
 
 def test_find_data_takes_given_then_the_variable_then_the_download(tmp_path, monkeypatch):
@@ -158,13 +163,3 @@ def test_synthetic_data_is_drawn_once(cache_folder, monkeypatch):
     assert not stale.exists()
     monkeypatch.chdir(target.parent)
     assert open_dataset(Path(target.name)).provenance == sources.SYNTHETIC
-
-
-def test_places_that_cannot_be_written(archives, tmp_path, monkeypatch):
-    """Below a plain file no folder can be made, whoever asks (root may write anywhere else)."""
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(PetsegError, match=r"^data folder .*: cannot be written \(Not a .*\); choose another with --da"):
-        get_data(tmp_path / "file" / "data")
-    monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "file" / "cache"))
-    for call in (synthetic_data, lambda: open_dataset(archives)):
-        refused(r"^[^\n]*set PETSEG_CACHE$", call)

@@ -58,7 +58,6 @@ REASONS = {  # kind of trap that cannot be used -> why
     "trimap of another aspect": r"^NAME: label is \d+x\d+, image \d+x\d+; different shapes cannot be matched$",
     "trimap of other values": r"^NAME\.png holds values \{0, 4\}; .* 3 border: was it remapped already\?$",
 }
-
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4072)
 MAT = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
 

@@ -19,6 +19,8 @@ from petseg.training.batches import load_splits
 from petseg.training.inference import Network
 from tests.conftest import CPU, prepare_for, refused, tiny, train_on_cpu
 
+REST = {"split": "val", "data": "0", "cross_entropy": 0.5, "cross_entropy_frame": "32 px"}
+
 
 def pointwise(weight, bias):
     module = nn.Conv2d(3, len(weight), 1)
@@ -27,7 +29,6 @@ def pointwise(weight, bias):
 
 
 BRIGHTNESS = pointwise([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]], [0.0, 0.0, 0.0])
-"""Logits that depend on the image, so that order and place matter."""
 
 
 def constant(num_classes):
@@ -75,9 +76,6 @@ def test_the_seed_protocol_adds_the_loss_at_200_px(pets_folder):
     # a constant's loss is linear in the share of background, which 200 px holds a little differently than 32 px
     assert scores.cross_entropy_at["200"] == pytest.approx(scores.cross_entropy, abs=0.05)
     assert scores.cross_entropy_at["200"] != scores.cross_entropy
-
-
-REST = {"split": "val", "data": "0", "cross_entropy": 0.5, "cross_entropy_frame": "32 px"}
 
 
 def test_absent_classes_are_none_and_left_out_of_the_mean():

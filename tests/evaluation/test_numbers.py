@@ -22,7 +22,6 @@ from petseg.training.loop import learning_rate
 from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
-
 BREEDS = ("beagle", "Persian", "pug", "Bombay", "samoyed", "Sphynx", "boxer", "Ragdoll")
 PHOTOS = [draw_pet(breed, number, size=96 + 8 * number)[0] for number, breed in enumerate(BREEDS)]
 

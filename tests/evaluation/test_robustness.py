@@ -71,8 +71,6 @@ def test_image_and_label_move_alike(kind, severity, size):
 
 @pytest.fixture
 def untrained(tmp_path, prepared):
-    """A function that returns the folder and test split of a network that learnt nothing and gives three classes."""
-
     def make(prepared=prepared):
         torch.manual_seed(0)
         model = build_model(tiny().model, len(prepared.dataset.classes))

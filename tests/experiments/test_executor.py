@@ -23,10 +23,6 @@ def fail():
     raise PetsegError("a mistake")
 
 
-def die():
-    os._exit(3)
-
-
 def sleep(started):
     started.write_text(str(os.getpid()))
     time.sleep(600)
@@ -35,7 +31,7 @@ def sleep(started):
 def test_each_job_has_a_process_of_its_own_and_fails_alone():
     with LocalProcesses(2) as executor:
         first, second = executor.submit(where, "a"), executor.submit(where, text="b")
-        failed, died = executor.submit(fail), executor.submit(die)
+        failed, died = executor.submit(fail), executor.submit(os._exit, 3)
         assert [first.result()[0], second.result()[0]] == ["a", "b"]
         assert len({os.getpid(), first.result()[1], second.result()[1]}) == 3
         refused(r"^a mistake$", failed.result)

@@ -16,7 +16,7 @@ from petseg.experiments.study.subsets import subset_counts
 from petseg.metrics import mean_iou
 from petseg.schema import Findings, read_record, write_record
 from petseg.storage import read_json, write_json
-from tests.cli.test_commands import one_line_error, petseg
+from tests.cli.test_commands import one_line_error, petseg, succeeds
 from tests.conftest import refused
 from tests.made_studies import MATCHES, diverge, make_study
 
@@ -98,10 +98,19 @@ def test_an_expectation_is_held_against_the_interval():
     assert [verdict(low, high, equal=False, by=2) for low, high in ends] == ["held", "open", "did not hold"]
 
 
-def test_every_claim_of_the_recipe_has_a_verdict(whole, findings):
+def test_every_claim_has_a_verdict_every_setting_all_its_values_and_each_group_its_own_images(whole, findings):
     for planned in Results(whole).study.experiments:
         found = findings.experiment(planned.name).differences
         assert {text for one in found for text in one.expected} == set(planned.expected)
+    configs = [read_json(path) for path in whole.glob("runs/*/config.json")]
+    values = findings.settings["train.learning_rate"]
+    assert set(values) == {config["train"]["learning_rate"] for config in configs}
+    assert len(values) == len(set(values)) > 1
+    assert findings.settings["model.skips"] == (None, False), "None: the model's own"
+    assert list(findings.groups) == ["Abyssinian", "Bombay", "beagle", "pug"]
+    arm = next(arm for arm in findings.experiment("main").arms if arm.arm == "unet/width")
+    scores = [read_json(whole / "runs" / run / "evaluations" / "test.json")["group_miou"]["pug"] for run in arm.runs]
+    assert findings.groups["pug"]["unet"] == pytest.approx(100 * np.mean(scores), abs=1e-3)
 
 
 def test_what_is_lost_at_the_other_s_best_setting(findings):
@@ -112,14 +121,6 @@ def test_what_is_lost_at_the_other_s_best_setting(findings):
     assert lost["segnet"].points == pytest.approx(best - other, abs=2e-4)
     assert tuning.more_lost.points == pytest.approx(lost["segnet"].points - lost["unet"].points, abs=2e-4)
     assert tuning.verdict == "held"
-
-
-def test_every_value_of_a_setting_in_any_run_is_there(whole, findings):
-    configs = [read_json(path) for path in whole.glob("runs/*/config.json")]
-    values = findings.settings["train.learning_rate"]
-    assert set(values) == {config["train"]["learning_rate"] for config in configs}
-    assert len(values) == len(set(values)) > 1
-    assert findings.settings["model.skips"] == (None, False), "None: the model's own"
 
 
 def test_every_corruption_has_a_ranking_with_its_interval_and_verdict(findings):
@@ -181,13 +182,6 @@ def test_a_part_of_the_images(name, pets):
     assert subset_counts(counts, name, ids)[:, 0, 0].tolist() == pets
 
 
-def test_groups_have_their_own_images(whole, findings):
-    assert list(findings.groups) == ["Abyssinian", "Bombay", "beagle", "pug"]
-    arm = next(arm for arm in findings.experiment("main").arms if arm.arm == "unet/width")
-    scores = [read_json(whole / "runs" / run / "evaluations" / "test.json")["group_miou"]["pug"] for run in arm.runs]
-    assert findings.groups["pug"]["unet"] == pytest.approx(100 * np.mean(scores), abs=1e-3)
-
-
 def test_arms_of_the_same_runs_are_looked_at_once(tmp_path):
     found = find(make_study(tmp_path / "equal", shapes=MATCHES | {"main:segnet/latency": {}}))
     assert {one.left for one in found.experiment("main").differences} >= {"unet/latency"}
@@ -230,11 +224,9 @@ def test_a_run_that_diverged_is_a_result(tmp_path):
 
 
 def test_the_command_writes_findings_and_page(whole, tmp_path):
-    result = petseg("report", whole, "--out", tmp_path / "page.html")
-    assert result.returncode == 0, result.stderr
+    result = succeeds("report", whole, "--out", tmp_path / "page.html")
     assert "intervals are resampled" in result.stderr
-    again = petseg("report", whole / "findings.json", "--out", tmp_path / "again.html")
-    assert again.returncode == 0, again.stderr
+    succeeds("report", whole / "findings.json", "--out", tmp_path / "again.html")
     assert (tmp_path / "page.html").read_bytes() == (tmp_path / "again.html").read_bytes()
 
 

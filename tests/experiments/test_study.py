@@ -25,7 +25,7 @@ from petseg.models import build_model
 from petseg.schema import CostMatch, EpochRow, write_record
 from petseg.storage import read_json, write_json
 from petseg.training import runs
-from tests.cli.test_commands import child_environment, petseg
+from tests.cli.test_commands import child_environment, petseg, succeeds
 from tests.conftest import refused
 from tests.made_studies import TUNED
 from tests.test_kills import content
@@ -59,6 +59,7 @@ expected = ["unet > segnet"]
 seeds = [0]
 variants.parameters = { title = "same parameters", match = "parameters", to = "unet" }
 """
+SHIPPED = load_study("study")
 
 
 def altered(folder, old, new):
@@ -77,8 +78,7 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(recipe, pets_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "whole"
-    result = petseg("study", recipe, "--data", pets_folder, "--out", folder)
-    assert result.returncode == 0, result.stderr
+    result = succeeds("study", recipe, "--data", pets_folder, "--out", folder)
     assert result.stdout.splitlines()[-1] == f"{folder}: 5 runs: 1 diverged, 4 finished"
     ended = re.findall(r"^(\d) of 5, .*: (?:validation mIoU [\d.]+|.*not a number.*); .* left$", result.stdout, re.M)
     assert ended == ["1", "2", "3", "4", "5"]
@@ -185,8 +185,7 @@ def test_killed_twice_it_comes_to_the_same_manifest_and_results(whole, recipe, p
     ended_when(started(recipe, pets_folder, folder), one_epoch.is_file, signal.SIGKILL)
     states = [entry.state for entry in read_manifest(folder).runs]
     assert (states.count("finished"), states.count("diverged")) == (1, 1)
-    result = petseg("study", recipe, "--data", pets_folder, "--out", folder)
-    assert result.returncode == 0, result.stderr
+    result = succeeds("study", recipe, "--data", pets_folder, "--out", folder)
     assert "2 of 5" not in result.stdout, "finished runs are skipped"
     assert read_manifest(folder) == manifest
     assert results(folder) == results(whole)
@@ -302,9 +301,6 @@ def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tiny, tmp_pa
 def test_a_mistake_in_a_recipe_is_one_line(old, new, message, tmp_path):
     assert refused(message, altered, tmp_path, old, new).startswith("study")
     refused(r"study 'stduy' is unknown; choose one of: study$", load_study, "stduy")
-
-
-SHIPPED = load_study("study")
 
 
 def test_the_shipped_study():

@@ -8,7 +8,7 @@ import pytest
 from petseg.errors import PetsegError
 from petseg.export import bench
 from petseg.export.onnx import export_model
-from tests.cli.test_commands import petseg
+from tests.cli.test_commands import succeeds
 from tests.export.test_onnx import CLASSES, trained_like
 
 
@@ -24,11 +24,10 @@ def small(tmp_path_factory):
 def test_each_runtime_of_each_size_has_a_row(small, tmp_path):
     out = tmp_path / "bench.json"
     runtimes = ["torch", "onnxruntime", "onnxruntime-int8", "openvino-bf16"]
-    result = petseg(
+    result = succeeds(
         *("bench", "--model", small, "--size", "32,64", "--threads", "1", "--turns", "2", "--out", out),
         *(word for name in runtimes for word in ("--runtime", name)),
     )
-    assert result.returncode == 0, result.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
     wanted = [(side, name) for side in (32, 64) for name in runtimes]
     assert [(row["size"], row["runtime"]) for row in found["rows"]] == wanted
@@ -51,7 +50,9 @@ def test_models_at_their_own_sizes_take_turns(small, monkeypatch):
     assert [len(sizes) for sizes in together] == [2]
 
 
-def test_a_runtime_that_is_not_installed_is_told_and_no_error(small, monkeypatch):
+def test_a_runtime_that_cannot_compute_is_named_and_one_that_is_not_installed_told(small, monkeypatch):
+    with pytest.raises(PetsegError, match=r"small.onnx on onnxruntime: .*; leave it out with --runtime"):
+        bench.bench(bench.Plan([small], sizes=[33], runtimes=["onnxruntime"], turns=1))
     there = bench.find_spec
     monkeypatch.setattr(bench, "find_spec", lambda name: None if name in ("openvino", "torch", "onnx") else there(name))
     result = bench.bench(bench.Plan([small], turns=1))
@@ -63,11 +64,6 @@ def test_a_runtime_that_is_not_installed_is_told_and_no_error(small, monkeypatch
         "openvino": "needs openvino; pip install 'petseg[openvino]'",
         "openvino-bf16": "needs openvino; pip install 'petseg[openvino]'",
     }
-
-
-def test_a_contender_that_cannot_compute_is_named(small):
-    with pytest.raises(PetsegError, match=r"small.onnx on onnxruntime: .*; leave it out with --runtime"):
-        bench.bench(bench.Plan([small], sizes=[33], runtimes=["onnxruntime"], turns=1))
 
 
 def test_figures_of_turns():

@@ -131,8 +131,6 @@ def test_metadata_say_what_a_reader_needs(run, tmp_path):
 
 
 class Liar(nn.Module):
-    """A network whose export gives the opposite of its answers."""
-
     def __init__(self, honest):
         super().__init__()
         self.honest = honest

@@ -44,7 +44,6 @@ def test_what_must_stay_exact_stays_in_float32():
 
 
 def test_accuracy_is_the_run_s_own_for_the_run_s_own_probabilities(pets_folder):
-    """A network that always says background scores what a prediction of background scores."""
     config = tiny()
     prepared = prepare_for(config, pets_folder)
     assert calibration_images(prepared, config).shape[1:] == (32, 32, 3)

@@ -33,6 +33,8 @@ VARIANTS = {
     # each stage shrinks the signal (at five the first logits deviate by .005): 200 steps may not suffice
     "segnet without batch norm": ModelConfig(name="segnet", base_channels=4, depth=3, batch_norm=False),
 }
+CONVS = [({"depth": 7}, [2, 2, 3, 3, 3, 3, 3]), ({"convs": 2}, [2] * 5), ({"convs": (1, 2, 3), "depth": 3}, [1, 2, 3])]
+LABELS = np.uint8([[[0, 0, 1], [2, 255, 1]], [[0, 1, 1], [2, 255, 0]], [[0, 0, 1], [0, 255, 1]]])
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
@@ -182,7 +184,6 @@ def test_unet_paper_and_options():
 
 
 def same_logits(name, bottleneck, **options):
-    """Returns whether two images give the same logits when every value of the deepest map is replaced."""
     model = small(name, **options)
     model.dropout.register_forward_hook(lambda module, inputs, output: torch.full_like(output, bottleneck))
     with torch.no_grad():
@@ -220,9 +221,6 @@ def test_segnet_paper_is_vgg16_and_its_mirror():
     assert {conv.kernel_size for conv in encoder + decoder} == {(3, 3)}
     # VGG16's 14,714,688 parameters of convolutions, less its 4,224 biases
     assert sum(conv.weight.numel() for conv in encoder) == 14_710_464
-
-
-CONVS = [({"depth": 7}, [2, 2, 3, 3, 3, 3, 3]), ({"convs": 2}, [2] * 5), ({"convs": (1, 2, 3), "depth": 3}, [1, 2, 3])]
 
 
 @pytest.mark.parametrize(("given", "counts"), CONVS)
@@ -350,9 +348,6 @@ def test_to_unit_range_and_normalise_by_channel():
     torch.testing.assert_close(unit[1, 2, 3, 4] * 255, images[1, 3, 4, 2].float())
     assert (to_unit_range(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)) == 1).all()
     assert images[0, 0, 1, 0] == 3, "the caller's image is left alone"
-
-
-LABELS = np.uint8([[[0, 0, 1], [2, 255, 1]], [[0, 1, 1], [2, 255, 0]], [[0, 0, 1], [0, 255, 1]]])
 
 
 def test_mean_mask_by_hand():

@@ -26,7 +26,6 @@ def composed(opacity):
 
 
 def trimap_of(opacity, band):
-    """Boundary where opacity is within `band` of a half, uint8 [H, W]."""
     sides = np.where(opacity >= 0.5, np.uint8(FOREGROUND), np.uint8(BACKGROUND))
     return np.where(np.abs(opacity - 0.5) < band, np.uint8(BOUNDARY), sides)
 

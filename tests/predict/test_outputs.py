@@ -35,12 +35,9 @@ def below(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_kinds():
+def test_kinds_and_files_beside_the_photo_or_in_a_mirror_of_its_folder(tmp_path):
     assert outputs.chosen_kinds([]) == USUAL
     assert outputs.chosen_kinds(["mask", "json", "mask"]) == ("mask", "json")
-
-
-def test_files_lie_beside_the_photo_or_mirror_its_folder(tmp_path):
     first, second = pet(tmp_path / "in" / "a.jpg"), pet(tmp_path / "in" / "deep" / "er" / "b.png")
     beside = [job.files["mask"] for job in plan([tmp_path / "in"], ["mask"], None)]
     assert beside == [first.with_name("a.mask.png"), second.with_name("b.mask.png")]

@@ -7,6 +7,7 @@ import torch
 from petseg.data.dataset import classes_from
 from petseg.data.synthetic import draw_pet
 from petseg.evaluation.evaluate import upsample
+from petseg.predict.enlarge import enlarged, windows
 from petseg.predict.photos import Photo
 from petseg.predict.segmentation import Segmentation
 from petseg.predict.segmenter import Segmenter
@@ -21,7 +22,6 @@ def segmentation(probabilities, names=PET, size=(40, 60)):
 
 
 def painted(colours, *places):
-    """Probabilities [C, 20, 20]: the first colour everywhere, each further one in its place."""
     probabilities = np.broadcast_to(np.array(colours[0], float)[:, None, None], (len(colours[0]), 20, 20)).copy()
     for colour, place in zip(colours[1:], places, strict=True):
         probabilities[:, *place] = np.array(colour)[:, None, None]
@@ -89,3 +89,13 @@ def test_together_they_are_foreground_where_none_alone_is_likeliest():
     result = segmentation(painted([[0.01, 0.01, 0.97, 0.01], [0.3, 0.3, 0.39, 0.01]], SQUARE), CAT_AND_DOG)
     assert result.foreground_share > 0.03
     assert {*np.unique(result.class_ids)} == {2}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (128, 128), (300, 451), (7, 1000), (64, 90)])
+@pytest.mark.parametrize("step", [(64, 1 << 20), (50, 33)])
+def test_windows_together_are_torch_s_interpolation(size, step):
+    maps = np.random.default_rng(0).normal(size=(3, 64, 48)).astype(np.float32)
+    whole = np.zeros((3, *size), np.float32)
+    for window in windows(size, step):  # each place once, or the sums are wrong
+        whole[:, *window] += enlarged(maps, size, *window)
+    assert np.abs(whole - upsample(torch.from_numpy(maps), size).numpy()).max() < 1e-4

@@ -23,7 +23,6 @@ from petseg.predict.segmenter import WEIGHTS, model_file, shipped_models
 from tests.conftest import refused
 
 IMAGES = [draw_pet(breed, 1, size=96)[0] for breed in (*CATS[:3], *DOGS[:3])]
-
 pytestmark = pytest.mark.usefixtures("runtime")
 
 
@@ -151,16 +150,13 @@ def test_with_flip_a_mirrored_photo_has_the_mirrored_answer():
         assert np.abs(result.probabilities - plain(image).probabilities).max() > 1e-3
 
 
-def test_a_batch_is_its_single_photos_and_a_bad_one_is_named(segmenter, tmp_path):
+def test_a_batch_and_four_threads_give_the_answers_of_single_photos_and_a_bad_one_is_named(segmenter, tmp_path):
     for alone, together in zip(map(segmenter, IMAGES), segmenter.batch(IMAGES), strict=True):
         assert np.abs(alone.probabilities - together.probabilities).max() < 1e-5
         assert (alone.mask == together.mask).mean() > 0.999
     assert segmenter.batch([]) == []
     (tmp_path / "bad.jpg").write_bytes(b"words")
     refused(r"bad\.jpg: cannot be decoded", segmenter.batch, [IMAGES[0], tmp_path / "bad.jpg"])
-
-
-def test_four_threads_get_the_same_answers(segmenter):
     wanted = [segmenter(image).probabilities for image in IMAGES]
     with ThreadPoolExecutor(4) as pool:
         for again, result in enumerate(pool.map(segmenter, IMAGES * 5)):

@@ -18,6 +18,7 @@ from petseg.schema import ComparisonResult, Example, Findings, read_record, writ
 from tests.conftest import refused
 
 RESULTS = Path(__file__).parents[2] / "results"
+QUALITY = "Quality on the test split"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,6 @@ def rescored(model, split="test", **values):
 
 
 def runs(result, number):
-    """Returns a comparison of `number` runs, the later ones copies of the last one under other names."""
     models, differences = list(result.models[:number]), list(result.differences[: number - 1])
     for place in range(3, number + 1):
         models.append(changed(result.models[-1], name=f"model-{place}", title=f"Model {place}"))
@@ -101,9 +101,6 @@ def test_the_headline_is_the_difference_with_its_interval(published):
 def cells(result, title, head):
     table = next(table for table in comparison_tables(result) if table.title == title)
     return [row[table.heads.index(head)] for _, row in table.rows]
-
-
-QUALITY = "Quality on the test split"
 
 
 def test_the_best_model_is_marked_and_never_a_baseline(published):

@@ -14,6 +14,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import httpx
 import pytest
@@ -44,6 +45,7 @@ from tests.data.test_images import huge_png
 ROOT = Path(__file__).parents[2]
 CAT = ROOT / "petseg" / "serve" / "page" / "cat.jpg"
 OUTPUTS = ("mask", "overlay", "cutout", "classes", "trimap", "json")
+RAW = {"content-type": "application/octet-stream"}
 
 
 def image_file(width=40, height=30, kind="PNG"):
@@ -148,9 +150,6 @@ def test_a_refusal_has_its_status_and_a_sentence(served, request_, status, probl
 
 def in_process(app):
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
-
-
-RAW = {"content-type": "application/octet-stream"}
 
 
 @pytest.mark.parametrize(
@@ -268,24 +267,16 @@ def busy_until(served, wanted):
 
 def test_an_upload_never_touches_the_disk(monkeypatch):
     """A form of 3 MB, three times what Starlette keeps in memory by itself."""
-    spilled = []
-    rollover = tempfile.SpooledTemporaryFile.rollover
-
-    def note(self):
-        spilled.append("to disk")
-        rollover(self)
-
-    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", note)
 
     async def ask():
         async with in_process(make_app(ServeConfig())) as client:
             return (await client.post("/api/segment", files={"image": CAT.read_bytes() + bytes(3_000_000)})).status_code
 
-    assert asyncio.run(ask()) == 200
-    assert spilled == []
-    monkeypatch.setattr(upload.InMemory, "spool_max_size", 1_000_000)
-    assert asyncio.run(ask()) == 200
-    assert spilled == ["to disk"]
+    rollover = tempfile.SpooledTemporaryFile.rollover
+    with mock.patch.object(tempfile.SpooledTemporaryFile, "rollover", autospec=True, side_effect=rollover) as spilled:
+        assert (asyncio.run(ask()), spilled.call_count) == (200, 0)
+        monkeypatch.setattr(upload.InMemory, "spool_max_size", 1_000_000)
+        assert (asyncio.run(ask()), spilled.call_count) == (200, 1)
 
 
 @pytest.mark.parametrize(
@@ -300,10 +291,14 @@ def test_a_method_that_a_path_has_not_is_405(served, method, path, status):
     assert (answer.status_code, "allow" in answer.headers) == (status, status == 405), answer.text
 
 
-def test_only_this_machine_s_own_names_are_answered(served):
+def test_only_this_machine_s_own_names_are_answered_and_no_answer_lets_the_browser_load_anything_else(served):
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "0.0.0.0", "pc")] == [True, True, False, False]
     for host, status in (("127.0.0.1", 200), ("localhost:80", 200), ("pets.example", 400)):
         assert httpx.get(f"{served.url}/health", headers={"host": host}).status_code == status
+    for path in ("/", "/app.js", "/api/models", "/results/official", "/nowhere"):
+        policy = httpx.get(served.url + path, timeout=60).headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "http" not in policy
 
 
 @pytest.mark.parametrize("host", ["::", "127.0.0.2", "0.0.0.0"])
@@ -315,13 +310,6 @@ def test_an_address_that_is_printed_answers_and_so_does_a_proxy_s_name(host):
         answer = httpx.get(f"{server.url}/health", headers={"host": name} if name else {})
         assert answer.status_code == status, name
     server.stop()
-
-
-def test_every_answer_keeps_the_browser_from_loading_anything_else(served):
-    for path in ("/", "/app.js", "/api/models", "/results/official", "/nowhere"):
-        policy = httpx.get(served.url + path, timeout=60).headers["content-security-policy"]
-        assert "default-src 'none'" in policy
-        assert "http" not in policy
 
 
 def test_another_host_warns_and_a_taken_port_is_an_error(tmp_path):

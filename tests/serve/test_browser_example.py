@@ -5,7 +5,6 @@ import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from playwright.sync_api import expect
 
 from petseg.predict.photos import Photo
 from petseg.predict.segmenter import Segmenter
+from tests.conftest import image_bytes
 from tests.serve.test_page import CAT, browser, opened  # noqa: F401 - a fixture
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "browser"
@@ -29,11 +29,10 @@ class Quiet(SimpleHTTPRequestHandler):
 def page(browser):  # noqa: F811
     if not (EXAMPLE / "vendor").is_dir():
         pytest.skip("NO BROWSER EXAMPLE: examples/browser/vendor is not there; run `npm ci` in examples/browser")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(EXAMPLE)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield from opened(browser, f"http://127.0.0.1:{server.server_port}/")
-    server.shutdown()
-    server.server_close()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(EXAMPLE))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield from opened(browser, f"http://127.0.0.1:{server.server_port}/")
+        server.shutdown()
 
 
 def seen(page, content, model):
@@ -71,10 +70,9 @@ def test_the_masks_of_the_sample_are_python_s(page, model):
 def test_resizing_is_pillow_s(page, size):
     """Within two of 255: Pillow averages boxes first where a photo is more than three times too large."""
     with Image.open(CAT) as cat:
-        stream = BytesIO()
-        cat.resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
-    _, _, image = seen(page, stream.getvalue(), "unet_small")
-    wanted = Photo(stream.getvalue()).resized(Segmenter("unet_small").size).astype(int)
+        content = image_bytes(cat.resize(size, Image.Resampling.BICUBIC), "PNG")
+    _, _, image = seen(page, content, "unet_small")
+    wanted = Photo(content).resized(Segmenter("unet_small").size).astype(int)
     assert np.abs(image - wanted).max() <= 2
 
 
@@ -82,14 +80,14 @@ def test_the_page_shows_the_sample_and_the_webcam(page):
     page.locator("#sample").click()
     result = Segmenter("unet_small")(CAT)
     share = f"U-Net: {100 * np.mean(result.mask > 0):.0f} % of the photo is foreground; "
-    expect(page.locator("#status")).to_have_text(re.compile(share + r"\d+ ms in this browser\."), timeout=30_000)
+    expect(page.locator("#status")).to_have_text(re.compile(share + r"\d+ ms in this browser\."))
     with page.expect_download() as download:
         page.locator("#save").click()
     with Image.open(download.value.path()) as saved:
         assert (np.asarray(saved.convert("L")) == result.mask).mean() > 0.995
     page.locator("#model").select_option("segnet_small")
-    expect(page.locator("#status")).to_contain_text("SegNet: ", timeout=30_000)
+    expect(page.locator("#status")).to_contain_text("SegNet: ")
     page.locator("#webcam").click()
-    expect(page.locator("#status")).to_have_text(re.compile(r"SegNet: \d+\.\d frames a second"), timeout=30_000)
+    expect(page.locator("#status")).to_have_text(re.compile(r"SegNet: \d+\.\d frames a second"))
     page.locator("#webcam").click()
     expect(page.locator("#webcam")).to_have_text("Webcam")

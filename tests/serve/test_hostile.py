@@ -5,7 +5,7 @@ import re
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -19,7 +19,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and open
 
 @pytest.fixture(scope="module")
 def hasty():
-    """A server that waits for nobody longer than a second, and may open few files."""
     server = Served("--set", "seconds=1", "--set", "concurrent=2")
     import resource
 
@@ -32,7 +31,6 @@ def hasty():
 
 
 def resident(pid):
-    """Returns a process's memory in bytes."""
     return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
 
 
@@ -42,11 +40,9 @@ def connect(server):
 
 def ended(connection):
     answer = b""
-    try:
+    with suppress(ConnectionError):
         while part := connection.recv(1 << 16):
             answer += part
-    except ConnectionError:
-        pass
     return answer
 
 
@@ -66,7 +62,6 @@ def files(server):
 
 
 HEAD = b"POST /api/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
-
 SLOW = {
     "says nothing": (b"", b""),
     "half a head": (b"GET /health HT", b""),
@@ -104,10 +99,8 @@ def test_more_connections_than_files_leave_room_for_the_next(hasty):
     with ExitStack() as stack:
         held = [stack.enter_context(connect(hasty)) for _ in range(400)]
         for connection in held:
-            try:
+            with suppress(ConnectionError):
                 connection.sendall(b"GET /he")
-            except ConnectionError:
-                continue
         time.sleep(0.1)
         assert files(hasty) <= before + 105
         time.sleep(1.5)
@@ -126,14 +119,11 @@ def test_more_connections_than_files_leave_room_for_the_next(hasty):
 def test_a_head_without_end_is_refused_and_not_kept(start, part, hasty):
     before = resident(hasty.process.pid)
     sent = 0
-    with connect(hasty) as connection:
-        try:
-            connection.sendall(start)
-            while sent < 200_000_000:
-                connection.sendall(part)
-                sent += len(part)
-        except ConnectionError:
-            pass
+    with connect(hasty) as connection, suppress(ConnectionError):
+        connection.sendall(start)
+        while sent < 200_000_000:
+            connection.sendall(part)
+            sent += len(part)
     assert sent < 20_000_000  # what the system's own buffers take
     assert resident(hasty.process.pid) - before < 10e6
     healthy(hasty)
@@ -142,14 +132,11 @@ def test_a_head_without_end_is_refused_and_not_kept(start, part, hasty):
 def test_uploads_over_the_limit_are_not_kept(hasty):
     before = resident(hasty.process.pid)
     for length in (b"Content-Length: 300000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
-        with connect(hasty) as connection:
-            try:
-                connection.sendall(HEAD + length)
-                for _ in range(60):
-                    part = bytes(1_000_000)
-                    connection.sendall(b"f4240\r\n" + part + b"\r\n" if b"chunked" in length else part)
-            except ConnectionError:
-                pass
+        with connect(hasty) as connection, suppress(ConnectionError):
+            connection.sendall(HEAD + length)
+            for _ in range(60):
+                part = bytes(1_000_000)
+                connection.sendall(b"f4240\r\n" + part + b"\r\n" if b"chunked" in length else part)
     assert resident(hasty.process.pid) - before < 60e6
     healthy(hasty)
 
@@ -190,7 +177,6 @@ def form(*parts, end=b"--b--\r\n"):
 
 
 FIELD = b'Content-Disposition: form-data; name="image"; filename="%s"\r\n\r\n%s'
-
 FORMS = {
     "a name that leaves": (form(FIELD % (b"../../../../tmp/petseg-was-here", image_file())), {200}),
     "a name with a script": (form(FIELD % (b"<script>alert(1)</script>", b"no photo")), {400}),

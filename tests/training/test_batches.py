@@ -11,6 +11,8 @@ from petseg.training.batches import epoch_batches, load_splits
 from petseg.training.inference import right_image_class, scored_labels, scored_logits
 from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
 
+PET = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))  # of cat, dog, background, border
+
 
 @pytest.mark.parametrize("count", [7, 8, 9, 16, 17])
 def test_an_epoch_shows_every_image_once_and_no_batch_is_single(count):
@@ -44,9 +46,6 @@ def test_a_batch_can_be_reduced_and_keeps_its_labels_values(prepared):
     assert torch.allclose(small_images.mean(dim=(2, 3)), images.mean(dim=(2, 3)), atol=0.01)
     blocks = labels.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)
     assert (blocks == small_labels[..., None]).any(dim=-1).all()
-
-
-PET = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))  # of cat, dog, background, border
 
 
 def test_merged_classes_are_scored_together_and_an_image_s_class_is_the_member_it_shows_most_of():

@@ -98,7 +98,6 @@ def test_training_stops_early_and_a_resumed_run_stays_stopped(prepared, tmp_path
 
 
 def test_training_starts_from_the_weights_of_another_run(prepared, pets_folder, tmp_path):
-    """Its head is new where the classes are others; another network is refused."""
     train_on_cpu(tiny(), prepared, tmp_path / "first")
     weights = load_file(tmp_path / "first" / "best.safetensors")
     still = (f"train.init={tmp_path / 'first'}", "train.learning_rate=1e-12", "train.weight_decay=0", "train.epochs=1")

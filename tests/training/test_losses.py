@@ -52,7 +52,6 @@ CASES = {
     "dice": (dice_loss, naive_dice),
     "dice smoothed by 7": (partial(dice_loss, smooth=7.0), partial(naive_dice, smooth=7.0)),
 }
-
 every_loss = pytest.mark.parametrize(("ours", "naive"), CASES.values(), ids=CASES)
 
 
