@@ -108,9 +108,8 @@ def made_cost(model, size):
     linear = {"activation_bytes": 5e6, "skip_bytes": 2e6, "training_activation_bytes_per_image": 14e6}
     costs = {name: int(value * heavy * width**2) for name, value in squared.items()}
     costs |= {name: int(value * heavy * width) for name, value in linear.items()}
-    return schema.CostInfo(
-        **costs, latency_ms=schema.LatencyInfo(p50=latency, p95=1.2 * latency, repeats=60, size=size)
-    )
+    times = schema.LatencyInfo(p50=latency, p95=1.2 * latency, repeats=60, size=size)
+    return schema.CostInfo(**costs, latency_ms=times)
 
 
 def make_run(place, run, data, rng):

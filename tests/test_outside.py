@@ -90,9 +90,7 @@ def garden(tmp_path):
         samples.append(sample)
     ids = tuple(sample.id for sample in samples)
     splits = {"train": ids[:12], "val": ids[12:16], "test": ids[16:]}
-    return Dataset(
-        "Garden", tuple(samples), CLASSES, splits, lambda sample: Label(read_ids(sample.label)), "drawn by a test"
-    )
+    return Dataset("Garden", (*samples,), CLASSES, splits, lambda one: Label(read_ids(one.label)), "drawn by a test")
 
 
 @pytest.fixture

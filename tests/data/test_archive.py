@@ -156,5 +156,4 @@ def test_killed_extraction_leaves_no_target(tmp_path):
     assert "images/a.jpg" in tree(target.parent / ".pets.tmp")
     (target.parent / ".pets2.tmp").mkdir()  # another target's
     extract([path], target)
-    assert tree(target) == FILES
-    assert names(target.parent) == [".pets2.tmp", "pets"]
+    assert (tree(target), names(target.parent)) == (FILES, [".pets2.tmp", "pets"])

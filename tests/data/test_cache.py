@@ -56,19 +56,16 @@ def plain(path, size, method=Image.Resampling.BILINEAR):
 @pytest.mark.parametrize("size", [16, 32, 57])
 def test_shapes_types_order_and_rows(eight_pets, cache_folder, size):
     prepared = prepare(eight_pets, size)
-    assert prepared.size == size
-    assert prepared.images.shape == (8, size, size, 3)
+    assert (prepared.size, prepared.images.shape) == (size, (8, size, size, 3))
     assert prepared.labels.shape == (8, size, size)
     for array in (prepared.images, prepared.labels):
         assert (array.dtype, array.flags.writeable, type(array)) == (np.uint8, False, np.memmap)
-    assert prepared.samples == prepared.dataset.samples
-    assert prepared.folder.parent == cache_folder / "prepared"
+    assert (prepared.samples, prepared.folder.parent) == (prepared.dataset.samples, cache_folder / "prepared")
     assert (prepared.dataset.provenance, prepared.left_out, prepared.notes) == (FOLDER, {}, {})
     assert prepared.largest_side == max(max(open_ids(prepared.dataset, sample).shape) for sample in prepared.samples)
     ids = [sample.id for sample in prepared.samples]
     for wanted, rows in (([ids[3], "no_such_1", ids[0]], [3, 0]), ([], [])):
-        assert prepared.rows(wanted).dtype == np.int64
-        assert prepared.rows(wanted).tolist() == rows
+        assert (prepared.rows(wanted).dtype, prepared.rows(wanted).tolist()) == (np.int64, rows)
 
 
 def test_images_are_a_plain_resize_but_for_the_decoders_reduction_in_the_samples_order(eight_pets, monkeypatch):

@@ -41,8 +41,7 @@ def test_every_trap_is_in_its_rows_and_in_no_other(rows, trap, kind):
     for title, action in ROWS[kind]:
         (row,) = [row for row in rows if row.found == title or (row.left_out and row.found.endswith(title))]
         assert trap in row.names
-        assert row.action == action
-        assert row.left_out == (action == "left out")
+        assert (row.action, row.left_out) == (action, action == "left out")
     assert sum(trap in row.names for row in rows) == len(ROWS[kind])
 
 

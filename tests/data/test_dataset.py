@@ -51,8 +51,7 @@ def test_palette_is_white_beyond_the_classes_and_merged_classes():
     merge = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))
     assert merge.members() == ((0, 1), (2,), (3,))
     labels = np.uint8([[0, 1, 2], [3, 255, 0]])
-    assert scored(labels, merge).tolist() == [[0, 0, 1], [2, 255, 0]]
-    assert scored(labels, merge).dtype == np.uint8
+    assert (scored(labels, merge).tolist(), scored(labels, merge).dtype) == ([[0, 0, 1], [2, 255, 0]], np.uint8)
     assert scored(labels, None) is labels
 
 
@@ -63,8 +62,7 @@ SAMPLES = [Sample(f"{name}_{n}", Path(), Path(), name) for name, count in GROUPS
 def test_a_share_holds_each_group_in_proportion_and_any_smaller_share():
     parts = {share: part_of(reversed(SAMPLES), share) for share in (0.01, 0.125, 0.25, 0.5, 1.0)}
     for share, part in parts.items():
-        assert len(part) == round(share * len(SAMPLES))
-        assert list(part) == sorted(set(part))
+        assert (len(part), list(part)) == (round(share * len(SAMPLES)), sorted(set(part)))
         drawn = Counter(sample_id.partition("_")[0] for sample_id in part)
         assert all(abs(drawn[group] - share * count) <= 1 for group, count in GROUPS.items())
     assert all(set(smaller) < set(larger) for smaller, larger in pairwise(parts.values()))

@@ -108,8 +108,7 @@ def get(server, folder, *kinds, **settings):
 def test_download_writes_the_verified_file_and_reports_progress(server, tmp_path):
     seen = []
     path = get(server, tmp_path / "new" / "folder", "to-good", on_progress=lambda *numbers: seen.append(numbers))
-    assert path.relative_to(tmp_path).as_posix() == "new/folder/pets.tar.gz"
-    assert path.read_bytes() == BODY
+    assert (path.relative_to(tmp_path).as_posix(), path.read_bytes()) == ("new/folder/pets.tar.gz", BODY)
     assert [file.name for file in path.parent.iterdir()] == ["pets.tar.gz"]
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == ((0, len(BODY)), (len(BODY), len(BODY)))

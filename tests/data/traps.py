@@ -11,9 +11,7 @@ from tests.conftest import image_bytes
 TRAPS = {
     "._Abyssinian_1.png": "hidden file beside the trimaps",
     "._Abyssinian_1.jpg": "hidden file among the images",
-    "Abyssinian_1.mat": "mat file among the images",
-    "Abyssinian_2.mat": "mat file among the images",
-    "beagle_1.mat": "mat file among the images",
+    **dict.fromkeys(("Abyssinian_1.mat", "Abyssinian_2.mat", "beagle_1.mat"), "mat file among the images"),
     "Abyssinian_901": "RGB PNG named .jpg",
     "Abyssinian_902": "RGBA PNG named .jpg",
     "Abyssinian_903": "GIF named .jpg",
@@ -30,8 +28,7 @@ TRAPS = {
     "beagle_908": "image without trimap",
     "beagle_909": "trimap without image",
     "beagle_910": "listed without image",
-    "Abyssinian_911": "image in no list",
-    "beagle_911": "image in no list",
+    **dict.fromkeys(("Abyssinian_911", "beagle_911"), "image in no list"),
 }
 """Each trap that `make_trapped_pets` sets: file name (skipped files) or image name -> kind.
 

@@ -125,8 +125,7 @@ def test_what_is_lost_at_the_other_s_best_setting(findings):
 
 def test_every_corruption_has_a_ranking_with_its_interval_and_verdict(findings):
     found = findings.robustness
-    assert {one.images for one in found} == {16}
-    assert {one.metric for one in found} == set(KINDS)
+    assert ({one.images for one in found}, {one.metric for one in found}) == ({16}, set(KINDS))
     for one in found:
         assert one.difference.low <= one.difference.points <= one.difference.high
         assert len(one.by_severity) == 4
@@ -149,8 +148,7 @@ def test_a_study_without_these_parts_still_reports(tmp_path):
     manifest = manifest.model_copy(update={"runs": tuple(entries)})
     write_record(folder / "study.json", manifest)
     found = find(folder)
-    assert found.corrupted == {}
-    assert {one.difference for one in found.robustness} == {None}
+    assert (found.corrupted, {one.difference for one in found.robustness}) == ({}, {None})
     recipe = manifest.recipe.model_copy(update={"robustness": None, "subsets": None})
     write_record(folder / "study.json", manifest.model_copy(update={"recipe": recipe}))
     without = find(folder)
@@ -202,8 +200,7 @@ def test_a_study_without_a_run_and_a_part_have_open_claims(tmp_path):
     assert all(arm.scores is None for part in nothing.experiments for arm in part.arms)
     found = find(make_study(tmp_path / "part", leave_out=later))
     lead = between(found, "main", "unet/width", "segnet/width")
-    assert lead.seeds == (0, 1, 2)
-    assert set(lead.expected.values()) == {"open"}
+    assert (lead.seeds, set(lead.expected.values())) == ((0, 1, 2), {"open"})
     assert found.experiment("main").arms[0].seeds == (0, 1, 2)
     assert found.experiment("batch_norm").arms[0].scores is None
 
@@ -216,8 +213,7 @@ def test_a_run_that_diverged_is_a_result(tmp_path):
     off = between(found, "batch_norm", "unet/on", "unet/off")
     assert (off.diverged, off.seeds) == ({"unet/off": 1}, (0, 2))
     assert set(off.expected.values()) == {"open"}
-    assert found.tuning.at_the_other_s_best["segnet"] == "diverged"
-    assert found.tuning.verdict == "held"
+    assert (found.tuning.at_the_other_s_best["segnet"], found.tuning.verdict) == ("diverged", "held")
     lost = between(found, "batch_norm", "segnet/on", "segnet/off")
     assert lost.difference is None
     assert set(lost.expected.values()) == {"held"}

@@ -187,8 +187,7 @@ def test_killed_twice_it_comes_to_the_same_manifest_and_results(whole, recipe, p
     assert (states.count("finished"), states.count("diverged")) == (1, 1)
     result = succeeds("study", recipe, "--data", pets_folder, "--out", folder)
     assert "2 of 5" not in result.stdout, "finished runs are skipped"
-    assert read_manifest(folder) == manifest
-    assert results(folder) == results(whole)
+    assert (read_manifest(folder), results(folder)) == (manifest, results(whole))
 
 
 def test_two_runs_at_a_time_give_the_same(whole, tiny, sizes, pets_folder, tmp_path):

@@ -56,7 +56,6 @@ def test_accuracy_is_the_run_s_own_for_the_run_s_own_probabilities(pets_folder):
         return probabilities
 
     found = accuracy(background, prepared, config, "val").scores
-    assert found.iou["pet"] == 0
-    assert found.iou["background"] == pytest.approx(found.pixel_accuracy)
+    assert (found.iou["pet"], found.iou["background"]) == (0, pytest.approx(found.pixel_accuracy))
     assert seen[0].dtype == np.uint8
     assert any((image == seen[0][0]).all() for image in prepared.images), "the very bytes"
