@@ -75,13 +75,16 @@ def test_examples_show_image_truth_and_every_model(comparison, finished):
     assert page.count("data:image/") == 4 * len(comparison.examples)
 
 
-def test_resuming_a_finished_comparison_changes_no_figure_and_otherwise_is_refused(comparison, finished, prepared):
+def test_resuming_a_finished_comparison_changes_no_figure(comparison, finished, prepared):
     refused("exists; go on with --resume", compare, plan_of(), prepared, finished)
     after = compare(plan_of(resume=True, synthetic=True), prepared, finished)
     for one, other in zip(comparison.models, after.models, strict=True):
         assert (one.history, one.evaluations) == (other.history, other.evaluations)
     for field in ("baselines", "differences", "examples"):
         assert getattr(comparison, field) == getattr(after, field)
+
+
+def test_resuming_otherwise_leaves_what_is_finished(finished, prepared):
     before = (finished / "comparison.json").read_bytes()
     for plan, told in (
         (plan_of(("unet",), resume=True), r"models is \['unet', 'segnet'\] there, \['unet'\] now"),
