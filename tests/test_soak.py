@@ -3,21 +3,20 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from soak import SOAKS, flat, watch
+from tests.conftest import scripts
 
+soak = scripts("soak")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="figures are read from /proc")
 MINUTES = 0.08
 
 
-@pytest.mark.parametrize("name", SOAKS)
+@pytest.mark.parametrize("name", soak.SOAKS)
 def test_nothing_grows_in_seconds(name, tmp_path, tried):
-    found = SOAKS[name](MINUTES, tmp_path)
-    assert flat(found["growth"]), found["growth"]
+    found = soak.SOAKS[name](MINUTES, tmp_path)
+    assert soak.flat(found["growth"]), found["growth"]
     assert found["done"] > 5
     assert len(found["samples"]) >= 8
     tried(found["done"])
@@ -39,9 +38,9 @@ def test_what_grows_is_seen(code, grows):
         assert process.stdout is not None
         process.stdout.readline()
         try:
-            growth = watch(process.pid, 0.025, lambda: 1)["growth"]
+            growth = soak.watch(process.pid, 0.025, lambda: 1)["growth"]
         finally:
             process.kill()
-    assert flat(growth) == (grows is None), growth
+    assert soak.flat(growth) == (grows is None), growth
     if grows:
         assert growth[grows] > 10, growth

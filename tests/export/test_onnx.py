@@ -236,12 +236,10 @@ def test_what_onnx_runtime_makes_of_a_shipped_model_is_the_network_alone(name, t
     assert kinds["Transpose"] == 1, "the image, once"
 
 
-@pytest.fixture
-def ship():
-    return scripts("ship")
+ship = scripts("ship")
 
 
-def test_shipping_writes_a_model_and_its_card(ship, run, tmp_path):
+def test_shipping_writes_a_model_and_its_card(run, tmp_path):
     results = tmp_path / "results"
     out = ship.ship(run, "segnet_tiny", tmp_path, results)
     card = json.loads((tmp_path / "segnet_tiny.json").read_text(encoding="utf-8"))
@@ -255,7 +253,7 @@ def test_shipping_writes_a_model_and_its_card(ship, run, tmp_path):
     assert not any(name.endswith(".safetensors") for name in kept)
 
 
-def test_shipping_refuses_what_is_unscored_or_too_large(ship, run, tmp_path, monkeypatch):
+def test_shipping_refuses_what_is_unscored_or_too_large(run, tmp_path, monkeypatch):
     with pytest.raises(PetsegError, match="a model is shipped with its scores: run `petseg evaluate"):
         ship.ship(tmp_path / "unscored", "segnet_tiny", tmp_path, tmp_path)
     monkeypatch.setattr(ship, "LARGEST", 1000)
