@@ -69,7 +69,7 @@ class Summary:
 class Segmentation:
     """What a model sees in one photo; maps at the photo's own size are made when they are first asked for."""
 
-    probabilities: Floats  # float32 [C, h, w] in 0..1, at the model's size; the classes of a pixel add up to 1
+    probabilities: Floats = field(repr=False)  # float32 [C, h, w], at the model's size; a pixel's classes add up to 1
     classes: tuple[Class, ...]  # by class id
     photo: Photo = field(repr=False)
     seconds: float = 0.0  # what the network alone took; of a batch, this photo's part
