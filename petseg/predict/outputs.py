@@ -112,7 +112,7 @@ def plan(
         names = chain([name], (f"{name}-{number}" for number in count(2)))
         own = next(each for each in names if str(place / each).casefold() not in taken)
         first = taken.get(str(place / name).casefold())
-        note = f"written as {own}, since {first} is written as {name}" if first else ""
+        note = f"written as {own}, since {first} has its name" if first else ""
         taken[str(place / own).casefold()] = photo
         jobs.append(Job(photo, {kind: place / f"{own}{_ending(kind, look)}" for kind in kinds}, note))
     return jobs, left_out
