@@ -40,9 +40,8 @@ class Builder:
     """How a model is made from its options, and what stands beside it."""
 
     title: str  # how a reader knows it
-    build: Callable[
-        ..., nn.Module
-    ]  # of num_classes and the options as keywords; torch's global generator draws weights
+    # of num_classes and the options as keywords; torch's global generator draws weights
+    build: Callable[..., nn.Module]
     options: type[StrictConfig] = StrictConfig  # names, types and ranges of the options
     preset: Mapping[str, Any] = field(default_factory=dict)  # option -> value where a recipe gives none
     input: Input = Input()
