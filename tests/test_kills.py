@@ -118,7 +118,8 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path, tried):
     archive = (len(BODY), hashlib.sha256(BODY).hexdigest())
     draw, died, resumed = random.Random(8), 0, 0
     with Server() as server:
-        seconds = do("download", tmp_path / "whole", server.url("slow"), *archive)["seconds"]
+        # the first job of a session also loads what later ones share
+        seconds = min(do("download", tmp_path / whose, server.url("slow"), *archive)["seconds"] for whose in "ab")
         for number in range(10 * MANY):
             folder, after = tmp_path / str(number), draw.uniform(0.1, 0.7) * seconds
             died += do("download", folder, server.url("slow"), *archive, after=after)["signal"] == 9
