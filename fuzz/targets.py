@@ -294,7 +294,7 @@ def run_seeds() -> list[bytes]:
 
 def read_checkpoint(content: bytes) -> None:
     """A checkpoint that training resumes from, and the same file as weights."""
-    from petseg.training.optimiser import make_optimiser
+    from petseg.training.loop import make_optimiser
 
     from petseg.schema import EpochRow
     from petseg.training.checkpoint import State, load_weights, restore
@@ -325,7 +325,7 @@ def _tiny_model() -> Any:
 def checkpoint_seeds() -> list[bytes]:
     """Returns checkpoints of the small model: weights alone, and with the optimiser's state."""
     import torch
-    from petseg.training.optimiser import make_optimiser
+    from petseg.training.loop import make_optimiser
     from safetensors.torch import save
 
     weights = {name: tensor.contiguous() for name, tensor in _tiny_model()[0].state_dict().items()}

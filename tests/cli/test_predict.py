@@ -16,6 +16,8 @@ from tests.cli.test_commands import child_environment, one_line_error, petseg, s
 from tests.data.test_images import huge_png
 from tests.predict.test_outputs import below, pet
 
+pytestmark = pytest.mark.usefixtures("runtime")
+
 
 def piped(content, *arguments):
     command = [sys.executable, "-m", "petseg.cli", "predict", "-", *arguments]
