@@ -294,10 +294,9 @@ def run_seeds() -> list[bytes]:
 
 def read_checkpoint(content: bytes) -> None:
     """A checkpoint that training resumes from, and the same file as weights."""
-    from petseg.training.loop import make_optimiser
-
     from petseg.schema import EpochRow
     from petseg.training.checkpoint import State, load_weights, restore
+    from petseg.training.loop import make_optimiser
     from petseg.training.runs import write_metrics
 
     model, config = _tiny_model()
@@ -325,8 +324,9 @@ def _tiny_model() -> Any:
 def checkpoint_seeds() -> list[bytes]:
     """Returns checkpoints of the small model: weights alone, and with the optimiser's state."""
     import torch
-    from petseg.training.loop import make_optimiser
     from safetensors.torch import save
+
+    from petseg.training.loop import make_optimiser
 
     weights = {name: tensor.contiguous() for name, tensor in _tiny_model()[0].state_dict().items()}
     state = {f"model.{name}": tensor for name, tensor in weights.items()}
