@@ -92,6 +92,8 @@ def _look(look: Look, kinds: tuple[str, ...]) -> Look:
     for option in ("matting", "background", "crop"):
         if getattr(look, option) and "cutout" not in kinds:
             raise PetsegError(f"--{option} is of cut-outs, and none is written; add --only cutout or leave it out")
+    if look.format != "png" and not {"cutout", "overlay"} & {*kinds}:
+        raise PetsegError(f"--format {look.format} is of cut-outs and overlays, and none is written; leave it out")
     if look.format == "jpg" and "cutout" in kinds and look.background is None:
         raise PetsegError("--format jpg holds no transparency, and a cut-out has it; add --background or take webp")
     if look.matting:

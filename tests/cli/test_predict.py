@@ -173,6 +173,7 @@ def test_matting_changes_the_cut_out_alone(tmp_path):
         (["good.png", "--format", "jpg"], "--format jpg holds no transparency, and a cut-out has it; add --background"),
         (["good.png", "--format", "gif"], "--format 'gif' is unknown; choose one of"),
         (["good.png", "--json", "--resume"], "--resume was given with --json alone"),
+        (["good.png", "--only", "mask", "--format", "webp"], "--format webp is of cut-outs and overlays"),
         (["-"], "give a single --only, or --json, and no --out"),
         (["-", "good.png"], "-: no such file or folder"),
     ],
