@@ -154,7 +154,7 @@ def test_a_loss_that_explodes_is_said(prepared, tmp_path, caplog):
 def test_a_compiled_run_learns_what_the_plain_one_does(prepared, tmp_path):
     losses = {}
     for compiled in ("false", "true"):
-        config = tiny("train.epochs=1", f"train.compile={compiled}", "train.ema=0.9")
+        config = tiny("train.epochs=1", f"train.compile={compiled}", "train.ema=0.9", "model.depth=1", "model.convs=1")
         (row,) = train_on_cpu(config, prepared, tmp_path / compiled)
         losses[compiled] = row.train_loss, row.val_loss
         assert all("_orig_mod" not in name for name in load_file(tmp_path / compiled / "best.safetensors"))
