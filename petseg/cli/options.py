@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petseg.units import plural
+
 if TYPE_CHECKING:
     from petseg.training.device import Hardware
 
@@ -42,5 +44,5 @@ def chosen_hardware(precision: str, device: str | None, threads: int | None, run
     count = count or min(free_cores(), torch.get_num_threads())
     torch.set_num_threads(count)
     chosen = f"{hardware.device} in {hardware.precision} ({hardware.reason})"
-    print(f"computing on {chosen}, {count} thread{'s' * (count > 1)}")
+    print(f"computing on {chosen}, {plural(count, 'thread')}")
     return hardware

@@ -4,7 +4,9 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -109,10 +111,10 @@ def as_openvino(onnx_file: bytes, images: UInt8) -> Made:
         for name, value in metadata.items():
             model.set_rt_info(json.dumps(value), ["petseg", name])
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / out.name)
-            for ending in (".bin", ".xml"):  # the .xml appears last
-                written = (Path(folder) / out.name).with_suffix(ending)
-                storage.write_bytes(out.with_suffix(ending), written.read_bytes())
+            written = Path(folder) / out.name
+            write(written)
+            halves = [written.with_suffix(ending) for ending in (".bin", ".xml")]  # the .xml appears last
+            storage.write_together({out.with_suffix(half.suffix): partial(copyfile, half) for half in halves})
 
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "model.xml")

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from petseg.data import images
 from petseg.data.dataset import UInt8
 from petseg.data.images import SUFFIXES, UNREADABLE, check_pixels, draft_side, formats, to_rgb
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, first_line
 
 # a path, an encoded file, a file object, a PIL image, or uint8 [H, W, 3] RGB
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | UInt8
@@ -103,7 +103,7 @@ class Photo:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> PetsegError:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if isinstance(error, UnidentifiedImageError):
             reason = images.unidentified(self._kept) if isinstance(self._kept, bytes) else str(error)
         too_large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
