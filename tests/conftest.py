@@ -27,6 +27,8 @@ from petseg.training.loop import Execution, train
 
 os.environ.setdefault("NUMBA_CACHE_DIR", f"{tempfile.gettempdir()}/petseg-tests-numba")  # pymatting compiles for 30 s
 os.environ["PETSEG_RUNTIME"] = "onnxruntime"  # the same answers on every machine, whatever is faster there
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by a script in the background: children would too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # 60 steps of a small model took 3 s with one thread and 27 s with two
 TINY = ("data.size=32", "model.base_channels=4", "train.epochs=2", "train.batch_size=8", "train.precision=fp32")
 CPU = choose_hardware("fp32", "cpu")
@@ -145,7 +147,7 @@ def chromium():
 
 
 def pytest_terminal_summary(terminalreporter):
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "NO BROWSER" in str(report.longrepr)]
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "NO BROWSER:" in str(report.longrepr)]
     if skipped:
         message = f"NO BROWSER: {len(skipped)} tests of the page were SKIPPED; install Chromium to run them"
         terminalreporter.write_line(message, red=True)
