@@ -76,6 +76,24 @@ class AugmentConfig(StrictConfig):
     """Move by up to this share of the side either way."""
     colour: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Brightness, contrast and saturation change by up to this share either way."""
+    aspect: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stretch one side against the other by a factor of up to 1 + aspect."""
+    composite: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that another image's foreground is pasted in front."""
+    background_crop: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that an image is replaced by a part of it that is all background, where it has one."""
+    occlusion: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that a plain rectangle, background, hides a part."""
+    light: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of darkness, another gamma and a colour cast."""
+    blur: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of a Gaussian blur."""
+    shrink: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that an image is reduced and enlarged again."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of Gaussian noise."""
+    jpeg: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of JPEG compression."""
 
 
 class TrainConfig(StrictConfig):
@@ -90,6 +108,8 @@ class TrainConfig(StrictConfig):
     Epochs at small images are cheap. Empty: `data.size` throughout."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """AdamW's peak rate, reached after the warm-up."""
+    encoder_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Factor of the rate for an encoder with weights of its own (`model.encoder`); 0 leaves it as it is."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of all steps in which the rate rises linearly; a cosine then takes it to zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

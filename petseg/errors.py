@@ -41,6 +41,9 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+MOST_CHOICES = 60  # names that an error lists; of a library's 1,500 only the nearest help
+
+
 def unknown_name(kind: str, got: str, choices: Iterable[str]) -> PetsegError:
     """Returns the error for a name that is not one of `choices`, nearest choice first.
 
@@ -55,4 +58,6 @@ def unknown_name(kind: str, got: str, choices: Iterable[str]) -> PetsegError:
         return max(whole, last)
 
     ordered = sorted(choices, key=lambda name: (-likeness(name), name))
-    return PetsegError(f"{kind} {shown(got)} is unknown; choose one of: {', '.join(ordered)}")
+    more = f" and {len(ordered) - MOST_CHOICES} more" if len(ordered) > MOST_CHOICES else ""
+    told = ", ".join(ordered[:MOST_CHOICES] if more else ordered)
+    return PetsegError(f"{kind} {shown(got)} is unknown; choose one of: {told}{more}")

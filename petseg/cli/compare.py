@@ -1,5 +1,6 @@
 """`petseg compare` and `petseg report`."""
 
+import json
 import shlex
 import sys
 import time
@@ -15,12 +16,14 @@ from petseg.errors import PetsegError
 
 QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had."
 RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun) or a TOML file."
+MODELS_HELP = "Instead of the recipe's, the reference first: unet,smp:ARCHITECTURE/ENCODER,timm:ENCODER,FILE.py:CLASS."
 SOURCE_HELP = "A comparison's or a study's folder, a comparison.json or a findings.json."
 
 
 def compare(
     quick: Annotated[bool, typer.Option("--quick", help=QUICK_HELP)] = False,
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = "default",
+    models: Annotated[str | None, typer.Option(help=MODELS_HELP)] = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Its folder.", show_default="runs/compare-RECIPE")] = None,
     settings: SetOption = None,
@@ -41,7 +44,8 @@ def compare(
     if quick and recipe != "default":
         raise PetsegError(f"--quick was given with --recipe {recipe}; choose one: --quick is the recipe `quick`")
     name = "quick" if quick else recipe
-    loaded = load_recipe(name, settings or ())
+    settings = [*(settings or ()), *([f"models={json.dumps(models.split(','))}"] if models else [])]
+    loaded = load_recipe(name, settings)
     for model in loaded.models:
         run_config(loaded, model)  # a mistake in the recipe shows before minutes of work
     folder = out or Path("runs") / f"compare-{Path(name).stem}"

@@ -14,7 +14,7 @@ from petseg.cli.terminal import print_table, progress_bar, resumable
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a TOML file.")] = "default",
-    model: Annotated[str, typer.Option(help="unet, segnet, unet_paper or segnet_paper.")] = "unet",
+    model: Annotated[str, typer.Option(help="unet, segnet, or as `petseg models` says.")] = "unet",
     init: Annotated[Path | None, typer.Option(help="Run folder whose weights training starts from.")] = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE-MODEL")] = None,
@@ -25,14 +25,15 @@ def train(
 ) -> None:
     """Train one model into a run folder."""
     from petseg.config import load_recipe
-    from petseg.models import run_config, title_of
+    from petseg.models import folder_name, run_config, title_of
     from petseg.training.loop import Execution
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
 
     start = [] if init is None else [f"train.init={json.dumps(str(init))}"]
-    config = run_config(load_recipe(recipe, [*(settings or ()), *start]), model)
-    run = out or Path("runs") / f"{Path(recipe).stem}-{model}"
+    loaded = load_recipe(recipe, [*(settings or ()), *start])
+    config = run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused
+    run = out or Path("runs") / f"{Path(recipe).stem}-{folder_name(model)}"
     refuse_existing(run, resume=resume)
     hardware = chosen_hardware(config.train.precision, device, threads, run)
     prepared = prepare_data(data_folder(data), config.data)

@@ -117,6 +117,11 @@ class Dataset:
         """The classes that scores are of."""
         return self.merge.classes if self.merge else self.classes
 
+    @property
+    def background(self) -> int:
+        """The class id of what is no object; 255, ignored, where no class has that role."""
+        return next((index for index, entry in enumerate(self.classes) if entry.role == "background"), IGNORE)
+
     @cached_property
     def by_id(self) -> Mapping[str, Sample]:
         """Sample id -> sample."""

@@ -27,8 +27,9 @@ from petseg.evaluation.cost import count_cost, measure_latencies
 from petseg.evaluation.evaluate import Evaluation
 from petseg.evaluation.statistics import Resampling, paired_bootstrap
 from petseg.metrics import Score, mean_iou
-from petseg.models import Input, run_config, title_of
+from petseg.models import folder_name, run_config, title_of
 from petseg.models.baselines import BASELINES, MeanMask
+from petseg.models.builder import Input
 from petseg.schema import ComparisonResult, CostInfo, EpochRow, LatencyInfo
 from petseg.training import runs
 from petseg.training.batches import Rows, Split, load_splits
@@ -66,7 +67,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     """Returns the content of `out/comparison.json` after training and evaluating every model of a recipe."""
     recipe, hardware = plan.recipe, plan.hardware
     configs = {name: run_config(recipe, name) for name in recipe.models}
-    folders = {name: out / "runs" / name for name in configs}
+    folders = {name: out / "runs" / folder_name(name) for name in configs}
     splits = load_splits(prepared, configs[recipe.models[0]], hardware.device)
     split = plan.scored_splits(splits)[-1]
     with runs.new_folder(out, resume=plan.resume, kind="comparison", own="runs"):
@@ -217,7 +218,7 @@ def _write_examples(
         row = int(sound[place])
         name, files = prepared.samples[rows[row]].id, {}
         for role, image in _drawn(split, networks, row).items():
-            file = f"{name}.{role}.{'jpg' if role == 'image' else 'png'}"
+            file = f"{name}.{folder_name(role)}.{'jpg' if role == 'image' else 'png'}"
             storage.write_atomically(folder / file, partial(image.save, format="JPEG" if role == "image" else "PNG"))
             files[role] = f"examples/{file}"
         miou = {model: float(np.nan_to_num(values[row])) for model, values in scores.items()}

@@ -17,7 +17,7 @@ from petseg.data.cache import Prepared
 from petseg.data.dataset import UInt8
 from petseg.evaluation.evaluate import Evaluation, evaluate
 from petseg.export.onnx import quiet
-from petseg.models import Input
+from petseg.models.builder import Input
 from petseg.predict.enlarge import Floats
 from petseg.training.batches import load_splits
 from petseg.training.device import choose_hardware

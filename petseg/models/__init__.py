@@ -5,47 +5,20 @@ One from elsewhere is one line: `MODELS["mine"] = Builder("My network", lambda n
 Axis letters everywhere in petseg: N batch, C classes, D features, H and W pixels.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from petseg.config import ModelConfig, Recipe, RunConfig, StrictConfig, validated
+from petseg.config import ModelConfig, ModelOptions, Recipe, RunConfig, StrictConfig, validated
 from petseg.errors import PetsegError, unknown_name
+from petseg.models import external
+from petseg.models.builder import Builder, Input
 from petseg.models.segnet import SegNet, vgg16_convs
 from petseg.models.unet import UNet
-
-
-@dataclass(frozen=True)
-class Input:
-    """What a model wants of its images."""
-
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken off each channel of values in 0..1
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)  # what each is divided by then; fixed, no statistics of data
-    multiple: int = 1  # step of sides that every level halves evenly, in which an exported file is free; 1: not known
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Returns images [N, 3, H, W] in 0..1 (float32, any layout) as the model wants them."""
-        if len({*self.mean}) == len({*self.std}) == 1:
-            return (images - self.mean[0]) * (1 / self.std[0])
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (images - mean) / std
-
-
-@dataclass(frozen=True)
-class Builder:
-    """How a model is made from its options, and what stands beside it."""
-
-    title: str  # how a reader knows it
-    # of num_classes and the options as keywords; torch's global generator draws weights
-    build: Callable[..., nn.Module]
-    options: type[StrictConfig] = StrictConfig  # names, types and ranges of the options
-    preset: Mapping[str, Any] = field(default_factory=dict)  # option -> value where a recipe gives none
-    input: Input = Input()
-
 
 Convs = Annotated[int, Field(ge=1, le=8)]
 
@@ -108,9 +81,11 @@ MODELS: dict[str, Builder] = {  # name -> builder
 
 def builder_of(name: str) -> Builder:
     """Returns the builder of a model; for an unknown name, an error with the choices."""
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
-    return MODELS[name]
+    if name in MODELS:
+        return MODELS[name]
+    if ":" in name:
+        return external.builder(name)
+    raise unknown_name("model", name, MODELS)
 
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
@@ -129,10 +104,18 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
 
 
 def run_config(recipe: Recipe, name: str) -> RunConfig:
-    """Returns the run of one model of a recipe, after checking names and options: before minutes of work."""
-    for model in (name, *recipe.overrides):
-        builder_of(model)
-    config = recipe.for_model(name)
+    """Returns the run of one model of a recipe, after checking names and options: before minutes of work.
+
+    An option under [model] goes to those of the compared models that have it.
+    """
+    fields = {model: builder_of(model).options.model_fields for model in (name, *recipe.models, *recipe.overrides)}
+    compared = [fields[model] for model in (name, *recipe.models)]
+    kept = {
+        option: value
+        for option, value in recipe.model.options.items()
+        if option in fields[name] or not any(option in known for known in compared)
+    }
+    config = recipe.model_copy(update={"model": ModelOptions(**kept)}).for_model(name)
     model_options(config.model)
     return config
 
@@ -140,6 +123,13 @@ def run_config(recipe: Recipe, name: str) -> RunConfig:
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """Returns the model that `config` names, weights drawn from torch's global generator."""
     return builder_of(config.name).build(num_classes, **model_options(config))
+
+
+def pretrain(config: ModelConfig, model: nn.Module) -> None:
+    """Loads the weights that a new model starts from, where its config names some; else they stay as drawn."""
+    start = builder_of(config.name).pretrain
+    if start is not None:
+        start(model, **model_options(config))
 
 
 def model_input(config: ModelConfig) -> Input:
@@ -151,7 +141,16 @@ def model_input(config: ModelConfig) -> Input:
 
 def title_of(name: str) -> str:
     """Returns how a reader knows a model; its own name where it is none of `MODELS` any more."""
-    return MODELS[name].title if name in MODELS else name
+    return MODELS[name].title if name in MODELS else external.title(name)
+
+
+def folder_name(name: str) -> str:
+    """Returns a model's name as part of a path.
+
+    >>> folder_name("smp:Unet/resnet18@imagenet"), folder_name("unet")
+    ('smp_Unet_resnet18@imagenet', 'unet')
+    """
+    return re.sub(r"[^\w.@-]+", "_", name)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from petseg.config import ModelConfig
 from petseg.data.dataset import IGNORE, Merge
 from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
-from petseg.models import Input, build_model, model_input
+from petseg.models import build_model, model_input
+from petseg.models.builder import Input
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
 from petseg.training.losses import CrossEntropySum

@@ -19,6 +19,7 @@ from petseg.config import RunConfig, TrainConfig
 from petseg.data.augment import augment
 from petseg.data.cache import Prepared
 from petseg.errors import DivergedError, PetsegError
+from petseg.models import pretrain
 from petseg.schema import EpochRow, exploded, write_record
 from petseg.storage import write_json
 from petseg.threads import OtherWork
@@ -59,8 +60,11 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
         raise PetsegError("the splits hold other classes than the dataset; load them from the same dataset")
     torch.manual_seed(config.train.seed)
     network = build_network(config.model, len(prepared.dataset.classes), hardware)
-    if config.train.init and not (execution.resume and (run / checkpoint.RESUME).is_file()):
-        checkpoint.load_initial(network.module, Path(config.train.init))
+    if not (execution.resume and (run / checkpoint.RESUME).is_file()):
+        if config.train.init:
+            checkpoint.load_initial(network.module, Path(config.train.init))
+        else:
+            pretrain(config.model, network.module)
     with runs.new_folder(run, resume=execution.resume):
         _claim(run, config, prepared, execution)
         trainer = Trainer(config, network, splits["train"])
@@ -124,6 +128,7 @@ class Trainer:
         steps = settings.epochs * len(batches)
         torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+        background = self.split.dataset.background
         self.network.module.train()
         # a compilation for each size of a batch, and none for validation, which would be one more
         network = self.network
@@ -134,8 +139,8 @@ class Trainer:
         for index, rows in enumerate(batches):
             step = (epoch - 1) * len(batches) + index
             for group in self.state.optimiser.param_groups:
-                group["lr"] = learning_rate(step, steps, settings)
-            images, labels = augment(*self.split.batch(rows, side), settings.augment, generator)
+                group["lr"] = learning_rate(step, steps, settings) * group["factor"]
+            images, labels = augment(*self.split.batch(rows, side), settings.augment, generator, background)
             loss, objective = train_step(network, self.state.optimiser, images, labels, self.objective)
             if self.state.average is not None:
                 self.state.average.update_parameters(self.state.model)
@@ -167,11 +172,16 @@ class Objective:
 
 
 def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Returns AdamW (arXiv 1711.05101), weight decay on convolution weights only, one fused kernel a step."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
+    """Returns AdamW (arXiv 1711.05101), weight decay on convolution weights only, one fused kernel a step.
+
+    A group's "factor" multiplies the learning rate of its parameters.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        factor = config.encoder_rate if name.startswith("encoder.") else 1.0
+        groups.setdefault((factor, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    parts = [{"params": some, "weight_decay": decay, "factor": factor} for (factor, decay), some in groups.items()]
+    return torch.optim.AdamW(parts, lr=config.learning_rate, fused=True)
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:

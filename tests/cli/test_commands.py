@@ -36,7 +36,7 @@ COMMANDS = {  # every command with its flags and arguments
     "models": "--classes --size",
     "train": "--data --device --init --model --out --resume --set --threads RECIPE",
     "evaluate": "--data --device --split --threads RUN",
-    "compare": "--data --device --out --quick --recipe --resume --set --threads",
+    "compare": "--data --device --models --out --quick --recipe --resume --set --threads",
     "study": "--data --device --jobs --list --out --threads RECIPE",
     "report": "--out SOURCE",
 }

@@ -144,7 +144,7 @@ def test_one_model_or_three_quick(models, prepared, tmp_path):
         assert len(models) > 1 or example.why != "differ"
     # a wrong option is an error before any work
     with pytest.raises(PetsegError, match=r"model\.skips was given for 'segnet', which has no such option"):
-        compare(plan_of(("unet", "segnet"), "model.skips=false"), prepared, tmp_path / "new")
+        compare(plan_of(("segnet", "segnet_paper"), "model.skips=false"), prepared, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
