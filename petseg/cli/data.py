@@ -14,6 +14,7 @@ from petseg.errors import PetsegError
 if TYPE_CHECKING:
     from petseg.config import DataConfig
     from petseg.data.cache import Prepared
+    from petseg.data.dataset import Dataset
 
 app = typer.Typer(help="Get, check and prepare the dataset.", no_args_is_help=True)
 
@@ -32,11 +33,11 @@ def get(
 @app.command()
 def check(data: DataOption = None) -> None:
     """Open every pair; print what was found and what happens to it. Exit code 1 if something is left out."""
+    from petseg.config import DataConfig
     from petseg.data.check import check_samples
-    from petseg.data.sources import open_dataset
 
     folder = data_folder(data)
-    dataset = open_dataset(folder)
+    dataset = open_data(folder, DataConfig())
     with progress_bar() as advance:
         findings = check_samples(dataset, on_progress=lambda done, total: advance("check", done, total))
     rows = []
@@ -95,12 +96,25 @@ def _download(data: Path | None = None, rounds: int = 4) -> Path:
     return folder
 
 
+def open_data(folder: Path, config: "DataConfig") -> "Dataset":
+    """Returns the dataset in a folder; prints in one line what was recognised."""
+    from petseg.data.sources import open_dataset, recognise
+
+    _, line = recognise(folder)
+    with progress_bar() as advance:
+        dataset = open_dataset(folder, config, on_progress=lambda done, total: advance("read labels", done, total))
+    splits = ", ".join(f"{part} {len(ids):,}" for part, ids in dataset.splits.items())
+    counts = f"{len(dataset.samples):,} images, {len(dataset.classes)} classes; {splits}"
+    print(f"petseg: {folder}: {line}: {counts}", file=sys.stderr)
+    return dataset
+
+
 def prepare_data(folder: Path, config: "DataConfig") -> "Prepared":
     """Returns the prepared dataset; prints a warning about each sample left out."""
     from petseg.data.cache import prepare
-    from petseg.data.sources import UNOFFICIAL, open_dataset
+    from petseg.data.oxford_pets import UNOFFICIAL
 
-    dataset, size = open_dataset(folder, config), config.size
+    dataset, size = open_data(folder, config), config.size
     with progress_bar() as advance:
         prepared = prepare(dataset, size, on_progress=lambda done, total: advance(f"prepare {size} px", done, total))
     if dataset.provenance == UNOFFICIAL:

@@ -1,5 +1,7 @@
 """The Oxford-IIIT Pet Dataset (CVPR 2012, see `CARD`; 7,390 photos of 37 breeds with trimaps), as a `Dataset`."""
 
+import hashlib
+import json
 import random
 import re
 from collections import defaultdict
@@ -10,12 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from petseg.config import OxfordPetsConfig
-from petseg.data.dataset import IGNORE, SUSPECT, Class, Dataset, Label, Merge, Sample, UInt8, classes_from
+from petseg.config import DataConfig, OxfordPetsConfig
+from petseg.data.archive import extract
+from petseg.data.cache import cache_root, locked
+from petseg.data.dataset import IGNORE, SUSPECT, Class, Dataset, Label, Merge, Progress, Sample, UInt8, classes_from
+from petseg.data.download import ARCHIVES, is_official
 from petseg.data.images import read_ids
 from petseg.errors import PetsegError
+from petseg.storage import write_text
 
 NAME = "Oxford-IIIT Pet"
+WANTED = "images/ and annotations/trimaps/ of the Oxford-IIIT Pet Dataset or its two archives (`petseg data get`)"
+OFFICIAL = "the official archives"
+UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
+FOLDER = "a folder in the official layout (its files are not checked against the official checksums)"
+SYNTHETIC = "synthetic pets, drawn by petseg"
 
 # validation cross-entropy after 30 epochs, protocol `seed`, as printed by the comparison that petseg comes from
 ORIGINAL_LOSSES = {"unet": 0.3614, "segnet": 0.4176}
@@ -67,6 +78,46 @@ def get_task(config: OxfordPetsConfig) -> Task:
 
 def _classes(names: str) -> tuple[Class, ...]:
     return classes_from([{"name": name, "colour": COLOURS[name]} for name in names.split()])
+
+
+def recognise(folder: Path) -> str | None:
+    """Returns whether a folder is of the official layout or holds the two archives."""
+    if (folder / "annotations" / "trimaps").is_dir() or (folder / "annotations" / "list.txt").is_file():
+        return f"{NAME}, unpacked"
+    return f"{NAME}, archives" if any(_archives(folder).values()) else None
+
+
+def _archives(folder: Path) -> dict[str, Path | None]:
+    """Returns official name -> where the archive lies in a folder, compressed or not."""
+    places = {archive.name: [folder / archive.name, folder / archive.name.removesuffix(".gz")] for archive in ARCHIVES}
+    return {name: next(filter(Path.is_file, paths), None) for name, paths in places.items()}
+
+
+def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None = None) -> Dataset:
+    """Returns the dataset in a folder of the official layout, or of its two archives, unpacked once into the cache."""
+    options = config.oxford_pets
+    if (folder / "annotations").is_dir():
+        synthetic = (cache_root() / "synthetic_pets").resolve() in folder.resolve().parents
+        return open_oxford_pets(folder, options, provenance=SYNTHETIC if synthetic else FOLDER)
+    archives = _archives(folder)
+    if missing := " and ".join(name for name, path in archives.items() if path is None):
+        raise PetsegError(
+            f"data folder {folder}: {missing} missing; wanted images/ and annotations/, or the two archives: "
+            "run `petseg data get`"
+        )
+    paths = [path for path in archives.values() if path]
+    stamp = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    target = cache_root() / "extracted" / hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
+    memo = target.with_name(f"{target.name}.official")  # the checksum of 800 MB takes seconds
+    with locked(target):
+        extract(paths, target)
+        known = memo.read_bytes() if memo.is_file() else b""
+        if known not in (b"true", b"false"):
+            official = all(is_official(path, archive) for path, archive in zip(paths, ARCHIVES, strict=True))
+            known = b"true" if official else b"false"
+            write_text(memo, known.decode())
+    official = known == b"true"
+    return open_oxford_pets(target, options, provenance=OFFICIAL if official else UNOFFICIAL, official=official)
 
 
 def open_oxford_pets(folder: Path, config: OxfordPetsConfig, *, provenance: str, official: bool = False) -> Dataset:

@@ -1,28 +1,39 @@
-"""Where a dataset comes from: `open_dataset(folder, config)` recognises what lies in a folder and reads it."""
+"""Where a dataset comes from: `open_dataset(folder, config)` takes the first source that recognises a folder.
 
-import hashlib
-import json
+A source is a module that reads one layout of labelled images, see `Source`.
+"""
+
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from platformdirs import user_data_path
 
 from petseg.config import DataConfig
-from petseg.data.archive import extract
+from petseg.data import oxford_pets
 from petseg.data.cache import ADVICE, cache_root, locked
-from petseg.data.dataset import Dataset
-from petseg.data.download import ARCHIVES, download, is_official
-from petseg.data.oxford_pets import open_oxford_pets
+from petseg.data.dataset import Dataset, Progress
+from petseg.data.download import ARCHIVES, download
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError, disk_errors
-from petseg.storage import new_folder, write_text
+from petseg.storage import new_folder
 
-OFFICIAL = "the official archives"
-UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
-FOLDER = "a folder in the official layout (its files are not checked against the official checksums)"
-SYNTHETIC = "synthetic pets, drawn by petseg"
+
+class Source(Protocol):
+    """What a module offers that reads one layout."""
+
+    WANTED: str  # the layout in a few words, as the error for an unknown folder lists it
+
+    def recognise(self, folder: Path) -> str | None:
+        """Returns what a folder is, in one line without its path, or None; by names and the first bytes of files."""
+
+    def open_folder(self, folder: Path, config: DataConfig, on_progress: Progress | None) -> Dataset:
+        """Returns the dataset in a folder that `recognise` took; `on_progress` where every label must be read."""
+
+
+SOURCES: tuple[Source, ...] = (oxford_pets,)  # asked in this order
 SYNTHETIC_PER_BREED = 20  # of the set that `petseg compare --quick` falls back to: 740 images in all, in seconds
 SYNTHETIC_VERSION = 4  # raised when the drawings change
 
@@ -59,33 +70,20 @@ def synthetic_data() -> Path:
     return target
 
 
-def open_dataset(folder: Path, config: DataConfig | None = None) -> Dataset:
-    """Returns the dataset in a folder of the official layout, or of its two archives, unpacked once into the cache."""
-    options = (config or DataConfig()).oxford_pets
+def recognise(folder: Path) -> tuple[Source, str]:
+    """Returns the first source that recognises a folder, and its line on it."""
     if not folder.is_dir():
         raise PetsegError(
             f"data folder {folder}: not a folder; run `petseg data get`, or point --data or PETSEG_DATA at one"
         )
-    if (folder / "images").is_dir() or (folder / "annotations").is_dir():
-        synthetic = (cache_root() / "synthetic_pets").resolve() in folder.resolve().parents
-        return open_oxford_pets(folder, options, provenance=SYNTHETIC if synthetic else FOLDER)
-    names = {archive.name: (archive.name, archive.name.removesuffix(".gz")) for archive in ARCHIVES}
-    found = {name: [folder / file for file in files if (folder / file).is_file()] for name, files in names.items()}
-    if missing := " and ".join(name for name, paths in found.items() if not paths):
-        raise PetsegError(
-            f"data folder {folder}: {missing} missing; wanted images/ and annotations/, or the two archives: "
-            "run `petseg data get`"
-        )
-    archives = [paths[0] for paths in found.values()]
-    stamp = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
-    target = cache_root() / "extracted" / hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
-    memo = target.with_name(f"{target.name}.official")  # the checksum of 800 MB takes seconds
-    with locked(target):
-        extract(archives, target)
-        known = memo.read_bytes() if memo.is_file() else b""
-        if known not in (b"true", b"false"):
-            official = all(is_official(path, archive) for path, archive in zip(archives, ARCHIVES, strict=True))
-            known = b"true" if official else b"false"
-            write_text(memo, known.decode())
-    official = known == b"true"
-    return open_oxford_pets(target, options, provenance=OFFICIAL if official else UNOFFICIAL, official=official)
+    for source in SOURCES:
+        if line := source.recognise(folder):
+            return source, line
+    wanted = "; or ".join(source.WANTED for source in SOURCES)
+    raise PetsegError(f"data folder {folder}: no labelled images that petseg knows; wanted {wanted}")
+
+
+def open_dataset(folder: Path, config: DataConfig | None = None, *, on_progress: Progress | None = None) -> Dataset:
+    """Returns the dataset in a folder of any layout of `SOURCES`; `on_progress` gets (labels read, of all)."""
+    source, _ = recognise(folder)
+    return source.open_folder(folder, config or DataConfig(), on_progress)

@@ -168,7 +168,7 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
         (["compare", "--quick", "--recipe", "base"], "choose one: --quick is the recipe"),
         (["compare", "--set", 'models=["unet", "unet"]'], "a comparison names each model once"),
         (["train", "--data", "nowhere"], "data folder nowhere: not a folder"),
-        (["data", "check", "--data", "."], "images.tar.gz and annotations.tar.gz missing"),
+        (["data", "check", "--data", "."], "data folder .: no labelled images that petseg knows; wanted images/ and"),
         (["evaluate", "nowhere"], "no such file; is this the folder of a finished run"),
         (["report", "nowhere"], "nowhere is no file; a report is made from a comparison.json"),
         (["bench", "--runtime", "onnx"], "--runtime 'onnx' is unknown; choose one of: onnxruntime"),

@@ -18,7 +18,8 @@ from petseg.config import DataConfig, OxfordPetsConfig
 from petseg.data import cache, images
 from petseg.data.dataset import SUSPECT
 from petseg.data.images import open_ids, resize_ids
-from petseg.data.sources import FOLDER, open_dataset
+from petseg.data.oxford_pets import FOLDER
+from petseg.data.sources import open_dataset
 from tests.conftest import interrupted_at, refused
 from tests.data.traps import REASONS, TRAPS
 

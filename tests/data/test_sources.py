@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from petseg.config import DataConfig, OxfordPetsConfig
-from petseg.data import sources
+from petseg.data import oxford_pets, sources
 from petseg.data.cache import prepare
 from petseg.data.download import ARCHIVES
 from petseg.data.sources import find_data, get_data, open_dataset, synthetic_data
@@ -43,7 +43,7 @@ def publish(monkeypatch, folder):
     for archive in ARCHIVES:
         content = (folder / archive.name).read_bytes()
         published.append(replace(archive, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()))
-    monkeypatch.setattr(sources, "ARCHIVES", tuple(published))
+    monkeypatch.setattr(oxford_pets, "ARCHIVES", tuple(published))
 
 
 @pytest.mark.parametrize("wrong", [None, *(archive.name for archive in ARCHIVES)])
@@ -52,9 +52,9 @@ def test_official_are_archives_of_the_right_bytes(archives, monkeypatch, wrong):
     if wrong:
         (archives / wrong).write_bytes(gzip.compress(gzip.decompress((archives / wrong).read_bytes()), mtime=1))
     dataset = open_dataset(archives)
-    wanted = (sources.UNOFFICIAL, False) if wrong else (sources.OFFICIAL, True)
+    wanted = (oxford_pets.UNOFFICIAL, False) if wrong else (oxford_pets.OFFICIAL, True)
     assert (dataset.provenance, dataset.official, len(dataset.samples)) == (*wanted, 8)
-    monkeypatch.setattr(sources, "is_official", None)
+    monkeypatch.setattr(oxford_pets, "is_official", None)
     assert open_dataset(archives).official == (not wrong), "checksums are computed once"
 
 
@@ -70,7 +70,7 @@ def test_a_damaged_memo_is_not_believed_nor_a_folder_ever_official(archives, cac
     for name in ("images", "annotations"):
         shutil.copytree(eight_pets / name, archives / name)
     dataset = open_dataset(archives)
-    assert (dataset.provenance, dataset.official) == (sources.FOLDER, False)
+    assert (dataset.provenance, dataset.official) == (oxford_pets.FOLDER, False)
     assert dataset.samples[0].image.parent == archives / "images"
 
 
@@ -114,12 +114,17 @@ def test_folders_without_a_dataset_and_places_that_cannot_be_written(archives, c
         ("nowhere", None, r"data folder .*nowhere: not a folder; run `petseg data get`, or point"),
         ("images.tar.gz", "images.tar.gz", r"not a folder"),
         ("", None, r": annotations\.tar\.gz missing; wanted images/ and annotations/, or the two archives"),
+        (
+            "empty",
+            "empty/file",
+            r"empty: no labelled images that petseg knows; wanted images/ and annotations/trimaps/ of",
+        ),
         ("second", "second/annotations.tar", r": images\.tar\.gz missing;"),
-        ("third", "third/file", r"images\.tar\.gz and annotations\.tar\.gz missing;"),
-        ("copied", None, r"no annotations/trimaps/\*\.png in it"),
+        ("hollow", "hollow/annotations/trimaps/file", r"hollow: no images/\*\.jpg in it; wanted the official layout"),
+        ("copied", None, r"no labelled images that petseg knows"),
     ):
         if file is not None:
-            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).write_bytes(b"x")
         refused(match, open_dataset, tmp_path / name)
     (tmp_path / "file").write_text("x")
@@ -155,11 +160,11 @@ def test_synthetic_data_is_drawn_once(cache_folder, monkeypatch):
     assert synthetic_data() == target
     status = target.stat()
     dataset = open_dataset(target)
-    assert (dataset.provenance, dataset.official) == (sources.SYNTHETIC, False)
+    assert (dataset.provenance, dataset.official) == (oxford_pets.SYNTHETIC, False)
     assert (len(dataset.samples), dataset.skipped) == (74, {})
     assert len({sample.group for sample in dataset.samples}) == 37
     assert synthetic_data() == target
     assert (target.stat().st_ino, target.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
     assert not stale.exists()
     monkeypatch.chdir(target.parent)
-    assert open_dataset(Path(target.name)).provenance == sources.SYNTHETIC
+    assert open_dataset(Path(target.name)).provenance == oxford_pets.SYNTHETIC
