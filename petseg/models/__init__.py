@@ -18,6 +18,7 @@ from petseg.errors import PetsegError, unknown_name
 from petseg.models import external
 from petseg.models.builder import Builder, Input
 from petseg.models.segnet import SegNet, vgg16_convs
+from petseg.models.tutorial import Tutorial
 from petseg.models.unet import UNet
 
 Convs = Annotated[int, Field(ge=1, le=8)]
@@ -62,6 +63,13 @@ class SegNetOptions(StageOptions):
         return self
 
 
+class TutorialOptions(StrictConfig):
+    """Options of the tutorial's network."""
+
+    base_channels: Annotated[int, Field(ge=1, le=256)]
+    """Channels of the first stage; the second has twice as many, the third four times."""
+
+
 def _segnet(num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int, **options: Any) -> SegNet:
     stages = (convs,) * depth if isinstance(convs, int) else convs or vgg16_convs(depth)
     return SegNet(num_classes, convs=stages, depth=depth, **options)
@@ -76,6 +84,9 @@ MODELS: dict[str, Builder] = {  # name -> builder
     "segnet": _SEGNET,
     "unet_paper": replace(_UNET, title="U-Net (paper)", preset=_UNET_PAPER),
     "segnet_paper": replace(_SEGNET, title="SegNet (paper)", preset={**_SEGNET.preset, "base_channels": 64}),
+    "tutorial": Builder(
+        "Tutorial", Tutorial, TutorialOptions, {"base_channels": 64}, Input((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 8)
+    ),
 }
 
 

@@ -183,6 +183,21 @@ def test_unet_paper_and_options():
     assert [len(convolutions(stage)) for stage in small("unet", convs=3).encoder] == [3] * 5
 
 
+def test_the_tutorials_network_is_the_books():
+    # listing 9.2 of the book: pairs of 64, 128 and 256 channels, the first of each pair with a stride of 2; mirrored
+    model = paper("tutorial")
+    halved = [(conv.out_channels, conv.stride[0]) for conv in convolutions(model.encoder)]
+    assert halved == [(64, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1)]
+    ups = [module for module in model.modules() if isinstance(module, nn.ConvTranspose2d)]
+    assert [(up.out_channels, up.stride[0]) for up in ups] == [(256, 1), (256, 2), (128, 1), (128, 2), (64, 1), (64, 2)]
+    assert {conv.kernel_size for conv in [*convolutions(model), *ups]} == {(3, 3)}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2_880_643, "as Keras counts it"
+    # values in 0..1 go in, as its rescaling layer leaves them
+    image = torch.rand(1, 3, 16, 16)
+    assert torch.equal(model_input(ModelConfig(name="tutorial")).normalise(image), image)
+
+
 def same_logits(name, bottleneck, **options):
     model = small(name, **options)
     model.dropout.register_forward_hook(lambda module, inputs, output: torch.full_like(output, bottleneck))
@@ -320,7 +335,7 @@ def test_wrong_options(name, options, message):
 
 
 def test_multiples_and_a_network_from_elsewhere(monkeypatch):
-    assert [model_input(ModelConfig(name=name)).multiple for name in MODELS] == [16, 32, 16, 32]
+    assert [model_input(ModelConfig(name=name)).multiple for name in MODELS] == [16, 32, 16, 32, 8]
     assert model_input(ModelConfig(name="segnet", depth=3)) == Input(multiple=8)
     monkeypatch.setitem(MODELS, "mine", Builder("My network", lambda num_classes: nn.Conv2d(3, num_classes, 1)))
     assert build_model(ModelConfig(name="mine"), 5)(torch.zeros(1, 3, 8, 8)).shape == (1, 5, 8, 8)
