@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -169,7 +170,8 @@ class Recipe(StrictConfig):
     """A run's description shared by several models, with what differs for each under `overrides`."""
 
     models: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("unet", "segnet")
-    """What `petseg compare` trains, in this order; each other model is compared with the first."""
+    """What `petseg compare` trains, in this order; each other model is compared with the first. A name may bring options
+    of its own: `segnet@depth=4`."""
     model: ModelOptions = ModelOptions()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -186,14 +188,26 @@ class Recipe(StrictConfig):
 
     def for_model(self, name: str) -> RunConfig:
         """Returns the run of one model: shared fields, then its overrides; `models.run_config` checks them."""
+        network, options = split_name(name)
         fields = self.model_dump(exclude={"models", "overrides"})
-        put_fields(fields, self.overrides.get(name, {}), source=f"overrides.{name}")
+        for place in dict.fromkeys((network, name)):
+            put_fields(fields, self.overrides.get(place, {}), source=f"overrides.{place}")
         if "name" in fields["model"]:
             raise PetsegError(f"overrides.{name}: model.name cannot be set; name the models under `models`")
         if fields["data"] != self.data.model_dump():
             raise PetsegError(f"overrides.{name}: data must be the same for all models; change it under [data]")
-        fields["model"]["name"] = name
+        fields["model"] |= options | {"name": network}
         return validated(RunConfig, fields, source=f"overrides.{name}")
+
+
+def split_name(name: str) -> tuple[str, dict[str, Any]]:
+    """Returns a model's name without the options that it brings, and those.
+
+    >>> split_name("unet@skips=false@convs=1"), split_name("timm:resnet18@imagenet")
+    (('unet', {'skips': False, 'convs': 1}), ('timm:resnet18@imagenet', {}))
+    """
+    network, *parts = re.split(r"@(?=\w+=)", name)
+    return network, dict(map(_parse_setting, parts))
 
 
 class ServeConfig(StrictConfig):

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from petseg.config import ModelConfig, ModelOptions, Recipe, RunConfig, StrictConfig, validated
+from petseg.config import ModelConfig, ModelOptions, Recipe, RunConfig, StrictConfig, split_name, validated
 from petseg.errors import PetsegError, unknown_name
 from petseg.models import external
 from petseg.models.builder import Builder, Input
@@ -119,7 +119,8 @@ def run_config(recipe: Recipe, name: str) -> RunConfig:
 
     An option under [model] goes to those of the compared models that have it.
     """
-    fields = {model: builder_of(model).options.model_fields for model in (name, *recipe.models, *recipe.overrides)}
+    names = (name, *recipe.models, *recipe.overrides)
+    fields = {model: builder_of(split_name(model)[0]).options.model_fields for model in names}
     compared = [fields[model] for model in (name, *recipe.models)]
     kept = {
         option: value
@@ -151,8 +152,16 @@ def model_input(config: ModelConfig) -> Input:
 
 
 def title_of(name: str) -> str:
-    """Returns how a reader knows a model; its own name where it is none of `MODELS` any more."""
-    return MODELS[name].title if name in MODELS else external.title(name)
+    """Returns how a reader knows a model; its own name where it is none of `MODELS` any more.
+
+    >>> title_of("segnet@depth=4@batch_norm=false")
+    'SegNet, depth 4, batch norm false'
+    """
+    network, options = split_name(name)
+    title = MODELS[network].title if network in MODELS else external.title(network)
+    return ", ".join(
+        [title, *(f"{option.replace('_', ' ')} {str(value).lower()}" for option, value in options.items())]
+    )
 
 
 def folder_name(name: str) -> str:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from petseg.config import ModelConfig
+from petseg.config import ModelConfig, Recipe
 from petseg.errors import PetsegError
-from petseg.models import MODELS, Builder, Input, build_model, model_input, title_of, to_unit_range
+from petseg.models import MODELS, Builder, Input, build_model, model_input, run_config, title_of, to_unit_range
 from petseg.models.baselines import BASELINES, MeanMask
 from petseg.models.segnet import max_unpool
 from tests.conftest import refused
@@ -343,6 +343,15 @@ def test_multiples_and_a_network_from_elsewhere(monkeypatch):
     with pytest.raises(PetsegError, match=r"^model\.depth was given for 'mine', which has no such option"):
         build_model(ModelConfig(name="mine", depth=3), 5)
     assert [title_of(name) for name in ("mine", "unet", "gone")] == ["My network", "U-Net", "gone"]
+
+
+def test_a_name_may_bring_options():
+    recipe = Recipe(models=("segnet", "segnet@depth=4@convs=2"), overrides={"segnet": {"train": {"epochs": 7}}})
+    config = run_config(recipe, "segnet@depth=4@convs=2")
+    assert (config.model, config.train.epochs) == (ModelConfig(name="segnet", depth=4, convs=2), 7)
+    assert run_config(recipe, "segnet").model == ModelConfig(name="segnet")
+    refused(r"^model\.skips was given for 'segnet'", run_config, recipe, "segnet@skips=false")
+    refused(r"^option of model 'segnet' 'dept' is unknown", run_config, recipe, "segnet@dept=4")
     assert len({builder.title for builder in MODELS.values()}) == len(MODELS)
 
 
