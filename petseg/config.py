@@ -97,6 +97,21 @@ class AugmentConfig(StrictConfig):
     """Probability of JPEG compression."""
 
 
+class UnlabelledConfig(StrictConfig):
+    """Images without labels that training learns from; `train.ema` labels them."""
+
+    source: str = ""
+    """Their folder, or `rest`: the training images that `data.fraction` leaves out. Empty: none."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Least probability at which a pixel's label is learnt."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of their cross-entropy, a mean over all their pixels, beside that of the labelled images."""
+    ramp_up: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of all steps in which that weight rises from zero."""
+    ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Images of them a step, for each labelled one."""
+
+
 class TrainConfig(StrictConfig):
     """How the model is trained."""
 
@@ -128,6 +143,7 @@ class TrainConfig(StrictConfig):
     init: str = ""
     """Run folder whose best weights training starts from; a head of other classes is drawn. Empty: all is drawn."""
     augment: AugmentConfig = AugmentConfig()
+    unlabelled: UnlabelledConfig = UnlabelledConfig()
     seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
     """Fixes initial weights, order of images, augmentation and dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -138,6 +154,12 @@ class TrainConfig(StrictConfig):
     """Bit-identical runs on one machine, at some cost in speed."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the extra `tensorboard`)."""
+
+    @model_validator(mode="after")
+    def _an_average_labels(self) -> Self:
+        if self.unlabelled.source and not self.ema:
+            raise ValueError("train.unlabelled needs an average of the weights; set train.ema, for example to 0.99")
+        return self
 
 
 class RunConfig(StrictConfig):

@@ -66,7 +66,8 @@ def test_names_defaults_round_trip_and_descriptions():
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
     with pytest.raises(ValidationError, match="frozen"):
         recipe.train.epochs = 3
-    kinds = [ModelConfig, config.OxfordPetsConfig, config.DataConfig, AugmentConfig, TrainConfig, ServeConfig]
+    kinds = [ModelConfig, config.OxfordPetsConfig, config.DataConfig, AugmentConfig, config.UnlabelledConfig]
+    kinds += [TrainConfig, ServeConfig]
     undescribed = [
         f"{kind.__name__}.{name}"
         for kind in (*kinds, *(builder.options for builder in MODELS.values()))

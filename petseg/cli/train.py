@@ -16,6 +16,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a TOML file.")] = "default",
     model: Annotated[str, typer.Option(help="unet, segnet, or as `petseg models` says.")] = "unet",
     init: Annotated[Path | None, typer.Option(help="Run folder whose weights training starts from.")] = None,
+    unlabelled: Annotated[Path | None, typer.Option(help="Folder of images without labels to learn from.")] = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE-MODEL")] = None,
     settings: SetOption = None,
@@ -29,8 +30,10 @@ def train(
     from petseg.training.loop import Execution
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
+    from petseg.training.unlabelled import prepare_unlabelled
 
     start = [] if init is None else [f"train.init={json.dumps(str(init))}"]
+    start += [] if unlabelled is None else [f"train.unlabelled.source={json.dumps(str(unlabelled))}"]
     loaded = load_recipe(recipe, [*(settings or ()), *start])
     config = run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused
     run = out or Path("runs") / f"{Path(recipe).stem}-{folder_name(model)}"
@@ -38,6 +41,8 @@ def train(
     hardware = chosen_hardware(config.train.precision, device, threads, run)
     prepared = prepare_data(data_folder(data), config.data)
     with resumable(), progress_bar() as advance:
+        if unlabelled is not None:
+            prepare_unlabelled(config, prepared.dataset.classes, partial(advance, "prepare unlabelled"))
         on_step = partial(advance, f"train {title_of(model)}")
         how = Execution(hardware=hardware, resume=resume, more_epochs=resume, on_step=on_step)
         last = train_model(config, prepared, run, how)[-1]

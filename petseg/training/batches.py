@@ -59,12 +59,7 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
     if config.data.fraction < 1:
         training = [dataset.by_id[sample_id] for sample_id in dataset.splits["train"]]
         rows["train"] = prepared.rows(part_of(training, config.data.fraction, seed=config.train.seed))
-    # copy-on-write: torch wants writable memory, the cache stays as it is and is paged in as it is used
-    images, labels = (
-        torch.from_numpy(np.load(prepared.folder / name, mmap_mode="c")) for name in ("images.npy", "labels.npy")
-    )
-    if device.type != "cuda" or images.nbytes + labels.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
-        images, labels = images.to(device), labels.to(device)
+    images, labels = on_device(prepared, device)
     train, val = (len(rows.get(part, ())) for part in ("train", "val"))
     if train < 2 or not val:
         raise PetsegError(
@@ -72,6 +67,17 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
             "labelled pixels: is the data folder complete? (`petseg data check`)"
         )
     return {part: Split(images, labels, own, device, prepared) for part, own in rows.items()}
+
+
+def on_device(prepared: Prepared, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns all images and labels of a prepared dataset, on a device where they fit."""
+    # copy-on-write: torch wants writable memory, the cache stays as it is and is paged in as it is used
+    images, labels = (
+        torch.from_numpy(np.load(prepared.folder / name, mmap_mode="c")) for name in ("images.npy", "labels.npy")
+    )
+    if device.type != "cuda" or images.nbytes + labels.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        images, labels = images.to(device), labels.to(device)
+    return images, labels
 
 
 def epoch_batches(rows: Rows, epoch: int, config: TrainConfig) -> list[Rows]:

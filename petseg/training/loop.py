@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from petseg.config import RunConfig, TrainConfig
 from petseg.data.augment import augment
 from petseg.data.cache import Prepared
+from petseg.data.dataset import IGNORE
 from petseg.errors import DivergedError, PetsegError
 from petseg.models import pretrain
 from petseg.schema import EpochRow, exploded, write_record
@@ -29,6 +30,7 @@ from petseg.training.checkpoint import State
 from petseg.training.device import Hardware, choose_hardware
 from petseg.training.inference import Network, build_network, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
+from petseg.training.unlabelled import Teacher, load_unlabelled
 
 CHECK_EVERY = 50  # steps between looks at the losses for nan: each look waits for the device
 OnStep = Callable[[int, int, str], None]  # called with the steps done, all steps, and what stands beside a progress bar
@@ -67,7 +69,7 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
             pretrain(config.model, network.module)
     with runs.new_folder(run, resume=execution.resume):
         _claim(run, config, prepared, execution)
-        trainer = Trainer(config, network, splits["train"])
+        trainer = Trainer(config, network, splits["train"], load_unlabelled(config, splits["train"]))
         history = checkpoint.restore(run, trainer.state) if execution.resume else []
         if len(history) >= config.train.epochs or _waited(history, config):
             return history
@@ -107,7 +109,7 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
 class Trainer:
     """A model, its optimiser and its averaged weights, and how one epoch changes them."""
 
-    def __init__(self, config: RunConfig, network: Network, split: Split) -> None:
+    def __init__(self, config: RunConfig, network: Network, split: Split, unlabelled: Split | None = None) -> None:
         settings, model = config.train, network.module
         self.config = config
         self.network = network
@@ -115,6 +117,9 @@ class Trainer:
         decay = get_ema_multi_avg_fn(settings.ema) if settings.ema else None
         average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True) if decay else None
         self.state = State(model, make_optimiser(model, settings), average)
+        self.teacher = None
+        if unlabelled is not None:
+            self.teacher = Teacher(replace(network, module=self.state.evaluated), unlabelled, settings)
         weights = None
         if settings.class_weights != "none":
             labels = split.labels.cpu().numpy()[split.rows]
@@ -125,6 +130,7 @@ class Trainer:
         """Returns the epoch's mean cross-entropy over images, unweighted, without Dice, augmentation and dropout on."""
         settings, side = self.config.train, self.config.side(epoch)
         batches = epoch_batches(self.split.rows, epoch, settings)
+        beside = self.teacher.batches(epoch, [len(rows) for rows in batches]) if self.teacher else []
         steps = settings.epochs * len(batches)
         torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
@@ -141,7 +147,12 @@ class Trainer:
             for group in self.state.optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, settings) * group["factor"]
             images, labels = augment(*self.split.batch(rows, side), settings.augment, generator, background)
-            loss, objective = train_step(network, self.state.optimiser, images, labels, self.objective)
+            wanted = self.objective
+            if self.teacher is not None:
+                more = augment(*self.teacher.batch(beside[index], side), settings.augment, generator, background)
+                images, labels = (torch.cat(pair) for pair in zip((images, labels), more, strict=True))
+                wanted = replace(wanted, labelled=len(rows), weight=self.teacher.weight(step, steps))
+            loss, objective = train_step(network, self.state.optimiser, images, labels, wanted)
             if self.state.average is not None:
                 self.state.average.update_parameters(self.state.model)
             losses.append(loss * len(rows))
@@ -161,9 +172,20 @@ class Objective:
 
     settings: TrainConfig
     class_weights: Tensor | None = None  # float32 [C] or None
+    labelled: int | None = None  # how many images of a batch come first and have labels of people; None: all
+    weight: float = 0.0  # of the others
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the cross-entropy and the objective (scalars) of logits [N, C, H, W] and labels int64 [N, H, W]."""
+        """Returns the cross-entropy and the objective (scalars) of logits [N, C, H, W] and labels int64 [N, H, W].
+
+        The cross-entropy is that of the labelled images; others add their sum over labelled pixels, divided by all.
+        """
+        if self.labelled is not None:
+            own = replace(self, labelled=None)
+            loss, objective = own(logits[: self.labelled], labels[: self.labelled])
+            others = labels[self.labelled :]
+            share = (others != IGNORE).float().mean()
+            return loss, objective + self.weight * share * cross_entropy(logits[self.labelled :], others)
         loss = cross_entropy(logits, labels)
         objective = loss if self.class_weights is None else cross_entropy(logits, labels, self.class_weights)
         if self.settings.dice_weight:

@@ -34,7 +34,7 @@ COMMANDS = {  # every command with its flags and arguments
     "data check": "--data",
     "data prepare": "--data --size",
     "models": "--classes --size",
-    "train": "--data --device --init --model --out --resume --set --threads RECIPE",
+    "train": "--data --device --init --model --out --resume --set --threads --unlabelled RECIPE",
     "evaluate": "--data --device --split --threads RUN",
     "compare": "--data --device --models --out --quick --recipe --resume --set --threads",
     "study": "--data --device --jobs --list --out --threads RECIPE",
