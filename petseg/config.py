@@ -61,7 +61,35 @@ class DataConfig(StrictConfig):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training images that train, each group (breed) in proportion, drawn by `train.seed`; a smaller share
     lies within a larger one of the same seed."""
+    classes: str = ""
+    """TOML file that names the classes of masks, in the data folder or by path. Empty: its classes.toml, if any."""
+    ignore: Annotated[tuple[int | str, ...], Field(strict=False)] = ()
+    """Values of masks, or colours as "#0072B2", that neither train nor count; a classes file may name more."""
+    split: Literal["random", "blocks"] = "random"
+    """How splits are drawn where the data bring none. random: each class in proportion, near-duplicates on one side.
+    blocks: runs of neighbours by name, for slices of a volume or frames of a film."""
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the images that validate, where that split is drawn."""
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Share of the images for the final score, where that split is drawn; 0 draws none."""
+    folds: Annotated[int, Field(ge=0)] = 0
+    """Cross-validation over this many drawn folds, one of which tests; 0: a single split by the shares."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which fold tests, from 0."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
+    """Fixes what a random split draws."""
     oxford_pets: OxfordPetsConfig = OxfordPetsConfig()
+
+    @model_validator(mode="after")
+    def _parts_leave_training_images(self) -> Self:
+        if self.folds == 1 or self.fold >= max(1, self.folds):
+            raise ValueError(f"data.fold is {self.fold} of data.folds {self.folds}; folds are 0 or at least 2, from 0")
+        test = 1 / self.folds if self.folds else self.test_share
+        if self.val_share + test >= 1:
+            raise ValueError(
+                f"data.val_share is {self.val_share:g} and the test share {test:g}; training needs the rest"
+            )
+        return self
 
 
 class AugmentConfig(StrictConfig):

@@ -9,10 +9,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -27,6 +28,15 @@ from petseg.storage import new_folder, write_text
 
 CACHE_VERSION = 3  # raised when the content of a cache changes for the same key
 ADVICE = "free some space or set PETSEG_CACHE"
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Work(Generic[Found]):
+    """What `remembered` keeps: how its text is made, which takes time, and read; `ValueError` where it is damaged."""
+
+    make: Callable[[], str]
+    read: Callable[[str], Found]
 
 
 def cache_root() -> Path:
@@ -75,8 +85,10 @@ def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None)
     """Returns a dataset prepared at `size` pixels a side, made at the first call and read at the next.
 
     A second process waits and reads the first one's work; a damaged cache is made again, with a warning. Raises
-    `PetsegError` where no sample can be used, or the disk is full.
+    `PetsegError` where no sample can be used, the dataset must not train as it is, or the disk is full.
     """
+    if dataset.refusal:
+        raise PetsegError(dataset.refusal)
     target = cache_root() / "prepared" / f"{content_key(dataset)[:16]}-{size}-v{CACHE_VERSION}"
     with locked(target):
         if (target / "index.json").is_file():
@@ -154,26 +166,37 @@ def _read_cache(target: Path, dataset: Dataset) -> Prepared:
         raise PetsegError(f"cache {target} is damaged ({error})") from None
 
 
-def content_key(dataset: Dataset) -> str:
-    """Returns the SHA-256 (hex) over every sample's id and bytes, and what its class ids depend on beside them.
-
-    It is kept in a file named after paths, sizes and times: an unchanged folder is not read again, which takes seconds.
-    """
-    head = f"{[entry.name for entry in dataset.classes]} {dataset.fingerprint}"
+def remembered(kind: str, head: str, files: Iterable[Path], work: Work[Found]) -> Found:
+    """Returns what `work` makes of files, kept as text under their paths, sizes and times: unchanged, it is read."""
     stamp = hashlib.sha256(f"{head}\n".encode())
-    for sample in dataset.samples:
-        for path in (sample.image, sample.label):
-            with suppress(OSError):  # it is gone: `open_sample` will leave it out by name
-                status = path.stat()
-                stamp.update(f"{sample.id} {path} {status.st_size} {status.st_mtime_ns}\n".encode())
-    memo = cache_root() / "content_keys" / stamp.hexdigest()[:32]
-    if memo.is_file() and re.fullmatch("[0-9a-f]{64}", known := memo.read_text(encoding="ascii", errors="replace")):
-        return known
-    digests = [digest for _, digest in outcomes(_digest, dataset.samples)]
-    key = hashlib.sha256("\n".join([head, *digests]).encode()).hexdigest()
+    for path in files:
+        with suppress(OSError):  # it is gone: `open_sample` will leave it out by name
+            status = path.stat()
+            stamp.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    memo = cache_root() / kind / stamp.hexdigest()[:32]
+    with suppress(OSError, ValueError):  # not there, or damaged
+        return work.read(memo.read_text(encoding="utf-8"))
+    text = work.make()
     with suppress(PetsegError):  # it saves time alone
-        write_text(memo, key)
-    return key
+        write_text(memo, text)
+    return work.read(text)
+
+
+def content_key(dataset: Dataset) -> str:
+    """Returns the SHA-256 (hex) over every sample's id and bytes, and what its class ids depend on beside them."""
+    head = f"{[entry.name for entry in dataset.classes]} {dataset.fingerprint}"
+
+    def make() -> str:
+        digests = [digest for _, digest in outcomes(_digest, dataset.samples)]
+        return hashlib.sha256("\n".join([head, *digests]).encode()).hexdigest()
+
+    def read(text: str) -> str:
+        if not re.fullmatch("[0-9a-f]{64}", text):
+            raise ValueError(f"{text[:80]!r} is no key")
+        return text
+
+    files = (path for sample in dataset.samples for path in (sample.image, sample.label))
+    return remembered("content_keys", f"{head} {[sample.id for sample in dataset.samples]}", files, Work(make, read))
 
 
 def _digest(sample: Sample) -> str:

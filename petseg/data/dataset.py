@@ -1,8 +1,9 @@
 """The dataset contract: all that later stages know of labelled images, whichever source read them."""
 
+import colorsys
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ Progress = Callable[[int, int], None]  # called with (done, total)
 IGNORE = 255  # the class id of pixels that neither train nor count
 Role = Literal["foreground", "background", "boundary"]  # in a cut-out: kept, dropped, a band that is half of each
 ROLES: dict[str, Role] = {"background": "background", "border": "boundary"}  # of a class name where none is given
-# of classes that bring none, repeated after ten (Okabe and Ito's palette, then Paul Tol's)
+# of classes that bring none (Okabe and Ito's palette, then Paul Tol's); `colour_of` goes on after ten
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#882255", "#44AA99", "#999933")
 BACKGROUND_COLOUR = "#BBBBBB"
 SUSPECT = "label without any foreground"  # a note on a likely wrong label: it trains and counts, but is no example
@@ -30,6 +31,19 @@ class Class:
     name: str
     colour: str  # as "#0072B2", in every image, legend and plot
     role: Role = "foreground"
+
+
+def colour_of(place: int) -> str:
+    """Returns the colour of a class that brings none: `COLOURS`, then hues of the golden angle, all different.
+
+    >>> colour_of(0), len({colour_of(place) for place in range(255)})
+    ('#0072B2', 255)
+    """
+    if place < len(COLOURS):
+        return COLOURS[place]
+    lightness = (0.45, 0.7, 0.3)[place % 3]
+    red, green, blue = colorsys.hls_to_rgb(0.618034 * place % 1, lightness, 0.75)
+    return f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"
 
 
 def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...]:
@@ -47,14 +61,14 @@ def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...
         role = given.get("role") or ROLES.get(name, "foreground")
         if role not in ("foreground", "background", "boundary"):
             raise ValueError(f"class {name} has role {role!r}; wanted foreground, background or boundary")
-        colour = given.get("colour") or (BACKGROUND_COLOUR if role == "background" else COLOURS[place % len(COLOURS)])
+        colour = given.get("colour") or (BACKGROUND_COLOUR if role == "background" else colour_of(place))
         if not re.fullmatch("#[0-9A-Fa-f]{6}", str(colour)):
             raise ValueError(f"class {name} has colour {colour!r}; wanted one as #0072B2")
         classes.append(Class(name, colour, role))
     if not 0 < len(classes) <= IGNORE:
         raise ValueError(f"there are {len(classes)} classes; wanted 1 to {IGNORE}")
-    if len({entry.name for entry in classes}) < len(classes):
-        raise ValueError("two classes have one name")
+    if twice := [name for name, count in Counter(entry.name for entry in classes).items() if count > 1]:
+        raise ValueError(f"two classes are named {twice[0]}; give each its own name")
     return tuple(classes)
 
 
@@ -103,7 +117,8 @@ class Dataset:
     name: str  # as tables name it
     samples: tuple[Sample, ...]  # sorted by id
     classes: tuple[Class, ...]  # by class id, 0..C-1
-    splits: Mapping[str, tuple[str, ...]]  # "train", "val" and, where there is one, "test": sample ids, sorted
+    # "train", "val" and, where there is one, "test": sample ids, sorted; a source leaves out what `open_dataset` draws
+    splits: Mapping[str, tuple[str, ...]]
     read_label: Callable[[Sample], Label]  # opens a label; raises `PetsegError` where it cannot be used
     provenance: str  # where the images come from, in one sentence
     official: bool = False  # whether checksums say that these are the published files
@@ -111,6 +126,8 @@ class Dataset:
     merge: Merge | None = None
     loss_sizes: tuple[int, ...] = ()  # sides in pixels at which the cross-entropy is reported too
     skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind of file that is no sample -> names
+    holds: Mapping[str, frozenset[int]] = field(default_factory=dict)  # sample id -> its label's class ids, where known
+    refusal: str = ""  # why it must not train as it is, in one line; `data check` opens it all the same
 
     @property
     def scored_classes(self) -> tuple[Class, ...]:

@@ -12,10 +12,12 @@ from typing import Protocol
 from platformdirs import user_data_path
 
 from petseg.config import DataConfig
+from petseg.data import folder as image_folder
 from petseg.data import oxford_pets
 from petseg.data.cache import ADVICE, cache_root, locked
 from petseg.data.dataset import Dataset, Progress
 from petseg.data.download import ARCHIVES, download
+from petseg.data.splits import with_splits
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError, disk_errors
 from petseg.storage import new_folder
@@ -33,7 +35,7 @@ class Source(Protocol):
         """Returns the dataset in a folder that `recognise` took; `on_progress` where every label must be read."""
 
 
-SOURCES: tuple[Source, ...] = (oxford_pets,)  # asked in this order
+SOURCES: tuple[Source, ...] = (oxford_pets, image_folder)  # asked in this order
 SYNTHETIC_PER_BREED = 20  # of the set that `petseg compare --quick` falls back to: 740 images in all, in seconds
 SYNTHETIC_VERSION = 4  # raised when the drawings change
 
@@ -84,6 +86,11 @@ def recognise(folder: Path) -> tuple[Source, str]:
 
 
 def open_dataset(folder: Path, config: DataConfig | None = None, *, on_progress: Progress | None = None) -> Dataset:
-    """Returns the dataset in a folder of any layout of `SOURCES`; `on_progress` gets (labels read, of all)."""
+    """Returns the dataset in a folder of any layout of `SOURCES`, with the splits that it brings or that are drawn.
+
+    `on_progress` gets (labels read, of all). Raises `PetsegError` where no source recognises the folder, and what
+    the sources and `with_splits` raise.
+    """
+    config = config or DataConfig()
     source, _ = recognise(folder)
-    return source.open_folder(folder, config or DataConfig(), on_progress)
+    return with_splits(source.open_folder(folder, config, on_progress), config, on_progress)

@@ -20,7 +20,8 @@ def test_classes_of_names_get_colours_and_roles_and_objects_keep_what_they_bring
         Class("stem", COLOURS[3], "foreground"),
     )
     many = classes_from([f"class {number}" for number in range(255)])
-    assert many[13].colour == COLOURS[3], "repeated after ten"
+    assert many[3].colour == COLOURS[3]
+    assert len({entry.colour for entry in many}) == 255
     sky, tree = classes_from([{"name": "sky", "colour": "#0a0B0c", "role": "background"}, {"name": "tree"}])
     assert (sky, tree) == (Class("sky", "#0a0B0c", "background"), Class("tree", COLOURS[1], "foreground"))
 
@@ -29,7 +30,7 @@ BAD_COLOURS = ["red", "#12345", "#12345g", "#+12345", "#12_345", "0072B2#", 114,
 BAD_CLASSES = [
     ([], "there are 0 classes; wanted 1 to 255"),
     ([f"class {number}" for number in range(256)], "there are 256 classes"),
-    (["leaf", "leaf"], "two classes have one name"),
+    (["leaf", "leaf"], "two classes are named leaf"),
     *((["leaf", entry], "class 1 has no name") for entry in ("", {"colour": "#000000"}, {"name": 3}, ["leaf"], None)),
     ([{"name": "leaf", "role": "edge"}], "leaf has role 'edge'; wanted foreground, background or boundary"),
     ([{"name": "leaf", "role": ["x"]}], r"leaf has role \['x'\]"),

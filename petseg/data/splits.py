@@ -1,0 +1,139 @@
+"""Splits of a dataset that brings none: drawn, stratified by class, or cut into blocks of neighbours."""
+
+import logging
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import TypeAdapter
+
+from petseg.config import DataConfig
+from petseg.data.cache import Work, remembered
+from petseg.data.dataset import Dataset, Progress, Sample
+from petseg.data.duplicates import near_duplicates
+from petseg.errors import PetsegError
+
+PARTS = ("train", "val", "test")
+GROUPS = TypeAdapter(dict[str, int])
+Parts = dict[str, list[str]]
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Returns a key that sorts numbers within names by their value: slice 2 before slice 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def with_splits(dataset: Dataset, config: DataConfig, on_progress: Progress | None = None) -> Dataset:
+    """Returns the dataset with "train" and "val", and "test" where it brings one or `data.test_share` draws one.
+
+    Given splits are kept. What is missing beside "train" is drawn from it; of no split at all, from every sample. A
+    dataset that brings "train" and "val" stays as it is. Raises `PetsegError`: too few samples, folds of given splits.
+    """
+    given = {part: list(ids) for part, ids in dataset.splits.items() if ids}
+    if config.folds and given:
+        raise PetsegError(
+            f"data.folds is {config.folds}, but {dataset.name} brings splits ({', '.join(given)}); set data.folds=0, "
+            "or put its images into one folder, without lists"
+        )
+    if {"train", "val"} <= dataset.splits.keys():
+        return dataset
+    taken = {one for part, ids in given.items() if part != "train" for one in ids}
+    pool = [dataset.by_id[one] for one in given.get("train", dataset.by_id) if one not in taken]
+    shares = {part: share for part, share in _shares(config).items() if part not in given}
+    if len(pool) < 2 + len(shares):
+        what = f"{len(pool)} labelled images to draw train, {', '.join(shares)} from"
+        raise PetsegError(f"{dataset.name}: {what}; wanted at least {2 + len(shares)}: label more")
+    if config.split == "blocks":
+        drawn = blocks([sample.id for sample in pool], shares, config)
+    else:
+        drawn = _drawn(_units(pool, min(shares.values()), on_progress), dataset.holds, shares, config)
+    parts = given | drawn
+    return replace(dataset, splits={str(part): tuple(sorted(parts[part])) for part in PARTS if parts.get(part)})
+
+
+def _shares(config: DataConfig) -> dict[str, float]:
+    test = 1 / config.folds if config.folds else config.test_share
+    return {part: share for part, share in (("val", config.val_share), ("test", test)) if share}
+
+
+def blocks(ids: Sequence[str], shares: Mapping[str, float], config: DataConfig) -> Parts:
+    """Returns runs of neighbours in natural order: test the last one, or that of `data.fold`, val just before it."""
+    ordered = sorted(ids, key=natural)
+    count = len(ordered)
+    sizes = {part: max(1, round(share * count)) for part, share in shares.items()}
+    start, end = count - sizes.get("test", 0), count
+    if config.folds:
+        start, end = (place * count // config.folds for place in (config.fold, config.fold + 1))
+    around = [*ordered[end:], *ordered[:start]]  # a ring: before the first comes the last
+    test, val = ordered[start:end], around[len(around) - sizes.get("val", 0) :]
+    parts = {"train": around[: len(around) - len(val)], "val": val, "test": test}
+    return {part: names for part, names in parts.items() if part == "train" or part in shares}
+
+
+def _drawn(
+    units: Sequence[Sequence[str]], holds: Mapping[str, frozenset[int]], shares: Mapping[str, float], config: DataConfig
+) -> Parts:
+    seed, rest = config.split_seed, 1 - sum(shares.values())
+    if not config.folds:
+        return stratified(units, {"train": rest, **shares}, holds, seed)
+    folds = stratified(units, {str(number): 1 / config.folds for number in range(config.folds)}, holds, seed)
+    test = folds[str(config.fold)]
+    others = [unit for unit in units if unit[0] not in test]
+    return {**stratified(others, {"train": rest, "val": shares["val"]}, holds, seed), "test": test}
+
+
+def _units(samples: Sequence[Sample], share: float, on_progress: Progress | None) -> list[list[str]]:
+    """Returns sample ids, near-duplicates together; a group too large for one side falls apart, with a warning."""
+    work = Work(lambda: GROUPS.dump_json(near_duplicates(samples, on_progress)).decode(), GROUPS.validate_json)
+    ids = [sample.id for sample in samples]
+    group_of = remembered("duplicates-v1", str(ids), (sample.image for sample in samples), work)
+    groups: dict[int, list[str]] = {}
+    for one in sorted(ids):
+        groups.setdefault(group_of[one], []).append(one)
+    largest = max(groups.values(), key=len)
+    if len(largest) <= max(2, share * len(ids)):
+        return list(groups.values())
+    logging.getLogger("petseg").warning(
+        "petseg: warning: %d of %d images resemble each other in a chain, too many for one side of a split: they are "
+        "drawn one by one; for slices of a volume or frames of a film set data.split=blocks",
+        len(largest),
+        len(ids),
+    )
+    return [*(group for group in groups.values() if group is not largest), *([one] for one in largest)]
+
+
+def stratified(
+    units: Sequence[Sequence[str]], shares: Mapping[str, float], holds: Mapping[str, frozenset[int]], seed: int
+) -> Parts:
+    """Returns part -> ids, a unit on one side, each class in proportion to the shares (of any sum) as far as can be.
+
+    Iterative stratification (Sechidis, Tsoumakas, Vlahavas, ECML 2011, algorithm 1): the rarest class first.
+    """
+    draw = random.Random(seed)  # noqa: S311 - a split, not a secret
+    left = [(unit, frozenset[int]().union(*(holds.get(one, frozenset()) for one in unit))) for unit in units]
+    draw.shuffle(left)
+    counts = Counter(label for _, labels in left for label in labels)
+    size, whole = sum(map(len, units)), sum(shares.values())
+    wanted: dict[str, dict[int | None, float]] = {
+        part: {label: share / whole * count for label, count in counts.items()} for part, share in shares.items()
+    }
+    room = {part: share / whole * size for part, share in shares.items()}
+    parts: dict[str, list[Sequence[str]]] = {part: [] for part in shares}
+    while left:
+        rarest = min(counts, key=lambda label: (counts[label], label), default=None)
+        now = [entry for entry in left if rarest is None or rarest in entry[1]]
+        left = [entry for entry in left if not (rarest is None or rarest in entry[1])]
+        for unit, labels in now:
+            part = max(parts, key=lambda name: (wanted[name].get(rarest, 0.0), room[name]))
+            parts[part].append(unit)
+            room[part] -= len(unit)
+            for label in labels:
+                wanted[part][label] -= 1
+        counts = Counter(label for _, labels in left for label in labels)
+    for own in parts.values():
+        donor = max(parts.values(), key=len)
+        if not own and len(donor) > 1:  # a share of less than one image
+            own.append(donor.pop())
+    return {part: [one for unit in own for one in unit] for part, own in parts.items()}

@@ -1,0 +1,141 @@
+"""Splits that are drawn: in proportion, near-duplicates on one side, by blocks, by folds, the same each time."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petseg.config import DataConfig
+from petseg.data.dataset import Dataset, Label, Sample, classes_from
+from petseg.data.splits import stratified, with_splits
+from tests.conftest import refused
+
+RARE = {"a": 0.1, "b": 0.3, "c": 1.0}  # class -> share of the images that hold it
+
+
+def made(count, splits=None, folder=Path("nowhere"), holds=None):
+    samples = tuple(Sample(f"s{number:03}", folder / f"s{number:03}.png", Path()) for number in range(count))
+    draw = np.random.default_rng(0).random((count, len(RARE)))
+    drawn = {
+        s.id: frozenset(np.flatnonzero(row < [*RARE.values()]).tolist()) for s, row in zip(samples, draw, strict=True)
+    }
+    label = Label(np.zeros((4, 4), np.uint8))
+    return Dataset("Made", samples, classes_from([*RARE]), splits or {}, lambda _: label, "made", holds=holds or drawn)
+
+
+def sizes(dataset):
+    return {part: len(ids) for part, ids in dataset.splits.items()}
+
+
+def test_each_class_in_proportion_and_every_sample_once():
+    dataset = with_splits(made(200), DataConfig(val_share=0.2, test_share=0.1))
+    assert sizes(dataset) == {"train": 140, "val": 40, "test": 20}
+    assert sorted(one for ids in dataset.splits.values() for one in ids) == sorted(dataset.by_id)
+    counts = {
+        part: Counter(label for one in ids for label in dataset.holds[one]) for part, ids in dataset.splits.items()
+    }
+    whole = sum(counts.values(), Counter())
+    for label in (0, 1, 2):
+        assert counts["val"][label] == pytest.approx(0.2 * whole[label], abs=1)
+        assert counts["test"][label] == pytest.approx(0.1 * whole[label], abs=1)
+    again, other = (
+        with_splits(made(200), DataConfig(val_share=0.2, test_share=0.1, split_seed=seed)) for seed in (0, 1)
+    )
+    assert again.splits == dataset.splits != other.splits
+    assert sizes(with_splits(made(4), DataConfig(val_share=0.01, test_share=0.01))) == {"train": 2, "val": 1, "test": 1}
+    assert sizes(with_splits(made(3), DataConfig(test_share=0))) == {"train": 2, "val": 1}
+
+
+def test_a_class_of_one_image_leaves_no_split_empty():
+    holds = {f"s{number:03}": frozenset([number]) for number in range(6)}
+    assert sizes(with_splits(made(6, holds=holds), DataConfig())) == {"train": 4, "val": 1, "test": 1}
+    assert stratified([["a"], ["b"]], {"train": 1, "val": 0.01}, {}, 0).keys() == {"train", "val"}
+
+
+GIVEN = {"train": tuple(f"s{number:03}" for number in range(0, 20)), "test": ("s020", "s021")}
+
+
+def test_given_splits_stay():
+    whole = {**GIVEN, "val": ("s022",)}
+    dataset = made(30, whole)
+    assert with_splits(dataset, DataConfig()) is dataset
+    drawn = with_splits(made(30, GIVEN), DataConfig())
+    assert drawn.splits["test"] == GIVEN["test"]
+    assert {*drawn.splits["train"], *drawn.splits["val"]} == {*GIVEN["train"]}
+    assert sizes(drawn) == {"train": 17, "val": 3, "test": 2}
+    assert sizes(with_splits(made(30, {"test": GIVEN["test"]}), DataConfig())) == {"train": 24, "val": 4, "test": 2}
+    message = refused(
+        "^data.folds is 3, but Made brings splits .train, test, val.; set data", with_splits, dataset, THREE
+    )
+    assert "without lists" in message
+
+
+THREE = DataConfig(folds=3, fold=1)
+
+
+@pytest.mark.parametrize("split", ["random", "blocks"])
+def test_folds_test_every_image_once(split):
+    tested = []
+    for fold in range(5):
+        dataset = with_splits(made(52), DataConfig(split=split, folds=5, fold=fold, val_share=0.1))
+        assert sum(sizes(dataset).values()) == len({one for ids in dataset.splits.values() for one in ids}) == 52
+        assert sizes(dataset)["val"] == pytest.approx(5, abs=1)
+        tested += dataset.splits["test"]
+    assert sorted(tested) == sorted(dataset.by_id)
+
+
+def test_blocks_are_runs_in_natural_order():
+    names = [f"slice {number}" for number in range(1, 21)]
+    samples = tuple(Sample(name, Path(), Path()) for name in sorted(names))
+    dataset = Dataset("Slices", samples, classes_from([*RARE]), {}, lambda _: Label(np.zeros((4, 4), np.uint8)), "made")
+    drawn = with_splits(dataset, DataConfig(split="blocks", test_share=0.2)).splits
+    assert {part: set(ids) for part, ids in drawn.items()} == {
+        "train": {*names[:13]},
+        "val": {*names[13:16]},
+        "test": {*names[16:]},
+    }
+    first = with_splits(dataset, DataConfig(split="blocks", folds=5, fold=0)).splits
+    assert (set(first["test"]), set(first["val"])) == ({*names[:4]}, {*names[17:]}), "a ring"
+
+
+def pictures(folder, count, alike):
+    """Writes noise, each `alike` files of the same."""
+    for number in range(count):
+        coarse = np.random.default_rng(number // alike).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"s{number:03}.png")
+
+
+def test_near_duplicates_lie_on_one_side_unless_they_are_too_many(tmp_path, caplog):
+    pictures(tmp_path, 40, 2)
+    with caplog.at_level(logging.WARNING, "petseg"):
+        splits = with_splits(made(40, folder=tmp_path), DataConfig(val_share=0.2, test_share=0.2)).splits
+    assert caplog.messages == []
+    for ids in splits.values():
+        assert Counter(int(one[1:]) // 2 for one in ids).most_common()[-1][1] == 2
+    pictures(tmp_path, 40, 40)
+    splits = with_splits(made(40, folder=tmp_path), DataConfig(val_share=0.2, test_share=0.2)).splits
+    assert [len(splits[part]) for part in ("train", "val", "test")] == [24, 8, 8]
+    assert "40 of 40 images resemble each other in a chain" in caplog.messages[0]
+
+
+def test_too_few_images():
+    refused(
+        r"^Made: 3 labelled images to draw train, val, test from; wanted at least 4", with_splits, made(3), DataConfig()
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"folds": 1}, "data.fold is 0 of data.folds 1; folds are 0 or at least 2"),
+        ({"folds": 3, "fold": 3}, "data.fold is 3 of data.folds 3"),
+        ({"val_share": 0.5, "test_share": 0.5}, "val_share is 0.5 and the test share 0.5; training needs the rest"),
+        ({"val_share": 0.5, "folds": 2}, "training needs the rest"),
+    ],
+)
+def test_shares_that_leave_nothing(fields, match):
+    with pytest.raises(ValueError, match=match):
+        DataConfig(**fields)

@@ -1,0 +1,257 @@
+"""A folder of images and masks: its layouts, what masks' values mean, its classes file, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petseg.config import DataConfig
+from petseg.data.cache import prepare
+from petseg.data.check import check_samples
+from petseg.data.images import open_sample
+from petseg.data.sources import open_dataset, recognise
+from tests.conftest import refused
+
+IDS = np.kron(np.uint8([[0, 1], [2, 1]]), np.ones((8, 12), np.uint8))  # three classes, 16 x 24
+
+
+def save(path, values, mode=None, colours=()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(values))
+    if colours:
+        image.putpalette([part for colour in colours for part in bytes.fromhex(colour)])
+    (image.convert(mode) if mode else image).save(path)
+
+
+def make(folder, masks, names=tuple("abcdef"), images="images", labels="masks", suffix=".png", **how):
+    """Writes an image for each name, and masks in turn."""
+    for place, name in enumerate(names):
+        save(folder / images / f"{name}.jpg", np.full((16, 24, 3), 40 * place, np.uint8))
+        save(folder / labels / f"{name}{suffix}", masks[place % len(masks)], **how)
+    return folder
+
+
+def opened(folder, **config):
+    return open_dataset(folder, DataConfig(**config))
+
+
+def ids_of(dataset, place=0):
+    return open_sample(dataset, dataset.samples[place]).ids
+
+
+def names_of(dataset):
+    return [entry.name for entry in dataset.classes]
+
+
+LAYOUTS = {  # files of images, of masks, ids
+    "side by side": ("images/a", "masks/a", "a"),
+    "nested": ("images/x/a", "masks/x/a", "x_a"),
+    "splits below": ("images/train/a", "masks/train/a", "a"),
+    "splits above": ("training/images/a", "training/masks/a", "a"),
+    "another word, an ending": ("Imgs/a", "Labels/a_mask", "a"),
+    "annotations": ("images/Train/x/a", "annotations/Train/x/a_L", "x_a"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, tmp_path):
+    image, mask, wanted = LAYOUTS[layout]
+    for number in range(6):
+        save(tmp_path / f"{image}{number}.jpg", np.zeros((16, 24, 3), np.uint8))
+        save(tmp_path / f"{mask.replace('a_', f'a{number}_')}{'' if '_' in mask else number}.png", IDS)
+    dataset = opened(tmp_path)
+    assert [sample.id for sample in dataset.samples] == [f"{wanted}{number}" for number in range(6)]
+    assert (dataset.skipped, dataset.name) == ({}, tmp_path.name)
+    assert recognise(tmp_path)[1] == "images and masks in folders"
+    assert {part: len(ids) for part, ids in dataset.splits.items()} == {"train": 4, "val": 1, "test": 1}
+
+
+def test_lists_come_before_folders_and_names_of_two_folders_stay_apart(tmp_path):
+    make(tmp_path, [IDS], images="images/train", labels="masks/train")
+    make(tmp_path, [IDS], names="axy", images="images/val", labels="masks/val")
+    dataset = opened(tmp_path)
+    assert {sample.id for sample in dataset.samples} == {*"bcdefxy", "train_a", "val_a"}
+    assert dataset.splits == {"train": (*"bcdef", "train_a"), "val": ("val_a", "x", "y")}
+    (tmp_path / "train.txt").write_text("b\nc.jpg\n\nimages/train/d.jpg masks/train/d.png\nnowhere\n")
+    (tmp_path / "val.txt").write_text("train/a\n")
+    dataset = opened(tmp_path)
+    assert dataset.splits == {"train": tuple("bcd"), "val": ("train_a",)}
+    assert dataset.skipped["listed, but no pair"] == ("train.txt: nowhere",)
+    assert dataset.skipped["pair in no split"] == (*"ef", "val_a", "x", "y")
+    (tmp_path / "val.txt").write_text("b\n")
+    refused(r"val\.txt: b is in train as well; an image lies in one split", opened, tmp_path)
+
+
+def test_what_has_no_other_half_or_is_no_image_is_named(tmp_path):
+    make(tmp_path, [IDS])
+    save(tmp_path / "images" / "alone.jpg", IDS)
+    save(tmp_path / "images" / "a.png", IDS)
+    save(tmp_path / "masks" / "lost.png", IDS)
+    for name in ("masks/Thumbs.db", "images/._a.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    assert opened(tmp_path).skipped == {
+        "second image of one name": ("images/a.png",),
+        "not an image among the masks": ("masks/Thumbs.db",),
+        "hidden file among the images": ("images/._a.jpg",),
+        "image without mask": ("alone",),
+        "mask without image": ("lost",),
+    }
+
+
+COLOURS = ("204060", "FF8000", "00C000")
+PLANES = np.uint8([list(bytes.fromhex(colour)) for colour in COLOURS])[IDS]
+NUMBERED = ["class 0", "class 1", "class 2"]
+VOID = np.where(IDS == 2, 255, IDS).astype(np.uint8)
+MASKS = {  # masks -> how they are saved, class names, the first one's class ids
+    "grey ids": ([IDS], {}, NUMBERED, IDS),
+    "ids that leave gaps": ([7 * IDS + 3], {}, ["class 3", "class 10", "class 17"], IDS),
+    "ids and 255": ([VOID, IDS], {}, NUMBERED, VOID),
+    "three levels": ([np.uint8([0, 128, 255])[IDS]], {}, ["class 0", "class 128", "class 255"], IDS),
+    "16 bits": ([IDS * np.uint16(1000)], {}, ["class 0", "class 1000", "class 2000"], IDS),
+    "binary 0 and 255": ([255 * (IDS == 1).astype(np.uint8)], {}, ["background", "foreground"], IDS % 2),
+    "binary of one bit": ([IDS == 1], {}, ["background", "foreground"], IDS % 2),
+    "grey ids saved as RGB": ([IDS], {"mode": "RGB"}, NUMBERED, IDS),
+    "one class in each file": ([0 * IDS, 0 * IDS + 1, IDS], {}, NUMBERED, 0 * IDS),
+    "indexed": ([IDS], {"colours": COLOURS}, NUMBERED, IDS),
+    "colours": ([PLANES], {}, ["class #00C000", "class #204060", "class #FF8000"], np.uint8([1, 2, 0])[IDS]),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_values_without_names(kind, tmp_path):
+    masks, how, wanted, ids = MASKS[kind]
+    dataset = opened(make(tmp_path, masks, **how))
+    assert names_of(dataset) == wanted
+    assert (ids_of(dataset), ids_of(dataset).dtype) == (pytest.approx(ids), np.uint8)
+    assert dataset.holds["a"] == {*np.unique(ids).tolist()} - {255}
+    if kind == "indexed":
+        assert [entry.colour for entry in dataset.classes] == [f"#{colour}" for colour in COLOURS]
+    assert prepare(dataset, 16).left_out == {}
+
+
+def test_a_palette_of_another_order_in_each_file_counts_by_its_colours(tmp_path):
+    make(tmp_path, [IDS], colours=COLOURS)
+    save(tmp_path / "masks" / "b.png", 2 - IDS, colours=COLOURS[::-1])
+    dataset = opened(tmp_path)
+    assert names_of(dataset) == ["class #00C000", "class #204060", "class #FF8000"]
+    assert (ids_of(dataset, 0) == ids_of(dataset, 1)).all()
+
+
+NAMED = '[[classes]]\nname = "soil"\nrole = "background"\n[[classes]]\nname = "leaf"\n[[classes]]\nname = "fruit"\n'
+
+
+def test_a_classes_file_names_values_or_colours(tmp_path):
+    make(tmp_path / "grey", [7 * IDS])
+    make(tmp_path / "colour", [PLANES])
+    by_place = tmp_path / "elsewhere.toml"
+    by_place.write_text(NAMED)
+    make(tmp_path / "place", [IDS])
+    dataset = opened(tmp_path / "place", classes=str(by_place))
+    assert (names_of(dataset), dataset.classes[0].role) == (["soil", "leaf", "fruit"], "background")
+    assert (ids_of(dataset) == IDS).all()
+    (tmp_path / "grey" / "classes.toml").write_text(
+        'ignore = [7]\n[[classes]]\nname = "leaf"\nid = 14\ncolour = "#00AA00"\n[[classes]]\nname = "soil"\nid = 0\n'
+    )
+    dataset = opened(tmp_path / "grey")
+    assert (names_of(dataset), dataset.classes[0].colour) == (["leaf", "soil"], "#00AA00")
+    assert (ids_of(dataset) == np.uint8([1, 255, 0])[IDS]).all()
+    file = "".join(f'[[classes]]\nname = "{name}"\ncolour = "#{name}"\n' for name in COLOURS)
+    (tmp_path / "colour" / "classes.toml").write_text(file)
+    dataset = opened(tmp_path / "colour")
+    assert (names_of(dataset), dataset.provenance) == (
+        [*COLOURS],
+        "images and masks in folders, classes from classes.toml",
+    )
+    assert (ids_of(dataset) == IDS).all()
+
+
+def classes_file(*rows, ignore=""):
+    return f"ignore = [{ignore}]\n" + "".join(f"[[classes]]\n{row}\n" for row in rows)
+
+
+LEAF, SOIL = 'name = "leaf"', 'name = "soil"'
+RAMP = np.uint8([[0] * 80 + [*range(0, 256, 20)] + [255] * 60] * 16)
+REFUSED = [  # masks, classes file, data.ignore, what the error says
+    ([IDS], "classes = [", (), r"classes\.toml: not readable as TOML \("),
+    ([IDS], classes_file(LEAF), (), r"classes\.toml: classes is .*; tuple should have at least 2 items"),
+    ([IDS], classes_file(LEAF, LEAF), (), r"classes\.toml: two classes are named leaf; give each its own name"),
+    ([IDS], classes_file(LEAF, "nam = 'x'"), (), r"field 'classes\.1\.nam' is unknown"),
+    ([IDS], classes_file(LEAF, SOIL + "\nid = 0"), (), r"some classes have an id and some have none"),
+    (
+        [IDS],
+        classes_file(LEAF + "\nid = 1", SOIL + "\nid = 1"),
+        (),
+        r"classes leaf and soil are both 1; give each its own",
+    ),
+    ([IDS], classes_file(LEAF, SOIL + '\ncolour = "red"'), (), r"class soil has colour 'red'; wanted one as #0072B2"),
+    ([IDS], classes_file(LEAF, SOIL, ignore="1"), (), r"classes\.toml: 1 is ignored and class soil; leave one out"),
+    (
+        [IDS],
+        classes_file(LEAF, SOIL),
+        ("#000000",),
+        r"data\.ignore: ignore names '#000000'; these masks hold values, such",
+    ),
+    ([PLANES], classes_file(LEAF, SOIL), (), r"class leaf has no colour, and the masks hold colours; give it its own"),
+    ([PLANES], None, (0,), r"data\.ignore: ignore names 0; these masks hold colours, such as \"#000000\""),
+    ([IDS], None, (7,), r"data\.ignore names 7, which no mask holds; they hold 0, 1, 2"),
+    ([IDS], None, (1, 2), r"the masks hold only 0 beside what is ignored; wanted at least two classes"),
+    ([0 * IDS], None, (), r"the masks hold only 0 beside what is ignored"),
+    (
+        [RAMP],
+        None,
+        (),
+        r"hold 14 values, 0 and 255 on 9\d % of the pixels: their edges look smoothed; name the classes",
+    ),
+    ([np.arange(100, dtype=np.uint8)[None]], None, (), r"the masks hold 100 values; wanted one a class, at most 64"),
+    (
+        [np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)],
+        None,
+        (),
+        r"hold more than 4,096 colours; wanted",
+    ),
+]
+
+
+@pytest.mark.parametrize(("masks", "file", "ignore", "match"), REFUSED, ids=[match for *_, match in REFUSED])
+def test_values_and_classes_files_that_are_refused(masks, file, ignore, match, tmp_path):
+    make(tmp_path, masks)
+    if file is not None:
+        (tmp_path / "classes.toml").write_text(file)
+    refused(match, opened, tmp_path, ignore=ignore)
+
+
+@pytest.mark.parametrize(
+    ("masks", "extra", "wrong"),
+    [
+        (IDS, "", "value 2, which no class has (nearest: 1, soil)"),
+        (PLANES, '\ncolour = "#%s"', "colour #00C000, which"),
+    ],
+    ids=["value", "colour"],
+)
+def test_a_value_of_no_class_names_file_and_nearest_is_left_out_by_check_and_does_not_train(
+    masks, extra, wrong, tmp_path
+):
+    make(tmp_path, [masks])
+    colours = ("204060", "FF8000") if extra else ("", "")
+    rows = [name + (extra % colour if extra else "") for name, colour in zip((LEAF, SOIL), colours, strict=True)]
+    (tmp_path / "classes.toml").write_text(classes_file(*rows))
+    dataset = opened(tmp_path)
+    assert f"mask f has 96 pixels of {wrong}" in dataset.refusal
+    assert "and so have 5 other masks; name it in classes.toml, as a class or under ignore" in dataset.refusal
+    refused("^data folder .*which no class has", prepare, dataset, 16)
+    findings = check_samples(dataset)
+    assert [(row.count, row.names) for row in findings[1:]] == [(6, tuple("abcdef"))]
+
+
+def test_a_damaged_mask_is_left_out_and_a_memo_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "cache"))
+    make(tmp_path / "my", [IDS])
+    (tmp_path / "my" / "masks" / "b.png").write_bytes(b"no image")
+    dataset = opened(tmp_path / "my")
+    assert list(prepare(dataset, 16).left_out) == ["b"]
+    (memo,) = (tmp_path / "cache" / "masks-v1").iterdir()
+    for text in ("", "[]", '{"a": 3}', '{"a": [1, {"x": 2}, 3]}'):
+        memo.write_text(text)
+        assert opened(tmp_path / "my").fingerprint == dataset.fingerprint
+    for path in (tmp_path / "my" / "masks").iterdir():
+        path.write_bytes(b"no image")
+    refused(r"data folder .*my: none of its 6 masks can be opened", opened, tmp_path / "my")
