@@ -14,24 +14,19 @@ from dataclasses import asdict
 
 import torch
 from measuring import arguments, data_folder, main, prepared
-from tutorial import BATCH, SIZE, TutorialNetwork, tutorial_optimiser
+from tutorial import BATCH, SIZE, tutorial_optimiser
 
 from petseg import storage
-from petseg.config import load_recipe
+from petseg.config import ModelConfig, load_recipe
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.errors import PetsegError
-from petseg.models import Input
 from petseg.training.batches import epoch_batches, load_splits
 from petseg.training.device import choose_hardware
-from petseg.training.inference import Network, validate
+from petseg.training.inference import build_network, validate
 from petseg.training.loop import Objective, train_step
 
 EPOCHS = 30
 LOSS = ORIGINAL_LOSSES["unet"]
-
-
-AS_THEY_ARE = Input(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-"""The tutorial's network takes values in 0..1."""
 
 
 def run() -> None:
@@ -44,13 +39,12 @@ def run() -> None:
     config = load_recipe("default", settings).for_model("unet")
     splits = load_splits(prepared(data_folder(options.data), config), config, hardware.device)
     torch.manual_seed(config.train.seed)
-    module = TutorialNetwork(3).to(hardware.device, memory_format=torch.channels_last)
-    network, objective = Network(module, AS_THEY_ARE, hardware), Objective(config.train)
-    optimiser = tutorial_optimiser(module)
+    network, objective = build_network(ModelConfig(name="tutorial"), 3, hardware), Objective(config.train)
+    optimiser = tutorial_optimiser(network.module)
     history: list[dict[str, float]] = []
     while len(history) < EPOCHS and not (history and history[-1]["val_loss"] <= LOSS):
         started = time.perf_counter()
-        module.train()
+        network.module.train()
         for rows in epoch_batches(splits["train"].rows, len(history) + 1, config.train):
             train_step(network, optimiser, *splits["train"].batch(rows), objective)
         scores = asdict(validate(network, splits["val"]))

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.export.bench import CONTENDERS
@@ -25,13 +24,6 @@ def test_contenders_take_turns_there_and_back():
     figures = scripts("measuring").take_turns({name: contender(name) for name in "ab"}, 3)
     assert calls == ["a", "b", "b", "a", "a", "b"]
     assert figures == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
-
-
-def test_the_tutorial_s_network_has_its_size_and_shape():
-    tutorial = scripts("tutorial")
-    network = tutorial.TutorialNetwork(3)
-    assert sum(parameter.numel() for parameter in network.parameters()) == 2_880_643
-    assert network(torch.zeros(1, 3, 40, 40)).shape == (1, 3, 40, 40)
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
