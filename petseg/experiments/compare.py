@@ -171,11 +171,10 @@ def _difference(model: str, reference: str, evaluations: Mapping[str, Evaluation
 
 def _baselines(plan: Plan, splits: Mapping[str, Split], folder: Path) -> tuple[schema.BaselineResult, ...]:
     training = splits["train"]
-    labels = training.labels.cpu().numpy()[training.rows]
     results = []
     for name, (title, everywhere) in BASELINES.items():
-        module = MeanMask(labels, len(training.dataset.classes), everywhere=everywhere).to(plan.hardware.device)
-        network = Network(module, Input(), plan.hardware)
+        module = MeanMask(training.label_images(), len(training.dataset.classes), everywhere=everywhere)
+        network = Network(module.to(plan.hardware.device), Input(), plan.hardware)
         scores = {}
         for part in plan.scored_splits(splits):
             progress = plan.progress(f"score {title} on {part}")

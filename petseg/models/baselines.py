@@ -1,5 +1,7 @@
 """What needs no learning: the scores that a network must beat before it may be called one."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,11 @@ class MeanMask(nn.Module):
 
     frequency: Tensor
 
-    def __init__(self, labels: UInt8, num_classes: int, *, everywhere: bool = False) -> None:
-        """Counts the training labels: uint8 [N, H, W], 0..C-1 or 255 (not counted)."""
+    def __init__(self, labels: Iterable[UInt8], num_classes: int, *, everywhere: bool = False) -> None:
+        """Counts the training labels: N of uint8 [H, W], 0..C-1 or 255 (not counted)."""
         super().__init__()
-        counts = np.stack([(labels == label).sum(axis=0) for label in range(num_classes)]).astype(np.float64)
+        classes = np.arange(num_classes)[:, None, None]
+        counts = sum((image == classes for image in labels), np.zeros(classes.shape))
         if everywhere:
             counts[:] = counts.sum(axis=(1, 2), keepdims=True)
         counts += 1.0  # a class never seen at a pixel is unlikely there, not impossible

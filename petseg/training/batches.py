@@ -1,5 +1,6 @@
 """Batches: the prepared images of each split on the training device, and the order in which an epoch takes them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +11,18 @@ from torch.nn import functional as F
 
 from petseg.config import RunConfig, TrainConfig
 from petseg.data.cache import Prepared
-from petseg.data.dataset import Dataset, part_of
+from petseg.data.dataset import Dataset, UInt8, part_of
 from petseg.errors import PetsegError
 from petseg.models import to_unit_range
 from petseg.training.runs import usable_rows
 
 Rows = npt.NDArray[np.int64]
-GPU_SHARE = 0.5  # of a GPU's free memory that the images may take; a larger set stays on the host
+GPU_SHARE = 0.5  # of a GPU's free memory that the images may take; a larger set stays in the prepared cache
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, on the training device or, where they do not fit, in the host's memory."""
+    """The images of one split, on the GPU or, where they do not fit and on the CPU, mapped from the prepared cache."""
 
     images: Tensor  # uint8 [N, H, W, 3]: the whole prepared array; `rows` says which belong to the split
     labels: Tensor  # uint8 [N, H, W]: class ids, 255 ignored
@@ -33,6 +34,10 @@ class Split:
     def dataset(self) -> Dataset:
         """What the class ids mean."""
         return self.prepared.dataset
+
+    def label_images(self) -> Iterator[UInt8]:
+        """Yields class ids uint8 [H, W], image by image: together they may be larger than memory."""
+        return (self.prepared.labels[row] for row in self.rows)
 
     def batch(self, rows: Rows, side: int | None = None) -> tuple[Tensor, Tensor]:
         """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] on `device`, sides at most `side`."""
@@ -75,9 +80,17 @@ def on_device(prepared: Prepared, device: torch.device) -> tuple[Tensor, Tensor]
     images, labels = (
         torch.from_numpy(np.load(prepared.folder / name, mmap_mode="c")) for name in ("images.npy", "labels.npy")
     )
-    if device.type != "cuda" or images.nbytes + labels.nbytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if images.nbytes + labels.nbytes < GPU_SHARE * _free_bytes(device):
         images, labels = images.to(device), labels.to(device)
     return images, labels
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return 0  # the CPU reads the cache where it is
 
 
 def epoch_batches(rows: Rows, epoch: int, config: TrainConfig) -> list[Rows]:

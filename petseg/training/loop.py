@@ -122,8 +122,7 @@ class Trainer:
             self.teacher = Teacher(replace(network, module=self.state.evaluated), unlabelled, settings)
         weights = None
         if settings.class_weights != "none":
-            labels = split.labels.cpu().numpy()[split.rows]
-            weights = median_frequency_weights(labels, len(split.dataset.classes)).to(split.device)
+            weights = median_frequency_weights(split.label_images(), len(split.dataset.classes)).to(split.device)
         self.objective = Objective(settings, weights)
 
     def epoch(self, epoch: int, detail: str, on_step: OnStep) -> float:

@@ -1,5 +1,7 @@
 """Training losses, in float32, of logits [N, C, H, W] and labels int64 [N, H, W], 0..C-1 or 255 (ignored)."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,10 +55,10 @@ def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
     return 1.0 - ((2.0 * overlap + smooth) / (total + smooth)).mean()
 
 
-def median_frequency_weights(labels: UInt8, num_classes: int) -> Tensor:
+def median_frequency_weights(labels: Iterable[UInt8], num_classes: int) -> Tensor:
     """Returns float32 [C]: median(f) / f_c, where f_c is the share of class c in the images that hold it.
 
-    Of labels uint8 [N, H, W]; an absent class weighs 0. SegNet's weights: Eigen and Fergus, arXiv 1411.4734, 6.3.2.
+    Of labels, each uint8 [H, W]; an absent class weighs 0. SegNet's weights: Eigen and Fergus, arXiv 1411.4734, 6.3.2.
     """
     counts = np.stack([np.bincount(image.ravel(), minlength=256)[:num_classes] for image in labels]).astype(np.float64)
     pixels = counts.sum(axis=1, keepdims=True)

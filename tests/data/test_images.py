@@ -1,8 +1,10 @@
 """Opening a sample: what is unusual is noted, what cannot be used is refused by name, any mode becomes RGB."""
 
+import os
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from petseg.data.dataset import Dataset, Label, Sample, classes_from
-from petseg.data.images import open_ids, open_sample, read_ids, resize_ids
+from petseg.data.images import CHUNK, open_ids, open_sample, outcomes, read_ids, resize_ids
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
@@ -177,3 +179,27 @@ def test_draft_keeps_the_size_asked_for_and_the_labels_own(tmp_path_factory, wid
     assert (got.ids.shape, got.notes) == ((height, width), ())
     pair = one_sample(scratch, Image.new("RGB", (width, height)), blank(height, width))  # a PNG
     assert open_sample(*pair, draft=draft).image.size == (width, height)
+
+
+def test_outcomes_keep_their_order_and_threads_wait_until_they_are_taken():
+    """The results of all samples together may be larger than memory."""
+    started = []
+
+    def work(sample):
+        started.append(sample)
+        if sample.id.endswith("7"):
+            raise PetsegError(f"{sample.id} is odd")
+        return int(sample.id)
+
+    samples = [Sample(str(number), Path(), Path()) for number in range(1000)]
+    ahead = 2 * (os.cpu_count() or 1) * CHUNK
+    seen, counts = [], []
+    for sample, found in outcomes(work, samples, lambda done, total: counts.append((done, total))):
+        assert found == (f"{sample.id} is odd" if sample.id.endswith("7") else int(sample.id))
+        seen.append(sample)
+        assert len(started) <= len(seen) + ahead
+    assert seen == samples
+    assert counts == [(done, 1000) for done in range(1, 1001)]
+    for _ in outcomes(work, samples):
+        break  # nothing is left behind
+    assert list(outcomes(work, [])) == []

@@ -375,7 +375,7 @@ def test_to_unit_range_and_normalise_by_channel():
 
 
 def test_mean_mask_by_hand():
-    logits = MeanMask(LABELS, CLASSES)(torch.zeros(4, 3, 2, 3))
+    logits = MeanMask(iter(LABELS), CLASSES)(torch.zeros(4, 3, 2, 3))
     assert (logits.shape, logits[0].argmax(dim=0)[0].tolist()) == ((4, CLASSES, 2, 3), [0, 0, 1])
     assert logits[3].argmax(dim=0)[1].tolist()[::2] == [2, 1]
     # one seen more than counted: three 0s give (3 + 1) of 6, nothing but 255 gives each class the same
