@@ -13,6 +13,7 @@ import numpy as np
 from petseg import storage
 from petseg.config import RunConfig
 from petseg.data.cache import Prepared, prepare
+from petseg.data.geometry import Geometry
 from petseg.data.sources import find_data, open_dataset
 from petseg.errors import PetsegError
 from petseg.export import bench
@@ -48,7 +49,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def prepared(folder: Path, config: RunConfig) -> Prepared:
     """Returns the dataset of a folder as a run wants it."""
-    return prepare(open_dataset(folder, config.data), config.data.size)
+    return prepare(open_dataset(folder, config.data), Geometry.of(config.data))
 
 
 def data_folder(given: Path | None) -> Path:

@@ -53,11 +53,20 @@ class OxfordPetsConfig(StrictConfig):
     """official: trainval 3,312 / 368 and the test list. seed: the classic tutorial's split, last 1,000 validate."""
 
 
+Fit = Literal["square", "pad", "crop"]
+
+
 class DataConfig(StrictConfig):
     """Which images train, and at which size."""
 
     size: Annotated[int, Field(ge=16, le=2048)] = 128
-    """Side in pixels of the square that images are resized to."""
+    """Side in pixels of the square that the model sees."""
+    fit: Fit = "square"
+    """square: the whole image, resized to it. pad: the whole image in its own aspect, the rest grey and ignored. crop:
+    random crops of that size train, and prediction joins overlapping windows; an epoch has as many crops as windows
+    side by side."""
+    reduce_to: Annotated[int, Field(ge=0)] = 0
+    """Fit crop: longer side in pixels that larger images are reduced to before crops are cut; 0 keeps their size."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training images that train, each group (breed) in proportion, drawn by `train.seed`; a smaller share
     lies within a larger one of the same seed."""
@@ -89,6 +98,13 @@ class DataConfig(StrictConfig):
             raise ValueError(
                 f"data.val_share is {self.val_share:g} and the test share {test:g}; training needs the rest"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _reduced_images_are_cropped(self) -> Self:
+        if self.reduce_to and (self.fit != "crop" or self.reduce_to < self.size):
+            given = f"data.reduce_to is {self.reduce_to}, data.size {self.size} and data.fit {self.fit!r}"
+            raise ValueError(f"{given}; it is for fit 'crop', and at least the size: leave it out, or change them")
         return self
 
 

@@ -17,6 +17,7 @@ import torch
 
 from petseg.config import load_recipe
 from petseg.data.cache import prepare
+from petseg.data.geometry import Geometry
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import make_pets
 from petseg.environment import environment
@@ -39,7 +40,7 @@ def tiny(*settings, model="unet"):
 
 
 def prepare_for(config, folder):
-    return prepare(open_dataset(folder, config.data), config.data.size)
+    return prepare(open_dataset(folder, config.data), Geometry.of(config.data))
 
 
 def train_on_cpu(config, prepared, run, **execution):

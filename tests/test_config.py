@@ -114,6 +114,15 @@ def test_ranges(field, accepted, wrong, bound):
     refused(match, load_recipe, "default", [f"{field}={wrong}"])
 
 
+@pytest.mark.parametrize("settings", [("reduce_to=300",), ("fit=pad", "reduce_to=300"), ("fit=crop", "reduce_to=100")])
+def test_images_are_reduced_for_crops_alone_and_to_no_less_than_one(settings):
+    with pytest.raises(
+        PetsegError, match=r"data\.reduce_to is \d00, data\.size 128 and .*; it is for fit 'crop', and at"
+    ):
+        load_recipe("default", settings)
+    assert load_recipe("default", ["fit=crop", "reduce_to=128"]).data.reduce_to == 128
+
+
 def test_serving_and_a_ramp_that_rises_to_the_size():
     assert config.load_serving(["pixels=5"], port=0) == ServeConfig(pixels=5, port=0)
     refused(r"^serve: field 'pixel' is unknown; choose one of: pixels, ", config.load_serving, ["pixel=5"])

@@ -112,11 +112,13 @@ def open_data(folder: Path, config: "DataConfig") -> "Dataset":
 def prepare_data(folder: Path, config: "DataConfig") -> "Prepared":
     """Returns the prepared dataset; prints a warning about each sample left out."""
     from petseg.data.cache import prepare
+    from petseg.data.geometry import Geometry
     from petseg.data.oxford_pets import UNOFFICIAL
 
-    dataset, size = open_data(folder, config), config.size
+    dataset, geometry = open_data(folder, config), Geometry.of(config)
     with progress_bar() as advance:
-        prepared = prepare(dataset, size, on_progress=lambda done, total: advance(f"prepare {size} px", done, total))
+        title = f"prepare {geometry}"
+        prepared = prepare(dataset, geometry, on_progress=lambda done, total: advance(title, done, total))
     if dataset.provenance == UNOFFICIAL:
         print(f"petseg: warning: {folder}: {UNOFFICIAL}; figures are of these images", file=sys.stderr)
     for name, reason in prepared.left_out.items():

@@ -1,28 +1,32 @@
 """The prepared cache: a dataset decoded and resized once, as memory-mapped uint8 arrays of images and class ids.
 
-It is keyed by the content of the dataset and by the size, and appears under its name only when it is complete.
+It is keyed by the content of the dataset and by the geometry, and appears under its name only when it is complete.
+Images of fit crop have many sizes: their pixels lie one image behind the other, and the index holds each one's size.
 """
 
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 from filelock import FileLock
 from numpy.lib.format import open_memmap
-from PIL import Image
 from platformdirs import user_cache_path
 
 from petseg.data.dataset import Dataset, Progress, Sample, UInt8
-from petseg.data.images import draft_side, open_sample, outcomes, resize_ids
+from petseg.data.geometry import Geometry, Size
+from petseg.data.images import open_sample, opened, outcomes
 from petseg.errors import PetsegError, disk_errors
 from petseg.storage import new_folder, write_text
 
@@ -61,13 +65,34 @@ class Prepared:
 
     dataset: Dataset
     folder: Path
-    size: int
-    images: UInt8  # [N, size, size, 3] RGB, memory-mapped; resized to a square, antialiased
-    labels: UInt8  # [N, size, size] class ids, 255 ignored, memory-mapped; nearest
+    geometry: Geometry
+    images: UInt8  # [N, size, size, 3] RGB, of fit crop [pixels of all, 3]; memory-mapped; resized with antialiasing
+    labels: UInt8  # [N, size, size] class ids, 255 ignored, of fit crop [pixels of all]; memory-mapped; nearest
+    contents: tuple[Size, ...]  # how much of each is image, from the top left; the rest is padding
     samples: tuple[Sample, ...]
     left_out: dict[str, str]  # sample id -> reason, for samples that could not be used
     notes: dict[str, tuple[str, ...]]  # sample id -> what was unusual and how it was handled
     largest_side: int  # of all images as they lie on disk, in pixels
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the square that a model sees."""
+        return self.geometry.size
+
+    @cached_property
+    def places(self) -> tuple[tuple[int, Size], ...]:
+        """Where each image of fit crop begins in the pixels of all, and the height and width that it takes there."""
+        sizes = [self.geometry.canvas(content) for content in self.contents]
+        ends = accumulate((height * width for height, width in sizes), initial=0)
+        return tuple(zip(ends, sizes, strict=False))
+
+    def image(self, row: int) -> UInt8:
+        """Returns an image, uint8 [h, w, 3]."""
+        return _part(self.images, *self.places[row]) if self.geometry.fit == "crop" else self.images[row]
+
+    def label(self, row: int) -> UInt8:
+        """Returns a label, uint8 [h, w]."""
+        return _part(self.labels, *self.places[row]) if self.geometry.fit == "crop" else self.labels[row]
 
     @property
     def key(self) -> str:
@@ -81,82 +106,111 @@ class Prepared:
         return np.array([row_of[sample_id] for sample_id in ids if sample_id in row_of], np.int64)
 
 
-def prepare(dataset: Dataset, size: int, *, on_progress: Progress | None = None) -> Prepared:
-    """Returns a dataset prepared at `size` pixels a side, made at the first call and read at the next.
+def _part(pixels: UInt8, start: int, size: Size) -> UInt8:
+    return pixels[start : start + size[0] * size[1]].reshape(*size, *pixels.shape[1:])
+
+
+def prepare(dataset: Dataset, geometry: Geometry | int, *, on_progress: Progress | None = None) -> Prepared:
+    """Returns a dataset prepared in a geometry (a number: squares of that side), made at the first call, then read.
 
     A second process waits and reads the first one's work; a damaged cache is made again, with a warning. Raises
     `PetsegError` where no sample can be used, the dataset must not train as it is, or the disk is full.
     """
     if dataset.refusal:
         raise PetsegError(dataset.refusal)
-    target = cache_root() / "prepared" / f"{content_key(dataset)[:16]}-{size}-v{CACHE_VERSION}"
+    if isinstance(geometry, int):
+        geometry = Geometry(geometry)
+    target = cache_root() / "prepared" / f"{content_key(dataset)[:16]}-{geometry.name}-v{CACHE_VERSION}"
     with locked(target):
         if (target / "index.json").is_file():
             try:
-                return _read_cache(target, dataset)
+                return _read_cache(target, dataset, geometry)
             except PetsegError as error:
                 logging.getLogger("petseg").warning("petseg: warning: %s; preparing it again", error)
         with disk_errors(f"cache {target.parent}", ADVICE):
-            _write_cache(target, dataset, size, on_progress)
-        return _read_cache(target, dataset)
+            _write_cache(target, dataset, geometry, on_progress)
+        return _read_cache(target, dataset, geometry)
 
 
-def _write_cache(target: Path, dataset: Dataset, size: int, on_progress: Progress | None) -> None:
+def _write_cache(target: Path, dataset: Dataset, geometry: Geometry, on_progress: Progress | None) -> None:
     if target.exists():
         shutil.rmtree(target)  # damaged
     with new_folder(target) as unfinished:
-        count = len(dataset.samples)
-        needed, free = count * size * size * 4, shutil.disk_usage(unfinished).free
+        shape = _shape(dataset, geometry)
+        needed, free = math.prod(shape) * 4, shutil.disk_usage(unfinished).free
         if free < needed:
             raise PetsegError(
                 f"cache {target.parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB wanted; {ADVICE}"
             )
         arrays = []
-        for name, shape in (("images.npy", (count, size, size, 3)), ("labels.npy", (count, size, size))):
-            arrays.append(open_memmap(unfinished / name, "w+", np.uint8, shape))
+        for name, of_array in (("images.npy", (*shape, 3)), ("labels.npy", shape)):
+            arrays.append(open_memmap(unfinished / name, "w+", np.uint8, of_array))
             if hasattr(os, "posix_fallocate"):  # a disk that fills under a memory map kills the process
                 with (unfinished / name).open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
         images, labels = arrays
 
-        def decode(sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], int]:
-            opened = open_sample(dataset, sample, draft=draft_side(size))
-            image = opened.image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
-            return np.asarray(image), resize_ids(opened.ids, (size, size)), opened.notes, max(opened.ids.shape)
+        def decode(sample: Sample) -> tuple[UInt8, UInt8, tuple[str, ...], Size]:
+            opened = open_sample(dataset, sample, draft=geometry.draft)
+            own = opened.ids.shape[0], opened.ids.shape[1]
+            return geometry.image(opened.image, own), geometry.ids(opened.ids), opened.notes, own
 
         rows: list[dict[str, object]] = []
         left_out: dict[str, str] = {}
-        largest_side = 0
+        largest_side = filled = 0
         for sample, decoded in outcomes(decode, dataset.samples, on_progress):
             if isinstance(decoded, str):
                 left_out[sample.id] = decoded
             else:
-                images[len(rows)], labels[len(rows)], notes, side = decoded
-                largest_side = max(largest_side, side)
-                rows.append({"id": sample.id, "notes": notes})
+                image, label, notes, own = decoded
+                images.reshape(-1, 3)[filled : filled + label.size] = image.reshape(-1, 3)
+                labels.reshape(-1)[filled : filled + label.size] = label.reshape(-1)
+                filled += label.size
+                largest_side = max(largest_side, *own)
+                rows.append({"id": sample.id, "notes": notes, "content": geometry.content(own)})
         if not rows:
             reason = next(iter(left_out.values()), "there are none")
             raise PetsegError(f"{dataset.name}: none of {len(dataset.samples)} images can be used (first: {reason})")
         images.flush()
         labels.flush()
         del images, labels, arrays
-        index = {"size": size, "rows": rows, "left_out": left_out, "largest_side": largest_side}
+        index = {"size": geometry.size, "rows": rows, "left_out": left_out, "largest_side": largest_side}
         (unfinished / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _read_cache(target: Path, dataset: Dataset) -> Prepared:
+def _shape(dataset: Dataset, geometry: Geometry) -> tuple[int, ...]:
+    """Returns the shape of all labels, if all can be used."""
+    if geometry.fit != "crop":
+        return len(dataset.samples), geometry.size, geometry.size
+
+    def pixels(sample: Sample) -> int:
+        with opened(sample.image, f"{sample.id}: image") as file:
+            return math.prod(geometry.canvas(geometry.content((file.height, file.width))))
+
+    counts = [count for _, count in outcomes(pixels, dataset.samples) if isinstance(count, int)]
+    return (max(1, sum(counts)),)  # an empty file cannot be mapped
+
+
+def _read_cache(target: Path, dataset: Dataset, geometry: Geometry) -> Prepared:
     try:
         index = json.loads((target / "index.json").read_text(encoding="utf-8"))
         count, size = len(index["rows"]), index["size"]
-        images, labels = (np.load(target / f"{name}.npy", mmap_mode="r")[:count] for name in ("images", "labels"))
-        if images.shape != (count, size, size, 3) or labels.shape != (count, size, size):
+        whole = (size, size)  # caches of squares were written without
+        given = [row.get("content", whole) for row in index["rows"]]
+        contents = tuple((int(height), int(width)) for height, width in given)
+        shape: tuple[int, ...] = (count, size, size)
+        if geometry.fit == "crop":
+            shape = (sum(math.prod(geometry.canvas(content)) for content in contents),)
+        images, labels = (np.load(target / f"{name}.npy", mmap_mode="r")[: shape[0]] for name in ("images", "labels"))
+        if images.shape != (*shape, 3) or labels.shape != shape or size != geometry.size:
             raise ValueError(f"arrays of {images.shape} and {labels.shape} for {count} images of {size} px")
         return Prepared(
             dataset=dataset,
             folder=target,
-            size=size,
+            geometry=geometry,
             images=images,
             labels=labels,
+            contents=contents,
             samples=tuple(dataset.by_id[row["id"]] for row in index["rows"]),
             left_out=index["left_out"],
             largest_side=int(index["largest_side"]),

@@ -24,9 +24,9 @@ from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.metrics import Confusion, Score
 from petseg.schema import DataInfo, Record, Scores, read_record, write_record
 from petseg.training import checkpoint, inference, runs
-from petseg.training.batches import Split
+from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, scored_logits
+from petseg.training.inference import Network, Seen, scored_logits
 from petseg.training.losses import CrossEntropySum
 
 Progress = Callable[[int, int], None]  # called with (done, total) images
@@ -56,47 +56,64 @@ class Evaluation:
 def evaluate(network: Network, split: Split, name: str, on_progress: Progress = silent) -> Evaluation:
     """Returns the scores of a network on the images of one split; `name` is the split's, for the scores."""
     dataset, prepared = split.dataset, split.prepared
-    loss, loss_at = CrossEntropySum(), {size: CrossEntropySum() for size in dataset.loss_sizes}
-    right: list[bool] = []
+    sizes = dataset.loss_sizes if prepared.geometry.fit == "square" else ()  # figures to compare, which are of squares
+    loss, loss_at = CrossEntropySum(), {size: CrossEntropySum() for size in sizes}
+    image_class = inference.ImageClass(dataset.merge)
     ids: list[str] = []
     confusions: list[Confusion] = []
     boundaries: list[list[float]] = []
     with ThreadPoolExecutor() as pool:
-        for rows, trained_labels, trained_logits in inference.predict_logits(network, split, split.rows):
-            right += inference.right_image_class(trained_logits, trained_labels, dataset.merge)
-            logits = scored_logits(trained_logits, dataset.merge)
-            loss.add(logits, inference.scored_labels(trained_labels, dataset.merge))
-            samples = [prepared.samples[row] for row in rows]
+        bands: list[Tensor] = []
+        for seen in inference.predict_logits(network, split, split.rows):
+            image_class.add(seen)
+            logits = scored_logits(seen.logits, dataset.merge)
+            loss.add(logits, inference.scored_labels(seen.labels, dataset.merge))
+            if not (images := joined(seen, logits, bands)):
+                continue
+            samples = [prepared.samples[row] for row in seen.rows]
             ids += [sample.id for sample in samples]
-            scored = pool.map(partial(_score, dataset), samples, logits)
-            for one, (truth, confusion, edges) in zip(logits, scored, strict=True):
+            scored = pool.map(partial(_score, dataset), samples, images)
+            for one, (truth, confusion, edges) in zip(images, scored, strict=True):
                 confusions.append(confusion)
                 boundaries.append(edges)
                 for size, total in loss_at.items():
                     small = torch.from_numpy(resize_ids(truth, (size, size)).copy())[None].to(one.device)
                     total.add(upsample(one, (size, size))[None], small)
             on_progress(len(confusions), len(split.rows))
-    images = ImageScores(tuple(ids), np.stack(confusions), np.array(boundaries))
+    right = image_class.right()
+    counts = ImageScores(tuple(ids), np.stack(confusions), np.array(boundaries))
     groups = [prepared.samples[row].group for row in split.rows]
     scores = summarise(
-        images,
+        counts,
         dataset.scored_classes,
         groups,
         split=name,
         data=prepared.key,
         cross_entropy=loss.mean(),
-        cross_entropy_frame=f"{prepared.size} px",
+        cross_entropy_frame=str(prepared.geometry),
         cross_entropy_at={str(size): total.mean() for size, total in loss_at.items()},
         image_class_accuracy=float(np.mean(right)) if right else None,
         image_class_images=len(right) or None,
     )
-    return Evaluation(scores, images)
+    return Evaluation(scores, counts)
 
 
-def _score(dataset: Dataset, sample: Sample, logits: Tensor) -> tuple[UInt8, Confusion, list[float]]:
-    """Returns truth, confusion matrix and boundary F-scores of one image, from logits [C, h, w] of scored classes."""
+def joined(seen: Seen, logits: Tensor, bands: list[Tensor]) -> list[Tensor]:
+    """Returns the logits [C, h, w] of each image, or the class ids uint8 [h, w] of one whose `bands` are complete."""
+    if seen.whole:
+        return list(logits)
+    bands.append(logits[0].argmax(dim=0).to(torch.uint8))
+    if not seen.last:
+        return []
+    ids = torch.cat(bands)
+    bands.clear()
+    return [ids]
+
+
+def _score(dataset: Dataset, sample: Sample, seen: Tensor) -> tuple[UInt8, Confusion, list[float]]:
+    """Returns truth, confusion matrix and boundary F-scores of one image, of what `joined` returns of it."""
     truth = read_truth(dataset, sample)
-    prediction = predicted_ids(logits, truth.shape)
+    prediction = predicted_ids(seen, truth.shape)
     num_classes = len(dataset.scored_classes)
     edges = [metrics.boundary_f(metrics.boundary_counts(truth, prediction, label)) for label in range(num_classes)]
     return truth, metrics.confusion_matrix(truth, prediction, num_classes), edges
@@ -108,9 +125,19 @@ def read_truth(dataset: Dataset, sample: Sample) -> UInt8:
 
 
 def predicted_ids(logits: Tensor, size: Sequence[int]) -> UInt8:
-    """Returns the class ids uint8 [H, W] of logits [C, h, w], enlarged to a height and width."""
+    """Returns class ids uint8 [H, W] of logits [C, h, w], enlarged to a height and width, or of class ids [h, w]."""
+    if logits.ndim == 2:
+        return resize_ids(logits.cpu().numpy(), (size[0], size[1]))
     ids: UInt8 = upsample(logits, size).argmax(dim=0).to(torch.uint8).cpu().numpy()
     return ids
+
+
+def predict_ids(network: Network, split: Split, row: Rows, size: Sequence[int]) -> UInt8:
+    """Returns the scored class ids uint8 [H, W] that a network predicts for an image, at a height and width."""
+    bands: list[Tensor] = []
+    for seen in inference.predict_logits(network, split, row):
+        images = joined(seen, scored_logits(seen.logits, split.dataset.merge), bands)
+    return predicted_ids(images[0], size)
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:

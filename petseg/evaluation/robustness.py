@@ -42,6 +42,8 @@ class Robustness(Record):
 
 def evaluate_robustness(run: Path, hardware: Hardware, split: Split, on_progress: Progress = silent) -> Robustness:
     """Returns a run's counts on corrupted images of the test split at their own size, computed once and kept."""
+    if (fit := split.prepared.geometry.fit) != "square":
+        raise PetsegError(f"{run}: its data.fit is {fit!r}; corruptions are of squares: leave robustness out")
     trained, stored = load_run(run, hardware), run / "evaluations" / "robustness.json"
     rows = np.array(sorted(split.rows, key=lambda row: split.prepared.samples[row].id))[::EVERY]
     ids = tuple(split.prepared.samples[row].id for row in rows)
@@ -76,9 +78,9 @@ def _count(network: Network, split: Split, on_progress: Progress) -> dict[str, l
             for corruption in corruptions():
                 corrupted = torch.from_numpy(np.stack(list(map(corruption.image, images, names, sizes))))
                 batch = replace(split, images=corrupted, labels=split.labels[rows])
-                ((_, _, logits),) = predict_logits(network, batch, np.arange(len(rows)))
+                (seen,) = predict_logits(network, batch, np.arange(len(rows)))
                 found[corruption.name] += pool.map(
-                    partial(score, corruption), names, truths, scored_logits(logits, dataset.merge)
+                    partial(score, corruption), names, truths, scored_logits(seen.logits, dataset.merge)
                 )
             done += len(rows)
             on_progress(done, len(split.rows))

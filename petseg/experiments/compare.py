@@ -20,7 +20,7 @@ from petseg import __version__, environment, schema, storage
 from petseg.config import Recipe, RunConfig
 from petseg.data.cache import Prepared
 from petseg.data.dataset import SUSPECT, palette, scored_ids
-from petseg.data.images import open_sample
+from petseg.data.images import open_sample, resize_ids
 from petseg.errors import PetsegError
 from petseg.evaluation import evaluate as evaluation
 from petseg.evaluation.cost import count_cost, measure_latencies
@@ -34,7 +34,7 @@ from petseg.schema import ComparisonResult, CostInfo, EpochRow, LatencyInfo
 from petseg.training import runs
 from petseg.training.batches import Rows, Split, load_splits
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, predict_logits, scored_logits
+from petseg.training.inference import Network
 from petseg.training.loop import Execution, train
 
 BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4  # how many images of each kind the report shows
@@ -146,7 +146,7 @@ def _cost(config: RunConfig, split: Split, latency: LatencyInfo, history: Sequen
     measured = {
         "latency_ms": latency,
         "train_seconds": round(runs.epoch_seconds(history) * len(history), 1),
-        "train_images_per_second": round(len(split.rows) / runs.epoch_seconds(history, "train_seconds"), 2),
+        "train_images_per_second": round(len(split.epoch_rows) / runs.epoch_seconds(history, "train_seconds"), 2),
         "train_others": round(float(np.median(others)), 2) if others else None,
     }
     return count_cost(config.model, len(split.dataset.classes), latency.size).model_copy(update=measured)
@@ -171,9 +171,14 @@ def _difference(model: str, reference: str, evaluations: Mapping[str, Evaluation
 
 def _baselines(plan: Plan, splits: Mapping[str, Split], folder: Path) -> tuple[schema.BaselineResult, ...]:
     training = splits["train"]
+    prepared = training.prepared
+    square = prepared.size, prepared.size
     results = []
     for name, (title, everywhere) in BASELINES.items():
-        module = MeanMask(training.label_images(), len(training.dataset.classes), everywhere=everywhere)
+        if prepared.geometry.fit == "crop" and not everywhere:
+            continue  # a window does not know where in its image it lies
+        labels = (resize_ids(label, square) for label in training.label_images())
+        module = MeanMask(labels, len(training.dataset.classes), everywhere=everywhere)
         network = Network(module.to(plan.hardware.device), Input(), plan.hardware)
         scores = {}
         for part in plan.scored_splits(splits):
@@ -233,8 +238,7 @@ def _drawn(split: Split, networks: Mapping[str, Network], row: int) -> dict[str,
     truth = scored_ids(opened.ids, dataset.merge)
     masks = {"truth": truth}
     for name, network in networks.items():
-        ((_, _, logits),) = predict_logits(network, split, place)
-        masks[name] = evaluation.predicted_ids(scored_logits(logits, dataset.merge)[0], truth.shape)
+        masks[name] = evaluation.predict_ids(network, split, place, truth.shape)
     scale = min(1.0, EXAMPLE_SIDE / max(opened.image.size))
     size = (max(1, round(opened.image.width * scale)), max(1, round(opened.image.height * scale)))
     colours = palette(dataset.scored_classes)

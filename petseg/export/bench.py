@@ -154,6 +154,7 @@ def _contenders(plan: Plan, model: str, runtimes: Sequence[str]) -> list[Contend
     if "onnxruntime-int8" in files:
         from petseg.config import RunConfig
         from petseg.data.cache import prepare
+        from petseg.data.geometry import Geometry
         from petseg.data.sources import open_dataset
         from petseg.export.openvino import drawn_images
         from petseg.export.quantise import calibration_images, quantised
@@ -161,7 +162,7 @@ def _contenders(plan: Plan, model: str, runtimes: Sequence[str]) -> list[Contend
         images = drawn_images(loaded.size)
         if plan.data is not None:
             config = RunConfig.model_validate(loaded.card["config"])
-            images = calibration_images(prepare(open_dataset(plan.data, config.data), loaded.size), config)
+            images = calibration_images(prepare(open_dataset(plan.data, config.data), Geometry.of(config.data)), config)
         files["onnxruntime-int8"] = quantised(file, images)
     network, classes = loaded.card["config"]["model"], len(loaded.classes)
     return [

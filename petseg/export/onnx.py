@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from petseg import storage
 from petseg.data import oxford_pets
 from petseg.data.dataset import UInt8
+from petseg.data.geometry import GREY
 from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import load_run
 from petseg.export.openvino import Made, as_openvino, drawn_images, keep
@@ -43,6 +44,12 @@ from petseg.training.inference import Network
 # weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on 99.992 % and 99.999 %.
 FP32_BELOW = (40_000, 80_000, 160_000)
 LARGEST = 4096  # side in pixels up to which a file takes images of any size
+FITTED = {  # how a file's images are prepared, by fit; petseg.data.geometry does it
+    "square": "resized to the square by antialiased bilinear resizing",
+    "pad": "the longer side resized to `size` by antialiased bilinear resizing, then filled up below or at the right "
+    f"with {GREY}",
+    "crop": "windows of `size` that overlap by half, of the image reduced to `reduce_to` at its longer side (0: not)",
+}
 DEFINITIONS = {  # scores that a file's metadata repeat, and what they mean
     "miou": "mean of iou over the scored classes, those that it names",
     "iou": "true positives / (true positives + false positives + false negatives), from one confusion matrix over all "
@@ -80,8 +87,9 @@ def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -
         "title": title_of(config.model.name),
         "classes": [entry.model_dump() for entry in data.classes],
         "size": config.data.size,
-        "preprocessing": "uint8 RGB [N, H, W, 3], resized to the square by antialiased bilinear resizing; "
-        "normalisation is part of the graph",
+        "fit": config.data.fit,
+        "reduce_to": config.data.reduce_to,
+        "preprocessing": f"uint8 RGB [N, H, W, 3], {FITTED[config.data.fit]}; normalisation is part of the graph",
         "scores": _scores(run),
         "definitions": DEFINITIONS,
         "data": {"name": data.name, "copy": data.images},

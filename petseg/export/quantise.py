@@ -28,10 +28,14 @@ CALIBRATION = 128  # training images that set the scales
 
 
 def calibration_images(prepared: Prepared, config: RunConfig) -> UInt8:
-    """Returns training images, uint8 [128, size, size, 3] (fewer where there are fewer), evenly spread."""
+    """Returns training images, of fit crop their middles, uint8 [128, size, size, 3], fewer where there are fewer."""
     rows = load_splits(prepared, config, torch.device("cpu"))["train"].rows
     chosen = rows[np.linspace(0, len(rows) - 1, min(CALIBRATION, len(rows))).astype(int)]
-    return np.ascontiguousarray(prepared.images[chosen])
+    side, images = prepared.size, [prepared.image(row) for row in chosen]
+    starts = [((image.shape[0] - side) // 2, (image.shape[1] - side) // 2) for image in images]
+    return np.stack(
+        [image[top : top + side, left : left + side] for image, (top, left) in zip(images, starts, strict=True)]
+    )
 
 
 def quantised(file: bytes, images: UInt8) -> bytes:

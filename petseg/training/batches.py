@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from petseg.config import RunConfig, TrainConfig
 from petseg.data.cache import Prepared
 from petseg.data.dataset import Dataset, UInt8, part_of
+from petseg.data.geometry import Geometry
 from petseg.errors import PetsegError
 from petseg.models import to_unit_range
 from petseg.training.runs import usable_rows
@@ -24,8 +25,8 @@ GPU_SHARE = 0.5  # of a GPU's free memory that the images may take; a larger set
 class Split:
     """The images of one split, on the GPU or, where they do not fit and on the CPU, mapped from the prepared cache."""
 
-    images: Tensor  # uint8 [N, H, W, 3]: the whole prepared array; `rows` says which belong to the split
-    labels: Tensor  # uint8 [N, H, W]: class ids, 255 ignored
+    images: Tensor  # uint8, the whole prepared array, as `Prepared.images`; `rows` says which belong to the split
+    labels: Tensor  # uint8, as `Prepared.labels`: class ids, 255 ignored
     rows: Rows
     device: torch.device  # where batches are wanted
     prepared: Prepared
@@ -35,14 +36,31 @@ class Split:
         """What the class ids mean."""
         return self.prepared.dataset
 
+    @property
+    def epoch_rows(self) -> Rows:
+        """The rows of an epoch: each once; of fit crop as often as its windows lie side by side in the image."""
+        geometry = self.prepared.geometry
+        if geometry.fit != "crop":
+            return self.rows
+        contents = [self.prepared.contents[row] for row in self.rows]
+        return np.repeat(self.rows, [geometry.count(content, step=geometry.size) for content in contents])
+
     def label_images(self) -> Iterator[UInt8]:
         """Yields class ids uint8 [H, W], image by image: together they may be larger than memory."""
-        return (self.prepared.labels[row] for row in self.rows)
+        return map(self.prepared.label, self.rows)
 
-    def batch(self, rows: Rows, side: int | None = None) -> tuple[Tensor, Tensor]:
-        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] on `device`, sides at most `side`."""
-        index = torch.from_numpy(rows).to(self.images.device)
-        images, labels = self.images[index].to(self.device), self.labels[index].to(self.device)
+    def batch(
+        self, rows: Rows, side: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns images float32 [n, 3, H, W] in 0..1 and labels uint8 [n, H, W] on `device`, sides at most `side`.
+
+        Of fit crop they are random crops by the generator, which is on the CPU.
+        """
+        if self.prepared.geometry.fit == "crop":
+            images, labels = (part.to(self.device) for part in self._crops(rows, generator))
+        else:
+            index = torch.from_numpy(rows).to(self.images.device)
+            images, labels = self.images[index].to(self.device), self.labels[index].to(self.device)
         if side in (None, images.shape[1]):
             return to_unit_range(images), labels
         planes = images.permute(0, 3, 1, 2)
@@ -52,14 +70,24 @@ class Split:
         labels = F.interpolate(labels[:, None], size=(side, side), mode="nearest-exact")[:, 0]
         return to_unit_range(planes.permute(0, 2, 3, 1)), labels
 
+    def _crops(self, rows: Rows, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        side = self.prepared.size
+        images, labels = [], []
+        for row in rows:
+            start, size = self.prepared.places[row]
+            pixels = slice(start, start + size[0] * size[1])
+            top, left = (int(torch.randint(length - side + 1, (), generator=generator)) for length in size)
+            crop = slice(top, top + side), slice(left, left + side)
+            images.append(self.images[pixels].view(*size, 3)[crop])
+            labels.append(self.labels[pixels].view(size)[crop])
+        return torch.stack(images), torch.stack(labels)
+
 
 def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> dict[str, Split]:
-    """Returns "train", "val" and, where the dataset has one, "test"; refuses another size than the config's."""
+    """Returns "train", "val" and, where the dataset has one, "test"; refuses another geometry than the config's."""
     dataset = prepared.dataset
-    if prepared.size != config.data.size:
-        raise PetsegError(
-            f"images are prepared at {prepared.size} px, data.size is {config.data.size}; prepare them at it"
-        )
+    if prepared.geometry != (wanted := Geometry.of(config.data)):
+        raise PetsegError(f"images are prepared at {prepared.geometry}, the recipe wants {wanted}; prepare them so")
     rows = usable_rows(prepared)
     if config.data.fraction < 1:
         training = [dataset.by_id[sample_id] for sample_id in dataset.splits["train"]]

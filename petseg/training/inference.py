@@ -1,5 +1,6 @@
 """Logits of a split, batch by batch, their scores at the training size, and classes that scores take together."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from petseg.config import ModelConfig
-from petseg.data.dataset import IGNORE, Merge
+from petseg.data.dataset import IGNORE, Merge, UInt8
+from petseg.data.geometry import WHOLE, Floats
 from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
-from petseg.models import build_model, model_input
+from petseg.models import build_model, model_input, to_unit_range
 from petseg.models.builder import Input
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
@@ -33,6 +35,12 @@ class Network:
             logits: Tensor = self.module(self.input.normalise(images).contiguous(memory_format=torch.channels_last))
         return logits
 
+    def probabilities(self, images: UInt8) -> Floats:
+        """Returns probabilities [N, C, H, W] of uint8 images [N, H, W, 3], on the host."""
+        logits = self.logits(to_unit_range(torch.from_numpy(images).to(self.hardware.device)))
+        probabilities: Floats = logits.float().softmax(dim=1).cpu().numpy()
+        return probabilities
+
 
 def build_network(config: ModelConfig, num_classes: int, hardware: Hardware) -> Network:
     """Returns a new network on its device, in channels_last, weights drawn from torch's global generator."""
@@ -40,13 +48,56 @@ def build_network(config: ModelConfig, num_classes: int, hardware: Hardware) -> 
     return Network(module, model_input(config), hardware)
 
 
-def predict_logits(network: Network, split: Split, rows: Rows) -> Iterator[tuple[Rows, Tensor, Tensor]]:
-    """Yields (rows, labels uint8 [n, H, W], logits float32 [n, C, H, W]) batch by batch, no gradient, no dropout."""
+@dataclass(frozen=True)
+class Seen:
+    """What a network says of a batch of whole images, or of a band of one of fit crop that is too large for memory."""
+
+    rows: Rows
+    labels: Tensor  # uint8 [n, h, w], without padding
+    logits: Tensor  # float32 [n, C, h, w]
+    whole: bool = True
+    last: bool = True  # of the image's bands
+
+
+def predict_logits(network: Network, split: Split, rows: Rows, *, step: int = 0) -> Iterator[Seen]:
+    """Yields what a network says of the images of some rows, in their order, no gradient, no dropout.
+
+    Windows of fit crop lie `step` pixels apart, by default half their side.
+    """
     network.module.eval()
+    fit, contents = split.prepared.geometry.fit, split.prepared.contents
     with torch.inference_mode():
+        if fit == "crop":
+            for row in rows:
+                yield from _windows(network, split, row, step)
+            return
         for batch in np.split(rows, range(EVALUATION_BATCH, len(rows), EVALUATION_BATCH)):
             images, labels = split.batch(batch)
-            yield batch, labels, network.logits(images).float()
+            logits = network.logits(images).float()
+            if fit == "square":
+                yield Seen(batch, labels, logits)
+            else:
+                for place, row in enumerate(batch):
+                    height, width = contents[row]
+                    one = slice(place, place + 1), ..., slice(height), slice(width)
+                    yield Seen(batch[one[0]], labels[one], logits[one])
+
+
+def _windows(network: Network, split: Split, row: int, step: int) -> Iterator[Seen]:
+    prepared, content = split.prepared, split.prepared.contents[row]
+    bands = prepared.geometry.bands(prepared.image(row), content, network.probabilities, step=step)
+    whole = content[0] * content[1] <= WHOLE
+    if whole:
+        bands = iter([np.concatenate(list(bands), axis=1)])
+    top = 0
+    for band in bands:
+        bottom = top + band.shape[1]
+        labels = np.array(prepared.label(row)[top:bottom, : content[1]])
+        logits = torch.from_numpy(np.log(np.maximum(band, np.finfo(np.float32).tiny)))
+        one, device = np.array([row]), split.device
+        last = bottom == content[0]
+        yield Seen(one, torch.from_numpy(labels)[None].to(device), logits[None].to(device), whole, last)
+        top = bottom
 
 
 def scored_logits(logits: Tensor, merge: Merge | None) -> Tensor:
@@ -69,18 +120,25 @@ def scored_labels(labels: Tensor, merge: Merge | None) -> Tensor:
     return table[labels.long()]
 
 
-def right_image_class(logits: Tensor, labels: Tensor, merge: Merge | None) -> list[bool]:
-    """Returns, for each image that shows a merged class, whether the right member is predicted; none without merging.
+class ImageClass:
+    """Whether each image's merged class is right (cat or dog as pet): the member with the largest sum over pixels."""
 
-    Logits [N, C, H, W] and labels uint8 [N, H, W] are of the trained classes; a member has the largest sum over pixels.
-    """
-    members = next((ids for ids in merge.members() if len(ids) > 1), ()) if merge else ()
-    if not members:
-        return []
-    predicted = logits.softmax(dim=1)[:, list(members)].sum(dim=(2, 3)).argmax(dim=1)
-    pixels = torch.stack([(labels == member).flatten(1).sum(dim=1) for member in members], dim=1)
-    right: list[bool] = (predicted == pixels.argmax(dim=1))[pixels.any(dim=1)].tolist()
-    return right
+    def __init__(self, merge: Merge | None) -> None:
+        self.members = next((list(ids) for ids in merge.members() if len(ids) > 1), []) if merge else []
+        self.sums: dict[int, list[Tensor]] = defaultdict(list)  # row -> [2, members] of each of its bands
+
+    def add(self, seen: Seen) -> None:
+        """Adds what a network says, of the trained classes."""
+        if self.members:
+            predicted = seen.logits.softmax(dim=1)[:, self.members].sum(dim=(2, 3))
+            pixels = torch.stack([(seen.labels == member).flatten(1).sum(dim=1) for member in self.members], dim=1)
+            for row, sums in zip(seen.rows.tolist(), torch.stack([predicted, pixels], dim=1), strict=True):
+                self.sums[row].append(sums)
+
+    def right(self) -> list[bool]:
+        """Returns it for each image that shows such a class."""
+        both = [torch.stack(sums).sum(dim=0) for sums in self.sums.values()]
+        return [bool(predicted.argmax() == pixels.argmax()) for predicted, pixels in both if pixels.any()]
 
 
 @dataclass(frozen=True)
@@ -99,13 +157,14 @@ def validate(network: Network, split: Split) -> Validation:
     num_classes = len(split.dataset.scored_classes)
     loss = CrossEntropySum()
     confusion = np.zeros((num_classes, num_classes), np.int64)
-    right: list[bool] = []
-    for _, labels, logits in predict_logits(network, split, split.rows):
-        right += right_image_class(logits, labels, merge)
-        logits, labels = scored_logits(logits, merge), scored_labels(labels, merge)
+    image_class = ImageClass(merge)
+    for seen in predict_logits(network, split, split.rows, step=split.prepared.size):
+        image_class.add(seen)
+        logits, labels = scored_logits(seen.logits, merge), scored_labels(seen.labels, merge)
         loss.add(logits, labels)
         prediction = logits.argmax(dim=1).to(torch.uint8)
         confusion += confusion_matrix(labels.cpu().numpy(), prediction.cpu().numpy(), num_classes)
+    right = image_class.right()
     return Validation(
         val_loss=loss.mean(),
         val_miou=float(mean_iou(confusion)),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,12 +129,13 @@ class Trainer:
     def epoch(self, epoch: int, detail: str, on_step: OnStep) -> float:
         """Returns the epoch's mean cross-entropy over images, unweighted, without Dice, augmentation and dropout on."""
         settings, side = self.config.train, self.config.side(epoch)
-        batches = epoch_batches(self.split.rows, epoch, settings)
+        batches = epoch_batches(self.split.epoch_rows, epoch, settings)
         beside = self.teacher.batches(epoch, [len(rows) for rows in batches]) if self.teacher else []
         steps = settings.epochs * len(batches)
         torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
         background = self.split.dataset.background
+        augmented = partial(augment, config=settings.augment, generator=generator, background=background)
         self.network.module.train()
         # a compilation for each size of a batch, and none for validation, which would be one more
         network = self.network
@@ -145,10 +147,10 @@ class Trainer:
             step = (epoch - 1) * len(batches) + index
             for group in self.state.optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, settings) * group["factor"]
-            images, labels = augment(*self.split.batch(rows, side), settings.augment, generator, background)
+            images, labels = augmented(*self.split.batch(rows, side, generator))
             wanted = self.objective
             if self.teacher is not None:
-                more = augment(*self.teacher.batch(beside[index], side), settings.augment, generator, background)
+                more = augmented(*self.teacher.batch(beside[index], side, generator))
                 images, labels = (torch.cat(pair) for pair in zip((images, labels), more, strict=True))
                 wanted = replace(wanted, labelled=len(rows), weight=self.teacher.weight(step, steps))
             loss, objective = train_step(network, self.state.optimiser, images, labels, wanted)
@@ -162,7 +164,7 @@ class Trainer:
                     first = step + 1 - len(finite) + finite.index(False)
                     raise _diverged("loss", f"at step {first + 1} (epoch {epoch})")
             on_step(step + 1, steps, detail)
-        return float(torch.stack(losses).sum()) / len(self.split.rows)
+        return float(torch.stack(losses).sum()) / sum(map(len, batches))
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def usable_rows(prepared: Prepared) -> dict[str, np.ndarray[tuple[int], np.dtype
     """Returns split -> rows, none where no image has a labelled pixel; without "test" where that is empty."""
     found = {part: prepared.rows(ids) for part, ids in prepared.dataset.splits.items()}
     for part, rows in found.items():
-        if not any((prepared.labels[row] != IGNORE).any() for row in rows):
+        if not any((prepared.label(int(row)) != IGNORE).any() for row in rows):
             found[part] = rows[:0]
     return {part: rows for part, rows in found.items() if len(rows) or part != "test"}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from petseg.config import RunConfig, TrainConfig
 from petseg.data.cache import Prepared, prepare
 from petseg.data.dataset import IGNORE, Class, Progress
+from petseg.data.geometry import GREY, Geometry
 from petseg.data.unlabelled import open_unlabelled
 from petseg.errors import PetsegError
 from petseg.training.batches import Rows, Split, on_device
@@ -51,9 +52,8 @@ def load_unlabelled(config: RunConfig, training: Split) -> Split | None:
 
 def prepare_unlabelled(config: RunConfig, classes: Sequence[Class], on_progress: Progress | None = None) -> Prepared:
     """Returns the images of the folder that `train.unlabelled` names, prepared as the labelled ones are."""
-    return prepare(
-        open_unlabelled(Path(config.train.unlabelled.source), classes), config.data.size, on_progress=on_progress
-    )
+    dataset = open_unlabelled(Path(config.train.unlabelled.source), classes)
+    return prepare(dataset, Geometry.of(config.data), on_progress=on_progress)
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,18 @@ class Teacher:
         order = np.concatenate([generator.permutation(self.split.rows) for _ in range(rounds)])
         return np.split(order[: sum(counts)], np.cumsum(counts)[:-1])
 
-    def batch(self, rows: Rows, side: int) -> tuple[Tensor, Tensor]:
-        """Returns images float32 [n, 3, H, W] in 0..1 and the teacher's class ids uint8 [n, H, W], 255 where unsure."""
-        images, _ = self.split.batch(rows, side)
+    def batch(self, rows: Rows, side: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Returns images float32 [n, 3, H, W] in 0..1 and the teacher's class ids uint8 [n, H, W], 255 where unsure.
+
+        The generator draws crops, where images are cropped.
+        """
+        images, _ = self.split.batch(rows, side, generator)
         self.network.module.eval()
         with torch.no_grad():
             confidence, labels = self.network.logits(images).float().softmax(dim=1).max(dim=1)
+        if self.split.prepared.geometry.fit != "square":
+            grey = ((images - GREY / 255).abs() < 1 / 512).all(dim=1)  # as padding is
+            confidence = confidence.masked_fill(grey, 0.0)
         return images, labels.to(torch.uint8).masked_fill(confidence < self.settings.unlabelled.confidence, IGNORE)
 
     def weight(self, step: int, steps: int) -> float:

@@ -8,7 +8,7 @@ from petseg.config import TrainConfig
 from petseg.data.dataset import Merge, classes_from
 from petseg.evaluation.evaluate import evaluate_run
 from petseg.training.batches import epoch_batches, load_splits
-from petseg.training.inference import right_image_class, scored_labels, scored_logits
+from petseg.training.inference import ImageClass, Seen, scored_labels, scored_logits
 from tests.conftest import CPU, prepare_for, tiny, train_on_cpu
 
 PET = Merge(classes_from(["pet", "background", "border"]), (0, 0, 1, 2))  # of cat, dog, background, border
@@ -65,8 +65,12 @@ def test_merged_classes_are_scored_together_and_an_image_s_class_is_the_member_i
     labels[4] = 2
     logits = torch.zeros(5, 4, 6, 6)
     logits[:2, 0] = logits[2:, 1] = 1.0
-    assert right_image_class(logits, labels, PET) == [True, True, False, False]
-    assert right_image_class(logits, labels, None) == []
+    for merge, wanted in ((PET, [True, True, False, False]), (None, [])):
+        whole, bands = ImageClass(merge), ImageClass(merge)
+        whole.add(Seen(np.arange(5), labels, logits))
+        for part in (slice(2), slice(2, 6)):
+            bands.add(Seen(np.arange(5), labels[:, part], logits[:, :, part], whole=False))
+        assert whole.right() == bands.right() == wanted
 
 
 @pytest.mark.parametrize("task", ["trimap", "trimap_species"])

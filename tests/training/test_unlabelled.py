@@ -16,7 +16,7 @@ from petseg.training.inference import Network
 from petseg.training.loop import Execution, Objective, train
 from petseg.training.losses import cross_entropy
 from petseg.training.unlabelled import Teacher, load_unlabelled
-from tests.conftest import CPU, interrupted_at, refused, tiny, train_on_cpu
+from tests.conftest import CPU, interrupted_at, prepare_for, refused, tiny, train_on_cpu
 
 REST = ("train.ema=0.9", "train.unlabelled.source=rest", "data.fraction=0.5", "train.unlabelled.confidence=0.4")
 
@@ -110,3 +110,20 @@ def test_what_cannot_be_used_is_refused(prepared, tmp_path):
         refused(match, load_unlabelled, tiny("train.ema=0.9", f"train.unlabelled.source='{source}'"), split)
     with pytest.raises(PetsegError, match=r"train\.unlabelled needs an average of the weights; set train\.ema"):
         tiny("train.unlabelled.source=rest")
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_padding_has_no_label_of_the_teacher_and_crops_are_drawn(fit, pets_folder):
+    config = tiny(f"fit={fit}", "data.size=96")  # larger than the images: both fits fill up
+
+    class Sure(nn.Module):
+        def forward(self, images):
+            return torch.tensor([5.0, 0, 0]).view(1, 3, 1, 1).expand(len(images), 3, *images.shape[2:])
+
+    split = load_splits(prepare_for(config, pets_folder), config, CPU.device)["train"]
+    _, labels = teacher_of(split, Sure(), confidence=0.9).batch(split.rows, 96, torch.Generator())
+    for label, row in zip(labels, split.rows, strict=True):
+        height, width = split.prepared.contents[row]
+        assert (label[:height, :width] == 0).float().mean() > 0.999, "but for what is just as grey"
+        assert (label[height:] == 255).all()
+        assert (label[:, width:] == 255).all()

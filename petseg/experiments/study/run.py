@@ -12,6 +12,7 @@ import torch
 
 from petseg import __version__, storage
 from petseg.data.cache import Prepared, prepare
+from petseg.data.geometry import Geometry
 from petseg.data.sources import open_dataset
 from petseg.errors import DivergedError, PetsegError
 from petseg.evaluation.cost import count_cost
@@ -136,7 +137,7 @@ def make_run(run: Run, folder: Path, data: Path, device: str | None, threads: in
     torch.set_num_threads(threads)
     config, place = run.config, run.place(folder)
     hardware = choose_hardware(config.train.precision, device)
-    prepared = prepare(open_dataset(data, config.data), config.data.size)
+    prepared = prepare(open_dataset(data, config.data), Geometry.of(config.data))
     splits = load_splits(prepared, config, hardware.device)
     try:
         if (place / RESUME).is_file() or len(runs.read_metrics(place)) < config.train.epochs:
