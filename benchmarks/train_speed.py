@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from tutorial import BATCH, SIZE, tutorial_optimiser
+from tutorial import BATCH, SIZE, tutorial_network, tutorial_optimiser
 
 from petseg.config import RunConfig, load_recipe
 from petseg.data.augment import augment
@@ -46,7 +46,6 @@ from petseg.data.dataset import IGNORE
 from petseg.data.dataset import Dataset as Samples
 from petseg.data.sources import open_dataset
 from petseg.models import build_model
-from petseg.models.tutorial import Tutorial
 from petseg.training.batches import load_splits
 from petseg.training.device import Hardware, choose_hardware
 from petseg.training.inference import build_network
@@ -187,7 +186,7 @@ LOOPS: dict[str, tuple[str, int, Callable[[Path], tuple[Step, int, int]]]] = {
     "tutorial": (
         "the tutorial's network and setting",
         1,
-        usual(lambda: Tutorial(NUM_CLASSES), SIZE, BATCH, tutorial=True),
+        usual(lambda: tutorial_network(NUM_CLASSES), SIZE, BATCH, tutorial=True),
     ),
     "default": ("petseg's loop, recipe `default`, U-Net", 4 * STEPS, recipe_loop("default")),
     "speedrun": ("petseg's loop, recipe `speedrun`, U-Net, last size", 8 * STEPS, recipe_loop("speedrun")),

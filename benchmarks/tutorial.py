@@ -9,7 +9,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from petseg.models.tutorial import Tutorial
+
 SIZE, BATCH = 200, 64
+
+
+def tutorial_network(num_classes: int) -> nn.Module:
+    """Returns the tutorial's network with weights as Keras draws them: Glorot's."""
+    network = Tutorial(num_classes)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(layer.weight)
+    return network
 
 
 def tutorial_optimiser(network: nn.Module) -> torch.optim.Optimizer:

@@ -14,15 +14,16 @@ from dataclasses import asdict
 
 import torch
 from measuring import arguments, data_folder, main, prepared
-from tutorial import BATCH, SIZE, tutorial_optimiser
+from tutorial import BATCH, SIZE, tutorial_network, tutorial_optimiser
 
 from petseg import storage
-from petseg.config import ModelConfig, load_recipe
+from petseg.config import load_recipe
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.errors import PetsegError
+from petseg.models import MODELS
 from petseg.training.batches import epoch_batches, load_splits
 from petseg.training.device import choose_hardware
-from petseg.training.inference import build_network, validate
+from petseg.training.inference import Network, validate
 from petseg.training.loop import Objective, train_step
 
 EPOCHS = 30
@@ -39,7 +40,8 @@ def run() -> None:
     config = load_recipe("default", settings).for_model("unet")
     splits = load_splits(prepared(data_folder(options.data), config), config, hardware.device)
     torch.manual_seed(config.train.seed)
-    network, objective = build_network(ModelConfig(name="tutorial"), 3, hardware), Objective(config.train)
+    module = tutorial_network(3).to(hardware.device, memory_format=torch.channels_last)
+    network, objective = Network(module, MODELS["tutorial"].input, hardware), Objective(config.train)
     optimiser = tutorial_optimiser(network.module)
     history: list[dict[str, float]] = []
     while len(history) < EPOCHS and not (history and history[-1]["val_loss"] <= LOSS):

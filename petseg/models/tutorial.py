@@ -4,13 +4,15 @@ section 9.2, "An image segmentation example", which trains it on the Oxford-IIIT
 Three convolutions of stride 2 halve the resolution, each followed by a plain one; transposed convolutions mirror them.
 Neither maps nor indices pass from the encoder to the decoder: what an outline needs must come through 1/8 of the size.
 
-We differ from the book: the padding of a stride of 2 is symmetrical, the head returns logits, and our loop trains it in
-place of RMSprop at a constant rate; weights are drawn as Keras draws them.
+We differ from the book: the padding of a stride of 2 is symmetrical; weights are drawn as our other networks draw them
+(He's, not Glorot's); the head returns logits. Our loop trains it, in place of RMSprop at a constant rate.
 """
 
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+from petseg.models.layers import initialise
 
 
 class Tutorial(nn.Module):
@@ -38,10 +40,7 @@ class Tutorial(nn.Module):
             for before, after in pairwise([widths[-1], *reversed(widths)])
         )
         self.head = nn.Conv2d(base_channels, num_classes, kernel_size=3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] of values in 0..1."""
