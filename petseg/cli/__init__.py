@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from petseg import __version__
-from petseg.cli import compare, data, export, predict, serve, study, train
+from petseg.cli import compare, convert, data, export, predict, serve, study, train
 from petseg.errors import PetsegError
 from petseg.threads import wait_without_spinning
 
@@ -25,6 +25,7 @@ EXTRA_OF = {  # package that the light install lacks -> the extra that brings it
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "openvino": "openvino",
     "pymatting": "matting",
+    **dict.fromkeys(("pycocotools", "contourpy", "shapely"), "formats"),
     **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
 }
 
@@ -75,6 +76,8 @@ def global_options(
     """Options before any subcommand; `main` takes --debug out before they are parsed."""
 
 
+data.app.command()(convert.convert)
+data.app.command()(convert.merge)
 app.add_typer(data.app, name="data")
 own = (export.models, train.train, train.evaluate, compare.compare, study.study, compare.report)
 for command in (*own, predict.predict, export.export, export.bench, serve.serve):

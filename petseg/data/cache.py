@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -253,9 +253,15 @@ def content_key(dataset: Dataset) -> str:
     return remembered("content_keys", f"{head} {[sample.id for sample in dataset.samples]}", files, Work(make, read))
 
 
+@lru_cache(maxsize=64)  # one annotation file may be the label of every sample
+def _file_digest(path: Path, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _digest(sample: Sample) -> str:
     try:
-        image, label = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (sample.image, sample.label))
+        image, label = (_file_digest(path, path.stat().st_mtime_ns) for path in (sample.image, sample.label))
     except OSError:
         return f"{sample.id} unreadable"
     return f"{sample.id} {image} {label}"

@@ -17,6 +17,7 @@ from petseg.data import oxford_pets
 from petseg.data.cache import ADVICE, cache_root, locked
 from petseg.data.dataset import Dataset, Progress
 from petseg.data.download import ARCHIVES, download
+from petseg.data.formats import coco, cvat, label_studio, labelme, voc
 from petseg.data.splits import with_splits
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError, disk_errors
@@ -35,7 +36,8 @@ class Source(Protocol):
         """Returns the dataset in a folder that `recognise` took; `on_progress` where every label must be read."""
 
 
-SOURCES: tuple[Source, ...] = (oxford_pets, image_folder)  # asked in this order
+# asked in this order: folders of images and masks may hold annotations too
+SOURCES: tuple[Source, ...] = (oxford_pets, voc, coco, cvat, label_studio, labelme, image_folder)
 SYNTHETIC_PER_BREED = 20  # of the set that `petseg compare --quick` falls back to: 740 images in all, in seconds
 SYNTHETIC_VERSION = 4  # raised when the drawings change
 
@@ -82,7 +84,8 @@ def recognise(folder: Path) -> tuple[Source, str]:
         if line := source.recognise(folder):
             return source, line
     wanted = "; or ".join(source.WANTED for source in SOURCES)
-    raise PetsegError(f"data folder {folder}: no labelled images that petseg knows; wanted {wanted}")
+    strange = next((f" ({path.name} is none of its formats)" for path in sorted(folder.glob("*.json"))), "")
+    raise PetsegError(f"data folder {folder}: no labelled images that petseg knows{strange}; wanted {wanted}")
 
 
 def open_dataset(folder: Path, config: DataConfig | None = None, *, on_progress: Progress | None = None) -> Dataset:
@@ -92,5 +95,10 @@ def open_dataset(folder: Path, config: DataConfig | None = None, *, on_progress:
     the sources and `with_splits` raise.
     """
     config = config or DataConfig()
+    return with_splits(open_as_given(folder, config, on_progress), config, on_progress)
+
+
+def open_as_given(folder: Path, config: DataConfig | None = None, on_progress: Progress | None = None) -> Dataset:
+    """As `open_dataset`, with only the splits that the data bring."""
     source, _ = recognise(folder)
-    return with_splits(source.open_folder(folder, config, on_progress), config, on_progress)
+    return source.open_folder(folder, config or DataConfig(), on_progress)

@@ -33,6 +33,8 @@ COMMANDS = {  # every command with its flags and arguments
     "data get": "--data",
     "data check": "--data",
     "data prepare": "--data --size",
+    "data convert": "--format --out --polygons DATA",
+    "data merge": "--out DATA",
     "models": "--classes --size",
     "train": "--data --device --init --model --out --resume --set --threads --unlabelled RECIPE",
     "evaluate": "--data --device --split --threads RUN",

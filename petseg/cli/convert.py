@@ -1,0 +1,90 @@
+"""`petseg data convert | merge`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from petseg.cli.terminal import progress_bar
+from petseg.errors import PetsegError
+from petseg.units import plural
+
+if TYPE_CHECKING:
+    from petseg.data.dataset import Dataset
+
+FORMAT_HELP = "png (images/, masks/, classes.toml), coco, cvat, voc or labelme."
+POLYGONS_HELP = "Write outlines instead of run lengths; of coco and cvat."
+OutOption = Annotated[Path, typer.Option(help="New folder to write to.", show_default=False)]
+
+
+def convert(
+    data: Annotated[Path, typer.Argument(help="Folder of labelled images, in any layout that petseg reads.")],
+    out: OutOption,
+    kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP)] = "png",
+    polygons: Annotated[bool, typer.Option("--polygons", help=POLYGONS_HELP)] = False,
+) -> None:
+    """Write a dataset in another format, images and splits included. Exit code 1 if something is left out."""
+    from petseg.data.formats.convert import check_request
+    from petseg.data.formats.convert import convert as write
+
+    check_request(out, kind, polygons=polygons)
+    dataset = _opened(data)
+    with progress_bar() as advance:
+        written, left_out = write(
+            dataset, out, kind, polygons=polygons, on_progress=lambda done, total: advance("convert", done, total)
+        )
+    print(f"{out}: {plural(written, 'image')} as {kind}")
+    _say_left_out(left_out)
+
+
+def merge(
+    data: Annotated[list[Path], typer.Argument(help="Folders of labelled images with the same classes.")],
+    out: OutOption,
+) -> None:
+    """Write several datasets as one folder of images and masks; the later label of the same image wins."""
+    from petseg.data.formats.convert import check_request
+    from petseg.data.formats.convert import convert as write
+    from petseg.data.formats.merge import merge as merged
+
+    check_request(out, "png")
+    if len(data) < 2:
+        raise PetsegError(f"{data[0]} alone was given; name at least two folders to merge")
+    datasets = [_opened(folder) for folder in data]
+    with progress_bar() as advance:
+        found = merged(datasets, on_progress=lambda done, total: advance("compare images", done, total))
+        written, left_out = write(
+            found.dataset, out, "png", on_progress=lambda done, total: advance("write", done, total)
+        )
+    splits = ", ".join(f"{part} {len(ids):,}" for part, ids in found.dataset.splits.items()) or "none"
+    print(f"{out}: {plural(written, 'image')}; splits: {splits}")
+    if found.relabelled:
+        print(f"{plural(len(found.relabelled), 'image')} with the later label: {_some(found.relabelled)}")
+    if found.renamed:
+        pairs = [f"{old} -> {new}" for old, new in found.renamed.items()]
+        print(f"{plural(len(pairs), 'image')} renamed: {_some(pairs)}")
+    _say_left_out(left_out)
+
+
+def _opened(folder: Path) -> Dataset:
+    from petseg.data.sources import open_as_given, recognise
+
+    _, line = recognise(folder)
+    with progress_bar() as advance:
+        dataset = open_as_given(folder, on_progress=lambda done, total: advance("read labels", done, total))
+    print(f"petseg: {folder}: {line}", file=sys.stderr)
+    return dataset
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f", ... (+{len(names) - 6})" if len(names) > 6 else "")
+
+
+def _say_left_out(left_out: Mapping[str, str]) -> None:
+    for name, reason in left_out.items():
+        print(f"petseg: left out: {name}: {reason.removeprefix(f'{name}: ')}", file=sys.stderr)
+    if left_out:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Annotation formats of other programs: what each module reads, and the folders that `convert` writes."""

@@ -1,0 +1,158 @@
+"""LabelMe's JSON files, one beside each image: polygons, rectangles, circles and masks, in the file's order.
+
+Source: https://github.com/wkentaro/labelme.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from petseg.config import DataConfig
+from petseg.data.cache import cache_root
+from petseg.data.dataset import Class, Dataset, Progress
+from petseg.data.formats.annotations import (
+    Annotated,
+    Images,
+    Names,
+    annotated_dataset,
+    begins,
+    chosen_classes,
+    image_size,
+    named,
+    read_json,
+    records,
+    split_of,
+)
+from petseg.data.formats.shapes import (
+    Polygon,
+    Runs,
+    Shape,
+    Size,
+    ellipse,
+    numbers,
+    polygon,
+    rectangle,
+    runs_of,
+)
+from petseg.data.images import UNREADABLE, check_pixels
+from petseg.errors import PetsegError
+from petseg.storage import write_bytes
+
+NAME = "LabelMe"
+WANTED = "LabelMe annotations (NAME.json beside NAME.jpg)"
+HEAD = rb'\{(?=\s*"(version|flags|shapes|imagePath|imageData|imageHeight)").*"(shapes|imageData)"\s*:'
+ORDER = "labels.txt"  # LabelMe's list of classes, a line each
+NO_AREA = ("line", "linestrip", "point", "points")
+
+
+def recognise(folder: Path) -> str | None:
+    """Returns how many LabelMe files a folder and its sub-folders hold."""
+    files = _files(folder)
+    return f"{NAME}: {len(files):,} JSON files" if files else None
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(path for pattern in ("*.json", "*/*.json") for path in folder.glob(pattern))
+    return [path for path in found if begins(path, HEAD)]
+
+
+def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None = None) -> Dataset:
+    """Returns the dataset of a folder's LabelMe files; sub-folders named as splits are kept as such."""
+    files = _files(folder)
+    contents: dict[Path, dict[str, Any]] = {}
+    images = Images(folder)
+    found: dict[Path, Path] = {}
+    for done, path in enumerate(files, start=1):
+        content = read_json(path)
+        for shape in records(content, "shapes", path):
+            if not isinstance(shape.get("label"), str):
+                raise PetsegError(f"{path}: a shape without a label; name it in {NAME}")
+        image = images.find(content.get("imagePath"), [path.parent], path.name)
+        data = content.pop("imageData", None)  # often most of the file
+        if image is None and data:
+            images.missing.pop()
+            image = _embedded(data, path)
+        if image is not None:
+            contents[path], found[path] = content, image
+        if on_progress is not None:
+            on_progress(done, len(files))
+    names = _names(folder, contents, chosen_classes(folder, config))
+    entries = [_entry(folder, path, content, found[path], names) for path, content in contents.items()]
+    return annotated_dataset(folder, NAME, entries, names, images)
+
+
+def _names(folder: Path, contents: Mapping[Path, dict[str, Any]], chosen: Sequence[Class]) -> Names:
+    """Returns the classes that are chosen, else those of labels.txt, else all that the files name, sorted."""
+    if not chosen and (folder / ORDER).is_file():
+        lines = (folder / ORDER).read_text(encoding="utf-8").splitlines()
+        return named([line.strip() for line in lines if line.strip()], folder / ORDER)
+    return named(
+        sorted({shape["label"] for content in contents.values() for shape in content["shapes"]}), folder, chosen
+    )
+
+
+def _embedded(data: Any, path: Path) -> Path:
+    """Returns a file in the cache with the image that a JSON file holds."""
+    try:
+        content = base64.b64decode(data, validate=True)
+    except (TypeError, ValueError):
+        raise PetsegError(f"{path}: imageData is no base64; put the image beside it") from None
+    place = cache_root() / "embedded" / f"{hashlib.sha256(content).hexdigest()[:32]}.image"
+    if not place.is_file():
+        write_bytes(place, content)
+    return place
+
+
+def _entry(folder: Path, path: Path, content: dict[str, Any], image: Path, names: Names) -> Annotated:
+    size = image_size(image, content.get("imageWidth"), content.get("imageHeight"), path.name)
+    shapes, notes = [], set()
+    for place, shape in enumerate(content["shapes"]):
+        where = f"{path.name}: shape {place}"
+        kind = shape.get("shape_type", "polygon")
+        if kind in NO_AREA:
+            notes.add(f"{kind} skipped: it has no area")
+            continue
+        shapes.append(Shape(names.id_of(shape["label"], where), (_part(shape, kind, size, where),)))
+    split = split_of(path.parent.name)
+    name = path.relative_to(path.parent if split else folder).with_suffix(image.suffix).as_posix()
+    return Annotated(name, image, path, size, tuple(shapes), split, tuple(sorted(notes)))
+
+
+def _part(shape: dict[str, Any], kind: Any, size: Size, where: str) -> Polygon | Runs:
+    points = shape.get("points")
+    if kind in ("polygon", "oriented_rectangle"):
+        return polygon(points, size, where)
+    if kind == "rectangle":
+        return rectangle(points, size, where)
+    if kind == "circle":
+        given = numbers(points, where)
+        if given.shape != (2, 2):
+            raise PetsegError(f"{where}: a circle of shape {list(given.shape)}; wanted its middle and a point on it")
+        return ellipse(given[0], [np.hypot(*(given[1] - given[0]))] * 2, size, where)
+    if kind == "mask":
+        return _mask(shape, size, where)
+    raise PetsegError(f"{where}: a {kind!r}; petseg reads polygon, rectangle, circle and mask: draw one of them")
+
+
+def _mask(shape: dict[str, Any], size: Size, where: str) -> Runs:
+    """Returns a mask: a PNG of the box whose first corner the first point is."""
+    try:
+        with Image.open(BytesIO(base64.b64decode(shape.get("mask") or "")), formats=["PNG"]) as image:
+            check_pixels(image)
+            inside = np.asarray(image.convert("L")) > 0
+    except (binascii.Error, *UNREADABLE):
+        raise PetsegError(f"{where}: a mask that is no PNG in base64; draw it again") from None
+    corners = numbers(shape.get("points"), where)
+    left, top = np.round(corners.reshape(-1)[:2]).astype(int).tolist() if corners.size >= 2 else (0, 0)
+    height, width = inside.shape
+    if min(top, left) < 0 or top + height > size[0] or left + width > size[1]:
+        box, own = f"{width}x{height} at {left}, {top}", f"{size[1]}x{size[0]}"
+        raise PetsegError(f"{where}: a mask of {box} in an image of {own}; is the image another one?")
+    return Runs(runs_of(inside), (top, left, height, width))

@@ -1,0 +1,105 @@
+"""Pascal VOC's layout: JPEGImages/, SegmentationClass/ with a colour for each class, ImageSets/Segmentation/.
+
+Classes are those of labelmap.txt (CVAT's export), of class_names.txt (LabelMe's), else the 20 of VOC 2012. What has the
+colour (224, 224, 192) is ignored. Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from petseg.config import DataConfig
+from petseg.data.dataset import IGNORE, Class, Dataset, Label, Progress, Sample
+from petseg.data.formats.annotations import IGNORED_NAMES, Images, Names, chosen_classes, named
+from petseg.data.images import SUFFIXES, opened
+from petseg.data.masks import Table
+from petseg.errors import PetsegError
+
+NAME = "Pascal VOC"
+WANTED = "Pascal VOC (JPEGImages/, SegmentationClass/, ImageSets/Segmentation/)"
+IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+LABELMAP, CLASS_NAMES = "labelmap.txt", "class_names.txt"
+VOID = 0xE0E0C0
+CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+def recognise(folder: Path) -> str | None:
+    """Returns whether a folder is of VOC's layout."""
+    return NAME if (folder / IMAGES).is_dir() and (folder / MASKS).is_dir() else None
+
+
+def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None = None) -> Dataset:
+    """Returns the dataset of a folder of VOC's layout: each mask that has an image, in the splits of the lists."""
+    names, colours = _classes(folder, chosen_classes(folder, config))
+    masks = {path.stem: path for path in sorted((folder / MASKS).glob("*.png"))}
+    pictures = {path.stem: path for path in sorted((folder / IMAGES).glob("*")) if path.suffix.lower() in SUFFIXES}
+    both = sorted(masks.keys() & pictures.keys())
+    if not both:
+        raise PetsegError(f"data folder {folder}: no {MASKS}/NAME.png with an image {IMAGES}/NAME.jpg")
+    skipped = {"mask without image": tuple(sorted(masks.keys() - pictures.keys()))}
+    listed = {split: _listed(folder, split) for split in ("train", "val", "test")}
+    missing = {name for ids in listed.values() for name in ids} - set(both)
+    skipped["listed, but no mask or image"] = tuple(sorted(missing))
+    twice = [name for name in both if sum(name in ids for ids in listed.values()) > 1]
+    if twice:
+        raise PetsegError(f"{folder / LISTS}: {twice[0]} is in two splits; keep it in one")
+    numbers = {**{number: number for number in range(len(names.classes))}, IGNORE: IGNORE}
+    by_number, by_colour = (Table(names.classes, *how, LABELMAP) for how in ((False, numbers), (True, colours)))
+
+    def read_label(sample: Sample) -> Label:
+        with opened(sample.label, f"{sample.id}: mask") as image:
+            coloured = image.mode in ("P", "RGB", "RGBA")
+        return (by_colour if coloured else by_number).read(sample)
+
+    return Dataset(
+        name=folder.resolve().name,
+        samples=tuple(Sample(name, pictures[name], masks[name]) for name in both),
+        classes=names.classes,
+        splits={split: tuple(sorted({*ids} & {*both})) for split, ids in listed.items() if ids},
+        read_label=read_label,
+        provenance=f"images of a folder, annotated in {NAME}'s layout",
+        fingerprint=str(sorted(colours.items())),
+        skipped={kind: found for kind, found in skipped.items() if found},
+    )
+
+
+def _listed(folder: Path, split: str) -> list[str]:
+    path = folder / LISTS / f"{split}.txt"
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    names = [line.split()[0] for line in lines if line.strip()]
+    images = Images(folder)
+    for name in names:
+        images.find(name, [folder / IMAGES], path.name)  # refuses what leaves the folder
+    return names
+
+
+def voc_colours() -> Iterator[int]:
+    """Yields VOC's colour 0xRRGGBB of class 0, 1, ...: three bits of the number at a time, from the highest on."""
+    for number in range(256):
+        red, green, blue = (sum((number >> 3 * bit + part & 1) << 7 - bit for bit in range(3)) for part in range(3))
+        yield red << 16 | green << 8 | blue
+
+
+def _classes(folder: Path, chosen: Sequence[Class]) -> tuple[Names, Mapping[int, int]]:
+    """Returns the classes, and colour 0xRRGGBB -> class id."""
+    if (path := folder / LABELMAP).is_file():
+        rows = [line.split(":") for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+        try:
+            codes = [int(bytes(int(part) for part in row[1].split(",")).hex(), 16) for row in rows]
+        except (IndexError, ValueError):
+            raise PetsegError(f"{path}: a line is not as cat:128,0,0::; export it again") from None
+        given = [(row[0].strip(), code) for row, code in zip(rows, codes, strict=True)]
+        if len(set(codes)) < len(codes):
+            raise PetsegError(f"{path}: two classes have one colour; change one, in the masks too")
+    elif chosen and not (folder / CLASS_NAMES).is_file():
+        given = [(each.name, int(each.colour[1:], 16)) for each in chosen]
+    else:
+        path = folder / CLASS_NAMES
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else list(CLASSES)
+        own = [line.strip() for line in lines if line.strip() and line.strip() not in IGNORED_NAMES]
+        given = list(zip(own, voc_colours(), strict=False))
+    where = path if path.is_file() else NAME
+    names = named([{"name": name, "colour": f"#{code:06X}"} for name, code in given], where, chosen)
+    return names, {VOID: IGNORE} | {code: names.ids[name] for name, code in given}

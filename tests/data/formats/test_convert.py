@@ -1,0 +1,181 @@
+"""What is written reads back to the same pixels, classes and splits, by the reader of each format; datasets merged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petseg.data.cache import prepare
+from petseg.data.dataset import IGNORE, Class, Dataset, Label, Sample
+from petseg.data.formats.convert import FORMATS, NO_SPLIT, convert
+from petseg.data.formats.merge import merge
+from petseg.data.formats.outlines import outlines
+from petseg.data.formats.shapes import Shape, painted
+from petseg.data.images import open_ids, open_sample
+from petseg.data.sources import open_as_given, open_dataset, recognise
+from petseg.training.runs import read_metrics
+from tests.cli.test_commands import one_line_error, petseg, succeeds
+from tests.conftest import names, refused, tiny, train_on_cpu
+
+WRITTEN = [*((kind, False) for kind in FORMATS), ("coco", True), ("cvat", True)]
+RECOGNISED = {
+    "png": "images and masks in folders",
+    "coco": "COCO: instances_train.json, instances_val.json",
+    "cvat": "CVAT for images 1.1: annotations.xml",
+    "voc": "Pascal VOC",
+    "labelme": "LabelMe: 4 JSON files",
+}
+
+
+def noisy(rng, values, size=(17, 23)):
+    """Returns ids with single pixels, holes and regions that touch the edge."""
+    coarse = rng.choice(values, (5, 6)).repeat(4, 0).repeat(4, 1)[: size[0], : size[1]]
+    return np.where(rng.random(size) < 0.1, rng.choice(values, size), coarse).astype(np.uint8)
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Four images in two splits, with ignored pixels; a class that no label has; roles and colours of their own."""
+    rng = np.random.default_rng(0)
+    folder, ids, samples = tmp_path / "drawn", {}, []
+    folder.mkdir()
+    for name in ("a", "b/c", "d", "e"):
+        image = folder / f"{name.replace('/', '-')}.png"
+        Image.fromarray(rng.integers(0, 255, (17, 23, 3), np.uint8)).save(image)
+        ids[name] = noisy(rng, [0, 1, 2, IGNORE])
+        samples.append(Sample(name, image, image))
+    classes = (
+        Class("leaf", "#123456"),
+        Class("background", "#BBBBBB", "background"),
+        Class("rim", "#E69F00", "boundary"),
+        Class("flower", "#CC79A7"),
+    )
+    splits = {"train": ("a", "b/c"), "val": ("d", "e")}
+    return Dataset("drawn", tuple(samples), classes, splits, lambda sample: Label(ids[sample.id]), "drawn")
+
+
+@pytest.mark.parametrize(("kind", "polygons"), WRITTEN)
+def test_what_was_written_reads_back_to_the_same(kind, polygons, drawn, tmp_path):
+    out = tmp_path / "out"
+    assert convert(drawn, out, kind, polygons=polygons) == (4, {})
+    assert recognise(out)[1] == RECOGNISED[kind]
+    back = open_as_given(out)
+    assert back.classes == drawn.classes
+    assert back.splits == {"train": ("a", "b_c"), "val": ("d", "e")}
+    for sample in drawn.samples:
+        read = open_sample(back, back.by_id[sample.id.replace("/", "_")])
+        assert np.array_equal(read.ids, drawn.read_label(sample).ids)
+        assert np.array_equal(read.image, Image.open(sample.image))
+
+
+def test_classes_without_a_background_and_no_splits(drawn, tmp_path):
+    """What nothing covers is then ignored, as it was."""
+    classes = tuple(replace(each, name=each.name.replace("background", "soil")) for each in drawn.classes)
+    dataset = replace(drawn, classes=classes, splits={})
+    for kind, polygons in WRITTEN:
+        out = tmp_path / f"{kind}{polygons}"
+        convert(dataset, out, kind, polygons=polygons)
+        back = open_as_given(out)
+        assert (back.classes, back.splits) == (classes, {})
+        for sample in dataset.samples:
+            read = open_ids(back, back.by_id[sample.id.replace("/", "_")])
+            assert np.array_equal(read, dataset.read_label(sample).ids), kind
+
+
+def test_outlines_give_any_label_back():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        ids = noisy(rng, [0, 1, 2, 3], tuple(rng.integers(3, 20, 2)))
+        shapes = [Shape(class_id, (polygon,)) for class_id, polygon in outlines(ids, 1)]
+        assert np.array_equal(painted(ids.shape, shapes, 1), ids)
+
+
+def test_an_image_that_exif_turns_and_one_that_is_damaged(drawn, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    samples = [replace(sample, image=tmp_path / f"{place}.jpg") for place, sample in enumerate(drawn.samples)]
+    for sample in samples:
+        Image.fromarray(np.full((17, 23, 3), 90, np.uint8)).save(sample.image, exif=exif)
+    samples[3].image.write_bytes(b"x")
+    dataset = replace(drawn, samples=tuple(samples), splits={"train": ("a", "e"), "val": ("d",)})
+    written, left_out = convert(dataset, tmp_path / "out", "png")
+    assert (written, sorted(left_out)) == (2, ["b/c", "e"])
+    assert left_out["b/c"] == NO_SPLIT
+    assert "cannot be decoded" in left_out["e"]
+    assert names(tmp_path / "out" / "images") == ["a.png", "d.png"]
+    assert Image.open(tmp_path / "out" / "images" / "a.png").getexif().get(0x0112) is None
+    back = open_as_given(tmp_path / "out")
+    assert np.array_equal(open_ids(back, back.by_id["a"]), drawn.read_label(drawn.samples[0]).ids)
+
+
+def test_the_pets_as_indexed_masks_train_to_the_same_losses(pets_folder, tmp_path):
+    config = tiny("epochs=1")
+    given = open_dataset(pets_folder, config.data)
+    convert(given, tmp_path / "png", "png")
+    back = open_dataset(tmp_path / "png", config.data)
+    losses = []
+    for name, dataset in (("given", given), ("back", back)):
+        train_on_cpu(config, prepare(dataset, 32), tmp_path / name)
+        losses.append([(row.train_loss, row.val_loss) for row in read_metrics(tmp_path / name)])
+    assert losses[0] == losses[1]
+
+
+def test_merging_takes_the_later_label_keeps_splits_and_maps_classes_by_name(drawn, tmp_path):
+    convert(drawn, tmp_path / "first", "png")
+    corrected = {"d": np.full((17, 23), 3), "z": np.full((17, 23), 2), "a": 3 - np.eye(17, 23)}
+    other = Image.fromarray(np.zeros((17, 23, 3), np.uint8))
+    other.save(tmp_path / "a.png")
+    other.point(lambda _: 9).save(tmp_path / "z.png")
+    samples = (
+        Sample("a", tmp_path / "a.png", tmp_path),  # another image of that name
+        Sample("d", drawn.by_id["d"].image, tmp_path),
+        Sample("z", tmp_path / "z.png", tmp_path),
+    )
+    second = replace(
+        drawn,
+        name="second",
+        classes=drawn.classes[::-1],
+        splits={},
+        samples=samples,
+        read_label=lambda sample: Label(np.uint8(corrected[sample.id])),
+    )
+    merged = merge([open_as_given(tmp_path / "first"), second])
+    assert merged.relabelled == ("d",)
+    assert merged.renamed == {"a": "a-2"}
+    assert merged.dataset.splits == {"train": ("a", "a-2", "b_c", "z"), "val": ("d", "e")}
+    convert(merged.dataset, tmp_path / "bigger", "png")
+    back = open_as_given(tmp_path / "bigger")
+    assert back.classes == drawn.classes
+    assert [np.unique(open_ids(back, back.by_id[name])).tolist() for name in ("d", "z", "a-2")] == [[0], [1], [0, 1]]
+    assert np.array_equal(open_ids(back, back.by_id["e"]), drawn.read_label(drawn.by_id["e"]).ids)
+    lacking = replace(second, classes=second.classes[:3])
+    refused("drawn has class 'leaf', which second has not", merge, [drawn, lacking])
+    refused("drawn has class 'leaf', which second has not; name", merge, [lacking, drawn])
+
+
+def test_convert_and_merge_from_the_command_line(drawn, tmp_path):
+    convert(drawn, tmp_path / "my", "png")
+    result = succeeds("data", "convert", tmp_path / "my", "--format", "coco", "--polygons", "--out", tmp_path / "there")
+    assert result.stdout == f"{tmp_path / 'there'}: 4 images as coco\n"
+    result = succeeds("data", "merge", tmp_path / "my", tmp_path / "there", "--out", tmp_path / "both")
+    assert "4 images; splits: train 2, val 2" in result.stdout
+    assert "4 images with the later label: a, b_c, d, e" in result.stdout
+    for arguments, message in (
+        (
+            ["convert", tmp_path / "my", "--format", "cocoo", "--out", "x"],
+            "--format 'cocoo' is unknown; choose one of: coco",
+        ),
+        (["convert", tmp_path / "my", "--polygons", "--out", "x"], "--polygons was given with --format png"),
+        (
+            ["convert", tmp_path / "my", "--out", tmp_path / "both"],
+            "is there already; choose another folder with --out",
+        ),
+        (["merge", tmp_path / "my", "--out", "x"], "alone was given; name at least two folders"),
+    ):
+        assert message in one_line_error(petseg("data", *arguments, cwd=tmp_path))
+    assert names(tmp_path) == ["both", "drawn", "my", "there"]
+    (tmp_path / "my" / "images" / "a.png").write_bytes(b"x")
+    result = petseg("data", "convert", tmp_path / "my", "--out", tmp_path / "less")
+    assert result.returncode == 1
+    assert "petseg: left out: a: image cannot be decoded" in result.stderr
