@@ -29,6 +29,7 @@ from petseg.training import checkpoint, runs
 from petseg.training.batches import Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
 from petseg.training.device import Hardware, choose_hardware
+from petseg.training.distillation import distillation_loss, lesson, load_teacher
 from petseg.training.inference import Network, build_network, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
 from petseg.training.unlabelled import Teacher, load_unlabelled
@@ -118,9 +119,12 @@ class Trainer:
         decay = get_ema_multi_avg_fn(settings.ema) if settings.ema else None
         average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True) if decay else None
         self.state = State(model, make_optimiser(model, settings), average)
-        self.teacher = None
+        self.average = None
         if unlabelled is not None:
-            self.teacher = Teacher(replace(network, module=self.state.evaluated), unlabelled, settings)
+            self.average = Teacher(replace(network, module=self.state.evaluated), unlabelled, settings)
+        self.teacher = None
+        if settings.teacher:
+            self.teacher = load_teacher(Path(settings.teacher), split.dataset.classes, network.hardware)
         weights = None
         if settings.class_weights != "none":
             weights = median_frequency_weights(split.label_images(), len(split.dataset.classes)).to(split.device)
@@ -130,7 +134,7 @@ class Trainer:
         """Returns the epoch's mean cross-entropy over images, unweighted, without Dice, augmentation and dropout on."""
         settings, side = self.config.train, self.config.side(epoch)
         batches = epoch_batches(self.split.epoch_rows, epoch, settings)
-        beside = self.teacher.batches(epoch, [len(rows) for rows in batches]) if self.teacher else []
+        beside = self.average.batches(epoch, [len(rows) for rows in batches]) if self.average else []
         steps = settings.epochs * len(batches)
         torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
@@ -149,10 +153,12 @@ class Trainer:
                 group["lr"] = learning_rate(step, steps, settings) * group["factor"]
             images, labels = augmented(*self.split.batch(rows, side, generator))
             wanted = self.objective
-            if self.teacher is not None:
-                more = augmented(*self.teacher.batch(beside[index], side, generator))
+            if self.average is not None:
+                more = augmented(*self.average.batch(beside[index], side, generator))
                 images, labels = (torch.cat(pair) for pair in zip((images, labels), more, strict=True))
-                wanted = replace(wanted, labelled=len(rows), weight=self.teacher.weight(step, steps))
+                wanted = replace(wanted, labelled=len(rows), weight=self.average.weight(step, steps))
+            if self.teacher is not None:
+                wanted = replace(wanted, taught=lesson(self.teacher, images))
             loss, objective = train_step(network, self.state.optimiser, images, labels, wanted)
             if self.state.average is not None:
                 self.state.average.update_parameters(self.state.model)
@@ -175,12 +181,17 @@ class Objective:
     class_weights: Tensor | None = None  # float32 [C] or None
     labelled: int | None = None  # how many images of a batch come first and have labels of people; None: all
     weight: float = 0.0  # of the others
+    taught: Tensor | None = None  # a teacher's logits of the batch
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the cross-entropy and the objective (scalars) of logits [N, C, H, W] and labels int64 [N, H, W].
 
         The cross-entropy is that of the labelled images; others add their sum over labelled pixels, divided by all.
         """
+        if self.taught is not None:
+            loss, objective = replace(self, taught=None)(logits, labels)
+            share = self.settings.teacher_weight
+            return loss, (1 - share) * objective + share * distillation_loss(logits, self.taught)
         if self.labelled is not None:
             own = replace(self, labelled=None)
             loss, objective = own(logits[: self.labelled], labels[: self.labelled])
