@@ -190,8 +190,8 @@ class Objective:
         """
         if self.taught is not None:
             loss, objective = replace(self, taught=None)(logits, labels)
-            share = self.settings.teacher_weight
-            return loss, (1 - share) * objective + share * distillation_loss(logits, self.taught)
+            part = self.settings.teacher_weight
+            return loss, (1 - part) * objective + part * distillation_loss(logits, self.taught)
         if self.labelled is not None:
             own = replace(self, labelled=None)
             loss, objective = own(logits[: self.labelled], labels[: self.labelled])
