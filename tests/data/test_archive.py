@@ -3,9 +3,11 @@
 import gzip
 import io
 import os
+import stat
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from tests.conftest import names, refused
 
 FILES = {"images/a.jpg": b"a" * 3000, "images/b.jpg": b"b" * 70_000, "list.txt": b""}
 MODES = ["w", "w:gz", "w:bz2", "w:xz"]
-DAMAGED = r"is damaged or only half downloaded \(.+\); a whole tar archive is wanted: delete the file and download it"
+DAMAGED = r"is damaged or only half downloaded \(.+\); a whole archive is wanted: delete the file and download it"
 
 
 def member(name, **fields):
@@ -99,6 +101,55 @@ def test_too_many_members_or_bytes_over_all_archives(tmp_path, monkeypatch):
     assert_refused(path, r"holds too much, 51 members with 0 bytes; use the official archive")
 
 
+def zip_member(name, mode=stat.S_IFREG | 0o644):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+def write_zip(path, *members, files=FILES):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir("images")
+        for name, content in files.items():
+            archive.writestr(name, content)
+        for info in members:
+            archive.writestr(info, b"list.txt")
+    return path
+
+
+def test_a_zip_is_extracted_by_its_content(tmp_path):
+    extract([write_zip(tmp_path / "named.tar")], tmp_path / "data" / "pets")
+    assert tree(tmp_path / "data" / "pets") == FILES
+
+
+HOSTILE_ZIPS = [
+    *(zip_member(name) for name in ("../evil", "images/../../evil", "/evil", "C:\\evil", "..\\evil", "a\x1b[2Jb")),
+    *(zip_member("link", kind) for kind in (stat.S_IFLNK | 0o777, stat.S_IFIFO, stat.S_IFCHR)),
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_ZIPS, ids=lambda value: repr(value.filename))
+def test_a_hostile_member_of_a_zip_is_refused(tmp_path, hostile):
+    assert_refused(write_zip(tmp_path / "evil.zip", hostile), "no plain file or folder below it; use the official")
+    assert names(tmp_path) == ["data", "evil.zip"]
+
+
+def test_a_zip_that_is_damaged_locked_too_large_or_lies_of_its_sizes(tmp_path, monkeypatch):
+    path = tmp_path / "x.zip"
+    whole = write_zip(path, files={"a": os.urandom(2000), "b": os.urandom(100)}).read_bytes()
+    for end in (5, 700, 2200, len(whole) - 4):
+        path.write_bytes(whole[:end])
+        assert_refused(path, DAMAGED)
+    place = whole.index(b"PK\x01\x02", whole.index(b"PK\x01\x02") + 4)  # of "a" in the list at the end
+    for at, bits in ((8, b"\x01"), (10, b"\x63"), (24, b"\x05\0"), (16, b"\x05")):  # locked, method, size, checksum
+        path.write_bytes(whole[: place + at] + bits + whole[place + at + len(bits) :])
+        assert_refused(path, DAMAGED)
+    monkeypatch.setattr(archives, "MAX_BYTES", 99_000)
+    bomb = write_zip(path, files={"zeros": bytes(100_000)})
+    assert bomb.stat().st_size < 1000
+    assert_refused(path, r"holds too much, 2 members with 100,000 bytes; use the official archive")
+
+
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_a_header_that_would_fill_the_memory_is_refused(tmp_path, kind):
     """4 MB of gzip could hold a name of 4 GB, which tarfile would read whole."""
@@ -122,7 +173,7 @@ def test_archive_truncated_anywhere_is_refused(tmp_path, mode):
 def test_damaged_bytes_are_refused(tmp_path, mode, place):
     """Among the data; and in the header of b, which tarfile would take for the archive's end."""
     path = tmp_path / "x.tar"
-    assert_refused(path, r"x.tar is not a file; a tar archive is wanted: download it, or put it there")
+    assert_refused(path, r"x.tar is not a file; an archive is wanted: download it, or put it there")
     files = {"a": os.urandom(100_000)} if mode == "w:gz" else {"a": b"a", "b": b"b"}
     content = bytearray(write_tar(path, mode=mode, files=files).read_bytes())
     content[place] ^= 255
