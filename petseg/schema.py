@@ -46,6 +46,14 @@ class DataInfo(Record):
         return f"{self.name}, images of at most {self.largest_side} px: {self.provenance}"
 
 
+class SplitIds(Record):
+    """Which samples each split holds, by id."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...] = ()
+
+
 class EnvironmentInfo(Record):
     """What a figure depends on beside the config."""
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from petseg.cli.data import data_folder, data_or_synthetic, prepare_data
+from petseg.cli.data import data_folder, data_or_synthetic, prepare_data, run_name
 from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
 from petseg.cli.terminal import print_table, progress_bar, resumable
 from petseg.errors import PetsegError
@@ -25,7 +25,9 @@ def compare(
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = "default",
     models: Annotated[str | None, typer.Option(help=MODELS_HELP)] = None,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option(help="Its folder.", show_default="runs/compare-RECIPE")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Its folder.", show_default="runs/compare-RECIPE or runs/compare-DATA")
+    ] = None,
     settings: SetOption = None,
     resume: ResumeOption = False,
     device: DeviceOption = None,
@@ -48,7 +50,7 @@ def compare(
     loaded = load_recipe(name, settings)
     for model in loaded.models:
         run_config(loaded, model)  # a mistake in the recipe shows before minutes of work
-    folder = out or Path("runs") / f"compare-{Path(name).stem}"
+    folder = out or Path("runs") / f"compare-{run_name(name, data)}"
     refuse_existing(folder, resume=resume)
     hardware = chosen_hardware(loaded.train.precision, device, threads, folder)
     source, synthetic = data_or_synthetic(data) if quick else (data_folder(data, fetch=True), False)

@@ -96,26 +96,48 @@ def _download(data: Path | None = None, rounds: int = 4) -> Path:
     return folder
 
 
-def open_data(folder: Path, config: "DataConfig") -> "Dataset":
-    """Returns the dataset in a folder; prints in one line what was recognised."""
-    from petseg.data.sources import open_dataset, recognise
+def open_data(folder: Path, config: "DataConfig", run: Path | None = None) -> "Dataset":
+    """Returns the dataset in a folder or an archive, with a run's splits; prints in one line what was recognised."""
+    from petseg.data.sources import open_dataset, recognise, unpacked
 
-    _, line = recognise(folder)
+    recorded = None
+    if run is not None:
+        from petseg.training.runs import read_splits
+
+        recorded = read_splits(run)
+    _, line = recognise(unpacked(folder))
     with progress_bar() as advance:
-        dataset = open_dataset(folder, config, on_progress=lambda done, total: advance("read labels", done, total))
+        dataset = open_dataset(
+            folder,
+            config,
+            splits=recorded.model_dump() if recorded else None,
+            on_progress=lambda done, total: advance("read labels", done, total),
+        )
     splits = ", ".join(f"{part} {len(ids):,}" for part, ids in dataset.splits.items())
     counts = f"{len(dataset.samples):,} images, {len(dataset.classes)} classes; {splits}"
     print(f"petseg: {folder}: {line}: {counts}", file=sys.stderr)
     return dataset
 
 
-def prepare_data(folder: Path, config: "DataConfig") -> "Prepared":
-    """Returns the prepared dataset; prints a warning about each sample left out."""
+def run_name(recipe: str, data: Path | None) -> str:
+    """Returns what a default run folder's name starts with: the recipe's name, or the data's where they are no pets."""
+    from petseg.data import oxford_pets
+    from petseg.data.sources import find_data, recognise, unpacked
+
+    place = find_data(data)
+    folder = place and unpacked(place)
+    if folder is None or recognise(folder)[0] is oxford_pets:
+        return Path(recipe).stem
+    return folder.resolve().name + ("" if recipe == "default" else f"-{Path(recipe).stem}")
+
+
+def prepare_data(folder: Path, config: "DataConfig", run: Path | None = None) -> "Prepared":
+    """Returns the prepared dataset, with a run's splits; prints a warning about each sample left out."""
     from petseg.data.cache import prepare
     from petseg.data.geometry import Geometry
     from petseg.data.oxford_pets import UNOFFICIAL
 
-    dataset, geometry = open_data(folder, config), Geometry.of(config)
+    dataset, geometry = open_data(folder, config, run), Geometry.of(config)
     with progress_bar() as advance:
         title = f"prepare {geometry}"
         prepared = prepare(dataset, geometry, on_progress=lambda done, total: advance(title, done, total))

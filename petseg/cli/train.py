@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from petseg.cli.data import data_folder, prepare_data
+from petseg.cli.data import data_folder, prepare_data, run_name
 from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
 from petseg.cli.terminal import print_table, progress_bar, resumable
 
@@ -18,7 +18,9 @@ def train(
     init: Annotated[Path | None, typer.Option(help="Run folder whose weights training starts from.")] = None,
     unlabelled: Annotated[Path | None, typer.Option(help="Folder of images without labels to learn from.")] = None,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE-MODEL")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE-MODEL or runs/DATA-MODEL")
+    ] = None,
     settings: SetOption = None,
     resume: ResumeOption = False,
     device: DeviceOption = None,
@@ -36,7 +38,7 @@ def train(
     start += [] if unlabelled is None else [f"train.unlabelled.source={json.dumps(str(unlabelled))}"]
     loaded = load_recipe(recipe, [*(settings or ()), *start])
     config = run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused
-    run = out or Path("runs") / f"{Path(recipe).stem}-{folder_name(model)}"
+    run = out or Path("runs") / f"{run_name(recipe, data)}-{folder_name(model)}"
     refuse_existing(run, resume=resume)
     hardware = chosen_hardware(config.train.precision, device, threads, run)
     prepared = prepare_data(data_folder(data), config.data)
@@ -63,7 +65,7 @@ def evaluate(
 
     config = read_config(run)
     hardware = chosen_hardware(config.train.precision, device, threads)
-    prepared = prepare_data(data_folder(data), config.data)
+    prepared = prepare_data(data_folder(data), config.data, run)
     splits = load_splits(prepared, config, hardware.device)
     with progress_bar() as advance:
         evaluation = evaluate_run(run, hardware, splits, split, partial(advance, f"score {split}"))

@@ -3,8 +3,10 @@
 A source is a module that reads one layout of labelled images, see `Source`.
 """
 
+import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -12,13 +14,13 @@ from typing import Protocol
 from platformdirs import user_data_path
 
 from petseg.config import DataConfig
+from petseg.data import archive, oxford_pets
 from petseg.data import folder as image_folder
-from petseg.data import oxford_pets
 from petseg.data.cache import ADVICE, cache_root, locked
 from petseg.data.dataset import Dataset, Progress
 from petseg.data.download import ARCHIVES, download
 from petseg.data.formats import coco, cvat, label_studio, labelme, voc
-from petseg.data.splits import with_splits
+from petseg.data.splits import with_recorded, with_splits
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError, disk_errors
 from petseg.storage import new_folder
@@ -54,14 +56,14 @@ def find_data(given: Path | None) -> Path | None:
     if named := os.environ.get("PETSEG_DATA"):
         return Path(named)
     default = default_data_folder()
-    return default if all((default / archive.name).is_file() for archive in ARCHIVES) else None
+    return default if all((default / file.name).is_file() for file in ARCHIVES) else None
 
 
 def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | None = None, rounds: int = 4) -> None:
     """Downloads the two official archives into a folder; `on_progress` gets (archive's name, bytes here, in all)."""
     with locked(folder / "get", "data folder", "choose another with --data"):
-        for archive in ARCHIVES:
-            download(archive, folder, on_progress=on_progress and partial(on_progress, archive.name), rounds=rounds)
+        for file in ARCHIVES:
+            download(file, folder, on_progress=on_progress and partial(on_progress, file.name), rounds=rounds)
 
 
 def synthetic_data() -> Path:
@@ -74,11 +76,25 @@ def synthetic_data() -> Path:
     return target
 
 
+def unpacked(place: Path) -> Path:
+    """Returns a data folder: `place` itself, or the folder in an archive, unpacked once into the cache."""
+    if not place.is_file() or not place.name.lower().endswith(archive.SUFFIXES):
+        return place
+    status = place.stat()
+    stamp = hashlib.sha256(f"{place.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
+    target = cache_root() / "extracted" / stamp / re.sub(r"(\.tar)?\.\w+$", "", place.name)
+    with locked(target):
+        archive.extract([place], target, "unpack it yourself and name the folder")
+    inside = [path for path in target.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else target
+
+
 def recognise(folder: Path) -> tuple[Source, str]:
     """Returns the first source that recognises a folder, and its line on it."""
     if not folder.is_dir():
         raise PetsegError(
-            f"data folder {folder}: not a folder; run `petseg data get`, or point --data or PETSEG_DATA at one"
+            f"data folder {folder}: not a folder; run `petseg data get`, or point --data or PETSEG_DATA at one, or at "
+            f"an archive ({', '.join(archive.SUFFIXES)})"
         )
     for source in SOURCES:
         if line := source.recognise(folder):
@@ -88,17 +104,27 @@ def recognise(folder: Path) -> tuple[Source, str]:
     raise PetsegError(f"data folder {folder}: no labelled images that petseg knows{strange}; wanted {wanted}")
 
 
-def open_dataset(folder: Path, config: DataConfig | None = None, *, on_progress: Progress | None = None) -> Dataset:
-    """Returns the dataset in a folder of any layout of `SOURCES`, with the splits that it brings or that are drawn.
+def open_dataset(
+    place: Path,
+    config: DataConfig | None = None,
+    *,
+    splits: Mapping[str, Sequence[str]] | None = None,
+    on_progress: Progress | None = None,
+) -> Dataset:
+    """Returns the dataset in a folder of any layout of `SOURCES` or in an archive of one.
 
-    `on_progress` gets (labels read, of all). Raises `PetsegError` where no source recognises the folder, and what
-    the sources and `with_splits` raise.
+    Splits are those of a run's `splits` where these are its images, else those that the folder brings, else drawn.
+    `on_progress` gets (labels read, of all). Raises `PetsegError` where no source recognises it, and what the sources
+    and `with_splits` raise.
     """
     config = config or DataConfig()
-    return with_splits(open_as_given(folder, config, on_progress), config, on_progress)
+    dataset = open_as_given(place, config, on_progress)
+    recorded = with_recorded(dataset, splits) if splits else None
+    return recorded or with_splits(dataset, config, on_progress)
 
 
-def open_as_given(folder: Path, config: DataConfig | None = None, on_progress: Progress | None = None) -> Dataset:
+def open_as_given(place: Path, config: DataConfig | None = None, on_progress: Progress | None = None) -> Dataset:
     """As `open_dataset`, with only the splits that the data bring."""
+    folder = unpacked(place)
     source, _ = recognise(folder)
     return source.open_folder(folder, config or DataConfig(), on_progress)

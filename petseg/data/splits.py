@@ -53,6 +53,16 @@ def with_splits(dataset: Dataset, config: DataConfig, on_progress: Progress | No
     return replace(dataset, splits={str(part): tuple(sorted(parts[part])) for part in PARTS if parts.get(part)})
 
 
+def with_recorded(dataset: Dataset, recorded: Mapping[str, Sequence[str]]) -> Dataset | None:
+    """Returns the dataset with splits that were written down, of which samples may have gone or come; None where most
+    of their samples are not in it: it is another dataset.
+    """
+    kept = {part: tuple(sorted(one for one in ids if one in dataset.by_id)) for part, ids in recorded.items()}
+    if 2 * sum(map(len, kept.values())) <= sum(map(len, recorded.values())):
+        return None
+    return replace(dataset, splits={part: ids for part, ids in kept.items() if ids or part != "test"})
+
+
 def _shares(config: DataConfig) -> dict[str, float]:
     test = 1 / config.folds if config.folds else config.test_share
     return {part: share for part, share in (("val", config.val_share), ("test", test)) if share}

@@ -3,6 +3,7 @@
 config.json         the whole RunConfig
 environment.json    commit, versions, device, precision
 data.json           which images: dataset, classes, splits, and the prepared cache's key
+splits.json         the sample ids of each split, which a later evaluation takes
 metrics.jsonl       one line an epoch
 *.safetensors       weights and checkpoints (`training.checkpoint`)
 evaluations/        one JSON a split, per-image matrices beside it
@@ -25,10 +26,15 @@ from petseg.config import RunConfig, flat_fields, validated
 from petseg.data.cache import Prepared
 from petseg.data.dataset import IGNORE
 from petseg.errors import PetsegError, disk_errors
-from petseg.schema import ClassInfo, DataInfo, EpochRow, first_reason, read_record, write_record
+from petseg.schema import ClassInfo, DataInfo, EpochRow, SplitIds, first_reason, read_record, write_record
 
 LOCK = ".lock"
-HARMLESS = {LOCK, "data.json", "environment.json"}  # what a run or a comparison that was killed early leaves
+HARMLESS = {
+    LOCK,
+    "data.json",
+    "environment.json",
+    "splits.json",
+}  # what a run or a comparison that was killed early leaves
 
 
 def refuse_existing(folder: Path, *, resume: bool) -> None:
@@ -82,11 +88,18 @@ def read_data(run: Path) -> DataInfo:
     return read_record(run / "data.json", DataInfo)
 
 
+def read_splits(run: Path) -> SplitIds | None:
+    """Returns which samples a run folder trained on and was scored on; None for a run of before they were kept."""
+    path = run / "splits.json"
+    return read_record(path, SplitIds) if path.is_file() else None
+
+
 def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
     """Returns which images a folder's figures come from; writes it down, or refuses other images than were written."""
     data = describe(prepared)
     path = folder / "data.json"
     if not path.is_file():
+        write_record(folder / "splits.json", SplitIds(**prepared.dataset.splits))
         write_record(path, data)
     elif (known := read_data(folder)).key != data.key:
         raise PetsegError(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from petseg.config import DataConfig
 from petseg.data.dataset import Dataset, Label, Sample, classes_from
-from petseg.data.splits import stratified, with_splits
+from petseg.data.splits import stratified, with_recorded, with_splits
 from tests.conftest import refused
 
 RARE = {"a": 0.1, "b": 0.3, "c": 1.0}  # class -> share of the images that hold it
@@ -139,3 +139,14 @@ def test_too_few_images():
 def test_shares_that_leave_nothing(fields, match):
     with pytest.raises(ValueError, match=match):
         DataConfig(**fields)
+
+
+def test_splits_that_a_run_wrote_down_stay_though_images_come_and_go():
+    recorded = with_splits(made(40), DataConfig()).splits
+    more = with_recorded(made(60), recorded)
+    assert more.splits == recorded
+    fewer = with_recorded(made(30), recorded)
+    assert {part: set(ids) for part, ids in fewer.splits.items()} == {
+        part: {one for one in ids if int(one[1:]) < 30} for part, ids in recorded.items()
+    }
+    assert with_recorded(made(20), recorded) is None, "half of them: another dataset"

@@ -13,7 +13,7 @@ from petseg.config import DataConfig, OxfordPetsConfig
 from petseg.data import oxford_pets, sources
 from petseg.data.cache import prepare
 from petseg.data.download import ARCHIVES
-from petseg.data.sources import find_data, get_data, open_dataset, synthetic_data
+from petseg.data.sources import find_data, get_data, open_dataset, synthetic_data, unpacked
 from petseg.errors import PetsegError
 from tests.conftest import refused
 
@@ -112,7 +112,8 @@ def test_folders_without_a_dataset_and_places_that_cannot_be_written(archives, c
     shutil.rmtree(copied / "annotations")
     for name, file, match in (
         ("nowhere", None, r"data folder .*nowhere: not a folder; run `petseg data get`, or point"),
-        ("images.tar.gz", "images.tar.gz", r"not a folder"),
+        ("images.txt", "images.txt", r"images.txt: not a folder; .* or at an archive \(\.zip, \.tar, "),
+        ("images.tar.gz", "images.tar.gz", r"images.tar.gz is damaged or only half downloaded"),
         ("", None, r": annotations\.tar\.gz missing; wanted images/ and annotations/, or the two archives"),
         (
             "empty",
@@ -168,3 +169,17 @@ def test_synthetic_data_is_drawn_once(cache_folder, monkeypatch):
     assert not stale.exists()
     monkeypatch.chdir(target.parent)
     assert open_dataset(Path(target.name)).provenance == oxford_pets.SYNTHETIC
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+@pytest.mark.parametrize("below", ["", "my"])
+def test_an_archive_of_a_folder_is_read_as_the_folder_is(kind, below, eight_pets, tmp_path, cache_folder):
+    place = tmp_path / "packed" / below
+    shutil.copytree(eight_pets, place / "deep" / "my" if below else place / "deep")
+    file = Path(shutil.make_archive(str(tmp_path / "my"), kind, place / "deep"))
+    dataset = open_dataset(file)
+    assert [sample.id for sample in dataset.samples] == [sample.id for sample in open_dataset(eight_pets).samples]
+    folder = unpacked(file)
+    assert (folder.name, cache_folder in folder.parents) == ("my", True)
+    assert open_dataset(file).samples == dataset.samples
+    assert unpacked(eight_pets) == eight_pets
