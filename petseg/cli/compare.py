@@ -35,6 +35,7 @@ def compare(
 ) -> None:
     """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
     from petseg.config import load_recipe
+    from petseg.data import oxford_pets
     from petseg.experiments.compare import Plan
     from petseg.experiments.compare import compare as compare_models
     from petseg.models import run_config
@@ -57,6 +58,7 @@ def compare(
     prepared = prepare_data(source, loaded.data)
     started = time.monotonic()
     words = ["petseg", "compare", *(["--quick"] if quick else [])]  # repeats it, wherever data and results lie
+    words += [] if prepared.dataset.name == oxford_pets.NAME else ["--data", source.name]
     words += ["--recipe", recipe] if recipe != "default" else []
     words += [word for setting in settings or () for word in ("--set", setting)]
     words += ["--device", device] if device else []

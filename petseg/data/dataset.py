@@ -1,12 +1,11 @@
 """The dataset contract: all that later stages know of labelled images, whichever source read them."""
 
-import colorsys
 import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,16 +33,28 @@ class Class:
 
 
 def colour_of(place: int) -> str:
-    """Returns the colour of a class that brings none: `COLOURS`, then hues of the golden angle, all different.
+    """Returns the colour of the class at a place, from 0, where it brings none; the first 255 all differ.
 
     >>> colour_of(0), len({colour_of(place) for place in range(255)})
     ('#0072B2', 255)
     """
-    if place < len(COLOURS):
-        return COLOURS[place]
-    lightness = (0.45, 0.7, 0.3)[place % 3]
-    red, green, blue = colorsys.hls_to_rgb(0.618034 * place % 1, lightness, 0.75)
-    return f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"
+    return _colours()[place % 255]
+
+
+@cache
+def _colours() -> tuple[str, ...]:
+    """Returns `COLOURS`, then of a grid whichever lies farthest from all before it, from white, black and grey."""
+    taken = [bytes.fromhex(colour[1:]) for colour in (*COLOURS, BACKGROUND_COLOUR, "#FFFFFF", "#000000")]
+    grid = np.stack(np.meshgrid(*[np.arange(0, 256, 42)] * 3), axis=-1).reshape(-1, 3)
+    nearest = np.full(len(grid), np.inf)
+    for colour in taken:
+        nearest = np.minimum(nearest, np.square(grid - np.frombuffer(colour, np.uint8)).sum(axis=1))
+    found = list(COLOURS)
+    while len(found) < 255:
+        red, green, blue = chosen = grid[int(nearest.argmax())]
+        found.append(f"#{red:02X}{green:02X}{blue:02X}")
+        nearest = np.minimum(nearest, np.square(grid - chosen).sum(axis=1))
+    return tuple(found)
 
 
 def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...]:

@@ -16,6 +16,7 @@ from petseg.data.classes import choose_table
 from petseg.data.dataset import IGNORE, Dataset, Progress, Sample
 from petseg.data.images import SUFFIXES
 from petseg.data.masks import MaskFile, Table, scan_all
+from petseg.data.splits import PARTS
 from petseg.errors import PetsegError
 
 WANTED = "images/ and masks/ side by side, files of the same names in both"
@@ -75,7 +76,7 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
         name=folder.resolve().name,
         samples=ordered,
         classes=table.classes,
-        splits={part: tuple(sorted(ids)) for part, ids in splits.items()},
+        splits={part: tuple(sorted(splits[part])) for part in PARTS if splits.get(part)},
         read_label=table.read,
         provenance=f"images and masks in folders, classes from {table.origin}",
         fingerprint=json.dumps([table.by_colour, sorted(table.ids.items())]),

@@ -50,7 +50,14 @@ def with_splits(dataset: Dataset, config: DataConfig, on_progress: Progress | No
     else:
         drawn = _drawn(_units(pool, min(shares.values()), on_progress), dataset.holds, shares, config)
     parts = given | drawn
-    return replace(dataset, splits={str(part): tuple(sorted(parts[part])) for part in PARTS if parts.get(part)})
+    how = "blocks of neighbours" if config.split == "blocks" else f"drawn at random, seed {config.split_seed}"
+    if config.folds:
+        how += f", fold {config.fold} of {config.folds}"
+    return replace(
+        dataset,
+        splits={str(part): tuple(sorted(parts[part])) for part in PARTS if parts.get(part)},
+        provenance=f"{dataset.provenance}; {' and '.join(shares)} {how}",
+    )
 
 
 def with_recorded(dataset: Dataset, recorded: Mapping[str, Sequence[str]]) -> Dataset | None:

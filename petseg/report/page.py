@@ -36,12 +36,14 @@ def headline(result: ComparisonResult) -> list[str]:
     ]
 
 
+# settings that say nothing of the pets, as prefixes
+OWN_IMAGES = tuple(f"data.{name}" for name in ("classes", "ignore", "split", "val_share", "test_share", "fold"))
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
 def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
     """Yields (reason, name, images) of each example whose images all lie in `folder`, as (title, score, data URI)."""
-    titles = {"image": "Photo", "truth": "Truth", **{model.name: model.title for model in result.models}}
+    titles = {"image": "Image", "truth": "Truth", **{model.name: model.title for model in result.models}}
     for example in result.examples:
         images = []
         for role, title in titles.items():
@@ -149,7 +151,7 @@ def render(result: ComparisonResult, folder: Path) -> str:
         settings={
             name: text
             for name, text in flat_texts(result.config.model_dump(mode="json")).items()
-            if result.data.name == oxford_pets.NAME or not name.startswith("data.oxford_pets.")
+            if not name.startswith(OWN_IMAGES if result.data.name == oxford_pets.NAME else "data.oxford_pets.")
         },
         data=flat_texts(result.data.model_dump(exclude={"classes", "scored_classes"})),
         groups=tables.group_table(groups, list(titles.values())) if groups else None,
