@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from petseg import __version__
-from petseg.cli import compare, convert, data, export, predict, serve, study, train
+from petseg.cli import annotate, compare, convert, data, export, predict, serve, study, train
 from petseg.errors import PetsegError
 from petseg.threads import wait_without_spinning
 
@@ -80,5 +80,5 @@ data.app.command()(convert.convert)
 data.app.command()(convert.merge)
 app.add_typer(data.app, name="data")
 own = (export.models, train.train, train.evaluate, compare.compare, study.study, compare.report)
-for command in (*own, predict.predict, export.export, export.bench, serve.serve):
+for command in (*own, predict.predict, annotate.annotate, export.export, export.bench, serve.serve):
     app.command()(command)

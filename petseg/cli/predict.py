@@ -61,7 +61,7 @@ def predict(
         if out is not None or resume or len(kinds) + as_json != 1:
             raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
         with results_only() as results:
-            _predict_stdin(_segmenter(model, run, 1, threads, flip), kinds, look, results)
+            _predict_stdin(chosen_segmenter(model, run, 1, threads, flip), kinds, look, results)
         return
     jobs, left_out = outputs.plan([Path(photo) for photo in photos], kinds, out, look)
     if resume:
@@ -71,7 +71,7 @@ def predict(
     outputs.check_folders(jobs)
     outputs.check_outputs(jobs)
     with results_only() as results:
-        segmenter = _segmenter(model, run, len(jobs), threads, flip)
+        segmenter = chosen_segmenter(model, run, len(jobs), threads, flip)
         outcomes = outputs.predict_jobs(segmenter, jobs, threads or outputs.WORKERS, look=look)
         if len(photos) > 1 or Path(photos[0]).is_dir():
             _print_many(outcomes, len(jobs), left_out, results, as_json)
@@ -101,7 +101,7 @@ def _look(look: Look, kinds: tuple[str, ...]) -> Look:
     return look if look.background is None else replace(look, background=opened_background(look.background))
 
 
-def _segmenter(model: str, run: Path | None, photos: int, threads: int | None, flip: bool) -> Segmenter:
+def chosen_segmenter(model: str, run: Path | None, photos: int, threads: int | None, flip: bool) -> Segmenter:
     """Returns the model for so many photos: one takes all threads, several take one each; a run is exported first."""
     from petseg.predict.runtimes import chosen_runtime
     from petseg.predict.segmenter import Segmenter

@@ -34,6 +34,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {  # of cut-outs and overlays -
 }
 # endings of files that are never taken for photos
 OURS = (*ENDINGS.values(), *(f".{kind}.{name}" for kind in ("cutout", "overlay") for name in FORMATS))
+ENTROPY = "Entropy"  # a text in images of class ids: `Segmentation.entropy`
 MARK, SOFTWARE = "petseg predict", 0x0131  # how petseg knows its own files: a text in them, in EXIF its tag
 WORKERS = min(4, os.cpu_count() or 1)  # photos in work at once: a cut-out takes some 20 bytes a pixel
 
@@ -209,6 +210,8 @@ def encoded(result: Segmentation, kind: str, *, look: Look = Look()) -> bytes:
     if name == "PNG":
         options = {**options, "pnginfo": (text := PngInfo())}
         text.add_text("Software", MARK)
+        if kind == "classes":
+            text.add_text(ENTROPY, f"{result.entropy:.6f}")
     else:
         options = {**options, "exif": (exif := Image.Exif())}
         exif[SOFTWARE] = MARK

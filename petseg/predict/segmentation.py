@@ -120,6 +120,12 @@ class Segmentation:
         return self._mean_confidence(self._region_at >= 0) if self.boxes else None
 
     @cached_property
+    def entropy(self) -> float:
+        """Mean entropy of the pixels' probabilities over its highest value: 0 certain, 1 all classes equally likely."""
+        entropies = -(self.probabilities * np.log(np.maximum(self.probabilities, TINY))).sum(axis=0)
+        return float(entropies.mean() / np.log(max(2, len(self.classes))))
+
+    @cached_property
     def foreground_class(self) -> ForegroundClass | None:
         """The likeliest foreground class, each pixel weighted by p(foreground); None if there is but one, or no box."""
         return self._foreground_class(np.ones(self.probabilities.shape[1:], np.bool_)) if self.boxes else None

@@ -26,6 +26,7 @@ COMMANDS = {  # every command with its flags and arguments
     "": "--debug --version",
     "predict": "--background --crop --flip --format --json --matting --model --only --out --resume --run --threads "
     "PHOTOS",
+    "annotate": "--flip --format --model --out --polygons --resume --run --threads PHOTOS",
     "serve": "--allowed-host --host --no-open --open --port --set",
     "export": "--format --fp16 --model --no-fp16 --out --run",
     "bench": "--data --model --out --runtime --size --threads --turns",

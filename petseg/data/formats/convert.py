@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
@@ -37,6 +38,15 @@ class Item:
     entry: Any = None  # what the format's `add` returned
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledFile:
+    """An image's file as it is to be written, and its label."""
+
+    suffix: str
+    content: bytes
+    ids: UInt8  # [H, W] class ids in the frame in which programs show the image
+
+
 @dataclass(frozen=True)
 class Target:
     """A folder to write, and what is said of classes in it."""
@@ -64,14 +74,28 @@ class Target:
         return [(class_id, part.points.round(2).tolist()) for class_id, part in outlines(ids, self.background)]
 
 
+@dataclass(frozen=True)
+class Format:
+    """How a format is written."""
+
+    images: str  # folder of the images
+    add: Callable[[Target, Item, UInt8], Any]  # writes the files of one image; returns what is of the files of all
+    finish: Callable[[Target, Sequence[Item]], None]
+
+
 def check_request(out: Path, kind: str, *, polygons: bool = False) -> None:
     """Refuses what `convert` cannot do, before anything is read."""
+    check_format(kind, polygons=polygons)
+    if out.exists():
+        raise PetsegError(f"{out} is there already; choose another folder with --out")
+
+
+def check_format(kind: str, *, polygons: bool = False) -> None:
+    """Refuses a format that is none of `FORMATS`, or does not have polygons to choose."""
     if kind not in FORMATS:
         raise unknown_name("--format", kind, FORMATS)
     if polygons and kind not in ("coco", "cvat"):
         raise PetsegError(f"--polygons was given with --format {kind}; it is of coco and cvat: leave it out")
-    if out.exists():
-        raise PetsegError(f"{out} is there already; choose another folder with --out")
 
 
 def convert(
@@ -80,37 +104,45 @@ def convert(
     """Returns how many images were written to a new folder, and sample id -> why, of those left out."""
     check_request(out, kind, polygons=polygons)
     with new_folder(out) as unfinished:
-        return write_folder(dataset, Target(unfinished, dataset.classes, polygons), kind, on_progress=on_progress)
+        target = Target(unfinished, dataset.classes, polygons)
+        items, left_out = write_folder(dataset, target, FORMATS[kind], partial(_stored, dataset), on_progress)
+        return len(items), left_out
 
 
 def write_folder(
-    dataset: Dataset, target: Target, kind: str, *, on_progress: Progress | None = None
-) -> tuple[int, dict[str, str]]:
-    """As `convert`, into a folder that is there; each file appears whole."""
-    form = FORMATS[kind]
+    dataset: Dataset,
+    target: Target,
+    form: Format,
+    labelled: Callable[[Sample], LabelledFile],
+    on_progress: Progress | None = None,
+) -> tuple[dict[str, Item], dict[str, str]]:
+    """Returns sample id -> what was written into a folder that is there, and -> why, of those left out.
+
+    Each file appears whole. `labelled` opens a sample as its file is to be.
+    """
     part_of = {sample_id: part for part, ids in dataset.splits.items() for sample_id in ids}
     left_out = {each.id: NO_SPLIT for each in dataset.samples if dataset.splits and each.id not in part_of}
     samples = [sample for sample in dataset.samples if sample.id not in left_out]
     names = _file_names(samples)
 
     def write(sample: Sample) -> Item:
-        found = open_sample(dataset, sample)
-        item = Item(names[sample.id], "", part_of.get(sample.id, ""), found.ids.shape)
-        suffix, content = _image_file(sample, found.image)
-        item = replace(item, image=f"{item.name}{suffix}")
-        write_bytes(target.folder / form.images.format(split=item.split) / item.image, content)
-        return replace(item, entry=form.add(target, item, found.ids))
+        file = labelled(sample)
+        name = names[sample.id]
+        item = Item(name, f"{name}{file.suffix}", part_of.get(sample.id, ""), file.ids.shape)
+        write_bytes(target.folder / form.images.format(split=item.split) / item.image, file.content)
+        return replace(item, entry=form.add(target, item, file.ids))
 
-    items = []
+    items: dict[str, Item] = {}
     for sample, item in outcomes(write, samples, on_progress):
         if isinstance(item, str):
             left_out[sample.id] = item
         else:
-            items.append(item)
+            items[sample.id] = item
     if not items:
-        raise PetsegError(f"{dataset.name}: none of {len(dataset.samples)} images can be written")
-    form.finish(target, items)
-    return len(items), left_out
+        reason = next(iter(left_out.values()), "there are none")
+        raise PetsegError(f"{dataset.name}: none of {len(dataset.samples)} images can be written (first: {reason})")
+    form.finish(target, list(items.values()))
+    return items, left_out
 
 
 def _file_names(samples: Sequence[Sample]) -> dict[str, str]:
@@ -125,15 +157,16 @@ def _file_names(samples: Sequence[Sample]) -> dict[str, str]:
     return names
 
 
-def _image_file(sample: Sample, image: Image.Image) -> tuple[str, bytes]:
-    """Returns suffix and content of an image's file: as it is, or as a PNG without rotation by EXIF."""
+def _stored(dataset: Dataset, sample: Sample) -> LabelledFile:
+    """Returns an image's file as it is, or as a PNG where EXIF turns it: programs then show it as its label is."""
+    found = open_sample(dataset, sample)
     with opened(sample.image, sample.id) as file:
         turned = orientation(file) != 1
     if not turned:
-        return sample.image.suffix, sample.image.read_bytes()
+        return LabelledFile(sample.image.suffix, sample.image.read_bytes(), found.ids)
     stream = BytesIO()
-    image.save(stream, "PNG")  # every program shows its pixels as the label describes them
-    return ".png", stream.getvalue()
+    found.image.save(stream, "PNG")
+    return LabelledFile(".png", stream.getvalue(), found.ids)
 
 
 def _png(ids: UInt8, colours: UInt8) -> bytes:
@@ -288,15 +321,6 @@ def _add_labelme(target: Target, item: Item, ids: UInt8) -> None:
 
 def _finish_labelme(target: Target, items: Sequence[Item]) -> None:
     write_classes(target)
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a format is written."""
-
-    images: str  # folder of the images
-    add: Callable[[Target, Item, UInt8], Any]  # writes the files of one image; returns what is of the files of all
-    finish: Callable[[Target, Sequence[Item]], None]
 
 
 FORMATS: Mapping[str, Format] = {
