@@ -387,6 +387,51 @@ class Findings(Record):
         return next(experiment for experiment in self.experiments if experiment.name == name)
 
 
+Level = Literal["error", "warning", "note"]  # an error would spoil training
+
+
+class CheckFinding(Record):
+    """One kind of thing that `petseg data check` found."""
+
+    level: Level
+    found: str
+    count: int
+    names: tuple[str, ...]  # files, sample ids or classes
+    action: str  # what petseg does with them
+    advice: str = ""  # what the user can do
+
+
+class ClassBalance(Record):
+    """How much of a dataset's labels one class is, at the images' own size."""
+
+    name: str
+    share: float  # of the labelled pixels of the training images, 0..1
+    images: dict[str, int]  # split -> images that hold it
+    weight: float  # of `train.class_weights = "median_frequency"`, 0 for a class in no training image
+
+
+class DataCheck(Record):
+    """What `petseg data check --json` prints."""
+
+    kind: Literal["data check"] = "data check"
+    version: Literal[1] = 1
+    name: str  # of the dataset
+    provenance: str
+    images: int
+    usable: int  # images that are not left out
+    splits: dict[str, int]  # split -> usable images
+    smallest: tuple[int, int] | None  # width and height of the smallest image, by pixels; None where none opens
+    largest: tuple[int, int] | None
+    size: int  # side in pixels at which training would see them
+    classes: tuple[ClassBalance, ...]
+    findings: tuple[CheckFinding, ...]
+
+    @property
+    def spoiled(self) -> int:
+        """How many kinds of errors there are."""
+        return sum(finding.level == "error" for finding in self.findings)
+
+
 RecordT = TypeVar("RecordT", bound=Record)
 
 

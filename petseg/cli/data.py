@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from petseg.cli.options import DataOption, SizeOption, checked_size
-from petseg.cli.terminal import print_table, progress_bar
+from petseg.cli.options import DataOption, SetOption, SizeOption, checked_size
+from petseg.cli.terminal import print_lines, print_table, progress_bar
 from petseg.errors import PetsegError
+from petseg.units import plural
 
 if TYPE_CHECKING:
     from petseg.config import DataConfig
     from petseg.data.cache import Prepared
     from petseg.data.dataset import Dataset
+    from petseg.schema import DataCheck
 
+STYLES = {"error": "bold red", "warning": "yellow", "note": ""}  # of `schema.Level`
 app = typer.Typer(help="Get, check and prepare the dataset.", no_args_is_help=True)
 
 
@@ -31,22 +34,54 @@ def get(
 
 
 @app.command()
-def check(data: DataOption = None) -> None:
-    """Open every pair; print what was found and what happens to it. Exit code 1 if something is left out."""
-    from petseg.config import DataConfig
-    from petseg.data.check import check_samples
+def check(
+    folder: Annotated[Path | None, typer.Argument(help="The same as --data.", show_default=False)] = None,
+    data: DataOption = None,
+    settings: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Open every pair; print class balance, what is wrong and what to do. Exit code 1 if it would spoil training."""
+    from petseg.config import load_recipe
+    from petseg.data.check import check_dataset
 
-    folder = data_folder(data)
-    dataset = open_data(folder, DataConfig())
+    if folder and data:
+        raise PetsegError(f"two folders were given, {folder} and --data {data}; give one")
+    config = load_recipe("default", settings or ()).data
+    dataset = open_data(data_folder(folder or data), config)
     with progress_bar() as advance:
-        findings = check_samples(dataset, on_progress=lambda done, total: advance("check", done, total))
-    rows = []
-    for finding in findings:
-        shown = ", ".join(finding.names[:6]) + (f", ... (+{len(finding.names) - 6})" if len(finding.names) > 6 else "")
-        rows.append((finding.found, f"{finding.count:,}", finding.action, shown))
-    print_table(f"{folder}: {dataset.provenance}", ("found", ">files", "what happens", "names"), rows)
-    if any(finding.left_out for finding in findings):
+        found = check_dataset(dataset, config.size, on_progress=lambda done, total: advance("check", done, total))
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        _print_check(found)
+    if found.spoiled:
         raise typer.Exit(1)
+
+
+def _print_check(found: "DataCheck") -> None:
+    sizes = [f"{width} x {height}" for width, height in dict.fromkeys(filter(None, (found.smallest, found.largest)))]
+    print_lines(f"{found.name}: {found.provenance}")
+    counts = f"{plural(found.images, 'image')}, {found.usable:,} usable"
+    print_lines(f"{counts}, {' to '.join(sizes) or 'none'} px; training sees them at {found.size} px")
+    rows = [
+        (
+            entry.name,
+            f"{100 * entry.share:.2f} %",
+            *(f"{count:,}" for count in entry.images.values()),
+            f"{entry.weight:.3g}",
+        )
+        for entry in found.classes
+    ]
+    columns = ("class", ">pixels", *(f">{part}" for part in found.splits), ">weight")
+    print_table("Training pixels, images that hold the class, median-frequency weight", columns, rows)
+    for finding in found.findings:
+        names = ", ".join(finding.names[:6]) + (f", ... (+{len(finding.names) - 6:,})" if finding.names[6:] else "")
+        head = f"{finding.level}: {finding.found}: {finding.count:,} ({finding.action})"
+        print_lines(head, style=STYLES[finding.level])
+        print_lines(names, indent=4)
+        print_lines(finding.advice, indent=4)
+    spoiled = f"{plural(found.spoiled, 'error')} above would spoil training: mend what they name, and check again."
+    print_lines(spoiled if found.spoiled else "Nothing here would spoil training.")
 
 
 @app.command()

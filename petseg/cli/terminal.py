@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Literal, TextIO
@@ -78,3 +79,14 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def print_lines(text: str, *, indent: int = 0, style: str = "") -> None:
+    """Prints a text in lines of the terminal's width."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console, space = Console(), " " * indent
+    lines = textwrap.wrap(text, console.width, initial_indent=space, subsequent_indent=space, break_on_hyphens=False)
+    for line in lines:
+        console.print(Text(line, style=style), soft_wrap=True)

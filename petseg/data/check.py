@@ -1,53 +1,294 @@
-"""`petseg data check`: which files of a data folder are unusual, and what happens to each."""
+"""`petseg data check`: how balanced a dataset's classes are, and what is wrong with which file; what stops training."""
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from petseg.data.dataset import SUSPECT, Dataset, Progress
-from petseg.data.images import open_sample, outcomes
+import numpy as np
 
-SKIPPED = {  # kind of file that is no sample, as a source names it -> what happens to it; every other kind is skipped
-    "second image of one name": "left out",
-    "second trimap of one name": "left out",
-    "image without trimap": "left out",
-    "trimap without image": "left out",
-    "listed, but no image": "left out",
-    "pair in no list": "in protocol seed only; species and breed from its name",
-}
+from petseg.data.balance import Counts, class_pixels, median_frequency
+from petseg.data.cache import Prepared
+from petseg.data.dataset import SUSPECT, Dataset, Progress, Sample
+from petseg.data.duplicates import NEAR, perceptual_hash
+from petseg.data.images import EXIF_UNSURE, open_sample, outcomes
+from petseg.errors import PetsegError
+from petseg.schema import CheckFinding, ClassBalance, DataCheck, Level
 
-HANDLED = {SUSPECT: "kept: it counts as all background and border, as in everybody's figures"}  # other notes: kept
+TOLERATED = 0.1  # share of the images that may be left out; more are a fault of the whole set
+RARE = 0.01  # share of the labelled pixels below which a class is almost empty: CamVid's pole, sign and bicyclist
+PARTS = ("train", "val", "test")
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One row of the table."""
+class Rule:
+    """What one kind of finding means."""
 
-    found: str
-    count: int
+    pattern: str  # of what a source or a reader calls it
+    level: Level
     action: str
-    names: tuple[str, ...]  # files or sample ids, sorted; empty for the row of sound pairs
-    left_out: bool
+    advice: str = ""
+    found: str = ""  # as it is called here; "": as there
 
 
-def check_samples(dataset: Dataset, *, on_progress: Progress | None = None) -> list[Finding]:
-    """Returns a row for the sound pairs, then one for each kind of unusual file, after opening every pair."""
-    noted: dict[str, list[str]] = defaultdict(list)
-    broken: dict[str, list[str]] = defaultdict(list)
-    sound = 0
-    for sample, notes in outcomes(lambda sample: open_sample(dataset, sample).notes, dataset.samples, on_progress):
-        if isinstance(notes, str):
-            # what does not differ from sample to sample: no brackets, what stands after ';'
-            kind = re.sub(r"\(.*\)", "", notes.removeprefix(f"{sample.id}: ")).strip().rpartition("; ")[2]
-            broken[kind].append(sample.id)
+RULES = (  # the first that matches
+    Rule(
+        "smoothed edges",
+        "error",
+        "stops training",
+        "Write masks without smoothing: nearest neighbour where they are resized, no antialiasing, PNG and not JPEG.",
+        "mask with smoothed edges, whose values lie between two classes",
+    ),
+    Rule(
+        "which no class has",
+        "error",
+        "stops training",
+        "Name these values in classes.toml, as a class or under ignore, or mend the masks.",
+        "mask with values that no class has",
+    ),
+    Rule(
+        "lies on its side",
+        "warning",
+        "left out",
+        "Turn the image or the mask; some tools apply the rotation that cameras note (EXIF), others drop it.",
+        "image or mask that lies on its side",
+    ),
+    Rule(
+        "different shapes",
+        "warning",
+        "left out",
+        "Export each mask again, from its own image and at that size.",
+        "image and mask of different shapes",
+    ),
+    Rule("cannot be decoded", "warning", "left out", "Copy the file again, or export it again as PNG or JPEG."),
+    Rule("remapped", "warning", "left out", "Take the trimaps as they were published."),
+    Rule("^image without", "warning", "left out", "Label it; a mask is named as its image."),
+    Rule("without image$", "warning", "left out", "Add the image; it is named as its mask."),
+    Rule("^second ", "warning", "left out", "Keep one of the two."),
+    Rule("^(listed|annotated), but", "warning", "left out", "Correct the list, or add what it names."),
+    Rule("^pair in no list", "note", "in protocol seed only; species and breed from its name"),
+    Rule("^pair in no split", "note", "not used"),
+    Rule(
+        "of another size",
+        "warning",
+        "kept",
+        "Look at one with its image; masks of the image's own size are exact.",
+    ),
+    Rule(
+        re.escape(EXIF_UNSURE),
+        "warning",
+        "kept",
+        "Look at one with its mask; where a viewer turns the image alone, save its pixels turned.",
+    ),
+    Rule(SUSPECT, "note", "kept: all background and border, as in everybody's figures"),
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the check keeps of one sample."""
+
+    notes: tuple[str, ...]
+    pixels: Counts  # int64 [C], by class
+    size: tuple[int, int]  # width and height
+    hash: int
+
+
+def check_dataset(dataset: Dataset, size: int, on_progress: Progress | None = None) -> DataCheck:
+    """Returns the balance of a dataset's classes and what is wrong with it, after opening every pair.
+
+    `size` is the side in pixels at which training would see the images.
+    """
+    seen: dict[str, Seen] = {}
+    reasons: dict[str, str] = {}
+    for sample, found in outcomes(partial(_look, dataset), dataset.samples, on_progress):
+        if isinstance(found, str):
+            reasons[sample.id] = found.removeprefix(f"{sample.id}: ")
         else:
-            sound += not notes
-            for note in notes:
-                noted[note].append(sample.id)
-    rows = [
-        *((kind, HANDLED.get(kind, "kept"), names) for kind, names in sorted(noted.items())),
-        *((kind, "left out", names) for kind, names in sorted(broken.items())),
-        *((kind, SKIPPED.get(kind, "skipped"), names) for kind, names in dataset.skipped.items()),
+            seen[sample.id] = found
+    ordered = sorted(dataset.splits, key=lambda part: (PARTS.index(part) if part in PARTS else len(PARTS), part))
+    parts = {part: [one for one in dataset.splits[part] if one in seen] for part in ordered}
+    none = np.zeros((0, len(dataset.classes)), np.int64)
+    counts = {part: np.stack([seen[one].pixels for one in ids]) if ids else none for part, ids in parts.items()}
+    balance = _balance([entry.name for entry in dataset.classes], counts)
+    findings = [
+        *_of_files(dataset, seen, reasons),
+        *_of_classes(balance),
+        *_of_labels(seen),
+        *_of_sizes(seen, size),
+        *_of_duplicates(seen, parts),
     ]
-    found = [Finding(kind, len(names), action, tuple(names), action == "left out") for kind, action, names in rows]
-    return [Finding("sound pair", sound, "used", (), False), *found]
+    if dataset.refusal and not any(finding.level == "error" for finding in findings):
+        findings.append(CheckFinding(level="error", found=dataset.refusal, count=1, names=(), action="stops training"))
+    sizes = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
+    return DataCheck(
+        name=dataset.name,
+        provenance=dataset.provenance,
+        images=len(dataset.samples),
+        usable=len(seen),
+        splits={part: len(ids) for part, ids in parts.items()},
+        smallest=sizes[0] if sizes else None,
+        largest=sizes[-1] if sizes else None,
+        size=size,
+        classes=balance,
+        findings=tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))),
+    )
+
+
+def _look(dataset: Dataset, sample: Sample) -> Seen:
+    opened = open_sample(dataset, sample)
+    pixels = class_pixels(opened.ids, len(dataset.classes))
+    return Seen(opened.notes, pixels, opened.image.size, perceptual_hash(opened.image))
+
+
+def _of_files(dataset: Dataset, seen: Mapping[str, Seen], reasons: Mapping[str, str]) -> Iterator[CheckFinding]:
+    """Yields what cannot be used, what is unusual and what is no sample."""
+    left_out, noted = defaultdict[Rule, list[str]](list), defaultdict[Rule, list[str]](list)
+    for name, reason in reasons.items():
+        # what does not differ from sample to sample: no brackets, what stands after ';'
+        kind = re.sub(r"\(.*\)", "", reason).strip().rpartition("; ")[2]
+        left_out[_rule(kind, reason, Rule(kind, "warning", "left out"))].append(name)
+    for name, one in seen.items():
+        for note in one.notes:
+            noted[_rule(note, note, Rule(note, "note", "kept"))].append(name)
+    for rule, names in left_out.items():
+        many = len(reasons) > TOLERATED * len(dataset.samples)
+        yield _finding("error" if many else rule.level, rule, names)
+    for rule, names in noted.items():
+        yield _finding(rule.level, rule, names)
+    for kind, files in dataset.skipped.items():
+        rule = _rule(kind, kind, Rule(kind, "note", "skipped"))
+        yield _finding(rule.level, rule, files)
+
+
+def _rule(kind: str, text: str, otherwise: Rule) -> Rule:
+    found = next((rule for rule in RULES if re.search(rule.pattern, text)), otherwise)
+    return Rule("", found.level, found.action, found.advice, found.found or kind)
+
+
+def _finding(level: Level, rule: Rule, names: Sequence[str]) -> CheckFinding:
+    return CheckFinding(
+        level=level,
+        found=rule.found,
+        count=len(names),
+        names=tuple(names),
+        action=rule.action,
+        advice=rule.advice,
+    )
+
+
+def _balance(names: Sequence[str], counts: Mapping[str, Counts]) -> tuple[ClassBalance, ...]:
+    training = counts.get("train", np.zeros((0, len(names)), np.int64))
+    shares, weights = training.sum(axis=0) / max(1, training.sum()), median_frequency(training)
+    return tuple(
+        ClassBalance(
+            name=name,
+            share=float(shares[place]),
+            images={part: int((own[:, place] > 0).sum()) for part, own in counts.items()},
+            weight=float(weights[place]),
+        )
+        for place, name in enumerate(names)
+    )
+
+
+def _of_classes(balance: Sequence[ClassBalance]) -> Iterator[CheckFinding]:
+    """Yields which classes are absent or almost empty."""
+
+    def finding(level: Level, found: str, some: Sequence[ClassBalance], advice: str) -> Iterator[CheckFinding]:
+        if some:
+            names = tuple(entry.name for entry in some)
+            yield CheckFinding(level=level, found=found, count=len(some), names=names, action="kept", advice=advice)
+
+    trained = [entry for entry in balance if entry.images.get("train")]
+    unseen = [entry for entry in balance if entry not in trained and any(entry.images.values())]
+    move = "Move an image that holds it into training, or ignore the class."
+    yield from finding("error", "class in no training image", unseen, move)
+    if len(trained) == 1:
+        yield from finding("error", "the only class in training", trained, "Label a second class, or mend the masks.")
+    unused = [entry for entry in balance if not any(entry.images.values())]
+    yield from finding("warning", "class in no image", unused, "Label some, or leave the class out.")
+    for part in [part for part in balance[0].images if part != "train"]:
+        lacking = [entry for entry in trained if not entry.images[part]]
+        move = f"It has no score there: move an image that holds it into {part}."
+        yield from finding("warning", f"class in no {part} image", lacking, move)
+    rare = [entry for entry in trained if entry.share < RARE]
+    weights = ", ".join(f"{entry.name} {entry.weight:.3g}" for entry in rare)
+    weigh = (
+        "Weigh classes in the loss: --set train.class_weights=median_frequency. A class weighs median(f) / f, f being "
+        f"its share of the pixels of the images that hold it: {weights}."
+    )
+    yield from finding("warning", f"class of less than {100 * RARE:g} % of the training pixels", rare, weigh)
+
+
+def _of_labels(seen: Mapping[str, Seen]) -> Iterator[CheckFinding]:
+    kinds = {
+        0: ("warning", "label without a labelled pixel", "Label it, or leave the image out."),
+        1: ("note", "label of one class alone", ""),
+    }
+    for held, (level, found, advice) in kinds.items():
+        names = [
+            name for name, one in seen.items() if np.count_nonzero(one.pixels) == held and SUSPECT not in one.notes
+        ]
+        if names:
+            yield _finding(level, Rule("", level, "kept", advice, found), names)  # type: ignore[arg-type]
+
+
+def _of_sizes(seen: Mapping[str, Seen], size: int) -> Iterator[CheckFinding]:
+    small = {name: max(one.size) for name, one in seen.items() if max(one.size) < size}
+    if small:
+        fitting = max(16, int(np.median([*small.values()])) // 16 * 16)
+        advice = f"They are enlarged to {size} px: train at their size, --set data.size={fitting}."
+        yield _finding("warning", Rule("", "warning", "kept", advice, f"image smaller than {size} px"), [*small])
+
+
+def _of_duplicates(seen: Mapping[str, Seen], parts: Mapping[str, Sequence[str]]) -> Iterator[CheckFinding]:
+    """Yields which images have a near-duplicate in an earlier split."""
+    names, earlier = [], list[tuple[str, str]]()
+    for part, ids in parts.items():
+        hashes = np.array([seen[one].hash for one, _ in earlier], np.uint64)
+        for one in ids if earlier else ():
+            near = np.flatnonzero(np.bitwise_count(hashes ^ np.uint64(seen[one].hash)) <= NEAR)
+            if len(near):
+                other, where = earlier[near[0]]
+                names.append(f"{one} ({part}) ~ {other} ({where})")
+        earlier += [(one, part) for one in ids]
+    advice = "Scores on them are too good: keep each pair in one split. Splits that petseg draws do."
+    if names:
+        yield _finding("warning", Rule("", "warning", "kept", advice, "near-duplicate in another split"), names)
+
+
+def refuse_spoiled(prepared: Prepared) -> None:
+    """Raises `PetsegError` where training would be wasted: many images left out, or a class only where it is scored."""
+    dataset, left_out = prepared.dataset, prepared.left_out
+    if len(left_out) > TOLERATED * len(dataset.samples):
+        first = next(iter(left_out.items()))
+        reason = f"{first[0]}: {first[1].removeprefix(f'{first[0]}: ')}"
+        raise PetsegError(
+            f"{dataset.name}: {len(left_out):,} of {len(dataset.samples):,} images cannot be used (first: {reason}); "
+            "`petseg data check` lists them: mend them or take them out"
+        )
+    wanted = len(dataset.classes)
+    trained = set[int]()
+    for row in prepared.rows(dataset.splits["train"]).tolist():
+        trained |= {*np.flatnonzero(class_pixels(prepared.label(row), wanted)).tolist()}
+        if len(trained) == wanted:
+            return  # after a few images, in most datasets
+    if len(trained) == 1:
+        name = dataset.classes[trained.pop()].name
+        raise PetsegError(
+            f"{dataset.name}: all training labels are {name}; wanted two classes or more: `petseg data check` shows "
+            "what masks hold"
+        )
+    for label in sorted({*range(wanted)} - trained):
+        scored = (one for part, ids in dataset.splits.items() if part != "train" for one in ids)
+        held = [
+            prepared.samples[row].id for row in prepared.rows(scored).tolist() if (prepared.label(row) == label).any()
+        ]
+        if held and trained:
+            names = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
+            raise PetsegError(
+                f"{dataset.name}: class {dataset.classes[label].name} is in no training image, but in {len(held)} that "
+                f"are scored ({names}); move one into training or ignore the class (`petseg data check`)"
+            )

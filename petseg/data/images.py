@@ -58,6 +58,10 @@ UNREADABLE = (  # what Pillow raises for files that are no image, damaged, or to
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 SAME_ASPECT = 0.02  # a label of another size is resized when the ratio of its sides differs by less than this share
+EXIF_NOT_APPLIED = "EXIF rotation, not applied (the label has none)"
+EXIF_APPLIED = "EXIF rotation, applied (the label has it)"
+EXIF_UNSURE = "EXIF rotation, not applied (the label's shape does not tell)"
+Size = tuple[int, int]  # width and height
 Result = TypeVar("Result")
 
 
@@ -212,30 +216,55 @@ def read_ids(path: Path, kind: str = "label") -> npt.NDArray[Any]:
 def open_sample(dataset: Dataset, sample: Sample, *, draft: int | None = None) -> LabelledImage:
     """Returns the image as RGB and its class ids, both at the image's own size and orientation on disk.
 
-    EXIF rotation is not applied: labels were drawn on the stored pixels. `draft` lets the JPEG decoder reduce the image
-    (the label stays), as long as both sides keep this many pixels. Raises `PetsegError` with the reason that
-    `petseg data check` prints.
+    EXIF rotation is applied only where the label has the shape of the turned image alone: most are drawn on the stored
+    pixels. `draft` lets the JPEG decoder reduce the image (the label stays), as long as both sides keep this many
+    pixels. Raises `PetsegError` with the reason that `petseg data check` prints.
     """
     notes: list[str] = []
     with opened(sample.image, f"{sample.id}: image") as file:
-        own_size = file.size
-        if file.format != "JPEG":
+        own_size, turn = _frame(file)
+        if file.format != "JPEG" and sample.image.suffix.lower() not in FORMATS[str(file.format)]:
             notes.append(f"{file.format} named {sample.image.suffix}")
-        # a JPEG without the segment needs no parsing
-        if (file.format != "JPEG" or "exif" in file.info) and orientation(file) != 1:
-            notes.append("EXIF rotation, not applied (the label has none)")
         if draft is not None:
             file.draft("RGB", (draft, draft))
         image = to_rgb(file, notes)
-    ids = _match(dataset.read_label(sample), own_size, sample.id, notes)
-    return LabelledImage(image, ids, tuple(notes))
+    label = dataset.read_label(sample)
+    if turn := _applied(label, own_size, turn, notes):
+        image, own_size = image.transpose(Image.Transpose[TURNS[turn]]), _turned(own_size, turn)
+    return LabelledImage(image, _match(label, own_size, sample.id, notes), tuple(notes))
 
 
 def open_ids(dataset: Dataset, sample: Sample) -> UInt8:
     """Returns the class ids at the image's own size, as `open_sample` does, without decoding the image."""
     with opened(sample.image, f"{sample.id}: image") as file:
-        own_size = file.size
-    return _match(dataset.read_label(sample), own_size, sample.id, [])
+        own_size, turn = _frame(file)
+    label = dataset.read_label(sample)
+    return _match(label, _turned(own_size, _applied(label, own_size, turn, [])), sample.id, [])
+
+
+def _frame(file: Image.Image) -> tuple[Size, int]:
+    """Returns the width and height of an image as it is decoded, and the EXIF orientation that is left to apply."""
+    # a JPEG without the segment needs no parsing
+    turn = orientation(file) if file.format != "JPEG" or "exif" in file.info else 1
+    return (_turned(file.size, turn), 1) if file.format == "TIFF" else (file.size, turn)  # Pillow itself turns a TIFF
+
+
+def _turned(size: Size, turn: int) -> Size:
+    return size[::-1] if turn >= 5 else size  # TURNS from there on lay an image on its side
+
+
+def _applied(label: Label, own_size: Size, turn: int, notes: list[str]) -> int:
+    """Returns the EXIF orientation to apply to an image, 0 for none; what was decided goes to `notes`."""
+    if turn not in TURNS:
+        return 0
+    stored, shown = _same_shape(label.ids, own_size), _same_shape(label.ids, _turned(own_size, turn))
+    notes.append(EXIF_UNSURE if stored and shown else EXIF_APPLIED if shown else EXIF_NOT_APPLIED)
+    return turn if shown and not stored else 0
+
+
+def _same_shape(ids: UInt8, size: Size) -> bool:
+    height, width = ids.shape
+    return abs(math.log(width / height * size[1] / size[0])) <= SAME_ASPECT
 
 
 CHUNK = 5  # samples that a thread takes at once: handing out single ones costs a tenth of the speed
@@ -275,14 +304,16 @@ def outcomes(
                 future.cancel()
 
 
-def _match(label: Label, own_size: tuple[int, int], name: str, notes: list[str]) -> UInt8:
-    """Returns the ids at `own_size` (width, height); what was done goes to `notes`."""
+def _match(label: Label, own_size: Size, name: str, notes: list[str]) -> UInt8:
+    """Returns the ids at `own_size`; what was done goes to `notes`."""
     ids, (own_width, own_height) = label.ids, own_size
     height, width = ids.shape
     if (width, height) != own_size:
-        if abs(math.log(width / height * own_height / own_width)) > SAME_ASPECT:
+        if not _same_shape(ids, own_size):
             sizes = f"label is {width}x{height}, image {own_width}x{own_height}"
-            raise PetsegError(f"{name}: {sizes}; different shapes cannot be matched")
+            lies = _same_shape(ids, (own_height, own_width))
+            fault = "one of them lies on its side" if lies else "different shapes cannot be matched"
+            raise PetsegError(f"{name}: {sizes}; {fault}")
         ids = resize_ids(ids, (own_height, own_width))
         notes.append("label of another size, resized (nearest)")
     notes.extend(label.notes)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from pydantic import TypeAdapter
 
@@ -22,6 +23,9 @@ from petseg.errors import PetsegError
 
 Kind = Literal["ids", "indexed", "colours"]
 ROWS = TypeAdapter(dict[str, tuple[Kind, dict[int, int], dict[int, int]]])
+REACH = 8  # pixels from an edge to where a smoothed one ends, at most
+OVERSHOOT = 0.15  # share of an edge's height by which bicubic and Lanczos filters go beyond it
+SMOOTHED = ": smoothed edges, values between two classes"
 MAX_VALUES = 4096  # different values in a mask, beyond which it is a photo and they are not listed
 
 
@@ -99,6 +103,22 @@ def scan_all(samples: Sequence[Sample], on_progress: Progress | None = None) -> 
     return remembered("masks-v1", "", (sample.label for sample in samples), Work(make, read))
 
 
+def smoothed(channels: npt.NDArray[Any], wrong: npt.NDArray[np.bool_]) -> bool:
+    """Returns whether nearly all `wrong` pixels, [H, W], lie between right ones near them in each of the channels.
+
+    Channels are [c, H, W]. Then an edge was interpolated; a class without a name has an inside.
+    """
+    rows, columns = np.nonzero(wrong)
+    some = np.linspace(0, len(rows) - 1, min(len(rows), 500)).astype(int)
+    rows, columns, sides = rows[some], columns[some], (2 * REACH + 1, 2 * REACH + 1)
+    padded = np.pad(channels, ((0, 0), (REACH, REACH), (REACH, REACH)))
+    around = sliding_window_view(padded, sides, axis=(1, 2))[:, rows, columns].astype(np.int64)
+    right = sliding_window_view(np.pad(~wrong, REACH), sides)[rows, columns]
+    low, high = around.min(axis=(2, 3), initial=1 << 32, where=right), around.max(axis=(2, 3), initial=-1, where=right)
+    own, beyond = channels[:, rows, columns], OVERSHOOT * (high - low)
+    return bool(((low - beyond <= own) & (own <= high + beyond)).all(axis=0).mean() > 0.9)
+
+
 @dataclass(frozen=True)
 class Table:
     """Which class each value of a dataset's masks is."""
@@ -146,7 +166,9 @@ class Table:
         if wrong.any():
             found, counts = np.unique(values[wrong], return_counts=True)
             worst = int(counts.argmax())
-            raise PetsegError(f"{sample.id}: mask has {self.fault(int(found[worst]), int(counts[worst]))}")
+            fault = self.fault(int(found[worst]), int(counts[worst]))
+            channels = [values >> shift & 0xFF for shift in (16, 8, 0)] if self.by_colour else [values]
+            raise PetsegError(f"{sample.id}: mask has {fault}{SMOOTHED if smoothed(np.array(channels), wrong) else ''}")
         return Label(known)
 
     def _values(self, image: Image.Image, sample: Sample) -> npt.NDArray[Any]:

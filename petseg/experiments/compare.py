@@ -19,6 +19,7 @@ from PIL import Image
 from petseg import __version__, environment, schema, storage
 from petseg.config import Recipe, RunConfig
 from petseg.data.cache import Prepared
+from petseg.data.check import refuse_spoiled
 from petseg.data.dataset import SUSPECT, palette, scored_ids
 from petseg.data.images import open_sample, resize_ids
 from petseg.errors import PetsegError
@@ -68,6 +69,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     recipe, hardware = plan.recipe, plan.hardware
     configs = {name: run_config(recipe, name) for name in recipe.models}
     folders = {name: out / "runs" / folder_name(name) for name in configs}
+    refuse_spoiled(prepared)
     splits = load_splits(prepared, configs[recipe.models[0]], hardware.device)
     split = plan.scored_splits(splits)[-1]
     with runs.new_folder(out, resume=plan.resume, kind="comparison", own="runs"):

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from petseg.config import RunConfig, TrainConfig
 from petseg.data.augment import augment
 from petseg.data.cache import Prepared
+from petseg.data.check import refuse_spoiled
 from petseg.data.dataset import IGNORE
 from petseg.errors import DivergedError, PetsegError
 from petseg.models import pretrain
@@ -59,6 +60,7 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
     hardware = execution.hardware or choose_hardware(config.train.precision)
     if config.train.compile:
         _check_compiler(hardware.device)
+    refuse_spoiled(prepared)
     splits = execution.splits or load_splits(prepared, config, hardware.device)
     if splits["train"].dataset.classes != prepared.dataset.classes:
         raise PetsegError("the splits hold other classes than the dataset; load them from the same dataset")

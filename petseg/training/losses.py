@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from petseg.data.balance import class_pixels, median_frequency
 from petseg.data.dataset import IGNORE, UInt8
 
 
@@ -56,14 +57,6 @@ def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
 
 
 def median_frequency_weights(labels: Iterable[UInt8], num_classes: int) -> Tensor:
-    """Returns float32 [C]: median(f) / f_c, where f_c is the share of class c in the images that hold it.
-
-    Of labels, each uint8 [H, W]; an absent class weighs 0. SegNet's weights: Eigen and Fergus, arXiv 1411.4734, 6.3.2.
-    """
-    counts = np.stack([np.bincount(image.ravel(), minlength=256)[:num_classes] for image in labels]).astype(np.float64)
-    pixels = counts.sum(axis=1, keepdims=True)
-    totals = (pixels * (counts > 0)).sum(axis=0)
-    frequency = np.divide(counts.sum(axis=0), totals, out=np.zeros(num_classes), where=totals > 0)
-    middle = np.median(frequency[frequency > 0]) if frequency.any() else 0.0
-    weights = np.divide(middle, frequency, out=np.zeros(num_classes), where=frequency > 0)
+    """Returns the weights of `balance.median_frequency`, float32 [C], for labels that are each uint8 [H, W]."""
+    weights = median_frequency(np.stack([class_pixels(image, num_classes) for image in labels]))
     return torch.from_numpy(weights.astype(np.float32))

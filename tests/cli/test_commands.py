@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 from petseg import __version__
 from petseg.cli import main
 from petseg.errors import PetsegError
+from petseg.schema import DataCheck
 from tests.conftest import TINY
 from tests.data.traps import make_trapped_pets
 
@@ -32,7 +34,7 @@ COMMANDS = {  # every command with its flags and arguments
     "bench": "--data --model --out --runtime --size --threads --turns",
     "data": "",
     "data get": "--data",
-    "data check": "--data",
+    "data check": "--data --json --set FOLDER",
     "data prepare": "--data --size",
     "data convert": "--format --out --polygons DATA",
     "data merge": "--out DATA",
@@ -226,12 +228,26 @@ def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_data_check_prints_each_trap_and_exits_1(tmp_path):
+def test_data_check_prints_each_trap_in_lines_or_json_and_what_spoils_training_stops_it(tmp_path):
     folder = make_trapped_pets(tmp_path / "pets", size=48)
-    result = petseg("data", "check", "--data", folder)
+    result = petseg("data", "check", folder, COLUMNS="80")
     assert result.returncode == 1, result.stderr
     for trap in ("hidden file among the trimaps", "not a .jpg among the images", "GIF named .jpg", "cannot be decoded"):
         assert trap in result.stdout
+    assert "\nwarning: image smaller than 128 px: 1" in result.stdout
+    assert result.stdout.endswith("3 errors above would spoil training: mend what they name, and check again.\n")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    listed = petseg("data", "check", "--data", folder, "--json", "--set", "data.size=32")
+    found = DataCheck.model_validate_json(listed.stdout)
+    assert (listed.returncode, found.spoiled, found.size) == (1, 3, 32)
+    assert not any("smaller" in row.found for row in found.findings)
+    for command in (["train", "--out", tmp_path / "run"], ["compare", "--out", tmp_path / "run"]):
+        stopped = petseg(*command, "--data", folder, *SETTINGS)
+        assert stopped.returncode == 2
+        pattern = r"petseg: .*: 5 of \d+ images cannot be used \(first: .*`petseg data check` lists them"
+        assert re.match(pattern, stopped.stderr.splitlines()[-1])
+        assert not (tmp_path / "run").exists()
+    assert "two folders were given" in one_line_error(petseg("data", "check", folder, "--data", folder))
 
 
 def test_models_lists_every_model():

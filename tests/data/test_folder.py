@@ -6,7 +6,7 @@ from PIL import Image
 
 from petseg.config import DataConfig
 from petseg.data.cache import prepare
-from petseg.data.check import check_samples
+from petseg.data.check import check_dataset
 from petseg.data.images import open_sample
 from petseg.data.sources import open_dataset, recognise
 from tests.conftest import refused
@@ -238,8 +238,8 @@ def test_a_value_of_no_class_names_file_and_nearest_is_left_out_by_check_and_doe
     assert f"mask f has 96 pixels of {wrong}" in dataset.refusal
     assert "and so have 5 other masks; name it in classes.toml, as a class or under ignore" in dataset.refusal
     refused("^data folder .*which no class has", prepare, dataset, 16)
-    findings = check_samples(dataset)
-    assert [(row.count, row.names) for row in findings[1:]] == [(6, tuple("abcdef"))]
+    (row,) = [row for row in check_dataset(dataset, 16).findings if row.action == "stops training"]
+    assert (row.level, row.count, row.names) == ("error", 6, tuple("abcdef"))
 
 
 def test_a_damaged_mask_is_left_out_and_a_memo_is_made_anew(tmp_path, monkeypatch):
