@@ -1,6 +1,6 @@
 """Intervals: what a difference between two models is worth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 from petseg.metrics import Confusion, Score, mean_iou
 from petseg.schema import Estimate, PairedDifference
 
+Interval = tuple[float, float]
 Scoring = Callable[[Confusion], Score]  # of [..., C, C], or of other sums such as `metrics.boundary_sums`, to [...]
 
 
@@ -35,9 +36,37 @@ def paired_bootstrap(
     first, second = (_by_seed(confusions) for confusions in (first, second))
     own = score(first.sum(axis=1)) - score(second.sum(axis=1))
     resampled = _resampled(first, score, how) - _resampled(second, score, how)
-    drawn = _drawn(100 * own, 100 * resampled, how.seed)
-    interval = _estimate(100 * own, drawn, how.confidence)
-    return PairedDifference(**interval.model_dump(), share_left_better=float((drawn > 0).mean()))
+    return _difference(100 * own, _drawn(100 * own, 100 * resampled, how.seed), how)
+
+
+def many_to_one(
+    models: Sequence[Confusion], reference: Confusion, *, score: Scoring = mean_iou, how: Resampling = Resampling()
+) -> tuple[list[PairedDifference], list[Interval]]:
+    """Returns each model less the reference as `paired_bootstrap` does, and the simultaneous intervals of all of them.
+
+    Matrices are int64 [N, C, C], of one seed and the same images. See `simultaneous_intervals`.
+    """
+    assert {model.shape for model in models} <= {reference.shape}, "all models score the same images"
+    assert reference.ndim == 3, "one seed"
+    resampled, *others = (_resampled(_by_seed(each), score, how)[:, 0] for each in (reference, *models))
+    totals = score(np.stack([reference, *models]).sum(axis=1))
+    own, drawn = 100 * (totals[1:] - totals[0]), [100 * (other - resampled) for other in others]
+    together = simultaneous_intervals(np.stack(drawn, axis=1), how.confidence) if models else []
+    return [_difference(one, values, how) for one, values in zip(own[:, None], drawn, strict=True)], together
+
+
+def simultaneous_intervals(drawn: Score, confidence: float) -> list[Interval]:
+    """Returns (low, high) of K estimates such that all K hold at once with the given confidence.
+
+    `drawn` are the resamples, float64 [resamples, K], a row of the same images. Mandel and Betensky, "Simultaneous
+    confidence intervals based on the percentile bootstrap approach", 2008: percentile intervals of a higher level, the
+    same for all, so wide that this share of the rows lies within every one of them.
+    """
+    ranks = (drawn.argsort(axis=0).argsort(axis=0) + 0.5) / len(drawn)
+    outward = np.abs(2 * ranks - 1) * (np.ptp(drawn, axis=0) > 0)  # equal models take no part
+    level = np.quantile(outward.max(axis=1), confidence)
+    ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [(float(low), float(high)) for low, high in ends.T]
 
 
 def bootstrap(confusions: Confusion, *, score: Scoring = mean_iou, how: Resampling = Resampling()) -> Estimate:
@@ -79,6 +108,11 @@ def _drawn(own: Score, resampled: Score, seed: int) -> Score:
     levels = np.random.default_rng([seed, seeds]).permutation((np.arange(resamples) + 0.5) / resamples)
     deviations = stdtrit(seeds - 1, levels) * (-1 if middle < 0 else 1)
     return np.asarray(middle + shrink * (over_images - middle) + deviations * own.std(ddof=1) / np.sqrt(seeds))
+
+
+def _difference(own: Score, drawn: Score, how: Resampling) -> PairedDifference:
+    interval = _estimate(own, drawn, how.confidence)
+    return PairedDifference(**interval.model_dump(), share_left_better=float((drawn > 0).mean()))
 
 
 def _estimate(own: Score, drawn: Score, confidence: float) -> Estimate:

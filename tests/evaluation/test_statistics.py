@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from petseg.evaluation.statistics import Resampling, bootstrap, paired_bootstrap
+from petseg.evaluation.statistics import (
+    Resampling,
+    bootstrap,
+    many_to_one,
+    paired_bootstrap,
+    simultaneous_intervals,
+)
 from petseg.metrics import iou, mean_iou
 
 
@@ -155,3 +161,46 @@ def test_coverage_over_images_and_seeds(seeds, of_seed):
     drawn = [draw_trainings(seeds, 60, lead=0.03, seed=100 + study, of_seed=of_seed) for study in range(200)]
     studies = [paired(*pair, resamples=200, seed=study) for study, pair in enumerate(drawn)]
     assert 0.9 <= share_that_hold(truth, studies) <= 0.99
+
+
+@pytest.mark.parametrize(("models", "critical"), [(1, 1.96), (2, 2.21), (5, 2.51), (9, 2.69)])
+def test_simultaneous_intervals_are_dunnett_s_for_normal_errors(models, critical):
+    """Critical values for two-sided .05 and many degrees of freedom: C. W. Dunnett, Biometrics 20, 1964, table II."""
+    generator = np.random.default_rng(0)
+    middle, scale = generator.normal(size=(2, models))
+    scores = generator.normal(size=(400_000, models + 1))  # of the reference, and of each model
+    drawn = middle + scale * (scores[:, 1:] - scores[:, :1])
+    ends = np.array(simultaneous_intervals(drawn, 0.95)).T
+    reach = critical * np.sqrt(2) * np.abs(scale)
+    for found, wanted in zip(ends, (middle - reach, middle + reach), strict=True):
+        assert np.abs(found - wanted) / np.abs(scale) == pytest.approx(0, abs=0.04)
+
+
+def test_differences_from_one_reference_are_each_pair_s_and_an_equal_model_is_zero():
+    first, reference = draw_images(60, lead=0.03, seed=1)
+    second, _ = draw_images(60, lead=0.0, seed=1)
+    how = Resampling(resamples=300)
+    found, together = many_to_one([first, second, reference], reference, how=how)
+    assert found == [paired_bootstrap(model, reference, how=how) for model in (first, second, reference)]
+    assert together[2] == (0, 0)
+    for alone, (low, high) in zip(found, together, strict=True):
+        assert low <= alone.low <= alone.points <= alone.high <= high
+    assert many_to_one([], reference) == ([], [])
+    with pytest.raises(AssertionError, match="all models score the same images"):
+        many_to_one([first[:9]], reference)
+
+
+def test_family_wise_coverage():
+    """Of 200 studies of five models about 95 % hold all four differences at once; one by one fewer do."""
+    many = draw_trainings(5, 20_000, lead=0.03, seed=11, noise=0.2)[0]
+    scores = 100 * mean_iou(many.sum(axis=1))
+    truth = scores[1:] - scores[0]
+    drawn = [np.random.default_rng([12, study]).integers(0, 20_000, 60) for study in range(200)]
+    alone = together = 0
+    for study, rows in enumerate(drawn):
+        reference, *models = many[:, rows]
+        found, intervals = many_to_one(models, reference, how=Resampling(1000, seed=study))
+        alone += all(one.low <= true <= one.high for one, true in zip(found, truth, strict=True))
+        together += all(low <= true <= high for (low, high), true in zip(intervals, truth, strict=True))
+    assert 0.9 <= together / 200 <= 0.99
+    assert alone / 200 < 0.88
