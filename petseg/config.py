@@ -240,8 +240,8 @@ class Recipe(StrictConfig):
     """A run's description shared by several models, with what differs for each under `overrides`."""
 
     models: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("unet", "segnet")
-    """What `petseg compare` trains, in this order; each other model is compared with the first. A name may bring
-    options of its own: `segnet@depth=4`."""
+    """What `petseg compare` trains, in this order; the others are compared with the first or with `--reference`. A name
+    may bring options of its own: `segnet@depth=4`."""
     model: ModelOptions = ModelOptions()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

@@ -93,6 +93,7 @@ class Scores(Record):
     boundary_f: dict[str, float | None]
     image_miou: dict[Literal["mean", "median"], float]
     group_miou: dict[str, float] = {}  # group (breed) -> mIoU
+    confusion: tuple[tuple[int, ...], ...] = ()  # pixels of all images, a row each true class; () where not kept
 
 
 class EpochRow(Record):
@@ -186,6 +187,19 @@ class Difference(Estimate):
     resamples: int
     share_better: float  # of the resamples in which the model scores higher
     over: str  # what the interval covers
+    together: tuple[float, float] | None = None
+    """Of several differences the interval that holds with all the others' at once; None of one, and before 0.2."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval that is corrected for the number of differences."""
+        return self.together or (self.low, self.high)
+
+    @property
+    def shown(self) -> bool:
+        """Whether the corrected interval leaves zero out, ends included."""
+        low, high = self.ends
+        return not low <= 0 <= high
 
 
 class Example(Record):

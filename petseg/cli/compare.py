@@ -11,12 +11,13 @@ import typer
 
 from petseg.cli.data import data_folder, data_or_synthetic, prepare_data, run_name
 from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
-from petseg.cli.terminal import print_table, progress_bar, resumable
+from petseg.cli.terminal import print_figures, progress_bar, resumable
 from petseg.errors import PetsegError
 
 QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had."
 RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun) or a TOML file."
-MODELS_HELP = "Instead of the recipe's, the reference first: unet,smp:ARCHITECTURE/ENCODER,timm:ENCODER,FILE.py:CLASS."
+MODELS_HELP = "Instead of the recipe's: unet,smp:ARCHITECTURE/ENCODER,timm:ENCODER,FILE.py:CLASS."
+REFERENCE_HELP = "The model that the others are compared with."
 SOURCE_HELP = "A comparison's or a study's folder, a comparison.json or a findings.json."
 
 
@@ -24,6 +25,7 @@ def compare(
     quick: Annotated[bool, typer.Option("--quick", help=QUICK_HELP)] = False,
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = "default",
     models: Annotated[str | None, typer.Option(help=MODELS_HELP)] = None,
+    reference: Annotated[str | None, typer.Option(help=REFERENCE_HELP, show_default="the first")] = None,
     data: DataOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Its folder.", show_default="runs/compare-RECIPE or runs/compare-DATA")
@@ -36,12 +38,12 @@ def compare(
     """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
     from petseg.config import load_recipe
     from petseg.data import oxford_pets
-    from petseg.experiments.compare import Plan
+    from petseg.experiments.compare import Plan, reference_of
     from petseg.experiments.compare import compare as compare_models
     from petseg.models import run_config
     from petseg.report import write_report
     from petseg.report.page import headline
-    from petseg.report.tables import comparison_tables
+    from petseg.report.tables import printed_tables
     from petseg.training.runs import refuse_existing
 
     if quick and recipe != "default":
@@ -51,6 +53,7 @@ def compare(
     loaded = load_recipe(name, settings)
     for model in loaded.models:
         run_config(loaded, model)  # a mistake in the recipe shows before minutes of work
+    reference_of(loaded, reference)
     folder = out or Path("runs") / f"compare-{run_name(name, data)}"
     refuse_existing(folder, resume=resume)
     hardware = chosen_hardware(loaded.train.precision, device, threads, folder)
@@ -61,12 +64,14 @@ def compare(
     words += [] if prepared.dataset.name == oxford_pets.NAME else ["--data", source.name]
     words += ["--recipe", recipe] if recipe != "default" else []
     words += [word for setting in settings or () for word in ("--set", setting)]
+    words += ["--reference", reference] if reference else []
     words += ["--device", device] if device else []
     with resumable(), progress_bar() as advance:
         plan = Plan(
             recipe=loaded,
             hardware=hardware,
             command=shlex.join(words),
+            reference=reference,
             resume=resume,
             final=not quick,
             synthetic=synthetic,
@@ -74,11 +79,9 @@ def compare(
         )
         comparison = compare_models(plan, prepared, folder)
     report_path = write_report(folder / "comparison.json")
-    for part in comparison_tables(comparison):
-        rows = [("", *part.heads), *((title, *(cell.text for cell in cells)) for title, cells in part.rows)]
-        if len(rows) <= 5:  # a column a model: the many figures' names do not fit side by side
-            rows = list(zip(*rows, strict=True))
-        print_table(f"{part.title}: {part.remark}", ["", *(f">{head}" for head in rows[0][1:])], rows[1:])
+    for part in printed_tables(comparison):
+        rows = [(label, [cell.text for cell in cells]) for label, cells in part.rows]
+        print_figures(f"{part.title}: {part.remark}", part.heads, rows)
     print(comparison.data.images, *headline(comparison), sep="\n")
     if quick:
         print("This was a quick look: short training, scored on validation images. `petseg compare` is the real thing.")

@@ -5,6 +5,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from itertools import zip_longest
 from typing import Literal, TextIO
 
 import typer
@@ -66,16 +67,18 @@ def progress_bar(*, transfer: bool = False) -> Iterator[Callable[..., None]]:
         yield advance
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> None:
-    """Prints a table; a column whose name starts with ">" is aligned at the right."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", widths: Sequence[int] = ()
+) -> None:
+    """Prints a table; a column whose name starts with ">" is aligned at the right; `widths` are in characters."""
     from rich.console import Console
     from rich.table import Table
 
     padding = (0, 1 if len(columns) < 9 else 0)  # nine columns fit into 80 characters
     table = Table(title=title or None, caption=caption or None, title_justify="left", padding=padding)
-    for column in columns:
+    for column, width in zip_longest(columns, widths):
         side: Literal["right", "left"] = "right" if column.startswith(">") else "left"
-        table.add_column(column.removeprefix(">"), justify=side, overflow="fold")
+        table.add_column(column.removeprefix(">"), justify=side, overflow="fold", width=width)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
@@ -90,3 +93,41 @@ def print_lines(text: str, *, indent: int = 0, style: str = "") -> None:
     lines = textwrap.wrap(text, console.width, initial_indent=space, subsequent_indent=space, break_on_hyphens=False)
     for line in lines:
         console.print(Text(line, style=style), soft_wrap=True)
+
+
+def print_figures(title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Prints figures of labelled rows within the terminal's width, a table in parts where one is too wide.
+
+    Where the labels fit side by side each is a column: few networks have many figures.
+    """
+    from rich.console import Console
+
+    width = Console().width - 1
+    figures = [cells for _, cells in rows]
+    own = [max(len(label), *map(len, cells)) for label, cells in rows]
+    if len(rows) <= len(heads) and max(map(len, heads)) + sum(own) + 3 * len(rows) + 3 <= width:
+        turned = zip(heads, *figures, strict=True)
+        print_table(title, ["", *(f">{label}" for label, _ in rows)], turned)
+        return
+    widths = [max(map(len, (*head.split(), *cells))) for head, *cells in zip(heads, *figures, strict=True)]
+    longest = max(len(label) for label, _ in rows)
+    # as few parts as can be, then the widest labels; what is longer is folded
+    options = [(_parts(widths, width - label - 3), label) for label in range(max(16, min(longest, 40)), 15, -1)]
+    parts, label = min(options, key=lambda option: len(option[0]))
+    for number, part in enumerate(parts):
+        shown = [(own, *(cells[place] for place in part)) for own, cells in rows]
+        columns = ["", *(f">{heads[place]}" for place in part)]
+        taken = [min(longest, label), *(widths[place] for place in part)]
+        print_table("" if number else title, columns, shown, widths=taken)
+
+
+def _parts(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Returns the places of the columns that fit side by side, part by part."""
+    parts, left = [list[int]()], width
+    for place, own in enumerate(widths):
+        if parts[-1] and own + 3 > left:
+            parts.append([])
+            left = width
+        parts[-1].append(place)
+        left -= own + 3
+    return parts

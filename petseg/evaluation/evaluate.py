@@ -167,6 +167,7 @@ def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[st
         mean_boundary_f=_number(metrics.mean_over_classes(edges)),
         boundary_f=by_class(edges),
         image_miou={"mean": float(np.nanmean(per_image)), "median": float(np.nanmedian(per_image))},
+        confusion=tuple(tuple(row) for row in total.tolist()),
         group_miou={group: float(metrics.mean_iou(confusions[rows].sum(axis=0))) for group, rows in of_group.items()},
         **others,
     )

@@ -22,11 +22,11 @@ from petseg.data.cache import Prepared
 from petseg.data.check import refuse_spoiled
 from petseg.data.dataset import SUSPECT, palette, scored_ids
 from petseg.data.images import open_sample, resize_ids
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, unknown_name
 from petseg.evaluation import evaluate as evaluation
 from petseg.evaluation.cost import count_cost, measure_latencies
 from petseg.evaluation.evaluate import Evaluation
-from petseg.evaluation.statistics import Resampling, paired_bootstrap
+from petseg.evaluation.statistics import Resampling, many_to_one
 from petseg.metrics import Score, mean_iou
 from petseg.models import folder_name, run_config, title_of
 from petseg.models.baselines import BASELINES, MeanMask
@@ -50,6 +50,7 @@ class Plan:
     recipe: Recipe
     hardware: Hardware
     command: str  # how to repeat it, for the report
+    reference: str | None = None  # the model that the others are compared with; None is the first
     resume: bool = False  # go on in the folder; work that is there is kept
     final: bool = True  # score the test split too; false stops at validation and marks the whole as quick, no result
     synthetic: bool = False  # the images are drawn, and every figure says so
@@ -67,7 +68,9 @@ class Plan:
 def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     """Returns the content of `out/comparison.json` after training and evaluating every model of a recipe."""
     recipe, hardware = plan.recipe, plan.hardware
+    reference = reference_of(recipe, plan.reference)
     configs = {name: run_config(recipe, name) for name in recipe.models}
+    titles = titles_of(recipe.models)
     folders = {name: out / "runs" / folder_name(name) for name in configs}
     refuse_spoiled(prepared)
     splits = load_splits(prepared, configs[recipe.models[0]], hardware.device)
@@ -81,12 +84,12 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             )
         histories = {}
         for name, config in configs.items():
-            how = Execution(hardware, plan.resume, splits, on_step=plan.progress(f"train {title_of(name)}"))
+            how = Execution(hardware, plan.resume, splits, on_step=plan.progress(f"train {titles[name]}"))
             histories[name] = train(config, prepared, folders[name], how)
         evaluations = {
             name: {
                 part: evaluation.evaluate_run(
-                    run, hardware, splits, part, plan.progress(f"score {title_of(name)} on {part}")
+                    run, hardware, splits, part, plan.progress(f"score {titles[name]} on {part}")
                 )
                 for part in plan.scored_splits(splits)
             }
@@ -99,7 +102,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
         models = tuple(
             schema.ModelResult(
                 name=name,
-                title=title_of(name),
+                title=titles[name],
                 learning_rate=config.train.learning_rate,
                 best_epoch=evaluations[name][split].scores.epoch,
                 environment=schema.read_record(folders[name] / "environment.json", schema.EnvironmentInfo),
@@ -123,14 +126,31 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             environment=models[0].environment,
             scoring_environment=hardware.environment(),
             data=data,
-            reference=recipe.models[0],
+            reference=reference,
             models=models,
             baselines=baselines,
-            differences=tuple(_difference(name, recipe.models[0], last, split) for name in recipe.models[1:]),
+            differences=_differences(last, reference, split),
             examples=_write_examples(out / "examples", splits[split], networks, last, plan),
         )
         schema.write_record(out / "comparison.json", comparison)
         return comparison
+
+
+def reference_of(recipe: Recipe, name: str | None) -> str:
+    """Returns the model that the others are compared with, the first where no name is given; refuses an unknown one."""
+    if name is not None and name not in recipe.models:
+        raise unknown_name("reference", name, recipe.models)
+    return name or recipe.models[0]
+
+
+def titles_of(names: Sequence[str]) -> dict[str, str]:
+    """Returns model -> title; where two share one, as networks of two files may, its name.
+
+    >>> titles_of(["unet", "a.py:Net", "b.py:Net"])
+    {'unet': 'U-Net', 'a.py:Net': 'a.py:Net', 'b.py:Net': 'b.py:Net'}
+    """
+    titles = [title_of(name) for name in names]
+    return {name: title if titles.count(title) == 1 else name for name, title in zip(names, titles, strict=True)}
 
 
 def _refuse_change(out: Path, plan: Plan) -> None:
@@ -154,20 +174,25 @@ def _cost(config: RunConfig, split: Split, latency: LatencyInfo, history: Sequen
     return count_cost(config.model, len(split.dataset.classes), latency.size).model_copy(update=measured)
 
 
-def _difference(model: str, reference: str, evaluations: Mapping[str, Evaluation], split: str) -> schema.Difference:
+def _differences(evaluations: Mapping[str, Evaluation], reference: str, split: str) -> tuple[schema.Difference, ...]:
     how = Resampling()
-    first, second = (evaluations[name].images.confusions for name in (model, reference))
-    found = paired_bootstrap(first, second, how=how)
-    return schema.Difference(
-        model=model,
-        reference=reference,
-        split=split,
-        metric="mIoU",
-        **found.model_dump(exclude={"share_left_better"}),
-        confidence=how.confidence,
-        resamples=how.resamples,
-        share_better=found.share_left_better,
-        over="images; one seed",
+    counts = {name: scored.images.confusions for name, scored in evaluations.items()}
+    others = [name for name in counts if name != reference]
+    found, together = many_to_one([counts[name] for name in others], counts[reference], how=how)
+    return tuple(
+        schema.Difference(
+            model=name,
+            reference=reference,
+            split=split,
+            metric="mIoU",
+            **one.model_dump(exclude={"share_left_better"}),
+            confidence=how.confidence,
+            resamples=how.resamples,
+            share_better=one.share_left_better,
+            over="images; one seed",
+            together=ends if len(others) > 1 else None,
+        )
+        for name, one, ends in zip(others, found, together, strict=True)
     )
 
 

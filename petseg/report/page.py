@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from petseg import units
 from petseg.config import flat_fields
@@ -31,7 +33,8 @@ def headline(result: ComparisonResult) -> list[str]:
         return [f"{best}: {percent(scores[best])} % mIoU on the {result.split} split{of}"]
     return [
         f"{titles[one.model]} − {titles[one.reference]}: {signed(one.points)} points {one.metric} on the {one.split} "
-        f"split ({100 * one.confidence:.4g} % interval {points(one.low)} to {points(one.high)}; {one.over})"
+        f"split ({100 * one.confidence:.4g} % interval {' to '.join(map(points, one.ends))}"
+        f"{', all at once' if one.together else ''}; {one.over})"
         for one in result.differences
     ]
 
@@ -39,10 +42,25 @@ def headline(result: ComparisonResult) -> list[str]:
 # settings that say nothing of the pets, as prefixes
 OWN_IMAGES = tuple(f"data.{name}" for name in ("classes", "ignore", "split", "val_share", "test_share", "fold"))
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+SHOWN = 4  # predictions of an image that stand in the page at first
 
 
-def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
-    """Yields (reason, name, images) of each example whose images all lie in `folder`, as (title, score, data URI)."""
+class GalleryImage(NamedTuple):
+    """An image of an example, with its own mIoU in percent; `more` is seen once the reader asks for every model."""
+
+    title: str
+    score: str
+    source: str  # a data URI
+    more: bool
+
+
+def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, str, list[GalleryImage]]]:
+    """Yields (reason, name, images) of each example whose images all lie in `folder`.
+
+    At first the reference and the best of the others are seen.
+    """
+    best = [model.name for model in tables.ranked(result) if model.name != result.reference]
+    more = best[SHOWN - 1 :]
     titles = {"image": "Image", "truth": "Truth", **{model.name: model.title for model in result.models}}
     for example in result.examples:
         images = []
@@ -58,7 +76,7 @@ def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, 
             if path.is_file():
                 score = percent(example.miou[role]) if role in example.miou else ""
                 content = base64.b64encode(path.read_bytes()).decode()
-                images.append((title, score, f"data:{kind};base64,{content}"))
+                images.append(GalleryImage(title, score, f"data:{kind};base64,{content}", role in more))
         if len(images) == len(titles):
             yield example.why, example.name.replace("_", " "), images
 
@@ -74,18 +92,76 @@ def history_charts(result: ComparisonResult) -> list[Chart]:
             f"{model.title}{what}", styles[model.name], epochs, values, kind="thin" if thin else "thick", mark=mark
         )
 
-    losses, scores = [], []
+    losses, scores, few = [], [], len(result.models) <= SHOWN
     for model in (model for model in result.models if model.history):
-        losses.append(line(model, ", training", [row.train_loss for row in model.history], thin=True))
+        if few:
+            losses.append(line(model, ", training", [row.train_loss for row in model.history], thin=True))
         losses.append(line(model, ", validation", [row.val_loss for row in model.history]))
         scores.append(line(model, "", [100 * row.val_miou for row in model.history]))
     if not losses:
         return []
     at = f"at {result.size} px"
     return [
-        plots.line_chart("loss", [Panel(f"cross-entropy {at}, nats", losses, "epoch", "upper right")]),
-        plots.line_chart("miou", [Panel(f"validation mIoU {at}, %", scores, "epoch")]),
+        plots.line_chart("loss", [Panel(f"cross-entropy {at}, nats", losses, "epoch", None)]),
+        plots.line_chart("miou", [Panel(f"validation mIoU {at}, %", scores, "epoch", None)]),
     ]
+
+
+def pareto_charts(result: ComparisonResult) -> list[Chart]:
+    """Returns mIoU over each cost that all models have, numbered as in `ranked`; of one model nothing."""
+    styles = plots.model_styles([model.name for model in result.models])
+    models = tables.ranked(result)
+    busy = any(model.cost.busy for model in models)
+    charts = []
+    for column in tables.COSTS:
+        costs = [column.value(model.cost) for model in models]
+        if column.head in tables.TRADED and len(models) > 1 and None not in costs:
+            found = [
+                plots.Point(model.title, styles[model.name], float(cost), model.evaluations[result.split].miou)
+                for model, cost in zip(models, costs, strict=True)
+                if cost is not None
+            ]
+            name = re.sub(r"\W+", "-", column.head.lower())
+            ranked = not (busy and column.head in tables.TIMES)
+            charts.append(plots.pareto_chart(name, column.head, found, column.text, ranked=ranked))
+    return charts
+
+
+class Bar(NamedTuple):
+    """A difference with its intervals, each end a place on the picture: 0 to 100 from left to right."""
+
+    middle: float
+    alone: tuple[float, float]
+    together: tuple[float, float]
+    shown: bool
+
+
+class Bars(NamedTuple):
+    """The pictures of all differences on one scale, from `low` to `high` points, and the place of zero."""
+
+    low: float
+    high: float
+    zero: float
+    by_title: dict[str, Bar]
+
+
+def difference_bars(result: ComparisonResult) -> Bars:
+    """Returns each difference's picture, by the model's title."""
+    ends = [end for one in result.differences for end in (one.low, one.high, *one.ends)]
+    low, high = float(np.floor(min(0.0, *ends))), float(np.ceil(max(0.0, *ends)))
+    span = high - low or 1.0
+
+    def place(points: float) -> float:
+        return round(100 * (points - low) / span, 2)
+
+    titles = {model.name: model.title for model in result.models}
+    bars = {
+        titles[one.model]: Bar(
+            place(one.points), (place(one.low), place(one.high)), (place(one.ends[0]), place(one.ends[1])), one.shown
+        )
+        for one in result.differences
+    }
+    return Bars(low, high, place(0.0), bars)
 
 
 def part(name: str) -> str:
@@ -104,13 +180,18 @@ def template(name: str) -> Template:
         loader=FunctionLoader(part), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"script": Markup(SCRIPT), "script_hash": SCRIPT_HASH}  # noqa: S704  # our own file
-    environment.filters |= {**units.FORMATTERS, "unbroken": unbroken, "flat": flat_texts}
+    environment.filters |= {**units.FORMATTERS, "unbroken": unbroken, "wrappable": wrappable, "flat": flat_texts}
     return environment.get_template(name)
 
 
 def unbroken(text: str) -> str:
     """Returns the text with the space between a number and its unit (%, px) made non-breaking."""
     return re.sub(r"(?<=\d) (?=%|px)", "\N{NO-BREAK SPACE}", text)
+
+
+def wrappable(text: str) -> Markup:
+    """Returns the text, escaped, as HTML that may break after an underscore or a slash: in a network's name."""
+    return Markup(re.sub(r"[_/](?=\w)", r"\g<0><wbr>", str(escape(text))))  # noqa: S704  # escaped
 
 
 def flat_texts(tree: Mapping[str, object]) -> dict[str, str]:
@@ -129,17 +210,19 @@ def render(result: ComparisonResult, folder: Path) -> str:
     by_group = [model.evaluations[result.split].group_miou for model in result.models]
     common = [group for group in by_group[0] if all(group in scores for scores in by_group)]
     groups = {group: [100 * scores[group] for scores in by_group] for group in common}
-    differences = [(titles[one.model], one.points, one.low, one.high) for one in result.differences]
-    width = 300 if len(differences) < 4 else 760
     return template("comparison.html.j2").render(
         result=result,
         styles=styles,
         version=result.petseg,
         headline=headline(result),
         cards=[(model, model.evaluations[result.split].miou) for model in result.models],
-        forest=plots.forest_chart("differences", differences, width) if differences else None,
+        bars=difference_bars(result) if result.differences else None,
+        ranking=tables.ranking_table(result) if result.differences else None,
+        ranked=tables.ranked(result),
         tables=tables.comparison_tables(result),
         class_tables=tables.class_tables(result),
+        confusions=tables.confusion_tables(result),
+        pareto=pareto_charts(result),
         history=history_charts(result),
         epochs=sorted({row.epoch for model in result.models for row in model.history}),
         gallery=list(read_gallery(result, folder)),

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from importlib import resources
 from itertools import count, zip_longest
@@ -18,13 +18,15 @@ from typing import Any, Literal
 import matplotlib as mpl
 import matplotlib.style
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
-from petseg.units import points
+from petseg.units import Format, percent
 
+Places = npt.NDArray[np.float64]
 INK, PAPER = "#010203", "#fdfefd"  # become the page's text colour and its background; nothing else is drawn in them
 
 
@@ -63,6 +65,7 @@ class Chart:
     svg: Markup
     label: str
     rows: Sequence[Sequence[object]]
+    note: str = ""  # what stands below it
 
     @property
     def csv(self) -> str:
@@ -97,7 +100,7 @@ class Panel:
     title: str
     lines: Sequence[Line]
     x_label: str = ""
-    legend: Corner = "lower right"
+    legend: Corner | None = "lower right"
     ticks: Mapping[float, str] = field(default_factory=dict)  # place -> label; without any they are chosen
     log: bool = False
 
@@ -182,35 +185,98 @@ def _set_axes(axes: Axes, panel: Panel, first: bool) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticklabels(list(panel.ticks.values()))
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
     if any(line.notes for line in panel.lines):
         axes.margins(0.3, 0.14)
-    if first:
+    if first and panel.legend:
         few = len(panel.lines) <= 4
         pairs = zip(axes.get_legend_handles_labels()[0], panel.lines, strict=True)
         handles = [handle for handle, line in pairs if few or line.kind != "thin"]
         axes.legend(handles=handles, loc=panel.legend, prop={"size": 11 if few else 8}, ncols=1 if few else 2)
 
 
-Interval = tuple[str, float, float, float]  # label, middle, low, high
+@dataclass(frozen=True)
+class Point:
+    """One model in a plot of its mIoU (0..1) over a cost."""
+
+    title: str
+    style: Style
+    cost: float
+    miou: float
 
 
-def forest_chart(name: str, lines: Sequence[Interval], width: int = 760) -> Chart:
-    """Returns differences in points with their intervals, a row each; a dot is hollow where the interval holds zero."""
+def pareto_front(models: Sequence[Point]) -> list[Point]:
+    """Returns, by rising cost, the models that no other beats: none costs less and scores as high or higher.
+
+    >>> at = lambda cost, miou: Point("", STYLES["unet"], cost, miou)
+    >>> [point.cost for point in pareto_front([at(3, 0.5), at(1, 0.5), at(2, 0.4), at(4, 0.9)])]
+    [1, 4]
+    """
+    front: list[Point] = []
+    for point in sorted(models, key=lambda point: (point.cost, -point.miou)):
+        if not front or point.miou > front[-1].miou:
+            front.append(point)
+    return front
+
+
+def pareto_chart(name: str, what: str, models: Sequence[Point], text: Format, *, ranked: bool = True) -> Chart:
+    """Returns mIoU over a cost, models numbered as they come; those on the front are filled and named below.
+
+    `text` writes a cost; without `ranked` no front is drawn, as of times that a busy machine took.
+    """
+    front = pareto_front(models) if ranked else []
+    numbered = {id(point): f"{number} {point.title}" for number, point in enumerate(models, start=1)}
     with look(name):
-        figure = Figure(figsize=(width / 72, (50 + 17.5 * len(lines)) / 72))
+        figure = Figure(figsize=(400 / 72, 275 / 72))
         axes = figure.add_subplot()
-        axes.axvline(0, color=INK, linewidth=1.2, alpha=0.6)
-        axes.set_yticks(range(len(lines)), [label for label, *_ in lines])
-        for place, (_, middle, low, high) in enumerate(lines):
-            axes.plot([low, high], [place, place], color=INK, linewidth=1.6, alpha=0.7)
-            axes.plot(middle, place, "o", color=INK, markerfacecolor=PAPER if low <= 0 <= high else INK, markersize=6)
-        axes.set_ylim(len(lines) - 0.4, -0.6)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="y", alpha=0.0)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=max(4, width // 60), steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        axes.set_xlabel("difference in points, 95 % interval")
-        texts = [f"{label} {points(middle)} ({points(low)} to {points(high)})" for label, middle, low, high in lines]
-        table = [("difference", "points", "low", "high"), *lines]
-        return charted(name, figure, f"Differences in points: {'; '.join(texts)}.", table, [])
+        _set_costs([point.cost for point in models], axes, text)
+        if front:
+            reached = [100 * point.miou for point in (*front, front[-1])]
+            steps = [*(point.cost for point in front), max(point.cost for point in models)]
+            axes.step(steps, reached, where="post", color=INK, linewidth=1.2, alpha=0.5)
+        for point in models:
+            face = point.style.colour if point in front else PAPER
+            axes.plot(point.cost, 100 * point.miou, point.style.marker, color=point.style.colour, markerfacecolor=face)
+        axes.set_title("mIoU, %")
+        axes.set_xlabel(what)
+        figure.draw_without_rendering()
+        ends = [(point.cost, 100 * point.miou) for point in models]
+        offsets = _free_offsets(axes.transData.transform(ends) * 72 / figure.dpi)
+        for number, (end, offset) in enumerate(zip(ends, offsets, strict=True), start=1):
+            words: dict[str, Any] = {"textcoords": "offset points", "fontsize": 10, "ha": "center", "va": "center"}
+            axes.annotate(str(number), end, offset, **words)
+        rows = [(point.title, point.cost, 100 * point.miou, int(point in front)) for point in models]
+        texts = [f"{point.title} {text(point.cost)}, {percent(point.miou)} %" for point in models]
+        label = f"mIoU over {what}: {'; '.join(texts)}."
+        head = ("model", what, "mIoU %", "on the Pareto front")
+        chart = charted(name, figure, label, [head, *rows], [point.style for point in models])
+    names = " · ".join(numbered[id(point)] for point in front)
+    return replace(chart, note=f"Pareto front: {names}" if front else "Pareto front: not drawn, the machine was busy")
+
+
+def _set_costs(costs: Sequence[float], axes: Axes, text: Format) -> None:
+    """Sets the axis of a cost: logarithmic above a ratio of 4, and never so narrow that equal costs look apart."""
+    decades = np.log10(max(costs) / min(costs)) if min(costs) > 0 else 0.0
+    if decades > np.log10(4):
+        axes.set_xscale("log")
+        subs = (1, 2, 5) if decades < 1.6 else (1, 3) if decades < 2.6 else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_formatter(lambda value, _: text(value))
+    axes.margins(0.12)
+    if decades < np.log10(2):
+        axes.set_xlim(max(costs) / 1.7, min(costs) * 1.7 or 1)
+
+
+def _free_offsets(places: Places) -> list[tuple[int, int]]:
+    """Returns where to write beside each place, [N, 2] in points: the side that is freest of markers and numbers."""
+    taken = [np.asarray(place) for place in places]
+    offsets = []
+    for place in places:
+        sides = [(10, 7), (10, -7), (-10, 7), (-10, -7)]
+        offset = max(sides, key=lambda side: min(np.hypot(*(other - place - side)) for other in taken) // 9)
+        taken.append(place + offset)
+        offsets.append(offset)
+    return offsets

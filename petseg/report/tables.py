@@ -60,6 +60,7 @@ COSTS: tuple[Column[CostInfo], ...] = (
     Column("Skip bytes", lambda cost: cost.skip_bytes, units.byte_size, min),
     Column("Training time", lambda cost: cost.train_seconds, units.duration, min),
 )
+TRADED = ("Latency, median", "Memory, inference", "Parameters", "Training time")  # mIoU is drawn over these
 TIMES = ("Latency, median", "95th percentile", "Training time")
 
 
@@ -77,9 +78,8 @@ def loss_columns(scored: Scores) -> list[Column[Scores]]:
 
 def comparison_tables(result: ComparisonResult) -> list[Table]:
     """Returns quality, validation (where it is not the quality) and cost; an empty column is left out."""
-    compared = len(result.models)  # the best mIoU is marked only where no difference's interval holds zero
-    better = max if all(difference.shown for difference in result.differences) else None
-    miou = Column[Scores]("mIoU", lambda scores: scores.miou, units.percent, better)
+    compared = len(result.models)
+    miou = Column[Scores]("mIoU", lambda scores: scores.miou, units.percent, max if _best_is_shown(result) else None)
     scored, validated = scores_of(result, result.split), scores_of(result, "val")
     (_, first), *_ = scored
     quality = [miou, *QUALITY, *loss_columns(first)]
@@ -96,6 +96,44 @@ def comparison_tables(result: ComparisonResult) -> list[Table]:
         remark += f"; the machine was busy with other work ({busy:.1f} cores): times are not ranked"
     columns = [replace(column, better=None) if busy and column.head in TIMES else column for column in COSTS]
     return [*tables, table(("Cost", remark), columns, costs, compared)]
+
+
+def printed_tables(result: ComparisonResult) -> list[Table]:
+    """Returns what a terminal shows: of more than two models their differences, then `comparison_tables`."""
+    return [*([ranking_table(result)] if len(result.differences) > 1 else []), *comparison_tables(result)]
+
+
+def _best_is_shown(result: ComparisonResult) -> bool:
+    """Returns whether the highest mIoU differs from every other: they are compared with the reference alone."""
+    all_shown = all(difference.shown for difference in result.differences)
+    return all_shown and (len(result.models) == 2 or ranked(result)[0].name == result.reference)
+
+
+def ranking_table(result: ComparisonResult) -> Table:
+    """Returns each model, best first: mIoU, points less the reference, its interval alone and of all at once."""
+    titles, found = {model.name: model.title for model in result.models}, {one.model: one for one in result.differences}
+
+    def ends(interval: tuple[float, float]) -> str:
+        return " to ".join(map(units.points, interval))
+
+    def cells(model: ModelResult) -> tuple[Cell, ...]:
+        miou, one = model.evaluations[result.split].miou, found.get(model.name)
+        score = Cell(units.percent(miou), miou)
+        if one is None:
+            return score, *[Cell(units.DASH)] * 3
+        alone, together = Cell(ends((one.low, one.high)), one.low), Cell(ends(one.ends), one.ends[0])
+        return score, Cell(units.signed(one.points), one.points), alone, together
+
+    percent = f"{100 * result.differences[0].confidence:.4g} %"
+    heads = ("mIoU", "Difference", f"{percent} interval, alone", "All at once")
+    remark = f"percent; difference: points less {titles[result.reference]}, over {result.differences[0].over}"
+    rows = tuple((model.title, cells(model)) for model in ranked(result))
+    return Table(f"mIoU on the {result.split} split", remark, heads, rows, len(rows))
+
+
+def ranked(result: ComparisonResult) -> list[ModelResult]:
+    """Returns the models, highest mIoU first."""
+    return sorted(result.models, key=lambda model: -model.evaluations[result.split].miou)
 
 
 def scores_of(result: ComparisonResult, split: str) -> list[tuple[str, Scores]]:
@@ -125,7 +163,7 @@ def table(
 
 
 def class_tables(result: ComparisonResult) -> list[Table]:
-    """Returns IoU, Dice and boundary F, a column for each class."""
+    """Returns IoU, Dice and boundary F of each class: the classes are the columns, or the rows where they are more."""
     scored = scores_of(result, result.split)
 
     def column(field: str, name: str) -> Column[Scores]:
@@ -133,10 +171,37 @@ def class_tables(result: ComparisonResult) -> list[Table]:
 
     titles = {"iou": "IoU of each class", "dice": "Dice", "boundary_f": "Boundary F"}
     names = [entry.name for entry in result.data.scored_classes]
-    return [
+    found = [
         table((title, "percent"), [column(field, name) for name in names], scored, len(result.models))
         for field, title in titles.items()
     ]
+    return [turned(one) for one in found] if len(names) > len(scored) else found
+
+
+def turned(given: Table) -> Table:
+    """Returns the table with its rows as columns."""
+    columns = zip(*(cells for _, cells in given.rows), strict=True)
+    rows = tuple(zip(given.heads, columns, strict=True))
+    return Table(given.title, given.remark, tuple(label for label, _ in given.rows), rows, len(rows))
+
+
+@dataclass(frozen=True)
+class ConfusionTable:
+    """Where the pixels of each true class (a row) went, as counts and as shares of the row."""
+
+    title: str
+    counts: tuple[tuple[int, ...], ...]
+
+    @property
+    def shares(self) -> tuple[tuple[float, ...], ...]:
+        """The counts over their row's sum, 0..1; 0 in a row without pixels."""
+        return tuple(tuple(count / max(1, sum(row)) for count in row) for row in self.counts)
+
+
+def confusion_tables(result: ComparisonResult) -> list[ConfusionTable]:
+    """Returns the confusion matrix of each model that has one, highest mIoU first; comparisons before 0.2 have none."""
+    scored = [(model.title, model.evaluations[result.split].confusion) for model in ranked(result)]
+    return [ConfusionTable(title, counts) for title, counts in scored if counts]
 
 
 def group_table(groups: Mapping[str, Sequence[float]], titles: Sequence[str]) -> Table:
@@ -147,4 +212,4 @@ def group_table(groups: Mapping[str, Sequence[float]], titles: Sequence[str]) ->
     if len(titles) == 2:
         columns.append(Column("Difference", lambda scores: scores[1] - scores[0], units.points))
     rows = [(group.replace("_", " "), scores) for group, scores in groups.items()]
-    return table(("By group", "mIoU in percent, such as of a breed"), columns, rows, len(rows))
+    return table(("By group", "mIoU in percent"), columns, rows, len(rows))

@@ -18,6 +18,7 @@ from PIL import Image
 
 from petseg import __version__
 from petseg.cli import main
+from petseg.cli.terminal import print_figures
 from petseg.errors import PetsegError
 from petseg.schema import DataCheck
 from tests.conftest import TINY
@@ -41,7 +42,7 @@ COMMANDS = {  # every command with its flags and arguments
     "models": "--classes --size",
     "train": "--data --device --init --model --out --resume --set --threads --unlabelled RECIPE",
     "evaluate": "--data --device --split --threads RUN",
-    "compare": "--data --device --models --out --quick --recipe --resume --set --threads",
+    "compare": "--data --device --models --out --quick --recipe --reference --resume --set --threads",
     "study": "--data --device --jobs --list --out --threads RECIPE",
     "report": "--out SOURCE",
 }
@@ -143,6 +144,21 @@ def test_compare_prints_a_table_and_the_report_s_path(pets_folder, tmp_path):
     assert report.is_file()
 
 
+@pytest.mark.parametrize("title", ["SegNet", "U-Net, tf_efficientnet_lite0 (ImageNet)", "N" * 90])
+@pytest.mark.parametrize("number", [1, 3, 12])
+def test_a_table_of_any_networks_fits_into_80_columns_with_its_figures_whole(title, number, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    heads = ("mIoU", "Pixel accuracy", "95 % interval, alone", "Cross-entropy at 200 px", "Memory, inference", "MACs")
+    row = ("74.4", "90.5", "−14.4 to −13.4", "0.2507", "491.5 kB", "0.76 G")
+    print_figures("Quality: percent", heads, [(f"{place} {title}", row) for place in range(number)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].strip() == "Quality: percent"
+    for figure in row:
+        assert sum(line.count(figure) for line in lines) == number
+    assert len(lines) < 40 + 4 * number + (15 * number if len(title) > 40 else 0)
+
+
 def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
     words = ["train", "--data", str(pets_folder), "--out", str(tmp_path / "run"), *SETTINGS, "--set", "epochs=200"]
     command = [sys.executable, "-m", "petseg.cli", *words]
@@ -172,6 +188,7 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
         (["train"], "no dataset"),
         (["compare", "--quick", "--recipe", "base"], "choose one: --quick is the recipe"),
         (["compare", "--set", 'models=["unet", "unet"]'], "a comparison names each model once"),
+        (["compare", "--reference", "unett"], "reference 'unett' is unknown; choose one of: unet, segnet"),
         (["train", "--data", "nowhere"], "data folder nowhere: not a folder"),
         (["data", "check", "--data", "."], "data folder .: no labelled images that petseg knows; wanted images/ and"),
         (["evaluate", "nowhere"], "no such file; is this the folder of a finished run"),

@@ -51,7 +51,9 @@ def test_a_comparison_holds_every_figure(comparison, finished, prepared):
         images = read_images(finished / "runs" / model.name / "evaluations" / "test.json", 3)
         assert model.evaluations["test"].miou == pytest.approx(float(mean_iou(images.confusions.sum(axis=0))))
         assert model.best_epoch == model.evaluations["test"].epoch
+        assert model.evaluations["test"].confusion == tuple(map(tuple, images.confusions.sum(axis=0).tolist()))
         assert model.cost.latency_ms.p50 > 0
+    assert [difference.together for difference in comparison.differences] == [None]
     # both saw the same images under the same budget
     first, second = (comparison.config.for_model(name) for name in ("unet", "segnet"))
     assert (first.train, first.data) == (second.train, second.data)
@@ -82,6 +84,12 @@ def test_resuming_a_finished_comparison_changes_no_figure(comparison, finished, 
         assert (one.history, one.evaluations) == (other.history, other.evaluations)
     for field in ("baselines", "differences", "examples"):
         assert getattr(comparison, field) == getattr(after, field)
+    # and another reference needs no training
+    (difference,) = comparison.differences
+    turned = compare(plan_of(resume=True, synthetic=True, reference="segnet"), prepared, finished)
+    assert (turned.reference, turned.differences[0].model) == ("segnet", "unet")
+    assert turned.differences[0].points == pytest.approx(-difference.points)
+    compare(plan_of(resume=True, synthetic=True), prepared, finished)
 
 
 def test_resuming_otherwise_leaves_what_is_finished(finished, prepared):
@@ -138,11 +146,15 @@ def test_one_model_or_three_quick(models, prepared, tmp_path):
     reference, *others = (model.evaluations["val"].miou for model in found.models)
     for difference, own in zip(found.differences, others, strict=True):
         assert difference.points == pytest.approx(100 * (own - reference))
-        assert difference.low <= difference.points <= difference.high
+        assert difference.together is not None
+        low, high = difference.together
+        assert low <= difference.low <= difference.points <= difference.high <= high
     for example in found.examples:
         assert set(example.files) == {"image", "truth", *models}
         assert len(models) > 1 or example.why != "differ"
-    # a wrong option is an error before any work
+    # a wrong option or reference is an error before any work
+    with pytest.raises(PetsegError, match=r"^reference 'segnett' is unknown; choose one of: segnet"):
+        compare(plan_of(models, reference="segnett"), prepared, tmp_path / "new")
     with pytest.raises(PetsegError, match=r"model\.skips was given for 'segnet', which has no such option"):
         compare(plan_of(("segnet", "segnet_paper"), "model.skips=false"), prepared, tmp_path / "new")
     assert not (tmp_path / "new").exists()

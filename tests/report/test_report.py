@@ -11,10 +11,10 @@ from PIL import Image
 from petseg import units
 from petseg.errors import PetsegError
 from petseg.report import write_report, write_study_report
-from petseg.report.page import headline, history_charts, read_gallery
+from petseg.report.page import difference_bars, headline, history_charts, pareto_charts, read_gallery
 from petseg.report.plots import model_styles
-from petseg.report.tables import class_tables, comparison_tables
-from petseg.schema import ComparisonResult, Example, Findings, read_record, write_record
+from petseg.report.tables import class_tables, comparison_tables, ranking_table
+from petseg.schema import ClassInfo, ComparisonResult, Example, Findings, read_record, write_record
 from tests.conftest import refused
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -77,6 +77,8 @@ def runs(result, number):
     for place in range(3, number + 1):
         models.append(changed(result.models[-1], name=f"model-{place}", title=f"Model {place}"))
         differences.append(changed(result.differences[0], model=f"model-{place}"))
+    if number > 2:
+        differences = [changed(one, together=(-5.5, -3.9)) for one in differences]
     return changed(result, models=tuple(models), differences=tuple(differences))
 
 
@@ -95,6 +97,7 @@ def test_the_headline_is_the_difference_with_its_interval(published):
     assert line == "SegNet − U-Net: −4.7 points mIoU on the test split (95 % interval −4.9 to −4.4; images; one seed)"
     assert headline(runs(published, 1)) == ["U-Net: 74.4 % mIoU on the test split"]
     assert len(headline(runs(published, 4))) == 3
+    assert "(95 % interval −5.5 to −3.9, all at once; images; one seed)" in headline(runs(published, 4))[2]
     assert headline(runs(published, 12)) == ["U-Net: 74.4 % mIoU on the test split, the highest of 12"]
 
 
@@ -112,7 +115,11 @@ def test_the_best_model_is_marked_and_never_a_baseline(published):
     # mIoU only where a difference is shown, other figures where they print otherwise
     assert [cell.best for cell in cells(published, QUALITY, "mIoU")][:2] == [True, False]
     close = changed(published, differences=(changed(published.differences[0], low=-0.4, high=0.0),))
-    assert not any(cell.best for cell in cells(close, QUALITY, "mIoU"))
+    three = runs(published, 3)
+    corrected = changed(three, differences=tuple(changed(one, together=(-9.0, 0.1)) for one in three.differences))
+    others = changed(three, reference="segnet")  # the best is compared with one of two
+    for result, marked in ((three, True), (close, False), (corrected, False), (others, False)):
+        assert any(cell.best for cell in cells(result, QUALITY, "mIoU")) == marked
     models = tuple(rescored(model, pixel_accuracy=0.9 + place / 1e5) for place, model in enumerate(published.models))
     assert not any(cell.best for cell in cells(changed(published, models=models), QUALITY, "Pixel accuracy"))
 
@@ -158,7 +165,66 @@ def test_a_page_of_any_number_of_runs_holds_all_its_figures(published, page, tmp
     assert f"commit {result.environment.commit}" in text
     assert len(Page(html).all("img")) == number + 2
     assert ("interval" in text) == (number > 1)
+    assert ("All at once" in text) == (number > 2)
+    assert ("Pareto front: 2 SegNet · 1 U-Net." in text) == (number > 1)
+    assert html.count('class="more"') == max(0, number - 4)
+    assert ("Show the masks of all 12 models" in text) == (number == 12)
     assert ("✓" in text.replace("✓ marks", "")) == (number > 1)
+
+
+def test_the_ranking_holds_both_intervals_and_pictures_on_one_scale(published):
+    result = runs(published, 3)
+    table = ranking_table(result)
+    assert [(label, *(cell.text for cell in cells)) for label, cells in table.rows] == [
+        ("U-Net", "74.4", "–", "–", "–"),
+        ("SegNet", "69.8", "−4.7", "−4.9 to −4.4", "−5.5 to −3.9"),
+        ("Model 3", "69.8", "−4.7", "−4.9 to −4.4", "−5.5 to −3.9"),
+    ]
+    bars = difference_bars(result)
+    assert (bars.low, bars.high, bars.zero) == (-6, 0, 100)
+    assert bars.by_title["SegNet"].together == (pytest.approx(100 * 0.5 / 6, abs=0.01), pytest.approx(35))
+    assert bars.by_title["SegNet"].shown
+    wide = [changed(one, together=(-9.0, 3.0)) for one in result.differences]
+    bars = difference_bars(changed(result, differences=tuple(wide)))
+    assert (bars.zero, bars.by_title["SegNet"].shown) == (75, False)
+
+
+def test_more_classes_than_networks_are_rows_and_their_confusions_are_shares_of_the_truth(published, page):
+    names = [f"class {number}" for number in range(20)]
+    scores = dict.fromkeys(names, 0.5)
+    counts = tuple(tuple(30 if row == column else int(column == 0) * 10 for column in range(20)) for row in range(20))
+    fields = {"iou": scores, "dice": scores, "boundary_f": scores}
+    better = rescored(published.models[1], **{**fields, "iou": {**scores, "class 3": 0.75}}, confusion=counts)
+    models = (rescored(published.models[0], **fields), better)
+    classes = tuple(ClassInfo(name=name, colour="#123456") for name in names)
+    data = changed(published.data, classes=classes, scored_classes=classes)
+    result = changed(published, models=models, data=data, baselines=())
+    iou, *_ = class_tables(result)
+    assert iou.heads == ("U-Net", "SegNet")
+    label, (first, second) = iou.rows[3]
+    assert (label, first.text, second.text, first.best, second.best) == ("class 3", "50.0", "75.0", False, True)
+    html = page(result)
+    assert 'title="class 2 as class 0: 25.0 %, 10 pixels">25.0<' in html
+    assert html.count(' pixels">') == 20 + 19
+    assert 'class="confusion upright many"' in html
+    assert "Confusion" not in Page(page(published)).text
+
+
+def test_the_pareto_front_is_named_and_a_busy_machine_has_none_over_times(published):
+    first, second = published.models
+    worse = changed(rescored(second, miou=0.6), name="worse", title="Worse")
+    result = changed(published, models=(worse, first, second))
+    charts = {chart.name: chart for chart in pareto_charts(result)}
+    assert list(charts) == ["parameters", "latency-median", "memory-inference", "training-time"]
+    assert charts["parameters"].note == "Pareto front: 2 SegNet · 1 U-Net"
+    assert [row[0::3] for row in charts["parameters"].rows[1:]] == [("U-Net", 1), ("SegNet", 1), ("Worse", 0)]
+    busy = changed(first.cost, train_others=1.0)
+    notes = {
+        chart.name: chart.note for chart in pareto_charts(changed(result, models=(changed(first, cost=busy), second)))
+    }
+    assert notes["training-time"] == "Pareto front: not drawn, the machine was busy"
+    assert notes["parameters"] == "Pareto front: 2 SegNet · 1 U-Net"
+    assert pareto_charts(runs(published, 1)) == []
 
 
 def test_synthetic_images_and_a_quick_look_are_named_first_and_no_commit_is_none(published, page):
@@ -196,7 +262,7 @@ def test_a_loss_that_exploded_and_only_settings_of_its_dataset_are_shown(publish
 
 
 def test_pages_load_nothing_and_every_drawing_has_words_and_every_id_is_its_own(published, findings, page, tmp_path):
-    for html, number in ((page(with_examples(published, tmp_path)), 3), (page(findings), 6)):
+    for html, number in ((page(with_examples(published, tmp_path)), 6), (page(findings), 6)):
         parsed = Page(html)
         for tag, attributes in parsed.elements:
             assert tag not in {"iframe", "object", "embed"}
@@ -263,7 +329,7 @@ def test_plots_differ_without_colour_follow_the_page_s_colours_and_hold_their_da
     last = published.models[0].history[-1]
     assert f"U-Net, validation {last.val_loss:.4g}" in loss.label
     assert len(miou.rows) == 1 + 2 * 30
-    for literal in (">U-Net, validation<", "currentColor", "var(--line-0072b2)"):  # text stays text
+    for literal in (">cross-entropy at 128 px, nats<", "currentColor", "var(--line-0072b2)"):  # text stays text
         assert literal in loss.svg, literal
     for literal in ("#010203", "#fdfefd", "#0072b2", "#000000", "DejaVu", "<style", "<metadata", "http"):
         assert literal not in loss.svg.replace("--line-0072b2", ""), literal
