@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +25,6 @@ from petseg.storage import write_json
 from petseg.training.device import choose_hardware
 from petseg.training.loop import Execution, train
 
-os.environ.setdefault("NUMBA_CACHE_DIR", f"{tempfile.gettempdir()}/petseg-tests-numba")  # pymatting compiles for 30 s
 os.environ["PETSEG_RUNTIME"] = "onnxruntime"  # the same answers on every machine, whatever is faster there
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by a script in the background: children would too
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,10 +21,10 @@ app = typer.Typer(
 )
 
 EXTRA_OF = {  # package that the light install lacks -> the extra that brings it
-    **dict.fromkeys(("torch", "safetensors", "scipy", "matplotlib", "jinja2"), "train"),
+    **dict.fromkeys(("torch", "safetensors", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "openvino": "openvino",
-    "pymatting": "matting",
+    "scipy": "matting",
     **dict.fromkeys(("pycocotools", "contourpy", "shapely"), "formats"),
     **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
 }

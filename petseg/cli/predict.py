@@ -84,7 +84,7 @@ def _look(look: Look, kinds: tuple[str, ...]) -> Look:
     """Returns the look of cut-outs with its background opened, if the kinds can have it."""
     from dataclasses import replace
 
-    from petseg.predict.cutout import load_matting, opened_background
+    from petseg.predict.cutout import opened_background
     from petseg.predict.outputs import FORMATS
 
     if look.format not in FORMATS:
@@ -97,7 +97,7 @@ def _look(look: Look, kinds: tuple[str, ...]) -> Look:
     if look.format == "jpg" and "cutout" in kinds and look.background is None:
         raise PetsegError("--format jpg holds no transparency, and a cut-out has it; add --background or take webp")
     if look.matting:
-        load_matting()  # an error now if it is missing, not after the first photo
+        import scipy  # noqa: F401 - an error now if it is missing, not after the first photo
     return look if look.background is None else replace(look, background=opened_background(look.background))
 
 

@@ -3,17 +3,13 @@
 The edge is a guided filter: within each small window of a reduced photo, opacity is a linear function of colour (He,
 Sun, Tang, TPAMI 2013, eq. 19; He, Sun, arXiv 1505.00996). A half-covered pixel's foreground colour comes from blurring
 each side's colours into the other (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021). With matting,
-opacity in the boundary class is solved for instead (Levin, Lischinski, Weiss, TPAMI 2008, by pymatting).
+opacity in the boundary class is solved for instead (matting.py).
 
 We differ from the papers: opacity is fixed away from the mask's edge, where a filter makes holes in patterned fur.
-Why no library: opencv-contrib takes 172 MB, pymatting with numba and scipy 450 MB; the base install is 230 MB.
+Why no library: opencv-contrib takes 172 MB; the base install is 230 MB.
 """
 
-import os
-import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +21,6 @@ from petseg.data.images import resize_ids
 from petseg.errors import PetsegError
 from petseg.predict.enlarge import Floats, enlarged, windows
 from petseg.predict.photos import Photo
-from petseg.storage import writable_folder
 
 FOREGROUND, BACKGROUND, BOUNDARY = 1, 2, 3  # the values of a trimap
 WORK = 640  # longer side in pixels of the reduced photo
@@ -35,10 +30,10 @@ NOISE = 1e-4  # variance of colour (0..1) below which a window counts as plain a
 TILE = (128, 128)  # pixels worked on at once; most tiles lie far from the outline and are copied or left out
 CONTRAST = 0.3  # opacity below this becomes 0, above one less this 1
 MATTED_RADIUS = 3  # of the windows in which opacity follows a matte, in pixels of the reduced photo
+MOST_UNKNOWN = 30_000  # pixels of the reduced photo that are solved for, about two seconds; more: at a smaller size
 
 # of each role's colour over the photo in an overlay; background is tinted white
 TINT: dict[Role, float] = {"foreground": 0.45, "background": 0.55, "boundary": 0.7}
-_ONE_AT_A_TIME = threading.Lock()  # numba, which pymatting computes with, may not be entered by two threads at once
 
 
 def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> Image.Image:
@@ -48,14 +43,13 @@ def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> I
     [h, w] at any size, opacity comes from matting, which needs the extra `matting`.
     """
     width, height = photo.size
-    scale = min(1.0, WORK / max(width, height))
-    small_size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small_size = reduced_size(photo.size)
     reduced = photo.resize(small_size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     small = np.divide(np.asarray(reduced), 255, dtype=np.float32)
     (soft,) = enlarged(share[None], small_size[::-1], slice(0, small_size[1]), slice(0, small_size[0]))
     soft = ((soft - 0.5) * STEEPER + 0.5).clip(0, 1)
     radius = max(1, round(EDGE * max(small_size)))
-    matte = None if trimap is None else _matte(small, resize_ids(trimap, small_size[::-1]))
+    matte = None if trimap is None else _matte(small, resize_ids(trimap, small_size[::-1]), soft)
     if matte is None:  # `inside` is 0 far outside the mask, 1 far inside, where opacity need not follow from colour
         opacity = _opacity_of_colour(small, soft, radius)
         near = _box(_box((soft >= 0.5).astype(np.float32)[None], radius // 2), radius - radius // 2)
@@ -86,6 +80,12 @@ def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> I
     return Image.fromarray(cut)
 
 
+def reduced_size(size: tuple[int, int], side: float = WORK) -> tuple[int, int]:
+    """Returns width and height, or height and width, of a photo whose longer side is reduced to at most `side`."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def _edge(photo: UInt8, maps: Floats) -> UInt8:
     """Returns RGBA [H, W, 4] of a photo's part by maps [11, H, W]: inside, opacity of colour, fore- and background."""
     colours = np.divide(photo.transpose(2, 0, 1), 255, dtype=np.float32)
@@ -99,30 +99,28 @@ def _edge(photo: UInt8, maps: Floats) -> UInt8:
     return (rgba * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
-def _matte(image: Floats, trimap: UInt8) -> Floats | None:
+def _matte(image: Floats, trimap: UInt8, soft: Floats) -> Floats | None:
     """Returns opacity [h, w], 0..1; None where there is no foreground or no background to go by."""
-    known = np.full(trimap.shape, 0.5)
+    from petseg.predict.matting import solved_opacity
+
+    size, known = trimap.shape, _known(trimap)
+    if (unknown := np.isnan(known).sum()) > MOST_UNKNOWN:
+        height, width = reduced_size(size, max(size) * (MOST_UNKNOWN / unknown) ** 0.5)
+        maps = np.concatenate([image.transpose(2, 0, 1), soft[None]])
+        *colours, soft = enlarged(maps, (height, width), slice(0, height), slice(0, width))
+        image, known = np.stack(colours, axis=2), _known(resize_ids(trimap, (height, width)))
+    if not {0, 1} <= {*np.unique(known)} or min(known.shape) < 3:
+        return None
+    matte: Floats = solved_opacity(image, known, soft)
+    return enlarged(matte[None], size, slice(0, size[0]), slice(0, size[1])).reshape(size)
+
+
+def _known(trimap: UInt8) -> npt.NDArray[np.float64]:
+    """Returns opacity [h, w] where it is certain, well inside either side; nan elsewhere."""
+    known = np.full(trimap.shape, np.nan)
     for value, opacity in ((FOREGROUND, 1.0), (BACKGROUND, 0.0)):
         known[_all_around(trimap == value, MATTED_RADIUS)] = opacity
-    if 1 not in known or 0 not in known:
-        return None
-    with _ONE_AT_A_TIME:
-        matte: Floats = load_matting()(image.astype(np.float64), known).astype(np.float32)
-    return matte
-
-
-@cache
-def load_matting() -> Callable[..., Floats]:
-    """Returns pymatting's solver; what numba compiles is kept in a folder of petseg's, as its own may be read-only."""
-    from petseg.data.cache import cache_root
-
-    folder = cache_root() / "numba"
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(writable_folder(folder)))
-    from pymatting import estimate_alpha_cf
-
-    return estimate_alpha_cf  # type: ignore[no-any-return]
+    return known
 
 
 def _all_around(where: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:

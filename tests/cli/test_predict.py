@@ -141,7 +141,6 @@ def test_a_photo_of_fifty_megapixels_gets_every_file(tmp_path):
 
 
 def test_matting_changes_the_cut_out_alone(tmp_path):
-    pytest.importorskip("pymatting")
     pet(tmp_path / "a.png")
     for folder, more in (("plain", ()), ("matted", ("--matting",))):
         succeeds("predict", "a.png", "--out", folder, *more, cwd=tmp_path)
@@ -192,7 +191,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "extra"), [("onnx", ["--run", "y"], "export"), ("pymatting", ["--matting"], "matting")]
+    ("module", "arguments", "extra"), [("onnx", ["--run", "y"], "export"), ("scipy", ["--matting"], "matting")]
 )
 def test_what_the_light_install_lacks_is_told_with_its_extra(module, arguments, extra, tmp_path):
     code = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['petseg', 'predict', 'x.png', *{arguments}]\n"
