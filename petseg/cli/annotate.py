@@ -43,7 +43,7 @@ def annotate(
     outputs.check_folders(jobs)
     outputs.check_outputs(jobs)
     with results_only(), progress_bar() as advance:
-        segmenter = chosen_segmenter(model, run, len(waiting), threads, flip=flip)
+        segmenter = chosen_segmenter(model, run, len(waiting), threads).using(flip=flip)
         outcomes = outputs.predict_jobs(segmenter, waiting, threads or outputs.WORKERS)
         failed = []
         for done, outcome in enumerate(outcomes, start=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -17,6 +17,7 @@ from petseg.errors import PetsegError, unknown_name
 from petseg.units import plural
 
 if TYPE_CHECKING:
+    from petseg.data.dataset import Class
     from petseg.predict.outputs import Look, Outcome
     from petseg.predict.segmenter import Segmenter
 
@@ -24,6 +25,9 @@ MODEL_HELP = "A shipped model or an ONNX file of `petseg export`."
 RUN_HELP = "Use a trained run; needs the extra `export`."
 ONLY_HELP = "mask, cutout, overlay, classes, trimap or json. Repeatable."
 JSON_HELP = "Print a line of JSON a photo; write files only where --only names them."
+SCALES_HELP = "Average over sizes of the photo: 1,1.25 takes the model's own and a larger one."
+FOREGROUND_HELP = "Classes to cut out, as cat,dog; the others become background."
+RAW_HELP = "Keep small pieces and holes in cut-outs, overlays and boxes, and what is hardly a pet."
 FLIP_HELP = "Average with what is seen in the mirrored photo, at twice the time."
 MATTING_HELP = "Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."
 BACKGROUND_HELP = "Lay cut-outs on a colour (white, #ff8800) or an image."
@@ -37,7 +41,10 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="beside each photo")] = None,
     only: Annotated[list[str] | None, typer.Option(help=ONLY_HELP, show_default="mask, cutout, overlay")] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    foreground: Annotated[str, typer.Option(help=FOREGROUND_HELP, show_default="the model's")] = "",
+    raw: Annotated[bool, typer.Option("--raw", help=RAW_HELP)] = False,
     flip: Annotated[bool, typer.Option("--flip", help=FLIP_HELP)] = False,
+    scales: Annotated[str, typer.Option(help=SCALES_HELP)] = "1",
     matting: Annotated[bool, typer.Option("--matting", help=MATTING_HELP)] = False,
     background: Annotated[str | None, typer.Option(help=BACKGROUND_HELP, show_default=False)] = None,
     crop: Annotated[bool, typer.Option("--crop", help="Crop cut-outs to what is seen.")] = False,
@@ -55,13 +62,18 @@ def predict(
     kinds = outputs.chosen_kinds(only or ()) if only or not as_json else ()
     look = _look(outputs.Look(matting, background, crop, kind), kinds)
     threads = thread_count(threads)
+    sizes, names = _scales(scales), _names(foreground)
+
+    def chosen(photos: int) -> Segmenter:
+        return chosen_segmenter(model, run, photos, threads).using(flip=flip, scales=sizes, foreground=names, raw=raw)
+
     if resume and not kinds:
         raise PetsegError("--resume was given with --json alone, which writes no file to go by; name files with --only")
     if photos == ["-"]:
         if out is not None or resume or len(kinds) + as_json != 1:
             raise PetsegError("- reads one photo and prints one thing: give a single --only, or --json, and no --out")
         with results_only() as results:
-            _predict_stdin(chosen_segmenter(model, run, 1, threads, flip), kinds, look, results)
+            _predict_stdin(chosen(1), kinds, look, results)
         return
     jobs, left_out = outputs.plan([Path(photo) for photo in photos], kinds, out, look)
     if resume:
@@ -71,13 +83,13 @@ def predict(
     outputs.check_folders(jobs)
     outputs.check_outputs(jobs)
     with results_only() as results:
-        segmenter = chosen_segmenter(model, run, len(jobs), threads, flip)
+        segmenter = chosen(len(jobs))
         outcomes = outputs.predict_jobs(segmenter, jobs, threads or outputs.WORKERS, look=look)
         if len(photos) > 1 or Path(photos[0]).is_dir():
-            _print_many(outcomes, len(jobs), left_out, results, as_json)
+            _print_many(outcomes, len(jobs), left_out, results, None if as_json else segmenter.classes)
             return
         for outcome in outcomes:  # none, if it is done already
-            print(json.dumps(outcome.to_dict()) if as_json else _line(outcome), file=results)
+            print(json.dumps(outcome.to_dict()) if as_json else _line(outcome, segmenter.classes), file=results)
 
 
 def _look(look: Look, kinds: tuple[str, ...]) -> Look:
@@ -101,7 +113,18 @@ def _look(look: Look, kinds: tuple[str, ...]) -> Look:
     return look if look.background is None else replace(look, background=opened_background(look.background))
 
 
-def chosen_segmenter(model: str, run: Path | None, photos: int, threads: int | None, flip: bool) -> Segmenter:
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _scales(given: str) -> list[float]:
+    try:
+        return [float(part) for part in given.split(",")]
+    except ValueError:
+        raise PetsegError(f"--scales {given!r} is no list of numbers; give 1,1.25 or the like") from None
+
+
+def chosen_segmenter(model: str, run: Path | None, photos: int, threads: int | None) -> Segmenter:
     """Returns the model for so many photos: one takes all threads, several take one each; a run is exported first."""
     from petseg.predict.runtimes import chosen_runtime
     from petseg.predict.segmenter import Segmenter
@@ -113,11 +136,15 @@ def chosen_segmenter(model: str, run: Path | None, photos: int, threads: int | N
         from petseg.export.onnx import exported_run
 
         name = exported_run(run)
-    return Segmenter(name, threads=1 if photos > 1 else threads, runtime=chosen_runtime(photos), flip=flip)
+    return Segmenter(name, threads=1 if photos > 1 else threads, runtime=chosen_runtime(photos))
 
 
 def _print_many(
-    outcomes: Iterator[Outcome], total: int, left_out: Mapping[Path, str], results: TextIO, as_json: bool
+    outcomes: Iterator[Outcome],
+    total: int,
+    left_out: Mapping[Path, str],
+    results: TextIO,
+    classes: Sequence[Class] | None,  # None: lines of JSON
 ) -> None:
     failed, noted, empty = [], [], 0
     with progress_bar() as advance:
@@ -126,14 +153,14 @@ def _print_many(
                 failed.append(str(outcome.error))
             else:
                 empty += not outcome.summary.foreground
-                if as_json:
+                if classes is None:
                     print(json.dumps(outcome.to_dict()), file=results)
                 elif outcome.summary.notes or not outcome.summary.foreground:
-                    noted.append(_line(outcome))
+                    noted.append(_line(outcome, classes))
             advance("predict", done, total)
     for message in failed:
         print(f"petseg: {message}", file=sys.stderr)
-    if as_json:
+    if classes is None:
         noted = [json.dumps({"left_out": str(path), "reason": reason}) for path, reason in left_out.items()]
     else:
         with_foreground = total - len(failed) - empty
@@ -151,19 +178,20 @@ def _print_many(
 def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], look: Look, results: TextIO) -> None:
     from petseg.predict.outputs import encoded
     from petseg.predict.photos import Photo
+    from petseg.predict.segmentation import in_words
 
     (result,) = segmenter.batch([Photo(sys.stdin.buffer.read(), "stdin")])
     if not kinds:
         print(json.dumps({"photo": "-", **result.summary().to_dict()}), file=results)
         return
-    for note in (*(() if result.boxes else ("no foreground",)), *result.photo.notes):
+    for note in (*(() if result.boxes else (in_words(result.summary(), result.classes),)), *result.photo.notes):
         print(f"petseg: stdin: {note}", file=sys.stderr)
     results.buffer.write(encoded(result, kinds[0], look=look))
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: Outcome, classes: Sequence[Class]) -> str:
+    from petseg.predict.segmentation import in_words
+
     summary = outcome.result()
-    likeliest = summary.foreground_class
-    name = f"{likeliest.name}, {100 * likeliest.probability:.0f} % sure" if likeliest else "foreground"
-    seen = f"{name}, {100 * summary.foreground_share:.0f} % of the photo" if summary.foreground else "no foreground"
-    return f"{outcome.job.photo}: {'; '.join([seen, *summary.notes, *map(str, outcome.job.files.values())])}"
+    parts = [in_words(summary, classes), *summary.notes, *map(str, outcome.job.files.values())]
+    return f"{outcome.job.photo}: {'; '.join(parts)}"

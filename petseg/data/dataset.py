@@ -4,13 +4,15 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from petseg.errors import unknown_name
 
 UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -81,6 +83,17 @@ def classes_from(entries: Sequence[str | Mapping[str, Any]]) -> tuple[Class, ...
     if twice := [name for name, count in Counter(entry.name for entry in classes).items() if count > 1]:
         raise ValueError(f"two classes are named {twice[0]}; give each its own name")
     return tuple(classes)
+
+
+def with_foreground(classes: Sequence[Class], names: Sequence[str]) -> tuple[Class, ...]:
+    """Returns the classes with those named as foreground, the other objects as background; PetsegError if unknown."""
+    known = [entry.name for entry in classes]
+    for name in names:
+        if name not in known:
+            raise unknown_name("foreground", name, known)
+    roles: dict[bool, Role] = {True: "foreground", False: "background"}
+    own = {entry.name: entry.name in names for entry in classes if entry.name in names or entry.role == "foreground"}
+    return tuple(replace(entry, role=roles[own[entry.name]]) if entry.name in own else entry for entry in classes)
 
 
 def palette(classes: Sequence[Class]) -> UInt8:

@@ -35,6 +35,14 @@ class Regions:
         np.maximum.at(high, self.owner, np.stack([columns + self.ends - self.starts, rows + 1], axis=1))
         return np.concatenate([low, high], axis=1)
 
+    def pixels(self, chosen: npt.NDArray[np.bool_], height: int) -> npt.NDArray[np.bool_]:
+        """Returns the pixels, [H, W], of the regions that are `chosen`, [R]."""
+        runs = chosen[self.owner]
+        edges = np.zeros(height * self.width + 1, np.int8)
+        edges[self.starts[runs]] = 1
+        edges[self.ends[runs]] -= 1  # where the next row's run begins, 0
+        return edges.cumsum(dtype=np.int8)[:-1].astype(np.bool_).reshape(height, self.width)
+
     def at(self, rows: Ints, columns: Ints) -> Ints:
         """Returns the region at each pixel, -1 outside all of them; `rows` and `columns` may broadcast."""
         places = rows * self.width + columns

@@ -1,5 +1,6 @@
 """What a model sees in one photo. Axis letters: C classes, h w pixels of the model's square, H W of the photo."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -11,9 +12,11 @@ from PIL import Image, ImageChops, ImageOps
 
 from petseg.data.dataset import Class, Role, UInt8
 from petseg.errors import PetsegError
-from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, opened_background, overlay
+from petseg.predict.clean import cleaned, ids_of, without_foreground
+from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, opened_background, overlay, reduced_size
 from petseg.predict.enlarge import Floats, Size, painted
 from petseg.predict.photos import Photo
+from petseg.predict.presence import Presence
 from petseg.predict.regions import Regions, find_regions
 
 SMALLEST = 0.001  # share of the photo that a foreground region must cover to count; what is smaller is a speckle
@@ -50,6 +53,7 @@ class Summary:
     width: int
     height: int
     foreground: bool  # whether there is a box
+    presence: float | None  # as `Segmentation.presence`
     foreground_share: float
     confidence: float | None
     foreground_class: ForegroundClass | None
@@ -65,14 +69,38 @@ class Summary:
         return asdict(self, dict_factory=rounded)
 
 
+def in_words(summary: Summary, classes: Sequence[Class]) -> str:
+    """Returns what a photo shows: the class of each region where they differ, how sure of it, the share."""
+    names = [each.name for each in classes if each.role == "foreground"]
+    if not summary.foreground:
+        return f"no {' or '.join(names)}" if len(names) < 4 else "no foreground"
+    regions = {box.foreground_class.name: box.foreground_class for box in summary.boxes[::-1] if box.foreground_class}
+    if len(regions) < 2:
+        regions = {each.name: each for each in (summary.foreground_class,) if each}
+    seen = [f"{each.name}, {100 * each.probability:.0f} % sure {_of(each.name, names)}" for each in regions.values()]
+    seen = seen[::-1] or (names if len(names) == 1 else ["foreground"])
+    return f"{', and '.join(seen)}, {100 * summary.foreground_share:.0f} % of the photo"
+
+
+def _of(name: str, names: Sequence[str]) -> str:
+    others = [each for each in names if each != name]
+    return f"that it is no {others[0]}" if len(others) == 1 else "of the class"
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a model sees in one photo; maps at the photo's own size are made when they are first asked for."""
+    """What a model sees in one photo; maps at the photo's own size are made when they are first asked for.
+
+    `mask`, `class_ids` and `trimap` are the network's own. Boxes, cut-out and overlay leave out small pieces and fill
+    small holes, and are empty where `presence` is too low, unless `raw`.
+    """
 
     probabilities: Floats = field(repr=False)  # float32 [C, h, w], at the model's size; a pixel's classes add up to 1
     classes: tuple[Class, ...]  # by class id
     photo: Photo = field(repr=False)
     seconds: float = 0.0  # what the network alone took; of a batch, this photo's part
+    raw: bool = False
+    calibrated: Presence | None = field(default=None, repr=False)  # None: the model has no presence score
 
     @property
     def size(self) -> Size:
@@ -82,24 +110,24 @@ class Segmentation:
     @cached_property
     def mask(self) -> UInt8:
         """uint8 [H, W]: 255 where the foreground classes together are likelier than the background, 0 elsewhere."""
-        return painted(self._log_odds[:1], self.size, STRIP, lambda maps: (maps[0] > 0) * np.uint8(255))
+        return self._mask(self._roles)
 
     @cached_property
     def class_ids(self) -> UInt8:
         """uint8 [H, W]: the likeliest class of each pixel, an index of `classes`."""
-        return self._class_ids(self.size)
+        return _class_ids(self.probabilities, self.size)
 
     @cached_property
     def trimap(self) -> UInt8:
         """uint8 [H, W]: 1 foreground, 2 background, 3 boundary; PetsegError if the model has no boundary class."""
         if all(each.role != "boundary" for each in self.classes):
             raise PetsegError("this model has no boundary class, so there is no trimap; take the mask or the classes")
-        return self._trimap(self.size)
+        return _trimap(self._roles, self.size)
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
         """The foreground regions that cover at least a thousandth of the photo, the largest first."""
-        shares, corners = self._regions.areas() / self.mask.size, self._regions.boxes().tolist()
+        shares, corners = self._regions.areas() / (self.size[0] * self.size[1]), self._regions.boxes().tolist()
         boxes: list[Box] = []
         for region in np.argsort(-shares, kind="stable").tolist():
             if shares[region] >= SMALLEST:
@@ -109,9 +137,14 @@ class Segmentation:
                 boxes.append(Box(left, top, right, bottom, *figures))
         return tuple(boxes)
 
+    @cached_property
+    def presence(self) -> float | None:
+        """How likely the photo shows any foreground object, 0 to 1; None if the model was not calibrated for that."""
+        return None if self.calibrated is None else self.calibrated(*self._roles[:2])
+
     @property
     def foreground_share(self) -> float:
-        """Share of the photo that is foreground, 0 to 1."""
+        """Share of the photo that the mask covers, 0 to 1."""
         return float(np.count_nonzero(self.mask) / self.mask.size)
 
     @cached_property
@@ -127,8 +160,8 @@ class Segmentation:
 
     @cached_property
     def foreground_class(self) -> ForegroundClass | None:
-        """The likeliest foreground class, each pixel weighted by p(foreground); None if there is but one, or no box."""
-        return self._foreground_class(np.ones(self.probabilities.shape[1:], np.bool_)) if self.boxes else None
+        """The likeliest class of the boxes, each pixel weighted by p(foreground); None without a box or a choice."""
+        return self._foreground_class(self._region_at >= 0) if self.boxes else None
 
     def cutout(
         self, *, matting: bool = False, background: str | Image.Image | None = None, crop: bool = False
@@ -138,10 +171,10 @@ class Segmentation:
         `matting` takes more time for finer hair and no holes in the boundary class; it needs the extra `matting`. On a
         `background`, a colour or an image or its file, it is RGB. `crop` leaves out what is transparent all around.
         """
-        speckle = np.append(self._regions.areas() < SMALLEST * self.mask.size, False)[self._region_at]
-        own = self._trimap((speckle.shape[0], speckle.shape[1])) if matting else None
-        trimap = None if own is None else np.where(speckle, np.uint8(BACKGROUND), own)
-        cut = cut_out(self.photo.whole(), np.where(speckle, 0, self._share), trimap)
+        speckle = self._speckle(self.probabilities.shape[1:])
+        size = reduced_size(self.size)
+        trimap = np.where(self._speckle(size), BACKGROUND, _trimap(self._kept_roles, size)) if matting else None
+        cut = cut_out(self.photo.whole(), np.where(speckle, 0, _share(self._kept_roles)), trimap)
         if opacity := self.photo.opacity():  # what is transparent in the photo stays so
             cut.putalpha(ImageChops.darker(cut.getchannel("A"), opacity))
             cut = Image.composite(cut, Image.new("RGBA", cut.size), cut.getchannel("A").point(lambda a: 255 * (a > 0)))
@@ -155,7 +188,7 @@ class Segmentation:
     def overlay(self) -> Image.Image:
         """Returns the photo, at most 2048 px a side, tinted with the classes' colours; background is paler. RGB."""
         photo = self.photo.reduced(LARGEST_OVERLAY)
-        return overlay(photo, self._class_ids((photo.height, photo.width)), self.classes)
+        return overlay(photo, _class_ids(self._kept, (photo.height, photo.width)), self.classes)
 
     def _repr_png_(self) -> bytes:
         """Returns the overlay, which a notebook shows."""
@@ -166,66 +199,93 @@ class Segmentation:
     def summary(self) -> Summary:
         """Returns what JSON holds."""
         height, width = self.size
-        figures = self.foreground_share, self.confidence, self.foreground_class
+        figures = self.presence, self.foreground_share, self.confidence, self.foreground_class
         return Summary(width, height, bool(self.boxes), *figures, self.boxes, self.photo.notes)
 
-    def _class_ids(self, size: Size) -> UInt8:
-        logits = np.log(np.maximum(self.probabilities, TINY))
-        step = max(1, 4 * STRIP[0] // len(logits)), STRIP[1]
-        return painted(logits, size, step, lambda maps: maps.argmax(axis=0))
-
-    def _trimap(self, size: Size) -> UInt8:
-        def value(maps: Floats) -> npt.NDArray[Any]:
-            foreground, boundary = maps
-            sides = np.where(foreground > 0, FOREGROUND, BACKGROUND)
-            return np.where(boundary > np.maximum(foreground, 0), BOUNDARY, sides)
-
-        return painted(self._log_odds, size, STRIP, value)
-
-    def _ids_of(self, role: Role) -> list[int]:
-        return [place for place, each in enumerate(self.classes) if each.role == role]
+    def _roles_of(self, probabilities: Floats) -> Floats:
+        """[3, h, w]: how likely any foreground, background and boundary class is."""
+        roles: tuple[Role, ...] = ("foreground", "background", "boundary")
+        return np.stack([probabilities[ids_of(self.classes, role)].sum(axis=0) for role in roles])
 
     @cached_property
     def _roles(self) -> Floats:
-        """[3, h, w]: how likely any foreground, background and boundary class is."""
-        roles: tuple[Role, ...] = ("foreground", "background", "boundary")
-        return np.stack([self.probabilities[self._ids_of(role)].sum(axis=0) for role in roles])
+        return self._roles_of(self.probabilities)
 
     @cached_property
-    def _share(self) -> Floats:
-        """[h, w] in 0..1: the foreground's part of what is foreground or background; .5 at the outline."""
-        foreground, background, _ = self._roles
-        share: Floats = foreground / np.maximum(foreground + background, TINY)
-        return share
+    def _kept(self) -> Floats:
+        """[C, h, w]: what boxes, cut-out and overlay are made of."""
+        if self.raw:
+            return self.probabilities
+        if self.presence is not None and self.calibrated and self.presence < self.calibrated.threshold:
+            return without_foreground(self.probabilities, self.classes)
+        return cleaned(self.probabilities, self.classes)
 
     @cached_property
-    def _log_odds(self) -> Floats:
-        """[2, h, w]: log of p(foreground) and of p(boundary) over p(background); enlarged as scores enlarge logits."""
-        foreground, background, boundary = np.log(np.maximum(self._roles, TINY))
-        return np.stack([foreground - background, boundary - background])
+    def _kept_roles(self) -> Floats:
+        return self._roles if self._kept is self.probabilities else self._roles_of(self._kept)
+
+    def _mask(self, roles: Floats) -> UInt8:
+        return painted(_log_odds(roles)[:1], self.size, STRIP, lambda maps: (maps[0] > 0) * np.uint8(255))
 
     @cached_property
     def _regions(self) -> Regions:
-        return find_regions(self.mask)
+        return find_regions(self.mask if self._kept is self.probabilities else self._mask(self._kept_roles))
 
-    @cached_property
-    def _region_at(self) -> npt.NDArray[np.int64]:
-        """[h, w]: the region that the middle of each of the model's pixels lies in, -1 outside."""
+    def _regions_at(self, size: Size) -> npt.NDArray[np.int64]:
+        """Returns the region that the middle of each pixel of a map of this size lies in, -1 outside, [h, w]."""
         rows, columns = (
-            ((np.arange(own) + 0.5) * whole / own).astype(np.int64)
-            for own, whole in zip(self.probabilities.shape[1:], self.size, strict=True)
+            ((np.arange(own) + 0.5) * whole / own).astype(np.int64) for own, whole in zip(size, self.size, strict=True)
         )
         return self._regions.at(rows[:, None], columns)
 
+    @cached_property
+    def _region_at(self) -> npt.NDArray[np.int64]:
+        """[h, w]: the region that each of the model's pixels lies in."""
+        return self._regions_at(self.probabilities.shape[1:])
+
+    def _speckle(self, size: Size) -> npt.NDArray[np.bool_]:
+        """Returns where regions lie that are too small for a box, [h, w] of this size."""
+        small = self._regions.areas() < SMALLEST * self.size[0] * self.size[1]
+        return np.append(small, False)[self._regions_at(size)]
+
     def _mean_confidence(self, where: npt.NDArray[np.bool_]) -> float | None:
-        if not self._ids_of("background"):
+        if not ids_of(self.classes, "background"):
             return None
         # a region so narrow that it holds no middle of a pixel of the model's lies on the outline, where both are even
-        return float(self._share[where].mean()) if where.any() else 0.5
+        return float(_share(self._roles)[where].mean()) if where.any() else 0.5
 
     def _foreground_class(self, where: npt.NDArray[np.bool_]) -> ForegroundClass | None:
-        sums = {place: float(self.probabilities[place][where].sum()) for place in self._ids_of("foreground")}
+        ids = ids_of(self.classes, "foreground")
+        sums = {place: float(self.probabilities[place][where].sum()) for place in ids}
         if len(sums) < 2 or not where.any():
             return None
         likeliest = max(sums, key=sums.__getitem__)
         return ForegroundClass(self.classes[likeliest].name, sums[likeliest] / sum(sums.values()))
+
+
+def _class_ids(probabilities: Floats, size: Size) -> UInt8:
+    logits = np.log(np.maximum(probabilities, TINY))
+    step = max(1, 4 * STRIP[0] // len(logits)), STRIP[1]
+    return painted(logits, size, step, lambda maps: maps.argmax(axis=0))
+
+
+def _trimap(roles: Floats, size: Size) -> UInt8:
+    def value(maps: Floats) -> npt.NDArray[Any]:
+        foreground, boundary = maps
+        sides = np.where(foreground > 0, FOREGROUND, BACKGROUND)
+        return np.where(boundary > np.maximum(foreground, 0), BOUNDARY, sides)
+
+    return painted(_log_odds(roles), size, STRIP, value)
+
+
+def _share(roles: Floats) -> Floats:
+    """Returns the foreground's part of what is foreground or background, [h, w] in 0..1; .5 at the outline."""
+    foreground, background, _ = roles
+    share: Floats = foreground / np.maximum(foreground + background, TINY)
+    return share
+
+
+def _log_odds(roles: Floats) -> Floats:
+    """Returns log of p(foreground) and p(boundary) over p(background), [2, h, w]; enlarged as scores enlarge logits."""
+    foreground, background, boundary = np.log(np.maximum(roles, TINY))
+    return np.stack([foreground - background, boundary - background])

@@ -1,24 +1,28 @@
 """Prediction without torch: `Segmenter("unet")("cat.jpg").mask`. N are images, C classes, h w pixels of the model."""
 
+import copy
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from petseg.data.dataset import Class, UInt8, classes_from
+from petseg.data.dataset import Class, UInt8, classes_from, with_foreground
 from petseg.errors import PetsegError, first_line, unknown_name
-from petseg.predict.enlarge import Floats
+from petseg.predict.enlarge import Floats, enlarged
 from petseg.predict.photos import Photo, Source
+from petseg.predict.presence import Presence, presence_from
 from petseg.predict.runtimes import RUNTIMES, Taken, chosen_runtime
 from petseg.predict.segmentation import Segmentation
 
 WEIGHTS = files("petseg") / "weights"  # the shipped models: NAME.onnx, and NAME.json, its card
 KINDS = ("unet", "segnet")  # each stands for the best shipped model of its kind; the first is used where none is named
 LARGEST_SIZE = 2048  # of a model's square in pixels, as in recipes
+SIDE_STEP = 32  # sides of other scales are rounded to this, which each level of a network halves evenly
 
 
 class Segmenter:
@@ -26,13 +30,12 @@ class Segmenter:
 
     `model` is a shipped one, a kind (`unet`, `segnet`) for its best, or an ONNX file of `petseg export`. `threads` are
     of one call; None takes all cores: the fastest for one photo. `runtime` is onnxruntime, which computes in float32,
-    or openvino; None takes PETSEG_RUNTIME, else onnxruntime. `flip` averages with the mirrored photo's result.
+    or openvino; None takes PETSEG_RUNTIME, else onnxruntime. `using` gives the same model with other options.
     """
 
-    def __init__(
-        self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None, flip: bool = False
-    ) -> None:
-        self.flip = flip
+    def __init__(self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None) -> None:
+        self.flip, self.raw = False, False
+        self.scales: tuple[float, ...] = (1.0,)
         self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or KINDS[0])
         content = model_file(self.name)
         self.runtime = runtime or chosen_runtime(photos=1)
@@ -44,13 +47,40 @@ class Segmenter:
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in self._run.metadata.items()}
             if Path(self.name).suffix != ".onnx":  # the card beside a shipped file tells the same in the newest form
                 card = json.loads((WEIGHTS / f"{self.name}.json").read_text(encoding="utf-8"))
-                self.card |= {field: card[field] for field in self.card}
+                self.card |= {field: card[field] for field in card if field in self.card or field == "presence"}
             self.classes, self.size = _checked(self.card, self._run.takes)
+            given = self.card.get("presence")
+            self.presence: Presence | None = None if given is None else presence_from(given)
         except ModuleNotFoundError:
             raise  # of the runtime
         except Exception as error:  # ONNX Runtime's own have no common base but this
             reason = first_line(error)
             raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({reason})") from None
+
+    def using(
+        self, *, flip: bool = False, scales: Sequence[float] = (1.0,), foreground: Sequence[str] = (), raw: bool = False
+    ) -> "Segmenter":
+        """Returns this model with other options; both share the loaded file.
+
+        `flip` averages with the mirrored photo's result, `scales` over sizes (1 is the model's own). `foreground` names
+        the classes that are cut out; empty takes the model's own. `raw` keeps small pieces and holes, and objects whose
+        presence is too low.
+        """
+        used = copy.copy(self)
+        used.flip, used.raw, used.scales = flip, raw, tuple(scales)
+        if not scales or not all(math.isfinite(scale) and 0.25 <= scale <= 4 for scale in scales):
+            raise PetsegError(f"scales are {', '.join(map(str, scales)) or 'none'}; wanted at least one of .25 to 4")
+        sides = {used.side(scale) for scale in scales} - {self.size}
+        if sides and None not in self._run.takes[2][1:3]:
+            raise PetsegError(f"model {self.name} takes {self.size} px alone; leave --scales out")
+        if foreground:
+            used.classes = with_foreground(self.classes, foreground)
+            used.presence = self.presence if used.classes == self.classes else None  # it is of the model's own objects
+        return used
+
+    def side(self, scale: float) -> int:
+        """Returns the side in pixels of the square that a photo is resized to at a scale."""
+        return self.size if scale == 1 else max(SIDE_STEP, round(self.size * scale / SIDE_STEP) * SIDE_STEP)
 
     def __call__(self, image: Source) -> Segmentation:
         """Returns the segmentation of a photo: a path, an encoded file, a PIL image, or uint8 [H, W, 3] in RGB."""
@@ -61,15 +91,26 @@ class Segmenter:
         photos = [image if isinstance(image, Photo) else Photo(image) for image in images]
         if not photos:
             return []
-        resized = np.stack([photo.resized(self.size) for photo in photos])
+        resized = [np.stack([photo.resized(self.side(scale)) for photo in photos]) for scale in self.scales]
         started = time.perf_counter()
-        probabilities = self.probabilities(resized)
-        if self.flip:
-            mirrored = self.probabilities(np.ascontiguousarray(resized[:, :, ::-1]))
-            probabilities = np.float32(0.5) * (probabilities + mirrored[..., ::-1])
+        views = [view for images in resized for view in self._views(images)]
+        probabilities = views[0] if len(views) == 1 else np.mean(views, axis=0)
         seconds = (time.perf_counter() - started) / len(photos)
         pairs = zip(probabilities, photos, strict=True)
-        return [Segmentation(each, self.classes, photo, seconds) for each, photo in pairs]
+        return [Segmentation(each, self.classes, photo, seconds, self.raw, self.presence) for each, photo in pairs]
+
+    def _views(self, images: UInt8) -> Iterator[Floats]:
+        """Yields probabilities [N, C, h, w] at the model's own size of images at any: as they are, then mirrored."""
+        yield self.at_own_size(self.probabilities(images))
+        if self.flip:
+            yield self.at_own_size(self.probabilities(np.ascontiguousarray(images[:, :, ::-1]))[..., ::-1])
+
+    def at_own_size(self, probabilities: Floats) -> Floats:
+        """Returns probabilities [N, C, h, w] of any size resized to the model's own."""
+        size = self.size, self.size
+        if probabilities.shape[2:] == size:
+            return probabilities
+        return np.stack([enlarged(each, size, slice(0, self.size), slice(0, self.size)) for each in probabilities])
 
     def probabilities(self, images: UInt8) -> Floats:
         """Returns the network's own output, [N, C, h, w], for uint8 [N, h, w, 3] at its own size."""

@@ -27,7 +27,7 @@ def piped(content, *arguments):
 def test_one_photo_gets_three_files_beside_it(tmp_path):
     pet(tmp_path / "cat.jpg", "Bengal")
     result = succeeds("predict", "cat.jpg", cwd=tmp_path)
-    assert re.match(r"cat.jpg: (cat|dog|foreground), ", result.stdout)
+    assert re.match(r"cat.jpg: (cat|dog), \d+ % sure that it is no (cat|dog), ", result.stdout)
     assert "% of the photo; cat.mask.png; cat.cutout.png; cat.overlay.png" in result.stdout
     assert result.stderr == ""
     assert below(tmp_path) == {"cat.jpg", "cat.mask.png", "cat.cutout.png", "cat.overlay.png"}
@@ -107,17 +107,17 @@ def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "white")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     result = petseg("predict", "a.gif", "--only", "mask", cwd=tmp_path)
-    assert result.stdout == "a.gif: no foreground; 3 frames, the first one is used; a.mask.png\n"
+    assert result.stdout == "a.gif: no cat or dog; 3 frames, the first one is used; a.mask.png\n"
     with Image.open(tmp_path / "a.mask.png") as mask:
         assert not np.asarray(mask).any()
     whole = petseg("predict", ".", "--only", "mask", cwd=tmp_path)
     assert whole.stdout.splitlines() == [
-        "a.gif: no foreground; 3 frames, the first one is used; a.mask.png",
+        "a.gif: no cat or dog; 3 frames, the first one is used; a.mask.png",
         "1 photo: 0 with foreground, 1 without, 0 failed",
         "1 left out: 1 written by petseg",
     ]
     notes = piped((tmp_path / "a.gif").read_bytes(), "--only", "mask").stderr.decode().splitlines()
-    assert notes == ["petseg: stdin: no foreground", "petseg: stdin: 3 frames, the first one is used"]
+    assert notes == ["petseg: stdin: no cat or dog", "petseg: stdin: 3 frames, the first one is used"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
@@ -163,6 +163,12 @@ def test_matting_changes_the_cut_out_alone(tmp_path):
         (["none/..", "--out", "/proc"], "/proc: cannot be written"),
         (["good.png", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
         (["good.png", "--model", "nowhere.onnx"], "model nowhere.onnx: cannot be read"),
+        (
+            ["good.png", "--foreground", "cats"],
+            "foreground 'cats' is unknown; choose one of: cat, background, border, dog",
+        ),
+        (["good.png", "--scales", "1;2"], "--scales '1;2' is no list of numbers; give 1,1.25"),
+        (["good.png", "--scales", "1,9"], "scales are 1.0, 9.0; wanted at least one of .25 to 4"),
         (["good.png", "--only", "masks"], "--only 'masks' is unknown; choose one of: mask"),
         (["good.png", "--run", "none"], "is this the folder of a finished run"),
         (["good.png", "--run", "none", "--model", "unet"], "choose one: a run holds its own model"),

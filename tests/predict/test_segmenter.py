@@ -141,13 +141,39 @@ def test_a_grey_wall_has_no_foreground(segmenter):
 
 
 def test_with_flip_a_mirrored_photo_has_the_mirrored_answer():
-    flipping, plain = (Segmenter("unet_small", threads=1, flip=flip) for flip in (True, False))
+    plain = Segmenter("unet_small", threads=1)
+    flipping = plain.using(flip=True)
     for image in IMAGES[:2]:
         result = flipping(image)
         mirrored = flipping(np.ascontiguousarray(image[:, ::-1]))
         assert np.abs(result.probabilities - mirrored.probabilities[..., ::-1]).max() < 1e-6
         assert np.allclose(result.probabilities.sum(axis=0), 1, atol=1e-5)
         assert np.abs(result.probabilities - plain(image).probabilities).max() > 1e-3
+
+
+def test_scales_average_what_each_size_sees_at_the_model_s_own():
+    plain = Segmenter("unet_small", threads=1)
+    larger = plain.using(scales=[1.25])
+    assert [plain.side(scale) for scale in (1, 1.25, 0.1)] == [160, 192, 32]
+    both = plain.using(scales=[1, 1.25])(IMAGES[0]).probabilities
+    wanted = (plain(IMAGES[0]).probabilities + larger(IMAGES[0]).probabilities) / 2
+    assert np.abs(both - wanted).max() < 1e-6
+    assert both.shape == (4, 160, 160)
+    assert np.abs(both - plain(IMAGES[0]).probabilities).max() > 1e-3
+
+
+@pytest.mark.parametrize("names", [["cat"], ["background"], ["border", "dog"]])
+def test_any_named_class_is_cut_out_and_the_others_are_background(names):
+    plain = Segmenter("unet_small", threads=1)
+    result, wanted = plain.using(foreground=names)(IMAGES[0]), plain(IMAGES[0]).probabilities
+    ids = {each.name: place for place, each in enumerate(plain.classes)}
+    own = wanted[[ids[name] for name in names]].sum(axis=0)
+    rest = wanted[[ids[name] for name in ids if name not in (*names, "border")]].sum(axis=0)
+    resized = result.mask[:: result.size[0] // 8, :: result.size[1] // 8]
+    small = np.asarray(Image.fromarray(255 * (own > rest).astype(np.uint8)).resize(result.size[::-1]))
+    assert (resized == small[:: result.size[0] // 8, :: result.size[1] // 8]).mean() > 0.9
+    assert [each.name for each in result.classes if each.role == "foreground"] == [n for n in ids if n in names]
+    refused("foreground 'cats' is unknown; choose one of: cat, ", plain.using, foreground=["cats"])
 
 
 def test_a_batch_and_four_threads_give_the_answers_of_single_photos_and_a_bad_one_is_named(segmenter, tmp_path):

@@ -1,0 +1,66 @@
+"""Clean masks: small pieces apart from the object become background, small holes in it become foreground.
+
+A piece is what is not background, so that a boundary class joins near parts; a hole is enclosed and not foreground.
+Both are measured against the photo's largest piece: a second pet stays, wherever it is.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from petseg.data.dataset import Class, Role, UInt8
+from petseg.predict.enlarge import Floats
+from petseg.predict.regions import find_regions
+
+SMALL = (0.05, 0.05)  # piece and hole, of the largest piece's area; from validation: results/masks/cleaning.json
+
+
+def ids_of(classes: Sequence[Class], role: Role) -> list[int]:
+    """Returns the class ids of a role."""
+    return [place for place, each in enumerate(classes) if each.role == role]
+
+
+def cleaned(probabilities: Floats, classes: Sequence[Class], small: tuple[float, float] = SMALL) -> Floats:
+    """Returns probabilities [C, h, w] without pieces and holes smaller than `small`, each a share of the largest piece.
+
+    In them, foreground and background swap their probabilities, and what the boundary has goes to the likelier one.
+    """
+    foreground, background = ids_of(classes, "foreground"), ids_of(classes, "background")
+    pieces = find_regions(_beyond(probabilities, background, foreground))
+    if not background or not pieces.count:
+        return probabilities
+    (height, width), areas, result = probabilities.shape[1:], pieces.areas(), probabilities.copy()
+    dropped = pieces.pixels(areas < small[0] * areas.max(), height)
+    result[:, dropped] = _decided(result[:, dropped], background, foreground)
+    holes = find_regions(_beyond(result, foreground, background))
+    left, top, right, bottom = holes.boxes().T
+    enclosed = (left > 0) & (top > 0) & (right < width) & (bottom < height)
+    filled = holes.pixels(enclosed & (holes.areas() < small[1] * areas.max()), height)
+    result[:, filled] = _decided(result[:, filled], foreground, background)
+    return result
+
+
+def without_foreground(probabilities: Floats, classes: Sequence[Class]) -> Floats:
+    """Returns probabilities [C, h, w] of background alone."""
+    result = np.zeros_like(probabilities)
+    result[ids_of(classes, "background")[:1]] = 1
+    return result
+
+
+def _beyond(probabilities: Floats, ids: list[int], others: list[int]) -> UInt8:
+    """Returns 0 where one of `ids` is likeliest and together they are likelier than `others`, 1 elsewhere, [h, w]."""
+    likelier = probabilities[ids].sum(axis=0) >= probabilities[others].sum(axis=0)
+    inside: npt.NDArray[np.bool_] = likelier & np.isin(probabilities.argmax(axis=0), ids)
+    return (~inside).view(np.uint8)
+
+
+def _decided(pixels: Floats, wins: list[int], loses: list[int]) -> Floats:
+    """Returns probabilities [C, pixels] in which `loses` together have the smaller of both parts, `wins` the rest."""
+    tiny = np.finfo(np.float32).tiny
+    own, other = np.maximum(pixels[wins], tiny), np.maximum(pixels[loses], tiny)
+    less = np.minimum(own.sum(axis=0), other.sum(axis=0))
+    result = np.zeros_like(pixels)
+    result[loses] = other * (less / other.sum(axis=0))
+    result[wins] = own * ((1 - less) / own.sum(axis=0))
+    return result
