@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 found=$(mktemp -d)
 trap 'rm -rf "$found"' EXIT
 
-python -m petseg.cli bench --size 128,256 --threads 1,2 --out "$found/inference.json"
+python -m petseg bench --size 128,256 --threads 1,2 --out "$found/inference.json"
 python benchmarks/predict_speed.py --python "$light" --out "$found/predict_speed.json"
 python benchmarks/indices.py --out "$found/indices.json"
 python scripts/quantise.py --test --out "$found/int8.json"

@@ -50,7 +50,7 @@ IN_FOLDERS = (shipped_model(KINDS[0]), "unet_small")
 
 def cold(python: str, arguments: list[str], folder: Path) -> tuple[float, float]:
     """Returns seconds and peak resident MB of one process."""
-    command = [python, "-m", "petseg.cli", *arguments]
+    command = [python, "-m", "petseg", *arguments]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, env=clean, stdout=subprocess.DEVNULL)

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON to write")
     options = parser.parse_args()
     photos = cats(20, options.side)
-    command = [sys.executable, "-m", "petseg.cli", "serve", "--port", "0", "--no-open"]
+    command = [sys.executable, "-m", "petseg", "serve", "--port", "0", "--no-open"]
     server = subprocess.Popen([*command, "--set", f"concurrent={options.threads}"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     port = int(server.stdout.readline().partition(" ")[0].rpartition(":")[2])

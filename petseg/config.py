@@ -180,6 +180,8 @@ class TrainConfig(StrictConfig):
     """Weight of the soft Dice loss added to cross-entropy."""
     class_weights: Literal["none", "median_frequency"] = "none"
     """median_frequency: median(f) / f_c, f_c the share of class c in the images that hold it (SegNet's formula)."""
+    sync_batch_norm: bool = True
+    """Under torchrun: batch normalisation over the images of all ranks, as if one had them all."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay a step of an exponential moving average of the weights, evaluated in their place; 0 keeps none."""
     patience: Annotated[int, Field(ge=0)] = 0

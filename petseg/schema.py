@@ -109,6 +109,7 @@ class EpochRow(Record):
     val_accuracy: float
     val_image_class: float | None = None
     other_seconds: float | None = None  # core seconds that other processes computed meanwhile
+    ranks: int = 1  # processes that trained together
 
 
 class LatencyInfo(Record):

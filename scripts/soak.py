@@ -72,7 +72,7 @@ def flat(growth: dict[str, float]) -> bool:
 def start(*words: str, **options: Any) -> subprocess.Popen[str]:
     """Returns the process of a petseg command of this very checkout; `options` are Popen's, `env` of further names."""
     env = {**os.environ, **GIVING_BACK, **options.pop("env", {})}
-    return subprocess.Popen([sys.executable, "-m", "petseg.cli", *words], text=True, env=env, **options)
+    return subprocess.Popen([sys.executable, "-m", "petseg", *words], text=True, env=env, **options)
 
 
 def soak_training(minutes: float, folder: Path) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def pytest_terminal_summary(terminalreporter):
 
 class Served:
     def __init__(self, *arguments):
-        command = [sys.executable, "-m", "petseg.cli", "serve", "--port", "0", "--no-open", *arguments]
+        command = [sys.executable, "-m", "petseg", "serve", "--port", "0", "--no-open", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
         self.url = self.process.stdout.readline().partition(" ")[0]

@@ -58,7 +58,7 @@ def watched(folder, *programs):
 
 
 def command(*words):
-    return f"import subprocess, sys; subprocess.run([sys.executable, '-m', 'petseg.cli', *{words!r}], check=True)"
+    return f"import subprocess, sys; subprocess.run([sys.executable, '-m', 'petseg', *{words!r}], check=True)"
 
 
 BOTH = """
@@ -70,7 +70,7 @@ time.sleep(15)
 
 SERVE = f"""
 import subprocess, sys, time, urllib.request
-server = subprocess.Popen([sys.executable, "-m", "petseg.cli", "serve", "--port", "0", "--no-open"],
+server = subprocess.Popen([sys.executable, "-m", "petseg", "serve", "--port", "0", "--no-open"],
     stdout=subprocess.PIPE, text=True)
 try:
     url = server.stdout.readline().split()[0] + "/api/segment"

@@ -1,7 +1,11 @@
 """The command line; each subcommand is a public function, and nothing heavy is imported before one needs it."""
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,13 +44,26 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # a sign that the terminal lacks must not end a run of hours
             stream.reconfigure(errors="replace")
     try:
-        app()
+        with _only_the_first_rank_talks():
+            app()
     except Exception as error:
         mistake = _mistake(error)
         if debug or mistake is None:
             raise
+        if os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+            sys.exit(2)  # the first one on this host says the same
         print(f"petseg: {mistake}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _only_the_first_rank_talks() -> Iterator[None]:
+    """Silences a process that torchrun started beside another on its host; errors are raised all the same."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
+        yield
+        return
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _mistake(error: Exception) -> str | None:
@@ -57,6 +74,8 @@ def _mistake(error: Exception) -> str | None:
         return f"this command needs {error.name}; pip install 'petseg[{EXTRA_OF[error.name]}]'"
     if isinstance(error, OSError) and error.errno:  # what the system says of a path
         return f"{error.filename or 'a file'}: cannot be used ({error.strerror}); name another path"
+    if type(error).__name__.startswith("Dist") or "gloo" in str(error):  # torch.distributed's, by the same reason
+        return f"another rank ended ({str(error).splitlines()[0][:120]}); go on with --resume once its reason is mended"
     if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
         return "the GPU's memory is full; lower train.batch_size or data.size with --set"
     return None

@@ -37,12 +37,17 @@ def chosen_hardware(precision: str, device: str | None, threads: int | None, run
     import torch
 
     from petseg.threads import free_cores, recorded_threads, thread_count
+    from petseg.training import distributed
     from petseg.training.device import choose_hardware
 
+    if device is None and torch.cuda.is_available():
+        device = f"cuda:{distributed.local_rank()}"
     hardware = choose_hardware(precision, device)
     count = thread_count(threads) or (recorded_threads(run) if run else None)
-    count = count or min(free_cores(), torch.get_num_threads())
+    ranks = distributed.local_count()  # torchrun gives each one thread unless told otherwise
+    count = count or max(1, free_cores() // ranks if ranks > 1 else min(free_cores(), torch.get_num_threads()))
     torch.set_num_threads(count)
     chosen = f"{hardware.device} in {hardware.precision} ({hardware.reason})"
-    print(f"computing on {chosen}, {plural(count, 'thread')}")
+    if distributed.local_rank() == 0:
+        print(f"computing on {chosen}, {plural(count, 'thread')}" + (f", {ranks} processes" if ranks > 1 else ""))
     return hardware

@@ -29,6 +29,7 @@ def train(
     """Train one model into a run folder."""
     from petseg.config import load_recipe
     from petseg.models import folder_name, run_config, title_of
+    from petseg.training import distributed
     from petseg.training.loop import Execution
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
@@ -39,10 +40,11 @@ def train(
     loaded = load_recipe(recipe, [*(settings or ()), *start])
     config = run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused
     run = out or Path("runs") / f"{run_name(recipe, data)}-{folder_name(model)}"
-    refuse_existing(run, resume=resume)
+    if distributed.rank_started() == 0:
+        refuse_existing(run, resume=resume)
     hardware = chosen_hardware(config.train.precision, device, threads, run)
     prepared = prepare_data(data_folder(data), config.data)
-    with resumable(), progress_bar() as advance:
+    with distributed.joined(hardware.device), resumable(), progress_bar() as advance:
         if unlabelled is not None:
             prepare_unlabelled(config, prepared.dataset.classes, partial(advance, "prepare unlabelled"))
         on_step = partial(advance, f"train {title_of(model)}")

@@ -15,6 +15,7 @@ from petseg.data.dataset import Dataset, UInt8, part_of
 from petseg.data.geometry import Geometry
 from petseg.errors import PetsegError
 from petseg.models import to_unit_range
+from petseg.training import distributed
 from petseg.training.runs import usable_rows
 
 Rows = npt.NDArray[np.int64]
@@ -122,9 +123,12 @@ def _free_bytes(device: torch.device) -> float:
 
 
 def epoch_batches(rows: Rows, epoch: int, config: TrainConfig) -> list[Rows]:
-    """Returns every row once, in an order of (seed, epoch), none alone in a batch: batch normalisation needs two."""
+    """Returns every row once, in an order of (seed, epoch), none alone in a batch: batch normalisation needs two.
+
+    Nor are there fewer rows than ranks in one.
+    """
     order = np.random.default_rng([config.seed, epoch]).permutation(rows)
     cuts = list(range(config.batch_size, len(order), config.batch_size))
-    if cuts and len(order) - cuts[-1] == 1 and config.batch_size > 1:
+    if cuts and len(order) - cuts[-1] < max(2, distributed.count()) and config.batch_size > 1:
         cuts.pop()
     return list(np.split(order, cuts))

@@ -11,17 +11,19 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_map
 
 from petseg import storage
 from petseg.errors import PetsegError
 from petseg.schema import EpochRow
-from petseg.training import runs
+from petseg.training import distributed, runs
 
 BEST, PREVIOUS_BEST = "best.safetensors", "best.previous.safetensors"
 LAST = "last.safetensors"
@@ -156,6 +158,24 @@ def restore(run: Path, state: State) -> list[EpochRow]:
     if damage is not None:
         raise damage
     return []
+
+
+def share(state: State, history: Sequence[EpochRow]) -> list[EpochRow]:
+    """Gives every rank the state and the rows of the first one."""
+    if distributed.count() == 1:
+        return list(history)
+    parts = {"model": state.model, "average": state.average, "optimiser": state.optimiser}
+    kept = {name: tree_map(_on_host, part.state_dict()) for name, part in parts.items() if part is not None}
+    rows, kept = distributed.shared((list(history), kept))
+    if distributed.rank() > 0:
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(kept[name])
+    return rows
+
+
+def _on_host(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def _settle_best(run: Path, epoch: int) -> None:

@@ -14,6 +14,7 @@ from petseg.data.geometry import WHOLE, Floats
 from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from petseg.models import build_model, model_input, to_unit_range
 from petseg.models.builder import Input
+from petseg.training import distributed
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
 from petseg.training.losses import CrossEntropySum
@@ -152,22 +153,26 @@ class Validation:
 
 
 def validate(network: Network, split: Split) -> Validation:
-    """Returns loss and scores of a network on a split."""
+    """Returns loss and scores of a network on a split; each rank predicts a part of it."""
     merge = split.dataset.merge
     num_classes = len(split.dataset.scored_classes)
     loss = CrossEntropySum()
     confusion = np.zeros((num_classes, num_classes), np.int64)
     image_class = ImageClass(merge)
-    for seen in predict_logits(network, split, split.rows, step=split.prepared.size):
+    for seen in predict_logits(network, split, distributed.part(split.rows), step=split.prepared.size):
         image_class.add(seen)
         logits, labels = scored_logits(seen.logits, merge), scored_labels(seen.labels, merge)
         loss.add(logits, labels)
         prediction = logits.argmax(dim=1).to(torch.uint8)
         confusion += confusion_matrix(labels.cpu().numpy(), prediction.cpu().numpy(), num_classes)
     right = image_class.right()
+    confusion = distributed.total(torch.from_numpy(confusion)).numpy()
+    total, pixels, correct, judged = distributed.total(
+        torch.tensor([loss.total, loss.pixels, sum(right), len(right)], dtype=torch.float64)
+    ).tolist()
     return Validation(
-        val_loss=loss.mean(),
+        val_loss=total / max(1, pixels),
         val_miou=float(mean_iou(confusion)),
         val_accuracy=float(pixel_accuracy(confusion)),
-        val_image_class=float(np.mean(right)) if right else None,
+        val_image_class=correct / judged if judged else None,
     )

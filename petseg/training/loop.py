@@ -26,7 +26,7 @@ from petseg.models import pretrain
 from petseg.schema import EpochRow, exploded, write_record
 from petseg.storage import write_json
 from petseg.threads import OtherWork
-from petseg.training import checkpoint, runs
+from petseg.training import checkpoint, distributed, runs
 from petseg.training.batches import Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
 from petseg.training.device import Hardware, choose_hardware
@@ -57,6 +57,7 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
     Refuses a folder that exists (when resuming: one of another config, or with damaged checkpoints), and ends with
     `DivergedError` where the loss becomes NaN or infinite.
     """
+    distributed.check_batch(config.train.batch_size)
     hardware = execution.hardware or choose_hardware(config.train.precision)
     if config.train.compile:
         _check_compiler(hardware.device)
@@ -64,23 +65,16 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
     splits = execution.splits or load_splits(prepared, config, hardware.device)
     if splits["train"].dataset.classes != prepared.dataset.classes:
         raise PetsegError("the splits hold other classes than the dataset; load them from the same dataset")
-    torch.manual_seed(config.train.seed)
-    network = build_network(config.model, len(prepared.dataset.classes), hardware)
+    network = _drawn(config, len(prepared.dataset.classes), hardware)
     if not (execution.resume and (run / checkpoint.RESUME).is_file()):
-        if config.train.init:
-            checkpoint.load_initial(network.module, Path(config.train.init))
-        else:
-            pretrain(config.model, network.module)
-    with runs.new_folder(run, resume=execution.resume):
-        _claim(run, config, prepared, execution)
+        _initialise(network.module, config)
+    with _folder(run, config, prepared, execution):
         trainer = Trainer(config, network, splits["train"], load_unlabelled(config, splits["train"]))
-        history = checkpoint.restore(run, trainer.state) if execution.resume else []
+        history = checkpoint.restore(run, trainer.state) if execution.resume and distributed.rank() == 0 else []
+        history = checkpoint.share(trainer.state, history)
         if len(history) >= config.train.epochs or _waited(history, config):
             return history
-        if not (run / "environment.json").is_file():
-            write_record(run / "environment.json", hardware.environment())
-        write_json(run / "config.json", config.model_dump(mode="json"))
-        log = _tensorboard(run) if config.train.tensorboard else lambda row: None
+        keep = _keeper(run, config, hardware, trainer.state)
         with _determinism(config.train.deterministic):
             for epoch in range(len(history) + 1, config.train.epochs + 1):
                 started, others = time.perf_counter(), OtherWork()
@@ -98,16 +92,60 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
                         learning_rate=float(trainer.state.optimiser.param_groups[0]["lr"]),
                         train_loss=train_loss,
                         other_seconds=others.seconds(),
+                        ranks=distributed.count(),
                         **asdict(scores),
                     )
                 )
-                checkpoint.save(run, trainer.state, history)
-                log(history[-1])
+                keep(history)
                 execution.on_epoch(history[-1])
                 if _waited(history, config):
                     break
         _remark(run, history[-1].val_loss, len(prepared.dataset.scored_classes))
         return history
+
+
+def _drawn(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:
+    torch.manual_seed(config.train.seed)
+    network = build_network(config.model, num_classes, hardware)
+    if config.train.sync_batch_norm:
+        network = replace(network, module=distributed.synchronised(network.module))
+    return network
+
+
+def _initialise(module: nn.Module, config: RunConfig) -> None:
+    if distributed.rank() > 0:  # the first rank's weights are shared
+        return
+    if config.train.init:
+        checkpoint.load_initial(module, Path(config.train.init))
+    else:
+        pretrain(config.model, module)
+
+
+@contextmanager
+def _folder(run: Path, config: RunConfig, prepared: Prepared, execution: Execution) -> Iterator[None]:
+    """Makes the run's folder, or takes it up again, for the block; of several ranks, the first does."""
+    if distributed.rank() > 0:
+        yield
+        return
+    with runs.new_folder(run, resume=execution.resume):
+        _claim(run, config, prepared, execution)
+        yield
+
+
+def _keeper(run: Path, config: RunConfig, hardware: Hardware, state: State) -> Callable[[list[EpochRow]], None]:
+    """Writes down what the run is, and returns what keeps each epoch's state; of several ranks, the first does."""
+    if distributed.rank() > 0:
+        return lambda history: None
+    if not (run / "environment.json").is_file():
+        write_record(run / "environment.json", hardware.environment())
+    write_json(run / "config.json", config.model_dump(mode="json"))
+    log = _tensorboard(run) if config.train.tensorboard else lambda row: None
+
+    def keep(history: list[EpochRow]) -> None:
+        checkpoint.save(run, state, history)
+        log(history[-1])
+
+    return keep
 
 
 class Trainer:
@@ -127,6 +165,7 @@ class Trainer:
         self.teacher = None
         if settings.teacher:
             self.teacher = load_teacher(Path(settings.teacher), split.dataset.classes, network.hardware)
+        self.parallel = distributed.parallel(model)
         weights = None
         if settings.class_weights != "none":
             weights = median_frequency_weights(split.label_images(), len(split.dataset.classes)).to(split.device)
@@ -144,7 +183,7 @@ class Trainer:
         augmented = partial(augment, config=settings.augment, generator=generator, background=background)
         self.network.module.train()
         # a compilation for each size of a batch, and none for validation, which would be one more
-        network = self.network
+        network = replace(self.network, module=self.parallel)
         if settings.compile:
             network = replace(network, module=cast(nn.Module, torch.compile(network.module, dynamic=False)))
         losses: list[Tensor] = []
@@ -153,12 +192,12 @@ class Trainer:
             step = (epoch - 1) * len(batches) + index
             for group in self.state.optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, settings) * group["factor"]
-            images, labels = augmented(*self.split.batch(rows, side, generator))
+            images, labels = augmented(*self.split.batch(distributed.part(rows), side, generator))
             wanted = self.objective
             if self.average is not None:
-                more = augmented(*self.average.batch(beside[index], side, generator))
+                more = augmented(*self.average.batch(distributed.part(beside[index]), side, generator))
                 images, labels = (torch.cat(pair) for pair in zip((images, labels), more, strict=True))
-                wanted = replace(wanted, labelled=len(rows), weight=self.average.weight(step, steps))
+                wanted = replace(wanted, labelled=len(distributed.part(rows)), weight=self.average.weight(step, steps))
             if self.teacher is not None:
                 wanted = replace(wanted, taught=lesson(self.teacher, images))
             loss, objective = train_step(network, self.state.optimiser, images, labels, wanted)
@@ -167,12 +206,12 @@ class Trainer:
             losses.append(loss * len(rows))
             objectives.append(objective)
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == len(batches):
-                finite = torch.isfinite(torch.stack(objectives)).tolist()
+                finite = (distributed.total((~torch.isfinite(torch.stack(objectives))).float()) == 0).tolist()
                 if not all(finite):
                     first = step + 1 - len(finite) + finite.index(False)
                     raise _diverged("loss", f"at step {first + 1} (epoch {epoch})")
             on_step(step + 1, steps, detail)
-        return float(torch.stack(losses).sum()) / sum(map(len, batches))
+        return float(distributed.total(torch.stack(losses).sum())) / distributed.count() / sum(map(len, batches))
 
 
 @dataclass(frozen=True)
@@ -193,15 +232,21 @@ class Objective:
         if self.taught is not None:
             loss, objective = replace(self, taught=None)(logits, labels)
             part = self.settings.teacher_weight
-            return loss, (1 - part) * objective + part * distillation_loss(logits, self.taught)
+            apart = distributed.weight(labels.numel) * distillation_loss(logits, self.taught)
+            return loss, (1 - part) * objective + part * apart
         if self.labelled is not None:
             own = replace(self, labelled=None)
             loss, objective = own(logits[: self.labelled], labels[: self.labelled])
             others = labels[self.labelled :]
-            share = (others != IGNORE).float().mean()
+            share = (others != IGNORE).float().mean() * distributed.weight(others.numel)
             return loss, objective + self.weight * share * cross_entropy(logits[self.labelled :], others)
-        loss = cross_entropy(logits, labels)
-        objective = loss if self.class_weights is None else cross_entropy(logits, labels, self.class_weights)
+        known = labels != IGNORE
+        loss = distributed.weight(known.sum) * cross_entropy(logits, labels)
+        objective = loss
+        if self.class_weights is not None:
+            weights = self.class_weights
+            weighed = distributed.weight(lambda: weights[labels[known]].sum())
+            objective = weighed * cross_entropy(logits, labels, weights)
         if self.settings.dice_weight:
             objective = objective + self.settings.dice_weight * dice_loss(logits, labels)
         return loss, objective
@@ -256,7 +301,7 @@ def _diverged(what: str, where: str) -> DivergedError:
 
 
 def _remark(run: Path, loss: float, classes: int) -> None:
-    if exploded(loss, classes):
+    if distributed.rank() == 0 and exploded(loss, classes):
         logging.getLogger("petseg").warning(
             "petseg: warning: %s: validation loss %.4g is more than twice a guess's, %.2f: the model learnt nothing; "
             "try a lower train.learning_rate in another folder",

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from petseg.data.balance import class_pixels, median_frequency
 from petseg.data.dataset import IGNORE, UInt8
+from petseg.training import distributed
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
@@ -43,7 +44,7 @@ class CrossEntropySum:
 
 
 def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
-    """Returns 1 less the soft Dice, mean over classes, over all pixels of the batch; 0..1, best 0.
+    """Returns 1 less the soft Dice, mean over classes, over all pixels of the batch (of all ranks); 0..1, best 0.
 
     Milletari et al., "V-Net", arXiv 1606.04797, section 3, with the plain sum in the denominator. `smooth` pixels are
     added to numerator and denominator, so that a class in neither gives no loss.
@@ -51,8 +52,8 @@ def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
     counted = labels != IGNORE
     one_hot = F.one_hot(labels.masked_fill(~counted, 0), logits.shape[1]).permute(0, 3, 1, 2) * counted[:, None]
     probabilities = logits.float().softmax(dim=1) * counted[:, None]
-    overlap = (probabilities * one_hot).sum(dim=(0, 2, 3))
-    total = probabilities.sum(dim=(0, 2, 3)) + one_hot.sum(dim=(0, 2, 3))
+    overlap = distributed.summed((probabilities * one_hot).sum(dim=(0, 2, 3)))
+    total = distributed.summed(probabilities.sum(dim=(0, 2, 3)) + one_hot.sum(dim=(0, 2, 3)))
     return 1.0 - ((2.0 * overlap + smooth) / (total + smooth)).mean()
 
 

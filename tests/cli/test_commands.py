@@ -76,7 +76,7 @@ def succeeds(*arguments, **how):
 
 
 def petseg_process(*arguments, **environment):
-    command = [sys.executable, "-m", "petseg.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "petseg", *map(str, arguments)]
     environment = child_environment(**environment)
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
 
@@ -161,7 +161,7 @@ def test_a_table_of_any_networks_fits_into_80_columns_with_its_figures_whole(tit
 
 def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
     words = ["train", "--data", str(pets_folder), "--out", str(tmp_path / "run"), *SETTINGS, "--set", "epochs=200"]
-    command = [sys.executable, "-m", "petseg.cli", *words]
+    command = [sys.executable, "-m", "petseg", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=child_environment())
     for line in process.stderr:  # the bar's own lines say when training is under way
         if "val loss" in line:

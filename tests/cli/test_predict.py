@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("runtime")
 
 
 def piped(content, *arguments):
-    command = [sys.executable, "-m", "petseg.cli", "predict", "-", *arguments]
+    command = [sys.executable, "-m", "petseg", "predict", "-", *arguments]
     return subprocess.run(command, input=content, capture_output=True, env=child_environment(), check=False, timeout=60)
 
 

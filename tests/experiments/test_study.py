@@ -158,7 +158,7 @@ def test_the_best_setting_and_the_matched_shape_are_taken_and_identical_runs_are
 
 
 def started(recipe, data, folder):
-    command = [sys.executable, "-m", "petseg.cli", "study", *map(str, (recipe, "--data", data, "--out", folder))]
+    command = [sys.executable, "-m", "petseg", "study", *map(str, (recipe, "--data", data, "--out", folder))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=child_environment(), **pipes)
 

@@ -1,0 +1,5 @@
+"""`python -m petseg` is `petseg`."""
+
+from petseg.cli import main
+
+main()

@@ -1,5 +1,0 @@
-"""`python -m petseg.cli` is `petseg`."""
-
-from petseg.cli import main
-
-main()

@@ -1,0 +1,164 @@
+"""One training over several processes, as torchrun starts them: each takes an even part of every batch.
+
+What is added up is added up over all ranks, so a step's gradient and an epoch's scores are those of the whole batch and
+the whole split, never means of means. Without torchrun there is one rank, and nothing here does anything.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, distributed, nn
+
+from petseg.errors import PetsegError
+
+Value = TypeVar("Value")
+
+
+def started() -> bool:
+    """Returns whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def rank_started() -> int:
+    """Returns this process's number before it has joined the others; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0)) if started() else 0
+
+
+def local_rank() -> int:
+    """Returns this process's number on its host, which is also its GPU's; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if started() else 0
+
+
+def local_count() -> int:
+    """Returns how many processes torchrun started on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started() else 1
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Joins the other ranks for the block: by NCCL on GPUs, by Gloo elsewhere."""
+    if not started():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """Returns this process's number; 0 writes files and talks."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def count() -> int:
+    """Returns the number of ranks."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def part(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Returns this rank's rows of some, the sizes of the parts differing by at most one."""
+    return rows[rank() :: count()]
+
+
+def total(value: Tensor) -> Tensor:
+    """Returns the sum of a tensor over ranks, without gradient, where it was."""
+    if count() == 1:
+        return value
+    place = value.device
+    value = value.detach().clone().to("cuda" if distributed.get_backend() == "nccl" else place)
+    distributed.all_reduce(value)
+    return value.to(place)
+
+
+def summed(value: Tensor) -> Tensor:
+    """Returns the sum of a tensor over ranks, with its gradient."""
+    summation: Tensor = value if count() == 1 else _Sum.apply(value)  # type: ignore[no-untyped-call]
+    return summation
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over ranks; each rank's value counts in every rank's result, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return total(value)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return total(gradients[0])
+
+
+def weight(own: Callable[[], Tensor | int]) -> Tensor | float:
+    """Returns what a mean over `own()` of this rank is multiplied by, so that the ranks' mean is the mean over all."""
+    if count() == 1:
+        return 1.0
+    mine = torch.as_tensor(own(), dtype=torch.float32)
+    return mine * count() / total(mine).clamp(min=1e-12)
+
+
+def shared(value: Value) -> Value:
+    """Returns the first rank's value; of others it is not looked at."""
+    if count() == 1:
+        return value
+    box: list[Any] = [value if rank() == 0 else None]
+    distributed.broadcast_object_list(box, src=0)
+    received: Value = box[0]
+    return received
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """Returns a module whose gradients are averaged over ranks after each backward pass."""
+    return module if count() == 1 else nn.parallel.DistributedDataParallel(module)
+
+
+def check_batch(size: int) -> None:
+    """Refuses more ranks than images a batch."""
+    if size < count():
+        raise PetsegError(
+            f"train.batch_size is {size} for {count()} ranks; wanted one image a rank or more: raise it, or start fewer"
+        )
+
+
+def synchronised(module: nn.Module) -> nn.Module:
+    """Returns a module whose batch normalisation takes its statistics over all ranks, in place where it can."""
+    if count() == 1:
+        return module
+    if distributed.get_backend() == "nccl":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return converted
+    for inner in module.modules():
+        if type(inner) is nn.BatchNorm2d:
+            inner.__class__ = SummedBatchNorm
+    return module
+
+
+class SummedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over all ranks; torch's own SyncBatchNorm takes GPU tensors only."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns [N, D, H, W] normalised with mean and variance over N, H and W of all ranks."""
+        if not self.training:
+            return super().forward(image)
+        values = image.float()
+        pixels = total(torch.tensor(float(values.numel() // values.shape[1])))
+        mean = summed(values.sum(dim=(0, 2, 3))) / pixels
+        centred = values - mean[:, None, None]
+        variance = summed(centred.square().sum(dim=(0, 2, 3))) / pixels
+        with torch.no_grad():
+            assert self.running_mean is not None, "our models track statistics"
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum or 0.0)
+            self.running_var.lerp_(variance * (pixels / (pixels - 1)), self.momentum or 0.0)
+        normalised = centred * (variance + self.eps).rsqrt()[:, None, None]
+        return (normalised * self.weight[:, None, None] + self.bias[:, None, None]).to(image.dtype)

@@ -1,0 +1,126 @@
+"""Several ranks, started by torchrun, on the CPU: what one process computes, they compute together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from petseg.data.cache import cache_root
+from petseg.errors import PetsegError
+from petseg.storage import read_json
+from petseg.training import distributed
+from petseg.training.batches import load_splits
+from petseg.training.checkpoint import BEST, load_weights
+from petseg.training.inference import build_network, validate
+from petseg.training.runs import read_metrics
+from tests.conftest import CPU, TINY, tiny, train_on_cpu
+
+# augmentation and dropout draw other numbers on each rank
+PLAIN = [f"train.augment.{name}=0" for name in ("scale", "rotation", "shift", "colour")]
+PLAIN += ["train.augment.flip=false", "train.precision=fp32", "train.dice_weight=0.5"]
+SCRIPT = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+from petseg.config import RunConfig
+from petseg.training import distributed
+from petseg.training.batches import load_splits
+from petseg.training.checkpoint import BEST, load_weights
+from petseg.training.inference import build_network, validate
+from petseg.training.loop import Execution, train
+from petseg.data.cache import prepare
+from petseg.data.sources import open_dataset
+from tests.conftest import CPU
+data, place, *configs = sys.argv[1:]
+with distributed.joined(CPU.device):
+    for number, config in enumerate(map(RunConfig.model_validate_json, configs)):
+        prepared = prepare(open_dataset(Path(data), config.data), config.data.size)
+        splits = load_splits(prepared, config, CPU.device)
+        network = build_network(config.model, 3, CPU)
+        load_weights(network.module, Path(place) / f"alone-{number}" / BEST)
+        scores = asdict(validate(network, splits["val"]))
+        run = Path(place) / f"together-{number}"
+        train(config, prepared, run, Execution(CPU, splits=splits))
+        if distributed.rank() == 0:
+            (run / "validated.json").write_text(json.dumps(scores))
+"""
+
+
+def torchrun(*words, ranks=2):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PETSEG_CACHE": str(cache_root())}
+    return [*launch, *map(str, words)], environment
+
+
+def test_two_ranks_train_and_validate_as_one_process_does(prepared, pets_folder, tmp_path):
+    # apart: Adam makes steps of the rate of gradients that are rounding alone, as behind a normalised, dead channel
+    kinds = ((), ("model.batch_norm=false", "train.class_weights=median_frequency"))
+    configs = [tiny(*PLAIN, "train.epochs=2", "train.batch_size=6", *kind) for kind in kinds]
+    alone = [train_on_cpu(config, prepared, tmp_path / f"alone-{place}") for place, config in enumerate(configs)]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    texts = [config.model_dump_json() for config in configs]
+    command, environment = torchrun(tmp_path / "script.py", pets_folder, tmp_path, *texts)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    for place, config in enumerate(configs):
+        run = tmp_path / f"together-{place}"
+        together = read_metrics(run)
+        assert [row.ranks for row in together] == [2, 2]
+        for one, other in zip(alone[place], together, strict=True):
+            assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+            assert other.val_loss == pytest.approx(one.val_loss, rel=1e-3)
+        # equal weights give equal counts, and a loss that was added up in another order
+        splits = load_splits(prepared, config, CPU.device)
+        network = build_network(config.model, 3, CPU)
+        load_weights(network.module, tmp_path / f"alone-{place}" / BEST)
+        wanted, found = asdict(validate(network, splits["val"])), read_json(run / "validated.json")
+        assert found.pop("val_loss") == pytest.approx(wanted.pop("val_loss"), rel=1e-6)
+        assert found == wanted
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds a rank in /proc")
+def test_a_killed_rank_ends_all_and_fewer_go_on(prepared, pets_folder, tmp_path):
+    settings = [*PLAIN, "train.epochs=40"]
+    config, run = tiny(*settings), tmp_path / "run"
+    words = [word for setting in (*TINY, *settings) for word in ("--set", setting)]
+    command, environment = torchrun("-m", "petseg", "train", "--data", pets_folder, "--out", run, *words)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (run / "metrics.jsonl").is_file():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+        ranks = [child for child in children if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes()]
+        os.kill(int(ranks[0]), signal.SIGKILL)
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "petseg/training/" not in shown, "no traceback but torchrun's own"
+    kept = len(read_metrics(run))
+    assert 0 < kept < 40
+    resumed = train_on_cpu(config, prepared, run, resume=True)
+    assert [row.ranks for row in resumed] == [2] * kept + [1] * (40 - kept)
+    whole = train_on_cpu(config, prepared, tmp_path / "whole")
+    assert resumed[-1].val_loss == pytest.approx(whole[-1].val_loss, rel=0.05)
+
+
+def test_one_process_needs_no_group():
+    assert (distributed.rank(), distributed.count(), distributed.local_rank(), distributed.started()) == (
+        0,
+        1,
+        0,
+        False,
+    )
+    distributed.check_batch(1)
+
+
+def test_more_ranks_than_images_a_batch_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "count", lambda: 3)
+    with pytest.raises(PetsegError, match=r"^train\.batch_size is 2 for 3 ranks; wanted one image a rank or more"):
+        distributed.check_batch(2)
