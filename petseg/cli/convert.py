@@ -22,7 +22,7 @@ OutOption = Annotated[Path, typer.Option(help="New folder to write to.", show_de
 
 
 def convert(
-    data: Annotated[Path, typer.Argument(help="Folder of labelled images, in any layout that petseg reads.")],
+    data: Annotated[Path, typer.Argument(help="Folder or archive of labelled images, of any layout.")],
     out: OutOption,
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP)] = "png",
     polygons: Annotated[bool, typer.Option("--polygons", help=POLYGONS_HELP)] = False,
@@ -70,9 +70,9 @@ def merge(
 
 
 def _opened(folder: Path) -> Dataset:
-    from petseg.data.sources import open_as_given, recognise
+    from petseg.data.sources import open_as_given, recognise, unpacked
 
-    _, line = recognise(folder)
+    _, line = recognise(unpacked(folder))
     with progress_bar() as advance:
         dataset = open_as_given(folder, on_progress=lambda done, total: advance("read labels", done, total))
     print(f"petseg: {folder}: {line}", file=sys.stderr)

@@ -176,14 +176,14 @@ def _png(ids: UInt8, colours: UInt8) -> bytes:
     return stream.getvalue()
 
 
-def _lists(target: Target, items: Sequence[Item], place: str) -> None:
-    """Writes a list of names for each split."""
+def _lists(target: Target, items: Sequence[Item], place: str, unsplit: str = "") -> None:
+    """Writes a list of names for each split, and one of images without a split where it has a name."""
     by_split: dict[str, list[str]] = defaultdict(list)
     for item in items:
         by_split[item.split].append(item.name)
     for split, names in by_split.items():
-        if split:
-            write_text(target.folder / place / f"{split}.txt", "".join(f"{name}\n" for name in names))
+        if own := split or unsplit:
+            write_text(target.folder / place / f"{own}.txt", "".join(f"{name}\n" for name in names))
 
 
 def _add_png(target: Target, item: Item, ids: UInt8) -> None:
@@ -214,7 +214,7 @@ def _voc_palette(classes: int) -> UInt8:
 
 
 def _finish_voc(target: Target, items: Sequence[Item]) -> None:
-    _lists(target, items, LISTS)
+    _lists(target, items, LISTS, "default")  # as CVAT names it; other readers go by these lists alone
     colours = [",".join(map(str, row)) for row in _voc_palette(len(target.classes)).tolist()]
     rows = [f"{each.name}:{colour}::" for each, colour in zip(target.classes, colours, strict=False)]
     write_text(target.folder / LABELMAP, "\n".join(["# label:color_rgb:parts:actions", *rows, ""]))
