@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from petseg.data.sources import open_dataset
 from petseg.schema import ComparisonResult, read_record
 from tests.cli.test_commands import succeeds
 
@@ -27,7 +28,7 @@ def test_the_tutorial_goes_from_labels_to_a_report_and_masks_in_two_minutes(tmp_
                 exec(block, {})
         for line in block.splitlines() if language == "sh" else []:
             ran.append(succeeds(*line.split()[1:], cwd=tmp_path))
-    assert len(ran) == 3
+    assert len(ran) == 5
     assert "LabelMe: 40 JSON files: 40 images, 4 classes; train 28, val 6, test 6" in ran[0].stderr
     folder = tmp_path / "runs" / "compare-shapes"
     compared = read_record(folder / "comparison.json", ComparisonResult)
@@ -45,4 +46,6 @@ def test_the_tutorial_goes_from_labels_to_a_report_and_masks_in_two_minutes(tmp_
         with Image.open(masks / f"{photo.stem}.classes.png") as found:
             assert (found.size, found.mode) == ((96, 72), "P")
             assert {0, 1, 2} <= {*np.unique(found).tolist()}, "background, box, disc"
+    bigger = open_dataset(tmp_path / "bigger")
+    assert (len(bigger.samples), bigger.classes) == (43, open_dataset(tmp_path / "shapes").classes)
     assert time.process_time() - started < 120

@@ -1,5 +1,7 @@
 """A folder of images and masks: its layouts, what masks' values mean, its classes file, and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from petseg.config import DataConfig
 from petseg.data.cache import prepare
 from petseg.data.check import check_dataset
+from petseg.data.classes import find_classes
 from petseg.data.images import open_sample
 from petseg.data.sources import open_dataset, recognise
 from tests.conftest import refused
@@ -140,6 +143,10 @@ NAMED = '[[classes]]\nname = "soil"\nrole = "background"\n[[classes]]\nname = "l
 
 
 def test_a_classes_file_names_values_or_colours(tmp_path):
+    documented = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    (tmp_path / "documented.toml").write_text(documented.partition("```toml\n")[2].partition("```")[0])
+    found = find_classes(tmp_path, DataConfig(classes="documented.toml"))
+    assert [(entry.name, entry.id) for entry in found.classes] == [("sky", 0), ("road", 3)]
     make(tmp_path / "grey", [7 * IDS])
     make(tmp_path / "colour", [PLANES])
     by_place = tmp_path / "elsewhere.toml"
