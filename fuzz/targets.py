@@ -90,6 +90,7 @@ def read_image(content: bytes) -> None:
 def read_pair(content: bytes) -> None:
     """A trimap of the dataset, and the same bytes as an image of it."""
     from petseg.data.dataset import Sample
+    from petseg.data.duplicates import near_duplicates
     from petseg.data.images import open_ids, open_sample
 
     sound, dataset = _file("sound.png", small_image("PNG", "L")), trimaps()
@@ -99,9 +100,26 @@ def read_pair(content: bytes) -> None:
             with _refusals():
                 open_ids(dataset, sample)
                 open_sample(dataset, sample, draft=64)
+                near_duplicates([sample])
         except RefusedError:
             if image != sound:
                 raise
+
+
+def read_mask(content: bytes) -> None:
+    """A mask: which classes its values are, its class ids, and those by the classes of another mask."""
+    from petseg.config import DataConfig
+    from petseg.data.classes import choose_table
+    from petseg.data.dataset import Sample
+    from petseg.data.masks import scan
+
+    sample = Sample("mask", Path(), _file("fuzzed.png", content))
+    with _refusals():
+        own = scan(sample)
+        sound = scan(Sample("sound", Path(), _file("sound.png", small_image("PNG", "L", size=(40, 30)))))
+        for masks in ({"fuzzed": own}, {"sound": sound}):
+            ids = choose_table(masks, _scratch(), DataConfig()).read(sample).ids
+            assert (ids.ndim, ids.dtype) == (2, "uint8")
 
 
 @cache
@@ -186,6 +204,17 @@ def trimap_seeds() -> list[bytes]:
         small_image("JPEG", "L"),
         small_image("WEBP"),
     ]
+
+
+def mask_seeds() -> list[bytes]:
+    """Returns masks of class ids, indexed, of colours, and with smoothed edges."""
+    from PIL import Image
+
+    smooth = Image.open(BytesIO(small_image("PNG", "L"))).resize((60, 40), Image.Resampling.BICUBIC)
+    stream = BytesIO()
+    smooth.point(lambda value: value * 80).save(stream, "PNG")
+    modes = ("RGB", "RGBA", "P", "1", "LA", "I;16", "L")
+    return [*trimap_seeds(), stream.getvalue(), *(small_image("PNG", mode, size=(40, 30)) for mode in modes)]
 
 
 def mend_png(content: bytes) -> bytes:
@@ -498,6 +527,7 @@ def body_seeds() -> list[bytes]:
 TARGETS = {
     "image": Target(read_image, image_seeds, mend_png),
     "trimap": Target(read_pair, trimap_seeds, mend_png),
+    "mask": Target(read_mask, mask_seeds, mend_png),
     "recipe": Target(read_recipe, recipe_seeds),
     "run": Target(read_run, run_seeds),
     "checkpoint": Target(read_checkpoint, checkpoint_seeds, mend_checkpoint),

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from petseg.data.dataset import Dataset
     from petseg.schema import DataCheck
 
+SHOWN = 10  # images left out that are named on the terminal
 STYLES = {"error": "bold red", "warning": "yellow", "note": ""}  # of `schema.Level`
 app = typer.Typer(help="Get, check and prepare the dataset.", no_args_is_help=True)
 
@@ -73,7 +75,8 @@ def _print_check(found: "DataCheck") -> None:
         for entry in found.classes
     ]
     columns = ("class", ">pixels", *(f">{part}" for part in found.splits), ">weight")
-    print_table("Training pixels, images that hold the class, median-frequency weight", columns, rows)
+    print_lines("Share of the training pixels, images that hold the class, its weight under median_frequency:")
+    print_table("", columns, rows)
     for finding in found.findings:
         names = ", ".join(finding.names[:6]) + (f", ... (+{len(finding.names) - 6:,})" if finding.names[6:] else "")
         head = f"{finding.level}: {finding.found}: {finding.count:,} ({finding.action})"
@@ -178,6 +181,8 @@ def prepare_data(folder: Path, config: "DataConfig", run: Path | None = None) ->
         prepared = prepare(dataset, geometry, on_progress=lambda done, total: advance(title, done, total))
     if dataset.provenance == UNOFFICIAL:
         print(f"petseg: warning: {folder}: {UNOFFICIAL}; figures are of these images", file=sys.stderr)
-    for name, reason in prepared.left_out.items():
+    for name, reason in islice(prepared.left_out.items(), SHOWN):
         print(f"petseg: left out: {name}: {reason.removeprefix(f'{name}: ')}", file=sys.stderr)
+    if (more := len(prepared.left_out) - SHOWN) > 0:
+        print(f"petseg: left out: {more:,} more; `petseg data check` lists them", file=sys.stderr)
     return prepared

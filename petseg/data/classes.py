@@ -66,7 +66,7 @@ def choose_table(masks: Mapping[str, MaskFile], folder: Path, config: DataConfig
     files = list(masks.values())
     by_colour = _needs_colours(files)
     given = find_classes(folder, config)
-    return _named(given, by_colour, config) if given else _unnamed(files, by_colour, config)
+    return _named(given, by_colour, config) if given else _unnamed(masks, by_colour, config)
 
 
 def _needs_colours(files: Sequence[MaskFile]) -> bool:
@@ -80,7 +80,8 @@ def _needs_colours(files: Sequence[MaskFile]) -> bool:
     return False
 
 
-def _unnamed(files: Sequence[MaskFile], by_colour: bool, config: DataConfig) -> Table:
+def _unnamed(masks: Mapping[str, MaskFile], by_colour: bool, config: DataConfig) -> Table:
+    files = list(masks.values())
     empty, pixels = Table((), by_colour, {}, ""), Counter[int]()
     for mask in files:
         pixels.update(empty.values(mask))
@@ -88,7 +89,8 @@ def _unnamed(files: Sequence[MaskFile], by_colour: bool, config: DataConfig) -> 
     if missing := sorted(ignored - pixels.keys()):
         held = _listed(pixels, empty)
         raise PetsegError(f"data.ignore names {empty.shown(missing[0])}, which no mask holds; they hold {held}")
-    _refuse_odd({value: n for value, n in pixels.items() if value not in ignored}, empty, all(m.counts for m in files))
+    of_classes = {value: n for value, n in pixels.items() if value not in ignored}
+    _refuse_odd(of_classes, empty, all(mask.counts for mask in files), _holders(masks))
     others = pixels.keys() - ignored - {IGNORE}
     if not by_colour and others - {0} and max(others) < MOST_CLASSES:
         ignored.add(IGNORE)
@@ -117,7 +119,13 @@ def _palette(files: Sequence[MaskFile], values: Sequence[int]) -> dict[int, int]
     return colours if coloured and len({*colours.values()}) == len(values) else {}
 
 
-def _refuse_odd(pixels: Mapping[int, int], table: Table, counted: bool) -> None:
+def _holders(masks: Mapping[str, MaskFile]) -> str:
+    """Returns how many masks hold more values than most classes have, and the first of them."""
+    names = [name for name, mask in masks.items() if not mask.counts or len(mask.counts) > FEW_VALUES]
+    return f"{len(names):,} of {len(masks):,} masks ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _refuse_odd(pixels: Mapping[int, int], table: Table, counted: bool, holders: str) -> None:
     """Refuses values, of so many pixels, that no classes can be told from."""
     values = sorted(pixels)
     advice = f"name the classes in {CLASSES_FILE}, or write the masks as PNG without smoothing"
@@ -126,7 +134,9 @@ def _refuse_odd(pixels: Mapping[int, int], table: Table, counted: bool) -> None:
         share = 100 * ends / sum(pixels.values())
         if share > SMOOTH_SHARE:
             where = f"{values[0]} and {values[-1]} on {share:.0f} % of the pixels"
-            raise PetsegError(f"the masks hold {len(values)} values, {where}: their edges look smoothed; {advice}")
+            raise PetsegError(
+                f"the masks hold {len(values)} values, {where}: the edges of {holders} look smoothed; {advice}"
+            )
     if not counted or len(values) > MOST_CLASSES:
         count = f"{len(values):,}" if counted else f"more than {MAX_VALUES:,}"
         kind = "colours" if table.by_colour else "values"

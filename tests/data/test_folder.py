@@ -203,10 +203,10 @@ REFUSED = [  # masks, classes file, data.ignore, what the error says
     ([IDS], None, (1, 2), r"the masks hold only 0 beside what is ignored; wanted at least two classes"),
     ([0 * IDS], None, (), r"the masks hold only 0 beside what is ignored"),
     (
-        [RAMP],
+        [RAMP, np.uint8(255 * (RAMP > 0))],
         None,
         (),
-        r"hold 14 values, 0 and 255 on 9\d % of the pixels: their edges look smoothed; name the classes",
+        r"hold 14 values, 0 and 255 on 9\d % of the pixels: the edges of 3 of 6 masks \(a, c, e\) look smoothed; name",
     ),
     ([np.arange(100, dtype=np.uint8)[None]], None, (), r"the masks hold 100 values; wanted one a class, at most 64"),
     (
