@@ -43,13 +43,13 @@ SETTINGS = ("epochs=2", "train.ramp=[64]", f"data.size={SIZE}", "base_channels=8
 
 
 def repeated(dataset: Dataset, count: int) -> Dataset:
-    """Returns a dataset of many samples of the same files, 2 % of them for validation and as many for test."""
+    """Returns a dataset of many samples of the same files, half a percent for validation and as many for test."""
     samples = tuple(
         replace(dataset.samples[number % len(dataset.samples)], id=f"{number:06}") for number in range(count)
     )
     species = {f"{number:06}": sample for number, sample in zip(range(count), dataset.samples * count, strict=False)}
     ids = tuple(sample.id for sample in samples)
-    few = max(1, count // 50)
+    few = max(1, count // 200)
     splits = {"train": ids[2 * few :], "val": ids[:few], "test": ids[few : 2 * few]}
     read = dataset.read_label
     return replace(dataset, samples=samples, splits=splits, read_label=lambda sample: read(species[sample.id]))

@@ -19,7 +19,7 @@ from petseg.metrics import Confusion, confusion_matrix
 from petseg.schema import Record, read_record
 from petseg.training.batches import Split
 from petseg.training.device import Hardware
-from petseg.training.inference import EVALUATION_BATCH, Network, predict_logits, scored_logits
+from petseg.training.inference import Network, evaluation_batches, predict_logits, scored_logits
 
 EVERY = 3  # each third test image, by id: 18 corruptions of all of them would take as long as the training
 
@@ -70,7 +70,7 @@ def _count(network: Network, split: Split, on_progress: Progress) -> dict[str, l
         return tuple(counts.ravel().tolist())
 
     with ThreadPoolExecutor() as pool:
-        for rows in np.split(split.rows, range(EVALUATION_BATCH, len(split.rows), EVALUATION_BATCH)):
+        for rows in evaluation_batches(split.rows, split.prepared.size):
             images = np.array(split.prepared.images[rows])
             samples = [split.prepared.samples[row] for row in rows]
             truths = list(pool.map(partial(read_truth, dataset), samples))

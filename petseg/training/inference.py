@@ -20,6 +20,7 @@ from petseg.training.device import Hardware
 from petseg.training.losses import CrossEntropySum
 
 EVALUATION_BATCH = 32  # images a batch where no gradient is kept; scores do not depend on it
+EVALUATION_PIXELS = 32 * 320 * 320  # of a batch: 32 images of 512 px took 1.8 GB, with 8 channels
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def predict_logits(network: Network, split: Split, rows: Rows, *, step: int = 0)
             for row in rows:
                 yield from _windows(network, split, row, step)
             return
-        for batch in np.split(rows, range(EVALUATION_BATCH, len(rows), EVALUATION_BATCH)):
+        for batch in evaluation_batches(rows, split.prepared.size):
             images, labels = split.batch(batch)
             logits = network.logits(images).float()
             if fit == "square":
@@ -82,6 +83,16 @@ def predict_logits(network: Network, split: Split, rows: Rows, *, step: int = 0)
                     height, width = contents[row]
                     one = slice(place, place + 1), ..., slice(height), slice(width)
                     yield Seen(batch[one[0]], labels[one], logits[one])
+
+
+def evaluation_batches(rows: Rows, size: int) -> list[Rows]:
+    """Returns rows of images of `size` pixels a side in batches that fit into memory.
+
+    >>> [len(batch) for size in (128, 512) for batch in evaluation_batches(np.arange(35), size)]
+    [32, 3, 12, 12, 11]
+    """
+    count = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // size**2))
+    return np.split(rows, range(count, len(rows), count))
 
 
 def _windows(network: Network, split: Split, row: int, step: int) -> Iterator[Seen]:
