@@ -36,6 +36,7 @@ from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import load_run
 from petseg.export.openvino import Made, as_openvino, drawn_images, keep
 from petseg.models import title_of, to_unit_range
+from petseg.models.external import pretraining
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network
 
@@ -85,6 +86,9 @@ def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -
     description = {
         "model": config.model.name,
         "title": title_of(config.model.name),
+        "pretraining": "another run"
+        if config.train.init
+        else pretraining(config.model.name, config.model.options.get("encoder_weights")),
         "classes": [entry.model_dump() for entry in data.classes],
         "size": config.data.size,
         "fit": config.data.fit,

