@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 
 from petseg.export.bench import Plan, bench
-from petseg.predict.segmenter import WEIGHTS, model_file, shipped_models
+from petseg.predict.segmenter import KINDS, WEIGHTS, model_file, shipped_models
 from petseg.storage import read_json, write_json
 
 BYTES = {"float": 4, "int64": 8, "uint8": 1, "bool": 1}
@@ -92,13 +92,14 @@ def measure(names: Sequence[str], found: dict[str, Any]) -> dict[str, Any]:
 
 
 def nearest() -> tuple[str, str]:
-    """Returns the shipped U-Net and SegNet that differ least in mIoU."""
+    """Returns the shipped U-Net and SegNet, both from scratch, that differ least in mIoU."""
+    cards = {name: read_json(WEIGHTS / f"{name}.json") for name in shipped_models()}
 
     def gap(pair: tuple[str, str]) -> float:
-        first, second = (read_json(WEIGHTS / f"{name}.json")["scores"]["miou"] for name in pair)
+        first, second = (cards[name]["scores"]["miou"] for name in pair)
         return abs(float(first) - float(second))
 
-    kinds = [[name for name in shipped_models() if name.startswith(kind)] for kind in ("unet_", "segnet_")]
+    kinds = [[name for name, card in cards.items() if card["model"] == kind] for kind in KINDS]
     return min(product(*kinds), key=gap)  # type: ignore[arg-type]
 
 

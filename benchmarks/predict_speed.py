@@ -34,7 +34,7 @@ from petseg.environment import environment
 from petseg.predict.outputs import WORKERS, plan, predict_jobs
 from petseg.predict.photos import Photo
 from petseg.predict.runtimes import cores
-from petseg.predict.segmenter import KINDS, Segmenter, shipped_model, shipped_models
+from petseg.predict.segmenter import DEFAULT, Segmenter, shipped_models
 from petseg.storage import write_json
 
 SIDE = 256
@@ -44,7 +44,7 @@ LARGE, HUGE = (4000, 3000), (8660, 5774)
 PHOTOS = 100
 """In the folder."""
 
-IN_FOLDERS = (shipped_model(KINDS[0]), "unet_small")
+IN_FOLDERS = (DEFAULT, "unet_small")
 """The model that is used where none is named, and one that leaves less time to hide the rest in."""
 
 
@@ -162,7 +162,7 @@ def main() -> None:
         "command": "python benchmarks/predict_speed.py",
         "environment": environment(device="cpu", precision="as listed", threads=cores()),
         "turns": options.turns,
-        "default_model": shipped_model(KINDS[0]),
+        "default_model": DEFAULT,
         "cold": starts,
         "one_photo": {
             "side": SIDE,

@@ -161,8 +161,13 @@ def cards(root: Path) -> list[Any]:
 def models(root: Path) -> Rows:
     """Returns the shipped models."""
     found = cards(root)
-    machine = found[0].environment
-    return found, f"{found[0].images} Trained on {machine.processor}, {machine.precision}."
+    machines: dict[str, list[str]] = {}
+    for card in found:
+        machine = card.environment
+        device = machine.processor if machine.device == "cpu" else machine.device
+        machines.setdefault(f"{device}, {machine.precision}", []).append(f"`{card.name}`")
+    trained = "; ".join(f"{', '.join(names)} on {machine}" for machine, names in machines.items())
+    return found, f"{found[0].images} Trained: {trained}."
 
 
 def files(checked: Any) -> Rows:
@@ -214,11 +219,13 @@ def runtimes(result: Any) -> Rows:
 
 def precisions(result: Any) -> Rows:
     """Returns the scores of each model on each split."""
-    return [
-        Row(name=model.key, bytes=model.bytes, scores=scores)
-        for model in named(result.models)
-        for scores in named(model.scores)
-    ], f"{measured(result)} {cards(ROOT)[0].images}"
+    rows, machines = [], {}
+    for model in named(result.models):
+        rows += [Row(name=model.key, bytes=model.bytes, scores=scores) for scores in named(model.scores)]
+        line = measured(Row(command=result.command, environment=model.environment))
+        machines.setdefault(line, []).append(f"`{model.key}`")
+    lines = [f"{', '.join(names)}: {line}" for line, names in machines.items()]
+    return rows, f"{' '.join(lines)} {cards(ROOT)[0].images}"
 
 
 def indices(result: Any) -> Rows:
@@ -274,6 +281,7 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "files": files,
     "time-to-loss": time_to_loss,
     "inference": runtimes,
+    "default-speed": runtimes,
     "inference-accuracy": precisions,
     "indices-figures": indices,
     "indices-stages": stages,

@@ -140,9 +140,12 @@ def test_a_shipped_file_scores_in_onnx_runtime_what_its_run_scored_in_torch():
     """`scripts/quantise.py --test` measures the files, `petseg evaluate` the runs."""
     measured = read_json(RESULTS / "benchmarks" / "int8.json")["models"]
     for name in shipped_models():
-        scored = read_json(ROOT / "petseg" / "weights" / f"{name}.json")["scores"]
-        assert measured[name]["scores"]["test"]["fp32"]["miou"] == pytest.approx(scored["miou"], abs=0.002)
-        assert measured[name]["scores"]["test"]["fp32"]["images"] == scored["images"]
+        folder = RESULTS / "models" / name / "evaluations"
+        splits = [split for split in measured[name]["scores"] if (folder / f"{split}.json").is_file()]
+        assert splits
+        for split in splits:
+            run, found = read_json(folder / f"{split}.json"), measured[name]["scores"][split]["fp32"]
+            assert (found["miou"], found["images"]) == (pytest.approx(run["miou"], abs=0.002), run["images"])
 
 
 def published(recipe, model):

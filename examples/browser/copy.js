@@ -10,7 +10,7 @@ const petseg = join(here, "..", "..", "petseg");
 const files = [
   join(runtime, "ort.wasm.bundle.min.mjs"),
   join(runtime, "ort-wasm-simd-threaded.wasm"),
-  ...["unet_small", "segnet_small"].flatMap((name) =>
+  ...["unet_lite2", "unet_small", "segnet_small"].flatMap((name) =>
     ["onnx", "json"].map((ending) => join(petseg, "weights", `${name}.${ending}`)),
   ),
   join(petseg, "serve", "page", "cat.jpg"),

@@ -13,7 +13,7 @@ from petseg.errors import PetsegError
 
 FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
 MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
-RUNTIME_HELP = "torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino or openvino-bf16. Repeatable."
+RUNTIME_HELP = "torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16 or -int8. Repeatable."
 THREADS_HELP = "Threads of one call, for example 1,2."
 
 

@@ -36,7 +36,7 @@ FORMAT_HELP = "png, jpg or webp for cut-outs and overlays."
 
 def predict(
     photos: Annotated[list[str], typer.Argument(help="Photos, folders of photos, or - for one photo on stdin.")],
-    model: Annotated[str, typer.Option(help=MODEL_HELP, show_default="unet")] = "",
+    model: Annotated[str, typer.Option(help=MODEL_HELP, show_default="unet_lite2")] = "",
     run: Annotated[Path | None, typer.Option(help=RUN_HELP, show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="beside each photo")] = None,
     only: Annotated[list[str] | None, typer.Option(help=ONLY_HELP, show_default="mask, cutout, overlay")] = None,

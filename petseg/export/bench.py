@@ -36,7 +36,9 @@ CONTENDERS = {  # name -> title, what the light install lacks for it, and the ex
     "onnxruntime-int8": ("ONNX Runtime, int8", ("onnx", "torch"), "export"),
     "openvino": ("OpenVINO, fp32", ("openvino",), "openvino"),
     "openvino-bf16": ("OpenVINO, bf16", ("openvino",), "openvino"),
+    "openvino-int8": ("OpenVINO, int8", ("openvino", "onnx", "torch"), "openvino,export"),
 }
+LIBRARIES = {"timm": "timm", "smp": "segmentation_models_pytorch"}  # what torch needs for networks of these prefixes
 
 WARM_UP = 10  # runs before the first that counts
 TURN_SECONDS = 0.25  # what a turn lasts, about
@@ -111,7 +113,13 @@ def bench(plan: Plan, on_progress: Callable[[int, int], None] = lambda done, tot
         if lacking := [package for package in needed if find_spec(package) is None]:
             missing[name] = f"needs {' and '.join(lacking)}; pip install 'petseg[{extra}]'"
     runtimes = [name for name in dict.fromkeys(plan.runtimes or CONTENDERS) if name not in missing]
-    contenders = [each for model in dict.fromkeys(plan.models) for each in _contenders(plan, model, runtimes)]
+    contenders = []
+    for each in (one for model in dict.fromkeys(plan.models) for one in _contenders(plan, model, runtimes)):
+        library = LIBRARIES.get(each.network.get("name", "").partition(":")[0])
+        if each.runtime.startswith("torch") and library and find_spec(library) is None:
+            missing[f"{each.model}, {each.runtime}"] = f"needs {library}; pip install 'petseg[models]'"
+        else:
+            contenders.append(each)
     groups: dict[tuple[int, int], list[Contender]] = defaultdict(list)
     for contender in contenders:  # at their own sizes all models take turns
         groups[contender.size if plan.sizes else 0, contender.threads].append(contender)
@@ -151,7 +159,7 @@ def _contenders(plan: Plan, model: str, runtimes: Sequence[str]) -> list[Contend
     file = model_file(model)
     loaded = Segmenter(model, threads=1, runtime="onnxruntime")
     files = dict.fromkeys(runtimes, file)
-    if "onnxruntime-int8" in files:
+    if in_int8 := [name for name in runtimes if name.endswith("-int8")]:
         from petseg.config import RunConfig
         from petseg.data.cache import prepare
         from petseg.data.geometry import Geometry
@@ -163,7 +171,7 @@ def _contenders(plan: Plan, model: str, runtimes: Sequence[str]) -> list[Contend
         if plan.data is not None:
             config = RunConfig.model_validate(loaded.card["config"])
             images = calibration_images(prepare(open_dataset(plan.data, config.data), Geometry.of(config.data)), config)
-        files["onnxruntime-int8"] = quantised(file, images)
+        files |= dict.fromkeys(in_int8, quantised(file, images))
     network, classes = loaded.card["config"]["model"], len(loaded.classes)
     return [
         Contender(loaded.name, size, count, runtime, content, network, classes)
@@ -219,7 +227,7 @@ def _turn() -> list[float]:
 def _file(contender: Contender) -> tuple[Run, float | None]:
     from petseg.predict.runtimes import OnnxRuntime, OpenVino
 
-    precision = {"openvino": "f32", "openvino-bf16": "bf16"}.get(contender.runtime)
+    precision = {"openvino": "f32", "openvino-bf16": "bf16", "openvino-int8": "f32"}.get(contender.runtime)
     if precision:
         import openvino  # noqa: F401 - counted before the model
     before = _resident("VmRSS")

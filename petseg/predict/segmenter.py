@@ -1,4 +1,4 @@
-"""Prediction without torch: `Segmenter("unet")("cat.jpg").mask`. N are images, C classes, h w pixels of the model."""
+"""Prediction without torch: `Segmenter()("cat.jpg").mask`. N are images, C classes, h w pixels of the model."""
 
 import copy
 import json
@@ -20,7 +20,8 @@ from petseg.predict.runtimes import RUNTIMES, Taken, chosen_runtime
 from petseg.predict.segmentation import Segmentation
 
 WEIGHTS = files("petseg") / "weights"  # the shipped models: NAME.onnx, and NAME.json, its card
-KINDS = ("unet", "segnet")  # each stands for the best shipped model of its kind; the first is used where none is named
+DEFAULT = "unet_lite2"  # the shipped model where none is named
+KINDS = ("unet", "segnet")  # each stands for the best shipped model of its kind that was trained from scratch
 LARGEST_SIZE = 2048  # of a model's square in pixels, as in recipes
 SIDE_STEP = 32  # sides of other scales are rounded to this, which each level of a network halves evenly
 
@@ -28,15 +29,16 @@ SIDE_STEP = 32  # sides of other scales are rounded to this, which each level of
 class Segmenter:
     """A model, loaded and ready. Any number of threads may call one segmenter at once.
 
-    `model` is a shipped one, a kind (`unet`, `segnet`) for its best, or an ONNX file of `petseg export`. `threads` are
-    of one call; None takes all cores: the fastest for one photo. `runtime` is onnxruntime, which computes in float32,
-    or openvino; None takes PETSEG_RUNTIME, else onnxruntime. `using` gives the same model with other options.
+    `model` is a shipped one (`DEFAULT` if empty), a kind (`unet`, `segnet`) for its best, or an ONNX file of
+    `petseg export`. `threads` are of one call; None takes all cores: the fastest for one photo. `runtime` is
+    onnxruntime, which computes in float32, or openvino; None takes PETSEG_RUNTIME, else onnxruntime. `using` gives the
+    same model with other options.
     """
 
     def __init__(self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None) -> None:
         self.flip, self.raw = False, False
         self.scales: tuple[float, ...] = (1.0,)
-        self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or KINDS[0])
+        self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or DEFAULT)
         content = model_file(self.name)
         self.runtime = runtime or chosen_runtime(photos=1)
         if self.runtime not in RUNTIMES:
@@ -47,7 +49,7 @@ class Segmenter:
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in self._run.metadata.items()}
             if Path(self.name).suffix != ".onnx":  # the card beside a shipped file tells the same in the newest form
                 card = json.loads((WEIGHTS / f"{self.name}.json").read_text(encoding="utf-8"))
-                self.card |= {field: card[field] for field in card if field in self.card or field == "presence"}
+                self.card |= {field: card[field] for field in card if field not in ("name", "bytes", "sha256")}
             self.classes, self.size = _checked(self.card, self._run.takes)
             given = self.card.get("presence")
             self.presence: Presence | None = None if given is None else presence_from(given)

@@ -27,7 +27,7 @@ from petseg.errors import PetsegError, unknown_name
 from petseg.predict.outputs import encoded
 from petseg.predict.photos import Photo, TooManyPixelsError
 from petseg.predict.segmentation import Summary
-from petseg.predict.segmenter import KINDS, Segmenter, shipped_models
+from petseg.predict.segmenter import DEFAULT, KINDS, Segmenter, shipped_models
 from petseg.report.page import SCRIPT_HASH, headline
 from petseg.schema import ClassInfo
 from petseg.serve import published
@@ -66,7 +66,7 @@ class ModelCard(BaseModel):
 
     name: str
     title: str
-    kind: str
+    kind: str | None
     best: bool
     classes: list[ClassInfo]
     size: int
@@ -77,7 +77,6 @@ class ModelList(BaseModel):
     """The models, best first, and the limits that a client should know."""
 
     default: str
-    pair: list[str]
     models: list[ModelCard]
     outputs: list[str]
     upload_bytes: int
@@ -106,7 +105,7 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: ModelName = Field(KINDS[0], description="A shipped model, or a kind: the best one of it.")
+    model: ModelName = Field(DEFAULT, description="A shipped model, or a kind: the best one of it.")
     output: list[Output] = Field(
         ["mask"],
         description="What to return; repeat it for several at once.",
@@ -220,7 +219,7 @@ async def models(request: Request) -> ModelList:
         ModelCard(
             name=name,
             title=model.card["title"],
-            kind=model.card["model"],
+            kind=model.card["model"] if model.card["model"] in KINDS else None,
             best=name in best,
             classes=[ClassInfo(**asdict(each)) for each in model.classes],
             size=model.size,
@@ -229,7 +228,7 @@ async def models(request: Request) -> ModelList:
         for name, model in shared.models.items()
     ]
     limits = {"upload_bytes": config.upload_bytes, "pixels": config.pixels}
-    return ModelList(default=best[0], pair=best, models=cards, outputs=OUTPUTS, **limits)
+    return ModelList(default=best[0], models=cards, outputs=OUTPUTS, **limits)
 
 
 @api.get("/api/results", summary="The published comparisons")

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
 from petseg.predict.runtimes import chosen_runtime
-from petseg.predict.segmenter import KINDS, Segmenter, shipped_model, shipped_models
+from petseg.predict.segmenter import DEFAULT, KINDS, Segmenter, shipped_model, shipped_models
 from petseg.serve.upload import AROUND, FIELD, FORM, RAW, drain, from_form
 
 T = TypeVar("T")
@@ -24,8 +24,8 @@ class Work:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         loaded = {name: Segmenter(name, threads=1, runtime=chosen_runtime()) for name in shipped_models()}
-        self.best = {kind: loaded[shipped_model(kind)] for kind in KINDS}  # the page shows these side by side
-        self.models = dict(sorted(loaded.items(), key=lambda item: (KINDS.index(item[1].card["model"]), item[0])))
+        self.best = {kind: loaded[shipped_model(kind)] for kind in (DEFAULT, *KINDS)}  # the page offers these
+        self.models = dict(sorted(loaded.items(), key=lambda item: -item[1].card["scores"]["miou"]))
         self.places, self.taken = config.concurrent + config.queue, 0  # uploading, waiting or computed
         self._held = 0  # bytes of uploads
         self._threads = partial(ThreadPoolExecutor, config.concurrent, thread_name_prefix="petseg")

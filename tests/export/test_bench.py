@@ -8,6 +8,7 @@ import pytest
 from petseg.errors import PetsegError
 from petseg.export import bench
 from petseg.export.onnx import export_model
+from petseg.predict.segmenter import DEFAULT
 from tests.cli.test_commands import succeeds
 from tests.export.test_onnx import CLASSES, trained_like
 
@@ -23,7 +24,7 @@ def small(tmp_path_factory):
 
 def test_each_runtime_of_each_size_has_a_row(small, tmp_path):
     out = tmp_path / "bench.json"
-    runtimes = ["torch", "onnxruntime", "onnxruntime-int8", "openvino-bf16"]
+    runtimes = ["torch", "onnxruntime", "onnxruntime-int8", "openvino-bf16", "openvino-int8"]
     result = succeeds(
         *("bench", "--model", small, "--size", "32,64", "--threads", "1", "--turns", "2", "--out", out),
         *(word for name in runtimes for word in ("--runtime", name)),
@@ -63,7 +64,21 @@ def test_a_runtime_that_cannot_compute_is_named_and_one_that_is_not_installed_to
         "onnxruntime-int8": "needs onnx and torch; pip install 'petseg[export]'",
         "openvino": "needs openvino; pip install 'petseg[openvino]'",
         "openvino-bf16": "needs openvino; pip install 'petseg[openvino]'",
+        "openvino-int8": "needs openvino and onnx and torch; pip install 'petseg[openvino,export]'",
     }
+
+
+def test_torch_without_the_library_of_a_network_leaves_that_one_out(small, monkeypatch):
+    there = bench.find_spec
+    monkeypatch.setattr(bench, "find_spec", lambda name: None if name == "timm" else there(name))
+    measured = []
+    monkeypatch.setattr(bench, "_measure", lambda group, *_: measured.extend(group) or [])
+    result = bench.bench(bench.Plan([DEFAULT, small], runtimes=["torch", "onnxruntime"], turns=1))
+    assert {(each.model, each.runtime) for each in measured} == {
+        *((model, "onnxruntime") for model in (DEFAULT, small)),
+        (small, "torch"),
+    }
+    assert result.not_measured == {f"{DEFAULT}, torch": "needs timm; pip install 'petseg[models]'"}
 
 
 def test_figures_of_turns():

@@ -25,7 +25,7 @@ from petseg.export.onnx import export_model, export_run, exported_run, stored_in
 from petseg.export.openvino import AGREEMENT, ENDINGS, drawn_images, export_shipped
 from petseg.models import to_unit_range
 from petseg.models.segnet import max_unpool, pool_places, unpool_places
-from petseg.predict.segmenter import WEIGHTS, Segmenter, shipped_models
+from petseg.predict.segmenter import DEFAULT, WEIGHTS, Segmenter, shipped_models
 from petseg.training.inference import build_network
 from tests.conftest import CPU, prepare_for, scripts, tiny, train_on_cpu
 from tests.test_disks import disk  # noqa: F401 - a fixture
@@ -267,7 +267,7 @@ def test_the_guide_s_programs_run_as_they_stand(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "petseg" / "serve" / "page" / "cat.jpg", "cat.jpg")
-    export_shipped("segnet_small", Path("segnet.onnx"))
+    export_shipped(DEFAULT, Path("pets.onnx"))
     model = trained_like("unet", 3)
     for name, kind in (("pets.pt2", "torch"), ("pets.xml", "openvino")):
         export_model(model, description(64), Path(name), kind, fp16=False)
@@ -277,6 +277,6 @@ def test_the_guide_s_programs_run_as_they_stand(tmp_path, monkeypatch):
     for block in blocks:
         exec(block, known)
         given.append(np.asarray(known["probabilities"].detach() if "torch" in block else known["probabilities"]))
-    shipped = Segmenter("segnet_small", runtime="onnxruntime")
+    shipped = Segmenter(runtime="onnxruntime")
     assert np.abs(given[0] - shipped.probabilities(np.asarray(known["photo"])[None])).max() < 1e-5
     assert np.abs(given[1] - given[2]).mean() < 0.01  # OpenVINO computes in bf16 where the processor can

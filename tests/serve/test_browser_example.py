@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from petseg.predict.photos import Photo
-from petseg.predict.segmenter import Segmenter
+from petseg.predict.segmenter import DEFAULT, Segmenter
 from tests.conftest import image_bytes
 from tests.serve.test_page import CAT, browser, opened  # noqa: F401 - a fixture
 
@@ -55,7 +55,7 @@ def seen(page, content, model):
     return mask.reshape(height, width), ids.reshape(height, width), image.reshape(side, side, 3)
 
 
-@pytest.mark.parametrize("model", ["unet_small", "segnet_small"])
+@pytest.mark.parametrize("model", [DEFAULT, "unet_small", "segnet_small"])
 def test_the_masks_of_the_sample_are_python_s(page, model):
     mask, ids, image = seen(page, CAT.read_bytes(), model)
     segmenter = Segmenter(model)
@@ -78,8 +78,9 @@ def test_resizing_is_pillow_s(page, size):
 
 def test_the_page_shows_the_sample_and_the_webcam(page):
     page.locator("#sample").click()
-    result = Segmenter("unet_small")(CAT)
-    share = f"U-Net: {100 * np.mean(result.mask > 0):.0f} % of the photo is foreground; "
+    segmenter = Segmenter()
+    result = segmenter(CAT)
+    share = f"{segmenter.card['title']}: {100 * np.mean(result.mask > 0):.0f} % of the photo is foreground; "
     expect(page.locator("#status")).to_have_text(re.compile(share + r"\d+ ms in this browser\."))
     with page.expect_download() as download:
         page.locator("#save").click()

@@ -16,11 +16,11 @@ from playwright.sync_api import expect, sync_playwright
 
 from petseg.data.dataset import palette
 from petseg.predict.outputs import encoded
-from petseg.predict.segmenter import Segmenter, shipped_model
+from petseg.predict.segmenter import DEFAULT, Segmenter, shipped_model
 from tests.conftest import Served, chromium
 
 CAT = Path(__file__).parents[2] / "petseg" / "serve" / "page" / "cat.jpg"
-MODELS = ("U-Net", "SegNet")
+TITLE = Segmenter(DEFAULT, threads=1).card["title"]
 UNET, SEGNET = shipped_model("unet"), shipped_model("segnet")
 FAKES = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", *FAKES, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
@@ -60,8 +60,15 @@ def page(browser, served):
     yield from opened(browser, served.url, viewport={"width": 1280, "height": 900})
 
 
+def compare(page, *titles):
+    for title in titles:
+        page.get_by_role("checkbox", name=title, exact=True).check()
+
+
 def done(page):
-    expect(page.locator("#agreement")).to_have_text(re.compile(r"The two agree on [\d.]+ % of the|Neither sees"))
+    """Waits until the default model and SegNet, compared with it, have answered."""
+    words = re.compile(rf"Pixels .*{SEGNET} [\d.]+ %\.$|None of the models sees")
+    expect(page.locator("#agreement")).to_have_text(words)
 
 
 def choose(page, *files):
@@ -70,6 +77,7 @@ def choose(page, *files):
 
 def cat(page):
     choose(page, CAT)
+    compare(page, "SegNet")
     done(page)
 
 
@@ -88,11 +96,15 @@ def shown_pixels(page, place):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGB"))
 
 
-def test_a_photo_gives_both_results_with_their_figures_and_a_divider_for_the_mouse(page):
+def test_the_default_model_is_compared_with_the_others_with_figures_and_a_divider_for_the_mouse(page):
+    choose(page, CAT)
+    expect(page.get_by_role("article")).to_have_count(1)
+    compare(page, "U-Net")
     cat(page)
+    expect(page.get_by_role("article")).to_have_count(3)
     masks = []
-    for place, name in enumerate((UNET, SEGNET)):
-        side = page.get_by_role("article", name=MODELS[place])
+    for place, (name, title) in enumerate(((DEFAULT, TITLE), (UNET, "U-Net"), (SEGNET, "SegNet"))):
+        side = page.get_by_role("article", name=title, exact=True)
         result = Segmenter(name, threads=1)(CAT)
         masks.append(result.mask)
         seen = result.foreground_class
@@ -102,19 +114,24 @@ def test_a_photo_gives_both_results_with_their_figures_and_a_divider_for_the_mou
         expect(side.locator(".covers")).to_have_text(f"{100 * result.foreground_share:.0f} %")
         expect(side.locator(".time")).to_have_text(re.compile(r"^[\d.]+ ms$"))
         assert np.array_equal(shown_pixels(page, place), np.asarray(result.overlay()))
-    same = 100 * np.mean(masks[0] == masks[1])
-    expect(page.locator("#agreement")).to_have_text(f"The two agree on {same:.1f} % of the pixels.")
+    first, second = (f"{100 * np.mean(masks[0] == mask):.1f} %" for mask in masks[1:])
+    words = f"Pixels that agree with {DEFAULT}: {UNET} {first}, {SEGNET} {second}."
+    expect(page.locator("#agreement")).to_have_text(words)
     box = page.locator(".stage").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] / 2)
     page.mouse.up()
-    assert clip(page) == pytest.approx([20, 20], abs=1)
+    assert clip(page) == pytest.approx([20, 20, 20], abs=1)
     assert page.locator("input[type=range]").nth(1).input_value() == "20"
+    page.get_by_role("checkbox", name="U-Net", exact=True).uncheck()
+    expect(page.get_by_role("article")).to_have_count(2)
+    expect(page.locator("#agreement")).to_have_text(f"Pixels that agree with {DEFAULT}: {SEGNET} {second}.")
 
 
 def test_each_view_shows_its_image(page):
     page.get_by_role("button", name="Sample cat").click()
+    compare(page, "SegNet")
     done(page)
     result = Segmenter(SEGNET, threads=1)(CAT)
     page.locator("input[value=mask]").check(force=True)
@@ -132,9 +149,9 @@ def test_each_view_shows_its_image(page):
 def test_a_cut_out_covers_its_photo_and_no_more(page, tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "wall.png")
     choose(page, tmp_path / "wall.png")
-    expect(page.locator("#agreement")).to_have_text("Neither sees anything to cut out.")
+    expect(page.locator("#agreement")).to_have_text("The model sees nothing to cut out.")
     page.locator("input[value=cutout]").check(force=True)
-    expect(page.locator(".result img").first).to_have_attribute("alt", "U-Net: cut-out")
+    expect(page.locator(".result img").first).to_have_attribute("alt", f"{TITLE}: cut-out")
     page.evaluate("document.querySelectorAll('.stage').forEach((stage) => stage.style.setProperty('--at', '0%'))")
     stage = page.locator(".stage").first
     box = stage.bounding_box()
@@ -148,12 +165,12 @@ def test_a_photo_in_work_shows_that_it_is(page):
     page.route("**/api/segment*", lambda route: held.append(route))
     choose(page, CAT)
     expect(page.get_by_text("Working …").first).to_be_visible()
-    while len(held) < 2:
+    while not held:
         page.wait_for_timeout(20)
     for route in held:
         route.continue_()
-    done(page)
     expect(page.get_by_text("Working …").first).to_be_hidden()
+    expect(page.locator(".sees")).to_contain_text("cat")
 
 
 def clip(page):
@@ -176,12 +193,12 @@ def test_downloads_are_the_api_s_files_and_the_result_is_copied(page):
             assert json.loads(content).items() >= json.loads(json.dumps(result.summary().to_dict())).items()
         else:
             assert content == encoded(result, output)
-    page.get_by_role("button", name="Copy U-Net's result").click()
+    page.get_by_role("button", name=f"Copy {TITLE}'s result").click()
     expect(page.locator("button.copy").first).to_have_text("Copied")
     kinds = page.evaluate("navigator.clipboard.read().then((items) => items[0].types)")
     assert kinds == ["image/png"]
     page.keyboard.press("Control+V")
-    expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"image.{UNET}.mask.png")
+    expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"image.{DEFAULT}.mask.png")
     done(page)
 
 
@@ -222,10 +239,12 @@ def test_with_the_keyboard_alone(page):
     tab_to("#file")
     tab_to("#sample")
     page.keyboard.press("Enter")
-    done(page)
     tab_to("input[name=view]")
     page.keyboard.press("ArrowRight")
-    expect(page.locator(".result img").first).to_have_attribute("alt", "U-Net: mask")
+    expect(page.locator(".result img").first).to_have_attribute("alt", f"{TITLE}: mask")
+    tab_to(f"input[value={SEGNET}]")
+    page.keyboard.press("Space")
+    done(page)
     tab_to("input[type=range]")
     for _ in range(5):
         page.keyboard.press("ArrowLeft")
@@ -233,7 +252,7 @@ def test_with_the_keyboard_alone(page):
     tab_to("[data-output=cutout]")
     with page.expect_download() as download:
         page.keyboard.press("Enter")
-    assert download.value.suggested_filename == f"cat.{UNET}.cutout.png"
+    assert download.value.suggested_filename == f"cat.{DEFAULT}.cutout.png"
     page.keyboard.press("Shift+Tab")
     tab_to("button.copy")
 
@@ -243,6 +262,7 @@ def test_on_a_phone(browser, served, scheme):
     phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
     for page in opened(browser, served.url, **phone):
         page.get_by_role("button", name="Sample cat").tap()
+        compare(page, "SegNet")
         done(page)
         for address in ("/#try", "/#comparison", "/#api"):
             page.goto(served.url + address)
@@ -262,6 +282,7 @@ def test_several_photos_end_in_a_zip_every_control_has_a_name_and_every_image_wo
     Image.new("RGB", (64, 48), "grey").save(tmp_path / "wall.png")
     (tmp_path / "words.jpg").write_text("words")
     choose(page, CAT, tmp_path / "wall.png", tmp_path / "words.jpg", CAT)
+    compare(page, "SegNet")
     expect(page.locator("#zip")).to_be_enabled()
     expect(page.get_by_role("alert")).to_have_text("1 of 4 photos could not be used; the list below says why.")
     rows = ("cat.jpg *done", "wall.png *done", "words.jpg *the photo: cannot be decoded", "^cat.jpgdone$")
@@ -281,8 +302,8 @@ def test_several_photos_end_in_a_zip_every_control_has_a_name_and_every_image_wo
         assert archive.testzip() is None
         names = archive.namelist()
         assert len(names) == len({*names}) == 3 * 2 * 6
-        assert {f"cat.{UNET}.mask.png", f"cat-2.{SEGNET}.cutout.png", f"wall.{UNET}.json"} <= {*names}
-        assert archive.read(f"cat.{UNET}.mask.png") == encoded(Segmenter(UNET, threads=1)(CAT), "mask")
+        assert {f"cat.{DEFAULT}.mask.png", f"cat-2.{SEGNET}.cutout.png", f"wall.{DEFAULT}.json"} <= {*names}
+        assert archive.read(f"cat.{DEFAULT}.mask.png") == encoded(Segmenter(DEFAULT, threads=1)(CAT), "mask")
     page.locator("#list button").nth(1).click()
     expect(page.locator("article .sees").first).to_have_text("nothing")
 
@@ -296,13 +317,11 @@ def test_dropped_and_pasted_images_are_taken(page):
                 data.items.add(new File([Uint8Array.from(content)], `${event}.jpg`, { type: "image/jpeg" }));
                 const made = event === "paste" ? new ClipboardEvent(event, { clipboardData: data })
                     : new DragEvent(event, { dataTransfer: data, cancelable: true });
-                document.querySelector("#agreement").textContent = "";
                 dispatchEvent(made);
             }""",
             [content, event, field],
         )
-        done(page)
-        expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"{event}.{UNET}.mask.png")
+        expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"{event}.{DEFAULT}.mask.png")
     page.evaluate("dispatchEvent(new ClipboardEvent('paste', { clipboardData: new DataTransfer() }))")
     expect(page.get_by_role("alert")).to_have_text("The clipboard holds no image.")
 
@@ -311,7 +330,9 @@ def test_the_webcam_shows_its_rate_and_keeps_the_last_frame(page):
     page.get_by_role("button", name="Webcam").click()
     expect(page.locator("#rate")).to_have_text(re.compile(r"^\d+\.\d$"))
     page.locator("input[value=mask]").check(force=True)
-    expect(page.locator(".result img").first).to_have_attribute("alt", "U-Net: mask")
+    expect(page.locator(".result img").first).to_have_attribute("alt", f"{TITLE}: mask")
+    compare(page, "SegNet")
+    expect(page.locator(".result img")).to_have_count(2)
     page.get_by_role("button", name="Stop webcam").click()
     expect(page.locator("#live")).to_be_hidden()
     expect(page.locator("[data-output=cutout]").first).to_have_attribute("href", re.compile("^blob:"))
@@ -338,7 +359,7 @@ def test_the_comparison_shows_tables_and_plots_of_results_and_the_commands_name_
     page.locator("#choices button").nth(1).click()
     expect(report.locator(".facts")).to_contain_text("val split")
     page.get_by_role("link", name="API").click()
-    expect(page.locator("#commands")).to_contain_text(f"{served.url}/api/segment?model=unet&output=cutout")
+    expect(page.locator("#commands")).to_contain_text(f"{served.url}/api/segment?output=cutout")
 
 
 def test_a_request_elsewhere_would_be_seen(browser, served):

@@ -10,8 +10,9 @@ const find = (id) => document.getElementById(id);
 const view = () => document.querySelector("input[name=view]:checked").value;
 
 let about; // GET /api/models
-let sides = []; // one a model: {model, title, root, photo, result, urls}
-let items = []; // one a photo: {name, blob, url, answers: [{json, mask, ...}], error}
+let offered = []; // one a model: {model, title, root, photo, result, urls}
+let sides = []; // those of them that are shown, the default model first
+let items = []; // one a photo: {name, blob, url, answers: {model: {json, mask, ...}}, error}
 let current = null;
 let working = new AbortController();
 let camera = null;
@@ -52,9 +53,9 @@ function take(files) {
   working.abort();
   working = new AbortController();
   items.forEach((item) => URL.revokeObjectURL(item.url));
-  items = [...files].map((blob, place) => ({ name: blob.name || `photo-${place + 1}.png`, blob, answers: null, error: null }));
+  items = [...files].map((blob, place) => ({ name: blob.name || `photo-${place + 1}.png`, blob, answers: {}, error: null }));
   current = null;
-  for (const side of sides) {
+  for (const side of offered) {
     side.answer = null;
     facts(side);
     links(side, null);
@@ -67,14 +68,19 @@ function take(files) {
   if (items.length) work(working.signal);
 }
 
+const done = (item) => sides.every((side) => item.answers[side.model]);
+
 async function work(signal) {
   for (const item of items) {
     if (current === null || current.error) show(item);
+    if (item.error) continue;
     try {
       if (!item.blob.size) throw new Problem("the file is empty");
       if (item.blob.size > about.upload_bytes)
         throw new Problem(`it has ${megabytes(item.blob.size)}; at most ${megabytes(about.upload_bytes)} are taken`);
-      item.answers = await Promise.all(sides.map((side) => segment(item.blob, side.model, OUTPUTS, signal)));
+      const missing = sides.filter((side) => !item.answers[side.model]);
+      const answers = await Promise.all(missing.map((side) => segment(item.blob, side.model, OUTPUTS, signal)));
+      missing.forEach((side, place) => (item.answers[side.model] = answers[place]));
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof Problem)) throw error;
@@ -85,7 +91,7 @@ async function work(signal) {
     drawList();
   }
   if (items.length > 1) {
-    const good = items.filter((item) => item.answers).length;
+    const good = items.filter(done).length;
     find("zip").disabled = good === 0;
     say(`${good} of ${items.length} photos are done`);
     const failed = items.length - good;
@@ -95,19 +101,18 @@ async function work(signal) {
 
 function show(item) {
   current = item;
-  const waiting = !item.answers && !item.error;
   find("results").hidden = Boolean(item.error);
   if (item.error && items.length === 1) complain(`${item.name}: ${item.error}`);
-  for (const [place, side] of sides.entries()) {
-    side.root.setAttribute("aria-busy", waiting);
+  for (const side of sides) {
+    side.answer = item.answers[side.model] ?? null;
+    side.root.setAttribute("aria-busy", !side.answer && !item.error);
     side.photo.src = item.url;
-    side.answer = item.answers?.[place] ?? null;
     facts(side);
     links(side, item);
   }
   drawList();
   render().then(() => {
-    if (item.answers && items.length === 1) say(find("agreement").textContent || "Done");
+    if (done(item) && items.length === 1) say(find("agreement").textContent || "Done");
   });
 }
 
@@ -160,11 +165,13 @@ async function render() {
 }
 
 async function compared() {
-  const answers = sides.map((side) => side.answer);
-  if (answers.length !== 2 || !answers.every((answer) => answer?.mask)) return "";
-  if (!answers.some((answer) => answer.summary.foreground)) return "Neither sees anything to cut out.";
-  const same = await agreement(answers.map((answer) => answer.mask));
-  return `The two agree on ${(100 * same).toFixed(1)} % of the pixels.`;
+  if (!sides.every((side) => side.answer?.mask)) return "";
+  const [first, ...others] = sides;
+  if (!sides.some((side) => side.answer.summary.foreground))
+    return others.length ? "None of the models sees anything to cut out." : "The model sees nothing to cut out.";
+  const shares = await Promise.all(others.map((side) => agreement([first, side].map(({ answer }) => answer.mask))));
+  const words = others.map((side, place) => `${side.model} ${(100 * shares[place]).toFixed(1)} %`);
+  return words.length ? `Pixels that agree with ${first.model}: ${words.join(", ")}.` : "";
 }
 
 function drawLegend(kind) {
@@ -234,9 +241,10 @@ async function startWebcam() {
     const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.85 });
     const kind = view();
     const outputs = [...new Set(["mask", "json", kind])];
+    const asked = sides;
     let answers;
     try {
-      answers = await Promise.all(sides.map((side) => segment(blob, side.model, outputs, working.signal)));
+      answers = await Promise.all(asked.map((side) => segment(blob, side.model, outputs, working.signal)));
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof Problem)) throw error;
@@ -244,12 +252,12 @@ async function startWebcam() {
       return complain(error.message);
     }
     if (camera !== mine) return;
-    if (view() !== kind) continue;
+    if (view() !== kind || sides !== asked) continue;
     const url = URL.createObjectURL(blob);
     URL.revokeObjectURL(current?.url);
-    current = { name: "webcam.jpg", blob, url, answers };
+    current = { name: "webcam.jpg", blob, url, answers: {} };
     sides.forEach((side, place) => {
-      side.answer = answers[place];
+      current.answers[side.model] = side.answer = answers[place];
       side.photo.src = url;
       facts(side);
     });
@@ -270,15 +278,20 @@ function stopWebcam() {
   find("webcam").textContent = "Webcam";
   find("live").hidden = true;
   find("rate").textContent = "–";
-  if (current?.answers) {
-    const kept = current;
-    items = [kept]; // the last frame stays, with all its files
-    kept.answers = null;
-    show(kept);
-    working.abort();
-    working = new AbortController();
-    work(working.signal);
+  if (current) {
+    items = [current]; // the last frame stays, with all its files
+    current.answers = {};
+    again();
   }
+}
+
+// Computes what is shown and not known yet.
+function again() {
+  find("zip").disabled = true;
+  show(current);
+  working.abort();
+  working = new AbortController();
+  work(working.signal);
 }
 
 // --- zip ---
@@ -335,13 +348,13 @@ async function zip(files) {
 async function downloadAll() {
   const names = new Map();
   const files = items.flatMap((item) => {
-    if (!item.answers) return [];
+    if (!done(item)) return [];
     // two photos of one name: cat, cat-2
     const count = (names.get(stem(item.name)) ?? 0) + 1;
     names.set(stem(item.name), count);
     const own = stem(item.name) + (count === 1 ? "" : `-${count}`);
-    return sides.flatMap((side, place) =>
-      OUTPUTS.map((output) => [fileName(own, side, output), item.answers[place][output]]),
+    return sides.flatMap((side) =>
+      OUTPUTS.map((output) => [fileName(own, side, output), item.answers[side.model][output]]),
     );
   });
   const link = document.createElement("a");
@@ -376,7 +389,7 @@ function drawList() {
       image.alt = "";
       image.addEventListener("error", () => (image.style.visibility = "hidden"));
       name.textContent = item.name;
-      state.textContent = item.error ?? (item.answers ? "done" : "waits");
+      state.textContent = item.error ?? (done(item) ? "done" : "waits");
       state.className = item.error ? "failed" : "soft";
       button.type = "button";
       button.setAttribute("aria-current", item === current);
@@ -451,9 +464,27 @@ function makeSide(model) {
   return side;
 }
 
-// Both sliders move together, so that the same place is compared.
+function makeChoice(side) {
+  const label = document.createElement("label");
+  const box = document.createElement("input");
+  box.type = "checkbox";
+  box.value = side.model;
+  box.addEventListener("change", choose);
+  label.append(box, ` ${side.title}`);
+  return label;
+}
+
+// Shows the default model and those that are ticked.
+function choose() {
+  const ticked = new Set([...find("others").querySelectorAll("input:checked")].map((box) => box.value));
+  sides = offered.filter((side, place) => place === 0 || ticked.has(side.model));
+  find("pair").replaceChildren(...sides.map((side) => side.root));
+  if (current && !camera) again();
+}
+
+// The sliders move together, so that the same place is compared.
 function slideTo(value) {
-  for (const { root } of sides) {
+  for (const { root } of offered) {
     root.querySelector("input[type=range]").value = value;
     root.querySelector(".stage").style.setProperty("--at", `${value}%`);
   }
@@ -547,10 +578,12 @@ async function start() {
   } catch {
     return complain(GONE);
   }
-  const models = about.pair.map((name) => about.models.find((model) => model.name === name));
-  sides = models.map(makeSide);
-  find("pair").append(...sides.map((side) => side.root));
-  for (const { root, photo, result } of sides) {
+  const best = about.models.filter((model) => model.best);
+  offered = best.sort((one, other) => (other.name === about.default) - (one.name === about.default)).map(makeSide);
+  find("others").append(...offered.slice(1).map(makeChoice));
+  find("others").hidden = offered.length < 2;
+  choose();
+  for (const { root, photo, result } of offered) {
     for (const image of [photo, result]) {
       const fit = () => root.querySelector(".stage").style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
       image.addEventListener("load", fit);
@@ -560,12 +593,12 @@ async function start() {
   }
   const from = `${location.origin}/api`;
   find("commands").textContent = [
-    `curl -F image=@cat.jpg '${from}/segment?model=unet&output=cutout' > cat.png`,
+    `curl -F image=@cat.jpg '${from}/segment?output=cutout' > cat.png`,
     `curl -F image=@cat.jpg '${from}/segment?model=segnet&output=json'`,
     `curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg '${from}/segment' > mask.png`,
     `curl ${from}/models`,
   ].join("\n");
-  find("names").textContent = [...new Set([...about.models.map((model) => model.kind), ...about.models.map((model) => model.name)])].join(", ");
+  find("names").textContent = [...new Set(about.models.flatMap(({ name, kind }) => (kind ? [kind, name] : [name])))].join(", ");
   find("limits").textContent = `${megabytes(about.upload_bytes)} and ${about.pixels / 1e6} megapixels a photo`;
   turnTo(page(), false);
   document.body.dataset.ready = "true";
