@@ -281,7 +281,6 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "files": files,
     "time-to-loss": time_to_loss,
     "inference": runtimes,
-    "default-speed": runtimes,
     "inference-accuracy": precisions,
     "indices-figures": indices,
     "indices-stages": stages,

@@ -80,7 +80,7 @@ def test_a_raw_body_is_the_same_as_a_form_and_a_field_as_a_parameter(served):
     form = post(served.url, content)
     for fields in ({"model": "segnet", "output": "json"}, {"output": ["overlay", "trimap"]}):
         given = httpx.post(f"{served.url}/api/segment?model=unet", files={"image": content}, data=fields, timeout=60)
-        wanted = post(served.url, content, **fields)
+        wanted = post(served.url, content, **{"model": "unet", **fields})
         assert given.headers["content-type"].partition(";")[0] == wanted.headers["content-type"].partition(";")[0]
         assert len(given.content) == pytest.approx(len(wanted.content), abs=9), "times differ"
     for kind in ("image/jpeg", "image/png", "application/octet-stream"):  # Pillow looks at the bytes, not at the name
@@ -376,13 +376,13 @@ def test_the_comparisons_are_those_of_results_and_the_wheel_carries_them(served)
 def test_two_hundred_requests_at_once_each_get_their_own_answer(served):
     drawn = [Image.fromarray(draw_pet("beagle", number, size=300)[0]) for number in range(20)]
     photos = [image_bytes(image, "JPEG") for image in drawn]
-    segmenter = Segmenter("", threads=1)
+    segmenter = Segmenter("unet_small", threads=1)
     wanted = [summary_of(segmenter(photo)) for photo in photos]
 
     async def ask():
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=served.url, limits=limits, timeout=120) as client:
-            ask_one = partial(client.post, "/api/segment?output=json", headers=RAW)
+            ask_one = partial(client.post, "/api/segment?model=unet_small&output=json", headers=RAW)
             return await asyncio.gather(*(ask_one(content=photos[place % 20]) for place in range(200)))
 
     for place, answer in enumerate(asyncio.run(ask())):
