@@ -18,7 +18,7 @@ from petseg.units import plural
 def annotate(
     photos: Annotated[list[Path], typer.Argument(help="Photos or folders of photos.")],
     out: Annotated[Path, typer.Option(help="New folder to write to.", show_default=False)],
-    model: Annotated[str, typer.Option(help=MODEL_HELP, show_default="unet")] = "",
+    model: Annotated[str, typer.Option(help=MODEL_HELP, show_default="unet_lite2")] = "",
     run: Annotated[Path | None, typer.Option(help=RUN_HELP, show_default=False)] = None,
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP)] = "coco",
     polygons: Annotated[bool, typer.Option("--polygons", help=POLYGONS_HELP)] = False,
