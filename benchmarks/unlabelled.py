@@ -2,8 +2,8 @@
 
     python benchmarks/unlabelled.py runs/unlabelled --out results/benchmarks/unlabelled.json
 
-U-Net at 64 px with 8 base channels, as many steps in both arms; the interval is over seeds, each of which draws its own eighth, and images
-of the test split. Trainings are resumed, finished ones are kept.
+U-Net at 64 px with 8 base channels, as many steps in both arms; the interval is over seeds, each of which draws its own
+eighth, and images of the test split. Trainings are resumed, finished ones are kept.
 """
 
 from __future__ import annotations
