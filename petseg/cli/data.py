@@ -145,15 +145,11 @@ def open_data(folder: Path, config: "DataConfig", run: Path | None = None) -> "D
         recorded = read_splits(run)
     _, line = recognise(unpacked(folder))
     with progress_bar() as advance:
-        dataset = open_dataset(
-            folder,
-            config,
-            splits=recorded.model_dump() if recorded else None,
-            on_progress=lambda done, total: advance("read labels", done, total),
-        )
+        given = recorded.model_dump() if recorded else None
+        dataset = open_dataset(folder, config, splits=given, on_progress=advance)
     splits = ", ".join(f"{part} {len(ids):,}" for part, ids in dataset.splits.items())
     counts = f"{len(dataset.samples):,} images, {len(dataset.classes)} classes; {splits}"
-    print(f"petseg: {folder}: {line}: {counts}", file=sys.stderr)
+    print(f"{folder}: {line}: {counts}", file=sys.stderr)
     return dataset
 
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from petseg.training.device import Hardware
 
 DATA_HELP = (
-    "Folder with images/ and annotations/, or with the two archives. Default: PETSEG_DATA, then what `petseg data get` "
-    "downloaded."
+    "Folder of labelled images, such as images/ and masks/, or an archive of one. Default: PETSEG_DATA, then the pets "
+    "that `petseg data get` downloaded."
 )
-SET_HELP = "Change a field of the recipe, for example --set epochs=10 or --set data.task=pet. Repeatable."
+SET_HELP = "Change a field of the recipe, for example --set epochs=10 or --set task=pet. Repeatable."
 DEVICE_HELP = "cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else mps, else cpu."
 THREADS_HELP = "Threads of the processor. Default: PETSEG_THREADS, then as many as there are free cores."
 DataOption = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)]

@@ -109,18 +109,18 @@ def open_dataset(
     config: DataConfig | None = None,
     *,
     splits: Mapping[str, Sequence[str]] | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Dataset:
     """Returns the dataset in a folder of any layout of `SOURCES` or in an archive of one.
 
     Splits are those of a run's `splits` where these are its images, else those that the folder brings, else drawn.
-    `on_progress` gets (labels read, of all). Raises `PetsegError` where no source recognises it, and what the sources
-    and `with_splits` raise.
+    `on_progress` gets (what is done, done, total). Raises `PetsegError` where no source recognises it, and what the
+    sources and `with_splits` raise.
     """
     config = config or DataConfig()
-    dataset = open_as_given(place, config, on_progress)
+    dataset = open_as_given(place, config, on_progress and partial(on_progress, "read labels"))
     recorded = with_recorded(dataset, splits) if splits else None
-    return recorded or with_splits(dataset, config, on_progress)
+    return recorded or with_splits(dataset, config, on_progress and partial(on_progress, "look for near-duplicates"))
 
 
 def open_as_given(place: Path, config: DataConfig | None = None, on_progress: Progress | None = None) -> Dataset:

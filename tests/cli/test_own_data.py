@@ -1,0 +1,68 @@
+"""Own images on the command line: the run folder's name, splits that a run keeps, archives, what stops training."""
+
+import shutil
+
+import numpy as np
+from PIL import Image
+
+from petseg.data.sources import open_dataset
+from petseg.schema import Scores, read_record
+from petseg.training.runs import read_splits
+from tests.cli.test_commands import SETTINGS, one_line_error, petseg, succeeds
+
+
+def draw(folder, names):
+    """Writes noise with a bright square in each image, and masks of 0 and 255."""
+    for place in ("images", "masks"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        random = np.random.default_rng(int(name))
+        image, mask = random.integers(0, 120, (40, 48, 3), np.uint8), np.zeros((40, 48), np.uint8)
+        y, x = random.integers(2, 20, 2)
+        image[y : y + 16, x : x + 16], mask[y : y + 16, x : x + 16] = 200, 255
+        Image.fromarray(image).save(folder / "images" / f"{name}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
+    return folder
+
+
+def test_a_run_is_named_after_the_data_and_scores_the_images_that_it_did_not_train_on(tmp_path):
+    draw(tmp_path / "my", [f"{number:02}" for number in range(30)])
+    trained = succeeds("train", "--data", "my", "--model", "unet", *SETTINGS, cwd=tmp_path)
+    assert "my: images and masks in folders: 30 images, 2 classes; train 21, val 5, test 4" in trained.stderr
+    run = tmp_path / "runs" / "my-unet"
+    kept = read_splits(run)
+    draw(tmp_path / "my", [f"{number:02}" for number in range(30, 50)])  # more images: other splits would be drawn
+    assert not {*kept.val} >= {*open_dataset(tmp_path / "my").splits["val"]}
+    scored = succeeds("evaluate", run, "--data", tmp_path / "my")
+    assert "50 images, 2 classes; train 21, val 5, test 4" in scored.stderr
+    assert read_record(run / "evaluations" / "val.json", Scores).images == len(kept.val)
+    assert {*read_record(run / "evaluations" / "val.json", Scores).iou} == {"background", "foreground"}
+    refused = petseg("train", "--data", "my", "--out", run, "--resume", *SETTINGS, cwd=tmp_path)
+    assert "holds work on other images" in one_line_error(refused)
+
+
+def test_an_archive_is_compared_and_predicted_with_as_its_folder_is(tmp_path):
+    folder = draw(tmp_path / "cells", [f"{number:02}" for number in range(24)])
+    shutil.make_archive(str(folder), "zip", tmp_path, "cells")
+    shutil.rmtree(folder)
+    words = ["compare", "--data", "cells.zip", "--set", 'models=["unet"]', "--set", "split=blocks"]
+    out = succeeds(*words, *SETTINGS, cwd=tmp_path).stdout
+    assert "cells, images of at most 48 px: images and masks in folders, classes from the values" in out
+    assert "; val and test blocks of neighbours" in out
+    run = tmp_path / "runs" / "compare-cells" / "runs" / "unet"
+    assert read_splits(run).test == ("20", "21", "22", "23")
+    draw(tmp_path / "new", ["77"])
+    succeeds("predict", "--run", run, "new/images", "--out", "found", "--only", "mask", cwd=tmp_path)
+    with Image.open(tmp_path / "found" / "77.mask.png") as mask:
+        assert mask.size == (48, 40)
+
+
+def test_a_value_of_no_class_stops_training_before_it_begins(tmp_path):
+    folder = draw(tmp_path / "my", [f"{number:02}" for number in range(8)])
+    (folder / "classes.toml").write_text('[[classes]]\nname = "soil"\nid = 0\n[[classes]]\nname = "leaf"\nid = 255\n')
+    mask = np.zeros((40, 48), np.uint8)
+    mask[:3] = 7
+    Image.fromarray(mask).save(folder / "masks" / "03.png")
+    line = one_line_error(petseg("train", "--data", "my", *SETTINGS, cwd=tmp_path))
+    assert "data folder my: mask 03 has 144 pixels of value 7, which no class has (nearest: 0, soil)" in line
+    assert not (tmp_path / "runs").exists()
