@@ -1,6 +1,7 @@
-"""The whole dataset written in each format and read back: how many labels are the same, and each class's IoU.
+"""The dataset written in each format and read back: how many labels are the same, and each class's IoU.
 
     python benchmarks/round_trip.py --out results/formats/round_trip.json
+    python benchmarks/round_trip.py --every 20    # a part of each split
 
 Indexed masks are trained on as well, beside the dataset itself: the losses are the same or the figures differ.
 """
@@ -10,16 +11,19 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import arguments, data_folder, main, prepared
+from measuring import arguments, data_folder, main
 
 from petseg import storage
 from petseg.config import RunConfig, load_recipe
+from petseg.data.cache import prepare
 from petseg.data.dataset import IGNORE, Dataset
 from petseg.data.formats.convert import FORMATS, convert
+from petseg.data.geometry import Geometry
 from petseg.data.images import open_ids, outcomes
 from petseg.data.sources import open_as_given, open_dataset
 from petseg.environment import environment
@@ -50,20 +54,26 @@ def compared(dataset: Dataset, back: Dataset) -> dict[str, Any]:
     return {"images": len(back.samples), "same": same, "iou": dict(zip(names, (both / either).tolist(), strict=True))}
 
 
-def losses(folder: Path, config: RunConfig) -> list[list[float]]:
+def losses(dataset: Dataset, config: RunConfig) -> list[list[float]]:
     """Returns train and validation loss of each epoch."""
+    prepared = prepare(dataset, Geometry.of(config.data))
     with tempfile.TemporaryDirectory() as run:
-        train(config, prepared(folder, config), Path(run) / "run", Execution(hardware=choose_hardware("fp32", "cpu")))
+        train(config, prepared, Path(run) / "run", Execution(hardware=choose_hardware("fp32", "cpu")))
         return [[row.train_loss, row.val_loss] for row in read_metrics(Path(run) / "run")]
 
 
 def run() -> None:
     """Measures, writes, prints."""
-    options = arguments(__doc__).parse_args()
-    folder, config = data_folder(options.data), load_recipe("default", SETTINGS).for_model("unet")
-    dataset = open_dataset(folder, config.data)
+    parser = arguments(__doc__)
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth image of each split")
+    options = parser.parse_args()
+    config = load_recipe("default", SETTINGS).for_model("unet")
+    whole = open_dataset(data_folder(options.data), config.data)
+    splits = {split: ids[:: options.every] for split, ids in whole.splits.items()}
+    kept = {sample_id for ids in splits.values() for sample_id in ids}
+    dataset = replace(whole, samples=tuple(each for each in whole.samples if each.id in kept), splits=splits)
     formats: dict[str, Any] = {}
-    trained = {"given": losses(folder, config)}
+    trained = {"given": losses(dataset, config)}
     with tempfile.TemporaryDirectory() as place:
         os.environ["PETSEG_CACHE"] = f"{place}/cache"
         for kind, polygons in [*((kind, False) for kind in FORMATS), *((kind, True) for kind in POLYGONS)]:
@@ -76,9 +86,9 @@ def run() -> None:
             formats[name] = {**compared(dataset, open_as_given(out)), "left_out": left_out, "annotation_bytes": size}
             print(name, formats[name], file=sys.stderr, flush=True)
             if kind == "png":
-                trained["indexed masks"] = losses(out, config)
+                trained["indexed masks"] = losses(open_dataset(out, config.data), config)
     result = {
-        "command": "python benchmarks/round_trip.py",
+        "command": f"python benchmarks/round_trip.py --every {options.every}",
         "settings": SETTINGS,
         "data": f"{dataset.name}, {dataset.provenance}",
         "formats": formats,

@@ -67,15 +67,22 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
     return annotated_dataset(folder, NAME, entries, names, images)
 
 
-def _categories(content: Any, path: Path) -> dict[Any, dict[str, Any]]:
+def _categories(content: Any, path: Path) -> dict[int, dict[str, Any]]:
     """Returns id -> category, by id."""
     categories = records(content, "categories", path)
-    by_id = {each.get("id"): each for each in categories}
+    by_id = {_number(each, "id", str(path)): each for each in categories}
     if len(by_id) < len(categories):
         raise PetsegError(f"{path}: two categories have one id; export it again")
-    if not all(type(key) is int and isinstance(each.get("name"), str) for key, each in by_id.items()):
-        raise PetsegError(f"{path}: a category without a number as id and a name; export it again")
+    if not all(isinstance(each.get("name"), str) for each in categories):
+        raise PetsegError(f"{path}: a category without a name; export it again")
     return dict(sorted(by_id.items()))
+
+
+def _number(record: Mapping[str, Any], key: str, where: str) -> int:
+    """Returns an id."""
+    if type(found := record.get(key)) is not int:
+        raise PetsegError(f"{where}: {key} is {shown(found)}; wanted a whole number: export it again")
+    return found
 
 
 def _colour(category: Mapping[str, Any]) -> str | None:
@@ -86,16 +93,16 @@ def _colour(category: Mapping[str, Any]) -> str | None:
     return f"#{bytes(given).hex().upper()}"
 
 
-def _entries(content: Any, path: Path, images: Images, class_of: Mapping[Any, int]) -> list[Annotated]:
-    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+def _entries(content: Any, path: Path, images: Images, class_of: Mapping[int, int]) -> list[Annotated]:
+    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     annotations = records(content, "annotations", path)
     for annotation in annotations:
-        by_image[annotation.get("image_id")].append(annotation)
+        by_image[_number(annotation, "image_id", str(path))].append(annotation)
     if annotations and not any(each.get("segmentation") for each in annotations):
         raise PetsegError(f"{path}: its annotations are boxes alone; petseg needs regions: polygons or run lengths")
     listed = records(content, "images", path)
-    if unknown := by_image.keys() - {each.get("id") for each in listed}:
-        raise PetsegError(f"{path}: an annotation is of image {shown(unknown.pop())}, which it does not list")
+    if unknown := by_image.keys() - {_number(each, "id", str(path)) for each in listed}:
+        raise PetsegError(f"{path}: an annotation is of image {unknown.pop()}, which it does not list")
     split = split_of(path.stem) or split_of(path.parent.name)
     roots = (images.folder, images.folder / "images", path.parent)
     places = [root / part for root in roots for part in ("", path.stem.rpartition("_")[2], split)]
@@ -106,20 +113,20 @@ def _entries(content: Any, path: Path, images: Images, class_of: Mapping[Any, in
         image = images.find(name, places, where)
         if image is not None:
             size = image_size(image, record.get("width"), record.get("height"), where)
-            shapes, notes = _shapes(by_image[record.get("id")], size, where, class_of)
+            shapes, notes = _shapes(by_image[record["id"]], size, where, class_of)
             entries.append(Annotated(str(name), image, path, size, shapes, split, notes))
     return entries
 
 
 def _shapes(
-    annotations: list[dict[str, Any]], size: Size, where: str, class_of: Mapping[Any, int]
+    annotations: list[dict[str, Any]], size: Size, where: str, class_of: Mapping[int, int]
 ) -> tuple[tuple[Shape, ...], tuple[str, ...]]:
     """Returns the regions of one image from below to above, and what is unusual."""
     shapes, crowds, notes = [], [], set()
     for annotation in annotations:
         place = f"{where}: annotation {annotation.get('id')}"
-        if (category := annotation.get("category_id")) not in class_of:
-            raise PetsegError(f"{place}: category {shown(category)} is not among the file's; export it again")
+        if (category := _number(annotation, "category_id", place)) not in class_of:
+            raise PetsegError(f"{place}: category {category} is not among the file's; export it again")
         parts = _parts(annotation.get("segmentation"), size, place)
         if not parts:
             notes.add(NO_REGION)

@@ -130,7 +130,7 @@ def _part(region: dict[str, Any], size: Size, where: str) -> Polygon | Runs | No
     value = region["value"]
     if "points" in value:
         points = numbers(value["points"], where)
-        return polygon(points * [size[1] / 100, size[0] / 100] if points.ndim == 2 else points, size, where)
+        return polygon(points * [size[1] / 100, size[0] / 100] if points.shape[1:] == (2,) else points, size, where)
     if value.get("format") == "rle":
         height, width = size
         opacity = brush_values(value.get("rle"), 4 * height * width, where).reshape(height, width, 4)[..., 3]

@@ -150,7 +150,7 @@ def _mask(shape: dict[str, Any], size: Size, where: str) -> Runs:
     except (binascii.Error, *UNREADABLE):
         raise PetsegError(f"{where}: a mask that is no PNG in base64; draw it again") from None
     corners = numbers(shape.get("points"), where)
-    left, top = np.round(corners.reshape(-1)[:2]).astype(int).tolist() if corners.size >= 2 else (0, 0)
+    left, top = (round(corner) for corner in (*corners.ravel()[:2].tolist(), -1, -1)[:2])
     height, width = inside.shape
     if min(top, left) < 0 or top + height > size[0] or left + width > size[1]:
         box, own = f"{width}x{height} at {left}, {top}", f"{size[1]}x{size[0]}"

@@ -1,12 +1,16 @@
 """Annotation files that nobody should trust: each is refused in one line, without opening what lies elsewhere."""
 
 import json
+from copy import copy
 
+import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from petseg.config import DataConfig
 from petseg.data.formats import annotations, coco, cvat, label_studio, labelme, voc
 from petseg.data.sources import open_dataset
+from petseg.errors import PetsegError
 from tests.conftest import refused
 from tests.data.formats import writing
 from tests.data.formats.writing import BRUSH, HEIGHT, SQUARE, WIDTH, cvat_mask, cvat_polygon, flat, percent
@@ -44,7 +48,7 @@ COCO = [
     (writing.coco(categories=("",)), "class .* has no name"),
     (writing.coco(categories=[f"c{n}" for n in range(255)]), "there are 256 classes; wanted 1 to 255"),
     ({**writing.coco(), "categories": [{"id": 1, "name": "cat"}] * 2}, "two categories have one id"),
-    ({**writing.coco(), "categories": [{"id": "1", "name": "cat"}]}, "without a number as id and a name"),
+    ({**writing.coco(), "categories": [{"id": "1", "name": "cat"}]}, "id is '1'; wanted a whole number"),
     ({**writing.coco(), "annotations": 5}, "has no list of annotations"),
     (writing.coco(images=("../../../a.png",)), r"image '\.\./\.\./\.\./a\.png' lies outside"),
     (writing.coco(images=("/etc/hostname",)), "image '/etc/hostname' lies outside"),
@@ -88,8 +92,9 @@ LABELME = [
 ]
 
 
-def brush(packed):
-    return writing.label_studio(({"format": "rle", "rle": packed, "brushlabels": ["cat"]}, {}), width=9, height=6)
+def brush(packed, image="a.png"):
+    region = {"format": "rle", "rle": packed, "brushlabels": ["cat"]}
+    return writing.label_studio((region, {}), image=image, width=9, height=6)
 
 
 LABEL_STUDIO = [
@@ -197,3 +202,64 @@ def test_voc_without_a_pair(tmp_path):
     writing.write_image(tmp_path / "JPEGImages" / "a.png")
     writing.write_image(tmp_path / "SegmentationClass" / "b.png")
     refused("no SegmentationClass/NAME.png with an image", open_dataset, tmp_path)
+
+
+ODD = (None, True, -1, 0, 1e300, float("nan"), "", "x", "../../x", [], {}, [[]], [None], [1, 2], {"a": 1}, 10**30)
+PACKED = coco_mask.encode(np.eye(HEIGHT, WIDTH, dtype=np.uint8, order="F"))["counts"].decode()
+SOUND = {
+    coco: writing.coco(
+        {"segmentation": [flat()]},
+        {"segmentation": RUN},
+        {
+            "segmentation": {
+                **RUN,
+                "counts": PACKED,
+            },
+            "iscrowd": 1,
+        },
+    ),
+    labelme: writing.labelme(
+        {},
+        {"shape_type": "rectangle", "points": [[1, 1], [3, 3]]},
+        {"shape_type": "circle", "points": [[2, 2], [3, 2]]},
+        {"shape_type": "mask", "points": [[0, 0], [1, 1]], "mask": writing.png(np.eye(2, dtype=np.uint8))},
+    ),
+    label_studio: [writing.label_studio(({"points": percent(), "polygonlabels": ["cat"]}, {})), brush(BRUSH, "b.png")],
+}
+
+
+def spoiled(tree, odd):
+    """Yields copies of a tree, each with one value replaced or left out."""
+    for key in (0,) if isinstance(tree, list) and tree else list(tree):  # a list's first stands for the others
+        nested = spoiled(tree[key], odd) if isinstance(tree[key], list | dict) else ()
+        for value in (*odd, *nested):
+            changed = copy(tree)
+            changed[key] = value
+            yield changed
+        del (changed := copy(tree))[key]
+        yield changed
+
+
+def read_all(reader, folder):
+    dataset = reader.open_folder(folder, DataConfig())
+    return [dataset.read_label(sample) for sample in dataset.samples]
+
+
+@pytest.mark.parametrize("reader", SOUND, ids=lambda reader: reader.NAME)
+def test_each_value_of_a_sound_file_may_be_anything(reader, tmp_path, tried):
+    """It is read or refused in petseg's own words."""
+    writing.write_image(tmp_path / "a.png")
+    writing.write_image(tmp_path / "b.png", 9, 6)
+    writing.write_json(tmp_path / "a.json", SOUND[reader])
+    assert read_all(reader, tmp_path)
+    refusals, cases = [], list(spoiled(SOUND[reader], ODD))
+    for content in cases:
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        try:
+            if reader.recognise(tmp_path):
+                read_all(reader, tmp_path)
+        except PetsegError as error:
+            refusals.append(str(error))
+    assert 0 < len(refusals) < len(cases)
+    assert max(map(len, refusals)) < 500
+    tried(len(cases))
