@@ -4,7 +4,7 @@
     python scripts/draw.py page        # needs a Chromium on the path and the extra dev
     python scripts/draw.py speedrun
 
-cat: a photo that no network has seen, what both shipped networks see in it, and U-Net's cut-outs on a plain colour.
+cat: a photo that no network has seen, the default model's cut-outs on a plain colour, and what the models see in it.
 page: `petseg serve` with the sample cat. speedrun: validation loss against time, the speedrun beside the plain recipe.
 """
 
@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from petseg import Segmenter
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
+from petseg.predict.segmenter import DEFAULT, KINDS, shipped_model
 from petseg.report.plots import STYLES
 from petseg.storage import read_json
 
@@ -40,21 +41,22 @@ def cat() -> None:
     from skimage import data
 
     photo = data.chelsea()  # type: ignore[no-untyped-call]
-    found = {title: Segmenter(name)(photo) for title, name in {"U-Net": "unet", "SegNet": "segnet"}.items()}
+    found = {name: Segmenter(name)(photo) for name in (DEFAULT, *map(shipped_model, KINDS))}
     panels = {
         "photo": Image.fromarray(photo),
-        **{title: segmentation.overlay() for title, segmentation in found.items()},
-        "cut out": on_plain(found["U-Net"].cutout()),
-        "cut out --matting": on_plain(found["U-Net"].cutout(matting=True)),
+        "cut out": on_plain(found[DEFAULT].cutout()),
+        "cut out --matting": on_plain(found[DEFAULT].cutout(matting=True)),
+        **{name: segmentation.overlay() for name, segmentation in found.items()},
     }
     height, width, _ = photo.shape
-    gap, caption = 12, 34
-    sheet = Image.new("RGB", (len(panels) * (width + gap) - gap, height + caption), "white")
+    gap, caption, columns = 12, 34, 3
+    rows = len(panels) // columns
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + caption)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=22)
-    for column, (title, panel) in enumerate(panels.items()):
-        left = column * (width + gap)
-        sheet.paste(panel, (left, caption))
-        draw.text((left + 2, 3), title, fill="black", font=font)
+    for place, (title, panel) in enumerate(panels.items()):
+        left, top = place % columns * (width + gap), place // columns * (height + caption)
+        sheet.paste(panel, (left, top + caption))
+        draw.text((left + 2, top + 3), title, fill="black", font=font)
     sheet.save(DOCS / "cat.png", optimize=True)
 
 
@@ -71,6 +73,7 @@ def page() -> None:
         view.goto(server.stdout.readline().split()[0])
         for _ in range(3):  # the first one warms the networks up, so that the times shown are usual ones
             view.click("#sample")
+            view.get_by_role("checkbox", name="SegNet", exact=True).check()
             view.locator("article .downloads a[href]").first.wait_for()
             view.wait_for_timeout(1000)
         view.locator("body").click(position={"x": 5, "y": 5})
