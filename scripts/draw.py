@@ -1,11 +1,13 @@
-"""Draws the documents' images: docs/cat.png, docs/page.png and docs/speedrun.svg.
+"""Draws the documents' images: docs/cat.png, docs/page.png, docs/failures.png and docs/speedrun.svg.
 
     python scripts/draw.py cat         # needs scikit-image, which carries the photo (Chelsea, CC0)
     python scripts/draw.py page        # needs a Chromium on the path and the extra dev
+    python scripts/draw.py failures    # needs the data set (PETSEG_DATA)
     python scripts/draw.py speedrun
 
 cat: a photo that no network has seen, the default model's cut-outs on a plain colour, and what the models see in it.
-page: `petseg serve` with the sample cat. speedrun: validation loss against time, the speedrun beside the plain recipe.
+page: `petseg serve` with the sample cat. failures: masks alone, of the test images on which the default model is worst.
+speedrun: validation loss against time, the speedrun beside the plain recipe.
 """
 
 import shutil
@@ -16,11 +18,17 @@ from itertools import accumulate
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from petseg import Segmenter
+from petseg.cli.data import data_folder
+from petseg.config import DataConfig
+from petseg.data.dataset import palette
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
+from petseg.data.sources import open_dataset
+from petseg.metrics import iou
 from petseg.predict.segmenter import DEFAULT, KINDS, shipped_model
 from petseg.report.plots import STYLES
 from petseg.storage import read_json
@@ -84,6 +92,35 @@ def page() -> None:
     seen.quantize(256, method=Image.Quantize.MAXCOVERAGE).save(DOCS / "page.png", optimize=True)
 
 
+def failures() -> None:
+    """Writes failures.png: labels and masks, no image of the data set."""
+    stored = read_json(ROOT / "results" / "models" / DEFAULT / "evaluations" / "test.images.json")["images"]
+    pet = {name: float(iou(np.array(counts).reshape(3, 3))[0]) for name, counts, *_ in stored}
+    worst = sorted(pet, key=pet.__getitem__)[10:18]  # the labels of the ten before are wrong: empty or inverted
+    models = {name: Segmenter(name) for name in (DEFAULT, shipped_model("unet"))}
+    card = models[DEFAULT].card["config"]["data"]
+    dataset = open_dataset(data_folder(None), DataConfig.model_validate(card))
+    samples = {sample.id: sample for sample in dataset.samples}
+    colours, side, gap, caption = palette(dataset.classes), 150, 8, 26
+    rows = ("label", *models)
+    sheet = Image.new("RGB", (len(worst) * (side + gap), len(rows) * (side + caption)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    for column, name in enumerate(worst):
+        masks = [
+            dataset.read_label(samples[name]).ids,
+            *(one(samples[name].image).class_ids for one in models.values()),
+        ]
+        for row, (title, mask) in enumerate(zip(rows, masks, strict=True)):
+            left, top = column * (side + gap), row * (side + caption)
+            panel = Image.fromarray(colours[np.minimum(mask, len(colours) - 1)])
+            panel.thumbnail((side, side), Image.Resampling.NEAREST)
+            sheet.paste(panel, (left, top + caption))
+            draw.text(
+                (left, top + 4), f"{pet[name]:.0%}" if row and title == DEFAULT else title, fill="black", font=font
+            )
+    sheet.quantize(16).save(DOCS / "failures.png", optimize=True)
+
+
 def speedrun() -> None:
     """Writes speedrun.svg."""
     benchmarks, wanted = ROOT / "results" / "benchmarks", ORIGINAL_LOSSES["unet"]
@@ -109,4 +146,4 @@ def speedrun() -> None:
 
 
 if __name__ == "__main__":
-    {"cat": cat, "page": page, "speedrun": speedrun}[sys.argv[1]]()
+    {"cat": cat, "page": page, "failures": failures, "speedrun": speedrun}[sys.argv[1]]()

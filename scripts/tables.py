@@ -15,6 +15,7 @@ import numpy as np
 
 from petseg import units
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
+from petseg.metrics import iou
 from petseg.report.study import arm_table
 from petseg.schema import ComparisonResult, DataInfo, Findings, read_record
 
@@ -170,6 +171,20 @@ def models(root: Path) -> Rows:
     return found, f"{found[0].images} Trained: {trained}."
 
 
+def failures(root: Path) -> Rows:
+    """Returns how many test images have a pet IoU below or above some shares, of each shipped model."""
+    rows = []
+    for card in cards(root):
+        stored = json.loads(
+            (root / "results" / "models" / card.name / "evaluations" / "test.images.json").read_text(encoding="utf-8")
+        )
+        confusions = np.array([image[1] for image in stored["images"]]).reshape(-1, 3, 3)
+        pet = iou(confusions)[:, 0]
+        counts = {"below_50": pet < 0.5, "below_70": pet < 0.7, "above_90": pet > 0.9}
+        rows.append(Row(name=card.name, **{name: int(those.sum()) for name, those in counts.items()}))
+    return rows, f"Number of the {len(pet):,} test images by their IoU of pet."
+
+
 def files(checked: Any) -> Rows:
     """Returns each shipped file against the run that it was made from."""
     rows = []
@@ -278,6 +293,7 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "results": results,
     "models": models,
     "recipes": models,
+    "failures": failures,
     "files": files,
     "time-to-loss": time_to_loss,
     "inference": runtimes,
