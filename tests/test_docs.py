@@ -127,6 +127,7 @@ def test_published_figures_follow_from_the_per_image_counts(path):
         scores = model.evaluations[comparison.split]
         assert scores.images == len(matrices[model.name]) == comparison.data.splits[comparison.split]
         assert scores.miou == pytest.approx(float(mean_iou(matrices[model.name].sum(axis=0))))
+        assert np.array_equal(scores.confusion, matrices[model.name].sum(axis=0))
         seconds = [row.seconds for row in model.history]
         assert model.cost.train_seconds == pytest.approx(float(np.median(seconds)) * len(seconds), abs=0.1)
     for claimed in comparison.differences:

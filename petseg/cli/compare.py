@@ -17,7 +17,7 @@ from petseg.errors import PetsegError
 QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had."
 RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun) or a TOML file."
 MODELS_HELP = "Instead of the recipe's: unet,smp:ARCHITECTURE/ENCODER,timm:ENCODER,FILE.py:CLASS."
-REFERENCE_HELP = "The model that the others are compared with."
+REFERENCE_HELP = "The model that the others are compared with; with --resume it changes without training."
 SOURCE_HELP = "A comparison's or a study's folder, a comparison.json or a findings.json."
 
 
@@ -35,7 +35,7 @@ def compare(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Train U-Net and SegNet under one budget, score both, print a table and write report.html."""
+    """Train U-Net and SegNet, or any networks, under one budget, score them, print tables and write report.html."""
     from petseg.config import load_recipe
     from petseg.data import oxford_pets
     from petseg.experiments.compare import Plan, reference_of
