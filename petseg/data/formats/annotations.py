@@ -19,9 +19,7 @@ from petseg.data.images import opened
 from petseg.errors import PetsegError, shown, unknown_name
 from petseg.units import byte_size
 
-LARGEST_FILE = (
-    500_000_000  # bytes of one annotation file, which take some 4 GB as Python objects; COCO's own has 470 MB
-)
+LARGEST_FILE = 500_000_000  # bytes of an annotation file, read as seven times as many; COCO's own has 470 MB
 BACKGROUND_NAMES = ("background", "_background_")  # the second is LabelMe's
 IGNORED_NAMES = ("ignore", "__ignore__", "void")  # LabelMe's, Pascal VOC's
 SPLIT = re.compile(r"(?<![a-z])(train|val|test)(?:id|idation|ing)?(?![a-z])")
