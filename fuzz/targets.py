@@ -14,7 +14,9 @@ import random
 import shutil
 import struct
 import sys
+import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -230,6 +232,72 @@ def mend_png(content: bytes) -> bytes:
         mended += content[place:end] + zlib.crc32(content[place + 4 : end]).to_bytes(4, "big")
         place = end + 4
     return bytes(mended + content[place:])
+
+
+# --- data sets -----------------------------------------------------------------------------------------------------
+
+
+def read_archive(content: bytes) -> None:
+    """An archive of a dataset, zip or tar: nothing of it lies beside its folder."""
+    from petseg.data.archive import extract
+
+    with tempfile.TemporaryDirectory(dir=_scratch()) as place, _refusals():
+        folder, path = Path(place, "below", "my"), _file("my.zip", content)
+        try:
+            extract([path], folder)
+        finally:
+            found = {path.relative_to(place).parts[:2] for path in Path(place).rglob("*")}
+            assert found <= {("below",), ("below", "my")}, found
+
+
+def archive_seeds() -> list[bytes]:
+    """Returns archives of two files, one of them below a folder: zip, stored and deflated, and tar, plain and gzip."""
+    seeds = []
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        stream = BytesIO()
+        with zipfile.ZipFile(stream, "w", method) as archive:
+            for name in ("images/a.png", "train.txt"):
+                archive.writestr(name, b"a" * 300)
+        seeds.append(stream.getvalue())
+    for mode in ("w", "w:gz"):
+        stream = BytesIO()
+        with tarfile.open(fileobj=stream, mode=mode) as tar:  # type: ignore[call-overload]
+            for name in ("images/a.png", "train.txt"):
+                member = tarfile.TarInfo(name)
+                member.size = 300
+                tar.addfile(member, BytesIO(b"a" * 300))
+        seeds.append(stream.getvalue())
+    return seeds
+
+
+def read_classes(content: bytes) -> None:
+    """A classes file, for masks of ids and of colours."""
+    from petseg.config import DataConfig
+    from petseg.data.classes import choose_table
+    from petseg.data.masks import MaskFile
+
+    config = DataConfig(classes=str(_file("classes.toml.fuzzed", content)))
+    refused = 0
+    for mask in (MaskFile("ids", {0: 5, 3: 2}, {}), MaskFile("colours", {0x00AA00: 5, 0: 2}, {})):
+        try:
+            with _refusals():
+                table = choose_table({"a": mask}, _scratch(), config)
+                assert 2 <= len(table.classes) <= 255
+                table.unknown(mask)
+        except RefusedError:
+            refused += 1
+    if refused == 2:
+        raise RefusedError
+
+
+def classes_seeds() -> list[bytes]:
+    """Returns classes by place, by id and by colour, with what is ignored."""
+    return [
+        b'[[classes]]\nname = "soil"\nrole = "background"\n[[classes]]\nname = "leaf"\n',
+        b'ignore = [3, "#000000"]\nclasses = [{name = "a", id = 0, colour = "#00AA00"}, {name = "b", id = 7}]\n',
+        b'ignore = ["#000000"]\nclasses = [{name = "a", colour = "#00AA00"}, {name = "b", colour = "#AA0000"}]\n',
+        b"classes = " + b"[" * 2000,
+    ]
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -528,6 +596,8 @@ TARGETS = {
     "image": Target(read_image, image_seeds, mend_png),
     "trimap": Target(read_pair, trimap_seeds, mend_png),
     "mask": Target(read_mask, mask_seeds, mend_png),
+    "archive": Target(read_archive, archive_seeds),
+    "classes": Target(read_classes, classes_seeds),
     "recipe": Target(read_recipe, recipe_seeds),
     "run": Target(read_run, run_seeds),
     "checkpoint": Target(read_checkpoint, checkpoint_seeds, mend_checkpoint),

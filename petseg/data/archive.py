@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from petseg.errors import PetsegError, disk_errors
+from petseg.errors import PetsegError, disk_errors, first_line
 from petseg.storage import new_folder
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -129,6 +129,6 @@ def _faults(path: Path, advice: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk, not of the archive's bytes
         raise PetsegError(
-            f"{path} is damaged or only half downloaded ({str(error).splitlines()[0]}); a whole archive is wanted: "
+            f"{path} is damaged or only half downloaded ({first_line(error)}); a whole archive is wanted: "
             "delete the file and download it again"
         ) from error

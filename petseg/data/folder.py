@@ -49,7 +49,12 @@ def _kinds(folder: Path) -> tuple[str, str]:
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yields the image files below a folder of images or masks, and that folder's name, in lower case."""
-    for place, folders, names in os.walk(folder):
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         parts = [part.lower() for part in Path(place).relative_to(folder).parts]
         kind = next((part for part in parts if part in (*IMAGES, *MASKS)), None)

@@ -144,6 +144,12 @@ def test_a_zip_that_is_damaged_locked_too_large_or_lies_of_its_sizes(tmp_path, m
     for at, bits in ((8, b"\x01"), (10, b"\x63"), (24, b"\x05\0"), (16, b"\x05")):  # locked, method, size, checksum
         path.write_bytes(whole[: place + at] + bits + whole[place + at + len(bits) :])
         assert_refused(path, DAMAGED)
+    with zipfile.ZipFile(path, "w") as archive:  # stored, and said to be longer than the file: EOFError without a word
+        archive.writestr("a", b"a")
+    whole = path.read_bytes()
+    place = whole.index(b"PK\x01\x02")
+    path.write_bytes(whole[: place + 20] + b"\xff\xff\0\0\xff\xff\0\0" + whole[place + 28 :])
+    assert_refused(path, DAMAGED)
     monkeypatch.setattr(archives, "MAX_BYTES", 99_000)
     bomb = write_zip(path, files={"zeros": bytes(100_000)})
     assert bomb.stat().st_size < 1000

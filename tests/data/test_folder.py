@@ -68,6 +68,16 @@ def test_layouts(layout, tmp_path):
     assert {part: len(ids) for part, ids in dataset.splits.items()} == {"train": 4, "val": 1, "test": 1}
 
 
+def test_folders_may_be_links_even_such_as_lead_back(tmp_path):
+    make(tmp_path / "there", [IDS])
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("images", "masks"):
+        (here / name).symlink_to(tmp_path / "there" / name)
+    (tmp_path / "there" / "images" / "back").symlink_to(here)
+    assert [sample.id for sample in opened(here).samples] == [*"abcdef"]
+
+
 def test_lists_come_before_folders_and_names_of_two_folders_stay_apart(tmp_path):
     make(tmp_path, [IDS], images="images/train", labels="masks/train")
     make(tmp_path, [IDS], names="axy", images="images/val", labels="masks/val")
