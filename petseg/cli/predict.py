@@ -6,6 +6,8 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -29,6 +31,7 @@ SCALES_HELP = "Average over sizes of the photo: 1,1.25 takes the model's own and
 FOREGROUND_HELP = "Classes to cut out, as cat,dog; the others become background."
 RAW_HELP = "Keep small pieces and holes in cut-outs, overlays and boxes, and what is hardly a pet."
 FLIP_HELP = "Average with what is seen in the mirrored photo, at twice the time."
+WINDOWS_HELP = "Look through windows of the photo, its longer side at most this many pixels; 0: at its own size."
 MATTING_HELP = "Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."
 BACKGROUND_HELP = "Lay cut-outs on a colour (white, #ff8800) or an image."
 FORMAT_HELP = "png, jpg or webp for cut-outs and overlays."
@@ -45,6 +48,7 @@ def predict(
     raw: Annotated[bool, typer.Option("--raw", help=RAW_HELP)] = False,
     flip: Annotated[bool, typer.Option("--flip", help=FLIP_HELP)] = False,
     scales: Annotated[str, typer.Option(help=SCALES_HELP)] = "1",
+    windows: Annotated[int | None, typer.Option(min=0, help=WINDOWS_HELP, show_default="as it was trained")] = None,
     matting: Annotated[bool, typer.Option("--matting", help=MATTING_HELP)] = False,
     background: Annotated[str | None, typer.Option(help=BACKGROUND_HELP, show_default=False)] = None,
     crop: Annotated[bool, typer.Option("--crop", help="Crop cut-outs to what is seen.")] = False,
@@ -65,7 +69,8 @@ def predict(
     sizes, names = _scales(scales), _names(foreground)
 
     def chosen(photos: int) -> Segmenter:
-        return chosen_segmenter(model, run, photos, threads).using(flip=flip, scales=sizes, foreground=names, raw=raw)
+        own = chosen_segmenter(model, run, photos, threads)
+        return own.using(flip=flip, scales=sizes, windows=windows, foreground=names, raw=raw)
 
     if resume and not kinds:
         raise PetsegError("--resume was given with --json alone, which writes no file to go by; name files with --only")
@@ -84,11 +89,15 @@ def predict(
     outputs.check_outputs(jobs)
     with results_only() as results:
         segmenter = chosen(len(jobs))
-        outcomes = outputs.predict_jobs(segmenter, jobs, threads or outputs.WORKERS, look=look)
+        workers = threads or outputs.WORKERS
         if len(photos) > 1 or Path(photos[0]).is_dir():
+            outcomes = outputs.predict_jobs(segmenter, jobs, workers, look=look)
             _print_many(outcomes, len(jobs), left_out, results, None if as_json else segmenter.classes)
             return
-        for outcome in outcomes:  # none, if it is done already
+        with progress_bar() if segmenter.geometry.fit == "crop" else nullcontext() as advance:
+            on_windows = partial(advance, "windows") if advance else None
+            found = list(outputs.predict_jobs(segmenter, jobs, workers, look=look, on_windows=on_windows))
+        for outcome in found:  # none, if it is done already
             print(json.dumps(outcome.to_dict()) if as_json else _line(outcome, segmenter.classes), file=results)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from petseg import storage
-from petseg.data.dataset import palette
+from petseg.data.dataset import Progress, palette
 from petseg.data.images import UNREADABLE
 from petseg.errors import PetsegError, disk_errors, unknown_name
 from petseg.predict.photos import find_photos
@@ -167,20 +167,28 @@ def _by_folder(jobs: Sequence[Job]) -> dict[Path, list[str]]:
 
 
 def predict_jobs(
-    segmenter: Segmenter, jobs: Sequence[Job], workers: int = WORKERS, *, look: Look = Look()
+    segmenter: Segmenter,
+    jobs: Sequence[Job],
+    workers: int = WORKERS,
+    *,
+    look: Look = Look(),
+    on_windows: Progress | None = None,
 ) -> Iterator[Outcome]:
-    """Yields the outcome of each job, in order; no more photos are in memory than there are workers."""
+    """Yields the outcome of each job, in order; no more photos are in memory than there are workers.
+
+    `on_windows` is called as `Segmenter` does, from any worker.
+    """
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(partial(predict_job, segmenter, look=look), jobs)
+        yield from pool.map(partial(predict_job, segmenter, look=look, on_windows=on_windows), jobs)
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, photos under way are finished and no more begun
 
 
-def predict_job(segmenter: Segmenter, job: Job, *, look: Look = Look()) -> Outcome:
+def predict_job(segmenter: Segmenter, job: Job, *, look: Look = Look(), on_windows: Progress | None = None) -> Outcome:
     """Returns the outcome of one photo; its files are written when all of them are made."""
     try:
-        result = segmenter(job.photo)
+        result = segmenter(job.photo, on_windows=on_windows)
         with ThreadPoolExecutor(max(1, len(job.files))) as pool:
             contents = list(pool.map(partial(encoded, result, look=look), job.files))
         writes = [partial(Path.write_bytes, data=content) for content in contents]

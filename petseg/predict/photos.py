@@ -12,7 +12,8 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from petseg.data import images
 from petseg.data.dataset import UInt8
-from petseg.data.images import SUFFIXES, UNREADABLE, check_pixels, draft_side, formats, to_rgb
+from petseg.data.geometry import Geometry
+from petseg.data.images import SUFFIXES, UNREADABLE, check_pixels, formats, to_rgb
 from petseg.errors import PetsegError, first_line
 
 # a path, an encoded file, a file object, a PIL image, or uint8 [H, W, 3] RGB
@@ -46,10 +47,14 @@ class Photo:
             images.narrowed(opened, scaled)
             self.notes += tuple(scaled)
 
-    def resized(self, size: int) -> UInt8:
-        """Returns the photo as a model sees it, [size, size, 3]: resized as the images of a dataset are prepared."""
-        reduced = self.whole(draft=draft_side(size))
-        return np.asarray(reduced.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
+    def resized(self, geometry: Geometry | int) -> UInt8:
+        """Returns the photo as a model sees it, [h, w, 3], resized and filled up as the images of a dataset are.
+
+        A number is the side of a square.
+        """
+        if isinstance(geometry, int):
+            geometry = Geometry(geometry)
+        return geometry.image(self.whole(draft=geometry.draft), self.size)
 
     def reduced(self, side: int) -> Image.Image:
         """Returns the photo with its longer side at most `side` pixels: mode RGB, upright, in sRGB."""

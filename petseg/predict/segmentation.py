@@ -1,6 +1,7 @@
-"""What a model sees in one photo. Axis letters: C classes, h w pixels of the model's square, H W of the photo."""
+"""What a model sees in one photo. Axis letters: C classes, h w pixels as the model sees it, H W of the photo."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from PIL import Image, ImageChops, ImageOps
 
 from petseg.data.dataset import Class, Role, UInt8
+from petseg.data.geometry import WHOLE
+from petseg.data.images import resize_ids
 from petseg.errors import PetsegError
 from petseg.predict.clean import cleaned, ids_of, without_foreground
 from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, opened_background, overlay, reduced_size
@@ -88,6 +91,15 @@ def _of(name: str, names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class Detail:
+    """What is painted of a photo whose probabilities are too many to be kept, each uint8 [h, w]; see `Segmentation`."""
+
+    mask: UInt8
+    class_ids: UInt8
+    trimap: UInt8
+
+
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """What a model sees in one photo; maps at the photo's own size are made when they are first asked for.
 
@@ -95,12 +107,15 @@ class Segmentation:
     small holes, and are empty where `presence` is too low, unless `raw`.
     """
 
-    probabilities: Floats = field(repr=False)  # float32 [C, h, w], at the model's size; a pixel's classes add up to 1
+    # float32 [C, h, w], as the model sees it; a pixel's classes add up to 1. Of a photo seen in windows at most 4
+    # megapixels, evenly chosen; mask, class ids and trimap are of all of them
+    probabilities: Floats = field(repr=False)
     classes: tuple[Class, ...]  # by class id
     photo: Photo = field(repr=False)
     seconds: float = 0.0  # what the network alone took; of a batch, this photo's part
     raw: bool = False
     calibrated: Presence | None = field(default=None, repr=False)  # None: the model has no presence score
+    detail: Detail | None = field(default=None, repr=False)  # None: everything follows from the probabilities
 
     @property
     def size(self) -> Size:
@@ -110,11 +125,13 @@ class Segmentation:
     @cached_property
     def mask(self) -> UInt8:
         """uint8 [H, W]: 255 where the foreground classes together are likelier than the background, 0 elsewhere."""
-        return self._mask(self._roles)
+        return self._mask(self._roles) if self.detail is None else resize_ids(self.detail.mask, self.size)
 
     @cached_property
     def class_ids(self) -> UInt8:
         """uint8 [H, W]: the likeliest class of each pixel, an index of `classes`."""
+        if self.detail is not None:
+            return resize_ids(self.detail.class_ids, self.size)
         return _class_ids(self.probabilities, self.size)
 
     @cached_property
@@ -122,7 +139,7 @@ class Segmentation:
         """uint8 [H, W]: 1 foreground, 2 background, 3 boundary; PetsegError if the model has no boundary class."""
         if all(each.role != "boundary" for each in self.classes):
             raise PetsegError("this model has no boundary class, so there is no trimap; take the mask or the classes")
-        return _trimap(self._roles, self.size)
+        return _trimap(self._roles, self.size) if self.detail is None else resize_ids(self.detail.trimap, self.size)
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
@@ -202,14 +219,9 @@ class Segmentation:
         figures = self.presence, self.foreground_share, self.confidence, self.foreground_class
         return Summary(width, height, bool(self.boxes), *figures, self.boxes, self.photo.notes)
 
-    def _roles_of(self, probabilities: Floats) -> Floats:
-        """[3, h, w]: how likely any foreground, background and boundary class is."""
-        roles: tuple[Role, ...] = ("foreground", "background", "boundary")
-        return np.stack([probabilities[ids_of(self.classes, role)].sum(axis=0) for role in roles])
-
     @cached_property
     def _roles(self) -> Floats:
-        return self._roles_of(self.probabilities)
+        return _roles_of(self.probabilities, self.classes)
 
     @cached_property
     def _kept(self) -> Floats:
@@ -222,10 +234,10 @@ class Segmentation:
 
     @cached_property
     def _kept_roles(self) -> Floats:
-        return self._roles if self._kept is self.probabilities else self._roles_of(self._kept)
+        return self._roles if self._kept is self.probabilities else _roles_of(self._kept, self.classes)
 
     def _mask(self, roles: Floats) -> UInt8:
-        return painted(_log_odds(roles)[:1], self.size, STRIP, lambda maps: (maps[0] > 0) * np.uint8(255))
+        return painted(_log_odds(roles)[:1], self.size, STRIP, _mask_of)
 
     @cached_property
     def _regions(self) -> Regions:
@@ -233,9 +245,7 @@ class Segmentation:
 
     def _regions_at(self, size: Size) -> npt.NDArray[np.int64]:
         """Returns the region that the middle of each pixel of a map of this size lies in, -1 outside, [h, w]."""
-        rows, columns = (
-            ((np.arange(own) + 0.5) * whole / own).astype(np.int64) for own, whole in zip(size, self.size, strict=True)
-        )
+        rows, columns = map(_middles, size, self.size)
         return self._regions.at(rows[:, None], columns)
 
     @cached_property
@@ -270,12 +280,51 @@ def _class_ids(probabilities: Floats, size: Size) -> UInt8:
 
 
 def _trimap(roles: Floats, size: Size) -> UInt8:
-    def value(maps: Floats) -> npt.NDArray[Any]:
-        foreground, boundary = maps
-        sides = np.where(foreground > 0, FOREGROUND, BACKGROUND)
-        return np.where(boundary > np.maximum(foreground, 0), BOUNDARY, sides)
+    return painted(_log_odds(roles), size, STRIP, _trimap_of)
 
-    return painted(_log_odds(roles), size, STRIP, value)
+
+def _mask_of(log_odds: Floats) -> UInt8:
+    mask: UInt8 = (log_odds[0] > 0) * np.uint8(255)
+    return mask
+
+
+def _trimap_of(log_odds: Floats) -> npt.NDArray[Any]:
+    foreground, boundary = log_odds
+    sides = np.where(foreground > 0, FOREGROUND, BACKGROUND)
+    return np.where(boundary > np.maximum(foreground, 0), BOUNDARY, sides)
+
+
+def _roles_of(probabilities: Floats, classes: Sequence[Class]) -> Floats:
+    """Returns how likely any foreground, background and boundary class is, [3, h, w]."""
+    roles: tuple[Role, ...] = ("foreground", "background", "boundary")
+    return np.stack([probabilities[ids_of(classes, role)].sum(axis=0) for role in roles])
+
+
+def _middles(count: int, length: int) -> npt.NDArray[np.int64]:
+    """Returns the pixels of `length`, rising, that the middles of `count` pixels over the same side lie in."""
+    return ((np.arange(count) + 0.5) * length / count).astype(np.int64)
+
+
+def kept(bands: Iterable[Floats], content: Size, classes: Sequence[Class]) -> tuple[Floats, Detail | None]:
+    """Returns the probabilities [C, h, w] of bands [C, rows, w], or of a large photo's a part, and what they say."""
+    share = WHOLE / math.prod(content)
+    if share >= 1:
+        return np.concatenate(list(bands), axis=1), None
+    height, width = (max(1, round(length * share**0.5)) for length in content)
+    rows, columns = _middles(height, content[0]), _middles(width, content[1])
+    part = np.empty((len(classes), height, width), np.float32)
+    detail = Detail(*(np.empty(content, np.uint8) for _ in range(3)))
+    top = 0
+    for band in bands:
+        place = slice(top, top + band.shape[1])
+        maps = _log_odds(_roles_of(band, classes))
+        detail.mask[place] = _mask_of(maps)
+        detail.class_ids[place] = band.argmax(axis=0)
+        detail.trimap[place] = _trimap_of(maps)
+        inside = (place.start <= rows) & (rows < place.stop)
+        part[:, inside] = band[:, rows[inside] - top][:, :, columns]
+        top = place.stop
+    return part, detail
 
 
 def _share(roles: Floats) -> Floats:

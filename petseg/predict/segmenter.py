@@ -5,24 +5,28 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from petseg.data.dataset import Class, UInt8, classes_from, with_foreground
+from petseg.config import Fit
+from petseg.data.dataset import Class, Progress, UInt8, classes_from, with_foreground
+from petseg.data.geometry import Geometry
 from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.predict.enlarge import Floats, enlarged
 from petseg.predict.photos import Photo, Source
 from petseg.predict.presence import Presence, presence_from
 from petseg.predict.runtimes import RUNTIMES, Taken, chosen_runtime
-from petseg.predict.segmentation import Segmentation
+from petseg.predict.segmentation import Segmentation, kept
 
 WEIGHTS = files("petseg") / "weights"  # the shipped models: NAME.onnx, and NAME.json, its card
 DEFAULT = "unet_lite2"  # the shipped model where none is named
 KINDS = ("unet", "segnet")  # each stands for the best shipped model of its kind that was trained from scratch
 LARGEST_SIZE = 2048  # of a model's square in pixels, as in recipes
+LARGEST_SIDE = 1 << 20  # of what images are reduced to before windows are cut, in pixels
 SIDE_STEP = 32  # sides of other scales are rounded to this, which each level of a network halves evenly
 
 
@@ -50,7 +54,7 @@ class Segmenter:
             if Path(self.name).suffix != ".onnx":  # the card beside a shipped file tells the same in the newest form
                 card = json.loads((WEIGHTS / f"{self.name}.json").read_text(encoding="utf-8"))
                 self.card |= {field: card[field] for field in card if field not in ("name", "bytes", "sha256")}
-            self.classes, self.size = _checked(self.card, self._run.takes)
+            self.classes, self.geometry = _checked(self.card, self._run.takes)
             given = self.card.get("presence")
             self.presence: Presence | None = None if given is None else presence_from(given)
         except ModuleNotFoundError:
@@ -59,14 +63,26 @@ class Segmenter:
             reason = first_line(error)
             raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({reason})") from None
 
+    @property
+    def size(self) -> int:
+        """Side in pixels of the square that the model sees."""
+        return self.geometry.size
+
     def using(
-        self, *, flip: bool = False, scales: Sequence[float] = (1.0,), foreground: Sequence[str] = (), raw: bool = False
+        self,
+        *,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        windows: int | None = None,
+        foreground: Sequence[str] = (),
+        raw: bool = False,
     ) -> "Segmenter":
         """Returns this model with other options; both share the loaded file.
 
-        `flip` averages with the mirrored photo's result, `scales` over sizes (1 is the model's own). `foreground` names
-        the classes that are cut out; empty takes the model's own. `raw` keeps small pieces and holes, and objects whose
-        presence is too low.
+        `flip` averages with the mirrored photo's result, `scales` over sizes (1 is the model's own). With `windows` the
+        model looks through overlapping windows of the photo, reduced to that longer side in pixels (0: at its own
+        size); None does so for models that were trained on crops. `foreground` names the classes that are cut out;
+        empty takes the model's own. `raw` keeps small pieces and holes, and objects whose presence is too low.
         """
         used = copy.copy(self)
         used.flip, used.raw, used.scales = flip, raw, tuple(scales)
@@ -78,28 +94,70 @@ class Segmenter:
         if foreground:
             used.classes = with_foreground(self.classes, foreground)
             used.presence = self.presence if used.classes == self.classes else None  # it is of the model's own objects
+        if windows is not None:
+            if windows and windows < self.size:
+                raise PetsegError(f"windows is {windows}; wanted 0 or at least {self.size}, the side of one window")
+            used.geometry = Geometry(self.size, "crop", windows)
+            used.presence = used.presence if used.geometry == self.geometry else None  # and of maps as these are
+        if used.geometry.fit == "crop" and sides:
+            raise PetsegError(
+                "scales are of photos that are seen at once, and this model looks through windows: leave 1"
+            )
         return used
 
     def side(self, scale: float) -> int:
         """Returns the side in pixels of the square that a photo is resized to at a scale."""
         return self.size if scale == 1 else max(SIDE_STEP, round(self.size * scale / SIDE_STEP) * SIDE_STEP)
 
-    def __call__(self, image: Source) -> Segmentation:
-        """Returns the segmentation of a photo: a path, an encoded file, a PIL image, or uint8 [H, W, 3] in RGB."""
-        return self.batch([image])[0]
+    def __call__(self, image: Source | Photo, *, on_windows: Progress | None = None) -> Segmentation:
+        """Returns the segmentation of a photo: a path, an encoded file, a PIL image, or uint8 [H, W, 3] in RGB.
+
+        `on_windows` is called with (done, all) windows, where the model looks through windows.
+        """
+        photo = image if isinstance(image, Photo) else Photo(image)
+        return self._in_windows(photo, on_windows) if self.geometry.fit == "crop" else self.batch([photo])[0]
 
     def batch(self, images: Sequence[Source | Photo]) -> list[Segmentation]:
         """Returns the same as one call an image, in order; of any sizes."""
         photos = [image if isinstance(image, Photo) else Photo(image) for image in images]
         if not photos:
             return []
-        resized = [np.stack([photo.resized(self.side(scale)) for photo in photos]) for scale in self.scales]
+        if self.geometry.fit == "crop":
+            return [self._in_windows(photo) for photo in photos]
+        sizes = [replace(self.geometry, size=self.side(scale)) for scale in self.scales]
+        resized = [np.stack([photo.resized(size) for photo in photos]) for size in sizes]
         started = time.perf_counter()
-        views = [view for images in resized for view in self._views(images)]
-        probabilities = views[0] if len(views) == 1 else np.mean(views, axis=0)
+        probabilities = self._seen(*resized)
         seconds = (time.perf_counter() - started) / len(photos)
-        pairs = zip(probabilities, photos, strict=True)
-        return [Segmentation(each, self.classes, photo, seconds, self.raw, self.presence) for each, photo in pairs]
+        results = []
+        for each, photo in zip(probabilities, photos, strict=True):
+            height, width = self.geometry.content(photo.size)
+            results.append(self._found(each[:, :height, :width], photo, seconds))
+        return results
+
+    def _in_windows(self, photo: Photo, on_windows: Progress | None = None) -> Segmentation:
+        image, content, done = photo.resized(self.geometry), self.geometry.content(photo.size), 0
+
+        def network(windows: UInt8) -> Floats:
+            nonlocal done
+            seen = self._seen(windows)
+            done += len(windows)
+            if on_windows is not None:
+                on_windows(done, self.geometry.count(content))
+            return seen
+
+        started = time.perf_counter()
+        probabilities, detail = kept(self.geometry.bands(image, content, network), content, self.classes)
+        return replace(self._found(probabilities, photo, time.perf_counter() - started), detail=detail)
+
+    def _found(self, probabilities: Floats, photo: Photo, seconds: float) -> Segmentation:
+        return Segmentation(probabilities, self.classes, photo, seconds, self.raw, self.presence)
+
+    def _seen(self, *images: UInt8) -> Floats:
+        """Returns the mean over all views of the same images in several sizes, [N, C, h, w] at the model's own."""
+        views = [view for same in images for view in self._views(same)]
+        mean: Floats = views[0] if len(views) == 1 else np.mean(views, axis=0)
+        return mean
 
     def _views(self, images: UInt8) -> Iterator[Floats]:
         """Yields probabilities [N, C, h, w] at the model's own size of images at any: as they are, then mirrored."""
@@ -137,8 +195,8 @@ def model_file(name: str) -> bytes:
         raise PetsegError(f"model {name}: cannot be read ({error.strerror or error})") from None
 
 
-def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], int]:
-    """Returns classes and size of a model; ValueError if they are not what `petseg export` writes."""
+def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], Geometry]:
+    """Returns classes and geometry of a model; ValueError if they are not what `petseg export` writes."""
     size = card["size"]
     if not isinstance(card["classes"], list):
         raise ValueError("its classes are no list")
@@ -152,7 +210,11 @@ def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], int
     fits = len(axes) == 4 and all(axis in (None, side) for axis, side in zip(axes, wanted, strict=True))
     if (name, kind) != ("image", "uint8") or not fits or axes[3] != 3:
         raise ValueError(f"it takes {str(takes)[:100]}; wanted image, uint8 [N, {size}, {size}, 3]")
-    return classes, size
+    fit, reduce_to = card.get("fit", "square"), card.get("reduce_to", 0)  # of older files, all are squares
+    if fit not in get_args(Fit) or type(reduce_to) is not int or not 0 <= reduce_to <= LARGEST_SIDE:
+        given = f"its fit is {str(fit)[:20]} and reduce_to {str(reduce_to)[:20]}"
+        raise ValueError(f"{given}; wanted {', '.join(get_args(Fit))} and 0 to {LARGEST_SIDE}")
+    return classes, Geometry(size, fit, reduce_to)
 
 
 def shipped_models() -> list[str]:

@@ -28,7 +28,7 @@ SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 COMMANDS = {  # every command with its flags and arguments
     "": "--debug --version",
     "predict": "--background --crop --flip --foreground --format --json --matting --model --only --out --raw --resume "
-    "--run --scales --threads PHOTOS",
+    "--run --scales --threads --windows PHOTOS",
     "annotate": "--flip --format --model --out --polygons --resume --run --threads PHOTOS",
     "serve": "--allowed-host --host --no-open --open --port --set",
     "export": "--format --fp16 --model --no-fp16 --out --run",
