@@ -142,16 +142,10 @@ class AugmentConfig(StrictConfig):
 
 
 class UnlabelledConfig(StrictConfig):
-    """Images without labels that training learns from; `train.ema` labels them."""
+    """Images without labels that training learns from; `train.teacher` says what is on them."""
 
     source: str = ""
     """Their folder, or `rest`: the training images that `data.fraction` leaves out. Empty: none."""
-    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Least probability at which a pixel's label is learnt."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of their cross-entropy, a mean over all their pixels, beside that of the labelled images."""
-    ramp_up: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of all steps in which that weight rises from zero."""
     ratio: Annotated[float, Field(gt=0)] = 1.0
     """Images of them a step, for each labelled one."""
 
@@ -180,7 +174,7 @@ class TrainConfig(StrictConfig):
     """Weight of the soft Dice loss added to cross-entropy."""
     class_weights: Literal["none", "median_frequency"] = "none"
     """median_frequency: median(f) / f_c, f_c the share of class c in the images that hold it (SegNet's formula)."""
-    sync_batch_norm: bool = True
+    synchronise: bool = True
     """Under torchrun: batch normalisation over the images of all ranks, as if one had them all."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay a step of an exponential moving average of the weights, evaluated in their place; 0 keeps none."""
@@ -206,9 +200,9 @@ class TrainConfig(StrictConfig):
     """Also write TensorBoard events (needs the extra `tensorboard`)."""
 
     @model_validator(mode="after")
-    def _an_average_labels(self) -> Self:
-        if self.unlabelled.source and not self.ema:
-            raise ValueError("train.unlabelled needs an average of the weights; set train.ema, for example to 0.99")
+    def _a_teacher_labels(self) -> Self:
+        if self.unlabelled.source and not self.teacher:
+            raise ValueError("train.unlabelled needs a trained run that labels it; name one by train.teacher")
         return self
 
 

@@ -27,13 +27,13 @@ from petseg.schema import EpochRow, exploded, write_record
 from petseg.storage import write_json
 from petseg.threads import OtherWork
 from petseg.training import checkpoint, distributed, runs
-from petseg.training.batches import Split, epoch_batches, load_splits
+from petseg.training.batches import Rows, Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
 from petseg.training.device import Hardware, choose_hardware
 from petseg.training.distillation import distillation_loss, lesson, load_teacher
 from petseg.training.inference import Network, build_network, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
-from petseg.training.unlabelled import Teacher, load_unlabelled
+from petseg.training.unlabelled import batches_beside, load_unlabelled
 
 CHECK_EVERY = 50  # steps between looks at the losses for nan: each look waits for the device
 OnStep = Callable[[int, int, str], None]  # called with the steps done, all steps, and what stands beside a progress bar
@@ -107,7 +107,7 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
 def _drawn(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:
     torch.manual_seed(config.train.seed)
     network = build_network(config.model, num_classes, hardware)
-    if config.train.sync_batch_norm:
+    if config.train.synchronise:
         network = replace(network, module=distributed.synchronised(network.module))
     return network
 
@@ -159,9 +159,7 @@ class Trainer:
         decay = get_ema_multi_avg_fn(settings.ema) if settings.ema else None
         average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True) if decay else None
         self.state = State(model, make_optimiser(model, settings), average)
-        self.average = None
-        if unlabelled is not None:
-            self.average = Teacher(replace(network, module=self.state.evaluated), unlabelled, settings)
+        self.unlabelled = unlabelled
         self.teacher = None
         if settings.teacher:
             self.teacher = load_teacher(Path(settings.teacher), split.dataset.classes, network.hardware)
@@ -175,7 +173,9 @@ class Trainer:
         """Returns the epoch's mean cross-entropy over images, unweighted, without Dice, augmentation and dropout on."""
         settings, side = self.config.train, self.config.side(epoch)
         batches = epoch_batches(self.split.epoch_rows, epoch, settings)
-        beside = self.average.batches(epoch, [len(rows) for rows in batches]) if self.average else []
+        beside: list[Rows] = []
+        if self.unlabelled is not None:
+            beside = batches_beside(self.unlabelled, epoch, [len(rows) for rows in batches], settings)
         steps = settings.epochs * len(batches)
         torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
@@ -194,10 +194,10 @@ class Trainer:
                 group["lr"] = learning_rate(step, steps, settings) * group["factor"]
             images, labels = augmented(*self.split.batch(distributed.part(rows), side, generator))
             wanted = self.objective
-            if self.average is not None:
-                more = augmented(*self.average.batch(distributed.part(beside[index]), side, generator))
-                images, labels = (torch.cat(pair) for pair in zip((images, labels), more, strict=True))
-                wanted = replace(wanted, labelled=len(distributed.part(rows)), weight=self.average.weight(step, steps))
+            if self.unlabelled is not None:
+                more, _ = augmented(*self.unlabelled.batch(distributed.part(beside[index]), side, generator))
+                unknown = labels.new_full((len(more), *labels.shape[1:]), IGNORE)
+                images, labels = torch.cat([images, more]), torch.cat([labels, unknown])
             if self.teacher is not None:
                 wanted = replace(wanted, taught=lesson(self.teacher, images))
             loss, objective = train_step(network, self.state.optimiser, images, labels, wanted)
@@ -220,26 +220,15 @@ class Objective:
 
     settings: TrainConfig
     class_weights: Tensor | None = None  # float32 [C] or None
-    labelled: int | None = None  # how many images of a batch come first and have labels of people; None: all
-    weight: float = 0.0  # of the others
     taught: Tensor | None = None  # a teacher's logits of the batch
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the cross-entropy and the objective (scalars) of logits [N, C, H, W] and labels int64 [N, H, W].
-
-        The cross-entropy is that of the labelled images; others add their sum over labelled pixels, divided by all.
-        """
+        """Returns the cross-entropy and the objective (scalars) of logits [N, C, H, W] and labels int64 [N, H, W]."""
         if self.taught is not None:
             loss, objective = replace(self, taught=None)(logits, labels)
             part = self.settings.teacher_weight
             apart = distributed.weight(labels.numel) * distillation_loss(logits, self.taught)
             return loss, (1 - part) * objective + part * apart
-        if self.labelled is not None:
-            own = replace(self, labelled=None)
-            loss, objective = own(logits[: self.labelled], labels[: self.labelled])
-            others = labels[self.labelled :]
-            share = (others != IGNORE).float().mean() * distributed.weight(others.numel)
-            return loss, objective + self.weight * share * cross_entropy(logits[self.labelled :], others)
         known = labels != IGNORE
         loss = distributed.weight(known.sum) * cross_entropy(logits, labels)
         objective = loss

@@ -1,27 +1,22 @@
-"""Images without labels: the average of the weights labels them, and the model learns where that is sure.
+"""Images without labels: a trained run says what is on them, and the model learns that beside the labelled images.
 
-The mean teacher (Tarvainen and Valpola, 2017, arXiv 1703.01780) with the labels of FixMatch (Sohn et al., 2020, arXiv
-2001.07685): the teacher sees an image as it is, the model sees it augmented and learns the teacher's class at each
-pixel that is given more than `confidence`. The labels move with the image.
+Self-training with soft labels, as "noisy student" (Xie et al., 2020, arXiv 1911.04252): `train.teacher` sees what the
+model sees, `training.distillation` compares them. A mean teacher was tried and did worse than no such images.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from petseg.config import RunConfig, TrainConfig
 from petseg.data.cache import Prepared, prepare
-from petseg.data.dataset import IGNORE, Class, Progress
-from petseg.data.geometry import GREY, Geometry
+from petseg.data.dataset import Class, Progress
+from petseg.data.geometry import Geometry
 from petseg.data.unlabelled import open_unlabelled
 from petseg.errors import PetsegError
 from petseg.training.batches import Rows, Split, on_device
-from petseg.training.inference import Network
 
 REST = "rest"
 
@@ -56,37 +51,10 @@ def prepare_unlabelled(config: RunConfig, classes: Sequence[Class], on_progress:
     return prepare(dataset, Geometry.of(config.data), on_progress=on_progress)
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """Labels images by the average of the weights."""
-
-    network: Network  # with the averaged weights
-    split: Split  # the images
-    settings: TrainConfig
-
-    def batches(self, epoch: int, sizes: Sequence[int]) -> list[Rows]:
-        """Returns rows beside the epoch's batches of some sizes; all are taken before one is taken again."""
-        counts = [max(1, round(size * self.settings.unlabelled.ratio)) for size in sizes]
-        generator = np.random.default_rng([self.settings.seed, epoch, 1])
-        rounds = -(-sum(counts) // len(self.split.rows))
-        order = np.concatenate([generator.permutation(self.split.rows) for _ in range(rounds)])
-        return np.split(order[: sum(counts)], np.cumsum(counts)[:-1])
-
-    def batch(self, rows: Rows, side: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Returns images float32 [n, 3, H, W] in 0..1 and the teacher's class ids uint8 [n, H, W], 255 where unsure.
-
-        The generator draws crops, where images are cropped.
-        """
-        images, _ = self.split.batch(rows, side, generator)
-        self.network.module.eval()
-        with torch.no_grad():
-            confidence, labels = self.network.logits(images).float().softmax(dim=1).max(dim=1)
-        if self.split.prepared.geometry.fit != "square":
-            grey = ((images - GREY / 255).abs() < 1 / 512).all(dim=1)  # as padding is
-            confidence = confidence.masked_fill(grey, 0.0)
-        return images, labels.to(torch.uint8).masked_fill(confidence < self.settings.unlabelled.confidence, IGNORE)
-
-    def weight(self, step: int, steps: int) -> float:
-        """Returns the weight of its labels at a step (from 0); it rises, since the first labels are guesses."""
-        settings = self.settings.unlabelled
-        return settings.weight * min(1.0, (step + 1) / max(1.0, settings.ramp_up * steps))
+def batches_beside(unlabelled: Split, epoch: int, sizes: Sequence[int], settings: TrainConfig) -> list[Rows]:
+    """Returns rows beside an epoch's batches of some sizes; all are taken before one is taken again."""
+    counts = [max(1, round(size * settings.unlabelled.ratio)) for size in sizes]
+    generator = np.random.default_rng([settings.seed, epoch, 1])
+    rounds = -(-sum(counts) // len(unlabelled.rows))
+    order = np.concatenate([generator.permutation(unlabelled.rows) for _ in range(rounds)])
+    return np.split(order[: sum(counts)], np.cumsum(counts)[:-1])
