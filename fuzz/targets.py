@@ -270,6 +270,47 @@ def archive_seeds() -> list[bytes]:
     return seeds
 
 
+def read_annotations(content: bytes) -> None:
+    """An annotation file of COCO, CVAT, LabelMe or Label Studio beside its image, and every label that it draws."""
+    from petseg.config import DataConfig
+    from petseg.data.formats import coco, cvat, label_studio, labelme
+
+    with tempfile.TemporaryDirectory(dir=_scratch()) as place:
+        folder = Path(place)
+        (folder / "a.png").write_bytes(small_image("PNG"))
+        (folder / ("a.xml" if content[:1] == b"<" else "a.json")).write_bytes(content)
+        reader = next((each for each in (coco, cvat, label_studio, labelme) if each.recognise(folder)), None)
+        if reader is None:
+            raise RefusedError
+        with _refusals():
+            dataset = reader.open_folder(folder, DataConfig())
+            for sample in dataset.samples:
+                assert dataset.read_label(sample).ids.size
+
+
+def annotation_seeds() -> list[bytes]:
+    """Returns what petseg writes of one image, with outlines and with run lengths, and an export of Label Studio."""
+    import numpy as np
+
+    from petseg.data.dataset import Dataset, Label, Sample, classes_from
+    from petseg.data.formats.convert import convert
+
+    image = _file("a.png", small_image("PNG"))
+    ids = np.kron(np.uint8([[0, 1, 255], [2, 1, 0]]), np.ones((9, 8), np.uint8))[:17]
+    classes = classes_from(["background", "cat", "dog"])
+    dataset = Dataset("a", (Sample("a", image, image),), classes, {}, lambda sample: Label(ids), "drawn")
+    seeds = []
+    with tempfile.TemporaryDirectory(dir=_scratch()) as place:
+        for kind, polygons in (("coco", False), ("coco", True), ("cvat", False), ("cvat", True), ("labelme", False)):
+            out = Path(place, f"{kind}{polygons}")
+            convert(dataset, out, kind, polygons=polygons)
+            seeds += [path.read_bytes() for path in sorted(out.rglob("*")) if path.suffix in (".json", ".xml")]
+    value = {"points": [[10, 10], [50, 10], [50, 50]], "polygonlabels": ["cat"]}
+    region = {"original_width": 24, "original_height": 17, "value": value}
+    task = {"id": 1, "annotations": [{"result": [region]}], "data": {"image": "a.png"}}
+    return [*seeds, json.dumps([task]).encode()]
+
+
 def read_classes(content: bytes) -> None:
     """A classes file, for masks of ids and of colours."""
     from petseg.config import DataConfig
@@ -597,6 +638,7 @@ TARGETS = {
     "trimap": Target(read_pair, trimap_seeds, mend_png),
     "mask": Target(read_mask, mask_seeds, mend_png),
     "archive": Target(read_archive, archive_seeds),
+    "annotations": Target(read_annotations, annotation_seeds),
     "classes": Target(read_classes, classes_seeds),
     "recipe": Target(read_recipe, recipe_seeds),
     "run": Target(read_run, run_seeds),
