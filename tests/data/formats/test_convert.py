@@ -1,12 +1,13 @@
 """What is written reads back to the same pixels, classes and splits, by the reader of each format; datasets merged."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from petseg.data.cache import prepare
+from petseg.data.cache import content_key, prepare
 from petseg.data.dataset import IGNORE, Class, Dataset, Label, Sample
 from petseg.data.formats.convert import FORMATS, NO_SPLIT, convert
 from petseg.data.formats.merge import merge
@@ -179,3 +180,23 @@ def test_convert_and_merge_from_the_command_line(drawn, tmp_path):
     result = petseg("data", "convert", tmp_path / "my", "--out", tmp_path / "less")
     assert result.returncode == 1
     assert "petseg: left out: a: image cannot be decoded" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "options"), [("pycocotools", "--format coco"), ("shapely", "--format cvat --polygons")]
+)
+def test_the_light_install_is_told_the_extra_and_writes_nothing(module, options, drawn, tmp_path, monkeypatch):
+    convert(drawn, tmp_path / "my", "png")
+    monkeypatch.setitem(sys.modules, module, None)
+    result = petseg("data", "convert", "my", *options.split(), "--out", "there", cwd=tmp_path)
+    assert (result.returncode, f"needs {module}; pip install 'petseg[formats]'" in result.stderr) == (2, True)
+    assert names(tmp_path) == ["drawn", "my"]
+
+
+def test_a_changed_annotation_file_is_another_dataset_for_the_cache(drawn, tmp_path):
+    convert(replace(drawn, splits={}), tmp_path / "coco", "coco")
+    path = tmp_path / "coco" / "annotations" / "instances_default.json"
+    before = content_key(open_as_given(tmp_path / "coco"))
+    assert content_key(open_as_given(tmp_path / "coco")) == before
+    path.write_text(path.read_text().replace('"category_id": 3', '"category_id": 4'))
+    assert content_key(open_as_given(tmp_path / "coco")) != before
