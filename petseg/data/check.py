@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -153,9 +153,11 @@ def _of_files(dataset: Dataset, seen: Mapping[str, Seen], reasons: Mapping[str, 
     for name, one in seen.items():
         for note in one.notes:
             noted[_rule(note, note, Rule(note, "note", "kept"))].append(name)
+    many = len(reasons) > TOLERATED * len(dataset.samples)
     for rule, names in left_out.items():
-        many = len(reasons) > TOLERATED * len(dataset.samples)
-        yield _finding("error" if many else rule.level, rule, names)
+        if many and rule.level != "error":
+            rule = replace(rule, level="error", action=f"left out, and {len(reasons):,} images in all are too many")
+        yield _finding(rule.level, rule, names)
     for rule, names in noted.items():
         yield _finding(rule.level, rule, names)
     for kind, files in dataset.skipped.items():
