@@ -48,6 +48,10 @@ def test_the_speedrun_reaches_the_loss_with_both_models_at_both_sizes():
     result = read_json(RESULTS / "train_memory.json")
     for case in ("unet", "segnet"):
         assert result["cases"][case]["peak_mb"] <= result["limit_mb"]
+    # and so does a dataset larger than most memories
+    result = read_json(RESULTS / "large_data.json")
+    assert result["bytes"] >= 20e9
+    assert max(result["peak_mb"].values()) <= result["limit_mb"]
 
 
 def test_segnet_s_maps_do_not_wait_for_the_decoder():
