@@ -58,9 +58,11 @@ def _publish_study(source: Path, target: Path) -> Path:
 
 
 def copy_records(source: Path, target: Path) -> Path:
-    """Returns the target, now with every JSON of the source alone."""
+    """Returns the target, now with every JSON of the source alone, but for lists of names."""
     shutil.rmtree(target, ignore_errors=True)
     for path in (*source.rglob("*.json"), *source.rglob("*.jsonl")):
+        if path.name == "splits.json":  # thousands of names, which the dataset's own lists and the scores hold too
+            continue
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
