@@ -297,6 +297,7 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "files": files,
     "time-to-loss": time_to_loss,
     "inference": runtimes,
+    "default-speed": lambda result: (result.rows, measured(result)),
     "inference-accuracy": precisions,
     "indices-figures": indices,
     "indices-stages": stages,
