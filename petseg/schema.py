@@ -2,9 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from petseg import storage
 from petseg.config import Recipe
@@ -240,6 +240,21 @@ class ComparisonResult(Record):
     differences: tuple[Difference, ...] = ()  # each other model less the reference
     examples: tuple[Example, ...] = ()
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        names, classes = {model.name for model in self.models}, len(self.data.scored_classes)
+        compared = {self.reference, *(name for one in self.differences for name in (one.model, one.reference))}
+        if compared - names:
+            raise ValueError(f"{min(compared - names)!r} is compared, and no model has that name")
+        scored: list[ModelResult | BaselineResult] = [*self.models, *self.baselines]
+        for one in scored:
+            if self.split not in one.evaluations:
+                raise ValueError(f"{one.name!r} has no scores on the {self.split} split")
+            for counts in (scores.confusion for scores in one.evaluations.values()):
+                if counts and {len(counts), *map(len, counts)} != {classes}:
+                    raise ValueError(f"{one.name!r} has a confusion matrix of other classes than the {classes} scored")
+        return self
+
 
 RunState = Literal["finished", "diverged", "missing", "waiting"]  # waiting for what other runs decide, such as a rate
 Verdict = Literal["held", "did not hold", "open"]  # of an expectation that was written before the runs
@@ -470,7 +485,7 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT:
 def first_reason(error: ValidationError) -> str:
     """Returns the first thing wrong: its field and why."""
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg'].lower()}"
+    return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg'].lower().removeprefix('value error, ')}"
 
 
 def write_record(path: Path, record: Record) -> None:

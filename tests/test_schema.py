@@ -61,6 +61,14 @@ def changed(name, value):
         ("differences.0.low", True, "differences.0.low: input should be a valid number"),
         ("differences.0.low", float("nan"), "differences.0.low: input should be a finite number"),
         ("data.classes.0.role", "pet", "data.classes.0.role: input should be 'foreground', 'background' or 'boundary'"),
+        ("reference", "nobody", "content: 'nobody' is compared, and no model has that name"),
+        ("differences.0.model", "nobody", "content: 'nobody' is compared, and no model has that name"),
+        ("split", "train", "content: 'unet' has no scores on the train split"),
+        (
+            "models.0.evaluations.test.confusion",
+            [[1, 2], [3, 4]],
+            "content: 'unet' has a confusion matrix of other classes than the 3 scored",
+        ),
         ("config.train.epochs", 0, "config.train.epochs: input should be greater than or equal to 1"),
     ],
 )
