@@ -73,7 +73,7 @@ def arm(name: str, folder: Path, settings: tuple[str, ...], rounds: int) -> dict
 def run() -> None:
     """Trains, scores, writes, prints."""
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=12, help="squares that each training image is seen as, about")
+    parser.add_argument("--rounds", type=int, default=20, help="squares that each training image is seen as, about")
     parser.add_argument("--set", action="append", default=[], help="further settings, for all")
     options = parser.parse_args()
     folder = data_folder(options.data)

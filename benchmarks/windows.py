@@ -50,8 +50,8 @@ def mosaic() -> UInt8:
     """Returns drawn pets side by side, [H, W, 3]."""
     cell = 400
     pets = [np.asarray(Image.fromarray(draw_pet(breed, 1, size=cell)[0]).resize((cell, cell))) for breed in CATS]
-    rows = [np.concatenate([pets[(row + k) % len(pets)] for k in range(SIZE[1] // cell)], 1) for row in range(10)]
-    return np.concatenate(rows)
+    down, across = (range(length // cell) for length in SIZE)
+    return np.concatenate([np.concatenate([pets[(row + k) % len(pets)] for k in across], axis=1) for row in down])
 
 
 def trained(scratch: Path) -> Path:
@@ -72,7 +72,7 @@ def network_of(scratch: Path) -> Network:
 
 def whole(scratch: Path) -> None:
     """Writes the probabilities of the whole photo, [C, H, W]."""
-    image = np.asarray(Image.open(scratch / "photo.png"))
+    image = np.array(Image.open(scratch / "photo.png"))
     with torch.inference_mode():
         np.save(scratch / "whole.npy", network_of(scratch).probabilities(image[None])[0])
 
