@@ -163,7 +163,11 @@ class TrainConfig(StrictConfig):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """AdamW's peak rate, reached after the warm-up."""
     encoder_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Factor of the rate for an encoder with weights of its own (`model.encoder`); 0 leaves it as it is."""
+    """Factor of the rate for an encoder (`model.encoder`) that starts from weights; 0 leaves those as they are."""
+    frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    """First epochs in which an encoder that starts from weights stays as it is, batch normalisation included."""
+    encoder_batch_norm: Literal["train", "frozen"] = "train"
+    """frozen: an encoder that starts from weights keeps the means and variances of its batch normalisation."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of all steps in which the rate rises linearly; a cosine then takes it to zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

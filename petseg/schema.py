@@ -25,6 +25,14 @@ class ClassInfo(Record):
     role: Literal["foreground", "background", "boundary"] = "foreground"
 
 
+class InputInfo(Record):
+    """How a run's images are normalised, as `petseg.models.builder.Input`."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    multiple: int
+
+
 class DataInfo(Record):
     """Which images figures are of."""
 

@@ -146,9 +146,12 @@ def chromium():
 
 
 def pytest_terminal_summary(terminalreporter):
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "NO BROWSER:" in str(report.longrepr)]
-    if skipped:
-        message = f"NO BROWSER: {len(skipped)} tests of the page were SKIPPED; install Chromium to run them"
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    if count := sum("NO BROWSER:" in reason for reason in skipped):
+        message = f"NO BROWSER: {count} tests of the page were SKIPPED; install Chromium to run them"
+        terminalreporter.write_line(message, red=True)
+    if any("NO MODELS:" in reason for reason in skipped):
+        message = "NO MODELS: tests of other libraries' networks were SKIPPED; pip install 'petseg[models]' to run them"
         terminalreporter.write_line(message, red=True)
 
 

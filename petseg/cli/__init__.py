@@ -27,6 +27,7 @@ app = typer.Typer(
 EXTRA_OF = {  # package that the light install lacks -> the extra that brings it
     **dict.fromkeys(("torch", "safetensors", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    **dict.fromkeys(("timm", "segmentation_models_pytorch"), "models"),
     "openvino": "openvino",
     "scipy": "matting",
     **dict.fromkeys(("pycocotools", "contourpy", "shapely"), "formats"),

@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from petseg.cli.data import data_folder, data_or_synthetic, prepare_data, run_name
-from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
+from petseg.cli.options import (
+    DataOption,
+    DeviceOption,
+    ExportOption,
+    ResumeOption,
+    SetOption,
+    ThreadsOption,
+    chosen_hardware,
+)
 from petseg.cli.terminal import print_figures, progress_bar, resumable
 from petseg.errors import PetsegError
 
@@ -31,6 +39,7 @@ def compare(
         Path | None, typer.Option(help="Its folder.", show_default="runs/compare-RECIPE or runs/compare-DATA")
     ] = None,
     settings: SetOption = None,
+    export: ExportOption = False,
     resume: ResumeOption = False,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -72,6 +81,7 @@ def compare(
             hardware=hardware,
             command=shlex.join(words),
             reference=reference,
+            export=export,
             resume=resume,
             final=not quick,
             synthetic=synthetic,

@@ -22,6 +22,8 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 DeviceOption = Annotated[str | None, typer.Option(help=DEVICE_HELP, show_default=False)]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help=THREADS_HELP, show_default=False)]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folder of an interrupted run.")]
+EXPORT_HELP = "Write each run's model.onnx too; a model that ONNX cannot hold is refused before training."
+ExportOption = Annotated[bool, typer.Option("--export", help=EXPORT_HELP)]
 SizeOption = Annotated[int, typer.Option(help="Side of the square in pixels, 16 to 2048.")]
 
 

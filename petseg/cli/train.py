@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from petseg.cli.data import data_folder, prepare_data, run_name
-from petseg.cli.options import DataOption, DeviceOption, ResumeOption, SetOption, ThreadsOption, chosen_hardware
+from petseg.cli.options import (
+    DataOption,
+    DeviceOption,
+    ExportOption,
+    ResumeOption,
+    SetOption,
+    ThreadsOption,
+    chosen_hardware,
+)
 from petseg.cli.terminal import print_table, progress_bar, resumable
 
 
@@ -22,6 +30,7 @@ def train(
         Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE-MODEL or runs/DATA-MODEL")
     ] = None,
     settings: SetOption = None,
+    export: ExportOption = False,
     resume: ResumeOption = False,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -44,6 +53,10 @@ def train(
         refuse_existing(run, resume=resume)
     hardware = chosen_hardware(config.train.precision, device, threads, run)
     prepared = prepare_data(data_folder(data), config.data)
+    if export and distributed.rank_started() == 0:
+        from petseg.export.onnx import check_export
+
+        check_export(config, len(prepared.dataset.classes))
     with distributed.joined(hardware.device), resumable(), progress_bar() as advance:
         if unlabelled is not None:
             prepare_unlabelled(config, prepared.dataset.classes, partial(advance, "prepare unlabelled"))
@@ -51,6 +64,10 @@ def train(
         how = Execution(hardware=hardware, resume=resume, more_epochs=resume, on_step=on_step)
         last = train_model(config, prepared, run, how)[-1]
     print(f"{run}: epoch {last.epoch}, val loss {last.val_loss:.4f}, val mIoU {last.val_miou:.4f} at the training size")
+    if export and distributed.rank_started() == 0:
+        from petseg.export.onnx import exported_run
+
+        print(f"exported: {exported_run(run)}")
 
 
 def evaluate(

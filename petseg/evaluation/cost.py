@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from petseg.config import ModelConfig
+from petseg.errors import PetsegError, first_line
 from petseg.models import build_model
 from petseg.schema import CostInfo, LatencyInfo
 from petseg.threads import OtherWork
@@ -26,8 +27,15 @@ TRAINING_BATCH = 32  # images beside which a further one is counted: of few, the
 def count_cost(config: ModelConfig, num_classes: int, size: int) -> CostInfo:
     """Returns the cost of a model for one image [1, 3, size, size], counted on the meta device: it needs no machine."""
     model, image = _on_meta(config, num_classes, size)
-    with torch.no_grad(), LiveBytes() as inference:
-        model(image)
+    try:
+        with torch.no_grad(), LiveBytes() as inference:
+            model(image)
+    except Exception as error:  # of a network that needs values
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise PetsegError(
+            f"model {config.name!r}: its cost cannot be counted on torch's meta device, where tensors have shapes and "
+            f"no values ({reason}); mend the network"
+        ) from None
     skip_bytes = _count_skips(model, image)
     model.train()
     training = []

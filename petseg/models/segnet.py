@@ -6,17 +6,20 @@ kept. The decoder mirrors it: each stage places the values back where the maximu
 map by convolutions. Only the indices (2 bits a window in principle) cross, not the maps: that should make it light.
 Without batch normalisation it hardly learns at five stages: each unpooling makes the signal smaller.
 
-We differ from the paper: weights start at random, not from ImageNet; classes may be unweighted; the head is the last
-decoder convolution, a 3x3 as in the paper. With `upsampling="bilinear"` the indices are dropped: the ablation.
+We differ from the paper: weights start at random unless `load_vgg16` gives it the paper's own start; classes may be
+unweighted; the head is the last decoder convolution, a 3x3 as in the paper. With `upsampling="bilinear"` the indices
+are dropped: the ablation.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from petseg.errors import PetsegError
 from petseg.models.layers import conv_stage, initialise, stage_channels
 
 VGG16_CONVS = (2, 2, 3, 3, 3)  # convolutions in each of VGG16's five stages
@@ -79,6 +82,31 @@ class SegNet(nn.Module):
             x = stage(x)
         logits: Tensor = self.head(x)
         return logits
+
+
+def load_vgg16(model: SegNet, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Loads VGG16-BN's convolutions into the encoder of a SegNet of its shape, from torchvision's layout.
+
+    `features.N` is in turn a convolution, its batch normalisation, a ReLU. Its convolutions have biases, which batch
+    normalisation cancels: taken off the running mean, they leave the network as it was. `source` is for errors.
+    """
+    names = [name.removesuffix(".running_mean") for name in tensors if name.endswith(".running_mean")]
+    norms = sorted((name for name in names if re.fullmatch(r"features\.\d+", name)), key=lambda name: int(name[9:]))
+    ours = [module for module in model.encoder.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    for conv, norm, name in zip(ours[::2], ours[1::2], norms, strict=False):
+        before = f"features.{int(name[9:]) - 1}"
+        try:
+            bias = tensors[f"{before}.bias"]
+            new = {part: tensors[f"{name}.{part}"] for part in ("weight", "bias", "running_var")}
+            norm.load_state_dict({**new, "running_mean": tensors[f"{name}.running_mean"] - bias}, strict=False)
+            conv.load_state_dict({"weight": tensors[f"{before}.weight"]})
+        except (KeyError, RuntimeError) as error:
+            reason = f"lacks {error}" if isinstance(error, KeyError) else f"{before} and {name} are of other shapes"
+            raise PetsegError(f"encoder weights {source}: {reason}; wanted torchvision's vgg16_bn") from None
+    if 2 * len(norms) < len(ours):
+        raise PetsegError(
+            f"encoder weights {source}: {len(norms)} batch normalisations `features.N`; wanted torchvision's vgg16_bn"
+        )
 
 
 def max_pool(x: Tensor, *, indices: bool) -> tuple[Tensor, Tensor | None]:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from petseg.config import ModelConfig
+from petseg.config import ModelConfig, RunConfig
 from petseg.data.dataset import IGNORE, Merge, UInt8
 from petseg.data.geometry import WHOLE, Floats
+from petseg.errors import PetsegError, first_line
 from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from petseg.models import build_model, model_input, to_unit_range
 from petseg.models.builder import Input
@@ -48,6 +49,28 @@ def build_network(config: ModelConfig, num_classes: int, hardware: Hardware) -> 
     """Returns a new network on its device, in channels_last, weights drawn from torch's global generator."""
     module = build_model(config, num_classes).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(module, model_input(config), hardware)
+
+
+def new_network(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:
+    """Returns `build_network` of a run, tried on an image of each side that it computes: before minutes of work."""
+    network, name = build_network(config.model, num_classes, hardware), config.model.name
+    network.module.eval()
+    for side in (*config.train.ramp, config.data.size):
+        try:
+            with torch.no_grad():
+                logits: object = network.logits(torch.full((2, 3, side, side), 0.5, device=hardware.device))
+        except Exception as error:  # whatever a network raises
+            step = network.input.multiple
+            advice = f"take sides in steps of {step}" if side % step else "mend the network or take another size"
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise PetsegError(f"model {name!r}: cannot compute images of {side} px ({reason}); {advice}") from None
+        wanted = [2, num_classes, side, side]
+        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if given != wanted:
+            raise PetsegError(
+                f"model {name!r}: gives {given} for images [2, 3, {side}, {side}]; wanted logits {wanted}"
+            )
+    return network
 
 
 @dataclass(frozen=True)

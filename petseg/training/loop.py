@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from petseg.config import RunConfig, TrainConfig
@@ -22,7 +23,7 @@ from petseg.data.cache import Prepared
 from petseg.data.check import refuse_spoiled
 from petseg.data.dataset import IGNORE
 from petseg.errors import DivergedError, PetsegError
-from petseg.models import pretrain
+from petseg.models import pretrain, pretrained
 from petseg.schema import EpochRow, exploded, write_record
 from petseg.storage import write_json
 from petseg.threads import OtherWork
@@ -31,7 +32,7 @@ from petseg.training.batches import Rows, Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
 from petseg.training.device import Hardware, choose_hardware
 from petseg.training.distillation import distillation_loss, lesson, load_teacher
-from petseg.training.inference import Network, build_network, validate
+from petseg.training.inference import Network, new_network, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
 from petseg.training.unlabelled import batches_beside, load_unlabelled
 
@@ -69,6 +70,8 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
     if not (execution.resume and (run / checkpoint.RESUME).is_file()):
         _initialise(network.module, config)
     with _folder(run, config, prepared, execution):
+        settled = runs.claim_input if distributed.rank() == 0 else runs.read_input
+        network = replace(network, input=settled(run, network.input))
         trainer = Trainer(config, network, splits["train"], load_unlabelled(config, splits["train"]))
         history = checkpoint.restore(run, trainer.state) if execution.resume and distributed.rank() == 0 else []
         history = checkpoint.share(trainer.state, history)
@@ -106,7 +109,7 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
 
 def _drawn(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:
     torch.manual_seed(config.train.seed)
-    network = build_network(config.model, num_classes, hardware)
+    network = new_network(config, num_classes, hardware)
     if config.train.synchronise:
         network = replace(network, module=distributed.synchronised(network.module))
     return network
@@ -158,7 +161,8 @@ class Trainer:
         self.split = split
         decay = get_ema_multi_avg_fn(settings.ema) if settings.ema else None
         average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True) if decay else None
-        self.state = State(model, make_optimiser(model, settings), average)
+        self.encoder = getattr(model, "encoder", None) if settings.init or pretrained(config.model) else None
+        self.state = State(model, make_optimiser(model, settings, self.encoder), average)
         self.unlabelled = unlabelled
         self.teacher = None
         if settings.teacher:
@@ -181,7 +185,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
         background = self.split.dataset.background
         augmented = partial(augment, config=settings.augment, generator=generator, background=background)
-        self.network.module.train()
+        self._start_training(epoch)
         # a compilation for each size of a batch, and none for validation, which would be one more
         network = replace(self.network, module=self.parallel)
         if settings.compile:
@@ -213,6 +217,20 @@ class Trainer:
             on_step(step + 1, steps, detail)
         return float(distributed.total(torch.stack(losses).sum())) / distributed.count() / sum(map(len, batches))
 
+    def _start_training(self, epoch: int) -> None:
+        """Puts the network into training mode, but for what of its encoder stays as it is in this epoch."""
+        settings = self.config.train
+        self.network.module.train()
+        if self.encoder is None:
+            return
+        frozen = epoch <= settings.frozen_epochs
+        if settings.frozen_epochs:
+            self.encoder.requires_grad_(not frozen)
+            self.parallel = distributed.parallel(self.state.model)  # it waits for gradients of what had them before
+        for module in self.encoder.modules():
+            if frozen or (settings.encoder_batch_norm == "frozen" and isinstance(module, _BatchNorm)):
+                module.training = False
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -241,14 +259,15 @@ class Objective:
         return loss, objective
 
 
-def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimiser(model: nn.Module, config: TrainConfig, encoder: nn.Module | None = None) -> torch.optim.AdamW:
     """Returns AdamW (arXiv 1711.05101), weight decay on convolution weights only, one fused kernel a step.
 
-    A group's "factor" multiplies the learning rate of its parameters.
+    A group's "factor" multiplies the learning rate of its parameters: `train.encoder_rate` for an `encoder` given.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        factor = config.encoder_rate if name.startswith("encoder.") else 1.0
+    slower = set() if encoder is None else {id(parameter) for parameter in encoder.parameters()}
+    for parameter in model.parameters():
+        factor = config.encoder_rate if id(parameter) in slower else 1.0
         groups.setdefault((factor, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     parts = [{"params": some, "weight_decay": decay, "factor": factor} for (factor, decay), some in groups.items()]
     return torch.optim.AdamW(parts, lr=config.learning_rate, fused=True)

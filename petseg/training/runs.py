@@ -2,6 +2,7 @@
 
 config.json         the whole RunConfig
 environment.json    commit, versions, device, precision
+input.json          how images are normalised, as the encoder's library says
 data.json           which images: dataset, classes, splits, and the prepared cache's key
 splits.json         the sample ids of each split, which a later evaluation takes
 metrics.jsonl       one line an epoch
@@ -26,7 +27,8 @@ from petseg.config import RunConfig, flat_fields, validated
 from petseg.data.cache import Prepared
 from petseg.data.dataset import IGNORE
 from petseg.errors import PetsegError, disk_errors
-from petseg.schema import ClassInfo, DataInfo, EpochRow, SplitIds, first_reason, read_record, write_record
+from petseg.models.builder import Input
+from petseg.schema import ClassInfo, DataInfo, EpochRow, InputInfo, SplitIds, first_reason, read_record, write_record
 
 LOCK = ".lock"
 HARMLESS = {
@@ -34,6 +36,7 @@ HARMLESS = {
     "data.json",
     "environment.json",
     "splits.json",
+    "input.json",
 }  # what a run or a comparison that was killed early leaves
 
 
@@ -106,6 +109,20 @@ def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
             f"run folder {folder}: holds work on other images ({known.images}); choose another with --out"
         )
     return data
+
+
+def claim_input(run: Path, wanted: Input) -> Input:
+    """Returns what a run's images are normalised by: what was written down, else `wanted`, now written."""
+    path = run / "input.json"
+    if not path.is_file():
+        write_record(path, InputInfo(**asdict(wanted)))
+    return read_input(run, wanted)
+
+
+def read_input(run: Path, wanted: Input) -> Input:
+    """Returns what a run's images are normalised by; `wanted` where an older version wrote nothing down."""
+    path = run / "input.json"
+    return Input(**read_record(path, InputInfo).model_dump()) if path.is_file() else wanted
 
 
 def usable_rows(prepared: Prepared) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:

@@ -40,9 +40,9 @@ COMMANDS = {  # every command with its flags and arguments
     "data convert": "--format --out --polygons DATA",
     "data merge": "--out DATA",
     "models": "--classes --size",
-    "train": "--data --device --init --model --out --resume --set --threads --unlabelled RECIPE",
+    "train": "--data --device --export --init --model --out --resume --set --threads --unlabelled RECIPE",
     "evaluate": "--data --device --split --threads RUN",
-    "compare": "--data --device --models --out --quick --recipe --reference --resume --set --threads",
+    "compare": "--data --device --export --models --out --quick --recipe --reference --resume --set --threads",
     "study": "--data --device --jobs --list --out --threads RECIPE",
     "report": "--out SOURCE",
 }
@@ -157,6 +157,53 @@ def test_a_table_of_any_networks_fits_into_80_columns_with_its_figures_whole(tit
     for figure in row:
         assert sum(line.count(figure) for line in lines) == number
     assert len(lines) < 40 + 4 * number + (15 * number if len(title) > 40 else 0)
+
+
+MINE = """
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class Shape:
+    width: int = 4
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        width = Shape().width
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, num_classes, 1)
+        )
+
+    def forward(self, image):
+        return self.layers(image)
+
+class Closed(Net):  # what it does depends on values, which a graph cannot hold
+    def forward(self, image):
+        known = image.device.type != "meta"
+        return self.layers(image * 2 if known and image.sum().item() > 0 else image)
+"""
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+def test_a_network_in_a_file_of_ones_own_is_compared_and_exported(pets_folder, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    settings = [part for setting in TINY if "base_channels" not in setting for part in ("--set", setting)]
+    small = ["--quick", "--data", pets_folder, *settings, "--set", "train.epochs=1"]
+    result = succeeds("compare", "--models", "mine.py:Net,tutorial", "--out", "out", "--export", *small, cwd=tmp_path)
+    assert "Net" in result.stdout
+    assert {path.name for path in (tmp_path / "out" / "runs").iterdir()} == {"mine.py_Net", "tutorial"}
+    cat = Path(__file__).parents[2] / "petseg" / "serve" / "page" / "cat.jpg"
+    model = tmp_path / "out" / "runs" / "mine.py_Net" / "model.onnx"
+    succeeds("predict", cat, "--model", model, "--out", tmp_path / "masks")
+    assert (tmp_path / "masks" / "cat.mask.png").is_file()
+    for command in ("compare", "train"):
+        named = ["--quick", "--models"] if command == "compare" else ["quick", "--model"]
+        words = [*named, "mine.py:Closed", "--out", "no", "--export", *small[1:]]
+        line = one_line_error(petseg(command, *words, cwd=tmp_path))
+        assert "model 'mine.py:Closed': cannot be exported (" in line
+        assert line.endswith("; train it without --export")
+        assert not list(tmp_path.glob("no/**/*.safetensors"))
 
 
 def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):

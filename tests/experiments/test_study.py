@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ from petseg.config import ModelConfig, RunConfig
 from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
+from petseg.experiments.study.findings import write_findings
 from petseg.experiments.study.match import count_parameters, find_shape
 from petseg.experiments.study.plan import MatchQuestion, durations, plain, plan
 from petseg.experiments.study.recipe import check_against_data, load_study
 from petseg.experiments.study.results import StudyManifest, read_manifest, read_run
 from petseg.experiments.study.run import Making, open_study, run_study
-from petseg.models import build_model
+from petseg.models import build_model, folder_name
+from petseg.report import write_study_report
 from petseg.schema import CostMatch, EpochRow, write_record
 from petseg.storage import read_json, write_json
 from petseg.training import runs
@@ -116,6 +119,41 @@ def begun(whole, folder):
 
 def manifest_of(study, **fields):
     return StudyManifest(petseg="", recipe=study, **fields)
+
+
+def test_arms_may_be_networks_of_other_libraries_and_of_ones_own(sizes, pets_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets").mkdir()
+    text = "from torch import nn\ndef Net(num_classes):\n    return nn.Conv2d(3, num_classes, 3, padding=1)\n"
+    (tmp_path / "nets" / "mine.py").write_text(text, encoding="utf-8")
+    models = ["unet", "nets/mine.py:Net"]
+    if find_spec("timm") and find_spec("segmentation_models_pytorch"):
+        models.append("smp:Linknet/tu-test_resnet")
+    (tmp_path / "arms.toml").write_text(
+        f"""
+title = "Networks from anywhere"
+data.size = 32
+train = {{ epochs = 1, batch_size = 8, precision = "fp32" }}
+[[experiments]]
+name = "any"
+title = "Any network"
+models = {models}
+expected = ["unet > nets/mine.py:Net: a layer sees no shape", "unet/plain > nets/mine.py:Net/plain by 1"]
+seeds = [0]
+test = true
+variants.plain = {{ title = "plain", overrides.unet.model.base_channels = 4 }}
+""",
+        encoding="utf-8",
+    )
+    study = load_study("arms.toml")
+    manifest = run_study(study, tmp_path / "out", sizes, Making(pets_folder))
+    assert [row.arm for run in manifest.runs for row in run.rows] == [f"{model}/plain" for model in models]
+    assert {run.state for run in manifest.runs} == {"finished"}
+    folders = sorted(path.name.partition("-32px")[0] for path in (tmp_path / "out" / "runs").iterdir())
+    assert folders == sorted(folder_name(model) for model in models)
+    page = write_study_report(write_findings(tmp_path / "out")).read_text(encoding="utf-8")
+    assert "Net" in page
+    assert all(manifest.costs[run.cost].latency_ms for run in manifest.runs)
 
 
 def test_a_study_makes_each_run_once_and_scores_it(whole):

@@ -4,17 +4,25 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from petseg.config import ModelConfig
 from petseg.errors import PetsegError
-from petseg.models import Input, build_model, model_input, pretrain
+from petseg.export.onnx import export_model
+from petseg.export.openvino import AGREEMENT, drawn_images
+from petseg.models import Input, build_model, model_input, pretrain, to_unit_range
 from petseg.models.external import imagenet_tensors, load_encoder, read_tensors
+from petseg.predict.segmenter import Segmenter
+from petseg.training.inference import build_network
+from tests.conftest import CPU
+from tests.export.test_onnx import CLASSES
 
-timm = pytest.importorskip("timm")
-pytest.importorskip("segmentation_models_pytorch")
+MISSING = "NO MODELS: pip install 'petseg[models]'"
+timm = pytest.importorskip("timm", reason=MISSING)
+smp = pytest.importorskip("segmentation_models_pytorch", reason=MISSING)
 
 LITE = "tf_efficientnet_lite0"
 
@@ -45,7 +53,10 @@ def build(name, classes=3, *, pretrained=False, **options):
     [
         *((name, "wanted smp:ARCHITECTURE/ENCODER") for name in ("smp:Unet", "timm:a/b", "smp:Unet/resnet18@there")),
         ("timm:resnet_18", "choose one of: resnet18,.* more$"),
-        ("smp:NoNet/resnet18", "segmentation_models_pytorch has none such"),
+        ("timm:test_vit", "the encoder's maps are 1/16, 1/16, 1/16"),
+        ("smp:NoNet/resnet18", "architecture of segmentation_models_pytorch 'NoNet' is unknown; choose one of: .*Unet"),
+        ("smp:Unet/resnet_18", "segmentation_models_pytorch cannot build it .*`petseg models resnet_1` lists encoders"),
+        ("smp:DPT/resnet18", "segmentation_models_pytorch cannot build it .*Encoder name must start with 'tu-'"),
         ("nowhere.py:Net", "wanted a class in a Python file"),
     ],
 )
@@ -67,6 +78,10 @@ def test_options_belong_to_their_models():
         build("unet", decoder_channels=(8, 8))
     with pytest.raises(PetsegError, match=r"1/32 of the size.* has 2 numbers"):
         build("timm:resnet18", decoder_channels=(8, 8))
+    with pytest.raises(PetsegError, match=r"option of model 'smp:FPN/resnet18' 'decoder_channels' is unknown; choose"):
+        build("smp:FPN/resnet18", decoder_channels=(8, 8))
+    narrow = build("smp:FPN/resnet18", decoder_pyramid_channels=8, decoder_segmentation_channels=32)
+    assert narrow.segmentation_head[0].in_channels == 32
 
 
 def test_a_class_in_a_file_of_ones_own(tmp_path):
@@ -76,24 +91,52 @@ def test_a_class_in_a_file_of_ones_own(tmp_path):
     assert build(f"{tmp_path}/mine.py:Net", 5)(torch.zeros(1, 3, 8, 8)).shape == (1, 5, 8, 8)
 
 
-@pytest.mark.parametrize("name", [f"timm:{LITE}", f"smp:Unet/tu-{LITE}", "smp:FPN/resnet18"])
-def test_learns_one_batch(name):
+TINY = {  # architecture -> encoder and side in pixels, where another than the usual
+    "DPT": ("tu-test_vit", 64),  # takes ViTs alone
+    "PAN": ("tu-test_resnet", 128),  # halves 1/16 of the size three times more
+}
+
+
+def drawn(name, size):
+    """Returns a network as after training: weights drawn, statistics of batch normalisation those of some images."""
     torch.manual_seed(0)
-    model, wanted = build(name, 4), model_input(ModelConfig(name=name))
-    images, labels = (
-        torch.rand(4, 3, 64, 64),
-        torch.randint(4, (4, 4, 4)).repeat_interleave(16, 1).repeat_interleave(16, 2),
-    )
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    network = build_network(ModelConfig(name=name), 3, CPU)
+    images = to_unit_range(torch.from_numpy(drawn_images(size)[:8]))
+    labels = torch.randint(3, (8, 4, 4)).repeat_interleave(size // 4, 1).repeat_interleave(size // 4, 2)
+    optimiser = torch.optim.AdamW(network.module.parameters(), lr=1e-3)
+    network.module.train()
     losses = []
-    for _ in range(12):
-        loss = torch.nn.functional.cross_entropy(model(wanted.normalise(images)), labels)
+    for _ in range(4):
+        loss = torch.nn.functional.cross_entropy(network.logits(images), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.75 * losses[0]
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    network.module.eval()
+    return network, losses
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"smp:{each.__name__}/" for each in smp.MODEL_ARCHITECTURES_MAPPING.values()),
+        "timm:test_resnet",
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+def test_each_architecture_learns_and_predicts_in_onnx_runtime_what_it_does_in_torch(name, tmp_path):
+    encoder, size = TINY.get(name[4:-1], ("tu-test_resnet", 64))
+    name += encoder if name.endswith("/") else ""
+    network, losses = drawn(name, size)
+    assert losses[-1] < losses[0]
+    out = tmp_path / "model.onnx"
+    assert (
+        export_model(network, {"classes": CLASSES, "size": size}, out, fp16=False)["parity"]["agreement"] >= AGREEMENT
+    )
+    images = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), np.uint8)
+    with torch.inference_mode():
+        theirs = network.logits(to_unit_range(torch.from_numpy(images))).softmax(dim=1).numpy()
+    assert np.abs(Segmenter(out).probabilities(images) - theirs).max() < 5e-4
 
 
 def test_images_of_a_batch_do_not_mix():
@@ -106,10 +149,21 @@ def test_images_of_a_batch_do_not_mix():
     assert torch.allclose(both[1:], alone, atol=1e-4)
 
 
-def test_normalisation_follows_the_encoder():
-    lite, resnet = (model_input(ModelConfig(name=f"timm:{encoder}")) for encoder in (LITE, "resnet18"))
-    assert lite == Input((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 32)
-    assert resnet == Input((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32)
+HALF = (0.5, 0.5, 0.5)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WANTED = [
+    (f"timm:{LITE}", Input(HALF, HALF, 32)),
+    (f"smp:Unet/tu-{LITE}", Input(HALF, HALF, 32)),
+    ("timm:resnet18", Input(*IMAGENET, 32)),
+    ("smp:Unet/mit_b0", Input(*IMAGENET, 32)),
+    ("smp:Unet/inceptionv4", Input(HALF, HALF, 32)),
+    ("smp:PSPNet/resnet18", Input(*IMAGENET, 1)),
+]
+
+
+@pytest.mark.parametrize(("name", "wanted"), WANTED)
+def test_normalisation_follows_the_encoder(name, wanted):
+    assert model_input(ModelConfig(name=name)) == wanted
 
 
 @pytest.mark.parametrize("prefix", ["timm:", "smp:Unet/tu-"])

@@ -14,7 +14,17 @@ from torch.nn import functional as F
 
 from petseg.config import ModelConfig, Recipe
 from petseg.errors import PetsegError
-from petseg.models import MODELS, Builder, Input, build_model, model_input, run_config, title_of, to_unit_range
+from petseg.models import (
+    MODELS,
+    Builder,
+    Input,
+    build_model,
+    model_input,
+    pretrain,
+    run_config,
+    title_of,
+    to_unit_range,
+)
 from petseg.models.baselines import BASELINES, MeanMask
 from petseg.models.segnet import max_unpool
 from tests.conftest import refused
@@ -238,6 +248,62 @@ def test_segnet_paper_is_vgg16_and_its_mirror():
     assert sum(conv.weight.numel() for conv in encoder) == 14_710_464
 
 
+def vgg16(*, bias=0.3):
+    """Returns VGG16-BN's thirteen layers with drawn weights, as torchvision builds and names them."""
+    torch.manual_seed(3)
+    layers, before = [], 3
+    for width in [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]:
+        if width == "M":
+            layers.append(nn.MaxPool2d(2, 2))
+            continue
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        nn.init.normal_(layers[-3].bias, std=bias)
+        for tensor in (layers[-2].running_mean, layers[-2].bias):
+            nn.init.normal_(tensor, std=0.1)
+        nn.init.uniform_(layers[-2].running_var, 0.5, 1.5)
+        before = width
+    model = nn.Module()
+    model.features, model.classifier = nn.Sequential(*layers), nn.Linear(8, 2)
+    return model.eval()
+
+
+def test_segnet_starts_from_vgg16s_weights_and_normalisation(tmp_path):
+    theirs = vgg16()
+    torch.save(theirs.state_dict(), tmp_path / "vgg16_bn.pth")
+    config = ModelConfig(name="segnet_paper", encoder_weights=str(tmp_path / "vgg16_bn.pth"))
+    model = built(config).eval()
+    image, fresh = noise(1, 3, 64, 64), model.state_dict()["encoder.0.0.weight"].clone()
+    pretrain(config, model)
+    assert not torch.equal(model.state_dict()["encoder.0.0.weight"], fresh)
+    with torch.no_grad():
+        ours = image
+        for stage in model.encoder:
+            ours = F.max_pool2d(stage(ours), 2, 2)
+        torch.testing.assert_close(ours, theirs.features(image), rtol=1e-3, atol=1e-4)
+    assert model_input(config) == Input((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32)
+    assert model_input(ModelConfig(name="segnet_paper")) == Input(multiple=32)
+    shallow = ModelConfig(name="segnet_paper", depth=4, encoder_weights=str(tmp_path / "vgg16_bn.pth"))
+    four = built(shallow)
+    pretrain(shallow, four)
+    assert torch.equal(four.encoder[3][6].weight, theirs.features[30].weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("features.40.bias"), r"lacks 'features\.40\.bias'; wanted torchvision's vgg16_bn"),
+        (lambda tensors: tensors.update({"features.3.weight": torch.zeros(9)}), r"features\.3 and features\.4 are of"),
+        (lambda tensors: tensors.pop("features.41.running_mean"), r"12 batch normalisations `features\.N`"),
+    ],
+)
+def test_other_weights_than_vgg16s_are_refused(change, message, tmp_path):
+    tensors = vgg16().state_dict()
+    change(tensors)
+    torch.save(tensors, tmp_path / "weights.pth")
+    config = ModelConfig(name="segnet_paper", encoder_weights=str(tmp_path / "weights.pth"))
+    refused(message, pretrain, config, built(config))
+
+
 @pytest.mark.parametrize(("given", "counts"), CONVS)
 def test_segnet_convs(given, counts):
     model = small("segnet", **given)
@@ -320,6 +386,12 @@ WRONG_OPTIONS = [
     ("unet", {"base_channels": 257}, r"base_channels is 257; input should be less than or equal to 256$"),
     ("segnet", {"depth": 8}, r"depth is 8; input should be less than or equal to 7$"),
     ("unet", {"depth": 0}, r"depth is 0; input should be greater than or equal to 1$"),
+    ("segnet", {"encoder_weights": "x.pth"}, r"with base_channels 16, .*VGG16-BN has 64, .*: take segnet_paper$"),
+    (
+        "segnet",
+        {"encoder_weights": "x", "base_channels": 64, "convs": 2},
+        r"convs \[2, 2, 2, 2, 2\].*take segnet_paper$",
+    ),
     ("unet", {"dropout": 1}, r"dropout is 1; input should be less than 1$"),
 ]
 

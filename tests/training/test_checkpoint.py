@@ -43,6 +43,47 @@ def test_a_resumed_run_equals_the_undisturbed_one_to_the_bit(model, settings, pr
         assert same_tensors(tmp_path / "whole" / name, tmp_path / "cut" / name), name
 
 
+@pytest.mark.parametrize("epochs", [1, 2], ids=["cut after the frozen epoch", "cut within the frozen epochs"])
+def test_a_resumed_fine_tuning_equals_the_undisturbed_one_to_the_bit(epochs, prepared, tmp_path):
+    train_on_cpu(tiny(), prepared, tmp_path / "first")
+    tuning = (f"train.init={tmp_path / 'first'}", f"train.frozen_epochs={epochs}", "train.encoder_rate=0.1")
+    config = tiny("train.epochs=3", "train.deterministic=true", "train.ema=0.9", *tuning)
+    whole = train_on_cpu(config, prepared, tmp_path / "whole")
+    cut_in_the_second_epoch(config, prepared, tmp_path / "cut")
+    assert without_times(train_on_cpu(config, prepared, tmp_path / "cut", resume=True)) == without_times(whole)
+    for name in ("best.safetensors", "last.safetensors", "resume.safetensors"):
+        assert same_tensors(tmp_path / "whole" / name, tmp_path / "cut" / name), name
+
+
+def encoders(run):
+    weights = load_file(run / "last.safetensors")
+    counted = {name: tensor for name, tensor in weights.items() if name.startswith("encoder.")}
+    statistics = {name for name in counted if "running" in name or "num_batches" in name}
+    return counted, statistics
+
+
+FINE_TUNING = [  # settings, and what of the encoder has changed after two epochs: weights, statistics
+    (("train.frozen_epochs=2",), False, False),
+    (("train.frozen_epochs=1",), True, True),
+    (("train.encoder_batch_norm=frozen",), True, False),
+    (("train.encoder_rate=0",), False, True),
+]
+
+
+@pytest.mark.parametrize(("settings", "weights", "statistics"), FINE_TUNING)
+def test_what_fine_tuning_leaves_of_an_encoder_as_it_is(settings, weights, statistics, prepared, tmp_path):
+    train_on_cpu(tiny(), prepared, tmp_path / "first")
+    before = load_file(tmp_path / "first" / "best.safetensors")
+    train_on_cpu(tiny(f"train.init={tmp_path / 'first'}", *settings), prepared, tmp_path / "run")
+    after, counted = encoders(tmp_path / "run")
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert (bool(changed - counted), bool(changed & counted)) == (weights, statistics)
+    head = load_file(tmp_path / "run" / "last.safetensors")["head.weight"]
+    assert not torch.equal(head, before["head.weight"]), "the rest trains"
+    train_on_cpu(tiny(*settings), prepared, tmp_path / "drawn")
+    assert same_tensors(*(tmp_path / place / "last.safetensors" for place in ("drawn", "first"))), "of weights drawn"
+
+
 def test_a_finished_run_resumes_to_itself_without_a_step(prepared, tmp_path):
     # options given as a tuple are a list in the run's file
     config = tiny().model_copy(update={"model": ModelConfig(name="segnet", base_channels=4, convs=(1,) * 5)})

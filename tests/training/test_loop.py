@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from dataclasses import asdict
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,12 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from petseg.config import TrainConfig
+from petseg.config import ModelConfig, RunConfig, TrainConfig
 from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import make_pets
 from petseg.errors import DivergedError, PetsegError
-from petseg.models import build_model
+from petseg.evaluation.evaluate import load_run
+from petseg.models import Input, build_model
+from petseg.schema import InputInfo, write_record
+from petseg.storage import read_json
 from petseg.training.batches import load_splits
 from petseg.training.loop import learning_rate, make_optimiser
 from tests.conftest import CPU, prepare_for, refused, tiny, train_on_cpu
@@ -37,6 +41,65 @@ def test_training_lowers_the_loss_below_what_class_shares_give(prepared, tmp_pat
     shares = np.bincount(prepared.labels.ravel(), minlength=3)[:3] / prepared.labels.size
     assert history[-1].val_loss < -float((shares * np.log(shares)).sum())
     assert history[-1].train_loss < history[0].train_loss
+
+
+OWN = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Conv2d(4, num_classes, 1)
+    def forward(self, image):
+        return self.head(self.encoder(image).relu())
+class Half(Net):
+    def forward(self, image):
+        return super().forward(image)[..., ::2, ::2]
+class Pair(Net):
+    def forward(self, image):
+        return super().forward(image), 1
+class Bad(Net):
+    def forward(self, image):
+        return self.head(image)
+class Wide(Net):
+    def __init__(self, num_classes, width):
+        super().__init__(num_classes)
+def Words(num_classes):
+    return "a network"
+number = 3
+"""
+OWN_REFUSED = [
+    ("Half", r"gives \[2, 3, 16, 16\] for images \[2, 3, 32, 32\]; wanted logits \[2, 3, 32, 32\]$"),
+    ("Pair", r"gives tuple for images \[2, 3, 32, 32\]; wanted logits"),
+    ("Bad", r"cannot compute images of 32 px \(RuntimeError: .*; mend the network or take another size$"),
+    ("Wide", r"TypeError: .*missing 1 required positional argument: 'width'; it is called with num_classes alone$"),
+    ("Words", r"gives str; wanted a torch\.nn\.Module$"),
+    ("number", r"TypeError: 'int' object is not callable; it is called with num_classes alone$"),
+    ("Nothing", r"AttributeError: .*'Nothing'; wanted a class in a Python file$"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), OWN_REFUSED)
+def test_a_network_of_ones_own_that_is_none_is_said_before_training(name, message, prepared, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
+    config = RunConfig(model=ModelConfig(name=f"{tmp_path}/mine.py:{name}"), data=tiny().data, train=tiny().train)
+    refused(rf"^model '.*mine\.py:{name}': {message}", train_on_cpu, config, prepared, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_normalisation_is_written_down_and_goes_on_from_there(prepared, tmp_path):
+    """A library may give an encoder another normalisation in another version; a run keeps its own."""
+    run = tmp_path / "run"
+    train_on_cpu(tiny("train.epochs=1"), prepared, run)
+    assert read_json(run / "input.json") == {"mean": [0.5] * 3, "std": [0.25] * 3, "multiple": 16}
+    before = load_run(run, CPU).network
+    other = Input((0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 16)
+    write_record(run / "input.json", InputInfo(**asdict(other)))
+    network = load_run(run, CPU).network
+    assert (before.input, network.input) == (Input(multiple=16), other)
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert not torch.equal(before.logits(image), network.logits(image))
 
 
 OPTIONS = [

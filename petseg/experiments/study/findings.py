@@ -226,7 +226,7 @@ def _compared(results: Results, experiment: Experiment, claims: Sequence[Claim])
 
 
 def _arm(results: Results, experiment: Experiment, name: str) -> schema.ArmFindings:
-    model, _, variant = name.partition("/")
+    model, _, variant = name.rpartition("/")
     config = results.study.arm_config(experiment, name)
     finished = results.arm(experiment, name)
     data = results.manifest.data

@@ -14,7 +14,7 @@ from petseg.data.oxford_pets import OFFICIAL_IMAGES
 from petseg.evaluation.cost import count_macs
 from petseg.experiments.study.recipe import Experiment, Quantity, Study
 from petseg.experiments.study.results import DIVERGED, ROBUSTNESS, TUNING, Row, RunEntry, StudyManifest
-from petseg.models import model_options
+from petseg.models import folder_name, model_options
 from petseg.models.segnet import vgg16_convs
 from petseg.schema import RunState, Scores, TunedSetting, read_record
 from petseg.training import runs
@@ -34,7 +34,7 @@ class Run:
         """Its folder's name, by its config: the same run in another study or order has the same."""
         fields = json.dumps(self.config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         digest = hashlib.sha256(fields.encode()).hexdigest()[:8]
-        return f"{self.config.model.name}-{self.config.data.size}px-s{self.config.train.seed}-{digest}"
+        return f"{folder_name(self.config.model.name)}-{self.config.data.size}px-s{self.config.train.seed}-{digest}"
 
     @property
     def cost(self) -> str:
@@ -98,7 +98,7 @@ def _experiment_runs(manifest: StudyManifest) -> Iterator[Run]:
         if study.robustness is not None and study.robustness.experiment == experiment.name:
             splits += (ROBUSTNESS,)
         for seed, arm in product(experiment.seeds, experiment.arms()):
-            model, question = arm.partition("/")[0], MatchQuestion.of(study, experiment, arm)
+            model, question = arm.rpartition("/")[0], MatchQuestion.of(study, experiment, arm)
             best = manifest.tuned.get(model) if experiment.tuned else None
             tuned = best.model_dump(include={"learning_rate", "warmup"}) if best else {}
             match = matches.get(question.key) if question else None
@@ -121,7 +121,7 @@ class MatchQuestion:
     @classmethod
     def of(cls, study: Study, experiment: Experiment, arm: str) -> "MatchQuestion | None":
         """Returns what is searched for an arm; None: its shape is given."""
-        target, quantity = experiment.matched_to(arm), experiment.variants[arm.partition("/")[2]].match
+        target, quantity = experiment.matched_to(arm), experiment.variants[arm.rpartition("/")[2]].match
         if target is None or quantity is None:
             return None
         config, reference = study.arm_config(experiment, arm), study.arm_config(experiment, target)

@@ -133,7 +133,7 @@ class Experiment(StrictConfig):
 
     def matched_to(self, arm: str) -> str | None:
         """Returns the arm whose cost `arm` is matched to, None where its shape is given."""
-        model, _, name = arm.partition("/")
+        model, _, name = arm.rpartition("/")
         variant = self.variants[name]
         if variant.match is None:
             return None
@@ -222,7 +222,7 @@ class Study(StrictConfig):
         shape: Mapping[str, Any] | None = None,
     ) -> RunConfig:
         """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape of equal cost."""
-        model, _, name = arm.partition("/")
+        model, _, name = arm.rpartition("/")
         variant = experiment.variants[name]
         own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]
         changes = [{"train": tuned or {}}, *own, {"model": shape or {}}]
