@@ -23,6 +23,15 @@ class StrictConfig(BaseModel):
     )
 
 
+NETWORKS = {  # name -> how a reader knows it; here, so that they can be listed without torch
+    "unet": "U-Net",
+    "segnet": "SegNet",
+    "unet_paper": "U-Net (paper)",
+    "segnet_paper": "SegNet (paper)",
+    "tutorial": "Tutorial",
+}
+
+
 class ModelOptions(StrictConfig):
     """Options of a network, by name; its builder in `petseg.models` checks them (`petseg models` lists them)."""
 

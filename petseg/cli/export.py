@@ -2,7 +2,9 @@
 
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import typer
@@ -14,6 +16,8 @@ from petseg.errors import PetsegError
 FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
 MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
 RUNTIME_HELP = "torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16 or -int8. Repeatable."
+QUERY_HELP = "Part of a name, as efficientnet, or the whole name of a network, as smp:FPN/resnet18."
+COST_NOTE = "activations: most bytes alive at once; training: those of each further image of a batch"
 THREADS_HELP = "Threads of one call, for example 1,2."
 
 
@@ -80,22 +84,69 @@ def bench(
 
 
 def models(
+    query: Annotated[str, typer.Argument(help=QUERY_HELP, show_default=False)] = "",
     size: SizeOption = 128,
     classes: Annotated[int, typer.Option(min=2, max=255, help="Classes of the output.")] = 3,
 ) -> None:
-    """List the models with parameters, multiply-accumulates and peak activation memory for one image."""
-    from petseg.config import ModelConfig
+    """List networks with their cost, the shipped files, and what the extra `models` adds."""
+    from petseg.config import NETWORKS
+    from petseg.predict.segmenter import card_of, shipped_models
+    from petseg.units import byte_size
+
+    # the whole name of a network of another library is a network to count, not a word to look for
+    names = [query] if ":" in query else [name for name in NETWORKS if query in name]
+    if find_spec("torch") is None:
+        print(f"networks: {', '.join(names) or 'none'}; pip install 'petseg[train]' trains them")
+    elif names:
+        heads = ("network", "", ">parameters", ">MACs", ">activations", ">training")
+        title = f"networks to train: one image of {size} x {size} px, {classes} classes, float32"
+        print_table(title, heads, [_cost_row(name, checked_size(size), classes) for name in names], caption=COST_NOTE)
+    cards = {name: card_of(name) for name in shipped_models() if query in name}
+    if cards:
+        rows = [
+            (name, card["title"], f"{card['size']} px", f"{100 * card['scores']['miou']:.1f}", byte_size(card["bytes"]))
+            for name, card in cards.items()
+        ]
+        print_table("shipped files, for predict, serve and export", ("file", "", ">image", ">mIoU", ">size"), rows)
+    found = _print_encoders(query)
+    if not (names or cards or found):
+        raise PetsegError(f"no model has {query!r} in its name; `petseg models` lists them")
+
+
+def _print_encoders(query: str) -> int:
+    """Prints the encoders of other libraries that a query names, or how to look for one; returns how many."""
+    if not find_spec("timm") or not find_spec("segmentation_models_pytorch"):
+        print("networks of segmentation_models_pytorch and timm: pip install 'petseg[models]'")
+        return 0
+    from petseg.models.external import architectures, encoders
+
+    known = [] if ":" in query else encoders(query)
+    if query and known:
+        heads = ("network", "ImageNet weights (@imagenet)")
+        print_table("", heads, known)
+    if not query or known:
+        print(
+            fill(
+                f"smp:ARCHITECTURE/NAME or, of timm's encoders, smp:ARCHITECTURE/tu-NAME: {', '.join(architectures())}"
+            )
+        )
+        print("timm:NAME: our U-Net's decoder on an encoder that halves at each map")
+        print("FILE.py:CLASS: a network of your own")
+    if not query:
+        print(f"`petseg models resnet` searches {len(known):,} encoders; @imagenet behind a name takes their weights")
+    return len(known)
+
+
+def _cost_row(name: str, size: int, classes: int) -> tuple[str, ...]:
+    from petseg.config import ModelConfig, split_name
     from petseg.evaluation.cost import count_cost
-    from petseg.models import MODELS, title_of
+    from petseg.models import title_of
     from petseg.units import byte_size, count
 
-    rows = []
-    for name in MODELS:
-        cost = count_cost(ModelConfig(name=name), classes, checked_size(size))
-        memory = byte_size(cost.activation_bytes), byte_size(cost.training_activation_bytes_per_image)
-        rows.append((name, title_of(name), count(cost.parameters), count(cost.macs), *memory))
-    columns = ("model", "", ">parameters", ">MACs", ">activations", ">each further image, training")
-    print_table(f"one image of {size} x {size} px, {classes} classes, float32", columns, rows)
+    network, options = split_name(name)
+    cost = count_cost(ModelConfig(name=network, **options), classes, size)
+    memory = byte_size(cost.activation_bytes), byte_size(cost.training_activation_bytes_per_image)
+    return name, title_of(name), count(cost.parameters), count(cost.macs), *memory
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:

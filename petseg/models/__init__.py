@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from petseg.config import ModelConfig, ModelOptions, Recipe, RunConfig, StrictConfig, split_name, validated
+from petseg.config import NETWORKS, ModelConfig, ModelOptions, Recipe, RunConfig, StrictConfig, split_name, validated
 from petseg.errors import PetsegError, unknown_name
 from petseg.models import external
 from petseg.models.builder import Builder, Input
@@ -99,9 +99,9 @@ def _start_as_vgg16(model: SegNet, *, encoder_weights: str, **_: Any) -> None:
 
 
 _VGG16_INPUT = Input((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's
-_UNET = Builder("U-Net", UNet, UNetOptions, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True})
+_UNET = Builder(NETWORKS["unet"], UNet, UNetOptions, {"base_channels": 16, "depth": 4, "convs": 2, "batch_norm": True})
 _SEGNET = Builder(
-    "SegNet",
+    NETWORKS["segnet"],
     _segnet,
     SegNetOptions,
     {"base_channels": 16, "depth": 5, "batch_norm": True},
@@ -113,10 +113,14 @@ _UNET_PAPER = {"base_channels": 64, "depth": 4, "convs": 2, "batch_norm": False,
 MODELS: dict[str, Builder] = {  # name -> builder
     "unet": _UNET,
     "segnet": _SEGNET,
-    "unet_paper": replace(_UNET, title="U-Net (paper)", preset=_UNET_PAPER),
-    "segnet_paper": replace(_SEGNET, title="SegNet (paper)", preset={**_SEGNET.preset, "base_channels": 64}),
+    "unet_paper": replace(_UNET, title=NETWORKS["unet_paper"], preset=_UNET_PAPER),
+    "segnet_paper": replace(_SEGNET, title=NETWORKS["segnet_paper"], preset={**_SEGNET.preset, "base_channels": 64}),
     "tutorial": Builder(
-        "Tutorial", Tutorial, TutorialOptions, {"base_channels": 64}, Input((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 8)
+        NETWORKS["tutorial"],
+        Tutorial,
+        TutorialOptions,
+        {"base_channels": 64},
+        Input((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 8),
     ),
 }
 

@@ -219,11 +219,10 @@ def _timm_unet(match: re.Match[str], num_classes: int, decoder_channels: Sequenc
 
 def _smp(match: re.Match[str]) -> tuple[Callable[..., nn.Module], type[EncoderOptions]]:
     """Returns how an architecture of smp is built, and its options: the numbers and names among its arguments."""
-    architectures = _library("segmentation_models_pytorch").MODEL_ARCHITECTURES_MAPPING
-    if match["architecture"].lower() not in architectures:
-        names = [each.__name__ for each in architectures.values()]
-        raise unknown_name("architecture of segmentation_models_pytorch", match["architecture"], names)
-    architecture = architectures[match["architecture"].lower()]
+    known = _library("segmentation_models_pytorch").MODEL_ARCHITECTURES_MAPPING
+    if match["architecture"].lower() not in known:
+        raise unknown_name("architecture of segmentation_models_pytorch", match["architecture"], architectures())
+    architecture = known[match["architecture"].lower()]
     fields: dict[str, Any] = {}
     for name, argument in inspect.signature(architecture.__init__).parameters.items():
         if name not in OURS and isinstance(argument.default, tuple):
@@ -253,6 +252,27 @@ def _imagenet_tensors_of(match: re.Match[str]) -> Mapping[str, Tensor]:
         load = _library("segmentation_models_pytorch").encoders.get_encoder
         return _asked(match["encoder"], lambda: load(match["encoder"], weights="imagenet"))
     return imagenet_tensors(_timm_name(match))
+
+
+def encoders(query: str) -> list[tuple[str, str]]:
+    """Returns a network on each encoder whose name holds `query`, and where its ImageNet weights come from ("": none)."""
+    timm, own = _library("timm"), _library("segmentation_models_pytorch").encoders.encoders
+    trained = {name.partition(".")[0] for name in timm.list_models(pretrained=True)}
+    rows = [
+        (f"smp:Unet/{name}", "hub" if "imagenet" in entry["pretrained_settings"] else "")
+        for name, entry in own.items()
+        if query in name and not name.startswith("timm-")  # other names of timm's
+    ]
+    for name in timm.list_models():
+        if query in name:
+            wheel = name in WHEELS and find_spec(WHEELS[name]) is not None
+            rows.append((f"timm:{name}", "installed" if wheel else "hub" if name in trained else ""))
+    return rows
+
+
+def architectures() -> list[str]:
+    """Returns smp's architectures, as they are typed."""
+    return [each.__name__ for each in _library("segmentation_models_pytorch").MODEL_ARCHITECTURES_MAPPING.values()]
 
 
 def imagenet_tensors(encoder: str) -> Mapping[str, Tensor]:

@@ -52,7 +52,7 @@ class Segmenter:
             # what the file says of itself: classes, size, scores, licence
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in self._run.metadata.items()}
             if Path(self.name).suffix != ".onnx":  # the card beside a shipped file tells the same in the newest form
-                card = json.loads((WEIGHTS / f"{self.name}.json").read_text(encoding="utf-8"))
+                card = card_of(self.name)
                 self.card |= {field: card[field] for field in card if field not in ("name", "bytes", "sha256")}
             self.classes, self.geometry = _checked(self.card, self._run.takes)
             given = self.card.get("presence")
@@ -215,6 +215,12 @@ def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], Geo
         given = f"its fit is {str(fit)[:20]} and reduce_to {str(reduce_to)[:20]}"
         raise ValueError(f"{given}; wanted {', '.join(get_args(Fit))} and 0 to {LARGEST_SIDE}")
     return classes, Geometry(size, fit, reduce_to)
+
+
+def card_of(name: str) -> dict[str, Any]:
+    """Returns what a shipped model says of itself: title, classes, size, scores, licence, bytes."""
+    card: dict[str, Any] = json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
+    return card
 
 
 def shipped_models() -> list[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -17,9 +18,12 @@ import pytest
 from PIL import Image
 
 from petseg import __version__
-from petseg.cli import main
+from petseg.cli import export, main
 from petseg.cli.terminal import print_figures
+from petseg.config import NETWORKS
 from petseg.errors import PetsegError
+from petseg.models import MODELS
+from petseg.predict.segmenter import shipped_models
 from petseg.schema import DataCheck
 from tests.conftest import TINY
 from tests.data.traps import make_trapped_pets
@@ -39,7 +43,7 @@ COMMANDS = {  # every command with its flags and arguments
     "data prepare": "--data --size",
     "data convert": "--format --out --polygons DATA",
     "data merge": "--out DATA",
-    "models": "--classes --size",
+    "models": "--classes --size QUERY",
     "train": "--data --device --export --init --model --out --resume --set --threads --unlabelled RECIPE",
     "evaluate": "--data --device --split --threads RUN",
     "compare": "--data --device --export --models --out --quick --recipe --reference --resume --set --threads",
@@ -314,8 +318,26 @@ def test_data_check_prints_each_trap_in_lines_or_json_and_what_spoils_training_s
     assert "two folders were given" in one_line_error(petseg("data", "check", folder, "--data", folder))
 
 
-def test_models_lists_every_model():
+def test_models_lists_networks_shipped_files_and_encoders_by_part_of_a_name(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = succeeds("models", "segnet", COLUMNS="80")
+    names = re.findall(r"^│ (\w+) ", result.stdout, re.M)
+    assert names == ["segnet", "segnet_paper", "segnet_base", "segnet_small"]
+    assert "1.8 M" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert {name: builder.title for name, builder in MODELS.items()} == NETWORKS
+    assert "no model has 'nonesuch' in its name" in one_line_error(petseg("models", "nonesuch"))
+    if not (find_spec("timm") and find_spec("segmentation_models_pytorch")):
+        assert "pip install 'petseg[models]'" in result.stdout
+        return
+    result = succeeds("models", "lite0")
+    assert re.search(r"timm:tf_efficientnet_lite0 +│ (installed|hub)", result.stdout)
+    assert "smp:Unet/mit_b0" in succeeds("models", "mit_b0").stdout
+    assert "FPN, test_resnet" in succeeds("models", "smp:FPN/tu-test_resnet", "--size", 64).stdout
+
+
+def test_models_are_listed_without_torch(monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
     result = succeeds("models")
-    for name in ("unet", "segnet", "unet_paper", "segnet_paper"):
-        assert name in result.stdout
-    assert "1.9 M" in result.stdout
+    assert f"networks: {', '.join(NETWORKS)}; pip install 'petseg[train]' trains them" in result.stdout
+    assert all(name in result.stdout for name in shipped_models())
