@@ -14,9 +14,9 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,6 +280,8 @@ def _first_that_holds(
                 file = made(sample, {"image": axes})
                 ours = answers(file, other)
         except Exception as error:  # exporters and runtimes raise of many kinds
+            while error.__cause__ is not None:  # torch wraps what went wrong in advice of many lines
+                error = error.__cause__
             reason = f"{type(error).__name__}: {first_line(error)[:200]}"
             continue
         with torch.inference_mode():
@@ -292,10 +294,10 @@ def _first_that_holds(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences exporters, which warn of their own deprecations and of packages that no model here uses."""
+    """Silences exporters, which warn of their own deprecations, and print graphs where they fail."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO()):
             yield
     finally:
         logging.disable(logging.NOTSET)

@@ -255,7 +255,7 @@ def _imagenet_tensors_of(match: re.Match[str]) -> Mapping[str, Tensor]:
 
 
 def encoders(query: str) -> list[tuple[str, str]]:
-    """Returns a network on each encoder whose name holds `query`, and where its ImageNet weights come from ("": none)."""
+    """Returns a network on each encoder whose name holds `query`, and where its ImageNet weights lie ("": nowhere)."""
     timm, own = _library("timm"), _library("segmentation_models_pytorch").encoders.encoders
     trained = {name.partition(".")[0] for name in timm.list_models(pretrained=True)}
     rows = [
@@ -340,7 +340,7 @@ def load_encoder(encoder: nn.Module, tensors: Mapping[str, Tensor], timm_name: s
                 f"encoder weights {source}: {key} is {list(given[key].shape)}, wanted {list(value.shape)}; "
                 f"give weights of {timm_name}"
             )
-    encoder.load_state_dict({key: given[key] for key in wanted}, strict=False)
+    encoder.load_state_dict({**encoder.state_dict(), **{key: given[key] for key in wanted}})
 
 
 def _library(name: str) -> Any:

