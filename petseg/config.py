@@ -429,7 +429,7 @@ def _full_name(field: str) -> str:
     matches = [name for name in names if name.split(".")[-1] == field]
     if len(matches) == 1:
         return matches[0]
-    misspelt = difflib.get_close_matches(field, [name.split(".")[-1] for name in names], cutoff=0.75)
+    misspelt = difflib.get_close_matches(field, [name.split(".")[-1] for name in names], cutoff=0.8)
     return field if matches or misspelt or not field.isidentifier() else f"model.{field}"
 
 

@@ -23,7 +23,7 @@ def disk_errors(place: object, advice: str) -> Iterator[None]:
         raise PetsegError(f"{place}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns the first line of what a library says of a fault, or the fault's name."""
     return str(error).partition("\n")[0] or type(error).__name__
 

@@ -193,7 +193,7 @@ def load_run(run: Path, hardware: Hardware) -> TrainedRun:
     config, data = runs.read_config(run), runs.read_data(run)
     weights = checkpoint.BEST if "test" in data.splits else checkpoint.LAST
     network = inference.build_network(config.model, len(data.classes), hardware)
-    network = replace(network, input=runs.read_input(run, network.input))
+    network = replace(network, input=inference.read_input(run, network.input))
     return TrainedRun(network, config, data, weights, checkpoint.load_weights(network.module, run / weights))
 
 

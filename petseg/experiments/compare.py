@@ -77,6 +77,8 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     refuse_spoiled(prepared)
     splits = load_splits(prepared, configs[recipe.models[0]], hardware.device)
     split = plan.scored_splits(splits)[-1]
+    classes = len(prepared.dataset.classes)
+    costs = {name: _checked(config, folders[name], classes, plan) for name, config in configs.items()}
     with runs.new_folder(out, resume=plan.resume, kind="comparison", own="runs"):
         _refuse_change(out, plan)
         data = runs.claim_data(out, prepared)
@@ -84,7 +86,6 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             logging.getLogger("petseg").warning(
                 "petseg: warning: %s: no test images: figures are of the validation split, last epoch", data.name
             )
-        costs = {name: _checked(config, folders[name], len(data.classes), plan) for name, config in configs.items()}
         histories = {}
         for name, config in configs.items():
             how = Execution(hardware, plan.resume, splits, on_step=plan.progress(f"train {titles[name]}"))

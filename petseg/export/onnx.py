@@ -280,9 +280,10 @@ def _first_that_holds(
                 file = made(sample, {"image": axes})
                 ours = answers(file, other)
         except Exception as error:  # exporters and runtimes raise of many kinds
-            while error.__cause__ is not None:  # torch wraps what went wrong in advice of many lines
-                error = error.__cause__
-            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # torch wraps what went wrong in advice of many lines
+                cause = cause.__cause__
+            reason = f"{type(cause).__name__}: {first_line(cause)[:200]}"
             continue
         with torch.inference_mode():
             off = np.abs(ours - served(torch.from_numpy(other)).numpy()).max()

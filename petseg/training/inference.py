@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from petseg.errors import PetsegError, first_line
 from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from petseg.models import build_model, model_input, to_unit_range
 from petseg.models.builder import Input
+from petseg.schema import InputInfo, read_record, write_record
 from petseg.training import distributed
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
@@ -49,6 +51,20 @@ def build_network(config: ModelConfig, num_classes: int, hardware: Hardware) -> 
     """Returns a new network on its device, in channels_last, weights drawn from torch's global generator."""
     module = build_model(config, num_classes).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(module, model_input(config), hardware)
+
+
+def claim_input(run: Path, wanted: Input) -> Input:
+    """Returns what a run's images are normalised by: what was written down, else `wanted`, now written."""
+    path = run / "input.json"
+    if not path.is_file():
+        write_record(path, InputInfo(**asdict(wanted)))
+    return read_input(run, wanted)
+
+
+def read_input(run: Path, wanted: Input) -> Input:
+    """Returns what a run's images are normalised by; `wanted` where an older version wrote nothing down."""
+    path = run / "input.json"
+    return Input(**read_record(path, InputInfo).model_dump()) if path.is_file() else wanted
 
 
 def new_network(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:

@@ -32,7 +32,7 @@ from petseg.training.batches import Rows, Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
 from petseg.training.device import Hardware, choose_hardware
 from petseg.training.distillation import distillation_loss, lesson, load_teacher
-from petseg.training.inference import Network, new_network, validate
+from petseg.training.inference import Network, claim_input, new_network, read_input, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
 from petseg.training.unlabelled import batches_beside, load_unlabelled
 
@@ -70,7 +70,7 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
     if not (execution.resume and (run / checkpoint.RESUME).is_file()):
         _initialise(network.module, config)
     with _folder(run, config, prepared, execution):
-        settled = runs.claim_input if distributed.rank() == 0 else runs.read_input
+        settled = claim_input if distributed.rank() == 0 else read_input
         network = replace(network, input=settled(run, network.input))
         trainer = Trainer(config, network, splits["train"], load_unlabelled(config, splits["train"]))
         history = checkpoint.restore(run, trainer.state) if execution.resume and distributed.rank() == 0 else []

@@ -27,8 +27,7 @@ from petseg.config import RunConfig, flat_fields, validated
 from petseg.data.cache import Prepared
 from petseg.data.dataset import IGNORE
 from petseg.errors import PetsegError, disk_errors
-from petseg.models.builder import Input
-from petseg.schema import ClassInfo, DataInfo, EpochRow, InputInfo, SplitIds, first_reason, read_record, write_record
+from petseg.schema import ClassInfo, DataInfo, EpochRow, SplitIds, first_reason, read_record, write_record
 
 LOCK = ".lock"
 HARMLESS = {
@@ -109,20 +108,6 @@ def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
             f"run folder {folder}: holds work on other images ({known.images}); choose another with --out"
         )
     return data
-
-
-def claim_input(run: Path, wanted: Input) -> Input:
-    """Returns what a run's images are normalised by: what was written down, else `wanted`, now written."""
-    path = run / "input.json"
-    if not path.is_file():
-        write_record(path, InputInfo(**asdict(wanted)))
-    return read_input(run, wanted)
-
-
-def read_input(run: Path, wanted: Input) -> Input:
-    """Returns what a run's images are normalised by; `wanted` where an older version wrote nothing down."""
-    path = run / "input.json"
-    return Input(**read_record(path, InputInfo).model_dump()) if path.is_file() else wanted
 
 
 def usable_rows(prepared: Prepared) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:
