@@ -105,7 +105,7 @@ def drawn(name, size):
     network = build_network(ModelConfig(name=name), 3, CPU)
     images = to_unit_range(torch.from_numpy(drawn_images(size)[:8]))
     labels = torch.randint(3, (8, 4, 4)).repeat_interleave(size // 4, 1).repeat_interleave(size // 4, 2)
-    optimiser = torch.optim.AdamW(network.module.parameters(), lr=1e-3)
+    optimiser = torch.optim.AdamW(network.module.parameters(), lr=1e-4)
     network.module.train()
     losses = []
     for _ in range(4):
