@@ -11,22 +11,27 @@ We differ from the paper: probabilities are averaged, not logits, since an expor
 of rows and columns are separate and add up to 1, so that a row of windows is final, and leaves memory, before the last.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from petseg.config import DataConfig, Fit
 from petseg.data.dataset import IGNORE, UInt8
 from petseg.data.images import draft_side, resize_ids
+
+if TYPE_CHECKING:  # predict loads this, and no pydantic
+    from petseg.config import DataConfig, Fit
 
 Floats = npt.NDArray[np.float32]
 Size = tuple[int, int]  # height and width
 Network = Callable[[UInt8], Floats]  # uint8 [N, S, S, 3] -> probabilities [N, C, S, S]
+FITS = ("square", "pad", "crop")
 GREY = 127  # the padding: near zero after every model's normalisation
 WHOLE = 1 << 22  # pixels of an image up to which its maps are kept whole; of a larger one, only what follows from them
 WINDOWS = 8  # windows a call of the network: more are no faster on a processor, and take its memory

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from petseg.config import Fit
 from petseg.data.dataset import Class, Progress, UInt8, classes_from, with_foreground
-from petseg.data.geometry import Geometry
+from petseg.data.geometry import FITS, Geometry
 from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.predict.enlarge import Floats, enlarged
 from petseg.predict.photos import Photo, Source
@@ -211,9 +210,9 @@ def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], Geo
     if (name, kind) != ("image", "uint8") or not fits or axes[3] != 3:
         raise ValueError(f"it takes {str(takes)[:100]}; wanted image, uint8 [N, {size}, {size}, 3]")
     fit, reduce_to = card.get("fit", "square"), card.get("reduce_to", 0)  # of older files, all are squares
-    if fit not in get_args(Fit) or type(reduce_to) is not int or not 0 <= reduce_to <= LARGEST_SIDE:
+    if fit not in FITS or type(reduce_to) is not int or not 0 <= reduce_to <= LARGEST_SIDE:
         given = f"its fit is {str(fit)[:20]} and reduce_to {str(reduce_to)[:20]}"
-        raise ValueError(f"{given}; wanted {', '.join(get_args(Fit))} and 0 to {LARGEST_SIDE}")
+        raise ValueError(f"{given}; wanted {', '.join(FITS)} and 0 to {LARGEST_SIDE}")
     return classes, Geometry(size, fit, reduce_to)
 
 
