@@ -296,6 +296,8 @@ class ServeConfig(StrictConfig):
     """The address; any other than loopback lets others in."""
     port: Annotated[int, Field(ge=0, le=65535)] = 7860
     """0 takes a free one."""
+    run: str = ""
+    """Folder of a trained run that is served in place of the shipped models."""
     allowed_hosts: list[str] = []
     """Names beside this machine's own that it is asked under, for a proxy; `*.example.org` for all below one."""
     upload_bytes: Annotated[int, Field(ge=1)] = 20_000_000

@@ -13,7 +13,10 @@ from petseg.data.dataset import Class, Role, UInt8
 from petseg.predict.enlarge import Floats
 from petseg.predict.regions import find_regions
 
-SMALL = (0.05, 0.05)  # piece and hole, of the largest piece's area; from validation: results/masks/cleaning.json
+Limits = tuple[tuple[float, float], tuple[float, float]]
+# shares of the largest piece's area from which a piece and a hole are kept: those that background or foreground alone
+# surrounds, then those that a boundary class joins to the object; from validation: results/masks/cleaning.json
+SMALL: Limits = ((0.05, 0.05), (0.02, 0.01))
 
 
 def ids_of(classes: Sequence[Class], role: Role) -> list[int]:
@@ -21,8 +24,8 @@ def ids_of(classes: Sequence[Class], role: Role) -> list[int]:
     return [place for place, each in enumerate(classes) if each.role == role]
 
 
-def cleaned(probabilities: Floats, classes: Sequence[Class], small: tuple[float, float] = SMALL) -> Floats:
-    """Returns probabilities [C, h, w] without pieces and holes smaller than `small`, each a share of the largest piece.
+def cleaned(probabilities: Floats, classes: Sequence[Class], small: Limits = SMALL) -> Floats:
+    """Returns probabilities [C, h, w] without pieces and holes that are `small`.
 
     In them, foreground and background swap their probabilities, and what the boundary has goes to the likelier one.
     """
@@ -30,14 +33,17 @@ def cleaned(probabilities: Floats, classes: Sequence[Class], small: tuple[float,
     pieces = find_regions(_beyond(probabilities, background, foreground))
     if not background or not pieces.count:
         return probabilities
-    (height, width), areas, result = probabilities.shape[1:], pieces.areas(), probabilities.copy()
-    dropped = pieces.pixels(areas < small[0] * areas.max(), height)
-    result[:, dropped] = _decided(result[:, dropped], background, foreground)
-    holes = find_regions(_beyond(result, foreground, background))
-    left, top, right, bottom = holes.boxes().T
-    enclosed = (left > 0) & (top > 0) & (right < width) & (bottom < height)
-    filled = holes.pixels(enclosed & (holes.areas() < small[1] * areas.max()), height)
-    result[:, filled] = _decided(result[:, filled], foreground, background)
+    largest, (height, width), result = pieces.areas().max(), probabilities.shape[1:], probabilities.copy()
+    for alone, (piece, _) in zip((True, False), small, strict=True):
+        pieces = find_regions(_beyond(result, background, foreground, alone))
+        dropped = pieces.pixels(pieces.areas() < piece * largest, height)
+        result[:, dropped] = _decided(result[:, dropped], background, foreground)
+    for alone, (_, hole) in zip((True, False), small, strict=True):
+        holes = find_regions(_beyond(result, foreground, background, alone))
+        left, top, right, bottom = holes.boxes().T
+        enclosed = (left > 0) & (top > 0) & (right < width) & (bottom < height)
+        filled = holes.pixels(enclosed & (holes.areas() < hole * largest), height)
+        result[:, filled] = _decided(result[:, filled], foreground, background)
     return result
 
 
@@ -48,10 +54,11 @@ def without_foreground(probabilities: Floats, classes: Sequence[Class]) -> Float
     return result
 
 
-def _beyond(probabilities: Floats, ids: list[int], others: list[int]) -> UInt8:
-    """Returns 0 where one of `ids` is likeliest and together they are likelier than `others`, 1 elsewhere, [h, w]."""
-    likelier = probabilities[ids].sum(axis=0) >= probabilities[others].sum(axis=0)
-    inside: npt.NDArray[np.bool_] = likelier & np.isin(probabilities.argmax(axis=0), ids)
+def _beyond(probabilities: Floats, ids: list[int], others: list[int], alone: bool = True) -> UInt8:
+    """Returns 0 where `ids` together are likelier than `others`, and one is likeliest if `alone`; else 1, [h, w]."""
+    inside: npt.NDArray[np.bool_] = probabilities[ids].sum(axis=0) >= probabilities[others].sum(axis=0)
+    if alone:
+        inside &= np.isin(probabilities.argmax(axis=0), ids)
     return (~inside).view(np.uint8)
 
 

@@ -1,6 +1,7 @@
 """The application: the page, POST /api/segment, GET /api/models, /api/results and /health."""
 
 import asyncio
+import copy
 import json
 import secrets
 import time
@@ -8,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -27,21 +28,16 @@ from petseg.errors import PetsegError, unknown_name
 from petseg.predict.outputs import encoded
 from petseg.predict.photos import Photo, TooManyPixelsError
 from petseg.predict.segmentation import Summary
-from petseg.predict.segmenter import DEFAULT, KINDS, Segmenter, shipped_models
+from petseg.predict.segmenter import Segmenter
 from petseg.report.page import SCRIPT_HASH, headline
 from petseg.schema import ClassInfo
 from petseg.serve import published
 from petseg.serve.upload import FIELD, FORM, RAW, drain
 from petseg.serve.work import Work, unless_gone
 
-if TYPE_CHECKING:
-    ModelName = str
-else:
-    ModelName = Literal[(*KINDS, *shipped_models())]
-
 Output = Literal["mask", "overlay", "cutout", "classes", "trimap", "json"]
 OUTPUTS = list(get_args(Output))
-TITLE = "Cats and dogs cut out by U-Net and SegNet."
+MOST_SCALES = 4
 LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]  # a page elsewhere that resolves its own name to these is refused
 HEADERS = {  # of every answer: the browser itself then keeps the page from loading anything from elsewhere
     "Content-Security-Policy": f"default-src 'none'; script-src 'self' '{SCRIPT_HASH}'; "
@@ -62,7 +58,7 @@ class Prediction(Summary):
 
 
 class ModelCard(BaseModel):
-    """A shipped model."""
+    """A model of the server."""
 
     name: str
     title: str
@@ -77,6 +73,7 @@ class ModelList(BaseModel):
     """The models, best first, and the limits that a client should know."""
 
     default: str
+    shipped: bool
     models: list[ModelCard]
     outputs: list[str]
     upload_bytes: int
@@ -105,7 +102,7 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: ModelName = Field(DEFAULT, description="A shipped model, or a kind: the best one of it.")
+    model: str = Field("", description="A model, or a kind: the best one of it.")
     output: list[Output] = Field(
         ["mask"],
         description="What to return; repeat it for several at once.",
@@ -113,6 +110,12 @@ class Asked(BaseModel):
         max_length=len(OUTPUTS),
         examples=[["cutout"], OUTPUTS],
     )
+    foreground: list[str] = Field([], description="Classes to cut out; repeat it. Default: the model's own.")
+    scales: list[Annotated[float, Field(ge=0.25, le=2)]] = Field(
+        [1.0], description="Sizes to average over; repeat it.", min_length=1, max_length=MOST_SCALES
+    )
+    flip: bool = Field(False, description="Whether to average with the mirrored photo.")
+    raw: bool = Field(False, description="Whether to keep small pieces and holes, and what is hardly an object.")
 
 
 class Problem(BaseModel):
@@ -157,8 +160,9 @@ def make_app(config: ServeConfig | None = None, *, hosts: Sequence[str] = LOCAL)
         work.close()
 
     # FastAPI's own pages of the document come from a CDN
-    app = FastAPI(title="petseg", version=__version__, summary=TITLE, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="petseg", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.petseg = work
+    app.openapi = partial(_document, app, [*work.best, *work.models])  # type: ignore[method-assign]
     app.include_router(api)
     for route in api.routes:
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
@@ -198,7 +202,7 @@ async def segment(request: Request, asked: Annotated[Asked, Query()]) -> Respons
             async with asyncio.timeout(shared.config.seconds), shared.upload(request) as (content, fields):
                 computing = True
                 asked = _with_fields(asked, fields)
-                segmenter = shared.best.get(asked.model) or shared.models[asked.model]
+                segmenter = _asked_model(shared, asked)
                 work = partial(_compute, segmenter, content, tuple(dict.fromkeys(asked.output)), shared.config.pixels)
                 return await unless_gone(request, shared.run(work))
     except TimeoutError:
@@ -219,7 +223,7 @@ async def models(request: Request) -> ModelList:
         ModelCard(
             name=name,
             title=model.card["title"],
-            kind=model.card["model"] if model.card["model"] in KINDS else None,
+            kind=model.card["model"] if model.card["model"] in shared.best else None,
             best=name in best,
             classes=[ClassInfo(**asdict(each)) for each in model.classes],
             size=model.size,
@@ -228,13 +232,13 @@ async def models(request: Request) -> ModelList:
         for name, model in shared.models.items()
     ]
     limits = {"upload_bytes": config.upload_bytes, "pixels": config.pixels}
-    return ModelList(default=best[0], models=cards, outputs=OUTPUTS, **limits)
+    return ModelList(default=best[0], shipped=not config.run, models=cards, outputs=OUTPUTS, **limits)
 
 
 @api.get("/api/results", summary="The published comparisons")
-async def results() -> list[Published]:
-    """Returns the results of the published comparisons."""
-    found = published.comparisons().items()
+async def results(request: Request) -> list[Published]:
+    """Returns the results of the published comparisons; none beside a run of one's own."""
+    found = () if request.app.state.petseg.config.run else published.comparisons().items()
     return [Published(name=name, answer=headline(result), url=f"/results/{name}") for name, result in found]
 
 
@@ -255,12 +259,35 @@ def result_page(name: str) -> HTMLResponse:
 
 def _with_fields(asked: Asked, fields: Mapping[str, list[str]]) -> Asked:
     """Returns what is asked for with what the form's fields say; HTTPException 422 if they say anything else."""
-    given = {name: values if name == "output" else values[-1] for name, values in fields.items()}
+    several = ("output", "foreground", "scales")
+    given = {name: values if name in several else values[-1] for name, values in fields.items()}
     try:
         return Asked.model_validate({**asked.model_dump(), **given})
     except ValidationError as error:
         first = error.errors()[0]
         raise HTTPException(422, _wrong(str(first["loc"][0]), first)) from None
+
+
+def _asked_model(shared: Work, asked: Asked) -> Segmenter:
+    """Returns the model with what is asked of it; HTTPException 422 if there is none such."""
+    named = {**shared.models, **shared.best}
+    try:
+        if (model := asked.model or next(iter(shared.best))) not in named:
+            raise unknown_name("model", model, named)
+        options = {name: getattr(asked, name) for name in ("flip", "scales", "foreground", "raw")}
+        return named[model].using(**options)
+    except PetsegError as error:
+        raise HTTPException(422, str(error)) from None
+
+
+def _document(app: FastAPI, models: Sequence[str]) -> dict[str, Any]:
+    """Returns the OpenAPI document, in which `model` is one of these, the first where it is not given."""
+    document = copy.deepcopy(FastAPI.openapi(app))
+    operation = document["paths"]["/api/segment"]["post"]
+    fields = operation["requestBody"]["content"][FORM]["schema"]["properties"]
+    for schema in (fields["model"], *(each["schema"] for each in operation["parameters"] if each["name"] == "model")):
+        schema |= {"enum": list(dict.fromkeys(models)), "default": models[0]}
+    return document
 
 
 def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], pixels: int) -> Response:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request
@@ -23,9 +24,8 @@ class Work:
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
-        loaded = {name: Segmenter(name, threads=1, runtime=chosen_runtime()) for name in shipped_models()}
-        self.best = {kind: loaded[shipped_model(kind)] for kind in (DEFAULT, *KINDS)}  # the page offers these
-        self.models = dict(sorted(loaded.items(), key=lambda item: -item[1].card["scores"]["miou"]))
+        # the page offers `best`; `models` are all by name, best first
+        self.best, self.models = _shipped() if not config.run else _of_run(Path(config.run))
         self.places, self.taken = config.concurrent + config.queue, 0  # uploading, waiting or computed
         self._held = 0  # bytes of uploads
         self._threads = partial(ThreadPoolExecutor, config.concurrent, thread_name_prefix="petseg")
@@ -83,6 +83,20 @@ class Work:
         """Waits for what is being computed; what only waits is dropped. It may be used again."""
         self._pool.shutdown(cancel_futures=True)
         self._pool = self._threads()
+
+
+def _shipped() -> tuple[dict[str, Segmenter], dict[str, Segmenter]]:
+    loaded = {name: Segmenter(name, threads=1, runtime=chosen_runtime()) for name in shipped_models()}
+    best = {kind: loaded[shipped_model(kind)] for kind in (DEFAULT, *KINDS)}
+    return best, dict(sorted(loaded.items(), key=lambda item: -item[1].card["scores"]["miou"]))
+
+
+def _of_run(run: Path) -> tuple[dict[str, Segmenter], dict[str, Segmenter]]:
+    from petseg.export.onnx import exported_run
+
+    segmenter = Segmenter(exported_run(run), threads=1, runtime=chosen_runtime())
+    segmenter.name = run.resolve().name  # a path is nobody's business
+    return {segmenter.name: segmenter}, {segmenter.name: segmenter}
 
 
 async def unless_gone(request: Request, job: Coroutine[Any, Any, T]) -> T:

@@ -34,7 +34,7 @@ COMMANDS = {  # every command with its flags and arguments
     "predict": "--background --crop --flip --foreground --format --json --matting --model --only --out --raw --resume "
     "--run --scales --threads --windows PHOTOS",
     "annotate": "--flip --format --model --out --polygons --resume --run --threads PHOTOS",
-    "serve": "--allowed-host --host --no-open --open --port --set",
+    "serve": "--allowed-host --host --no-open --open --port --run --set",
     "export": "--format --fp16 --model --no-fp16 --out --run",
     "bench": "--data --model --out --runtime --size --threads --turns",
     "data": "",

@@ -40,7 +40,7 @@ def letters(probabilities):
     ],
 )
 def test_small_pieces_and_holes_go(before, after):
-    result = cleaned(drawn(*before), CLASSES, (0.1, 0.1))
+    result = cleaned(drawn(*before), CLASSES, ((0.1, 0.1), (0.05, 0.05)))
     assert letters(result) == list(after)
     assert np.allclose(result.sum(axis=0), 1, atol=1e-6)
 
@@ -49,7 +49,7 @@ def test_small_pieces_and_holes_go(before, after):
 @given(st.lists(st.text("cd.b", min_size=9, max_size=9), min_size=9, max_size=9))
 def test_against_scipy_no_small_piece_and_no_small_hole_is_left(rows):
     before = drawn(*rows)
-    result = cleaned(before, CLASSES, (0.2, 0.2))
+    result = cleaned(before, CLASSES, ((0.2, 0.2), (0, 0)))
     largest = max(np.bincount(ndimage.label(np.isin(letters_of(before), list("cdb")))[0].ravel())[1:], default=0)
     labels, _ = ndimage.label(np.isin(letters_of(result), list("cdb")))
     assert all(area >= 0.2 * largest for area in np.bincount(labels.ravel())[1:])

@@ -79,7 +79,7 @@ async function work(signal) {
       if (item.blob.size > about.upload_bytes)
         throw new Problem(`it has ${megabytes(item.blob.size)}; at most ${megabytes(about.upload_bytes)} are taken`);
       const missing = sides.filter((side) => !item.answers[side.model]);
-      const answers = await Promise.all(missing.map((side) => segment(item.blob, side.model, OUTPUTS, signal)));
+      const answers = await Promise.all(missing.map((side) => segment(item.blob, side.model, side.outputs, signal)));
       missing.forEach((side, place) => (item.answers[side.model] = answers[place]));
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -120,10 +120,21 @@ function facts(side) {
   const summary = side.answer?.summary;
   const set = (name, text) => (side.root.querySelector(`.${name}`).textContent = text);
   const likeliest = summary?.foreground_class;
-  set("sees", !summary ? "–" : !summary.foreground ? "nothing" : likeliest ? `${likeliest.name}, ${percent(likeliest.probability)}` : "foreground");
+  const regions = [...new Map((summary?.boxes ?? []).map((box) => [box.foreground_class?.name, box.foreground_class]).reverse()).values()].reverse();
+  const seen = regions.length > 1 ? regions : [likeliest];
+  const words = (each) => `${each.name}, ${percent(each.probability)}`;
+  set("sees", !summary ? "–" : !summary.foreground ? nothing(side, summary) : likeliest ? seen.map(words).join("; ") : named(side.classes) || "foreground");
   set("confidence", summary?.confidence == null ? "–" : percent(summary.confidence));
   set("covers", summary ? percent(summary.foreground_share) : "–");
   set("time", summary ? `${summary.milliseconds.toFixed(summary.milliseconds < 10 ? 1 : 0)} ms` : "–");
+}
+
+const objects = (classes) => classes.filter((each) => each.role === "foreground").map((each) => each.name);
+const named = (classes) => (objects(classes).length < 4 ? objects(classes).join(" or ") : "");
+
+function nothing(side, summary) {
+  const words = named(side.classes) ? `no ${named(side.classes)}` : "nothing";
+  return summary.presence === null ? words : `${words}, ${percent(1 - summary.presence)}`;
 }
 
 function links(side, item) {
@@ -354,7 +365,7 @@ async function downloadAll() {
     names.set(stem(item.name), count);
     const own = stem(item.name) + (count === 1 ? "" : `-${count}`);
     return sides.flatMap((side) =>
-      OUTPUTS.map((output) => [fileName(own, side, output), item.answers[side.model][output]]),
+      side.outputs.map((output) => [fileName(own, side, output), item.answers[side.model][output]]),
     );
   });
   const link = document.createElement("a");
@@ -410,6 +421,8 @@ function makeSide(model) {
     model: model.name,
     title: model.title,
     classes: model.classes,
+    // a trimap has a boundary
+    outputs: OUTPUTS.filter((output) => output !== "trimap" || model.classes.some((each) => each.role === "boundary")),
     root,
     photo: root.querySelector(".photo"),
     result: root.querySelector(".result img"),
@@ -437,7 +450,7 @@ function makeSide(model) {
   const word = document.createElement("span");
   word.textContent = "Download";
   downloads.append(word);
-  for (const output of OUTPUTS) {
+  for (const output of side.outputs) {
     const link = document.createElement("a");
     link.className = "button";
     link.dataset.output = output;
@@ -591,11 +604,18 @@ async function start() {
     photo.addEventListener("load", () => root.classList.remove("alone"));
     photo.addEventListener("error", () => root.classList.add("alone"));
   }
+  const classes = offered.flatMap((side) => side.classes);
+  const unique = [...new Set(objects(classes))];
+  find("try-title").textContent = about.shipped ? `Cut out your ${unique.join(" or ")}` : `Cut out: ${unique.join(", ")}`;
+  document.title = `petseg: ${find("try-title").textContent.toLowerCase()}`;
+  find("sample").hidden = document.querySelector("nav a[href='#comparison']").hidden = !about.shipped;
+  find("class-names").textContent = [...new Set(classes.map((each) => each.name))].join(", ");
   const from = `${location.origin}/api`;
+  const photo = about.shipped ? "cat.jpg" : "photo.jpg";
   find("commands").textContent = [
-    `curl -F image=@cat.jpg '${from}/segment?output=cutout' > cat.png`,
-    `curl -F image=@cat.jpg '${from}/segment?model=segnet&output=json'`,
-    `curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg '${from}/segment' > mask.png`,
+    `curl -F image=@${photo} '${from}/segment?output=cutout' > cutout.png`,
+    `curl -F image=@${photo} '${from}/segment?model=${offered.at(-1).model}&output=json'`,
+    `curl -H 'Content-Type: image/jpeg' --data-binary @${photo} '${from}/segment' > mask.png`,
     `curl ${from}/models`,
   ].join("\n");
   find("names").textContent = [...new Set(about.models.flatMap(({ name, kind }) => (kind ? [kind, name] : [name])))].join(", ");
