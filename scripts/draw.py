@@ -1,13 +1,16 @@
-"""Draws the documents' images: docs/cat.png, docs/page.png, docs/failures.png and docs/speedrun.svg.
+"""Draws the documents' images: docs/cat.png, docs/page.png, docs/failures.png, docs/speedrun.svg
+and docs/confidence.svg.
 
     python scripts/draw.py cat         # needs scikit-image, which carries the photo (Chelsea, CC0)
     python scripts/draw.py page        # needs a Chromium on the path and the extra dev
     python scripts/draw.py failures    # needs the data set (PETSEG_DATA)
     python scripts/draw.py speedrun
+    python scripts/draw.py confidence
 
 cat: a photo that no network has seen, the default model's cut-outs on a plain colour, and what the models see in it.
 page: `petseg serve` with the sample cat. failures: masks alone, of the test images on which the default model is worst.
 speedrun: validation loss against time, the speedrun beside the plain recipe.
+confidence: how often pixels and photos are pets, against how sure the models are, on test.
 """
 
 import shutil
@@ -145,5 +148,23 @@ def speedrun() -> None:
     figure.savefig(DOCS / "speedrun.svg", format="svg", metadata={"Date": None})
 
 
+def confidence() -> None:
+    """Writes confidence.svg."""
+    found = read_json(ROOT / "results" / "masks" / "presence.json")["models"]
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    titles = {"mask": "A pixel of the mask is pet", "presence": "The photo shows a pet"}
+    for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="#777777", linewidth=0.8)
+        for (name, model), marker in zip(found.items(), "osD", strict=False):
+            bins = model["splits"]["test"][kind]
+            axes.plot([each["mean"] for each in bins], [each["share"] for each in bins], marker=marker, label=name)
+        axes.set(title=title, xlabel="how sure the model is", ylabel="how often it is so", aspect="equal")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(DOCS / "confidence.svg", format="svg", metadata={"Date": None})
+
+
 if __name__ == "__main__":
-    {"cat": cat, "page": page, "failures": failures, "speedrun": speedrun}[sys.argv[1]]()
+    pictures = {"cat": cat, "page": page, "failures": failures, "speedrun": speedrun, "confidence": confidence}
+    pictures[sys.argv[1]]()

@@ -289,7 +289,53 @@ def soak(soaked: Any) -> Rows:
     return rows, f"Commit `{soaked.environment.commit}`."
 
 
+def mask_options(result: Any) -> Rows:
+    """Returns what mirrored photos and larger copies gain and cost."""
+    rows = [Row(model=model, **vars(row)) for model, found in vars(result.models).items() for row in found]
+    plain = {row.model: row.miou for row in rows if not row.option}
+    for row in rows:
+        row.gain = 100 * (row.miou - plain[row.model])
+        row.option = f"`{row.option}`" if row.option else "alone"
+    return rows, f"{result.images} validation images; time on one thread of {result.environment.processor}."
+
+
+def cleaning(result: Any) -> Rows:
+    """Returns masks as the networks give them, and clean."""
+    rows = []
+    for model, found in vars(result.models).items():
+        rows += [
+            Row(model=model, what="raw" if row is found[0] else "clean", **vars(row))
+            for row in found
+            if row is found[0] or row.chosen
+        ]
+    return rows, f"{result.images} validation images."
+
+
+def presence(result: Any) -> Rows:
+    """Returns pets missed and parts without a pet recognised, of each model and split."""
+    models = vars(result.models).items()
+    pairs = [(name, model, split, of) for name, model in models for split, of in vars(model.splits).items()]
+    rows = [Row(model=name, split=split, threshold=model.threshold, **vars(of)) for name, model, split, of in pairs]
+    return rows, "Chosen on validation; test was scored once."
+
+
+def pet_free_photos(result: Any) -> Rows:
+    """Returns photos that packages ship, none with a pet, and the presence that each model sees."""
+    models = vars(result.models)
+    first = vars(next(iter(models.values())).photos)
+    rows = []
+    for name, photo in first.items():
+        seen = [(model, vars(found.photos)[name].presence, found.threshold) for model, found in models.items()]
+        shown = ", ".join(f"{100 * chance:.0f} %{'' if chance < limit else ' (a pet)'}" for _, chance, limit in seen)
+        rows.append(Row(name=name, licence=photo.licence, presence=shown))
+    return rows, f"Presence by {', '.join(f'`{model}`' for model in models)}."
+
+
 ROWS: dict[str, Callable[[Any], Rows]] = {
+    "mask-options": mask_options,
+    "cleaning": cleaning,
+    "presence": presence,
+    "pet-free-photos": pet_free_photos,
     "results": results,
     "models": models,
     "recipes": models,
