@@ -120,7 +120,8 @@ function facts(side) {
   const summary = side.answer?.summary;
   const set = (name, text) => (side.root.querySelector(`.${name}`).textContent = text);
   const likeliest = summary?.foreground_class;
-  const regions = [...new Map((summary?.boxes ?? []).map((box) => [box.foreground_class?.name, box.foreground_class]).reverse()).values()].reverse();
+  const told = (summary?.boxes ?? []).map((box) => box.foreground_class).filter(Boolean); // a narrow region has none
+  const regions = [...new Map(told.map((each) => [each.name, each]).reverse()).values()].reverse();
   const seen = regions.length > 1 ? regions : [likeliest];
   const words = (each) => `${each.name}, ${percent(each.probability)}`;
   set("sees", !summary ? "–" : !summary.foreground ? nothing(side, summary) : likeliest ? seen.map(words).join("; ") : named(side.classes) || "foreground");
