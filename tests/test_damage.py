@@ -149,7 +149,8 @@ def test_a_second_training_or_comparison_in_one_folder_is_refused(resume, prepar
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "here\n"
         refused(message, train_on_cpu, CONFIG, prepared, tmp_path / "run", resume=resume)
-        refused(message, compare, Plan(load_recipe("default", TINY), CPU, "", resume=resume), prepared, tmp_path / "run")
+        plan = Plan(load_recipe("default", TINY), CPU, "", resume=resume)
+        refused(message, compare, plan, prepared, tmp_path / "run")
         assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK}
         other.communicate("\n", timeout=60)
     assert len(train_on_cpu(CONFIG, prepared, tmp_path / "run")) == 3
