@@ -8,7 +8,7 @@ and docs/confidence.svg.
     python scripts/draw.py confidence
 
 cat: a photo that no network has seen, the default model's cut-outs on a plain colour, and what the models see in it.
-page: `petseg serve` with the sample cat. failures: masks alone, of the test images on which the default model is worst.
+page: `petseg serve` with the sample cat. failures: what models predict for the test images on which the default is worst.
 speedrun: validation loss against time, the speedrun beside the plain recipe.
 confidence: how often pixels and photos are pets, against how sure the models are, on test.
 """
@@ -96,7 +96,7 @@ def page() -> None:
 
 
 def failures() -> None:
-    """Writes failures.png: labels and masks, no image of the data set."""
+    """Writes failures.png: what the models predict, no image and no label of the data set."""
     stored = read_json(ROOT / "results" / "models" / DEFAULT / "evaluations" / "test.images.json")["images"]
     pet = {name: float(iou(np.array(counts).reshape(3, 3))[0]) for name, counts, *_ in stored}
     worst = sorted(pet, key=pet.__getitem__)[10:18]  # the labels of the ten before are wrong: empty or inverted
@@ -105,22 +105,16 @@ def failures() -> None:
     dataset = open_dataset(data_folder(None), DataConfig.model_validate(card))
     samples = {sample.id: sample for sample in dataset.samples}
     colours, side, gap, caption = palette(dataset.classes), 150, 8, 26
-    rows = ("label", *models)
-    sheet = Image.new("RGB", (len(worst) * (side + gap), len(rows) * (side + caption)), "white")
+    sheet = Image.new("RGB", (len(worst) * (side + gap), len(models) * (side + caption)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
     for column, name in enumerate(worst):
-        masks = [
-            dataset.read_label(samples[name]).ids,
-            *(one(samples[name].image).class_ids for one in models.values()),
-        ]
-        for row, (title, mask) in enumerate(zip(rows, masks, strict=True)):
+        for row, (title, model) in enumerate(models.items()):
             left, top = column * (side + gap), row * (side + caption)
-            panel = Image.fromarray(colours[np.minimum(mask, len(colours) - 1)])
+            panel = Image.fromarray(colours[model(samples[name].image).class_ids])
             panel.thumbnail((side, side), Image.Resampling.NEAREST)
             sheet.paste(panel, (left, top + caption))
-            draw.text(
-                (left, top + 4), f"{pet[name]:.0%}" if row and title == DEFAULT else title, fill="black", font=font
-            )
+            text = f"{pet[name]:.0%}" if title == DEFAULT else title
+            draw.text((left, top + 4), text, fill="black", font=font)
     sheet.quantize(16).save(DOCS / "failures.png", optimize=True)
 
 
