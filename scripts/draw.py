@@ -8,7 +8,7 @@ and docs/confidence.svg.
     python scripts/draw.py confidence
 
 cat: a photo that no network has seen, the default model's cut-outs on a plain colour, and what the models see in it.
-page: `petseg serve` with the sample cat. failures: what models predict for the test images on which the default is worst.
+page: `petseg serve` with the sample cat. failures: what models predict for test images on which the default is worst.
 speedrun: validation loss against time, the speedrun beside the plain recipe.
 confidence: how often pixels and photos are pets, against how sure the models are, on test.
 """
