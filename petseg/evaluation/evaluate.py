@@ -192,8 +192,7 @@ def load_run(run: Path, hardware: Hardware) -> TrainedRun:
     """Returns a trained run: its best weights on validation, or the last where, without a test split, that scores."""
     config, data = runs.read_config(run), runs.read_data(run)
     weights = checkpoint.BEST if "test" in data.splits else checkpoint.LAST
-    network = inference.build_network(config.model, len(data.classes), hardware)
-    network = replace(network, input=inference.read_input(run, network.input))
+    network = inference.run_network(run, config.model, len(data.classes), hardware)
     return TrainedRun(network, config, data, weights, checkpoint.load_weights(network.module, run / weights))
 
 

@@ -15,7 +15,7 @@ from petseg.data.dataset import Class
 from petseg.errors import PetsegError
 from petseg.training import checkpoint, runs
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, build_network
+from petseg.training.inference import Network, run_network
 
 
 def load_teacher(run: Path, classes: Sequence[Class], hardware: Hardware) -> Network:
@@ -26,7 +26,7 @@ def load_teacher(run: Path, classes: Sequence[Class], hardware: Hardware) -> Net
         raise PetsegError(
             f"train.teacher {run}: knows {', '.join(known)}; wanted {', '.join(wanted)}: train one of these classes"
         )
-    network = build_network(config.model, len(classes), hardware)
+    network = run_network(run, config.model, len(classes), hardware)
     checkpoint.load_weights(network.module, run / checkpoint.BEST)
     network.module.eval().requires_grad_(False)
     return network

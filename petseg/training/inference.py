@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,12 @@ def read_input(run: Path, wanted: Input) -> Input:
     """Returns what a run's images are normalised by; `wanted` where an older version wrote nothing down."""
     path = run / "input.json"
     return Input(**read_record(path, InputInfo).model_dump()) if path.is_file() else wanted
+
+
+def run_network(run: Path, config: ModelConfig, num_classes: int, hardware: Hardware) -> Network:
+    """Returns `build_network` of a run's folder, with the normalisation that the run wrote down."""
+    network = build_network(config, num_classes, hardware)
+    return replace(network, input=read_input(run, network.input))
 
 
 def new_network(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:

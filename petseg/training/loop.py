@@ -247,12 +247,11 @@ class Objective:
             part = self.settings.teacher_weight
             apart = distributed.weight(labels.numel) * distillation_loss(logits, self.taught)
             return loss, (1 - part) * objective + part * apart
-        known = labels != IGNORE
-        loss = distributed.weight(known.sum) * cross_entropy(logits, labels)
+        loss = distributed.weight(lambda: (labels != IGNORE).sum()) * cross_entropy(logits, labels)
         objective = loss
         if self.class_weights is not None:
             weights = self.class_weights
-            weighed = distributed.weight(lambda: weights[labels[known]].sum())
+            weighed = distributed.weight(lambda: weights[labels[labels != IGNORE]].sum())
             objective = weighed * cross_entropy(logits, labels, weights)
         if self.settings.dice_weight:
             objective = objective + self.settings.dice_weight * dice_loss(logits, labels)

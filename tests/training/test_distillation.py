@@ -8,6 +8,7 @@ import torch
 from petseg.config import TrainConfig
 from petseg.data.dataset import classes_from
 from petseg.errors import PetsegError
+from petseg.storage import read_json, write_json
 from petseg.training.batches import load_splits
 from petseg.training.checkpoint import BEST, load_weights
 from petseg.training.distillation import distillation_loss, lesson, load_teacher
@@ -47,3 +48,11 @@ def test_a_student_comes_to_agree_with_its_teacher(prepared, tmp_path):
     assert distances["student"] < distances["alone"]
     with pytest.raises(PetsegError, match=r"knows pet, background, border; wanted leaf, soil: train one of these"):
         load_teacher(tmp_path / "teacher", classes_from(["leaf", "soil"]), CPU)
+
+
+def test_a_teacher_normalises_images_as_its_run_wrote_down(prepared, tmp_path):
+    run = tmp_path / "teacher"
+    train_on_cpu(tiny("train.epochs=1"), prepared, run)
+    own = read_json(run / "input.json") | {"mean": [0.25, 0.5, 0.75]}
+    write_json(run / "input.json", own)
+    assert load_teacher(run, prepared.dataset.classes, CPU).input.mean == (0.25, 0.5, 0.75)
