@@ -54,7 +54,7 @@ def test_shipped_recipe(name):
     assert set(recipe.overrides) <= set(recipe.models)
     for model in recipe.models:
         run = run_config(recipe, model)
-        assert run.model.name == model
+        assert model.startswith(run.model.name)  # less its options
         assert build_model(run.model, 3) is not None
 
 
