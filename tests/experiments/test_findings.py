@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import KINDS
 from petseg.evaluation.statistics import paired_bootstrap
 from petseg.experiments.study.findings import find, verdict, write_findings
-from petseg.experiments.study.results import Results, read_manifest
+from petseg.experiments.study.results import Results, publish, read_manifest
 from petseg.experiments.study.subsets import subset_counts
 from petseg.metrics import mean_iou
 from petseg.schema import Findings, read_record, write_record
@@ -244,3 +247,31 @@ def test_scores_and_counts_agree_and_damaged_counts_are_one_line(tmp_path):
     file.write_text(json.dumps({"images": [["a", [1, 2]]]}))
     with pytest.raises(PetsegError, match=r"test\.images\.json: no per-image counts in it \(.*\); score the run again"):
         Results(folder).images(entry, "test")
+
+
+RECOMPUTE = Path(__file__).parents[2] / "results" / "study" / "recompute.py"
+
+
+def recomputed(folder):
+    result = subprocess.run([sys.executable, RECOMPUTE, folder], capture_output=True, text=True)
+    return result.returncode, result.stdout.splitlines()
+
+
+def test_the_published_claims_are_recomputed_without_petseg():
+    text = RECOMPUTE.read_text()
+    assert len(text.splitlines()) <= 60
+    assert not re.search(r"import.*petseg", text)
+    code, lines = recomputed(RECOMPUTE.parent)
+    assert (code, len(lines)) == (0, 7)
+
+
+def test_a_claim_that_does_not_follow_from_the_counts_is_caught(whole, findings, tmp_path):
+    publish(whole, tmp_path)
+    write_record(tmp_path / "findings.json", findings)
+    code, lines = recomputed(tmp_path)
+    assert code == 0
+    assert len(lines) > 5
+    other = findings.model_dump(mode="json")
+    other["experiments"][0]["differences"][0]["difference"]["low"] += 0.01
+    write_json(tmp_path / "findings.json", other)
+    assert recomputed(tmp_path)[0] == 1
