@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from petseg import __version__
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fields import write_commands, write_fields
+from fields import write_commands, write_fields, write_records
 
 project, author, release = "petseg", "The petseg authors", __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest", "sphinx_copybutton"]
@@ -25,7 +25,7 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"petseg {release}"
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 myst_enable_extensions = ["colon_fence", "attrs_inline", "deflist"]
 myst_heading_anchors = 4
 autodoc_typehints = "signature"
@@ -54,6 +54,11 @@ def files_elsewhere(app: Sphinx, docname: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Writes the generated pages and connects the links."""
     write_fields(Path(app.srcdir) / "reference" / "recipe.md")
+    write_records(Path(app.srcdir) / "reference" / "records.md")
+    for name in ("CONTRIBUTING", "CHANGELOG"):
+        text = (Path(app.srcdir).parent / f"{name}.md").read_text(encoding="utf-8")
+        text = re.sub(r"\]\((?!https?:|#)", "](../../", text)
+        (Path(app.srcdir) / "reference" / f"{name.lower()}.md").write_text(text, encoding="utf-8")
     write_commands(Path(app.srcdir) / "reference" / "commands.md")
     app.connect("source-read", files_elsewhere)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

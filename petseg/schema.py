@@ -21,7 +21,7 @@ class ClassInfo(Record):
     """What a pixel can be."""
 
     name: str
-    colour: str  # as "#0072B2"
+    colour: str  #: as "#0072B2"
     role: Literal["foreground", "background", "boundary"] = "foreground"
 
 
@@ -36,15 +36,15 @@ class InputInfo(Record):
 class DataInfo(Record):
     """Which images figures are of."""
 
-    name: str  # of the dataset
-    provenance: str  # where the files come from, in one sentence
-    official: bool  # whether checksums say that these are the published files
-    largest_side: int  # of all images, in pixels: tells a reduced copy from the original
-    key: str  # names the content of images and labels, the size they are prepared at, and the splits
-    classes: tuple[ClassInfo, ...]  # by class id, as trained
-    scored_classes: tuple[ClassInfo, ...]  # what scores are of
-    splits: dict[str, int]  # split -> images that can be used
-    left_out: dict[str, str] = {}  # sample id -> reason, for those that cannot
+    name: str  #: of the dataset
+    provenance: str  #: where the files come from, in one sentence
+    official: bool  #: whether checksums say that these are the published files
+    largest_side: int  #: of all images, in pixels: tells a reduced copy from the original
+    key: str  #: names the content of images and labels, the size they are prepared at, and the splits
+    classes: tuple[ClassInfo, ...]  #: by class id, as trained
+    scored_classes: tuple[ClassInfo, ...]  #: what scores are of
+    splits: dict[str, int]  #: split -> images that can be used
+    left_out: dict[str, str] = {}  #: sample id -> reason, for those that cannot
 
     @property
     def images(self) -> str:
@@ -66,7 +66,7 @@ class EnvironmentInfo(Record):
     """What a figure depends on beside the config."""
 
     petseg: str
-    commit: str = ""  # of the code; "" where petseg was installed without git
+    commit: str = ""  #: of the code; "" where petseg was installed without git
     device: str
     processor: str = ""
     threads: int
@@ -81,27 +81,27 @@ class EnvironmentInfo(Record):
 class Scores(Record):
     """Every score of one model on one split; scores lie in 0..1, best 1."""
 
-    weights: str = ""  # file of the run folder; "" for what has no weights
+    weights: str = ""  #: file of the run folder; "" for what has no weights
     epoch: int = 0
     split: str
-    data: str  # `DataInfo.key`
+    data: str  #: `DataInfo.key`
     images: int
-    frame: str  # at which size images were scored
-    cross_entropy: float  # in nats, best 0, at the training size
+    frame: str  #: at which size images were scored
+    cross_entropy: float  #: in nats, best 0, at the training size
     cross_entropy_frame: str
-    cross_entropy_at: dict[str, float] = {}  # side in pixels -> the same at that size
-    image_class_accuracy: float | None = None  # of merged classes (cat, dog as pet): share of images of the right class
+    cross_entropy_at: dict[str, float] = {}  #: side in pixels -> the same at that size
+    image_class_accuracy: float | None = None  #: of merged classes (cat and dog as pet): share of images that are right
     image_class_images: int | None = None
     miou: float
-    iou: dict[str, float | None]  # class -> IoU, None where it is in neither truth nor prediction
+    iou: dict[str, float | None]  #: class -> IoU, None where it is in neither truth nor prediction
     mean_dice: float
     dice: dict[str, float | None]
     pixel_accuracy: float
     mean_boundary_f: float | None
     boundary_f: dict[str, float | None]
     image_miou: dict[Literal["mean", "median"], float]
-    group_miou: dict[str, float] = {}  # group (breed) -> mIoU
-    confusion: tuple[tuple[int, ...], ...] = ()  # pixels of all images, a row each true class; () where not kept
+    group_miou: dict[str, float] = {}  #: group (breed) -> mIoU
+    confusion: tuple[tuple[int, ...], ...] = ()  #: pixels of all images, a row each true class; () where not kept
 
 
 class EpochRow(Record):
@@ -110,14 +110,14 @@ class EpochRow(Record):
     epoch: int
     seconds: float
     train_seconds: float
-    learning_rate: float  # at the epoch's last step
+    learning_rate: float  #: at the epoch's last step
     train_loss: float
     val_loss: float
     val_miou: float
     val_accuracy: float
     val_image_class: float | None = None
-    other_seconds: float | None = None  # core seconds that other processes computed meanwhile
-    ranks: int = 1  # processes that trained together
+    other_seconds: float | None = None  #: core seconds that other processes computed meanwhile
+    ranks: int = 1  #: processes that trained together
 
 
 class LatencyInfo(Record):
@@ -128,21 +128,21 @@ class LatencyInfo(Record):
     repeats: int
     batch: int = 1
     size: int
-    others: float | None = None  # cores that other processes kept busy meanwhile
+    others: float | None = None  #: cores that other processes kept busy meanwhile
 
 
 class CostInfo(Record):
     """What a model costs, for one square image."""
 
     parameters: int
-    macs: int  # multiply-accumulates
-    activation_bytes: int  # largest sum of tensors alive at once in a forward pass, float32, weights not counted
-    skip_bytes: int | None  # kept for the decoder beside the deepest map, indices at 2 bits; None: no map is smaller
-    training_activation_bytes_per_image: int  # what each further image adds to the same, forward and backward
+    macs: int  #: multiply-accumulates
+    activation_bytes: int  #: largest sum of tensors alive at once in a forward pass, float32, weights not counted
+    skip_bytes: int | None  #: kept for the decoder beside the deepest map, indices at 2 bits; None: no map is smaller
+    training_activation_bytes_per_image: int  #: what each further image adds to the same, forward and backward
     latency_ms: LatencyInfo | None = None
     train_seconds: float | None = None
     train_images_per_second: float | None = None
-    train_others: float | None = None  # as `latency_ms.others`, in the median epoch
+    train_others: float | None = None  #: as `latency_ms.others`, in the median epoch
 
     @property
     def busy(self) -> float:
@@ -161,7 +161,7 @@ class ModelResult(Record):
     environment: EnvironmentInfo
     cost: CostInfo
     history: tuple[EpochRow, ...]
-    evaluations: dict[str, Scores]  # split -> scores
+    evaluations: dict[str, Scores]  #: split -> scores
 
 
 class BaselineResult(Record):
@@ -194,8 +194,8 @@ class Difference(Estimate):
     metric: str
     confidence: float
     resamples: int
-    share_better: float  # of the resamples in which the model scores higher
-    over: str  # what the interval covers
+    share_better: float  #: of the resamples in which the model scores higher
+    over: str  #: what the interval covers
     together: tuple[float, float] | None = None
     """Of several differences the interval that holds with all the others' at once; None of one, and before 0.2."""
 
@@ -216,8 +216,8 @@ class Example(Record):
 
     name: str
     why: Literal["best", "median", "worst", "differ"]
-    miou: dict[str, float]  # model -> mIoU of this image
-    files: dict[str, str]  # "image", "truth" or a model -> path below the comparison's folder
+    miou: dict[str, float]  #: model -> mIoU of this image
+    files: dict[str, str]  #: "image", "truth" or a model -> path below the comparison's folder
 
 
 def exploded(loss: float, classes: int) -> bool:
@@ -233,19 +233,19 @@ class ComparisonResult(Record):
     petseg: str
     command: str
     created: str
-    quick: bool  # scored on validation alone, after a short training: no result
-    synthetic: bool  # the images were drawn by petseg
-    split: str  # what the figures are of
+    quick: bool  #: scored on validation alone, after a short training: no result
+    synthetic: bool  #: the images were drawn by petseg
+    split: str  #: what the figures are of
     seeds: tuple[int, ...]
     size: int
     config: Recipe
     environment: EnvironmentInfo
     scoring_environment: EnvironmentInfo
     data: DataInfo
-    reference: str  # the model that the others are compared with
+    reference: str  #: the model that the others are compared with
     models: Annotated[tuple[ModelResult, ...], Field(min_length=1)]
     baselines: tuple[BaselineResult, ...] = ()
-    differences: tuple[Difference, ...] = ()  # each other model less the reference
+    differences: tuple[Difference, ...] = ()  #: each other model less the reference
     examples: tuple[Example, ...] = ()
 
     @model_validator(mode="after")
@@ -271,7 +271,7 @@ Verdict = Literal["held", "did not hold", "open"]  # of an expectation that was 
 class PairedDifference(Estimate):
     """A difference of two scores on the same images, left less right."""
 
-    share_left_better: float  # of the resamples, 0..1
+    share_left_better: float  #: of the resamples, 0..1
 
 
 # what a model loses at the other model's best setting: one seed, so the interval is over images alone
@@ -283,20 +283,20 @@ class ArmDifference(Record):
 
     left: str
     right: str
-    metric: str  # "miou", "boundary_f", a class whose IoU it is, a corruption (the mean of its severities) or a subset
-    seeds: tuple[int, ...]  # that both arms have
-    images: int | None  # None without a seed that both have
-    diverged: dict[str, int] = {}  # arm -> seeds in which its training diverged, where there are any
+    metric: str  #: "miou", "boundary_f", a class whose IoU it is, a corruption (the mean of its severities) or a subset
+    seeds: tuple[int, ...]  #: that both arms have
+    images: int | None  #: None without a seed that both have
+    diverged: dict[str, int] = {}  #: arm -> seeds in which its training diverged, where there are any
     difference: PairedDifference | None
-    latency_ratio: float | None = None  # left over right; None for equal shapes
-    expected: dict[str, Verdict] = {}  # what the recipe expected of it -> what became of that
-    by_severity: tuple[PairedDifference, ...] = ()  # of a corruption: the images unchanged, then in each severity
+    latency_ratio: float | None = None  #: left over right; None for equal shapes
+    expected: dict[str, Verdict] = {}  #: what the recipe expected of it -> what became of that
+    by_severity: tuple[PairedDifference, ...] = ()  #: of a corruption: the images unchanged, then in each severity
 
 
 class CostMatch(Record):
     """How near a searched shape comes to the cost that it was to have."""
 
-    options: dict[str, JsonValue]  # by which the model must differ
+    options: dict[str, JsonValue]  #: by which the model must differ
     quantity: Literal["parameters", "latency"]
     wanted: float
     reached: float
@@ -306,9 +306,9 @@ class ArmScores(Record):
     """What an arm's finished runs scored on the experiment's split."""
 
     miou: Estimate
-    iou: dict[str, Estimate]  # by class
+    iou: dict[str, Estimate]  #: by class
     boundary_f: Estimate
-    train_seconds: float | None  # mean of the runs that the experiment's usual machine made; None: another made them
+    train_seconds: float | None  #: mean of the runs that the experiment's usual machine made; None: another made them
     history: dict[str, tuple[tuple[float, float, float], ...]] = {}
     """Curve -> mean, lowest and highest over seeds, epoch by epoch; of the study's first experiment alone."""
 
@@ -319,14 +319,14 @@ class ArmFindings(Record):
     arm: str
     model: str
     variant: str
-    title: str  # of the variant
-    line: str = ""  # of the experiment's curve, where a model has several
-    runs: tuple[str, ...]  # finished, seed by seed; arms of the same runs are one network under two names
-    seeds: tuple[int, ...]  # that finished
+    title: str  #: of the variant
+    line: str = ""  #: of the experiment's curve, where a model has several
+    runs: tuple[str, ...]  #: finished, seed by seed; arms of the same runs are one network under two names
+    seeds: tuple[int, ...]  #: that finished
     train_images: int | None
     match: CostMatch | None = None
     cost: CostInfo | None = None
-    scores: ArmScores | None = None  # None before a run has finished
+    scores: ArmScores | None = None  #: None before a run has finished
 
 
 class ExperimentFindings(Record):
@@ -335,9 +335,9 @@ class ExperimentFindings(Record):
     name: str
     title: str
     split: str
-    size: int  # side in pixels at which the arms train
-    curve: Literal["latency", "images"] | None  # what mIoU is drawn over
-    seeds: tuple[int, ...]  # as planned
+    size: int  #: side in pixels at which the arms train
+    curve: Literal["latency", "images"] | None  #: what mIoU is drawn over
+    seeds: tuple[int, ...]  #: as planned
     arms: tuple[ArmFindings, ...]
     differences: tuple[ArmDifference, ...]
 
@@ -349,7 +349,7 @@ class TuningCell(Record):
     learning_rate: float
     warmup: float
     state: RunState
-    points: float | None  # mIoU on validation, where it finished
+    points: float | None  #: mIoU on validation, where it finished
 
 
 class TunedSetting(Record):
@@ -357,7 +357,7 @@ class TunedSetting(Record):
 
     learning_rate: float
     warmup: float
-    miou: float  # on validation, 0..1
+    miou: float  #: on validation, 0..1
     run: str
 
 
@@ -367,11 +367,11 @@ class TuningFindings(Record):
     seed: int
     size: int
     epochs: int
-    expected: str  # in words
+    expected: str  #: in words
     cells: tuple[TuningCell, ...]
     best: dict[str, TunedSetting]
-    at_the_other_s_best: dict[str, SettingLoss]  # by model; nothing before both best settings are known
-    more_lost: PairedDifference | None  # by how much the model that was expected to lose more did
+    at_the_other_s_best: dict[str, SettingLoss]  #: by model; nothing before both best settings are known
+    more_lost: PairedDifference | None  #: by how much the model that was expected to lose more did
     verdict: Verdict | None
 
 
@@ -403,22 +403,22 @@ class Findings(Record):
     version: Literal[4] = 4
     petseg: str
     title: str
-    models: dict[str, str]  # name -> title
+    models: dict[str, str]  #: name -> title
     data: DataInfo | None
-    confidence: float  # of every interval
+    confidence: float  #: of every interval
     resamples: int
     runs: dict[RunState, int]
-    train_seconds: float  # summed over the runs
+    train_seconds: float  #: summed over the runs
     machines: tuple[Machine, ...]
     latency_environment: LatencyEnvironment | None
     tuning: TuningFindings | None
-    experiments: Annotated[tuple[ExperimentFindings, ...], Field(min_length=1)]  # the first is the main one
+    experiments: Annotated[tuple[ExperimentFindings, ...], Field(min_length=1)]  #: the first is the main one
     corrupted: dict[str, dict[str, tuple[Estimate, ...]]]
     """Model -> corruption -> mIoU of the main variant: of the images unchanged, then in each severity."""
-    robustness: tuple[ArmDifference, ...]  # on corrupted test images
-    subsets: tuple[ArmDifference, ...]  # of another part of the images, or with the border counted otherwise
-    groups: dict[str, dict[str, float]]  # group (breed) -> model -> mIoU in points, of the main variant
-    settings: dict[str, tuple[JsonValue, ...]]  # every field of the runs' configs -> its values in any of them
+    robustness: tuple[ArmDifference, ...]  #: on corrupted test images
+    subsets: tuple[ArmDifference, ...]  #: of another part of the images, or with the border counted otherwise
+    groups: dict[str, dict[str, float]]  #: group (breed) -> model -> mIoU in points, of the main variant
+    settings: dict[str, tuple[JsonValue, ...]]  #: every field of the runs' configs -> its values in any of them
 
     def experiment(self, name: str) -> ExperimentFindings:
         """Returns an experiment by name."""
@@ -434,18 +434,18 @@ class CheckFinding(Record):
     level: Level
     found: str
     count: int
-    names: tuple[str, ...]  # files, sample ids or classes
-    action: str  # what petseg does with them
-    advice: str = ""  # what the user can do
+    names: tuple[str, ...]  #: files, sample ids or classes
+    action: str  #: what petseg does with them
+    advice: str = ""  #: what the user can do
 
 
 class ClassBalance(Record):
     """How much of a dataset's labels one class is, at the images' own size."""
 
     name: str
-    share: float  # of the labelled pixels of the training images, 0..1
-    images: dict[str, int]  # split -> images that hold it
-    weight: float  # of `train.class_weights = "median_frequency"`, 0 for a class in no training image
+    share: float  #: of the labelled pixels of the training images, 0..1
+    images: dict[str, int]  #: split -> images that hold it
+    weight: float  #: of `train.class_weights = "median_frequency"`, 0 for a class in no training image
 
 
 class DataCheck(Record):
@@ -453,14 +453,14 @@ class DataCheck(Record):
 
     kind: Literal["data check"] = "data check"
     version: Literal[1] = 1
-    name: str  # of the dataset
+    name: str  #: of the dataset
     provenance: str
     images: int
-    usable: int  # images that are not left out
-    splits: dict[str, int]  # split -> usable images
-    smallest: tuple[int, int] | None  # width and height of the smallest image, by pixels; None where none opens
+    usable: int  #: images that are not left out
+    splits: dict[str, int]  #: split -> usable images
+    smallest: tuple[int, int] | None  #: width and height of the smallest image, by pixels; None where none opens
     largest: tuple[int, int] | None
-    size: int  # side in pixels at which training would see them
+    size: int  #: side in pixels at which training would see them
     classes: tuple[ClassBalance, ...]
     findings: tuple[CheckFinding, ...]
 
