@@ -15,7 +15,7 @@ from tables import table
 
 from petseg.errors import PetsegError
 
-DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/*.md")
+DOCUMENTS = ("README.md", "docs/*.md")
 
 
 def with_tables(document: str, table: Callable[[str], str]) -> str:
