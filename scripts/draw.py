@@ -1,16 +1,18 @@
-"""Draws the documents' images: docs/cat.png, docs/page.png, docs/failures.png, docs/speedrun.svg
-and docs/confidence.svg.
+"""Draws the documents' images: docs/cat.png, docs/page.png, docs/failures.png, docs/speedrun.svg,
+docs/confidence.svg and docs/gap.svg.
 
     python scripts/draw.py cat         # needs scikit-image, which carries the photo (Chelsea, CC0)
     python scripts/draw.py page        # needs a Chromium on the path and the extra dev
     python scripts/draw.py failures    # needs the data set (PETSEG_DATA)
     python scripts/draw.py speedrun
     python scripts/draw.py confidence
+    python scripts/draw.py gap
 
 cat: a photo that no network has seen, the default model's cut-outs on a plain colour, and what the models see in it.
 page: `petseg serve` with the sample cat. failures: what models predict for test images on which the default is worst.
 speedrun: validation loss against time, the speedrun beside the plain recipe.
 confidence: how often pixels and photos are pets, against how sure the models are, on test.
+gap: by how much U-Net leads SegNet, against the image size and by SegNet's stages.
 """
 
 import shutil
@@ -159,6 +161,49 @@ def confidence() -> None:
     figure.savefig(DOCS / "confidence.svg", format="svg", metadata={"Date": None})
 
 
+def gap() -> None:
+    """Writes gap.svg."""
+    study = read_json(ROOT / "results" / "study" / "findings.json")["experiments"]
+    arms = {(one["name"], arm["arm"]): arm["scores"]["miou"]["points"] for one in study for arm in one["arms"]}
+    small, main = arms["depth", "unet/plain"], arms["main", "unet/stages"]
+
+    def shipped(path: str) -> float:
+        return float(100 * read_json(ROOT / "results" / path / "evaluations" / "test.json")["miou"])
+
+    lines = {
+        "SegNet with five stages, as in its paper": {
+            64: small - arms["depth", "segnet/plain"],
+            96: main - arms["main", "segnet/width"],
+            128: shipped("official/runs/unet") - shipped("official/runs/segnet"),
+        },
+        "SegNet with four stages, as many as U-Net": {
+            64: small - arms["depth", "segnet/shallower"],
+            96: main - arms["main", "segnet/stages"],
+            160: shipped("models/unet_small") - shipped("models/segnet_small"),
+            192: shipped("models/unet_base") - shipped("models/segnet_base"),
+        },
+    }
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for (title, points), marker, colour in zip(lines.items(), "so", ("#D55E00", "#0072B2"), strict=True):
+        axes.plot(list(points), list(points.values()), marker=marker, color=colour, linewidth=1, label=title)
+        for side, lead in points.items():
+            axes.annotate(f"{lead:.1f}", (side, lead), xytext=(0, 7), textcoords="offset points", ha="center")
+    axes.set(xlabel="image size in pixels", ylabel="U-Net leads by, points of mIoU", ylim=(0, 12), xlim=(54, 202))
+    axes.set_xticks(sorted({side for points in lines.values() for side in points}))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(DOCS / "gap.svg", format="svg", metadata={"Date": None})
+
+
 if __name__ == "__main__":
-    pictures = {"cat": cat, "page": page, "failures": failures, "speedrun": speedrun, "confidence": confidence}
+    pictures = {
+        "cat": cat,
+        "page": page,
+        "failures": failures,
+        "speedrun": speedrun,
+        "confidence": confidence,
+        "gap": gap,
+    }
     pictures[sys.argv[1]]()
