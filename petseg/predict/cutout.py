@@ -150,15 +150,20 @@ def _opacity_of_colour(image: Floats, soft: Floats, radius: int) -> Floats:
 
 def _box(maps: Floats, radius: int) -> Floats:
     """Returns the mean over a square of 2 * radius + 1 pixels around each pixel, [D, h, w]; less of it at the edges."""
-    for axis in (1, 2):
-        length = maps.shape[axis]
-        places = np.arange(length)
-        low, high = (places - radius).clip(0, length), (places + radius + 1).clip(0, length)
-        sums = np.cumsum(maps, axis=axis, dtype=np.float64)
-        sums = np.concatenate([np.zeros_like(sums.take([0], axis)), sums], axis=axis)
-        count = (high - low).reshape((-1, 1) if axis == 1 else (1, -1))
-        maps = ((sums.take(high, axis) - sums.take(low, axis)) / count).astype(np.float32)
-    return maps
+    maps = maps.transpose(1, 0, 2)  # a running sum over whole rows; columns are rows the second time
+    for _ in range(2):
+        maps = np.ascontiguousarray(maps)
+        mean, length = np.empty_like(maps), len(maps)
+        total = maps[:radius].sum(axis=0, dtype=np.float64)
+        for row in range(length):
+            if row + radius < length:
+                total += maps[row + radius]
+            if row > radius:
+                total -= maps[row - radius - 1]
+            count = min(row + radius + 1, length) - max(row - radius, 0)
+            np.divide(total, count, out=mean[row], casting="same_kind")
+        maps = mean.transpose(2, 1, 0)
+    return maps.transpose(1, 0, 2)
 
 
 def opened_background(given: str | Image.Image) -> Image.Image:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from petseg import storage
 from petseg.data.dataset import Progress, palette
 from petseg.data.images import UNREADABLE
 from petseg.errors import PetsegError, disk_errors, unknown_name
 from petseg.predict.photos import find_photos
+from petseg.predict.png import png
 from petseg.predict.segmentation import Segmentation, Summary
 from petseg.predict.segmenter import Segmenter
 
@@ -28,7 +28,7 @@ ENDINGS = {kind: f".{kind}.png" for kind in ("mask", "cutout", "overlay", "class
 ENDINGS["json"] = ".prediction.json"  # output -> how its file's name ends, in the usual format
 USUAL = ("mask", "cutout", "overlay")  # written where `--only` names none
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {  # of cut-outs and overlays -> Pillow's name and options
-    "png": ("PNG", {"compress_level": 1}),
+    "png": ("PNG", {}),
     "jpg": ("JPEG", {"quality": 92}),
     "webp": ("WEBP", {"quality": 90}),
 }
@@ -216,13 +216,9 @@ def encoded(result: Segmentation, kind: str, *, look: Look = Look()) -> bytes:
         image = Image.fromarray(result.mask if kind == "mask" else result.trimap)
     name, options = FORMATS[_ending(kind, look).rpartition(".")[2]]
     if name == "PNG":
-        options = {**options, "pnginfo": (text := PngInfo())}
-        text.add_text("Software", MARK)
-        if kind == "classes":
-            text.add_text(ENTROPY, f"{result.entropy:.6f}")
-    else:
-        options = {**options, "exif": (exif := Image.Exif())}
-        exif[SOFTWARE] = MARK
+        return png(image, {"Software": MARK} | ({ENTROPY: f"{result.entropy:.6f}"} if kind == "classes" else {}))
+    exif = Image.Exif()
+    exif[SOFTWARE] = MARK
     stream = BytesIO()
-    image.save(stream, name, **options)
+    image.save(stream, name, exif=exif, **options)
     return stream.getvalue()
