@@ -16,6 +16,7 @@ import numpy as np
 from petseg import units
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.metrics import iou
+from petseg.models import folder_name
 from petseg.report.study import arm_table
 from petseg.schema import ComparisonResult, DataInfo, Findings, read_record
 
@@ -119,6 +120,8 @@ def results(root: Path) -> Rows:
     rows, captions = [], []
     for path in sorted((root / "results").glob("*/comparison.json")):
         result = read_record(path, ComparisonResult)
+        if result.config.models != ("unet", "segnet"):
+            continue  # `networks` has a table of its own
         protocol, machine = f"`{result.config.data.oxford_pets.protocol}`", result.environment
         differences = {one.model: one for one in result.differences}
         for model in result.models:
@@ -136,6 +139,28 @@ def results(root: Path) -> Rows:
     for name, loss in ORIGINAL_LOSSES.items():
         rows.append(Row(protocol="`seed`, original", model=Row(title=titles.get(name, name)), at_200=loss))
     return rows, "\n\n".join(captions)
+
+
+def networks(root: Path) -> Rows:
+    """Returns the networks of the recipe `networks`, the best first, with what they cost in ONNX Runtime."""
+    result = read_record(root / "results" / "networks" / "comparison.json", ComparisonResult)
+    bench: Any = read(root / "results" / "benchmarks" / "networks.json")
+    differences = {one.model: one for one in result.differences}
+    rows = []
+    for model in result.models:
+        file = f"{folder_name(model.name)}.onnx"
+        times = {(row.runtime, row.threads): row for row in bench.rows if row.model == file}
+        row = Row(model=model, scores=model.evaluations[result.split], difference=differences.get(model.name))
+        row.low, row.high = row.difference.ends if row.difference else (None, None)
+        row.one, row.two = times["onnxruntime", 1], times["onnxruntime", 2]
+        rows.append(row)
+    machine, count = result.environment, f"{rows[0].scores.images:,} {result.split} images"
+    caption = (
+        f"`{result.command}`: {count}, {result.config.train.epochs} epochs at {result.size} px, "
+        f"{units.plural(len(result.seeds), 'seed')}; {machine.processor}, {machine.precision}, commit "
+        f"`{machine.commit}`. Times: {measured(bench)} Images: {result.data.images}."
+    )
+    return sorted(rows, key=lambda row: -row.scores.miou), caption
 
 
 def study(root: Path) -> str:
@@ -337,6 +362,7 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "presence": presence,
     "pet-free-photos": pet_free_photos,
     "results": results,
+    "networks": networks,
     "models": models,
     "recipes": models,
     "failures": failures,
