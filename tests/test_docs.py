@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import subprocess
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def wrong_figures(text, root=ROOT):
 def test_figures_are_those_of_their_json_fields_tables_have_no_empty_column_and_links_lead_to_files(document):
     text = document.read_text(encoding="utf-8")
     assert len(TAG.findall(text)) == text.count("<!-- fig:"), "a tag that is not understood"
+    assert not re.search(r"^\W*<!-- fig:", text, re.MULTILINE), "a comment that begins a line begins a paragraph"
     assert wrong_figures(text) == []
     for _, table in re.findall(r"<!-- ([\w-]+):begin -->(.*?)<!-- \1:end -->", text, flags=re.DOTALL):
         rows = [line[2:-2].split(" | ") for line in table.splitlines() if line.startswith("| ")]
@@ -223,6 +225,15 @@ def test_a_command_in_the_documents_exists_with_its_options(command):
         assert model.endswith(".onnx") or shipped_model(model)
         return
     load_recipe("default", settings).for_model(model)
+
+
+def test_an_extra_that_a_document_names_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    text = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    named = {
+        extra for names in re.findall(r"pip install '(?:\.|petseg)\[([\w,]+)\]'", text) for extra in names.split(",")
+    }
+    assert {"train", "serve"} <= named <= set(extras)
 
 
 def test_the_tree_in_contributing_names_what_exists():
