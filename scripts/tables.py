@@ -248,9 +248,9 @@ def against(row: Any, base: Any) -> Any:
 
 
 def runtimes(result: Any) -> Rows:
-    """Returns `petseg bench` at the most threads that it measured."""
-    most = max(row.threads for row in result.rows)
-    rows = sorted((row for row in result.rows if row.threads == most), key=lambda row: (row.size, row.model))
+    """Returns `petseg bench` at the most threads and the largest size that it measured."""
+    most = max((row.threads, row.size) for row in result.rows)
+    rows = sorted((row for row in result.rows if (row.threads, row.size) == most), key=lambda row: row.model)
     bases = {(row.model, row.size): row for row in rows if row.runtime == "onnxruntime"}
     for row in rows:
         row.speed = against(row, bases[row.model, row.size])
