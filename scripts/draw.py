@@ -1,7 +1,8 @@
 """Draws the documents' images: docs/cat.png, docs/page.png, docs/failures.png, docs/speedrun.svg,
-docs/confidence.svg and docs/gap.svg.
+docs/confidence.svg and docs/gap.svg; and the samples of `petseg serve`.
 
     python scripts/draw.py cat         # needs scikit-image, which carries the photo (Chelsea, CC0)
+    python scripts/draw.py samples     # the same
     python scripts/draw.py page        # needs a Chromium on the path and the extra dev
     python scripts/draw.py failures    # needs the data set (PETSEG_DATA)
     python scripts/draw.py speedrun
@@ -9,7 +10,8 @@ docs/confidence.svg and docs/gap.svg.
     python scripts/draw.py gap
 
 cat: a photo that no network has seen, the default model's cut-outs on a plain colour, and what the models see in it.
-page: `petseg serve` with the sample cat. failures: what models predict for test images on which the default is worst.
+samples: the coffee that is neither cat nor dog (scikit-image, CC0) and a dog of petseg/data/synthetic.py.
+page: `petseg serve` as it opens. failures: what models predict for test images on which the default is worst.
 speedrun: validation loss against time, the speedrun beside the plain recipe.
 confidence: how often pixels and photos are pets, against how sure the models are, on test.
 gap: by how much U-Net leads SegNet, against the image size and by SegNet's stages.
@@ -33,6 +35,7 @@ from petseg.config import DataConfig
 from petseg.data.dataset import palette
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.data.sources import open_dataset
+from petseg.data.synthetic import draw_pet
 from petseg.metrics import iou
 from petseg.predict.segmenter import DEFAULT, KINDS, shipped_model
 from petseg.report.plots import STYLES
@@ -73,6 +76,15 @@ def cat() -> None:
     sheet.save(DOCS / "cat.png", optimize=True)
 
 
+def samples() -> None:
+    """Writes coffee.jpg and dog.jpg of the page."""
+    from skimage import data
+
+    drawn, _ = draw_pet("basset_hound", 7, size=420)
+    for name, image in {"coffee": data.coffee(), "dog": drawn}.items():  # type: ignore[no-untyped-call]
+        Image.fromarray(image).save(ROOT / "petseg" / "serve" / "page" / f"{name}.jpg", quality=88)
+
+
 def page() -> None:
     """Writes page.png."""
     from playwright.sync_api import sync_playwright
@@ -83,13 +95,11 @@ def page() -> None:
         assert server.stdout is not None
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         view = browser.new_page(viewport={"width": 1100, "height": 800})
-        view.goto(server.stdout.readline().split()[0])
-        for _ in range(3):  # the first one warms the networks up, so that the times shown are usual ones
-            view.click("#sample")
-            view.get_by_role("checkbox", name="SegNet", exact=True).check()
-            view.locator("article .downloads a[href]").first.wait_for()
-            view.wait_for_timeout(1000)
-        view.locator("body").click(position={"x": 5, "y": 5})
+        address = server.stdout.readline().split()[0]
+        for _ in range(2):  # the first visit warms the networks up, so that the time shown is a usual one
+            view.goto(address)
+            view.locator("canvas[data-painted]").wait_for()
+            view.wait_for_load_state("networkidle")
         seen = Image.open(BytesIO(view.screenshot(full_page=True))).convert("RGB")
         browser.close()
         server.terminate()
@@ -200,6 +210,7 @@ def gap() -> None:
 if __name__ == "__main__":
     pictures = {
         "cat": cat,
+        "samples": samples,
         "page": page,
         "failures": failures,
         "speedrun": speedrun,

@@ -165,6 +165,23 @@ def render_study(findings: schema.Findings) -> str:
     )
 
 
+def render_answer(findings: schema.Findings) -> str:
+    """Returns the published study's answer as a part of a page: a sentence, a plot, a table. HTML."""
+    main = findings.experiments[0]
+    arms = {arm.runs: arm for arm in reversed(main.arms) if arm.scores}  # a network that several arms share stands once
+    rows = sorted(arms.values(), key=lambda arm: -arm.scores.miou.points if arm.scores else 0.0)
+    found = {(one.left, one.right): one for one in main.differences if one.metric == "miou"}
+    return template("answer.html.j2").render(
+        findings=findings,
+        main=main,
+        styles=model_styles(list(findings.models)),
+        rows=rows,
+        same_time=found["unet/latency", "segnet/latency"],
+        same_stages=found["unet/stages", "segnet/stages"],
+        chart=curve_chart(findings, main),
+    )
+
+
 def write_study_report(findings: Path, out: Path | None = None) -> Path:
     """Returns the path of the page written from a findings.json: `out`, or report.html beside it."""
     return write_page(out or findings.with_name("report.html"), render_study(read_record(findings, schema.Findings)))

@@ -1,4 +1,4 @@
-"""The application: the page, POST /api/segment, GET /api/models, /api/results and /health."""
+"""The application: the page, POST /api/segment, GET /api/models, /answer and /health."""
 
 import asyncio
 import copy
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
@@ -25,11 +26,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from petseg import __version__
 from petseg.config import ServeConfig
 from petseg.errors import PetsegError, unknown_name
-from petseg.predict.outputs import encoded
+from petseg.predict.outputs import Look, encoded
 from petseg.predict.photos import Photo, TooManyPixelsError
 from petseg.predict.segmentation import Summary
 from petseg.predict.segmenter import Segmenter
-from petseg.report.page import SCRIPT_HASH, headline
 from petseg.schema import ClassInfo
 from petseg.serve import published
 from petseg.serve.upload import FIELD, FORM, RAW, drain
@@ -40,10 +40,9 @@ OUTPUTS = list(get_args(Output))
 MOST_SCALES = 4
 LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]  # a page elsewhere that resolves its own name to these is refused
 HEADERS = {  # of every answer: the browser itself then keeps the page from loading anything from elsewhere
-    "Content-Security-Policy": f"default-src 'none'; script-src 'self' '{SCRIPT_HASH}'; "
-    "style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; frame-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'self'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -76,16 +75,9 @@ class ModelList(BaseModel):
     shipped: bool
     models: list[ModelCard]
     outputs: list[str]
+    matting: bool
     upload_bytes: int
     pixels: int
-
-
-class Published(BaseModel):
-    """A published comparison: its result in sentences, and its page."""
-
-    name: str
-    answer: list[str]
-    url: str
 
 
 class Health(BaseModel):
@@ -115,6 +107,7 @@ class Asked(BaseModel):
         [1.0], description="Sizes to average over; repeat it.", min_length=1, max_length=MOST_SCALES
     )
     flip: bool = Field(False, description="Whether to average with the mirrored photo.")
+    matting: bool = Field(False, description="Whether a cut-out gets finer hair, in more time.")
     raw: bool = Field(False, description="Whether to keep small pieces and holes, and what is hardly an object.")
 
 
@@ -203,7 +196,7 @@ async def segment(request: Request, asked: Annotated[Asked, Query()]) -> Respons
                 computing = True
                 asked = _with_fields(asked, fields)
                 segmenter = _asked_model(shared, asked)
-                work = partial(_compute, segmenter, content, tuple(dict.fromkeys(asked.output)), shared.config.pixels)
+                work = partial(_compute, segmenter, content, asked, shared.config.pixels)
                 return await unless_gone(request, shared.run(work))
     except TimeoutError:
         problem = f"took longer than {shared.config.seconds:g} s; try again"
@@ -232,14 +225,9 @@ async def models(request: Request) -> ModelList:
         for name, model in shared.models.items()
     ]
     limits = {"upload_bytes": config.upload_bytes, "pixels": config.pixels}
-    return ModelList(default=best[0], shipped=not config.run, models=cards, outputs=OUTPUTS, **limits)
-
-
-@api.get("/api/results", summary="The published comparisons")
-async def results(request: Request) -> list[Published]:
-    """Returns the results of the published comparisons; none beside a run of one's own."""
-    found = () if request.app.state.petseg.config.run else published.comparisons().items()
-    return [Published(name=name, answer=headline(result), url=f"/results/{name}") for name, result in found]
+    return ModelList(
+        default=best[0], shipped=not config.run, models=cards, outputs=OUTPUTS, matting=matting_at_hand(), **limits
+    )
 
 
 @api.get("/health", summary="Whether it runs")
@@ -249,12 +237,10 @@ async def health(request: Request) -> Health:
     return Health(status="ok", version=__version__, busy=shared.taken, places=shared.places)
 
 
-@api.get("/results/{name}", include_in_schema=False)
-def result_page(name: str) -> HTMLResponse:
-    """Returns a published comparison's report."""
-    if name not in published.comparisons():
-        raise HTTPException(404, str(unknown_name("comparison", name, published.comparisons())))
-    return HTMLResponse(published.page(name), headers={"Cache-Control": "max-age=3600"})
+@api.get("/answer", include_in_schema=False)
+def answer() -> HTMLResponse:
+    """Returns the published study's answer, a part of the page."""
+    return HTMLResponse(published.answer(), headers={"Cache-Control": "max-age=3600"})
 
 
 def _with_fields(asked: Asked, fields: Mapping[str, list[str]]) -> Asked:
@@ -272,6 +258,8 @@ def _asked_model(shared: Work, asked: Asked) -> Segmenter:
     """Returns the model with what is asked of it; HTTPException 422 if there is none such."""
     named = {**shared.models, **shared.best}
     try:
+        if asked.matting and not matting_at_hand():
+            raise PetsegError("matting needs scipy, which the server lacks; pip install 'petseg[matting]'")
         if (model := asked.model or next(iter(shared.best))) not in named:
             raise unknown_name("model", model, named)
         options = {name: getattr(asked, name) for name in ("flip", "scales", "foreground", "raw")}
@@ -290,8 +278,14 @@ def _document(app: FastAPI, models: Sequence[str]) -> dict[str, Any]:
     return document
 
 
-def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], pixels: int) -> Response:
+def matting_at_hand() -> bool:
+    """Returns whether the extra `matting` is installed."""
+    return find_spec("scipy") is not None
+
+
+def _compute(segmenter: Segmenter, content: bytes, asked: Asked, pixels: int) -> Response:
     """Returns the answer to one photo; this is what the threads do."""
+    outputs, look = tuple(dict.fromkeys(asked.output)), Look(matting=asked.matting)
     try:
         photo = Photo(content, "the photo")
         if (given := photo.size[0] * photo.size[1]) > pixels:
@@ -299,9 +293,9 @@ def _compute(segmenter: Segmenter, content: bytes, outputs: Sequence[str], pixel
         started = time.perf_counter()
         result = segmenter.batch([photo])[0]
         own = {"model": segmenter.name, "milliseconds": round(1000 * result.seconds, 2)}
-        parts = {
-            each: json.dumps(result.summary().to_dict() | own).encode() if each == "json" else encoded(result, each)
-            for each in outputs
+        summary = json.dumps(result.summary().to_dict() | own).encode() if "json" in outputs else b""
+        parts: dict[str, bytes] = {
+            each: summary if each == "json" else encoded(result, each, look=look) for each in outputs
         }
     except TooManyPixelsError:
         raise HTTPException(413, f"the photo has far more than {pixels:,} pixels; make it smaller") from None

@@ -1,27 +1,21 @@
-"""The published comparisons as pages: the same report that `petseg compare` writes, from the JSON under results/."""
+"""The published study's answer, a part of the page: what to take, one plot, one table; from the JSON under results/."""
 
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
 
-from petseg.report.page import render
-from petseg.schema import ComparisonResult, read_record
+from petseg.report.study import render_answer
+from petseg.schema import Findings, read_record
 
 PACKAGE = Path(str(files("petseg")))
-# a wheel carries the comparisons inside the package; in a checkout they lie beside it
+# a wheel carries the study's findings inside the package; in a checkout they lie beside it
 RESULTS = next(folder for folder in (PACKAGE / "results", PACKAGE.parent / "results") if folder.is_dir())
 _drawing = Lock()  # matplotlib draws one figure at a time
 
 
 @cache
-def comparisons() -> dict[str, ComparisonResult]:
-    """Returns name -> published comparison, sorted."""
-    return {path.parent.name: read_record(path, ComparisonResult) for path in sorted(RESULTS.glob("*/comparison.json"))}
-
-
-@cache
-def page(name: str) -> str:
-    """Returns a comparison's report, HTML that needs nothing else."""
+def answer() -> str:
+    """Returns the answer as HTML."""
     with _drawing:
-        return render(comparisons()[name], RESULTS / name)
+        return render_answer(read_record(RESULTS / "study" / "findings.json", Findings))

@@ -19,6 +19,7 @@ from unittest import mock
 import httpx
 import pytest
 import schemathesis
+from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,7 +34,7 @@ from schemathesis.specs.openapi.checks import (
 
 from petseg.config import ServeConfig, load_serving
 from petseg.data.synthetic import draw_pet
-from petseg.predict.outputs import encoded
+from petseg.predict.outputs import Look, encoded
 from petseg.predict.segmenter import DEFAULT, Segmenter, shipped_models
 from petseg.serve import make_app, upload
 from petseg.serve.app import PROBLEMS, Prediction
@@ -298,7 +299,7 @@ def test_only_this_machine_s_own_names_are_answered_and_no_answer_lets_the_brows
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "0.0.0.0", "pc")] == [True, True, False, False]
     for host, status in (("127.0.0.1", 200), ("localhost:80", 200), ("pets.example", 400)):
         assert httpx.get(f"{served.url}/health", headers={"host": host}).status_code == status
-    for path in ("/", "/app.js", "/api/models", "/results/official", "/nowhere"):
+    for path in ("/", "/app.js", "/api/models", "/answer", "/nowhere"):
         policy = httpx.get(served.url + path, timeout=60).headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "http" not in policy
@@ -360,19 +361,24 @@ def test_a_stop_answers_what_is_under_way():
     assert stopping.result(60) == ("", "")
 
 
-def test_the_comparisons_are_those_of_results_and_the_wheel_carries_them(served):
-    names = sorted(path.parent.name for path in (ROOT / "results").glob("*/comparison.json"))
-    listed = httpx.get(f"{served.url}/api/results").json()
-    assert [entry["name"] for entry in listed] == names
-    for entry in listed:
-        page = httpx.get(served.url + entry["url"], timeout=60)
-        assert page.headers["content-type"].startswith("text/html")
-        assert page.text.count("<svg") > 4
-        assert entry["answer"][0][:30] in page.text
+def test_the_answer_is_the_study_s_and_the_wheel_carries_it(served):
+    answer = httpx.get(f"{served.url}/answer", timeout=60)
+    assert answer.headers["content-type"].startswith("text/html")
+    assert re.search(r"Take U-Net\..*points of mIoU", answer.text)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert included == {f"results/{name}/comparison.json": f"petseg/results/{name}/comparison.json" for name in names}
-    assert httpx.get(f"{served.url}/results/nowhere").status_code == 404
+    assert included == {"results/study/findings.json": "petseg/results/study/findings.json"}
+
+
+def test_matting_is_python_s_and_without_scipy_a_sentence(served):
+    answer = post(served.url, CAT.read_bytes(), model="unet_small", output="cutout", matting=True)
+    result = Segmenter("unet_small", threads=1)(CAT)
+    assert answer.content == encoded(result, "cutout", look=Look(matting=True)) != encoded(result, "cutout")
+    with mock.patch("petseg.serve.app.matting_at_hand", return_value=False):
+        client = TestClient(make_app(ServeConfig()), base_url="http://localhost")
+        assert client.get("/api/models").json()["matting"] is False
+        refusal = client.post("/api/segment?matting=true", files={"image": image_file()})
+    assert (refusal.status_code, "pip install 'petseg[matting]'" in refusal.json()["detail"]) == (422, True)
 
 
 def test_two_hundred_requests_at_once_each_get_their_own_answer(served):

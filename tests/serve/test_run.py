@@ -52,7 +52,6 @@ def test_the_api_knows_the_run_s_classes_and_no_pets(served_run, run):
     assert (listed["default"], listed["shipped"]) == ("my-plants", False)
     (model,) = listed["models"]
     assert [each["name"] for each in model["classes"]] == list(COLOURS)
-    assert httpx.get(f"{served_run.url}/api/results").json() == []
     photo = (run.parent / "data" / "images" / "03.png").read_bytes()
     segmenter = Segmenter(run / "model.onnx", threads=1)
     for options in ({}, {"foreground": ["stem"]}, {"foreground": ["leaf", "background"], "raw": True}):
@@ -80,8 +79,10 @@ def test_the_page_has_the_run_s_colours_and_words(served_run, run):
         page.wait_for_selector("body[data-ready]")
         page.set_input_files("#file", run.parent / "data" / "images" / "03.png")
         expect(page.locator(".sees")).to_have_text(re.compile("leaf|stem"), timeout=60_000)
-        expect(page.locator("#legend li")).to_have_text(["leaf", "stem"])
-        expect(page.locator("#try-title")).to_have_text("Cut out: leaf, stem")
+        expect(page.locator("#title")).to_have_text("Cut out: leaf, stem")
+        expect(page.locator("input[name=view]")).to_have_count(2)
+        page.locator("input[value=masks]").check(force=True)
+        expect(page.locator(".legend li")).to_have_text(list(COLOURS))
         assert page.locator("[data-output=trimap]").count() == 0
         for place in ("#try", "#api"):
             page.goto(f"{served_run.url}/{place}")

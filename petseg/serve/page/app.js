@@ -1,41 +1,63 @@
-// The page of `petseg serve`: sends a photo to /api/segment, once a model, and shows what comes back.
+// The page of `petseg serve`: its state, what changes it, and what it looks like; `draw` shows the state after each change.
 
-const TITLES = { mask: "Mask", overlay: "Overlay", cutout: "Cut-out", classes: "Classes", trimap: "Trimap", json: "JSON" };
-const OUTPUTS = Object.keys(TITLES);
+import { downloadZip } from "./vendor/client-zip.js";
+import { html, nothing, render } from "./vendor/lit-html.js";
+import { LARGEST_SHOWN, decoded, drawStroke, finished, shown } from "./cutout.js";
+import { agreement, clamped, fileName, megabytes, milliseconds, named, objects, percent, sees, stem, uniqueStems } from "./figures.js";
+
+const TITLES = { cutout: "Cut-out", overlay: "Overlay", mask: "Mask", classes: "Classes", trimap: "Trimap", json: "JSON" };
+const PAGES = { try: "Cut out", comparison: "Comparison", api: "API" };
+const SAMPLES = [
+  { file: "cat.jpg", title: "Chelsea", credit: "photo by Stéfan van der Walt, CC0" },
+  { file: "dog.jpg", title: "A drawn dog", credit: "drawn by petseg" },
+  { file: "coffee.jpg", title: "Coffee", credit: "photo by Rachel Michetti, CC0" },
+];
 const LARGEST_COMPARED = 1600; // side in pixels at which masks are compared
 const WEBCAM_SIDE = 480;
+const STEP = 0.02; // of the brush by an arrow key, as a share of the photo
 const GONE = "the server does not answer; is `petseg serve` still running?";
 
-const find = (id) => document.getElementById(id);
-const view = () => document.querySelector("input[name=view]:checked").value;
+const find = (selector) => document.querySelector(selector);
 
 let about; // GET /api/models
-let offered = []; // one a model: {model, title, root, photo, result, urls}
-let sides = []; // those of them that are shown, the default model first
-let items = []; // one a photo: {name, blob, url, answers: {model: {json, mask, ...}}, error}
-let current = null;
+let models; // of these by name
+const state = {
+  page: "try",
+  view: "cutout", // cutout, compare or masks
+  model: "", flip: false, matting: false, // what the server is asked for
+  background: "", colour: "#56b4e9", picture: null, crop: false, // "", "colour" or "picture": of the finished cut-out
+  tool: "slider", size: 0.06, zoom: 1, at: 35, // slider, erase or restore; its width as a share of the photo's
+  samples: [], items: [], current: null, // each is of makeItem
+  problem: "", status: "", copied: "", answer: "",
+  camera: null, rate: null,
+};
 let working = new AbortController();
-let camera = null;
+
+const makeItem = (blob, name) => ({ name, blob, url: URL.createObjectURL(blob), answers: new Map(), asked: new Map(), strokes: [], error: "" });
+
+function change(changes) {
+  Object.assign(state, changes);
+  draw();
+}
 
 // --- asking ---
 
 class Problem extends Error {} // in words that are meant for the visitor
 
-async function segment(blob, model, outputs, signal) {
-  const query = new URLSearchParams([["model", model], ...outputs.map((output) => ["output", output])]);
+async function segment(blob, query, signal) {
+  const asked = new URLSearchParams(Object.entries(query).flatMap(([name, value]) => [value].flat().map((each) => [name, each])));
   for (let attempt = 1; ; attempt++) {
     let answer;
     try {
       const headers = { "Content-Type": "application/octet-stream" };
-      answer = await fetch(`api/segment?${query}`, { method: "POST", body: blob, headers, signal });
+      answer = await fetch(`api/segment?${asked}`, { method: "POST", body: blob, headers, signal });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Problem(GONE);
     }
     if (answer.ok) {
-      const parts = outputs.length > 1 ? await answer.formData() : new Map([[outputs[0], await answer.blob()]]);
-      const files = Object.fromEntries(outputs.map((output) => [output, parts.get(output)]));
-      return { ...files, summary: files.json && JSON.parse(await files.json.text()) };
+      const files = Object.fromEntries(await answer.formData());
+      return { files, urls: {}, summary: JSON.parse(await files.json.text()) };
     }
     if (answer.status === 503 && attempt < 4) {
       await new Promise((done) => setTimeout(done, 1000 * Number(answer.headers.get("Retry-After") ?? 1)));
@@ -46,583 +68,603 @@ async function segment(blob, model, outputs, signal) {
   }
 }
 
-// --- a photo, or several ---
+const compared = () => ["unet", "segnet"].map((kind) => about.models.find((model) => model.kind === kind && model.best));
 
-function take(files) {
-  stopWebcam();
-  working.abort();
-  working = new AbortController();
-  items.forEach((item) => URL.revokeObjectURL(item.url));
-  items = [...files].map((blob, place) => ({ name: blob.name || `photo-${place + 1}.png`, blob, answers: {}, error: null }));
-  current = null;
-  for (const side of offered) {
-    side.answer = null;
-    facts(side);
-    links(side, null);
-  }
-  complain("");
-  find("several").hidden = items.length < 2;
-  find("zip").disabled = true;
-  items.forEach((item) => (item.url = URL.createObjectURL(item.blob)));
-  drawList();
-  if (items.length) work(working.signal);
+// What a view asks the server about a photo.
+function queries(item, view = state.view) {
+  const { model, flip, matting } = state;
+  if (view === "compare") return compared().map(({ name }) => ({ model: name, flip, output: ["overlay", "mask", "json"] }));
+  if (view === "cutout") return [{ model, flip, matting, raw: Boolean(item.raw), output: ["cutout", "json"] }];
+  const trimap = models[model].classes.some((each) => each.role === "boundary") ? ["trimap"] : [];
+  return [{ model, flip, output: ["mask", "classes", ...trimap, "overlay", "json"] }];
 }
 
-const done = (item) => sides.every((side) => item.answers[side.model]);
+const answerTo = (item, query) => item.answers.get(JSON.stringify(query));
+const done = (item) => queries(item).every((query) => answerTo(item, query));
 
-async function work(signal) {
-  for (const item of items) {
-    if (current === null || current.error) show(item);
+// Asks what is not known yet; what is being asked for already is not asked twice.
+function complete(item, view, signal) {
+  const waits = queries(item, view).map((query) => {
+    const key = JSON.stringify(query);
+    let asked = item.asked.get(key);
+    if (!asked || asked.signal?.aborted) {
+      const mine = { signal, answer: segment(item.blob, query, signal).then((found) => item.answers.set(key, found)) };
+      item.asked.set(key, (asked = mine));
+      mine.answer.catch(() => item.asked.get(key) === mine && item.asked.delete(key));
+    }
+    return asked.answer;
+  });
+  return Promise.all(waits);
+}
+
+// --- photos ---
+
+function forget(item) {
+  if (state.samples.some((sample) => sample.item === item)) return;
+  const urls = [...item.answers.values()].flatMap((answer) => Object.values(answer.urls));
+  [item.url, ...urls].forEach((url) => URL.revokeObjectURL(url));
+}
+
+function take(items) {
+  stopWebcam();
+  state.items.filter((item) => !items.includes(item)).forEach(forget);
+  change({ items, current: items[0] ?? null, problem: "", zoom: 1, tool: "slider" });
+  work();
+}
+
+const takeFiles = (files) => take([...files].map((file, place) => makeItem(file, file.name || `photo-${place + 1}.png`)));
+
+// Computes what the view lacks, the photo that is shown first.
+async function work() {
+  working.abort();
+  working = new AbortController();
+  const { signal } = working;
+  const { current, items } = state;
+  draw();
+  for (const item of [...items].sort((one, other) => (other === current) - (one === current))) {
     if (item.error) continue;
     try {
       if (!item.blob.size) throw new Problem("the file is empty");
       if (item.blob.size > about.upload_bytes)
         throw new Problem(`it has ${megabytes(item.blob.size)}; at most ${megabytes(about.upload_bytes)} are taken`);
-      const missing = sides.filter((side) => !item.answers[side.model]);
-      const answers = await Promise.all(missing.map((side) => segment(item.blob, side.model, side.outputs, signal)));
-      missing.forEach((side, place) => (item.answers[side.model] = answers[place]));
+      await complete(item, state.view, signal);
     } catch (error) {
-      if (error.name === "AbortError") return;
+      if (signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
       item.error = error.message;
     }
     if (signal.aborted) return;
-    if (item === current) show(item);
-    drawList();
+    if (item === state.current && item.error) state.current = items.find((each) => !each.error) ?? item;
+    draw();
   }
-  if (items.length > 1) {
-    const good = items.filter(done).length;
-    find("zip").disabled = good === 0;
-    say(`${good} of ${items.length} photos are done`);
-    const failed = items.length - good;
-    if (failed) complain(`${failed} of ${items.length} photos could not be used; the list below says why.`);
-  }
+  const failed = items.filter((item) => item.error);
+  if (items.length === 1 && failed.length) change({ problem: `${items[0].name}: ${items[0].error}` });
+  else if (failed.length) change({ problem: `${failed.length} of ${items.length} photos could not be used; the list below says why.` });
+  if (items.length) change({ status: items.length === 1 ? "Done" : `${items.length - failed.length} of ${items.length} photos are done` });
 }
-
-function show(item) {
-  current = item;
-  find("results").hidden = Boolean(item.error);
-  if (item.error && items.length === 1) complain(`${item.name}: ${item.error}`);
-  for (const side of sides) {
-    side.answer = item.answers[side.model] ?? null;
-    side.root.setAttribute("aria-busy", !side.answer && !item.error);
-    side.photo.src = item.url;
-    facts(side);
-    links(side, item);
-  }
-  drawList();
-  render().then(() => {
-    if (done(item) && items.length === 1) say(find("agreement").textContent || "Done");
-  });
-}
-
-function facts(side) {
-  const summary = side.answer?.summary;
-  const set = (name, text) => (side.root.querySelector(`.${name}`).textContent = text);
-  const likeliest = summary?.foreground_class;
-  const told = (summary?.boxes ?? []).map((box) => box.foreground_class).filter(Boolean); // a narrow region has none
-  const regions = [...new Map(told.map((each) => [each.name, each]).reverse()).values()].reverse();
-  const seen = regions.length > 1 ? regions : [likeliest];
-  const words = (each) => `${each.name}, ${percent(each.probability)}`;
-  set("sees", !summary ? "–" : !summary.foreground ? nothing(side, summary) : likeliest ? seen.map(words).join("; ") : named(side.classes) || "foreground");
-  set("confidence", summary?.confidence == null ? "–" : percent(summary.confidence));
-  set("covers", summary ? percent(summary.foreground_share) : "–");
-  set("time", summary ? `${summary.milliseconds.toFixed(summary.milliseconds < 10 ? 1 : 0)} ms` : "–");
-}
-
-const objects = (classes) => classes.filter((each) => each.role === "foreground").map((each) => each.name);
-const named = (classes) => (objects(classes).length < 4 ? objects(classes).join(" or ") : "");
-
-function nothing(side, summary) {
-  const words = named(side.classes) ? `no ${named(side.classes)}` : "nothing";
-  return summary.presence === null ? words : `${words}, ${percent(1 - summary.presence)}`;
-}
-
-function links(side, item) {
-  side.urls.forEach((url) => URL.revokeObjectURL(url));
-  side.urls = [];
-  for (const link of side.root.querySelectorAll(".downloads a")) {
-    const blob = side.answer?.[link.dataset.output];
-    if (!blob) {
-      link.removeAttribute("href");
-      continue;
-    }
-    side.urls.push((link.href = URL.createObjectURL(blob)));
-    link.download = fileName(stem(item.name), side, link.dataset.output);
-  }
-  side.root.querySelector("button.copy").disabled = !side.answer;
-}
-
-const stem = (name) => name.replace(/\.[^.]+$/, "");
-const fileName = (name, side, output) =>
-  `${name}.${side.model}.${output === "json" ? "json" : `${output}.png`}`;
-
-async function render() {
-  const kind = view();
-  find("pair").dataset.view = kind;
-  drawLegend(kind);
-  const shown = current;
-  await Promise.all(
-    sides.map(async (side) => {
-      if (!side.answer) return side.result.removeAttribute("src");
-      const blob = side.answer[kind];
-      URL.revokeObjectURL(side.shown);
-      side.shown = URL.createObjectURL(blob);
-      side.result.src = side.shown;
-      side.result.alt = `${side.title}: ${kind === "cutout" ? "cut-out" : kind}`;
-    }),
-  );
-  const text = await compared();
-  if (shown === current) find("agreement").textContent = text;
-}
-
-async function compared() {
-  if (!sides.every((side) => side.answer?.mask)) return "";
-  const [first, ...others] = sides;
-  if (!sides.some((side) => side.answer.summary.foreground))
-    return others.length ? "None of the models sees anything to cut out." : "The model sees nothing to cut out.";
-  const shares = await Promise.all(others.map((side) => agreement([first, side].map(({ answer }) => answer.mask))));
-  const words = others.map((side, place) => `${side.model} ${(100 * shares[place]).toFixed(1)} %`);
-  return words.length ? `Pixels that agree with ${first.model}: ${words.join(", ")}.` : "";
-}
-
-function drawLegend(kind) {
-  const shown = (each) => kind === "classes" || (kind === "overlay" && each.role !== "background");
-  const classes = new Map(sides.flatMap((side) => side.classes.filter(shown)).map((each) => [each.name, each]));
-  find("legend").replaceChildren(
-    ...[...classes.values()].map(({ name, colour }) => {
-      const entry = document.createElement("li");
-      const swatch = document.createElement("span");
-      swatch.className = "swatch";
-      swatch.style.background = colour;
-      entry.append(swatch, name);
-      return entry;
-    }),
-  );
-}
-
-async function agreement(masks) {
-  const [first, second] = await Promise.all(
-    masks.map(async (blob) => {
-      const bitmap = await createImageBitmap(blob);
-      const scale = Math.min(1, LARGEST_COMPARED / Math.max(bitmap.width, bitmap.height));
-      const canvas = new OffscreenCanvas(Math.ceil(bitmap.width * scale), Math.ceil(bitmap.height * scale));
-      const context = canvas.getContext("2d", { willReadFrequently: true });
-      context.imageSmoothingEnabled = false; // a mask holds 0 and 255 only
-      context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-      return context.getImageData(0, 0, canvas.width, canvas.height).data;
-    }),
-  );
-  let same = 0;
-  for (let at = 0; at < first.length; at += 4) same += first[at] === second[at];
-  return (4 * same) / first.length;
-}
-
-const percent = (share) => `${Math.round(100 * share)} %`;
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 
 // --- webcam ---
 
 async function startWebcam() {
   take([]);
-  if (!navigator.mediaDevices) return complain("The browser lends its webcam to pages on localhost and over https alone.");
+  if (!navigator.mediaDevices) return change({ problem: "The browser lends its webcam to pages on localhost and over https alone." });
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
   } catch (error) {
     const why = { NotAllowedError: "it was not allowed", NotFoundError: "there is none" }[error.name] ?? error.message;
-    return complain(`The webcam cannot be used: ${why}.`);
+    return change({ problem: `The webcam cannot be used: ${why}.` });
   }
-  const video = document.createElement("video");
-  video.muted = video.playsInline = true;
-  video.srcObject = stream;
+  const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, srcObject: stream });
   await video.play();
-  camera = { stream, video };
-  find("webcam").setAttribute("aria-pressed", "true");
-  find("webcam").textContent = "Stop webcam";
-  find("results").hidden = find("live").hidden = false;
-  say("The webcam runs");
-  const mine = camera;
+  const mine = { stream };
+  change({ camera: mine, status: "The webcam runs" });
   const ends = []; // when the last frames were done
   const canvas = new OffscreenCanvas(1, 1);
-  while (camera === mine) {
+  while (state.camera === mine) {
     const scale = Math.min(1, WEBCAM_SIDE / Math.max(video.videoWidth, video.videoHeight));
     canvas.width = Math.round(video.videoWidth * scale);
     canvas.height = Math.round(video.videoHeight * scale);
     canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
-    const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.85 });
-    const kind = view();
-    const outputs = [...new Set(["mask", "json", kind])];
-    const asked = sides;
-    let answers;
+    const item = makeItem(await canvas.convertToBlob({ type: "image/jpeg", quality: 0.85 }), "webcam.jpg");
     try {
-      answers = await Promise.all(asked.map((side) => segment(blob, side.model, outputs, working.signal)));
+      await complete(item, state.view, working.signal);
     } catch (error) {
-      if (error.name === "AbortError") return;
+      if (state.camera !== mine) return;
       if (!(error instanceof Problem)) throw error;
       stopWebcam();
-      return complain(error.message);
+      return change({ problem: error.message });
     }
-    if (camera !== mine) return;
-    if (view() !== kind || sides !== asked) continue;
-    const url = URL.createObjectURL(blob);
-    URL.revokeObjectURL(current?.url);
-    current = { name: "webcam.jpg", blob, url, answers: {} };
-    sides.forEach((side, place) => {
-      current.answers[side.model] = side.answer = answers[place];
-      side.photo.src = url;
-      facts(side);
-    });
-    await render();
+    if (state.camera !== mine) return forget(item);
+    if (!done(item)) continue; // the view was changed meanwhile
+    state.items.forEach(forget);
     ends.push(performance.now());
     if (ends.length > 20) ends.shift();
-    if (ends.length > 1) {
-      find("rate").textContent = ((1000 * (ends.length - 1)) / (ends.at(-1) - ends[0])).toFixed(1);
-    }
+    const rate = ends.length > 1 ? (1000 * (ends.length - 1)) / (ends.at(-1) - ends[0]) : null;
+    change({ items: [item], current: item, rate });
   }
 }
 
+// The last frame stays, as a photo.
 function stopWebcam() {
-  if (!camera) return;
-  camera.stream.getTracks().forEach((track) => track.stop());
-  camera = null;
-  find("webcam").setAttribute("aria-pressed", "false");
-  find("webcam").textContent = "Webcam";
-  find("live").hidden = true;
-  find("rate").textContent = "–";
-  if (current) {
-    items = [current]; // the last frame stays, with all its files
-    current.answers = {};
-    again();
+  if (!state.camera) return;
+  state.camera.stream.getTracks().forEach((track) => track.stop());
+  change({ camera: null, rate: null });
+}
+
+// --- results ---
+
+const look = () => ({ crop: state.crop, background: state.background === "colour" ? state.colour : state.background && state.picture });
+
+// [model, output, blob] of all files that the view shows of a photo.
+async function files(item) {
+  if (state.view === "cutout") {
+    const { model } = queries(item)[0];
+    return [[model, "cutout", await finished(item, answerTo(item, queries(item)[0]).files.cutout, look())]];
   }
+  return queries(item).flatMap((query) => query.output.map((output) => [query.model, output, answerTo(item, query).files[output]]));
 }
 
-// Computes what is shown and not known yet.
-function again() {
-  find("zip").disabled = true;
-  show(current);
-  working.abort();
-  working = new AbortController();
-  work(working.signal);
-}
-
-// --- zip ---
-
-const CRC = Uint32Array.from({ length: 256 }, (_, byte) => {
-  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? 0xedb88320 ^ (byte >>> 1) : byte >>> 1;
-  return byte;
-});
-
-function crc32(bytes) {
-  let crc = 0xffffffff;
-  for (const byte of bytes) crc = CRC[(crc ^ byte) & 255] ^ (crc >>> 8);
-  return (crc ^ 0xffffffff) >>> 0;
-}
-
-// Returns a zip of [name, blob] pairs as a blob, stored as they are: PNGs are compressed already.
-//
-// Why no library: browsers have none (CompressionStream writes no archives), fflate would be 30 kB of minified code to
-// ship and renew for these 40 lines, and a zip made by the server would need every result to be sent back to it.
-async function zip(files) {
-  const parts = [];
-  const directory = [];
-  let offset = 0;
-  for (const [name, blob] of files) {
-    const title = new TextEncoder().encode(name);
-    const bytes = new Uint8Array(await blob.arrayBuffer());
-    const fields = new DataView(new ArrayBuffer(26));
-    fields.setUint16(0, 20, true); // version that unpacks it
-    fields.setUint16(2, 0x0800, true); // names are UTF-8
-    fields.setUint16(8, 0x21, true); // 1 January 1980: no clock is read
-    fields.setUint32(10, crc32(bytes), true);
-    fields.setUint32(14, bytes.length, true);
-    fields.setUint32(18, bytes.length, true);
-    fields.setUint16(22, title.length, true);
-    const entry = new DataView(new ArrayBuffer(46));
-    entry.setUint32(0, 0x02014b50, true);
-    entry.setUint16(4, 20, true);
-    new Uint8Array(entry.buffer).set(new Uint8Array(fields.buffer), 6);
-    entry.setUint32(42, offset, true);
-    directory.push(entry.buffer, title);
-    parts.push(Uint8Array.of(0x50, 0x4b, 3, 4), fields.buffer, title, blob);
-    offset += 30 + title.length + bytes.length;
-  }
-  const length = directory.reduce((sum, part) => sum + part.byteLength, 0);
-  const end = new DataView(new ArrayBuffer(22));
-  end.setUint32(0, 0x06054b50, true);
-  end.setUint16(8, files.length, true);
-  end.setUint16(10, files.length, true);
-  end.setUint32(12, length, true);
-  end.setUint32(16, offset, true);
-  return new Blob([...parts, ...directory, end.buffer], { type: "application/zip" });
-}
-
-async function downloadAll() {
-  const names = new Map();
-  const files = items.flatMap((item) => {
-    if (!done(item)) return [];
-    // two photos of one name: cat, cat-2
-    const count = (names.get(stem(item.name)) ?? 0) + 1;
-    names.set(stem(item.name), count);
-    const own = stem(item.name) + (count === 1 ? "" : `-${count}`);
-    return sides.flatMap((side) =>
-      side.outputs.map((output) => [fileName(own, side, output), item.answers[side.model][output]]),
-    );
-  });
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(await zip(files));
-  link.download = "petseg.zip";
+function save(blob, name) {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-// --- the page around ---
-
-function say(text) {
-  find("status").textContent = text;
+async function saveAll() {
+  const items = state.items.filter(done);
+  const stems = uniqueStems(items.map((item) => item.name));
+  const named = items.map(async (item, place) =>
+    (await files(item)).map(([model, output, input]) => ({ name: fileName(stems[place], model, output), input })),
+  );
+  save(await downloadZip((await Promise.all(named)).flat()).blob(), "petseg.zip");
 }
 
-function complain(text) {
-  find("problem").hidden = !text;
-  find("problem").textContent = text;
+const saveCutout = async () => {
+  const [[model, output, blob]] = await files(state.current);
+  save(blob, fileName(stem(state.current.name), model, output));
+};
+
+async function copy(what, blob) {
+  try {
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+    change({ copied: what, status: `${what} copied` });
+    setTimeout(() => change({ copied: "" }), 1500);
+  } catch {
+    change({ problem: "The browser did not allow copying; download the file instead." });
+  }
 }
 
-function drawList() {
-  if (items.length < 2) return;
-  const focused = [...find("list").children].findIndex((entry) => entry.contains(document.activeElement));
-  find("list").replaceChildren(
-    ...items.map((item) => {
-      const entry = document.createElement("li");
-      const button = document.createElement("button");
-      const image = document.createElement("img");
-      const name = document.createElement("span");
-      const state = document.createElement("span");
-      image.src = item.url;
-      image.alt = "";
-      image.addEventListener("error", () => (image.style.visibility = "hidden"));
-      name.textContent = item.name;
-      state.textContent = item.error ?? (done(item) ? "done" : "waits");
-      state.className = item.error ? "failed" : "soft";
-      button.type = "button";
-      button.setAttribute("aria-current", item === current);
-      button.append(image, name, state);
-      button.addEventListener("click", () => show(item));
-      entry.append(button);
-      return entry;
+async function agree(item, masks) {
+  const [first, second] = await Promise.all(
+    masks.map(async (blob) => {
+      const bitmap = await createImageBitmap(blob);
+      const scale = Math.min(1, LARGEST_COMPARED / Math.max(bitmap.width, bitmap.height));
+      const context = new OffscreenCanvas(Math.ceil(bitmap.width * scale), Math.ceil(bitmap.height * scale)).getContext("2d");
+      context.imageSmoothingEnabled = false; // a mask holds 0 and 255 only
+      context.drawImage(bitmap, 0, 0, context.canvas.width, context.canvas.height);
+      return context.getImageData(0, 0, context.canvas.width, context.canvas.height).data;
     }),
   );
-  find("list").children[focused]?.firstChild.focus();
+  return `The two agree on ${(100 * agreement(first, second)).toFixed(1)} % of the pixels.`;
 }
 
-function makeSide(model) {
-  const root = find("side").content.firstElementChild.cloneNode(true);
-  const stage = root.querySelector(".stage");
-  const slider = root.querySelector("input[type=range]");
-  const side = {
-    model: model.name,
-    title: model.title,
-    classes: model.classes,
-    // a trimap has a boundary
-    outputs: OUTPUTS.filter((output) => output !== "trimap" || model.classes.some((each) => each.role === "boundary")),
-    root,
-    photo: root.querySelector(".photo"),
-    result: root.querySelector(".result img"),
-    urls: [],
-    shown: "",
-    answer: null,
-  };
-  root.setAttribute("aria-label", model.title);
-  root.querySelector("h2").textContent = model.title;
-  root.querySelector(".head span").textContent =
-    model.name + (model.miou === null ? "" : `, ${(100 * model.miou).toFixed(1)} % mIoU`);
-  slider.setAttribute("aria-label", `${model.title}: how much of the photo is shown beside the result`);
-  slider.addEventListener("input", () => slideTo(slider.value));
-  const follow = (event) => {
-    const box = stage.getBoundingClientRect();
-    slideTo(Math.min(100, Math.max(0, (100 * (event.clientX - box.left)) / box.width)));
-  };
-  stage.addEventListener("pointerdown", (event) => {
-    stage.setPointerCapture(event.pointerId);
-    follow(event);
-  });
-  stage.addEventListener("pointermove", (event) => event.buttons && follow(event));
-  const downloads = root.querySelector(".downloads");
-  downloads.setAttribute("aria-label", `Files of ${model.title}`);
-  const word = document.createElement("span");
-  word.textContent = "Download";
-  downloads.append(word);
-  for (const output of side.outputs) {
-    const link = document.createElement("a");
-    link.className = "button";
-    link.dataset.output = output;
-    link.textContent = TITLES[output];
-    link.setAttribute("aria-label", `Download ${model.title}'s ${TITLES[output]}`);
-    downloads.append(link);
-  }
-  const copy = document.createElement("button");
-  copy.type = "button";
-  copy.className = "copy";
-  copy.textContent = "Copy";
-  copy.setAttribute("aria-label", `Copy ${model.title}'s result to the clipboard`);
-  copy.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.write([new ClipboardItem({ "image/png": side.answer[view()] })]);
-      say("Copied");
-      copy.textContent = "Copied";
-      setTimeout(() => (copy.textContent = "Copy"), 1500);
-    } catch {
-      complain("The browser did not allow copying; download the file instead.");
-    }
-  });
-  downloads.append(copy);
-  return side;
+// --- the brush and the slider ---
+
+const placeOf = (event) => {
+  const box = event.currentTarget.getBoundingClientRect();
+  return [clamped((event.clientX - box.left) / box.width), clamped((event.clientY - box.top) / box.height)];
+};
+
+let stroke = null; // while it is drawn
+let pen = [0.5, 0.5]; // where the keyboard's brush is
+
+function point([x, y]) {
+  pen = [x, y];
+  Object.assign(find(".ring").style, { left: `${100 * x}%`, top: `${100 * y}%` });
 }
 
-function makeChoice(side) {
-  const label = document.createElement("label");
-  const box = document.createElement("input");
-  box.type = "checkbox";
-  box.value = side.model;
-  box.addEventListener("change", choose);
-  label.append(box, ` ${side.title}`);
-  return label;
+function extend(place) {
+  stroke.points.push(place);
+  drawStroke(find("canvas").getContext("2d"), { ...stroke, points: stroke.points.slice(-2) }, state.current.photo);
 }
 
-// Shows the default model and those that are ticked.
-function choose() {
-  const ticked = new Set([...find("others").querySelectorAll("input:checked")].map((box) => box.value));
-  sides = offered.filter((side, place) => place === 0 || ticked.has(side.model));
-  find("pair").replaceChildren(...sides.map((side) => side.root));
-  if (current && !camera) again();
+function startStroke(place) {
+  stroke = { restore: state.tool === "restore", size: state.size, points: [] };
+  extend(place);
 }
 
-// The sliders move together, so that the same place is compared.
-function slideTo(value) {
-  for (const { root } of offered) {
-    root.querySelector("input[type=range]").value = value;
-    root.querySelector(".stage").style.setProperty("--at", `${value}%`);
-  }
+function endStroke() {
+  if (!stroke) return;
+  state.current.strokes = [...state.current.strokes, stroke];
+  stroke = null;
+  draw();
 }
 
-async function drawComparison() {
-  if (find("choices").childElementCount) return;
-  const published = await (await fetch("api/results")).json();
-  const open = (name, url) => {
-    for (const button of find("choices").children) button.setAttribute("aria-pressed", button.dataset.name === name);
-    find("drawing").hidden = false;
-    find("report").hidden = true;
-    find("report").src = url;
-  };
-  for (const { name, answer, url } of published) {
-    const button = document.createElement("button");
-    const title = document.createElement("b");
-    const summary = document.createElement("span");
-    button.type = "button";
-    button.dataset.name = name;
-    title.textContent = `Protocol ${name}`;
-    summary.textContent = answer.join(" ");
-    button.append(title, summary);
-    button.addEventListener("click", () => open(name, url));
-    find("choices").append(button);
-  }
-  if (published.length) open(published[0].name, published[0].url);
-}
-
-function fitReport() {
-  const report = find("report");
-  const body = report.contentDocument?.body;
-  if (body?.childElementCount) report.style.height = `${report.contentDocument.documentElement.offsetHeight + 4}px`;
-}
-
-find("report").addEventListener("load", () => {
-  if (!find("report").getAttribute("src")) return;
-  find("drawing").hidden = true;
-  find("report").hidden = false;
-  fitReport();
-  new ResizeObserver(fitReport).observe(find("report").contentDocument.documentElement);
-});
-
-function turnTo(name, focus) {
-  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
-  for (const link of document.querySelectorAll("nav a")) {
-    if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
-  if (name === "comparison") drawComparison();
-  if (name !== "try") stopWebcam();
-  if (focus) find(`${name}-title`).focus();
-}
-
-const PAGES = ["try", "comparison", "api"];
-const page = () => PAGES.find((name) => location.hash === `#${name}`) ?? "try";
-addEventListener("hashchange", () => location.hash !== "#main" && turnTo(page(), true));
-
-find("file").addEventListener("change", (event) => {
-  if (event.target.files.length) take([...event.target.files]);
-  event.target.value = ""; // the same file may be chosen again
-});
-find("sample").addEventListener("click", async () => {
-  const blob = await (await fetch("cat.jpg")).blob();
-  take([new File([blob], "cat.jpg", { type: blob.type })]);
-});
-find("webcam").addEventListener("click", () => (camera ? stopWebcam() : startWebcam()));
-find("zip").addEventListener("click", downloadAll);
-document.querySelectorAll("input[name=view]").forEach((radio) => radio.addEventListener("change", render));
-
-let inside = 0; // dragenter and dragleave come for each element under way
-addEventListener("dragenter", () => find("drop").classList.toggle("over", ++inside > 0));
-addEventListener("dragleave", () => find("drop").classList.toggle("over", --inside > 0));
-addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => {
+function press(event) {
+  event.currentTarget.setPointerCapture(event.pointerId);
+  if (state.tool === "slider") return change({ at: 100 * placeOf(event)[0] });
   event.preventDefault();
-  inside = 0;
-  find("drop").classList.remove("over");
-  if (event.dataTransfer.files.length) take([...event.dataTransfer.files]);
-  else complain("That was no file. Drop a photo from a folder, or copy an image and paste it here.");
+  startStroke(placeOf(event));
+}
+
+function move(event) {
+  if (state.tool !== "slider") point(placeOf(event));
+  if (!event.buttons) return;
+  if (stroke) extend(placeOf(event));
+  else if (state.tool === "slider") change({ at: 100 * placeOf(event)[0] });
+}
+
+function steer(event) {
+  const steps = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP], " ": [0, 0] };
+  const step = steps[event.key];
+  if (state.tool === "slider" || !step) return;
+  event.preventDefault();
+  point(pen.map((at, axis) => clamped(at + step[axis])));
+  if (event.key !== " ") return;
+  startStroke(pen);
+  endStroke();
+}
+
+async function pick(tool) {
+  if (tool === "restore") state.current.photo = await decoded(state.current.blob, LARGEST_SHOWN);
+  change({ tool });
+}
+
+// --- what it looks like ---
+
+const busy = (item) => !item.error && !done(item);
+
+// A photo below a result that the slider uncovers.
+function stage(item, { waits, result, label, brush = false }) {
+  const fit = ({ target }) => {
+    item.ratio = target.naturalWidth / target.naturalHeight;
+    draw();
+  };
+  return html`
+    <div class="stage ${item.unseen ? "alone" : ""} ${brush ? "brush" : ""}" style="--ratio: ${item.ratio ?? 1.5}" aria-busy=${waits}
+      tabindex=${brush ? 0 : nothing} role=${brush ? "application" : nothing}
+      aria-label=${brush ? "Brush: the arrow keys move it, space paints" : nothing}
+      @pointerdown=${press} @pointermove=${move} @pointerup=${endStroke} @pointercancel=${endStroke} @keydown=${steer}>
+      <img class="photo" alt="The photo" src=${item.url} draggable="false" @load=${fit} @error=${() => ((item.unseen = true), draw())}>
+      ${result}
+      ${brush ? html`<span class="ring" style="width: ${100 * state.size}%; left: ${100 * pen[0]}%; top: ${100 * pen[1]}%"></span>` : html`
+        <div class="line" aria-hidden="true"></div>
+        <input type="range" min="0" max="100" step="1" .value=${String(Math.round(state.at))} aria-label="${label}: how much of the photo is shown"
+          @input=${(event) => change({ at: Number(event.target.value) })}>`}
+      <div class="wait" aria-hidden="true"><span>Working …</span></div>
+    </div>`;
+}
+
+const urlOf = (answer, output) => (answer.urls[output] ??= URL.createObjectURL(answer.files[output]));
+
+function picture(item, query, output, title) {
+  const answer = answerTo(item, query);
+  const fit = ({ target }) => {
+    item.ratio ??= target.naturalWidth / target.naturalHeight;
+    draw();
+  };
+  const result = answer && html`<div class="result"><img src=${urlOf(answer, output)} alt="${title}: ${output}" draggable="false" @load=${fit}></div>`;
+  return stage(item, { waits: !answer && !item.error, result, label: title });
+}
+
+function facts(answer, model) {
+  const { summary } = answer ?? {};
+  const rows = {
+    Sees: summary && sees(summary, model.classes),
+    Confidence: summary?.confidence && percent(summary.confidence),
+    Covers: summary && percent(summary.foreground_share),
+    Network: summary && milliseconds(summary.milliseconds),
+  };
+  return html`<dl class="facts">
+    ${Object.entries(rows).map(([name, text]) => html`<div><dt>${name}</dt><dd class=${name.toLowerCase()}>${text || "–"}</dd></div>`)}
+  </dl>`;
+}
+
+const legend = (classes) => html`<ul class="legend" aria-label="Colours">
+  ${classes.map(({ name, colour }) => html`<li><span class="swatch" style="background: ${colour}"></span>${name}</li>`)}
+</ul>`;
+
+const copying = (what, blob) => html`<button type="button" class="copy" ?disabled=${!blob} @click=${async () => copy(what, await blob())}>
+  ${state.copied === what ? `${what} copied` : `Copy ${what.toLowerCase()}`}</button>`;
+
+const choice = (group, value, title, onpick) => html`<label><input type="radio" name=${group} value=${value}
+  .checked=${state[group] === value} @change=${onpick ?? (() => change({ [group]: value }))}><span>${title}</span></label>`;
+
+const tick = (name, title, hint, { off = false, then = draw } = {}) => html`<label class="tick"><input type="checkbox" name=${name}
+  .checked=${state[name]} ?disabled=${off} @change=${(event) => ((state[name] = event.target.checked), then())}>
+  <span>${title} <small>${hint}</small></span></label>`;
+
+const modelChoice = () => html`<label class="field">Model
+  <select name="model" @change=${(event) => ((state.model = event.target.value), work())}>
+    ${about.models.map(({ name, miou }) => html`<option value=${name} ?selected=${name === state.model}>
+      ${name}${miou === null ? "" : `, ${(100 * miou).toFixed(1)} % mIoU`}</option>`)}
+  </select></label>`;
+
+const server = () => [modelChoice(), tick("flip", "Mirror too", "averages with the mirrored photo", { then: work })];
+
+function cutoutView(item) {
+  const [query] = queries(item);
+  const answer = answerTo(item, query);
+  const cutout = answer?.files.cutout ?? item.last;
+  const none = answer && !answer.summary.foreground && !item.strokes.length;
+  const brush = state.tool !== "slider" && Boolean(answer);
+  const backdrop = { "": "", colour: `background: ${state.colour}`, picture: `background: center / cover url(${state.picture?.url})` }[state.background];
+  const anyway = () => ((item.raw = true), work());
+  const result = html`<div class="result checks" ?hidden=${!cutout || (none && !brush)} style=${backdrop}>
+      <canvas role="img" aria-label="The cut-out"></canvas>
+      ${state.crop && item.cut ? html`<div class="crop" style="inset: ${item.cut.map((share) => `${100 * share}%`).join(" ")}"></div>` : nothing}
+    </div>`;
+  const blank = !answer || none;
+  return html`<div class="bench">
+    <div>
+      <div class="window" style="--zoom: ${state.zoom}; --ratio: ${item.ratio ?? 1.5}" tabindex=${state.zoom > 1 ? 0 : nothing}>
+        ${stage(item, { waits: !answer && !item.error, result, label: "Cut-out", brush })}
+      </div>
+      ${none ? html`<div class="none" role="status"><b>${named(models[state.model].classes) ? `No ${named(models[state.model].classes)} here` : "Nothing to cut out here"}</b>
+        <span>${item.raw ? "The model marks no pixel at all." : `${state.model} sees ${sees(answer.summary, models[state.model].classes)}.`}
+        You can restore parts with the brush.</span>
+        ${item.raw ? nothing : html`<button type="button" @click=${anyway}>Cut out anyway</button>`}</div>` : nothing}
+      ${facts(answer, models[state.model])}
+    </div>
+    <form class="panel" aria-label="Settings" @submit=${(event) => event.preventDefault()}>
+      <div class="actions">
+        <button type="button" class="main" id="download" ?disabled=${blank} @click=${saveCutout}>Download cut-out</button>
+        ${copying("Cut-out", blank ? null : async () => (await files(item))[0][2])}
+      </div>
+      <fieldset><legend>Background</legend><div class="group">
+        ${choice("background", "", "None")}
+        ${choice("background", "colour", "Colour")}
+        <input type="color" aria-label="Colour of the background" .value=${state.colour} @input=${(event) => change({ colour: event.target.value, background: "colour" })}>
+        <label class="button"><input type="file" id="picture" class="hidden" accept="image/*" @change=${choosePicture}>Image …</label>
+      </div>${tick("crop", "Crop", "to what is seen")}</fieldset>
+      <fieldset><legend>Touch up</legend><div class="group">
+        ${choice("tool", "slider", "Slider")}
+        ${choice("tool", "erase", "Erase", () => pick("erase"))}
+        ${item.unseen ? nothing : choice("tool", "restore", "Restore", () => pick("restore"))}
+        <button type="button" id="undo" ?disabled=${!item.strokes.length} @click=${() => ((item.strokes = item.strokes.slice(0, -1)), draw())}>Undo</button>
+      </div>
+      ${brush ? html`<label class="field">Brush <input type="range" min="0.01" max="0.2" step="0.01" .value=${String(state.size)}
+        @input=${(event) => change({ size: Number(event.target.value) })}></label>` : nothing}
+      <div class="group" role="group" aria-label="Zoom">
+        <button type="button" aria-label="Zoom out" ?disabled=${state.zoom <= 1} @click=${() => change({ zoom: state.zoom / 1.5 < 1.1 ? 1 : state.zoom / 1.5 })}>−</button>
+        <output>${Math.round(100 * state.zoom)} %</output>
+        <button type="button" aria-label="Zoom in" ?disabled=${state.zoom > 7} @click=${() => change({ zoom: state.zoom * 1.5 })}>+</button>
+      </div></fieldset>
+      <fieldset><legend>How it is cut</legend>
+        ${server()}
+        ${tick("matting", "Finer hair", about.matting ? "matting, takes longer" : "needs petseg[matting]", { off: !about.matting, then: work })}
+      </fieldset>
+    </form>
+  </div>`;
+}
+
+async function choosePicture({ target }) {
+  const [file] = target.files;
+  target.value = ""; // the same file may be chosen again
+  if (!file) return;
+  try {
+    await decoded(file);
+    change({ picture: Object.assign(file, { url: URL.createObjectURL(file) }), background: "picture", problem: "" });
+  } catch {
+    change({ problem: `${file.name}: the browser cannot read this image; take a JPEG or PNG for the background.` });
+  }
+}
+
+function compareView(item) {
+  const asked = queries(item, "compare");
+  const answers = asked.map((query) => answerTo(item, query));
+  if (answers.every(Boolean) && item.agreed?.[0] !== answers[0]) {
+    item.agreed = [answers[0], ""];
+    agree(item, answers.map((answer) => answer.files.mask)).then((words) => ((item.agreed = [answers[0], words]), draw()));
+  }
+  return html`<div class="pair">
+    ${asked.map((query, place) => {
+      const model = models[query.model];
+      const score = model.miou === null ? "" : `, ${(100 * model.miou).toFixed(1)} % mIoU`;
+      return html`<article aria-label=${model.title}>
+        <h2>${model.title} <small>${model.name}${score}</small></h2>
+        ${picture(item, query, "overlay", model.title)}
+        ${facts(answers[place], model)}
+        <div class="downloads">${download(item, query, "overlay")} ${download(item, query, "mask")}</div>
+      </article>`;
+    })}
+  </div>
+  <p class="agreement" id="agreement">${answers.every(Boolean) ? item.agreed[1] : ""}</p>
+  ${legend(models[asked[0].model].classes.filter((each) => each.role !== "background"))}`;
+}
+
+function download(item, query, output) {
+  const answer = answerTo(item, query);
+  return html`<a class="button" data-output=${output} href=${answer ? urlOf(answer, output) : nothing} aria-label="Download ${models[query.model].title}'s ${TITLES[output]}"
+    download=${fileName(stem(item.name), query.model, output)}>↓ ${TITLES[output]}</a>`;
+}
+
+function masksView(item) {
+  const [query] = queries(item);
+  const answer = answerTo(item, query);
+  const model = models[query.model];
+  const trimap = query.output.includes("trimap");
+  return html`<div class="pair">
+    <article aria-label="Mask"><h2>Mask</h2>${picture(item, query, "mask", "Mask")}</article>
+    <article aria-label="Classes"><h2>${trimap ? "Border and classes" : "Classes"}</h2>${picture(item, query, "classes", "Classes")}${legend(model.classes)}</article>
+  </div>
+  ${facts(answer, model)}
+  <div class="actions" role="group" aria-label="Files">
+    ${query.output.map((output) => download(item, query, output))} ${copying("Mask", answer && (() => answer.files.mask))}
+  </div>
+  <form class="row" @submit=${(event) => event.preventDefault()}>${server()}</form>`;
+}
+
+function list() {
+  const word = (item) => item.error || (done(item) ? "done" : "waits");
+  return html`<section id="several" aria-labelledby="several-title">
+    <div class="bar"><h2 id="several-title">Photos</h2>
+      <button type="button" id="zip" ?disabled=${!state.items.some(done) || state.items.some(busy)} @click=${saveAll}>Download all as zip</button></div>
+    <ol id="list">${state.items.map((item) => html`<li>
+      <button type="button" aria-current=${item === state.current} @click=${() => change({ current: item })}>
+        <img src=${item.url} alt="" @error=${(event) => (event.target.style.visibility = "hidden")}>
+        <span>${item.name}</span><span class=${item.error ? "failed" : "soft"}>${word(item)}</span>
+      </button></li>`)}</ol>
+  </section>`;
+}
+
+function tryPage() {
+  const { current, items } = state;
+  const views = { cutout: "Cut-out", ...(about.shipped ? { compare: "U-Net and SegNet" } : {}), masks: "Mask and border" };
+  const shown = { cutout: cutoutView, compare: compareView, masks: masksView }[state.view];
+  return html`<section aria-labelledby="title">
+    <h1 id="title" tabindex="-1">${title()}</h1>
+    <p class="soft lead">Your photo stays on this machine and is not kept.</p>
+    <div class="ways" id="drop">
+      <input type="file" id="file" class="hidden" accept="image/*,.tif,.tiff,.avif" multiple @change=${({ target }) => {
+        if (target.files.length) takeFiles(target.files);
+        target.value = "";
+      }}>
+      <label for="file" class="button main">Choose photos</label>
+      <button type="button" id="webcam" aria-pressed=${Boolean(state.camera)} @click=${() => (state.camera ? stopWebcam() : startWebcam())}>${state.camera ? "Stop webcam" : "Webcam"}</button>
+      <span class="soft small">or drop or paste some</span>
+      ${state.samples.length ? html`<div class="samples" role="group" aria-label="Samples">${state.samples.map(({ item, title, credit, file }) => html`
+        <button type="button" data-file=${file} title="${title}: ${credit}" aria-pressed=${item === current} @click=${() => take([item])}>
+          <img src=${item.url} alt=""><span>${title}</span></button>`)}</div>` : nothing}
+    </div>
+    ${current && !(current.error && items.length === 1) ? html`
+      <div class="bar">
+        <fieldset class="group views"><legend class="hidden">View</legend>
+          ${Object.entries(views).map(([view, title]) => choice("view", view, title, () => ((state.view = view), (state.tool = "slider"), state.camera ? draw() : work())))}
+        </fieldset>
+        ${state.camera ? html`<p class="live"><b id="rate">${state.rate?.toFixed(1) ?? "–"}</b> frames a second</p>` : nothing}
+      </div>
+      <div id="results">${shown(current)}</div>` : nothing}
+    ${items.length > 1 ? list() : nothing}
+    ${state.samples.length ? html`<p class="soft small credits">${state.samples.map(({ title, credit }) => `${title}: ${credit}`).join("; ")}.</p>` : nothing}
+  </section>`;
+}
+
+const classNames = () => objects(about.models.flatMap((model) => model.classes));
+const title = () => {
+  const unique = [...new Set(classNames())];
+  return about.shipped ? `Cut out your ${unique.join(" or ")}` : `Cut out: ${unique.join(", ")}`;
+};
+
+function comparisonPage() {
+  const item = state.samples[0].item;
+  return html`<section aria-labelledby="title">
+    <h1 id="title" tabindex="-1">U-Net or SegNet?</h1>
+    <div id="answer" aria-busy=${!state.answer} .innerHTML=${state.answer || "<p class=soft>Drawing …</p>"}></div>
+    <h2>The same photo, by both</h2>
+    ${compareView(item)}
+    <p class="soft small">The shipped models, trained from scratch; Chelsea, ${SAMPLES[0].credit}. <code>petseg report results/study</code> in the repository draws every figure of the study.</p>
+  </section>`;
+}
+
+async function startComparison() {
+  try {
+    state.answer ||= await (await fetch("answer")).text();
+    draw();
+    await complete(state.samples[0].item, "compare");
+    draw();
+  } catch {
+    change({ problem: GONE });
+  }
+}
+
+function apiPage() {
+  const from = `${location.origin}/api`;
+  const photo = about.shipped ? "cat.jpg" : "photo.jpg";
+  const rows = {
+    output: "mask, overlay, cutout, classes, trimap or json; repeat it for several in one multipart answer",
+    model: [...new Set(about.models.flatMap(({ name, kind }) => (kind ? [kind, name] : [name])))].join(", "),
+    foreground: `classes to cut out, repeated: ${[...new Set(about.models.flatMap(({ classes }) => classes.map(({ name }) => name)))].join(", ")}`,
+    "flip, scales": "true averages with the mirrored photo; 1 and 1.25 average over sizes",
+    matting: "true gives cut-outs finer hair",
+    raw: "true keeps small pieces and holes, and what is hardly an object",
+    limits: `${megabytes(about.upload_bytes)} and ${about.pixels / 1e6} megapixels a photo`,
+    errors: "400 not an image, 413 too large, 415 wrong content type, 422 wrong parameter, 503 busy (with Retry-After); always {\"detail\": \"a sentence\"}",
+  };
+  return html`<section aria-labelledby="title">
+    <h1 id="title" tabindex="-1">From a script</h1>
+    <p class="soft lead">The same models answer over HTTP. <a href="openapi.json">openapi.json</a> describes it all.</p>
+    <pre tabindex="0" aria-label="Commands" id="commands">${[
+      `curl -F image=@${photo} '${from}/segment?output=cutout' > cutout.png`,
+      `curl -F image=@${photo} '${from}/segment?model=${about.models.at(-1).name}&output=json'`,
+      `curl -H 'Content-Type: image/jpeg' --data-binary @${photo} '${from}/segment' > mask.png`,
+      `curl ${from}/models`,
+    ].join("\n")}</pre>
+    <dl class="pairs">${Object.entries(rows).map(([name, words]) => html`<dt><code>${name}</code></dt><dd>${words}</dd>`)}</dl>
+  </section>`;
+}
+
+function draw() {
+  const shown = { try: tryPage, comparison: comparisonPage, api: apiPage }[state.page];
+  const pages = Object.entries(PAGES).filter(([name]) => name !== "comparison" || about?.shipped);
+  render(html`
+    <header><a class="name" href="#try">petseg</a><nav aria-label="Pages">
+      ${pages.map(([name, title]) => html`<a href="#${name}" aria-current=${name === state.page ? "page" : nothing}>${title}</a>`)}
+    </nav></header>
+    <main id="main" style="--at: ${state.at}%">
+      <p class="problem" id="problem" role="alert" ?hidden=${!state.problem}>${state.problem}</p>
+      <p class="hidden" id="status" role="status">${state.status}</p>
+      ${about ? shown() : nothing}
+    </main>`, find("#app"));
+  paint();
+}
+
+// Draws the cut-out on the canvas of the view, where it is not there yet.
+async function paint() {
+  const [canvas, item] = [find("canvas"), state.current];
+  const answer = canvas && item && answerTo(item, queries(item, "cutout")[0]);
+  if (!answer || (canvas.answer === answer && canvas.strokes === item.strokes)) return;
+  const { strokes } = Object.assign(canvas, { answer, strokes: item.strokes });
+  item.ratio ??= answer.summary.width / answer.summary.height;
+  const made = await shown(item, answer.files.cutout);
+  if (canvas.answer !== answer || canvas.strokes !== strokes) return; // another photo came meanwhile
+  Object.assign(canvas, { width: made.canvas.width, height: made.canvas.height });
+  canvas.getContext("2d").drawImage(made.canvas, 0, 0);
+  canvas.dataset.painted = strokes.length;
+  Object.assign(item, { cut: made.cut, last: answer.files.cutout });
+  draw();
+}
+
+// --- start ---
+
+function turn(focus) {
+  const page = Object.keys(PAGES).find((name) => location.hash === `#${name}` && (name !== "comparison" || about.shipped)) ?? "try";
+  if (page !== "try") stopWebcam();
+  change({ page, problem: "" });
+  if (page === "comparison") startComparison();
+  if (focus) find("#title").focus();
+}
+
+addEventListener("hashchange", () => location.hash !== "#main" && turn(true));
+for (const [event, over] of Object.entries({ dragover: true, dragleave: false, drop: false }))
+  addEventListener(event, (dragged) => (dragged.preventDefault(), find("#drop")?.classList.toggle("over", over)));
+addEventListener("drop", (event) => {
+  if (event.dataTransfer.files.length) takeFiles(event.dataTransfer.files);
+  else change({ problem: "That was no file. Drop a photo from a folder, or copy an image and paste it here." });
 });
 addEventListener("paste", (event) => {
-  const files = [...event.clipboardData.files];
-  if (files.length) take(files);
-  else complain("The clipboard holds no image.");
+  if (event.clipboardData.files.length) takeFiles(event.clipboardData.files);
+  else change({ problem: "The clipboard holds no image." });
 });
 
 async function start() {
   try {
     about = await (await fetch("api/models")).json();
+    models = Object.fromEntries(about.models.map((model) => [model.name, model]));
+    const samples = about.shipped ? SAMPLES : [];
+    state.samples = await Promise.all(samples.map(async (sample) => ({ ...sample, item: makeItem(await (await fetch(sample.file)).blob(), sample.file) })));
   } catch {
-    return complain(GONE);
+    return change({ problem: GONE });
   }
-  const best = about.models.filter((model) => model.best);
-  offered = best.sort((one, other) => (other.name === about.default) - (one.name === about.default)).map(makeSide);
-  find("others").append(...offered.slice(1).map(makeChoice));
-  find("others").hidden = offered.length < 2;
-  choose();
-  for (const { root, photo, result } of offered) {
-    for (const image of [photo, result]) {
-      const fit = () => root.querySelector(".stage").style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
-      image.addEventListener("load", fit);
-    }
-    photo.addEventListener("load", () => root.classList.remove("alone"));
-    photo.addEventListener("error", () => root.classList.add("alone"));
-  }
-  const classes = offered.flatMap((side) => side.classes);
-  const unique = [...new Set(objects(classes))];
-  find("try-title").textContent = about.shipped ? `Cut out your ${unique.join(" or ")}` : `Cut out: ${unique.join(", ")}`;
-  document.title = `petseg: ${find("try-title").textContent.toLowerCase()}`;
-  find("sample").hidden = document.querySelector("nav a[href='#comparison']").hidden = !about.shipped;
-  find("class-names").textContent = [...new Set(classes.map((each) => each.name))].join(", ");
-  const from = `${location.origin}/api`;
-  const photo = about.shipped ? "cat.jpg" : "photo.jpg";
-  find("commands").textContent = [
-    `curl -F image=@${photo} '${from}/segment?output=cutout' > cutout.png`,
-    `curl -F image=@${photo} '${from}/segment?model=${offered.at(-1).model}&output=json'`,
-    `curl -H 'Content-Type: image/jpeg' --data-binary @${photo} '${from}/segment' > mask.png`,
-    `curl ${from}/models`,
-  ].join("\n");
-  find("names").textContent = [...new Set(about.models.flatMap(({ name, kind }) => (kind ? [kind, name] : [name])))].join(", ");
-  find("limits").textContent = `${megabytes(about.upload_bytes)} and ${about.pixels / 1e6} megapixels a photo`;
-  turnTo(page(), false);
+  state.model = about.default;
+  document.title = `petseg: ${title().toLowerCase()}`;
+  turn(false);
   document.body.dataset.ready = "true";
+  if (state.page !== "try" || !state.samples.length || state.items.length) return;
+  change({ current: state.samples[0].item, items: [state.samples[0].item] });
+  await work();
+  for (const { item } of state.samples) await complete(item, "cutout").catch(() => {}); // so that the others respond at once
 }
 
 start();
