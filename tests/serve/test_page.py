@@ -236,7 +236,7 @@ def test_the_brush_erases_and_restores_at_the_photo_s_own_size_and_undo_takes_it
 
 
 @pytest.mark.parametrize("size", [(333, 1001), (1003, 251)])
-def test_a_result_covers_its_photo_and_no_more(page, tmp_path, size):
+def test_a_cut_out_covers_its_photo_and_no_more(page, tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "wall.png")
     choose(page, tmp_path / "wall.png")
     expect(page.get_by_text("No cat or dog here")).to_be_visible()
