@@ -24,6 +24,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_favicon = "../petseg/serve/page/icon.svg"
 html_title = f"petseg {release}"
 html_show_sphinx = html_show_copyright = False
 myst_enable_extensions = ["colon_fence", "attrs_inline", "deflist"]
