@@ -1,4 +1,4 @@
-"""The documentation site: sphinx-build -W -b html docs site (extra `docs`).
+"""The documentation site: sphinx-build -W -b html docs site (extras `docs`, `train`).
 
 Sphinx with MyST reads the same Markdown files that the repository shows. Material for MkDocs is at the end of its life,
 and its successor Zensical has no stable version yet; Sphinx also documents Python from its docstrings and checks links.
