@@ -28,6 +28,7 @@ NETWORKS = {  # name -> how a reader knows it; here, so that they can be listed 
     "segnet": "SegNet",
     "unet_paper": "U-Net (paper)",
     "segnet_paper": "SegNet (paper)",
+    "segnet_basic": "SegNet-Basic",
     "tutorial": "Tutorial",
 }
 

@@ -19,6 +19,7 @@ from petseg.errors import PetsegError, unknown_name
 from petseg.models import external
 from petseg.models.builder import Builder, Input
 from petseg.models.segnet import SegNet, load_vgg16, vgg16_convs
+from petseg.models.segnet_basic import STAGES, SegNetBasic
 from petseg.models.tutorial import Tutorial
 from petseg.models.unet import UNet
 
@@ -36,6 +37,22 @@ class StageOptions(StrictConfig):
     """Batch normalisation after each convolution."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping a channel of the deepest stage."""
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] | None = None
+    """Channels of each stage (U-Net: and of the bottom), where they do not double from `base_channels`."""
+    merge: Literal["concatenate", "add"] = "concatenate"
+    """How the encoder's maps join the decoder's; added, they cost neither parameters nor arithmetic."""
+
+    def stages(self) -> int:
+        """Returns how many numbers `channels` has."""
+        return self.depth
+
+    @model_validator(mode="after")
+    def _channels_of_each_stage(self) -> Self:
+        if self.channels is not None and len(self.channels) != self.stages():
+            raise ValueError(
+                f"channels has {len(self.channels)} numbers for depth {self.depth}; wanted {self.stages()}"
+            )
+        return self
 
 
 class UNetOptions(StageOptions):
@@ -48,6 +65,10 @@ class UNetOptions(StageOptions):
     upsampling: Literal["transposed", "bilinear", "indices"] = "transposed"
     """A learnt 2x2 up-convolution (U-Net's own), bilinear, or by the pooling's indices (SegNet's own)."""
 
+    def stages(self) -> int:
+        """Returns the stages and the bottom."""
+        return self.depth + 1
+
 
 class SegNetOptions(StageOptions):
     """Options of SegNet."""
@@ -56,6 +77,10 @@ class SegNetOptions(StageOptions):
     """3x3 convolutions a stage: one number, or one for each stage; none takes VGG16's 2, 2, 3, 3, 3."""
     upsampling: Literal["indices", "bilinear"] = "indices"
     """By the pooling's indices (SegNet's own), or bilinear: the ablation."""
+    skips: bool = False
+    """Bring the encoder's maps to the decoder beside the indices."""
+    last_pooling: bool = True
+    """Pool after the deepest stage, as the paper; false leaves that out at the same cost."""
     encoder_weights: str | None = None
     """VGG16-BN's weights, the paper's own start: "imagenet" asks timm's hub, else a file in torchvision's layout."""
 
@@ -76,6 +101,17 @@ class SegNetOptions(StageOptions):
                 "take segnet_paper"
             )
         return self
+
+
+class SegNetBasicOptions(StrictConfig):
+    """Options of SegNet-Basic."""
+
+    base_channels: Annotated[int, Field(ge=1, le=256)]
+    """Channels of every stage."""
+    skips: bool = False
+    """Add the encoder's maps after unpooling."""
+    upsampling: Literal["indices", "bilinear"] = "indices"
+    """By the pooling's indices, or bilinear."""
 
 
 class TutorialOptions(StrictConfig):
@@ -115,6 +151,13 @@ MODELS: dict[str, Builder] = {  # name -> builder
     "segnet": _SEGNET,
     "unet_paper": replace(_UNET, title=NETWORKS["unet_paper"], preset=_UNET_PAPER),
     "segnet_paper": replace(_SEGNET, title=NETWORKS["segnet_paper"], preset={**_SEGNET.preset, "base_channels": 64}),
+    "segnet_basic": Builder(
+        NETWORKS["segnet_basic"],
+        SegNetBasic,
+        SegNetBasicOptions,
+        {"base_channels": 64},
+        Input(multiple=2**STAGES),
+    ),
     "tutorial": Builder(
         NETWORKS["tutorial"],
         Tutorial,

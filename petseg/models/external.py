@@ -58,6 +58,8 @@ class EncoderUNetOptions(EncoderOptions):
 
     decoder_channels: Annotated[tuple[Channels, ...], Field(strict=False)] = DECODER_CHANNELS
     """Channels of each decoder stage, deepest first."""
+    skips: bool = True
+    """Concatenate the encoder's maps; false decodes its deepest map alone."""
 
 
 class EncoderUNet(nn.Module):
@@ -66,29 +68,34 @@ class EncoderUNet(nn.Module):
     Ronneberger et al., "U-Net", 2015, arXiv 1505.04597, with a timm encoder (`features_only`) as the contracting path.
     Its first map has half the size of the image, so one stage of plain convolutions sees the image itself: its output
     is the last skip, which an object's outline needs. `decoder_channels` has a number for each map, deepest first.
+    Without `skips` neither that stage nor any map but the deepest is used.
     """
 
-    def __init__(self, encoder: nn.Module, num_classes: int, decoder_channels: Sequence[int]) -> None:
+    def __init__(
+        self, encoder: nn.Module, num_classes: int, decoder_channels: Sequence[int], *, skips: bool = True
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         channels: list[int] = encoder.feature_info.channels()  # type: ignore[union-attr, operator]
         full = decoder_channels[-1]
-        self.stem = conv_stage([3, full], batch_norm=True)
-        skips = [*reversed(channels[:-1]), full]
+        self.stem = conv_stage([3, full], batch_norm=True) if skips else None
+        crossing = [*reversed(channels[:-1]), full] if skips else [0] * len(decoder_channels)
         self.decoder = nn.ModuleList(
             conv_stage([below + skip, width, width], batch_norm=True)
-            for below, skip, width in zip([channels[-1], *decoder_channels], skips, decoder_channels, strict=False)
+            for below, skip, width in zip([channels[-1], *decoder_channels], crossing, decoder_channels, strict=False)
         )
         self.head = nn.Conv2d(full, num_classes, kernel_size=1)
-        for module in (self.stem, self.decoder, self.head):
+        for module in filter(None, (self.stem, self.decoder, self.head)):
             initialise(module)
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits [N, C, H, W] of images [N, 3, H, W], normalised as the encoder wants them."""
-        maps = [self.stem(image), *self.encoder(image)]
-        x = maps.pop()
+        *maps, x = self.encoder(image)
+        if self.stem is not None:
+            maps.insert(0, self.stem(image))
         for stage in self.decoder:
-            x = stage(torch.cat([maps.pop(), F.interpolate(x, scale_factor=2, mode="nearest")], dim=1))
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = stage(x if self.stem is None else torch.cat([maps.pop(), x], dim=1))
         logits: Tensor = self.head(x)
         return logits
 
@@ -197,7 +204,7 @@ def _module(path: Path, changed: int) -> ModuleType:
     return module
 
 
-def _timm_unet(match: re.Match[str], num_classes: int, decoder_channels: Sequence[int]) -> nn.Module:
+def _timm_unet(match: re.Match[str], num_classes: int, decoder_channels: Sequence[int], *, skips: bool) -> nn.Module:
     timm = _library("timm")
     if not timm.is_model(match["encoder"]):
         raise unknown_name("timm encoder", match["encoder"], timm.list_models())
@@ -214,7 +221,7 @@ def _timm_unet(match: re.Match[str], num_classes: int, decoder_channels: Sequenc
             f"model.decoder_channels has {len(decoder_channels)} numbers; take an encoder that halves at each map, and "
             "a number for each"
         )
-    return EncoderUNet(encoder, num_classes, decoder_channels)
+    return EncoderUNet(encoder, num_classes, decoder_channels, skips=skips)
 
 
 def _smp(match: re.Match[str]) -> tuple[Callable[..., nn.Module], type[EncoderOptions]]:

@@ -7,8 +7,10 @@ map by convolutions. Only the indices (2 bits a window in principle) cross, not 
 Without batch normalisation it hardly learns at five stages: each unpooling makes the signal smaller.
 
 We differ from the paper: weights start at random unless `load_vgg16` gives it the paper's own start; classes may be
-unweighted; the head is the last decoder convolution, a 3x3 as in the paper. With `upsampling="bilinear"` the indices
-are dropped: the ablation.
+unweighted; the head is the last decoder convolution, a 3x3 as in the paper. Switches take the idea apart:
+`upsampling="bilinear"` drops the indices; `skips` brings the encoder's maps beside them, added (the paper's
+"encoder addition") or concatenated; `last_pooling=False` leaves out the deepest pooling and its unpooling alone, at the
+same parameters and arithmetic.
 """
 
 import re
@@ -45,13 +47,18 @@ class SegNet(nn.Module):
         convs: Sequence[int] = VGG16_CONVS,
         batch_norm: bool = True,
         dropout: float = 0.0,
+        channels: Sequence[int] | None = None,
+        skips: bool = False,
+        merge: Literal["concatenate", "add"] = "concatenate",
         upsampling: Literal["indices", "bilinear"] = "indices",
+        last_pooling: bool = True,
     ) -> None:
         super().__init__()
         assert len(convs) == depth, "the config checks that each stage has its number of convolutions"
         self.convs = tuple(convs)
-        self.upsampling = upsampling
-        channels = stage_channels(base_channels, depth, growth_cap=8)
+        self.skips, self.merge, self.upsampling, self.last_pooling = skips, merge, upsampling, last_pooling
+        self.channels = channels = list(channels or stage_channels(base_channels, depth, growth_cap=8))
+        joined = 2 if skips and merge == "concatenate" else 1
         self.encoder = nn.ModuleList(
             conv_stage([before] + [after] * count, batch_norm=batch_norm)
             for before, after, count in zip([3, *channels], channels, convs, strict=False)
@@ -59,26 +66,31 @@ class SegNet(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.decoder = nn.ModuleList()
         for level in reversed(range(1, depth)):
-            widths = [channels[level]] * convs[level] + [channels[level - 1]]
+            widths = [joined * channels[level]] + [channels[level]] * (convs[level] - 1) + [channels[level - 1]]
             self.decoder.append(conv_stage(widths, batch_norm=batch_norm))
-        self.decoder.append(conv_stage([base_channels] * convs[0], batch_norm=batch_norm))
-        self.head = nn.Conv2d(base_channels, num_classes, kernel_size=3, padding=1)
+        widths = [joined * channels[0]] + [channels[0]] * (convs[0] - 1)
+        self.decoder.append(conv_stage(widths, batch_norm=batch_norm))
+        self.head = nn.Conv2d(widths[-1], num_classes, kernel_size=3, padding=1)
         initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits [N, C, H, W] of an image batch [N, 3, H, W] (range: `petseg.models.Input`)."""
-        poolings: list[tuple[Tensor | None, tuple[int, int]]] = []
+        poolings: list[tuple[Tensor | None, Tensor | None, tuple[int, int]]] = []  # skip, indices, size of each stage
         x = image
-        for stage in self.encoder:
-            x = stage(x)
-            size = (x.shape[-2], x.shape[-1])
-            x, indices = max_pool(x, indices=self.upsampling == "indices")
-            poolings.append((indices, size))
+        for left, stage in zip(reversed(range(len(self.encoder))), self.encoder, strict=True):
+            x, indices = stage(x), None
+            skip, size = x if self.skips else None, (x.shape[-2], x.shape[-1])
+            if left or self.last_pooling:
+                x, indices = max_pool(x, indices=self.upsampling == "indices")
+            poolings.append((skip, indices, size))
         x = self.dropout(x)
         for stage in self.decoder:
-            indices, size = poolings.pop()
-            x = enlarge(x, indices, size)
-            del indices  # their memory is free while the stage computes
+            skip, indices, size = poolings.pop()
+            if x.shape[-2:] != size:
+                x = enlarge(x, indices, size)
+            if skip is not None:
+                x = torch.cat([skip, x], dim=1) if self.merge == "concatenate" else skip + x
+            del skip, indices  # their memory is free while the stage computes
             x = stage(x)
         logits: Tensor = self.head(x)
         return logits

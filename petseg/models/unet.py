@@ -6,11 +6,12 @@ and concatenates the encoder's whole map at each level (the skip connection), so
 memory: each skip stays alive until its decoder stage has used it.
 
 We differ from the paper: convolutions are padded, so the output has the size of the input; batch normalisation may
-follow each (not in the `unet_paper` preset); dropout is channel-wise and optional. Two switches take the idea apart:
-`skips=False` drops the maps; `upsampling` replaces the up-convolution by a 1x1 convolution and an enlargement that
-learns nothing, bilinear or by SegNet's indices.
+follow each (not in the `unet_paper` preset); dropout is channel-wise and optional. Switches take the idea apart:
+`skips=False` drops the maps; `merge="add"` adds them instead; `upsampling` replaces the up-convolution by a 1x1
+convolution and an enlargement that learns nothing, bilinear or by SegNet's indices.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -32,13 +33,14 @@ class UNet(nn.Module):
         convs: int = 2,
         batch_norm: bool = True,
         dropout: float = 0.0,
+        channels: Sequence[int] | None = None,
         skips: bool = True,
+        merge: Literal["concatenate", "add"] = "concatenate",
         upsampling: Literal["transposed", "bilinear", "indices"] = "transposed",
     ) -> None:
         super().__init__()
-        self.skips = skips
-        self.upsampling = upsampling
-        channels = stage_channels(base_channels, depth + 1, growth_cap=2**depth)
+        self.skips, self.merge, self.upsampling = skips, merge, upsampling
+        self.channels = channels = list(channels or stage_channels(base_channels, depth + 1, growth_cap=2**depth))
         self.encoder = nn.ModuleList(
             conv_stage([before] + [after] * convs, batch_norm=batch_norm)
             for before, after in zip([3, *channels], channels, strict=False)
@@ -52,9 +54,9 @@ class UNet(nn.Module):
                 if upsampling == "transposed"
                 else nn.Conv2d(below, level, kernel_size=1)
             )
-            merged = 2 * level if skips else level
+            merged = 2 * level if skips and merge == "concatenate" else level
             self.decoder.append(conv_stage([merged] + [level] * convs, batch_norm=batch_norm))
-        self.head = nn.Conv2d(base_channels, num_classes, kernel_size=1)
+        self.head = nn.Conv2d(channels[0], num_classes, kernel_size=1)
         initialise(self)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class UNet(nn.Module):
             # the up-convolution doubles; odd sizes lose what pooling's rounding up added
             x = x[..., : size[0], : size[1]] if self.upsampling == "transposed" else enlarge(x, indices, size)
             if skip is not None:
-                x = torch.cat([skip, x], dim=1)
+                x = torch.cat([skip, x], dim=1) if self.merge == "concatenate" else skip + x
             del skip, indices  # their memory is free while the stage computes
             x = stage(x)
         logits: Tensor = self.head(x)
