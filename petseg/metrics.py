@@ -66,6 +66,12 @@ def pixel_accuracy(confusion: Confusion) -> Score:
     return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum(axis=(-2, -1)))
 
 
+def class_accuracy(confusion: Confusion) -> Score:
+    """Returns the mean over the classes in the truth of the share of its pixels that are right, float64 [...]."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return mean_over_classes(_ratio(hits, confusion.sum(axis=-1)))
+
+
 class BoundaryCounts(NamedTuple):
     """Boundary pixels of one class in one image: of each side, all and those with the other side near."""
 

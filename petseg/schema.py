@@ -125,6 +125,9 @@ class LatencyInfo(Record):
 
     p50: float
     p95: float
+    low: float | None = None  #: of the median, 95 % interval over the rounds
+    high: float | None = None
+    rounds: tuple[float, ...] = ()  #: medians of parts of the passes, in their order; those of one measurement pair up
     repeats: int
     batch: int = 1
     size: int
@@ -140,6 +143,7 @@ class CostInfo(Record):
     skip_bytes: int | None  #: kept for the decoder beside the deepest map, indices at 2 bits; None: no map is smaller
     training_activation_bytes_per_image: int  #: what each further image adds to the same, forward and backward
     latency_ms: LatencyInfo | None = None
+    latencies: dict[str, LatencyInfo] = {}  #: runtime and threads, such as "OpenVINO, all threads" -> the same there
     train_seconds: float | None = None
     train_images_per_second: float | None = None
     train_others: float | None = None  #: as `latency_ms.others`, in the median epoch
@@ -274,8 +278,12 @@ class PairedDifference(Estimate):
     share_left_better: float  #: of the resamples, 0..1
 
 
-# what a model loses at the other model's best setting: one seed, so the interval is over images alone
-SettingLoss = PairedDifference | Literal["same setting", "diverged"]
+class Ratio(Record):
+    """A ratio of two latencies on one processor, with its 95 % interval."""
+
+    ratio: float
+    low: float
+    high: float
 
 
 class ArmDifference(Record):
@@ -288,7 +296,10 @@ class ArmDifference(Record):
     images: int | None  #: None without a seed that both have
     diverged: dict[str, int] = {}  #: arm -> seeds in which its training diverged, where there are any
     difference: PairedDifference | None
-    latency_ratio: float | None = None  #: left over right; None for equal shapes
+    primary: bool = False  #: a primary claim is about it
+    together: tuple[float, float] | None = None  #: of a primary one: the interval that holds with all others' at once
+    latency_ratio: float | None = None  #: left over right, ONNX Runtime with one thread; None for equal shapes
+    latency_ratios: dict[str, Ratio] = {}  #: runtime and threads -> the same with its interval
     expected: dict[str, Verdict] = {}  #: what the recipe expected of it -> what became of that
     by_severity: tuple[PairedDifference, ...] = ()  #: of a corruption: the images unchanged, then in each severity
 
@@ -297,9 +308,9 @@ class CostMatch(Record):
     """How near a searched shape comes to the cost that it was to have."""
 
     options: dict[str, JsonValue]  #: by which the model must differ
-    quantity: Literal["parameters", "latency"]
+    quantity: Literal["parameters", "macs", "latency", "parameters_and_macs"]
     wanted: float
-    reached: float
+    reached: float  #: of parameters and MACs the share of `wanted` that is further off
 
 
 class ArmScores(Record):
@@ -308,6 +319,10 @@ class ArmScores(Record):
     miou: Estimate
     iou: dict[str, Estimate]  #: by class
     boundary_f: Estimate
+    pixel_accuracy: Estimate
+    class_accuracy: Estimate  #: mean over classes of the share of its pixels that are right
+    train_loss: float  #: in nats, of the last epoch, on augmented images; mean over the runs
+    val_loss: float  #: in nats, of the last epoch; far above the other where the fit does not carry over
     train_seconds: float | None  #: mean of the runs that the experiment's usual machine made; None: another made them
     history: dict[str, tuple[tuple[float, float, float], ...]] = {}
     """Curve -> mean, lowest and highest over seeds, epoch by epoch; of the study's first experiment alone."""
@@ -321,7 +336,8 @@ class ArmFindings(Record):
     variant: str
     title: str  #: of the variant
     line: str = ""  #: of the experiment's curve, where a model has several
-    runs: tuple[str, ...]  #: finished, seed by seed; arms of the same runs are one network under two names
+    size: int  #: side in pixels at which it trains
+    runs: tuple[str, ...]  #: finished, by seed, then fold; arms of the same runs are one network under two names
     seeds: tuple[int, ...]  #: that finished
     train_images: int | None
     match: CostMatch | None = None
@@ -335,44 +351,47 @@ class ExperimentFindings(Record):
     name: str
     title: str
     split: str
-    size: int  #: side in pixels at which the arms train
-    curve: Literal["latency", "images"] | None  #: what mIoU is drawn over
+    curve: Literal["latency", "images", "size"] | None  #: what mIoU is drawn over
     seeds: tuple[int, ...]  #: as planned
     arms: tuple[ArmFindings, ...]
     differences: tuple[ArmDifference, ...]
 
 
-class TuningCell(Record):
-    """One setting of the grid for one model."""
+class TunedCell(Record):
+    """One setting of the grid for one model, all of whose seeds have ended."""
 
     model: str
-    learning_rate: float
-    warmup: float
-    state: RunState
-    points: float | None  #: mIoU on validation, where it finished
-
-
-class TunedSetting(Record):
-    """A model's best setting of the grid."""
-
-    learning_rate: float
-    warmup: float
-    miou: float  #: on validation, 0..1
-    run: str
+    fields: dict[str, JsonValue]  #: dotted field -> value
+    miou: float | None  #: on validation, 0..1, mean over the seeds; None: a seed diverged
+    best: bool = False  #: of the model's cells
 
 
 class TuningFindings(Record):
     """The grid that each model's settings come from."""
 
-    seed: int
+    seeds: tuple[int, ...]
     size: int
     epochs: int
     expected: str  #: in words
-    cells: tuple[TuningCell, ...]
-    best: dict[str, TunedSetting]
-    at_the_other_s_best: dict[str, SettingLoss]  #: by model; nothing before both best settings are known
-    more_lost: PairedDifference | None  #: by how much the model that was expected to lose more did
-    verdict: Verdict | None
+    cells: tuple[TunedCell, ...]
+
+
+class ClaimFinding(Record):
+    """One expectation of the recipe, counted once, however many comparisons it is about."""
+
+    part: str  #: the experiment, "robustness" or "subsets"
+    text: str
+    primary: bool
+    verdict: Verdict  #: held: of every comparison
+    comparisons: int  #: those that no claim before it is about; of one run under two names none
+
+
+class Family(Record):
+    """The primary comparisons, whose intervals hold all at once."""
+
+    error: float  #: probability that one of them misses its true difference
+    comparisons: int
+    resamples: int
 
 
 class Machine(Record):
@@ -400,7 +419,7 @@ class Findings(Record):
     """findings.json: every number of a study's page; what needs runs that are not there is None, or has fewer seeds."""
 
     kind: Literal["findings"] = "findings"
-    version: Literal[4] = 4
+    version: Literal[5] = 5
     petseg: str
     title: str
     models: dict[str, str]  #: name -> title
@@ -412,6 +431,8 @@ class Findings(Record):
     machines: tuple[Machine, ...]
     latency_environment: LatencyEnvironment | None
     tuning: TuningFindings | None
+    family: Family | None  #: None: the recipe names nothing primary
+    claims: tuple[ClaimFinding, ...]
     experiments: Annotated[tuple[ExperimentFindings, ...], Field(min_length=1)]  #: the first is the main one
     corrupted: dict[str, dict[str, tuple[Estimate, ...]]]
     """Model -> corruption -> mIoU of the main variant: of the images unchanged, then in each severity."""

@@ -99,6 +99,6 @@ def global_options(
 data.app.command()(convert.convert)
 data.app.command()(convert.merge)
 app.add_typer(data.app, name="data")
-own = (export.models, train.train, train.evaluate, compare.compare, study.study, compare.report)
+own = (export.models, train.train, train.evaluate, train.robustness, compare.compare, study.study, compare.report)
 for command in (*own, predict.predict, annotate.annotate, export.export, export.bench, serve.serve):
     app.command()(command)

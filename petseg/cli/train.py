@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from petseg.cli.data import data_folder, prepare_data, run_name
+from petseg.cli.data import data_folder, open_data, prepare_data, run_name
 from petseg.cli.options import (
     DataOption,
     DeviceOption,
@@ -68,6 +68,44 @@ def train(
         from petseg.export.onnx import exported_run
 
         print(f"exported: {exported_run(run)}")
+
+
+def robustness(
+    model: Annotated[str, typer.Argument(help="A run folder, a shipped model or an ONNX file of `petseg export`.")],
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the counts of each image.")] = None,
+    settings: SetOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Score a model on the test images, corrupted as files: JPEG, blur, noise, darkness, scale, rotation."""
+    from petseg.config import load_recipe
+    from petseg.evaluation.corruptions import KINDS, UNCHANGED, Corruption
+    from petseg.evaluation.robustness import evaluate_robustness, shipped_robustness
+    from petseg.metrics import mean_iou
+    from petseg.predict.segmenter import Segmenter
+    from petseg.schema import write_record
+    from petseg.training.runs import read_config
+
+    with progress_bar() as advance:
+        if Path(model).is_dir():
+            config = read_config(Path(model))
+            hardware = chosen_hardware(config.train.precision, device, threads)
+            prepared = prepare_data(data_folder(data), config.data, Path(model))
+            found = evaluate_robustness(Path(model), hardware, prepared, partial(advance, "score"))
+        else:
+            segmenter = Segmenter(model, threads=threads)
+            config_data = load_recipe("default", ["task=trimap_species", *(settings or ())]).data
+            found = shipped_robustness(segmenter, open_data(data_folder(data), config_data), partial(advance, "score"))
+    if out is not None:
+        write_record(out, found)
+    score = {name: 100 * float(mean_iou(found.counts(name).sum(axis=0))) for name in found.confusions}
+    print(f"{model}: test, {len(found.ids)} images, mIoU unchanged {score[UNCHANGED.name]:.1f}")
+    rows = []
+    for name, kind in KINDS.items():
+        scores = (f"{score[Corruption(name, severity).name]:.1f}" for severity in (1, 2, 3))
+        rows.append((f"{kind.unit}: {', '.join(f'{amount:g}' for amount in kind.amounts)}", *scores))
+    print_table("", ("corruption", ">mild", ">medium", ">strong"), rows)
 
 
 def evaluate(

@@ -1,27 +1,33 @@
-"""How a trained run stands corrupted images: every one of `evaluation.corruptions` on a part of the test split."""
+"""How a model stands corrupted files: every one of `evaluation.corruptions` on a dataset's test images.
 
+A file is decoded at its own size, corrupted there, and only then seen as the model sees any image.
+"""
+
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 
 from petseg import storage
-from petseg.data.dataset import UInt8
+from petseg.data.cache import Prepared
+from petseg.data.dataset import Dataset, Merge, Sample, UInt8, scored_ids
+from petseg.data.geometry import Floats, Geometry
+from petseg.data.images import open_sample
 from petseg.errors import PetsegError
-from petseg.evaluation.corruptions import Corruption, corruptions
-from petseg.evaluation.evaluate import Progress, load_run, predicted_ids, read_truth, silent
+from petseg.evaluation.corruptions import corruptions
+from petseg.evaluation.evaluate import Progress, load_run, predicted_ids, silent
 from petseg.metrics import Confusion, confusion_matrix
+from petseg.predict.segmenter import Segmenter
 from petseg.schema import Record, read_record
-from petseg.training.batches import Split
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, evaluation_batches, predict_logits, scored_logits
 
-EVERY = 3  # each third test image, by id: 18 corruptions of all of them would take as long as the training
+MOST = 1500  # images: 19 looks at each of more take as long as a training
 
 
 class Robustness(Record):
@@ -29,7 +35,7 @@ class Robustness(Record):
 
     weights: str
     epoch: int
-    data: str  # `DataInfo.key`
+    data: str  # what names the images
     ids: tuple[str, ...]
     confusions: dict[str, tuple[tuple[int, ...], ...]]  # corruption and severity -> image -> matrix, flat
 
@@ -40,48 +46,81 @@ class Robustness(Record):
         return flat.reshape(-1, side, side)
 
 
-def evaluate_robustness(run: Path, hardware: Hardware, split: Split, on_progress: Progress = silent) -> Robustness:
-    """Returns a run's counts on corrupted images of the test split at their own size, computed once and kept."""
-    if (fit := split.prepared.geometry.fit) != "square":
-        raise PetsegError(f"{run}: its data.fit is {fit!r}; corruptions are of squares: leave robustness out")
+@dataclass(frozen=True)
+class Looker:
+    """What sees images: probabilities [N, C, h, w] of uint8 [N, h, w, 3], and how images become those."""
+
+    probabilities: Callable[[UInt8], Floats]
+    geometry: Geometry
+
+    def ids(self, image: UInt8, merge: Merge | None) -> UInt8:
+        """Returns the scored class ids uint8 [H, W] of an image uint8 [H, W, 3]."""
+        own = (image.shape[0], image.shape[1])
+        content, canvas = self.geometry.content(own), self.geometry.image(Image.fromarray(image), own)
+        if self.geometry.fit == "crop":
+            seen = np.concatenate(list(self.geometry.bands(canvas, content, self.probabilities)), axis=1)
+        else:
+            seen = self.probabilities(canvas[None].copy())[0][:, : content[0], : content[1]]
+        if merge is not None:
+            seen = np.stack([seen[list(members)].sum(axis=0) for members in merge.members()])
+        return predicted_ids(torch.from_numpy(np.ascontiguousarray(seen)), own)
+
+
+def evaluate_robustness(
+    run: Path, hardware: Hardware, prepared: Prepared, on_progress: Progress = silent
+) -> Robustness:
+    """Returns a run's counts on corrupted test images at their own size, computed once and kept in its folder."""
     trained, stored = load_run(run, hardware), run / "evaluations" / "robustness.json"
-    rows = np.array(sorted(split.rows, key=lambda row: split.prepared.samples[row].id))[::EVERY]
-    ids = tuple(split.prepared.samples[row].id for row in rows)
-    key = split.prepared.key
-    found = Robustness(weights=trained.weights, epoch=trained.epoch, data=key, ids=ids, confusions={})
+    ids = test_ids(prepared.dataset)
+    empty = Robustness(weights=trained.weights, epoch=trained.epoch, data=prepared.key, ids=ids, confusions={})
     with suppress(PetsegError):
         known = read_record(stored, Robustness)
-        if known.model_copy(update={"confusions": {}}) == found:
+        if known.model_copy(update={"confusions": {}}) == empty:
             return known
-    counts = _count(trained.network, replace(split, rows=rows), on_progress)
-    found = found.model_copy(update={"confusions": {name: tuple(matrices) for name, matrices in counts.items()}})
+    looker = Looker(trained.network.probabilities, Geometry.of(trained.config.data))
+    found = empty.model_copy(update={"confusions": _count(looker, prepared.dataset, on_progress)})
     storage.write_text(stored, found.model_dump_json() + "\n")
     return found
 
 
-def _count(network: Network, split: Split, on_progress: Progress) -> dict[str, list[tuple[int, ...]]]:
-    """Returns corruption -> confusion matrix, flat, of each of the split's images."""
-    found: dict[str, list[tuple[int, ...]]] = {corruption.name: [] for corruption in corruptions()}
-    dataset, done = split.dataset, 0
+def shipped_robustness(segmenter: Segmenter, dataset: Dataset, on_progress: Progress = silent) -> Robustness:
+    """Returns the same of a shipped model or an exported file."""
+    own, given = ([entry.name for entry in classes] for classes in (segmenter.classes, dataset.classes))
+    if own != given:
+        raise PetsegError(
+            f"model {segmenter.name} has classes {', '.join(own)}; the labels are of {', '.join(given)}: give the data "
+            "or --set task that it was trained on"
+        )
+    confusions = _count(Looker(segmenter.probabilities, segmenter.geometry), dataset, on_progress)
+    ids = test_ids(dataset)
+    return Robustness(weights=segmenter.name, epoch=0, data=dataset.provenance, ids=ids, confusions=confusions)
 
-    def score(corruption: Corruption, name: str, truth: UInt8, logits: Tensor) -> tuple[int, ...]:
-        moved = corruption.truth(truth, name, split.prepared.size)
-        counts = confusion_matrix(moved, predicted_ids(logits, moved.shape), len(dataset.scored_classes))
-        return tuple(counts.ravel().tolist())
 
-    with ThreadPoolExecutor() as pool:
-        for rows in evaluation_batches(split.rows, split.prepared.size):
-            images = np.array(split.prepared.images[rows])
-            samples = [split.prepared.samples[row] for row in rows]
-            truths = list(pool.map(partial(read_truth, dataset), samples))
-            names, sizes = [sample.id for sample in samples], [truth.shape for truth in truths]
-            for corruption in corruptions():
-                corrupted = torch.from_numpy(np.stack(list(map(corruption.image, images, names, sizes))))
-                batch = replace(split, images=corrupted, labels=split.labels[rows])
-                (seen,) = predict_logits(network, batch, np.arange(len(rows)))
-                found[corruption.name] += pool.map(
-                    partial(score, corruption), names, truths, scored_logits(seen.logits, dataset.merge)
-                )
-            done += len(rows)
-            on_progress(done, len(split.rows))
+def test_ids(dataset: Dataset) -> tuple[str, ...]:
+    """Returns the test images that are corrupted, by id: all, or each second, third ... of very many."""
+    ids = sorted(dataset.splits.get("test", ()))
+    if not ids:
+        raise PetsegError(f"{dataset.name}: has no test split; corruptions are of one")
+    return tuple(ids[:: -(-len(ids) // MOST)])
+
+
+def _count(looker: Looker, dataset: Dataset, on_progress: Progress) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Returns corruption -> confusion matrix, flat, of each image."""
+    found, ids = [], test_ids(dataset)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for of_image in pool.map(partial(_looked_at, looker, dataset), (dataset.by_id[name] for name in ids)):
+            found.append(of_image)
+            on_progress(len(found), len(ids))
+    return {each.name: column for each, column in zip(corruptions(), zip(*found, strict=True), strict=True)}
+
+
+def _looked_at(looker: Looker, dataset: Dataset, sample: Sample) -> list[tuple[int, ...]]:
+    """Returns the confusion matrix, flat, of an image under each corruption."""
+    opened, found = open_sample(dataset, sample), []
+    image, truth = np.asarray(opened.image), scored_ids(opened.ids, dataset.merge)
+    for corruption in corruptions():
+        with torch.inference_mode():  # which is of a thread
+            seen = looker.ids(corruption.image(image, sample.id), dataset.merge)
+        counts = confusion_matrix(corruption.truth(truth, sample.id), seen, len(dataset.scored_classes))
+        found.append(tuple(counts.ravel().tolist()))
     return found

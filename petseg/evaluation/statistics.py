@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from petseg.metrics import Confusion, Score, mean_iou
-from petseg.schema import Estimate, PairedDifference
+from petseg.schema import Estimate, LatencyInfo, PairedDifference, Ratio
 
 Interval = tuple[float, float]
 Scoring = Callable[[Confusion], Score]  # of [..., C, C], or of other sums such as `metrics.boundary_sums`, to [...]
@@ -55,6 +55,40 @@ def many_to_one(
     return [_difference(one, values, how) for one, values in zip(own[:, None], drawn, strict=True)], together
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two arms' matrices, as `paired_bootstrap` takes them, and their score."""
+
+    first: Confusion
+    second: Confusion
+    score: Scoring = mean_iou
+
+
+def family_intervals(pairs: Sequence[Pair], *, how: Resampling = Resampling()) -> list[Interval]:
+    """Returns the simultaneous intervals of differences, in points, of any arms, seeds and images.
+
+    Those of the same images are resampled alike; what their seeds add is drawn independently, which is the wider.
+    """
+    drawn = []
+    for place, pair in enumerate(pairs):
+        first, second = _by_seed(pair.first), _by_seed(pair.second)
+        own = pair.score(first.sum(axis=1)) - pair.score(second.sum(axis=1))
+        resampled = _resampled(first, pair.score, how) - _resampled(second, pair.score, how)
+        drawn.append(_drawn(100 * own, 100 * resampled, how.seed, place))
+    return simultaneous_intervals(np.stack(drawn, axis=1), how.confidence) if pairs else []
+
+
+def ratio_of(one: LatencyInfo, other: LatencyInfo) -> Ratio:
+    """Returns the ratio of two latencies that were measured in turn, with its 95 % interval: Student's t over rounds.
+
+    The rounds' ratios are averaged as logarithms; what slows a round slows both.
+    """
+    ratios = np.log(np.array(one.rounds) / np.array(other.rounds))
+    wide = stdtrit(len(ratios) - 1, 0.975) * ratios.std(ddof=1) / np.sqrt(len(ratios))
+    middle, low, high = (round(float(np.exp(ratios.mean() + way)), 4) for way in (0, -wide, wide))
+    return Ratio(ratio=middle, low=low, high=high)
+
+
 def simultaneous_intervals(drawn: Score, confidence: float) -> list[Interval]:
     """Returns (low, high) of K estimates such that all K hold at once with the given confidence.
 
@@ -77,7 +111,7 @@ def bootstrap(confusions: Confusion, *, score: Scoring = mean_iou, how: Resampli
     return _estimate(own, drawn, how.confidence)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _times_drawn(count: int, resamples: int, seed: int) -> Score:
     """Returns how often each resample holds each image, float64 [resamples, N]."""
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
@@ -94,7 +128,7 @@ def _resampled(confusions: Confusion, score: Scoring, how: Resampling) -> Score:
     return score(flat.astype(np.int64).reshape(how.resamples, seeds, *matrix).swapaxes(0, 1)).T
 
 
-def _drawn(own: Score, resampled: Score, seed: int) -> Score:
+def _drawn(own: Score, resampled: Score, *seed: int) -> Score:
     """Returns the resamples of the mean over seeds, float64 [resamples], from `own` [S] and `resampled` of images."""
     resamples, seeds = resampled.shape
     over_images = resampled.mean(axis=1)
@@ -105,7 +139,7 @@ def _drawn(own: Score, resampled: Score, seed: int) -> Score:
     spread = over_images.var(ddof=1)
     shrink = np.sqrt(shared / spread) if spread else 0.0
     middle = own.mean()
-    levels = np.random.default_rng([seed, seeds]).permutation((np.arange(resamples) + 0.5) / resamples)
+    levels = np.random.default_rng([seed[0], seeds, *seed[1:]]).permutation((np.arange(resamples) + 0.5) / resamples)
     deviations = stdtrit(seeds - 1, levels) * (-1 if middle < 0 else 1)
     return np.asarray(middle + shrink * (over_images - middle) + deviations * own.std(ddof=1) / np.sqrt(seeds))
 

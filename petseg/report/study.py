@@ -49,7 +49,6 @@ class Network(NamedTuple):
 
     arm: schema.ArmFindings
     scores: schema.ArmScores
-    size: int
 
 
 def arm_table(findings: schema.Findings) -> Table:
@@ -59,8 +58,8 @@ def arm_table(findings: schema.Findings) -> Table:
         for arm in experiment.arms:
             if arm.scores:
                 title = f"{experiment.name}: {findings.models[arm.model]}, {arm.title}"
-                rows.setdefault(arm.runs, (title, Network(arm, arm.scores, experiment.size)))
-    ordered = sorted(rows.values(), key=lambda row: (-row[1].size, -row[1].scores.miou.points))
+                rows.setdefault(arm.runs, (title, Network(arm, arm.scores)))
+    ordered = sorted(rows.values(), key=lambda row: (-row[1].arm.size, -row[1].scores.miou.points))
     border = [entry.name for entry in findings.data.scored_classes if entry.role == "boundary"] if findings.data else []
 
     def iou(name: str) -> Column[Network]:
@@ -70,7 +69,7 @@ def arm_table(findings: schema.Findings) -> Table:
         return Column(column.head, lambda row: column.value(row.arm.cost) if row.arm.cost else None, column.text)
 
     columns: list[Column[Network]] = [
-        Column("px", lambda row: row.size, whole),
+        Column("px", lambda row: row.arm.size, whole),
         Column("Seeds", lambda row: len(row.arm.seeds), whole),
         Column("mIoU", lambda row: row.scores.miou.points, points),
         Column("low", lambda row: row.scores.miou.low, points),
@@ -84,11 +83,12 @@ def arm_table(findings: schema.Findings) -> Table:
 
 def curve_chart(findings: schema.Findings, experiment: schema.ExperimentFindings) -> Chart | None:
     """Returns mIoU with its interval over latency or over training images, a curve for each model and line."""
-    by_latency = experiment.curve == "latency"
+    by_latency, size = experiment.curve == "latency", experiment.arms[0].size
     styles, found = model_styles(list(findings.models)), dict[tuple[str, str], dict[float, schema.ArmFindings]]()
     for arm in experiment.arms:
         latency = arm.cost.latency_ms.p50 if arm.cost and arm.cost.latency_ms else None
-        if arm.scores and (at := latency if by_latency else arm.train_images) is not None:
+        over = {"latency": latency, "images": arm.train_images, "size": arm.size}
+        if arm.scores and experiment.curve and (at := over[experiment.curve]) is not None:
             found.setdefault((arm.model, arm.line), {}).setdefault(at, arm)
     lines = []
     for (model, name), arms in found.items():
@@ -99,7 +99,12 @@ def curve_chart(findings: schema.Findings, experiment: schema.ExperimentFindings
         lines.append(replace(line, notes=notes, kind="hollow bars" if name else "bars"))
     if not lines:
         return None
-    x_label = f"ms for an image of {experiment.size} px, one thread" if by_latency else "training images, equal steps"
+    x_labels = {
+        "latency": f"ms for an image of {size} px, one thread",
+        "images": "training images, equal steps",
+        "size": "image size, px",
+    }
+    x_label = x_labels[experiment.curve or "size"]
     ticks = {} if by_latency else {at: whole(at) for line in lines for at in sorted(line.x)}
     panel = Panel(f"mIoU on the {experiment.split} split, %", lines, x_label, ticks=ticks, log=not by_latency)
     return plots.line_chart(f"{experiment.curve}-{experiment.name}", [panel], (430, 330))
@@ -136,9 +141,6 @@ def render_study(findings: schema.Findings) -> str:
     styles = model_styles(list(findings.models))
     groups = {group: list(scores.values()) for group, scores in findings.groups.items()}
     titles = [findings.models[model] for model in next(iter(findings.groups.values()), {})]
-    tuning: dict[tuple[float, float], list[schema.TuningCell]] = {}
-    for cell in findings.tuning.cells if findings.tuning else ():
-        tuning.setdefault((cell.learning_rate, cell.warmup), []).append(cell)
     panels = []  # mIoU over the severity of each corruption, for the first variant's arms
     for name, kind in KINDS.items():
         lines = [
@@ -155,7 +157,6 @@ def render_study(findings: schema.Findings) -> str:
         label=label,
         curves=[(one, curve_chart(findings, one)) for one in findings.experiments if one.curve],
         arms=arm_table(findings),
-        tuning=tuning,
         settings={name: "; ".join(map(str, values)) for name, values in findings.settings.items()},
         training=list(training_charts(findings)),
         corruptions=plots.line_chart("corruptions", panels, (820, 490)) if findings.corrupted else None,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from petseg.schema import Findings, read_record, write_record
 from petseg.storage import read_json, write_json
 from tests.cli.test_commands import one_line_error, petseg, succeeds
 from tests.conftest import refused
-from tests.made_studies import MATCHES, diverge, make_study
+from tests.made_studies import BEST, MATCHES, diverge, make_study
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_times_of_unlike_machines_are_not_mixed_nor_one_run_compared_with_itself
     results = Results(folder)
     for name in ("unet/width", "segnet/parameters"):
         for seed in (3, 4) if name == "unet/width" else range(5):
-            entry = results.entry("main", name, seed)
+            entry = results.runs("main", name, seed)[0]
             place = folder / "runs" / entry.name
             write_json(place / "environment.json", {**read_json(place / "environment.json"), "processor": "another"})
             metrics = place / "metrics.jsonl"
@@ -116,14 +117,38 @@ def test_every_claim_has_a_verdict_every_setting_all_its_values_and_each_group_i
     assert findings.groups["pug"]["unet"] == pytest.approx(100 * np.mean(scores), abs=1e-3)
 
 
-def test_what_is_lost_at_the_other_s_best_setting(findings):
-    tuning = findings.tuning
-    lost = tuning.at_the_other_s_best
-    cells = {(cell.model, cell.learning_rate, cell.warmup): cell.points for cell in tuning.cells}
-    best, other = cells["segnet", 1e-3, 0.3], cells["segnet", 4e-3, 0.05]
-    assert lost["segnet"].points == pytest.approx(best - other, abs=2e-4)
-    assert tuning.more_lost.points == pytest.approx(lost["segnet"].points - lost["unet"].points, abs=2e-4)
-    assert tuning.verdict == "held"
+def test_the_tuning_marks_each_model_s_best_cell(findings):
+    best = {cell.model: cell.fields for cell in findings.tuning.cells if cell.best}
+    assert best == {
+        model: {"train.warmup": warmup, "train.learning_rate": rate} for model, (rate, warmup) in BEST.items()
+    }
+
+
+def test_a_primary_claim_is_held_against_the_interval_of_all_primary_ones(whole, findings, tmp_path):
+    manifest = read_manifest(whole)
+    main, *others = manifest.recipe.experiments
+    claims = ("unet/width > segnet/width", "unet/parameters > segnet/parameters", "segnet/stages > segnet/width")
+    low = between(findings, "main", "unet/width", "segnet/width").difference.low
+    alone = f"unet/width > segnet/width by {low - 0.01:.2f}"
+    barely = f"{alone}: held by its own interval alone"
+    main = main.model_copy(update={"primary": (*claims, barely), "expected": (alone,)})
+    recipe = manifest.recipe.model_copy(update={"experiments": (main, *others), "family_error": 0.01})
+    folder = shutil.copytree(whole, tmp_path / "primary")
+    write_record(folder / "study.json", manifest.model_copy(update={"recipe": recipe}))
+    found = find(folder)
+    assert found.family.comparisons == 3
+    one = between(found, "main", "unet/width", "segnet/width")
+    assert one.primary
+    assert one.together[0] < one.difference.low < one.difference.high < one.together[1]
+    assert one.expected[barely] == "open"
+    assert one.expected[alone] == "held"
+    assert not between(found, "main", "unet/latency", "segnet/latency").primary
+    # counted once, whatever it is about
+    counted = {(claim.text, claim.primary): claim.comparisons for claim in found.claims if claim.part == "main"}
+    assert counted[barely, True] == 1
+    assert counted[alone, False] == 0, "said already"
+    width = next(claim for claim in found.claims if claim.text == "unet > segnet: at every width")
+    assert (width.comparisons, width.verdict) == (3, "held")
 
 
 def test_every_corruption_has_a_ranking_with_its_interval_and_verdict(findings):
@@ -138,7 +163,7 @@ def test_every_corruption_has_a_ranking_with_its_interval_and_verdict(findings):
     assert points == sorted(points, reverse=True)
     # as drawn, U-Net is ahead everywhere: what was expected of noise did not hold
     noise = next(one for one in found if one.metric == "noise")
-    assert set(noise.expected.values()) == {"did not hold"}
+    assert noise.expected["unet = segnet in noise"] == "did not hold"
 
 
 def test_a_study_without_these_parts_still_reports(tmp_path):
@@ -209,14 +234,13 @@ def test_a_study_without_a_run_and_a_part_have_open_claims(tmp_path):
 
 
 def test_a_run_that_diverged_is_a_result(tmp_path):
-    rows = (("batch_norm", "unet/off", 1), ("tuning", "segnet/0.004-0.05", 0))
+    rows = (("batch_norm", "unet/off", 1), ("tuning", "segnet/0.05-0.004", 0))
     all_seeds = [("batch_norm", "segnet/off", seed) for seed in range(3)]
     found = find(diverge(make_study(tmp_path / "diverged"), *rows, *all_seeds))
     assert found.runs == {"finished": 138, "diverged": 5}
     off = between(found, "batch_norm", "unet/on", "unet/off")
     assert (off.diverged, off.seeds) == ({"unet/off": 1}, (0, 2))
     assert set(off.expected.values()) == {"open"}
-    assert (found.tuning.at_the_other_s_best["segnet"], found.tuning.verdict) == ("diverged", "held")
     lost = between(found, "batch_norm", "segnet/on", "segnet/off")
     assert lost.difference is None
     assert set(lost.expected.values()) == {"held"}
@@ -239,14 +263,14 @@ def test_wrong_files_are_one_line(tmp_path, whole):
 def test_scores_and_counts_agree_and_damaged_counts_are_one_line(tmp_path):
     folder = make_study(tmp_path / "damaged")
     results = Results(folder)
-    entry = results.entry("main", "unet/width", 0)
+    entry = results.runs("main", "unet/width", 0)[0]
     scores = results.result(entry).evaluations["test"]
-    assert mean_iou(results.images(entry, "test").confusions.sum(axis=0)) == pytest.approx(scores.miou)
-    assert len(results.images(entry, "test").ids) == 48
+    assert mean_iou(results.images((entry,), "test").confusions.sum(axis=0)) == pytest.approx(scores.miou)
+    assert len(results.images((entry,), "test").ids) == 48
     file = folder / "runs" / entry.name / "evaluations" / "test.images.json"
     file.write_text(json.dumps({"images": [["a", [1, 2]]]}))
     with pytest.raises(PetsegError, match=r"test\.images\.json: no per-image counts in it \(.*\); score the run again"):
-        Results(folder).images(entry, "test")
+        Results(folder).images((entry,), "test")
 
 
 RECOMPUTE = Path(__file__).parents[2] / "results" / "study" / "recompute.py"

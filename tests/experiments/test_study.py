@@ -1,5 +1,6 @@
 """The study: its recipe is checked before hours of work, each run is made once, and a kill changes nothing."""
 
+import math
 import multiprocessing
 import re
 import shutil
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -19,18 +19,18 @@ from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
 from petseg.experiments.study.findings import write_findings
 from petseg.experiments.study.match import count_parameters, find_shape
-from petseg.experiments.study.plan import MatchQuestion, durations, plain, plan
-from petseg.experiments.study.recipe import check_against_data, load_study
+from petseg.experiments.study.plan import MatchQuestion, best_cell, durations, plain, plan, tuning_cells
+from petseg.experiments.study.recipe import Tuning, check_against_data, load_study
 from petseg.experiments.study.results import StudyManifest, read_manifest, read_run
 from petseg.experiments.study.run import Making, open_study, run_study
 from petseg.models import build_model, folder_name
 from petseg.report import write_study_report
-from petseg.schema import CostMatch, EpochRow, write_record
+from petseg.schema import CostMatch, EpochRow, TunedCell, write_record
 from petseg.storage import read_json, write_json
 from petseg.training import runs
 from tests.cli.test_commands import child_environment, petseg, succeeds
 from tests.conftest import refused
-from tests.made_studies import TUNED
+from tests.made_studies import BEST, FIRST_EDITION, TUNED
 from tests.test_kills import content
 
 TINY = """
@@ -41,8 +41,7 @@ train = { epochs = 2, batch_size = 8, precision = "fp32", deterministic = true }
 robustness = { experiment = "skips", expected = ["skips > none in blur"] }
 [tuning]
 models = ["unet"]
-learning_rate = [1e30, 3e-3]
-warmup = [0.1]
+grid.train = { learning_rate = [1e30, 3e-3], warmup = [0.1] }
 expected = "the larger rate diverges"
 fields = { train.epochs = 1 }
 [[experiments]]
@@ -62,7 +61,7 @@ expected = ["unet > segnet"]
 seeds = [0]
 variants.parameters = { title = "same parameters", match = "parameters", to = "unet" }
 """
-SHIPPED = load_study("study")
+FIRST = load_study(str(FIRST_EDITION))
 
 
 def altered(folder, old, new):
@@ -112,7 +111,7 @@ def part(whole, folder, names):
 
 def begun(whole, folder):
     """Returns a folder with costs alone: latencies are the one thing that two studies measure differently."""
-    empty = {"runs": (), "data": None, "matches": {}, "tuned": {}}
+    empty = {"runs": (), "data": None, "matches": {}, "tuned": ()}
     write_record(folder / "study.json", read_manifest(whole).model_copy(update=empty))
     return folder
 
@@ -179,8 +178,8 @@ def test_a_study_makes_each_run_once_and_scores_it(whole):
 
 def test_the_best_setting_and_the_matched_shape_are_taken_and_identical_runs_are_shared(whole):
     manifest = read_manifest(whole)
-    best = manifest.tuned["unet"]
-    assert (best.learning_rate, best.warmup) == (3e-3, 0.1)
+    assert [cell.miou is None for cell in manifest.tuned] == [True, False]
+    assert best_cell(manifest.tuned).fields == {"train.learning_rate": 3e-3, "train.warmup": 0.1}
     tuned = next(entry for entry in manifest.runs if entry.rows[0].arm == "unet/skips")
     # the tuned settings are the defaults, so the untuned U-Net of the other experiment is the same run
     assert [(row.experiment, row.arm) for row in tuned.rows] == [("skips", "unet/skips"), ("size", "unet/parameters")]
@@ -315,7 +314,11 @@ def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tiny, tmp_pa
     [
         ('title = "Skips"', 'titel = "Skips"', r"experiment 'skips': field 'titel' is unknown; choose one of: title, "),
         ('title = "skips"', 'titel = "skips"', r"variant 'skips': field 'titel' is unknown; choose one of: title, "),
-        ("warmup = [0.1]", "warmups = [0.1]", r"tuning: field 'warmups' is unknown; choose one of: warmup, "),
+        (
+            "warmup = [0.1]",
+            "warmups = [0.1]",
+            r"tuning: field 'train.warmups' is unknown; choose one of: train.warmup, ",
+        ),
         ("train = {", "trian = {", r"field 'trian' is unknown; choose one of: train\."),
         (
             "model.skips = false",
@@ -328,7 +331,7 @@ def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tiny, tmp_pa
         ('"skips = none"', '"skips = unet"', r"compares a model with a variant"),
         ('"skips = none"', '"skips = skips"', r"compares an arm with itself"),
         ('to = "unet"', 'to = "none"', r"variant 'parameters': to 'none' is unknown; choose one of: unet, segnet"),
-        ('["unet"]\nlearning', '["segnet"]\nlearning', r"is tuned, but 'unet' is not among \[tuning\]"),
+        ('["unet"]\ngrid', '["segnet"]\ngrid', r"is tuned, but 'unet' is not among \[tuning\]"),
         ('name = "size"', 'name = "skips"', r"experiment 'skips' stands there twice"),
         ("in blur", "in blurr", r"study: robustness: expected .*: score 'blurr' is unknown; choose one of: blur, "),
         ("test = true\n", "", r"study: robustness: experiment with test 'skips' is unknown"),
@@ -338,52 +341,62 @@ def test_what_the_dataset_lacks_is_said_before_the_first_run(whole, tiny, tmp_pa
 )
 def test_a_mistake_in_a_recipe_is_one_line(old, new, message, tmp_path):
     assert refused(message, altered, tmp_path, old, new).startswith("study")
-    refused(r"study 'stduy' is unknown; choose one of: study$", load_study, "stduy")
+    refused(r"study 'stduy' is unknown; choose one of: study", load_study, "stduy")
 
 
-def test_the_shipped_study():
-    found = plan(manifest_of(SHIPPED))
-    experiments = {experiment.name: experiment for experiment in SHIPPED.experiments}
-    assert len(experiments["main"].seeds) >= 5
-    assert all(len(experiment.seeds) >= 3 for experiment in SHIPPED.experiments)
-    main = [run for run in found if run.rows[0].experiment == "main"]
-    assert all(run.config.data.size >= 96 and run.config.train.epochs >= 30 for run in main)
-    assert all(run.splits == ("val", "test", "robustness") for run in main)
-    tuning = [run.config for run in found if run.rows[0].experiment == "tuning"]
-    grids = {
-        model: {(c.train.learning_rate, c.train.warmup) for c in tuning if c.model.name == model}
-        for model in ("unet", "segnet")
-    }
-    assert grids["unet"] == grids["segnet"]
-    # equal steps, whatever the share of images
-    steps = {run.config.train.epochs * run.config.data.fraction for run in found if run.rows[-1].experiment == "data"}
-    assert len(steps) == 1
-    assert sum(len(experiment.claims()) for experiment in SHIPPED.experiments) > 20
-    # tuning, then seed by seed
-    order = [run.rows[0].experiment for run in found]
-    seeds = [run.rows[0].seed for run in main]
-    assert order[:20] == ["tuning"] * 20
-    assert seeds == sorted(seeds)
-    assert order.index("mechanism") == 20 + len(main)
-
-
-def test_tuned_settings_go_to_the_model_that_they_were_found_for():
-    for run in plan(manifest_of(SHIPPED, tuned=TUNED)):
+def test_each_arm_takes_the_best_cell_that_agrees_with_it():
+    for run in plan(manifest_of(FIRST, tuned=TUNED)):
         if run.rows[0].experiment != "tuning":
-            own = TUNED[run.config.model.name]
-            rates = {1e-3 if row.arm.endswith("off_low") else own.learning_rate for row in run.rows}
+            rate, warmup = BEST[run.config.model.name]
+            rates = {1e-3 if row.arm.endswith("off_low") else rate for row in run.rows}
             assert rates == {run.config.train.learning_rate}
-            assert run.config.train.warmup == own.warmup
+            assert run.config.train.warmup == (0.3 if run.rows[0].arm.endswith("off_low") else warmup)
             assert "tuning" not in run.waits
 
 
+def test_a_grid_goes_on_until_its_best_lies_inside():
+    axes = {"train.learning_rate": [1e-3, 2e-3], "train.warmup": [0.1, 0.2], "model.depth": [3, 4]}
+    tuning = Tuning(models=["unet"], grid=axes, widen=2, expected="a peak at 5e-3 and .1, with three levels")
+
+    def score(cell):
+        if cell["train.learning_rate"] > 9e-3:
+            return None
+        off = abs(math.log2(cell["train.learning_rate"] / 5e-3)), abs(math.log2(cell["train.warmup"] / 0.1))
+        return 0.9 - 0.1 * sum(off) - 0.1 * (cell["model.depth"] == 4)
+
+    ended, rounds = (), []
+    while len(cells := tuning_cells(tuning, ended)) > len(ended):
+        rounds.append(len(cells))
+        ended = tuple(TunedCell(model=model, fields=cell, miou=score(cell)) for model, cell in cells)
+    assert rounds[0] == 8
+    assert rounds == sorted(set(rounds))
+    best = best_cell(ended).fields
+    assert best == {"train.learning_rate": 4e-3, "train.warmup": 0.1, "model.depth": 3}
+    for depth in (3, 4):
+        line = {
+            c.fields["train.learning_rate"]
+            for c in ended
+            if c.fields["train.warmup"] == 0.1 and c.fields["model.depth"] == depth
+        }
+        assert line == {1e-3, 2e-3, 4e-3, 8e-3}, "two values beyond the grid, and no more"
+        line = {
+            c.fields["train.warmup"]
+            for c in ended
+            if c.fields["train.learning_rate"] == 4e-3 and c.fields["model.depth"] == depth
+        }
+        assert line == {0.05, 0.1, 0.2}
+
+
 def test_the_published_study_s_runs_still_follow_from_its_recipe():
-    found = plan(manifest_of(SHIPPED))
+    found = plan(manifest_of(FIRST))
     assert len({run.name for run in found if not run.waits}) == 20
-    assert found[0].name == plan(manifest_of(SHIPPED, tuned=TUNED))[0].name, "by its config alone"
-    manifest = read_manifest(Path(__file__).parents[2] / "results" / "study")
-    assert manifest.recipe == SHIPPED
+    assert found[0].name == plan(manifest_of(FIRST, tuned=TUNED))[0].name, "by its config alone"
+    manifest = read_manifest(FIRST_EDITION.parent)
+    assert manifest.recipe == FIRST
     assert [run.name for run in plan(manifest)] == [entry.name for entry in manifest.runs]
+    # tuning first, then one seed of everything
+    seeds = [run.rows[0].seed for run in plan(manifest)[20:]]
+    assert seeds == sorted(seeds)
 
 
 def test_what_a_preset_says_anyway_is_left_out_and_claims_speak_of_arms():
@@ -394,7 +407,7 @@ def test_what_a_preset_says_anyway_is_left_out_and_claims_speak_of_arms():
     assert spelt == ModelConfig(name="segnet")
     assert shape(depth=4, convs=[2, 2, 3, 3]) == ModelConfig(name="segnet", depth=4)
     # claims speak of arms
-    by_name = {experiment.name: experiment for experiment in SHIPPED.experiments}
+    by_name = {experiment.name: experiment for experiment in FIRST.experiments}
     main = by_name["main"].claims()
     assert [(claim.left, claim.right, claim.points) for claim in main[:3]] == [
         (f"unet/{variant}", f"segnet/{variant}", 2.0) for variant in ("width", "parameters", "latency")
@@ -404,7 +417,7 @@ def test_what_a_preset_says_anyway_is_left_out_and_claims_speak_of_arms():
 
 
 def test_the_time_of_a_run_follows_measured_epochs(tmp_path):
-    manifest = manifest_of(SHIPPED)
+    manifest = manifest_of(FIRST)
     found = plan(manifest)
     run = found[0]
     guessed = durations(manifest, tmp_path, found)

@@ -14,20 +14,41 @@ from petseg import schema
 from petseg.config import flat_fields
 from petseg.data import oxford_pets
 from petseg.evaluation.corruptions import KINDS, Corruption
-from petseg.evaluation.statistics import Resampling, Scoring, bootstrap, paired_bootstrap
-from petseg.experiments.study.plan import MatchQuestion, tuning_arm
-from petseg.experiments.study.recipe import Claim, Experiment, Tuning
-from petseg.experiments.study.results import ROBUSTNESS, TUNING, Results, RunEntry, RunResult
+from petseg.evaluation.statistics import (
+    Interval,
+    Pair,
+    Resampling,
+    Scoring,
+    bootstrap,
+    family_intervals,
+    paired_bootstrap,
+    ratio_of,
+)
+from petseg.experiments.study.plan import MatchQuestion, best_cell
+from petseg.experiments.study.recipe import Claim, Experiment
+from petseg.experiments.study.results import ROBUSTNESS, Results, RunResult, Runs
 from petseg.experiments.study.subsets import SUBSETS, subset_counts
-from petseg.metrics import Confusion, Score, boundary_sums, iou, mean_boundary_f, mean_iou
+from petseg.metrics import (
+    Confusion,
+    Score,
+    boundary_sums,
+    class_accuracy,
+    iou,
+    mean_boundary_f,
+    mean_iou,
+    pixel_accuracy,
+)
 from petseg.models import title_of
 from petseg.training import runs
 
 FINDINGS = "findings.json"
 HOW = Resampling()  # every interval is made so
+FAMILY_RESAMPLES = 10_000  # of the primary ones, whose ends lie further out
 BOUNDARY = "boundary_f"  # the metric that is no score of confusion matrices
+SCORES: dict[str, Scoring] = {"miou": mean_iou, "pixel_accuracy": pixel_accuracy, "class_accuracy": class_accuracy}
 EstimateT = TypeVar("EstimateT", bound=schema.Estimate)
-Arm = Mapping[int, RunEntry]  # seed -> run
+Arm = Mapping[int, Runs]  # seed -> its runs
+Key = tuple[str, frozenset[str], str]  # of a difference: experiment, arms, metric
 
 
 def find(folder: Path) -> schema.Findings:
@@ -39,6 +60,12 @@ def find(folder: Path) -> schema.Findings:
     made = [results.result(entry) for entry in manifest.runs if entry.state == "finished"]
     parts = {"device", "processor", "threads", "precision", "torch", "commit"}
     machines = Counter(tuple(sorted(run.environment.model_dump(include=parts).items())) for run in made)
+    found = {experiment.name: list(_differences(results, experiment)) for experiment in study.experiments}
+    together = _family(results, found)
+    for experiment in study.experiments:
+        claims = experiment.claims()
+        found[experiment.name] = [_judged(one, experiment, claims, together) for one in found[experiment.name]]
+    found |= {"robustness": list(_robustness(results)), "subsets": list(_subsets(results))}
     return schema.Findings(
         petseg=manifest.petseg,
         title=study.title,
@@ -51,10 +78,14 @@ def find(folder: Path) -> schema.Findings:
         machines=tuple(schema.Machine(**dict(machine), runs=count) for machine, count in machines.items()),
         latency_environment=manifest.latency_environment,
         tuning=_tuning(results),
-        experiments=tuple(_experiment(results, experiment) for experiment in study.experiments),
+        family=schema.Family(error=study.family_error, comparisons=len(together), resamples=FAMILY_RESAMPLES)
+        if any(experiment.primary for experiment in study.experiments)
+        else None,
+        claims=tuple(_claims(results, found)),
+        experiments=tuple(_experiment(results, experiment, found[experiment.name]) for experiment in study.experiments),
         corrupted=_corrupted(results),
-        robustness=tuple(_robustness(results)),
-        subsets=tuple(_subsets(results)),
+        robustness=tuple(found["robustness"]),
+        subsets=tuple(found["subsets"]),
         groups=_groups(results),
         settings=_settings(made),
     )
@@ -69,9 +100,9 @@ def write_findings(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric: what is counted of a run's images, int64 [N, ..., C], and the score of such counts' sum."""
+    """A metric: what is counted of runs' images, int64 [N, ..., C], and the score of such counts' sum."""
 
-    counts: Callable[[RunEntry], Confusion]
+    counts: Callable[[Runs], Confusion]
     score: Scoring = mean_iou
     split: str = ""  # a part of the runs' `splits` that it needs beside the experiment's
 
@@ -81,18 +112,17 @@ class Measure:
 
 
 def measure(results: Results, experiment: Experiment, metric: str) -> Measure:
-    """Returns the measure of "miou", "boundary_f" or a class's IoU on the experiment's split."""
+    """Returns the measure of "boundary_f", one of `SCORES` or a class's IoU on the experiment's split."""
     if metric == BOUNDARY:
-        return Measure(lambda run: boundary_sums(results.images(run, experiment.split).boundaries), mean_boundary_f)
+        return Measure(lambda runs: boundary_sums(results.images(runs, experiment.split).boundaries), mean_boundary_f)
     classes = [entry.name for entry in results.manifest.data.scored_classes] if results.manifest.data else []
     one_class = lambda confusion: iou(confusion)[..., classes.index(metric)]  # noqa: E731
-    score = mean_iou if metric == "miou" else one_class
-    return Measure(lambda run: results.images(run, experiment.split).confusions, score)
+    return Measure(lambda runs: results.images(runs, experiment.split).confusions, SCORES.get(metric, one_class))
 
 
 def _on_subset(results: Results, name: str) -> Measure:
-    def counts(run: RunEntry) -> Confusion:
-        images = results.images(run, "test")
+    def counts(runs: Runs) -> Confusion:
+        images = results.images(runs, "test")
         return subset_counts(images.confusions, name, images.ids)
 
     return Measure(counts)
@@ -101,16 +131,10 @@ def _on_subset(results: Results, name: str) -> Measure:
 def _on_corruption(results: Results, kind: str, severities: Sequence[int]) -> Measure:
     """Returns the mean mIoU of some severities of a corruption; 0 is the same images unchanged."""
 
-    def counts(run: RunEntry) -> Confusion:
+    def counts(runs: Runs) -> Confusion:
         parts = []
         for severity in severities:
-            images = results.images(run, Corruption(kind, max(1, severity)).name)
-            if severity == 0:
-                whole = results.images(run, "test")
-                place = {name: row for row, name in enumerate(whole.ids)}
-                parts.append(whole.confusions[[place[name] for name in images.ids]])
-            else:
-                parts.append(images.confusions)
+            parts.append(results.images(runs, Corruption(kind, severity).name).confusions)
         return np.concatenate(parts, axis=-2)
 
     return Measure(counts, lambda parts: np.asarray(_scores_of(parts).mean(axis=0)), ROBUSTNESS)
@@ -142,12 +166,15 @@ def difference(
     arms = [results.arm(experiment, arm, split=measure.split) for arm in pair]
     seeds = tuple(sorted(arms[0].keys() & arms[1].keys()))
     found = ratio = images = None
+    ratios: dict[str, schema.Ratio] = {}
     if seeds:
         first, second = (measure.of(arm, seeds) for arm in arms)
         found, images = _rounded(paired_bootstrap(first, second, score=measure.score, how=HOW)), first.shape[1]
-        one, other = (results.manifest.costs.get(arm[seeds[0]].cost) for arm in arms)
+        one, other = (results.manifest.costs.get(arm[seeds[0]][0].cost) for arm in arms)
         if one and other and one != other and one.latency_ms and other.latency_ms:
             ratio = _round(one.latency_ms.p50 / other.latency_ms.p50)
+            both = one.latencies.keys() & other.latencies.keys()
+            ratios = {name: ratio_of(one.latencies[name], other.latencies[name]) for name in sorted(both)}
     diverged = {arm: len(results.arm(experiment, arm, "diverged")) for arm in pair}
     return schema.ArmDifference(
         left=pair[0],
@@ -158,6 +185,7 @@ def difference(
         diverged={arm: count for arm, count in diverged.items() if count},
         difference=found,
         latency_ratio=ratio,
+        latency_ratios=ratios,
     )
 
 
@@ -171,12 +199,20 @@ def verdict(low: float, high: float, *, equal: bool, by: float = 0.0) -> schema.
     return "held" if low > by else "did not hold" if high < by else "open"
 
 
-def _judged(found: schema.ArmDifference, claims: Sequence[Claim], seeds: int) -> schema.ArmDifference:
+def _judged(
+    found: schema.ArmDifference,
+    experiment: Experiment,
+    claims: Sequence[Claim],
+    together: Mapping[Key, Interval] | None = None,
+) -> schema.ArmDifference:
     """Returns a difference with those claims that are about it, its arms in either order, and their verdicts.
 
-    A claim stays open as long as a seed of its arms is missing. An arm that diverged in every seed has lost.
+    A claim stays open as long as a seed of its arms is missing. An arm that diverged in every seed has lost. A primary
+    claim is held against the interval that holds `together` with the others'.
     """
     expected: dict[str, schema.Verdict] = {}
+    ends = (together or {}).get((experiment.name, frozenset((found.left, found.right)), found.metric))
+    seeds = len(experiment.seeds)
     for claim in claims:
         if {claim.left, claim.right} != {found.left, found.right} or claim.metric != found.metric:
             continue
@@ -186,24 +222,79 @@ def _judged(found: schema.ArmDifference, claims: Sequence[Claim], seeds: int) ->
         elif found.difference is None or len(found.seeds) < seeds:
             expected[claim.text] = "open"
         else:
-            low, high = found.difference.low, found.difference.high
-            ends = (low, high) if claim.left == found.left else (-high, -low)
-            expected[claim.text] = verdict(*ends, equal=claim.equal, by=claim.points)
-    return found.model_copy(update={"expected": expected})
+            low, high = ends if claim.primary and ends else (found.difference.low, found.difference.high)
+            low, high = (low, high) if claim.left == found.left else (-high, -low)
+            expected[claim.text] = verdict(low, high, equal=claim.equal, by=claim.points)
+    primary = any(claim.primary for claim in claims if claim.text in expected)
+    return found.model_copy(update={"expected": expected, "primary": primary, "together": ends if primary else None})
 
 
-def _experiment(results: Results, experiment: Experiment) -> schema.ExperimentFindings:
-    claims, differences = experiment.claims(), []
-    for left, right, metric in _compared(results, experiment, claims):
+def _family(results: Results, parts: Mapping[str, Sequence[schema.ArmDifference]]) -> dict[Key, Interval]:
+    """Returns the simultaneous intervals of the primary differences that have one by now."""
+    pairs: dict[Key, Pair] = {}
+    for experiment in results.study.experiments:
+        wanted = {frozenset((claim.left, claim.right)) for claim in experiment.claims() if claim.primary}
+        for one in parts[experiment.name]:
+            key = (experiment.name, frozenset((one.left, one.right)), one.metric)
+            if one.metric == "miou" and key[1] in wanted and one.difference:
+                made = measure(results, experiment, one.metric)
+                left, right = (results.arm(experiment, arm) for arm in (one.left, one.right))
+                pairs[key] = Pair(made.of(left, one.seeds), made.of(right, one.seeds), made.score)
+    how = Resampling(FAMILY_RESAMPLES, 1 - results.study.family_error)
+    intervals = family_intervals(list(pairs.values()), how=how)
+    return {key: (_round(low), _round(high)) for key, (low, high) in zip(pairs, intervals, strict=True)}
+
+
+def _claims(results: Results, parts: Mapping[str, Sequence[schema.ArmDifference]]) -> Iterator[schema.ClaimFinding]:
+    """Yields each expectation once, with those of its comparisons that no earlier one is about.
+
+    Two claims are about one comparison where the runs, the metric and what is claimed are the same.
+    """
+    known: set[tuple[object, ...]] = set()
+    claims_of = {each.name: (each, each.claims()) for each in results.study.experiments}
+    claims_of |= {part: results.study.recheck_claims(part) for part in results.study.rechecks()}
+    for part, text, primary in results.study.claims():
+        experiment, claims = claims_of[part]
+        place = part if part in results.study.rechecks() else experiment.split
+        verdicts = []
+        for claim in (each for each in claims if each.text == text):
+            sides = tuple(
+                tuple(run.name for seed in experiment.seeds for run in results.runs(experiment.name, arm, seed))
+                for arm in (claim.left, claim.right)
+            )
+            key = (place, sides, claim.metric, claim.equal, claim.points)
+            about = [
+                one.expected[text]
+                for one in parts[part]
+                if {one.left, one.right} == {claim.left, claim.right} and one.metric == claim.metric
+            ]
+            if about and key not in known:
+                verdicts += about
+                known.add(key)
+        worst: schema.Verdict = "did not hold" if "did not hold" in verdicts else "open"
+        yield schema.ClaimFinding(
+            part=part,
+            text=text,
+            primary=primary,
+            verdict="held" if set(verdicts) == {"held"} else worst,
+            comparisons=len(verdicts),
+        )
+
+
+def _differences(results: Results, experiment: Experiment) -> Iterator[schema.ArmDifference]:
+    for left, right, metric in _compared(results, experiment, experiment.claims()):
         arms = [results.arm(experiment, arm) for arm in (left, right)]
-        if not any(arms[0][seed].name == arms[1][seed].name for seed in arms[0].keys() & arms[1].keys()):
-            found = difference(results, experiment, (left, right), metric, measure(results, experiment, metric))
-            differences.append(_judged(found, claims, len(experiment.seeds)))
+        if not any(arms[0][seed] == arms[1][seed] for seed in arms[0].keys() & arms[1].keys()):
+            yield difference(results, experiment, (left, right), metric, measure(results, experiment, metric))
+
+
+def _experiment(
+    results: Results, experiment: Experiment, differences: Sequence[schema.ArmDifference]
+) -> schema.ExperimentFindings:
     return schema.ExperimentFindings(
         name=experiment.name,
         title=experiment.title,
         split=experiment.split,
-        size=results.study.arm_config(experiment, experiment.arms()[0]).data.size,
         curve=experiment.curve,
         seeds=experiment.seeds,
         arms=tuple(_arm(results, experiment, name) for name in experiment.arms()),
@@ -229,31 +320,38 @@ def _arm(results: Results, experiment: Experiment, name: str) -> schema.ArmFindi
     model, _, variant = name.rpartition("/")
     config = results.study.arm_config(experiment, name)
     finished = results.arm(experiment, name)
+    runs = tuple(run for of_seed in finished.values() for run in of_seed)
     data = results.manifest.data
-    question = MatchQuestion.of(results.study, experiment, name)
+    question = MatchQuestion.of(results.manifest, experiment, name)
     return schema.ArmFindings(
         arm=name,
         model=model,
         variant=variant,
         title=experiment.variants[variant].title,
         line=experiment.variants[variant].line,
-        runs=tuple(entry.name for entry in finished.values()),
+        size=config.data.size,
+        runs=tuple(run.name for run in runs),
         seeds=tuple(finished),
         train_images=None if data is None else round(data.splits["train"] * config.data.fraction),
         match=results.manifest.matches.get(question.key) if question else None,
-        cost=next((results.manifest.costs.get(entry.cost) for entry in finished.values()), None),
+        cost=next((results.manifest.costs.get(run.cost) for run in runs), None),
         scores=_scores(results, experiment, finished) if finished else None,
     )
 
 
 def _scores(results: Results, experiment: Experiment, finished: Arm) -> schema.ArmScores:
-    made = [results.result(entry) for entry in finished.values()]
+    made = [results.result(run) for runs_of_seed in finished.values() for run in runs_of_seed]
+    classes = made[0].evaluations[experiment.split].iou
     estimates = {
-        metric: _estimate(measure(results, experiment, metric), finished)
-        for metric in ("miou", *made[0].evaluations[experiment.split].iou, BOUNDARY)
+        metric: _estimate(measure(results, experiment, metric), finished) for metric in (*SCORES, *classes, BOUNDARY)
     }
     # the kind of machine that trained most of the experiment's runs: times of several do not compare
-    all_runs = {run.name: run for name in experiment.arms() for run in results.arm(experiment, name).values()}
+    all_runs = {
+        run.name: run
+        for name in experiment.arms()
+        for of_seed in results.arm(experiment, name).values()
+        for run in of_seed
+    }
     usual = Counter(_machine(results.result(run)) for run in all_runs.values()).most_common(1)[0][0]
     times = [runs.epoch_seconds(run.history) * len(run.history) for run in made if _machine(run) == usual]
     history = {}
@@ -261,9 +359,11 @@ def _scores(results: Results, experiment: Experiment, finished: Arm) -> schema.A
         epochs = zip(*([getattr(row, curve) for row in run.history] for run in made), strict=False)
         history[curve] = tuple((_round(float(np.mean(of))), _round(min(of)), _round(max(of))) for of in epochs)
     return schema.ArmScores(
-        miou=estimates.pop("miou"),
         boundary_f=estimates.pop(BOUNDARY),
+        **{metric: estimates.pop(metric) for metric in SCORES},
         iou=estimates,
+        train_loss=_round(float(np.mean([run.history[-1].train_loss for run in made]))),
+        val_loss=_round(float(np.mean([run.history[-1].val_loss for run in made]))),
         train_seconds=_round(float(np.mean(times))) if times else None,
         history=history,
     )
@@ -296,12 +396,12 @@ def _rechecked(results: Results, part: str, measures: Mapping[str, Measure]) -> 
     if part not in results.study.rechecks():
         return
     experiment, claims = results.study.recheck_claims(part)
-    pairs: dict[tuple[RunEntry | None, ...], tuple[str, str]] = {}
+    pairs: dict[tuple[Runs, ...], tuple[str, str]] = {}
     for pair in experiment.model_pairs():  # a shape may have been equal all along
-        pairs.setdefault(tuple(results.entry(experiment.name, arm, s) for arm in pair for s in experiment.seeds), pair)
+        pairs.setdefault(tuple(results.runs(experiment.name, arm, s) for arm in pair for s in experiment.seeds), pair)
     for metric, pair in itertools.product(measures, pairs.values()):
         found = difference(results, experiment, pair, metric, measures[metric])
-        yield _judged(found, claims, len(experiment.seeds))
+        yield _judged(found, experiment, claims)
 
 
 def _robustness(results: Results) -> Iterator[schema.ArmDifference]:
@@ -330,8 +430,8 @@ def _groups(results: Results) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for model in experiment.models:
         made = [
-            results.images(run, "test")
-            for run in results.arm(experiment, f"{model}/{next(iter(experiment.variants))}").values()
+            results.images(runs, "test")
+            for runs in results.arm(experiment, f"{model}/{next(iter(experiment.variants))}").values()
         ]
         groups = np.array([oxford_pets.breed_of(name) for name in made[0].ids] if made else [])
         for group in sorted(set(groups.tolist())):
@@ -344,63 +444,15 @@ def _tuning(results: Results) -> schema.TuningFindings | None:
     tuning = results.study.tuning
     if tuning is None:
         return None
-    config = results.study.config(tuning.models[0], tuning.seed, [tuning.fields], source="study: tuning")
-    pairs, cells = _own_and_other(results, tuning), []
-    for model, cell in itertools.product(tuning.models, tuning.cells()):
-        entry = results.entry(TUNING, tuning_arm(model, cell), tuning.seed)
-        scored = entry is not None and entry.state == "finished"
-        points = _round(100 * results.result(entry).evaluations["val"].miou) if entry and scored else None
-        state = entry.state if entry else "missing"
-        cells.append(schema.TuningCell(model=model, **cell, state=state, points=points))
-    lost: dict[str, schema.SettingLoss] = {}
-    for model, (own, other) in pairs.items():
-        lost[model] = "diverged" if other.state == "diverged" else "same setting"
-        if other.state != "diverged" and own.name != other.name:
-            first, second = (results.images(run, "val").confusions for run in (own, other))
-            lost[model] = _rounded(paired_bootstrap(first, second, how=HOW))
-    more_lost, held = _more_lost(results, tuning, pairs)
+    config = results.study.config(tuning.models[0], 0, [tuning.fields], source="study: tuning")
+    best = [best_cell([cell for cell in results.manifest.tuned if cell.model == model]) for model in tuning.models]
     return schema.TuningFindings(
-        seed=tuning.seed,
+        seeds=tuning.seeds,
         size=config.data.size,
         epochs=config.train.epochs,
         expected=tuning.expected,
-        cells=tuple(cells),
-        best=results.manifest.tuned,
-        at_the_other_s_best=lost,
-        more_lost=more_lost,
-        verdict=held,
+        cells=tuple(cell.model_copy(update={"best": cell in best}) for cell in results.manifest.tuned),
     )
-
-
-def _own_and_other(results: Results, tuning: Tuning) -> dict[str, tuple[RunEntry, RunEntry]]:
-    """Returns each of two models' runs at its own best setting and at the other's, where both have ended."""
-    best = results.manifest.tuned
-    found = {}
-    for model, other in itertools.permutations(tuning.models, 2) if len(tuning.models) == 2 else ():
-        if {model, other} <= set(best):
-            cells = (best[name].model_dump(include={"learning_rate", "warmup"}) for name in (model, other))
-            own, at_other = (results.entry(TUNING, tuning_arm(model, cell), tuning.seed) for cell in cells)
-            if own and at_other and {own.state, at_other.state} <= {"finished", "diverged"}:
-                found[model] = own, at_other
-    return found
-
-
-def _more_lost(
-    results: Results, tuning: Tuning, pairs: Mapping[str, tuple[RunEntry, RunEntry]]
-) -> tuple[schema.PairedDifference | None, schema.Verdict | None]:
-    """Returns by how much the model that was expected to lose more did, and the verdict."""
-    if tuning.loses_more is None or len(tuning.models) != 2:
-        return None, None
-    if len(pairs) < 2:
-        return None, "open"
-    ordered = [pairs[model] for model in sorted(pairs, key=lambda name: name != tuning.loses_more)]
-    first, second = (other.state == "diverged" for _, other in ordered)
-    if first or second:
-        return None, "open" if first and second else "held" if first else "did not hold"
-    # an image's matrices at the own and at the other's setting, side by side: their scores' difference is the loss
-    one, two = (np.concatenate([results.images(run, "val").confusions for run in pair], axis=-2) for pair in ordered)
-    found = _rounded(paired_bootstrap(one, two, score=lambda pair: np.subtract(*_scores_of(pair)), how=HOW))
-    return found, verdict(found.low, found.high, equal=False)
 
 
 def _settings(made: Sequence[RunResult]) -> dict[str, tuple[JsonValue, ...]]:

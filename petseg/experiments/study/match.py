@@ -33,13 +33,11 @@ def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | Non
 
     The fewest changes win: none, another width, then (as in SegNet) one convolution more or less in one stage too.
     """
-    if measure is None:
-        by_time = question.quantity == "latency"
-        measure = time_shapes(num_classes, question.size) if by_time else count_parameters(num_classes)
-    tolerance = TOLERANCE[question.quantity]
+    measure = measure or _measure(question, num_classes)
+    tolerance, both = TOLERANCE[question.quantity], question.quantity == "parameters_and_macs"
     known: list[tuple[float, float, float, ModelConfig]] = []  # off by, wanted, cost, shape
     shapes = [question.model]
-    for more in (_widths, _convs, None):
+    for more in (_scaled, _tilted, None) if both else (_widths, _convs, None):
         wanted, *costs = measure([question.reference, *shapes])
         known += [(abs(cost / wanted - 1), wanted, cost, shape) for cost, shape in zip(costs, shapes, strict=True)]
         known.sort(key=lambda entry: entry[0])
@@ -55,6 +53,44 @@ def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | Non
     before = question.model.options
     changed = {name: value for name, value in shape.options.items() if before.get(name) != value}
     return CostMatch(options=changed, quantity=question.quantity, wanted=wanted, reached=cost)
+
+
+def _measure(question: MatchQuestion, num_classes: int) -> Measure:
+    """Returns how a question's quantity is measured; of parameters and MACs together the share that is further off."""
+    if question.quantity == "latency":
+        return time_shapes(num_classes, question.size)
+    parameters = count_parameters(num_classes)
+
+    def macs(shapes: Sequence[ModelConfig]) -> list[float]:
+        return [count_macs(shape, num_classes, question.size) for shape in shapes]
+
+    def both(shapes: Sequence[ModelConfig]) -> list[float]:
+        shares = [[cost / costs[0] for cost in costs] for costs in (parameters(shapes), macs(shapes))]
+        return [max(of_shape, key=lambda share: abs(share - 1)) for of_shape in zip(*shares, strict=True)]
+
+    return {"parameters": parameters, "macs": macs, "parameters_and_macs": both}[question.quantity]
+
+
+SCALES = np.exp(np.linspace(np.log(0.6), np.log(1.67), 52)).tolist()  # of all stages' channels, steps of 2 %
+TILTS = (0.97, 1.03, 0.94, 1.06, 0.91, 1.09, 0.88, 1.12)  # of each stage's channels to the stage's before
+
+
+def _scaled(known: Sequence[ModelConfig], tilts: Sequence[float] = (1.0,)) -> list[ModelConfig]:
+    """Returns the first known shape with the channels of all stages scaled, and of each further one tilted."""
+    model, options = known[0], model_options(known[0])
+    name = "decoder_channels" if "decoder_channels" in options else "channels"
+    own: Any = options[name] or getattr(_on_meta(model, 2), name)
+    lists = {
+        tuple(max(1, round(width * scale * tilt ** (place - len(own) / 2))) for place, width in enumerate(own))
+        for scale in SCALES
+        for tilt in tilts
+    }
+    return [_changed(model, name, list(widths)) for widths in sorted(lists)]
+
+
+def _tilted(known: Sequence[ModelConfig]) -> list[ModelConfig]:
+    """Returns the same around the nearest known shape: what it adds to one stage is taken from the others."""
+    return [shape for tilt in TILTS for shape in _scaled(known, (tilt,))]
 
 
 def _changed(model: ModelConfig, option: str, value: object) -> ModelConfig:

@@ -4,19 +4,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from petseg.config import ModelConfig, RunConfig
+from petseg.config import ModelConfig, RunConfig, flat_fields
 from petseg.data.oxford_pets import OFFICIAL_IMAGES
 from petseg.evaluation.cost import count_macs
-from petseg.experiments.study.recipe import Experiment, Quantity, Study
+from petseg.experiments.study.recipe import WIDENED, Experiment, Quantity, Study, Tuning, own_fields
 from petseg.experiments.study.results import DIVERGED, ROBUSTNESS, TUNING, Row, RunEntry, StudyManifest
 from petseg.models import folder_name, model_options
 from petseg.models.segnet import vgg16_convs
-from petseg.schema import RunState, Scores, TunedSetting, read_record
+from petseg.schema import RunState, Scores, TunedCell, read_record
 from petseg.training import runs
 
 
@@ -61,12 +61,13 @@ class Run:
 
 
 def plan(manifest: StudyManifest) -> list[Run]:
-    """Returns every run of a study, in the order in which they are made: tuning, then each experiment seed by seed.
+    """Returns every run of a study, in the order in which they are made: tuning, then each seed of all experiments.
 
     What is not in the manifest yet, a shape of equal cost or a tuned setting, is what runs wait for.
     """
     found: dict[tuple[str, str], Run] = {}
-    for run in (*_tuning_runs(manifest.recipe), *_experiment_runs(manifest)):
+    later = sorted(_experiment_runs(manifest), key=lambda numbered: numbered[0])
+    for run in (*(run for *_, run in _tuning_runs(manifest)), *(run for _, run in later)):
         key = (run.name, run.waits)  # what waits for the same thing is the same run
         if key in found:
             rows, splits = (*found[key].rows, *run.rows), max(found[key].splits, run.splits, key=len)
@@ -75,38 +76,125 @@ def plan(manifest: StudyManifest) -> list[Run]:
     return list(found.values())
 
 
-def _tuning_runs(study: Study) -> Iterator[Run]:
-    tuning = study.tuning
+def _tuning_runs(manifest: StudyManifest) -> Iterator[tuple[str, dict[str, Any], Run]]:
+    """Yields model and fields of each cell with its run in each seed."""
+    study, tuning = manifest.recipe, manifest.recipe.tuning
     if tuning is None:
         return
-    for cell in tuning.cells():
-        for model in tuning.models:
-            config = study.config(model, tuning.seed, [tuning.fields, {"train": cell}], source="study: tuning")
-            row = Row(experiment=TUNING, arm=tuning_arm(model, cell), seed=tuning.seed)
-            yield Run(plain(config), ("val",), (row,))
+    for seed in tuning.seeds:
+        for model, cell in tuning_cells(tuning, manifest.tuned):
+            config = study.config(model, seed, [tuning.fields, cell], source="study: tuning")
+            row = Row(experiment=TUNING, arm=tuning_arm(model, cell), seed=seed)
+            yield model, cell, Run(plain(config), ("val",), (row,))
 
 
-def tuning_arm(model: str, cell: Mapping[str, float]) -> str:
+def tuning_arm(model: str, cell: Mapping[str, Any]) -> str:
     """Names a cell of the tuning as an arm."""
-    return f"{model}/{cell['learning_rate']:g}-{cell['warmup']:g}"
+    return f"{model}/{'-'.join(f'{value:g}' if isinstance(value, float) else str(value) for value in cell.values())}"
 
 
-def _experiment_runs(manifest: StudyManifest) -> Iterator[Run]:
-    study, matches = manifest.recipe, manifest.matches
+def tuning_cells(tuning: Tuning, ended: Sequence[TunedCell]) -> list[tuple[str, dict[str, Any]]]:
+    """Returns model and fields of every cell: the grid, then what is beyond it while the best lies at an edge."""
+    scores = {_cell_key(cell.model, cell.fields): cell.miou for cell in ended}
+    found = []
+    for model in tuning.models:
+        alike: dict[str, list[dict[str, Any]]] = {}  # cells that differ in fields of `WIDENED` alone compete
+        for cell in tuning.cells(model):
+            alike.setdefault(str([value for name, value in cell.items() if name not in WIDENED]), []).append(cell)
+        for cells in alike.values():
+            while all(_cell_key(model, cell) in scores for cell in cells):
+                scored = [(scores[_cell_key(model, cell)], cell) for cell in cells]
+                reached = [(miou, cell) for miou, cell in scored if miou is not None]
+                more = list(_around(max(reached, key=lambda one: one[0])[1], cells, tuning)) if reached else []
+                if not more:
+                    break
+                cells += more
+            found += [(model, cell) for cell in cells]
+    return found
+
+
+def _around(best: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], tuning: Tuning) -> Iterator[dict[str, Any]]:
+    """Yields the cells that bound the best in each field of `WIDENED` and are not there; one that diverged bounds too.
+
+    A step beyond the grid is as large as the grid's last; `tuning.widen` of them are made at most.
+    """
+    grid = dict(flat_fields(tuning.grid))
+    for name in WIDENED:
+        values = sorted(grid.get(name, ()))
+        line = [cell[name] for cell in cells if name in cell and {**cell, name: 0} == {**best, name: 0}]
+        for near, last, end in ((1, 0, min), (-2, -1, max)) if len(values) > 1 else ():
+            step = values[last] / values[near]
+            new = float(f"{best[name] * step:.3g}")
+            steps = round(np.log(new / values[last]) / np.log(step))
+            if steps <= tuning.widen and new < 1 and end(line) == best[name]:
+                yield {**best, name: new}
+
+
+def _cell_key(model: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (model, *sorted(fields.items()))
+
+
+def tuned_cell(manifest: StudyManifest, experiment: Experiment, arm: str) -> TunedCell | None:
+    """Returns the best cell of an arm's model among those that agree with what the recipe says of it; None: not known.
+
+    A value of the arm that no cell has is the arm's own business.
+    """
+    tuning, model = manifest.recipe.tuning, arm.rpartition("/")[0]
+    cells = [cell for cell in manifest.tuned if cell.model == model]
+    ended = {_cell_key(model, cell.fields) for cell in cells}
+    wanted = tuning_cells(tuning, manifest.tuned) if tuning else []
+    if not experiment.tuned or any(one == model and _cell_key(one, cell) not in ended for one, cell in wanted):
+        return None
+    for name, value in own_fields(experiment, arm).items():
+        cells = [cell for cell in cells if cell.fields.get(name, value) == value] or cells
+    return best_cell(cells)
+
+
+def best_cell(cells: Sequence[TunedCell]) -> TunedCell | None:
+    """Returns the first cell of the highest score; one that diverged has none."""
+    return max((cell for cell in cells if cell.miou is not None), key=lambda cell: cell.miou or 0.0, default=None)
+
+
+def tuning_outcome(manifest: StudyManifest, folder: Path) -> tuple[TunedCell, ...]:
+    """Returns the cells all of whose seeds have ended, with their mean mIoU on validation."""
+    while True:
+        cells: dict[str, list[tuple[str, dict[str, Any], Run]]] = {}
+        for model, cell, run in _tuning_runs(manifest):
+            cells.setdefault(run.rows[0].arm, []).append((model, cell, run))
+        ended = []
+        for seeds in cells.values():
+            (model, cell, _), states = seeds[0], {run.state(folder) for *_, run in seeds}
+            if "missing" not in states:
+                places = [run.place(folder) / "evaluations" / "val.json" for *_, run in seeds]
+                mious = [read_record(path, Scores).miou for path in places] if states == {"finished"} else []
+                ended.append(TunedCell(model=model, fields=cell, miou=float(np.mean(mious)) if mious else None))
+        if tuple(ended) == manifest.tuned:  # else cells beyond the grid may have become known
+            return manifest.tuned
+        manifest = manifest.model_copy(update={"tuned": tuple(ended)})
+
+
+def _experiment_runs(manifest: StudyManifest) -> Iterator[tuple[int, Run]]:
+    """Yields each run of the experiments, and the place of its seed among its experiment's."""
+    study = manifest.recipe
     for experiment in study.experiments:
         splits: tuple[str, ...] = ("val", "test") if experiment.test else ("val",)
         if study.robustness is not None and study.robustness.experiment == experiment.name:
             splits += (ROBUSTNESS,)
-        for seed, arm in product(experiment.seeds, experiment.arms()):
-            model, question = arm.rpartition("/")[0], MatchQuestion.of(study, experiment, arm)
-            best = manifest.tuned.get(model) if experiment.tuned else None
-            tuned = best.model_dump(include={"learning_rate", "warmup"}) if best else {}
-            match = matches.get(question.key) if question else None
+        for arm in experiment.arms():
+            tuned, question = tuned_cell(manifest, experiment, arm), MatchQuestion.of(manifest, experiment, arm)
+            match = manifest.matches.get(question.key) if question else None
             waits = [f"the shape of {arm}, {question.key}"] if question and not match else []
-            waits += [f"the tuning of {model}"] if experiment.tuned and not best else []
-            config = plain(study.arm_config(experiment, arm, seed, tuned, match.options if match else {}))
-            row = Row(experiment=experiment.name, arm=arm, seed=seed)
-            yield Run(config, splits, (row,), " and ".join(waits))
+            for one in filter(None, (arm, experiment.matched_to(arm))):
+                if experiment.tuned and tuned_cell(manifest, experiment, one) is None:
+                    waits.append(f"the tuning of {one.rpartition('/')[0]}")
+            for place, seed in enumerate(experiment.seeds):
+                fields, shape = tuned.fields if tuned else {}, match.options if match else {}
+                config = study.arm_config(experiment, arm, seed, fields, shape)
+                for fold in range(max(1, study.data.folds)):
+                    one_fold = config.data.model_copy(update={"fold": fold})
+                    row = Row(experiment=experiment.name, arm=arm, seed=seed, fold=fold)
+                    run = Run(plain(config.model_copy(update={"data": one_fold})), splits, (row,), " and ".join(waits))
+                    yield place, run
 
 
 @dataclass(frozen=True)
@@ -119,12 +207,18 @@ class MatchQuestion:
     quantity: Quantity
 
     @classmethod
-    def of(cls, study: Study, experiment: Experiment, arm: str) -> "MatchQuestion | None":
-        """Returns what is searched for an arm; None: its shape is given."""
+    def of(cls, manifest: StudyManifest, experiment: Experiment, arm: str) -> "MatchQuestion | None":
+        """Returns what is searched for an arm; None: its shape is given, or not known before the tuning."""
         target, quantity = experiment.matched_to(arm), experiment.variants[arm.rpartition("/")[2]].match
         if target is None or quantity is None:
             return None
-        config, reference = study.arm_config(experiment, arm), study.arm_config(experiment, target)
+        cells = [tuned_cell(manifest, experiment, one) if experiment.tuned else None for one in (arm, target)]
+        if experiment.tuned and None in cells:
+            return None
+        config, reference = (
+            manifest.recipe.arm_config(experiment, one, tuned=cell.fields if cell else {})
+            for one, cell in zip((arm, target), cells, strict=True)
+        )
         return cls(config.model, reference.model, config.data.size, quantity)
 
     @property
@@ -157,23 +251,6 @@ def plain(config: RunConfig) -> RunConfig:
 def sizes(study: Study) -> list[int]:
     """Returns every side in pixels at which a study needs its images."""
     return sorted({run.config.data.size for run in plan(StudyManifest(petseg="", recipe=study))})
-
-
-def tuning_outcome(study: Study, folder: Path) -> dict[str, TunedSetting]:
-    """Returns each model's best cell by mIoU on validation, for the models whose cells are all there.
-
-    The first of equals; a cell that diverged has no score.
-    """
-    best: dict[str, TunedSetting] = {}
-    cells = [(run, run.config.model.name, run.state(folder)) for run in _tuning_runs(study)]
-    incomplete = {model for _, model, state in cells if state == "missing"}
-    for run, model, state in cells:
-        if state == "finished" and model not in incomplete:
-            miou = read_record(run.place(folder) / "evaluations" / "val.json", Scores).miou
-            if model not in best or miou > best[model].miou:
-                rates = run.config.train.model_dump(include={"learning_rate", "warmup"})
-                best[model] = TunedSetting(**rates, miou=miou, run=run.name)
-    return best
 
 
 SECONDS_PER_MAC = 14e-12

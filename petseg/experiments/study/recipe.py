@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from petseg.config import (
+    RECIPES,
     DataConfig,
     ModelOptions,
     RunConfig,
     StrictConfig,
     TrainConfig,
+    flat_fields,
     put_fields,
     read_toml,
     validated,
@@ -24,15 +26,15 @@ from petseg.config import (
 from petseg.errors import PetsegError, unknown_name
 from petseg.evaluation.corruptions import KINDS
 from petseg.experiments.study.subsets import SUBSETS
-from petseg.models import model_options
+from petseg.models import builder_of, model_options
 from petseg.schema import DataInfo
 
-Quantity = Literal["parameters", "latency"]
+Quantity = Literal["parameters", "macs", "latency", "parameters_and_macs"]
 Models = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Claims = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**40)]
 # how far, as a share, a matched arm may be from what it is matched to
-TOLERANCE: dict[Quantity, float] = {"parameters": 0.02, "latency": 0.05}
+TOLERANCE: dict[Quantity, float] = {"parameters": 0.02, "macs": 0.02, "latency": 0.05, "parameters_and_macs": 0.03}
 
 
 class Variant(StrictConfig):
@@ -41,7 +43,7 @@ class Variant(StrictConfig):
     title: str  # how a reader knows it
     fields: dict[str, Any] = Field(default_factory=dict)  # recipe fields that differ, for example `model.skips = false`
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)  # the same for one model
-    match: Quantity | None = None  # search the shape of the same parameters or latency, within `TOLERANCE`, as `to`
+    match: Quantity | None = None  # search the shape of the same cost, within `TOLERANCE`, as `to`
     to: str = ""  # a model, matched by the other models' arms of this variant; or a variant, for the arm of each model
     line: str = ""  # names the line of the experiment's curve that the variant lies on, where there are several a model
 
@@ -56,6 +58,7 @@ class Claim:
     equal: bool
     points: float
     metric: str
+    primary: bool = False
 
 
 CLAIM = re.compile(
@@ -72,11 +75,13 @@ class Experiment(StrictConfig):
     # stands for its arm in each variant, a variant for its arm of each model; `=` expects that no difference is shown;
     # `by` is in points, `in` names another score (a class's IoU) than mIoU; what follows the colon says why
     expected: Claims
+    primary: Annotated[tuple[str, ...], Field(strict=False)] = ()  # those of `expected` that the study is for; each is
+    # about two arms' mIoU, and judged by the interval that holds for all of them at once
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
     models: Models = ("unet", "segnet")
-    tuned: bool = False  # take each model's best rate and warm-up of the tuning grid, where a variant gives none
+    tuned: bool = False  # take each model's best cell of the tuning grid among those that agree with what the arm gives
     test: bool = False  # score the test split too
-    curve: Literal["latency", "images"] | None = None  # draw mIoU over this, a line for each model
+    curve: Literal["latency", "images", "size"] | None = None  # draw mIoU over this, a line for each model
     fields: dict[str, Any] = Field(default_factory=dict)  # recipe fields that hold for all arms
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Variant] = Field(default_factory=dict)
 
@@ -84,6 +89,11 @@ class Experiment(StrictConfig):
     def split(self) -> Literal["val", "test"]:
         """The split that its scores and differences are of."""
         return "test" if self.test else "val"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that is expected, the primary first."""
+        return tuple(dict.fromkeys((*self.primary, *self.expected)))
 
     def arms(self) -> list[str]:
         """Returns `MODEL/VARIANT` of every arm, variant by variant."""
@@ -100,7 +110,7 @@ class Experiment(StrictConfig):
         A claim is about one of `metrics`, the first without `in`; without `metrics` anything, mIoU without `in`.
         """
         found = []
-        for text in expected or self.expected:
+        for text in expected or self.texts:
             source = f"study: {part or f'experiment {self.name!r}'}: expected {text!r}"
             read = CLAIM.fullmatch(text)
             if read is None:
@@ -118,7 +128,10 @@ class Experiment(StrictConfig):
             if any(one == other for one, other in pairs):
                 raise PetsegError(f"{source} compares an arm with itself; name two")
             equal, points = read["sign"] == "=", float(read["points"] or 0)
-            found += [Claim(text, left, right, equal, points, metric) for left, right in pairs]
+            primary = not expected and text in self.primary
+            if primary and (equal or metric != "miou" or len(pairs) > 1):
+                raise PetsegError(f"{source} is primary; wanted one arm above another in mIoU: `unet/a > segnet/a`")
+            found += [Claim(text, left, right, equal, points, metric, primary) for left, right in pairs]
         return found
 
     def _arms_of(self, name: str, source: str) -> dict[str, str]:
@@ -149,20 +162,33 @@ class Experiment(StrictConfig):
         return target
 
 
+WIDENED = ("train.learning_rate", "train.warmup")  # fields of a grid that go on while the best lies at an edge
+
+
 class Tuning(StrictConfig):
-    """The same small grid for each model, scored on validation, before anything is compared."""
+    """The same grid for each model, scored on validation, before anything is compared."""
 
     models: Models = ("unet", "segnet")
-    learning_rate: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]
-    warmup: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(strict=False, min_length=1)]
-    seed: Seed = 0
+    grid: dict[str, Any]  # recipe field -> values, as `train.warmup = [0.1, 0.2]`; a model takes the options it has
+    widen: Annotated[int, Field(ge=0)] = 0  # values that each of `WIDENED` may go beyond either edge of the grid
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0,)
     expected: str  # in words
-    loses_more: str | None = None  # the model that is expected to lose more at the other's best setting
     fields: dict[str, Any] = Field(default_factory=dict)
 
-    def cells(self) -> list[dict[str, float]]:
-        """Returns the grid: learning rate and warm-up of each cell."""
-        return [{"learning_rate": rate, "warmup": warmup} for warmup, rate in product(self.warmup, self.learning_rate)]
+    def axes(self, model: str) -> dict[str, list[Any]]:
+        """Returns the fields of a model's grid and their values, as given."""
+        options = builder_of(model).options.model_fields
+        grid = dict(flat_fields(self.grid))
+        return {name: grid[name] for name in grid if not name.startswith("model.") or name[6:] in options}
+
+    def all_cells(self) -> list[tuple[str, dict[str, Any]]]:
+        """Returns model and fields of every cell of the grid."""
+        return [(model, cell) for model in self.models for cell in self.cells(model)]
+
+    def cells(self, model: str) -> list[dict[str, Any]]:
+        """Returns a model's grid: the fields of each cell."""
+        axes = self.axes(model)
+        return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 class Recheck(StrictConfig):
@@ -181,6 +207,8 @@ class Study(StrictConfig):
     train: TrainConfig = TrainConfig()
     tuning: Tuning | None = None
     robustness: Recheck | None = None  # on corrupted test images; a claim is about one kind, the mean of its severities
+    family_error: Annotated[float, Field(gt=0, le=0.05)] = 0.05
+    """Probability that one of the primary comparisons misses its true difference; parts of one question share 5 %."""
     subsets: Recheck | None = None  # on a part of the images or another view of the border; claims are about `SUBSETS`
     experiments: Annotated[tuple[Experiment, ...], Field(strict=False, min_length=1)]
 
@@ -188,6 +216,11 @@ class Study(StrictConfig):
         """Returns the parts that look at runs again."""
         parts = {"robustness": self.robustness, "subsets": self.subsets}
         return {part: recheck for part, recheck in parts.items() if recheck is not None}
+
+    def claims(self) -> list[tuple[str, str, bool]]:
+        """Returns part, text and whether it is primary of every expectation, the primary ones of a part first."""
+        own = [(each.name, text, text in each.primary) for each in self.experiments for text in each.texts]
+        return own + [(part, text, False) for part, each in self.rechecks().items() for text in each.expected]
 
     def recheck_claims(self, part: str) -> tuple[Experiment, list[Claim]]:
         """Returns the experiment whose runs are looked at again, and what is expected of that."""
@@ -221,18 +254,30 @@ class Study(StrictConfig):
         tuned: Mapping[str, Any] | None = None,
         shape: Mapping[str, Any] | None = None,
     ) -> RunConfig:
-        """Returns an arm's config: the tuned fields of training, what the recipe says, then the shape of equal cost."""
-        model, _, name = arm.rpartition("/")
-        variant = experiment.variants[name]
-        own = [experiment.fields, variant.fields, variant.overrides.get(model, {})]
-        changes = [{"train": tuned or {}}, *own, {"model": shape or {}}]
-        return self.config(model, seed, changes, source=f"study: experiment {experiment.name!r}: {arm}")
+        """Returns an arm's config: the tuned fields, what the recipe says, then the shape of equal cost."""
+        changes = [tuned or {}, own_fields(experiment, arm), {"model": shape or {}}]
+        return self.config(
+            arm.rpartition("/")[0], seed, changes, source=f"study: experiment {experiment.name!r}: {arm}"
+        )
+
+
+def own_fields(experiment: Experiment, arm: str) -> dict[str, Any]:
+    """Returns what the recipe says of an arm: dotted field -> value."""
+    model, _, name = arm.rpartition("/")
+    variant = experiment.variants[name]
+    parts = (experiment.fields, variant.fields, variant.overrides.get(model, {}))
+    return {field: value for part in parts for field, value in flat_fields(part)}
+
+
+def study_names() -> list[str]:
+    """Returns the shipped studies' names."""
+    return sorted(path.name.removesuffix(".toml") for path in RECIPES.iterdir() if path.name.startswith("study"))
 
 
 def load_study(name: str) -> Study:
     """Returns the shipped study by name, or a TOML file by path; PetsegError where a field or a claim is wrong."""
     source = f"study {name}"
-    fields = read_toml("study", name, ["study"])
+    fields = read_toml("study", name, study_names())
     experiments = fields.pop("experiments", None)
     if not isinstance(experiments, list) or not all(isinstance(entry, dict) for entry in experiments):
         raise PetsegError(f"{source}: no [[experiments]] in it; a study has at least one")
@@ -255,9 +300,8 @@ def load_study(name: str) -> Study:
             raise PetsegError(f"{where} is tuned, but {untuned[0]!r} is not among [tuning] models; add it there")
     for part in study.rechecks():
         study.recheck_claims(part)
-    if study.tuning is not None:
-        for model in study.tuning.models:
-            study.config(model, 0, [study.tuning.fields], source="study: tuning")
+    for model, cell in study.tuning.all_cells() if study.tuning else ():
+        study.config(model, 0, [study.tuning.fields if study.tuning else {}, cell], source="study: tuning")
     return study
 
 

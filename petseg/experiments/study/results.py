@@ -9,7 +9,8 @@ three files, from which the same arrays are read:
                        a run and section: wrong pixels, for each true class those taken for each other class, and
                        boundary F-scores class by class in ten-thousandths, -1 where an image has no boundary
 
-A section is a split, or the test images under one corruption. The right pixels are the true ones less the wrong ones.
+A section is a split, or the test images under one corruption; of cross-validation one fold's (test, test/1, ...). The
+right pixels are the true ones less the wrong ones.
 """
 
 import gzip
@@ -45,6 +46,7 @@ class Row(Record):
     experiment: str
     arm: str
     seed: int
+    fold: int = 0
 
 
 class RunEntry(Record):
@@ -61,15 +63,18 @@ class StudyManifest(Record):
     """study.json: the recipe, what was found on the way, and every run with what it is for."""
 
     kind: Literal["study"] = "study"
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     petseg: str
     recipe: Study
     data: schema.DataInfo | None = None
     matches: dict[str, schema.CostMatch] = Field(default_factory=dict)  # `plan.MatchQuestion.key` -> shape
     costs: dict[str, schema.CostInfo] = Field(default_factory=dict)  # `plan.cost_key` -> cost
     latency_environment: schema.LatencyEnvironment | None = None
-    tuned: dict[str, schema.TunedSetting] = Field(default_factory=dict)  # model -> its best setting
+    tuned: tuple[schema.TunedCell, ...] = ()  # the cells whose seeds have all ended
     runs: tuple[RunEntry, ...] = ()
+
+
+Runs = tuple[RunEntry, ...]  # of one seed, a run each fold
 
 
 class RunResult(Record):
@@ -102,19 +107,25 @@ class Results:
         if (folder / IMAGES).is_file():
             self._results, self._images = _read_published(folder)
 
-    def entry(self, experiment: str, arm: str, seed: int) -> RunEntry | None:
-        """Returns the run of an arm, None where the manifest has none."""
-        return self._entries.get(Row(experiment=experiment, arm=arm, seed=seed))
+    def runs(self, experiment: str, arm: str, seed: int) -> Runs:
+        """Returns the runs of an arm in one seed, a run each fold; none where the manifest has none."""
+        folds = range(max(1, self.study.data.folds))
+        rows = (Row(experiment=experiment, arm=arm, seed=seed, fold=fold) for fold in folds)
+        return tuple(self._entries[row] for row in rows if row in self._entries)
 
     def arm(
         self, experiment: Experiment, arm: str, state: schema.RunState = "finished", split: str = ""
-    ) -> dict[int, RunEntry]:
-        """Returns seed -> run of an arm's runs in this state, of those that are scored on a given split."""
-        found = {seed: self.entry(experiment.name, arm, seed) for seed in experiment.seeds}
+    ) -> dict[int, Runs]:
+        """Returns seed -> an arm's runs where all of them are in this state and, if one is given, have a split.
+
+        An arm diverged in a seed where one of its folds did.
+        """
+        found = {seed: self.runs(experiment.name, arm, seed) for seed in experiment.seeds}
+        enough = any if state == "diverged" else all
         return {
-            seed: entry
-            for seed, entry in found.items()
-            if entry is not None and entry.state == state and (not split or split in entry.splits)
+            seed: runs
+            for seed, runs in found.items()
+            if runs and enough(run.state == state and (not split or split in run.splits) for run in runs)
         }
 
     def result(self, entry: RunEntry) -> RunResult:
@@ -123,8 +134,16 @@ class Results:
             self._results[entry.name] = read_run(self.folder / "runs" / entry.name, entry)
         return self._results[entry.name]
 
-    def images(self, entry: RunEntry, section: str) -> ImageScores:
-        """Returns the per-image counts of a finished run; a corruption's boundary scores are [N, 0]."""
+    def images(self, runs: Runs, section: str) -> ImageScores:
+        """Returns the per-image counts of finished runs, fold by fold; a corruption's boundary scores are [N, 0]."""
+        parts = [self._of_run(entry, section) for entry in runs]
+        return ImageScores(
+            tuple(name for part in parts for name in part.ids),
+            np.concatenate([part.confusions for part in parts]),
+            np.concatenate([part.boundaries for part in parts]),
+        )
+
+    def _of_run(self, entry: RunEntry, section: str) -> ImageScores:
         key, place = (entry.name, section), self.folder / "runs" / entry.name / "evaluations"
         if key not in self._images and section in (scored := self.result(entry).evaluations):
             self._images[key] = read_images(place / f"{section}.json", len(scored[section].iou))
@@ -136,6 +155,12 @@ class Results:
         if key not in self._images:
             raise PetsegError(f"{self.folder}: run {entry.name} is not scored on {section}; score it again")
         return self._images[key]
+
+
+def published_section(entry: RunEntry, section: str) -> str:
+    """Names the images of a section: of cross-validation each fold has its own."""
+    fold = entry.rows[0].fold
+    return f"{section}/{fold}" if fold else section
 
 
 def sections(entry: RunEntry) -> list[str]:
@@ -160,27 +185,21 @@ def read_run(place: Path, entry: RunEntry) -> RunResult:
 
 
 def publish(source: Path, folder: Path) -> None:
-    """Writes the study in `source`, whose runs have all ended, in the published form, without findings.json."""
+    """Writes what has ended of the study in `source` in the published form, without findings.json."""
     results = Results(source)
-    entries = results.manifest.runs
-    missing = [entry.name for entry in entries if entry.state not in ("finished", "diverged")]
-    if missing:
-        raise PetsegError(
-            f"{source} lacks {len(missing)} of {len(entries)} runs, the first {missing[0]}; a study is published "
-            "whole: go on with `petseg study`"
-        )
+    entries = [entry for entry in results.manifest.runs if entry.state in ("finished", "diverged")]
     shared: dict[str, dict[str, Any]] = {}
     lines = []
     for entry in entries:
         for section in sections(entry):
-            images = results.images(entry, section)
+            images, key = results.images((entry,), section), published_section(entry, section)
             counts, boundary = images.confusions, np.nan_to_num(np.round(images.boundaries * PARTS), nan=-1)
-            own = {"section": section, "ids": images.ids, "true": counts.sum(axis=2).T.tolist()}
-            if shared.setdefault(section, own) != own:
+            own = {"section": key, "ids": images.ids, "true": counts.sum(axis=2).T.tolist()}
+            if shared.setdefault(key, own) != own:
                 raise PetsegError(f"{source}: {entry.name} was scored on other {section} images; score it again")
             wrong = counts[:, ~np.eye(counts.shape[1], dtype=bool)]
             columns = {"wrong": wrong.T.tolist(), "boundary": boundary.astype(int).T.tolist()}
-            lines.append({"section": section, "run": entry.name, **columns})
+            lines.append({"section": key, "run": entry.name, **columns})
     write_record(folder / MANIFEST, results.manifest)
     _write_lines(folder / RUNS, (results.result(entry).model_dump(mode="json") for entry in entries))
     _write_lines(folder / IMAGES, [*shared.values(), *lines])
@@ -212,7 +231,7 @@ def _read_published(folder: Path) -> tuple[dict[str, RunResult], dict[tuple[str,
                 counts[:, off] = wrong
                 counts[:, ~off] = true - counts.sum(axis=2)
                 scored = ImageScores(ids, counts, np.where(edges < 0, np.nan, edges / PARTS))
-                images[line["run"], line["section"]] = scored
+                images[line["run"], line["section"].partition("/")[0]] = scored
     except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
         raise PetsegError(f"{path}: cannot be read ({first_line(error)}); restore the file") from None
     return results, images

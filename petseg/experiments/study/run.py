@@ -66,9 +66,11 @@ def open_study(study: Study, folder: Path) -> StudyManifest:
 
 def _expected(study: Study) -> dict[tuple[str, str], object]:
     """Returns (part of the recipe, experiment whose runs it is about) -> what is expected."""
-    found: dict[tuple[str, str], object] = {(f"experiment {e.name!r}", e.name): e.expected for e in study.experiments}
+    found: dict[tuple[str, str], object] = {
+        (f"experiment {each.name!r}", each.name): (each.primary, each.expected) for each in study.experiments
+    }
     if study.tuning is not None:
-        found["tuning", TUNING] = study.tuning.expected, study.tuning.loses_more
+        found["tuning", TUNING] = study.tuning.expected
     return found | {(part, recheck.experiment): recheck.expected for part, recheck in study.rechecks().items()}
 
 
@@ -86,14 +88,12 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
         raise PetsegError(f"study folder {folder}: holds work on other images ({known}); choose another with --out")
     check_against_data(study, data)
     manifest = _save(manifest.model_copy(update={"data": data}), folder)
-    manifest = _count_costs(_find_shapes(manifest, folder, making), folder, making)
     threads = max(1, torch.get_num_threads() // making.at_once)
     jobs: dict[Future[None], Run] = {}
     failed: dict[str, PetsegError] = {}
     with LocalProcesses(making.at_once) as executor:
         while True:
-            tuned = tuning_outcome(manifest.recipe, folder)
-            manifest = _save(manifest.model_copy(update={"tuned": tuned}), folder)
+            manifest = _brought_on(manifest, folder, making, idle=not jobs)
             skipped = {*failed, *(run.name for run in jobs.values())}
             todo = [run for run in plan(manifest) if run.state(folder) == "missing" and run.name not in skipped]
             room = making.at_once - len(jobs) if len(failed) < MOST_FAILURES else 0
@@ -147,7 +147,7 @@ def make_run(run: Run, folder: Path, data: Path, device: str | None, threads: in
         return
     for split in run.splits:
         if split == ROBUSTNESS:
-            evaluate_robustness(place, hardware, splits["test"])
+            evaluate_robustness(place, hardware, prepared)
         else:
             evaluate_run(place, hardware, splits, split)
     for name in (RESUME, PREVIOUS_RESUME):
@@ -161,10 +161,20 @@ def _save(manifest: StudyManifest, folder: Path) -> StudyManifest:
     return manifest
 
 
+def _brought_on(manifest: StudyManifest, folder: Path, making: Making, *, idle: bool) -> StudyManifest:
+    """Returns the manifest with what is known by now: settings and, timed while no run is made, shapes and costs."""
+    tuned = tuning_outcome(manifest, folder)
+    manifest = _save(manifest.model_copy(update={"tuned": tuned}), folder)
+    if idle:
+        manifest = _find_shapes(manifest, folder, making)
+    waits = any(run.waits for run in plan(manifest))
+    return _count_costs(manifest, folder, making) if idle and not waits else manifest
+
+
 def _find_shapes(manifest: StudyManifest, folder: Path, making: Making) -> StudyManifest:
     from petseg.experiments.study.match import find_shape  # needs the extra `export`
 
-    asked = [MatchQuestion.of(manifest.recipe, one, arm) for one in manifest.recipe.experiments for arm in one.arms()]
+    asked = [MatchQuestion.of(manifest, one, arm) for one in manifest.recipe.experiments for arm in one.arms()]
     for question in filter(None, asked):
         if question.key not in manifest.matches and manifest.data:
             making.on_status(f"search {question.key}", 0, 1)
