@@ -155,8 +155,8 @@ def test_one_model_or_three_quick(models, prepared, tmp_path):
     # a wrong option or reference is an error before any work
     with pytest.raises(PetsegError, match=r"^reference 'segnett' is unknown; choose one of: segnet"):
         compare(plan_of(models, reference="segnett"), prepared, tmp_path / "new")
-    with pytest.raises(PetsegError, match=r"model\.skips was given for 'segnet', which has no such option"):
-        compare(plan_of(("segnet", "segnet_paper"), "model.skips=false"), prepared, tmp_path / "new")
+    with pytest.raises(PetsegError, match=r"model\.last_pooling was given for 'unet', which has no such option"):
+        compare(plan_of(("unet", "unet_paper"), "model.last_pooling=false"), prepared, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

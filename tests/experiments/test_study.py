@@ -20,7 +20,7 @@ from petseg.errors import PetsegError
 from petseg.experiments.study.findings import write_findings
 from petseg.experiments.study.match import count_parameters, find_shape
 from petseg.experiments.study.plan import MatchQuestion, best_cell, durations, plain, plan, tuning_cells
-from petseg.experiments.study.recipe import Tuning, check_against_data, load_study
+from petseg.experiments.study.recipe import Tuning, check_against_data, load_study, study_names
 from petseg.experiments.study.results import StudyManifest, read_manifest, read_run
 from petseg.experiments.study.run import Making, open_study, run_study
 from petseg.models import build_model, folder_name
@@ -397,6 +397,16 @@ def test_the_published_study_s_runs_still_follow_from_its_recipe():
     # tuning first, then one seed of everything
     seeds = [run.rows[0].seed for run in plan(manifest)[20:]]
     assert seeds == sorted(seeds)
+
+
+def test_the_shipped_studies_name_what_they_are_for_and_share_five_per_cent():
+    studies = {name: load_study(name) for name in study_names()}
+    assert sum(study.family_error for study in studies.values()) == pytest.approx(0.05)
+    for study in studies.values():
+        assert any(experiment.primary for experiment in study.experiments)
+        assert study.tuning.widen > 0, "no best cell at an edge"
+        assert all(len(experiment.seeds) >= 3 for experiment in study.experiments)
+    assert [run.config.data.fold for run in plan(manifest_of(studies["study_isbi"]))[-10:]] == [0, 1, 2, 3, 4] * 2
 
 
 def test_what_a_preset_says_anyway_is_left_out_and_claims_speak_of_arms():

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from petseg.config import ModelConfig, Recipe
 from petseg.errors import PetsegError
+from petseg.evaluation.cost import count_cost
 from petseg.models import (
     MODELS,
     Builder,
@@ -38,7 +39,9 @@ VARIANTS = {
     "unet bilinear": ModelConfig(name="unet", base_channels=4, skips=False, upsampling="bilinear"),
     "unet indices": ModelConfig(name="unet", base_channels=4, skips=False, upsampling="indices"),
     "unet without batch norm": ModelConfig(name="unet", base_channels=4, batch_norm=False),
+    "unet added skips": ModelConfig(name="unet", base_channels=4, merge="add", channels=[4, 7, 9, 12, 20]),
     "segnet bilinear": ModelConfig(name="segnet", base_channels=4, upsampling="bilinear"),
+    "segnet with skips": ModelConfig(name="segnet", base_channels=4, skips=True, last_pooling=False, depth=3),
     # three stages: He's weights expect full maps, unpooled ones are three quarters zero, so without batch normalisation
     # each stage shrinks the signal (at five the first logits deviate by .005): 200 steps may not suffice
     "segnet without batch norm": ModelConfig(name="segnet", base_channels=4, depth=3, batch_norm=False),
@@ -354,6 +357,34 @@ def test_deterministic_path_is_bit_identical(size):
         assert all(torch.equal(first, second) for first, second in zip(logits_and_gradients(), native, strict=True))
 
 
+def test_segnet_basic_has_the_paper_s_parameters_and_context():
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name="segnet_basic"), 11)
+    # arXiv 1511.00561, Table 1: 1.425 M; with 64 channels, 7x7, no bias, a 1x1 classifier of CamVid's 11 classes
+    convolutions = 3 * 64 * 49 + 7 * 64 * 64 * 49
+    own = sum(parameter.numel() for parameter in model.parameters())
+    assert own == convolutions + 8 * 2 * 64 + 64 * 11 + 11 == pytest.approx(1.425e6, rel=0.01)
+    assert not any(isinstance(module, torch.nn.ReLU) for module in model.decoder.modules())
+    # section 3: a value of the deepest map sees 106 x 106 pixels of the image
+    model, image = small("segnet_basic").double(), torch.zeros(1, 3, 160, 160, dtype=torch.float64, requires_grad=True)
+    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.constant_(norm.bias, 1.0)
+    x = image + 1e-6 * torch.rand_like(image)
+    for stage in model.encoder:
+        x = F.avg_pool2d(stage(x), 2)
+    x[0, :, 5, 5].sum().backward()
+    seen = image.grad.abs().sum(dim=(0, 1)) > 0
+    assert max(int(seen.any(dim=side).sum()) for side in (0, 1)) == 106
+
+
+def test_the_bridging_arms_cost_what_segnet_costs():
+    whole = count_cost(ModelConfig(name="segnet", depth=5), 3, 96)
+    for options in ({"last_pooling": False}, {"upsampling": "bilinear"}, {"skips": True, "merge": "add"}):
+        other = count_cost(ModelConfig(name="segnet", depth=5, **options), 3, 96)
+        assert (other.parameters, other.macs) == (whole.parameters, whole.macs), options
+    assert count_cost(ModelConfig(name="segnet", skips=True), 3, 96).macs > whole.macs
+
+
 @pytest.mark.parametrize("name", ["unet", "segnet"])
 def test_dropout_drops_in_training_alone_and_biases_stand_where_no_batch_norm_cancels_them(name):
     model = small(name, dropout=0.5)
@@ -374,8 +405,9 @@ def test_dropout_drops_in_training_alone_and_biases_stand_where_no_batch_norm_ca
 WRONG_OPTIONS = [
     ("unett", {}, r"^model 'unett' is unknown; choose one of: unet, "),
     ("unet", {"chanels": 3}, r"^option of model 'unet' 'chanels' is unknown; choose one of: base_channels, "),
-    ("segnet", {"skips": False}, r"^model\.skips was given for 'segnet', .* \[overrides\.unet\.model\]$"),
-    ("segnet_paper", {"skips": True}, r"^model\.skips was given for 'segnet_paper', .* it belongs to 'unet'"),
+    ("unet", {"last_pooling": False}, r"^model\.last_pooling was given for 'unet', .* \[overrides\.segnet\.model\]$"),
+    ("unet_paper", {"last_pooling": True}, r"^model\.last_pooling was given for 'unet_paper', .* belongs to 'segnet'"),
+    ("segnet", {"channels": [4, 8]}, r"channels has 2 numbers for depth 5; wanted 5$"),
     ("segnet", {"upsampling": "transposed"}, r"'transposed' is unknown; choose one of: indices, bilinear$"),
     ("segnet", {"convs": (2, 2, 3)}, r"convs has 3 numbers for depth 5; give one for each stage$"),
     ("segnet", {"convs": "two"}, r"convs is 'two'; input should be a valid integer$"),
