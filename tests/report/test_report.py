@@ -272,7 +272,7 @@ def test_pages_load_nothing_and_every_drawing_has_words_and_every_id_is_its_own(
                 assert link.startswith(("data:", "#")) or not link or (tag == "a" and link.startswith("https://")), link
         assert len(parsed.all("script")) == 1, "the one that sorts tables"
         assert "@import" not in html
-        assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+        assert all(target.startswith(("#", "data:image/")) for target in re.findall(r"url\(([^)]*)\)", html))
         assert set(re.findall(r"https?://[^\s\"<]+", html)) <= {"https://creativecommons.org/licenses/by-sa/4.0/"}
         assert all(image.get("alt") for image in parsed.all("img"))
         drawings = [svg for svg in parsed.all("svg") if svg.get("aria-hidden") != "true"]
