@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
@@ -25,7 +26,8 @@ app = typer.Typer(
 )
 
 EXTRA_OF = {  # package that the light install lacks -> the extra that brings it
-    **dict.fromkeys(("torch", "safetensors", "matplotlib", "jinja2"), "train"),
+    **dict.fromkeys(("torch", "safetensors"), "train"),
+    **dict.fromkeys(("matplotlib", "jinja2"), "report"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     **dict.fromkeys(("timm", "segmentation_models_pytorch"), "models"),
     "openvino": "openvino",
@@ -38,6 +40,8 @@ EXTRA_OF = {  # package that the light install lacks -> the extra that brings it
 def main() -> None:
     """Runs the command line; a caller's mistake is one line on stderr and exit code 2."""
     wait_without_spinning()
+    # Pillow warns of damaged metadata in images that decode; here, because threads share one list of filters
+    warnings.filterwarnings("ignore", module="PIL")
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

@@ -27,14 +27,11 @@ def annotate(
     threads: ThreadsOption = None,
 ) -> None:
     """Label photos with a model, to be corrected in an annotation program. Exit code 1 if some photos failed."""
-    import warnings
-
     from petseg.data.formats.convert import Target, check_format
     from petseg.predict import outputs
     from petseg.predict.annotate import ORDER, plan_task, write_task
     from petseg.threads import thread_count
 
-    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in images that decode
     threads = thread_count(threads)
     check_format(kind, polygons=polygons)
     jobs, left_out = plan_task(photos, out, resume=resume)

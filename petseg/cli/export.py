@@ -88,11 +88,18 @@ def models(
     size: SizeOption = 128,
     classes: Annotated[int, typer.Option(min=2, max=255, help="Classes of the output.")] = 3,
 ) -> None:
-    """List networks with their cost, the shipped files, and what the extra `models` adds."""
+    """List the shipped models, networks to train with their cost, and what the extra `models` adds."""
     from petseg.config import NETWORKS
     from petseg.predict.segmenter import card_of, shipped_models
     from petseg.units import byte_size
 
+    cards = {name: card_of(name) for name in shipped_models() if query in name}
+    if cards:
+        rows = [
+            (name, card["title"], f"{card['size']} px", f"{100 * card['scores']['miou']:.1f}", byte_size(card["bytes"]))
+            for name, card in cards.items()
+        ]
+        print_table("shipped, for predict, serve and export", ("model", "", ">image", ">mIoU, %", ">size"), rows)
     # the whole name of a network of another library is a network to count, not a word to look for
     names = [query] if ":" in query else [name for name in NETWORKS if query in name]
     if find_spec("torch") is None:
@@ -101,13 +108,6 @@ def models(
         heads = ("network", "", ">parameters", ">MACs", ">activations", ">training")
         title = f"networks to train: one image of {size} x {size} px, {classes} classes, float32"
         print_table(title, heads, [_cost_row(name, checked_size(size), classes) for name in names], caption=COST_NOTE)
-    cards = {name: card_of(name) for name in shipped_models() if query in name}
-    if cards:
-        rows = [
-            (name, card["title"], f"{card['size']} px", f"{100 * card['scores']['miou']:.1f}", byte_size(card["bytes"]))
-            for name, card in cards.items()
-        ]
-        print_table("shipped files, for predict, serve and export", ("file", "", ">image", ">mIoU", ">size"), rows)
     found = _print_encoders(query)
     if not (names or cards or found):
         raise PetsegError(f"no model has {query!r} in its name; `petseg models` lists them")

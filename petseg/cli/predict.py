@@ -57,12 +57,9 @@ def predict(
     threads: ThreadsOption = None,
 ) -> None:
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
-    import warnings
-
     from petseg.predict import outputs
     from petseg.threads import thread_count
 
-    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata in images that decode
     kinds = outputs.chosen_kinds(only or ()) if only or not as_json else ()
     look = _look(outputs.Look(matting, background, crop, kind), kinds)
     threads = thread_count(threads)
@@ -92,7 +89,9 @@ def predict(
         workers = threads or outputs.WORKERS
         if len(photos) > 1 or Path(photos[0]).is_dir():
             outcomes = outputs.predict_jobs(segmenter, jobs, workers, look=look)
-            _print_many(outcomes, len(jobs), left_out, results, None if as_json else segmenter.classes)
+            written = f"{', '.join(kinds)} {f'in {out}' if out else 'beside each photo'}"
+            told = None if as_json else (segmenter.classes, written)
+            _print_many(outcomes, len(jobs), left_out, results, told)
             return
         with progress_bar() if segmenter.geometry.fit == "crop" else nullcontext() as advance:
             on_windows = partial(advance, "windows") if advance else None
@@ -153,7 +152,7 @@ def _print_many(
     total: int,
     left_out: Mapping[Path, str],
     results: TextIO,
-    classes: Sequence[Class] | None,  # None: lines of JSON
+    told: tuple[Sequence[Class], str] | None,  # the classes, and which files lie where; None: lines of JSON
 ) -> None:
     failed, noted, empty = [], [], 0
     with progress_bar() as advance:
@@ -162,22 +161,21 @@ def _print_many(
                 failed.append(str(outcome.error))
             else:
                 empty += not outcome.summary.foreground
-                if classes is None:
+                if told is None:
                     print(json.dumps(outcome.to_dict()), file=results)
                 elif outcome.summary.notes or not outcome.summary.foreground:
-                    noted.append(_line(outcome, classes))
+                    noted.append(_line(outcome, told[0]))
             advance("predict", done, total)
     for message in failed:
         print(f"petseg: {message}", file=sys.stderr)
-    if classes is None:
+    if told is None:
         noted = [json.dumps({"left_out": str(path), "reason": reason}) for path, reason in left_out.items()]
     else:
-        with_foreground = total - len(failed) - empty
-        photos = plural(total, "photo")
-        noted.append(f"{photos}: {with_foreground} with foreground, {empty} without, {len(failed)} failed")
         if left_out:
             reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(left_out.values()).most_common())
             noted.append(f"{len(left_out)} left out: {reasons}")
+        counts = f"{total - len(failed) - empty} with foreground, {empty} without, {len(failed)} failed"
+        noted.append(f"{plural(total, 'photo')}: {counts}; {told[1]}")
     for line in noted:
         print(line, file=results)
     if failed:

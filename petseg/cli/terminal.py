@@ -6,9 +6,12 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import zip_longest
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.progress import TextColumn
 
 
 @contextmanager
@@ -54,10 +57,15 @@ def progress_bar(*, transfer: bool = False) -> Iterator[Callable[..., None]]:
         yield log
         return
     amount: progress.ProgressColumn = progress.DownloadColumn() if transfer else progress.MofNCompleteColumn()
-    times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
-    texts = [progress.TextColumn(f"{{task.{field}}}") for field in ("description", "fields[detail]")]
+    # in 80 columns a row is one line: the bar gives way first, then the ends of the words
+    title, detail = (
+        _words(f"{{task.{field}}}", width) for field, width in (("description", 24), ("fields[detail]", 26))
+    )
+    wide = console.width >= 110
+    times = [progress.TimeElapsedColumn()] * wide + [progress.TimeRemainingColumn()]
+    bar_column = progress.BarColumn(bar_width=40 if wide else 10)
     ids: dict[str, progress.TaskID] = {}
-    with progress.Progress(texts[0], progress.BarColumn(), amount, *times, texts[1], console=console) as bar:
+    with progress.Progress(title, bar_column, amount, *times, detail, console=console) as bar:
 
         def advance(title: str, done: int, total: int, detail: str = "") -> None:
             if title not in ids:
@@ -65,6 +73,14 @@ def progress_bar(*, transfer: bool = False) -> Iterator[Callable[..., None]]:
             bar.update(ids[title], completed=done, total=total, detail=detail)
 
         yield advance
+
+
+def _words(text: str, width: int) -> "TextColumn":
+    """Returns a column of a progress bar that is one line high; what is longer than `width` characters is cut."""
+    from rich.progress import TextColumn
+    from rich.table import Column
+
+    return TextColumn(text, table_column=Column(no_wrap=True, overflow="ellipsis", max_width=width))
 
 
 def print_table(

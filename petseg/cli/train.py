@@ -18,6 +18,7 @@ from petseg.cli.options import (
     chosen_hardware,
 )
 from petseg.cli.terminal import print_table, progress_bar, resumable
+from petseg.units import loss, percent
 
 
 def train(
@@ -63,7 +64,8 @@ def train(
         on_step = partial(advance, f"train {title_of(model)}")
         how = Execution(hardware=hardware, resume=resume, more_epochs=resume, on_step=on_step)
         last = train_model(config, prepared, run, how)[-1]
-    print(f"{run}: epoch {last.epoch}, val loss {last.val_loss:.4f}, val mIoU {last.val_miou:.4f} at the training size")
+    score = f"val loss {loss(last.val_loss)}, val mIoU {percent(last.val_miou)} % at the training size"
+    print(f"{run}: epoch {last.epoch}, {score}")
     if export and distributed.rank_started() == 0:
         from petseg.export.onnx import exported_run
 
@@ -130,7 +132,7 @@ def evaluate(
     print(f"{run}: {split}, {scores.images} images, epoch {scores.epoch}")
     figures = {name: (scores.iou[name], scores.dice[name], scores.boundary_f[name]) for name in scores.iou}
     figures["mean"] = scores.miou, scores.mean_dice, scores.mean_boundary_f
-    rows = [(name, *("-" if value is None else f"{value:.4f}" for value in values)) for name, values in figures.items()]
-    print_table("", ("class", ">IoU", ">Dice", ">boundary F"), rows)
-    entropy = f"cross-entropy {scores.cross_entropy:.4f} at {scores.cross_entropy_frame}"
-    print(f"pixel accuracy {scores.pixel_accuracy:.4f}, {entropy}")
+    rows = [(name, *map(percent, values)) for name, values in figures.items()]
+    print_table("percent", ("class", ">IoU", ">Dice", ">boundary F"), rows)
+    entropy = f"cross-entropy {loss(scores.cross_entropy)} at {scores.cross_entropy_frame}"
+    print(f"pixel accuracy {percent(scores.pixel_accuracy)} %, {entropy}")

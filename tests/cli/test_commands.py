@@ -325,7 +325,7 @@ def test_models_lists_networks_shipped_files_and_encoders_by_part_of_a_name(monk
     monkeypatch.setenv("COLUMNS", "80")
     result = succeeds("models", "segnet", COLUMNS="80")
     names = re.findall(r"^│ (\w+) ", result.stdout, re.M)
-    assert names == ["segnet", "segnet_paper", "segnet_basic", "segnet_base", "segnet_small"]
+    assert names == ["segnet_base", "segnet_small", "segnet", "segnet_paper", "segnet_basic"]
     assert "1.8 M" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert {name: builder.title for name, builder in MODELS.items()} == NETWORKS

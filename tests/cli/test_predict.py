@@ -113,8 +113,8 @@ def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
     whole = petseg("predict", ".", "--only", "mask", cwd=tmp_path)
     assert whole.stdout.splitlines() == [
         "a.gif: no cat or dog; 3 frames, the first one is used; a.mask.png",
-        "1 photo: 0 with foreground, 1 without, 0 failed",
         "1 left out: 1 written by petseg",
+        "1 photo: 0 with foreground, 1 without, 0 failed; mask beside each photo",
     ]
     notes = piped((tmp_path / "a.gif").read_bytes(), "--only", "mask").stderr.decode().splitlines()
     assert notes == ["petseg: stdin: no cat or dog", "petseg: stdin: 3 frames, the first one is used"]

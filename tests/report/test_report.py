@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -391,3 +393,13 @@ def test_only_images_beside_the_comparison_are_embedded(published, tmp_path):
         example = changed(result.examples[0], files={**result.examples[0].files, "image": name})
         told = f"image {name!r}; a report embeds .png, .jpg in its own folder: was the file edited?"
         refused(re.escape(told), list, read_gallery(changed(result, examples=(example,)), tmp_path / "run"))
+
+
+@pytest.mark.parametrize("source", ["official/comparison.json", "study/findings.json"])
+def test_a_report_needs_no_torch(tmp_path, source):
+    code = (
+        "import sys; sys.modules['torch'] = None; from petseg.cli import main\n"
+        f"sys.argv = ['petseg', 'report', {str(RESULTS / source)!r}, '--out', {str(tmp_path / 'a.html')!r}]; main()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "a.html").stat().st_size > 10_000
