@@ -178,7 +178,7 @@ def render_answer(findings: schema.Findings) -> str:
         styles=model_styles(list(findings.models)),
         rows=rows,
         same_time=found["unet/latency", "segnet/latency"],
-        same_stages=found["unet/stages", "segnet/stages"],
+        same_stages=found.get(("unet/stages", "segnet/stages")),
         chart=curve_chart(findings, main),
     )
 
