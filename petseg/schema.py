@@ -125,8 +125,6 @@ class LatencyInfo(Record):
 
     p50: float
     p95: float
-    low: float | None = None  #: of the median, 95 % interval over the rounds
-    high: float | None = None
     rounds: tuple[float, ...] = ()  #: medians of parts of the passes, in their order; those of one measurement pair up
     repeats: int
     batch: int = 1

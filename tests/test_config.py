@@ -39,7 +39,7 @@ def value_of(recipe, field):
 def test_shipped_recipe(name):
     text = (config.RECIPES / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith("# "), "a recipe says first what it is for"
-    if name == "study":  # has a reader of its own
+    if name.startswith("study"):  # they have a reader of their own
         return
     assert name in config.recipe_names()
     assert re.search(r"^# Command:  petseg (compare|train)", text, re.MULTILINE)

@@ -21,6 +21,7 @@ from petseg.schema import CostInfo, LatencyInfo
 from petseg.threads import OtherWork
 from petseg.training.device import Hardware
 
+ROUNDS = 20  # parts of the passes whose medians give a ratio its interval
 TRAINING_BATCH = 32  # images beside which a further one is counted: of few, the weights' gradients would hide its need
 
 
@@ -140,7 +141,8 @@ def take_turns(passes: Mapping[str, Callable[[], object]], repeats: int) -> dict
 def latency_of(times: Sequence[float], size: int, others: OtherWork) -> LatencyInfo:
     """Returns the latency from passes over an image of `size` pixels a side, during which others worked too."""
     p50, p95 = map(float, np.quantile(times, [0.5, 0.95]))
-    return LatencyInfo(p50=p50, p95=p95, repeats=len(times), size=size, others=others.cores())
+    rounds = tuple(float(np.median(part)) for part in np.array_split(times, min(ROUNDS, len(times))))
+    return LatencyInfo(p50=p50, p95=p95, rounds=rounds, repeats=len(times), size=size, others=others.cores())
 
 
 def measure_latencies(

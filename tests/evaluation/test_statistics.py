@@ -9,9 +9,11 @@ from petseg.evaluation.statistics import (
     bootstrap,
     many_to_one,
     paired_bootstrap,
+    ratio_of,
     simultaneous_intervals,
 )
 from petseg.metrics import iou, mean_iou
+from petseg.schema import LatencyInfo
 
 
 def draw_trainings(seeds, count, *, lead, seed, of_seed=0.0, noise=0.05):
@@ -204,3 +206,14 @@ def test_family_wise_coverage():
         together += all(low <= true <= high for (low, high), true in zip(intervals, truth, strict=True))
     assert 0.9 <= together / 200 <= 0.99
     assert alone / 200 < 0.88
+
+
+def test_a_ratio_of_latencies_cancels_what_slows_both():
+    rng = np.random.default_rng(0)
+    slow = 1 + 0.2 * rng.random(20)
+    one, other = (
+        LatencyInfo(p50=base, p95=base, rounds=tuple(base * slow + rng.normal(0, 0.02, 20)), repeats=200, size=96)
+        for base in (10.0, 5.0)
+    )
+    found = ratio_of(one, other)
+    assert 1.98 < found.low < 2 < found.high < 2.02

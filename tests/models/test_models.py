@@ -404,7 +404,7 @@ def test_dropout_drops_in_training_alone_and_biases_stand_where_no_batch_norm_ca
 
 WRONG_OPTIONS = [
     ("unett", {}, r"^model 'unett' is unknown; choose one of: unet, "),
-    ("unet", {"chanels": 3}, r"^option of model 'unet' 'chanels' is unknown; choose one of: base_channels, "),
+    ("unet", {"chanels": 3}, r"^option of model 'unet' 'chanels' is unknown; choose one of: channels, "),
     ("unet", {"last_pooling": False}, r"^model\.last_pooling was given for 'unet', .* \[overrides\.segnet\.model\]$"),
     ("unet_paper", {"last_pooling": True}, r"^model\.last_pooling was given for 'unet_paper', .* belongs to 'segnet'"),
     ("segnet", {"channels": [4, 8]}, r"channels has 2 numbers for depth 5; wanted 5$"),
@@ -454,7 +454,7 @@ def test_a_name_may_bring_options():
     config = run_config(recipe, "segnet@depth=4@convs=2")
     assert (config.model, config.train.epochs) == (ModelConfig(name="segnet", depth=4, convs=2), 7)
     assert run_config(recipe, "segnet").model == ModelConfig(name="segnet")
-    refused(r"^model\.skips was given for 'segnet'", run_config, recipe, "segnet@skips=false")
+    refused(r"^model\.last_pooling was given for 'unet'", run_config, recipe, "unet@last_pooling=false")
     refused(r"^option of model 'segnet' 'dept' is unknown", run_config, recipe, "segnet@dept=4")
     assert len({builder.title for builder in MODELS.values()}) == len(MODELS)
 

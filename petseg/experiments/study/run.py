@@ -197,7 +197,8 @@ def _count_costs(manifest: StudyManifest, folder: Path, making: Making) -> Study
     if any(costs[key].latency_ms is None for key in shapes):
         making.on_status("measure latencies", 0, 1)
         for key, latency in measure_onnx_latencies(shapes, classes).items():
-            costs[key] = costs[key].model_copy(update={"latency_ms": latency})
+            measured = {"latency_ms": latency, "latencies": {"ONNX Runtime, one thread": latency}}
+            costs[key] = costs[key].model_copy(update=measured)
         machine = choose_hardware("fp32", "cpu").environment()
         changes["latency_environment"] = LatencyEnvironment(
             engine="ONNX Runtime, one thread, batch 1, float32",
