@@ -34,6 +34,7 @@ EXTRA_OF = {  # package that the light install lacks -> the extra that brings it
     "scipy": "matting",
     **dict.fromkeys(("pycocotools", "contourpy", "shapely"), "formats"),
     **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
+    **dict.fromkeys(("ray", "pyarrow", "fsspec", "s3fs"), "cluster"),
 }
 
 
