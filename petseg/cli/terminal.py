@@ -3,6 +3,7 @@
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import zip_longest
@@ -40,19 +41,23 @@ def results_only() -> Iterator[TextIO]:
 
 @contextmanager
 def progress_bar(*, transfer: bool = False) -> Iterator[Callable[..., None]]:
-    """Yields advance(title, done, total, detail=""): a bar a title with the time left, in a log a line each tenth."""
+    """Yields advance(title, done, total, detail=""): a bar a title with the time left, in a log a line each tenth.
+
+    A total of None is not known: the bar counts, a log has a line each ten seconds.
+    """
     from rich import progress
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        tenths: dict[str, int] = {}
+        steps: dict[str, int] = {}
 
-        def log(title: str, done: int, total: int, detail: str = "") -> None:
-            tenth = 10 * done // max(1, total)
-            if tenths.get(title) != tenth:
-                tenths[title] = tenth
-                print(f"{title}: {10 * tenth} % {detail}".rstrip(), file=sys.stderr, flush=True)
+        def log(title: str, done: int, total: int | None, detail: str = "") -> None:
+            step = int(time.monotonic() / 10) if total is None else 10 * done // max(1, total)
+            if steps.get(title) != step:
+                steps[title] = step
+                reached = f"{done:,}" if total is None else f"{10 * step} %"
+                print(f"{title}: {reached} {detail}".rstrip(), file=sys.stderr, flush=True)
 
         yield log
         return
@@ -67,7 +72,7 @@ def progress_bar(*, transfer: bool = False) -> Iterator[Callable[..., None]]:
     ids: dict[str, progress.TaskID] = {}
     with progress.Progress(title, bar_column, amount, *times, detail, console=console) as bar:
 
-        def advance(title: str, done: int, total: int, detail: str = "") -> None:
+        def advance(title: str, done: int, total: int | None, detail: str = "") -> None:
             if title not in ids:
                 ids[title] = bar.add_task(title, total=total, detail=detail)
             bar.update(ids[title], completed=done, total=total, detail=detail)

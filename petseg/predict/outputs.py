@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from itertools import chain, count
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from PIL import Image
@@ -103,10 +103,21 @@ def plan(
         raise PetsegError(f"{sources[0]}: petseg wrote this file; name the photo itself")
     photos, left_out = find_photos(named, OURS)
     places = [(photo, photo.parent if out is None else out / below.parent) for photo, below in photos]
+    jobs = []
+    for (photo, place), (own, note) in zip(places, own_names(places), strict=True):
+        files = {kind: place / file for kind, file in file_names(own, kinds, look).items()}
+        jobs.append(Job(photo, files, note))
+    return jobs, left_out
+
+
+def own_names(places: Sequence[tuple[PurePath, PurePath]]) -> Iterator[tuple[str, str]]:
+    """Yields what each photo's files are called before their endings, and a note where that is unusual.
+
+    `places` are photos with the folder that each one's files are written to.
+    """
     # some file systems do not tell cases apart, and a plan holds on all of them
     sharing = Counter(str(place / photo.stem).casefold() for photo, place in places)
-    taken: dict[str, Path] = {}
-    jobs = []
+    taken: dict[str, PurePath] = {}
     for photo, place in places:
         # cat.jpg and cat.png write cat.jpg.mask.png and cat.png.mask.png
         name = photo.stem if sharing[str(place / photo.stem).casefold()] == 1 else photo.name
@@ -115,8 +126,12 @@ def plan(
         first = taken.get(str(place / name).casefold())
         note = f"written as {own}, since {first} has its name" if first else ""
         taken[str(place / own).casefold()] = photo
-        jobs.append(Job(photo, {kind: place / f"{own}{_ending(kind, look)}" for kind in kinds}, note))
-    return jobs, left_out
+        yield own, note
+
+
+def file_names(own: str, kinds: Sequence[str], look: Look = Look()) -> dict[str, str]:
+    """Returns kind -> name of the file of a photo whose own name is given."""
+    return {kind: f"{own}{_ending(kind, look)}" for kind in kinds}
 
 
 def _ending(kind: str, look: Look) -> str:
@@ -189,16 +204,21 @@ def predict_job(segmenter: Segmenter, job: Job, *, look: Look = Look(), on_windo
     """Returns the outcome of one photo; its files are written when all of them are made."""
     try:
         result = segmenter(job.photo, on_windows=on_windows)
-        with ThreadPoolExecutor(max(1, len(job.files))) as pool:
-            contents = list(pool.map(partial(encoded, result, look=look), job.files))
-        writes = [partial(Path.write_bytes, data=content) for content in contents]
-        storage.write_together(dict(zip(job.files.values(), writes, strict=True)))
+        contents = contents_of(result, tuple(job.files), look)
+        writes = {path: partial(Path.write_bytes, data=contents[kind]) for kind, path in job.files.items()}
+        storage.write_together(writes)
         summary = result.summary()
         return Outcome(job, replace(summary, notes=(*summary.notes, job.note)) if job.note else summary, None)
     except PetsegError as error:
         return Outcome(job, None, error)
     except MemoryError:
         return Outcome(job, None, PetsegError(f"{job.photo}: too large for this machine's memory; reduce it first"))
+
+
+def contents_of(result: Segmentation, kinds: Sequence[str], look: Look = Look()) -> dict[str, bytes]:
+    """Returns kind -> content of its file; the files of one photo are made at once."""
+    with ThreadPoolExecutor(max(1, len(kinds))) as pool:
+        return dict(zip(kinds, pool.map(partial(encoded, result, look=look), kinds), strict=True))
 
 
 def encoded(result: Segmentation, kind: str, *, look: Look = Look()) -> bytes:

@@ -164,6 +164,12 @@ class Segmentation:
         """Share of the photo that the mask covers, 0 to 1."""
         return float(np.count_nonzero(self.mask) / self.mask.size)
 
+    @property
+    def class_shares(self) -> dict[str, float]:
+        """Class -> share of the pixels, as the model sees them, whose likeliest class it is; 0 to 1."""
+        counts = np.bincount(self.probabilities.argmax(axis=0).ravel(), minlength=len(self.classes))
+        return {each.name: float(count / counts.sum()) for each, count in zip(self.classes, counts, strict=True)}
+
     @cached_property
     def confidence(self) -> float | None:
         """Mean of p(foreground) / (p(foreground) + p(background)) over the foreground, .5 to 1; None without either."""
