@@ -19,6 +19,7 @@ def loaded(code):
 
 
 HEAVY = "torch numpy pydantic PIL scipy matplotlib jinja2 fastapi onnxruntime"
+CAT = str(ROOT / "petseg" / "serve" / "page" / "cat.jpg")
 RUN = "from petseg.cli import main; main()"
 
 
@@ -30,6 +31,7 @@ RUN = "from petseg.cli import main; main()"
         (f"sys.argv = ['petseg', '--help']; {RUN}", HEAVY),
         (f"sys.argv = ['petseg', 'predict', '--help']; {RUN}", "numpy PIL onnxruntime torch"),
         ("import petseg.cli, petseg.predict.outputs, petseg.predict.segmenter", "pydantic torch onnx openvino"),
+        (f"sys.argv = ['petseg', 'predict', {CAT!r}, '--json']; {RUN}", "torch ray fsspec pyarrow"),
     ],
 )
 def test_what_is_not_needed_is_not_loaded(code, foreign):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from petseg.predict.outputs import Look, Outcome
     from petseg.predict.segmenter import Segmenter
 
+PHOTOS_HELP = "Photos, folders of photos, one URL such as s3://photos, or - for one photo on stdin."
 MODEL_HELP = "A shipped model or an ONNX file of `petseg export`."
 RUN_HELP = "Use a trained run; needs the extra `export`."
 ONLY_HELP = "mask, cutout, overlay, classes, trimap or json. Repeatable."
@@ -34,14 +35,18 @@ FLIP_HELP = "Average with what is seen in the mirrored photo, at twice the time.
 WINDOWS_HELP = "Look through windows of the photo, its longer side at most this many pixels; 0: at its own size."
 MATTING_HELP = "Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."
 BACKGROUND_HELP = "Lay cut-outs on a colour (white, #ff8800) or an image."
+OUT_HELP = "Folder to write to, or a URL such as s3://masks."
+RAY_HELP = "Predict a folder or a bucket on a Ray cluster: auto, HOST:6379 or ray://HOST:10001; extra `cluster`."
 FORMAT_HELP = "png, jpg or webp for cut-outs and overlays."
+
+MANY = 32  # photos, or more: how many a bucket holds is not known before all are listed
 
 
 def predict(
-    photos: Annotated[list[str], typer.Argument(help="Photos, folders of photos, or - for one photo on stdin.")],
+    photos: Annotated[list[str], typer.Argument(help=PHOTOS_HELP)],
     model: Annotated[str, typer.Option(help=MODEL_HELP, show_default="unet_lite2")] = "",
     run: Annotated[Path | None, typer.Option(help=RUN_HELP, show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="beside each photo")] = None,
+    out: Annotated[str | None, typer.Option(help=OUT_HELP, show_default="beside each photo")] = None,
     only: Annotated[list[str] | None, typer.Option(help=ONLY_HELP, show_default="mask, cutout, overlay")] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
     foreground: Annotated[str, typer.Option(help=FOREGROUND_HELP, show_default="the model's")] = "",
@@ -55,6 +60,7 @@ def predict(
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP)] = "png",
     resume: Annotated[bool, typer.Option("--resume", help="Skip photos whose files are all there.")] = False,
     threads: ThreadsOption = None,
+    ray: Annotated[str | None, typer.Option(help=RAY_HELP, show_default=False)] = None,
 ) -> None:
     """Write a mask, a cut-out and an overlay of each photo. Exit code 1 if some of several photos failed."""
     from petseg.predict import outputs
@@ -65,9 +71,14 @@ def predict(
     threads = thread_count(threads)
     sizes, names = _scales(scales), _names(foreground)
 
+    options: dict[str, Any] = {"flip": flip, "scales": sizes, "windows": windows, "foreground": names, "raw": raw}
+
     def chosen(photos: int) -> Segmenter:
-        own = chosen_segmenter(model, run, photos, threads)
-        return own.using(flip=flip, scales=sizes, windows=windows, foreground=names, raw=raw)
+        return chosen_segmenter(model, run, photos, threads).using(**options)
+
+    if ray is not None or any("://" in place for place in (*photos, out or "")):
+        _predict_stored(partial(chosen, MANY), options, (photos, out), kinds, look, ray, threads, as_json)
+        return
 
     if resume and not kinds:
         raise PetsegError("--resume was given with --json alone, which writes no file to go by; name files with --only")
@@ -77,7 +88,7 @@ def predict(
         with results_only() as results:
             _predict_stdin(chosen(1), kinds, look, results)
         return
-    jobs, left_out = outputs.plan([Path(photo) for photo in photos], kinds, out, look)
+    jobs, left_out = outputs.plan([Path(photo) for photo in photos], kinds, None if out is None else Path(out), look)
     if resume:
         outputs.remove_unfinished(jobs)
         total, jobs = len(jobs), [job for job in jobs if not job.done()]
@@ -98,6 +109,55 @@ def predict(
             found = list(outputs.predict_jobs(segmenter, jobs, workers, look=look, on_windows=on_windows))
         for outcome in found:  # none, if it is done already
             print(json.dumps(outcome.to_dict()) if as_json else _line(outcome, segmenter.classes), file=results)
+
+
+def _predict_stored(
+    choose: Callable[[], Segmenter],
+    options: Mapping[str, Any],
+    places: tuple[list[str], str | None],
+    kinds: tuple[str, ...],
+    look: Look,
+    ray: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Predicts what lies in a store, or on a cluster; the call may be repeated until all is done."""
+    from petseg.predict import bulk
+    from petseg.predict.manifest import Finished, Manifest
+
+    photos, out = places
+    if len(photos) != 1 or out is None or photos == ["-"]:
+        raise PetsegError(
+            "URLs and --ray take one folder or bucket, and an --out that the manifest is written to as well"
+        )
+    with results_only() as results:
+        segmenter = choose()
+        work = bulk.work_of(segmenter, options, (photos[0], out), kinds, look)
+        work.listing.check()
+        if ray is not None:
+            from petseg.cluster import connect
+
+            connect(ray)
+        manifest = Manifest(work.listing.out, work.schema)
+        if finished := len(Finished(work.listing.out)):
+            print(f"{plural(finished, 'photo')} are in the manifest already and left out", file=sys.stderr)
+        tables = bulk.predict_here(work, segmenter, threads) if ray is None else bulk.predict_on_ray(work, threads)
+        counts, failed = Counter[str](), 0
+        with progress_bar() as advance:
+            for rows in bulk.recorded(tables, manifest):
+                counts.update(rows["status"].to_pylist())
+                counts["empty"] += rows["foreground"].to_pylist().count(False)
+                if as_json:
+                    results.writelines(f"{json.dumps(row)}\n" for row in rows.to_pylist())
+                failed = counts["failed"] + counts["unread"]
+                advance("predict", counts["done"] + failed, None, f"{failed} failed" if failed else "")
+        if not as_json:
+            found = f"{counts['done'] - counts['empty']} with foreground, {counts['empty']} without"
+            print(f"{plural(counts['done'] + failed, 'photo')}: {found}, {failed} failed", file=results)
+    if failed:
+        manifested = work.listing.out.name("manifest")
+        print(f"petseg: {plural(failed, 'photo')} failed; {manifested} says why (column `reason`)", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _look(look: Look, kinds: tuple[str, ...]) -> Look:

@@ -31,8 +31,8 @@ from tests.data.traps import make_trapped_pets
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 COMMANDS = {  # every command with its flags and arguments
     "": "--debug --version",
-    "predict": "--background --crop --flip --foreground --format --json --matting --model --only --out --raw --resume "
-    "--run --scales --threads --windows PHOTOS",
+    "predict": "--background --crop --flip --foreground --format --json --matting --model --only --out --raw --ray "
+    "--resume --run --scales --threads --windows PHOTOS",
     "annotate": "--flip --format --model --out --polygons --resume --run --threads PHOTOS",
     "serve": "--allowed-host --host --no-open --open --port --run --set",
     "export": "--format --fp16 --model --no-fp16 --out --run",
