@@ -356,8 +356,37 @@ def pet_free_photos(result: Any) -> Rows:
     return rows, f"Presence by {', '.join(f'`{model}`' for model in models)}."
 
 
+BILLION, MEGABYTE = 1e9, 1e6
+RUNTIME_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def billion(result: Any) -> Rows:
+    """Returns what a billion photos would take at the rate of a folder on one core: hours, and bits to be read."""
+    rows = []
+    for name in ("unet_base onnxruntime", "unet_base openvino", "unet_small onnxruntime", "unet_small openvino"):
+        model, runtime = name.split()
+        a_core = vars(result.folder.photos_per_second)[name] / result.environment.threads
+        row = Row(name=f"`{model}`, {RUNTIME_TITLES[runtime]}", rate=a_core, core_hours=BILLION / a_core / 3600)
+        row.hours = {str(cores): row.core_hours / cores for cores in (160, 16_000)}
+        row.gigabits = 8 * MEGABYTE * a_core * 16_000 / 1e9
+        rows.append(row)
+    return rows, f"Photos of 451 px to masks. {measured(result)}"
+
+
+def cluster_predict(result: Any) -> Rows:
+    """Returns the rate of a folder, and of the same photos with a manifest, by Ray and without."""
+    titles = {"plain": "of a folder", "here": "with a manifest, without Ray", "ray": "`--ray`, on the same cores"}
+    rows = [Row(title=title, rate=getattr(result.photos_per_second, name)) for name, title in titles.items()]
+    for row, name in zip(rows[1:], ("here", "ray"), strict=True):
+        row.ratio, row.steady = getattr(result.of_plain, name), getattr(result.steady_of_plain, name)
+    started = f"Ray's workers took {units.duration(result.start_seconds)} to start."
+    return rows, f"{result.photos:,} photos to masks by `{result.model}`. {started} {measured(result)}"
+
+
 ROWS: dict[str, Callable[[Any], Rows]] = {
     "mask-options": mask_options,
+    "billion": billion,
+    "cluster-predict": cluster_predict,
     "cleaning": cleaning,
     "presence": presence,
     "pet-free-photos": pet_free_photos,
