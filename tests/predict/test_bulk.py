@@ -329,17 +329,28 @@ def test_a_worker_s_mistake_comes_through_the_head_as_one_line(joined, photos, t
 def test_a_node_killed_in_the_middle_changes_nothing(joined, s3, photos, tmp_path):
     """The model is a file that no other machine has; the node is killed while it has photos in hand."""
     shutil.copy(WEIGHTS / "unet_small.onnx", tmp_path / "mine.onnx")
-    uploaded(s3, photos, "pictures")
+    more = tmp_path / "more"
+    for copy in range(3):
+        shutil.copytree(photos, more / str(copy))
+    uploaded(s3, more, "pictures")
     s3.create_bucket(Bucket="results")
     work, kept = begun("s3://pictures", "s3://results", tmp_path / "mine.onnx")
-    here, segmenter = work_of(photos, tmp_path / "here", tmp_path / "mine.onnx")
+    here, segmenter = work_of(more, tmp_path / "here", tmp_path / "mine.onnx")
     (tmp_path / "mine.onnx").unlink()
-    killed = None
+    begins, killed = threading.Event(), list[object]()
+
+    def kill():
+        begins.wait()
+        while not killed:
+            if busy := [node for node in joined.worker_nodes if computing(node)]:
+                joined.remove_node(busy[0], allow_graceful=False)
+                killed.append(busy[0])
+
+    watching = threading.Thread(target=kill, daemon=True)
+    watching.start()
     for _ in bulk.recorded(bulk.predict_on_ray(work), kept):
-        busy = [node for node in joined.worker_nodes if computing(node)]
-        if killed is None and busy:
-            killed = busy[0]
-            joined.remove_node(killed, allow_graceful=False)
-    assert killed is not None
+        begins.set()
+    watching.join(1)
+    assert killed
     list(bulk.recorded(bulk.predict_here(here, segmenter), manifest.Manifest(here.listing.out, here.schema)))
     assert split(stored(s3, "results")) == split(contents(tmp_path / "here"))
