@@ -84,8 +84,8 @@ def count_macs(config: ModelConfig, num_classes: int, size: int) -> int:
 
 
 def _on_meta(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, Tensor]:
-    with torch.device("meta"):
-        return build_model(config, num_classes).eval(), torch.empty(1, 3, size, size)
+    model = build_model(config, num_classes).eval()  # some networks read values when they are built: not on meta itself
+    return model.to("meta"), torch.empty(1, 3, size, size, device="meta")
 
 
 class LiveBytes(TorchDispatchMode):

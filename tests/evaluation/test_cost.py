@@ -158,3 +158,8 @@ def test_other_work_while_latencies_are_measured_is_recorded(monkeypatch):
     monkeypatch.setattr("petseg.threads._busy_seconds", iter([100.0, *[1e6] * 9]).__next__)
     measured = measure_latencies({"one": nn.Conv2d(3, 1, 1)}, 16, CPU, repeats=3)
     assert measured["one"].others > 1000
+
+
+def test_a_network_that_reads_values_when_it_is_built():
+    pytest.importorskip("segmentation_models_pytorch", reason="the extra `models`")
+    assert count_cost(ModelConfig(name="smp:Segformer/mit_b0"), 3, 32).parameters == 3_714_915  # rates from a linspace
