@@ -18,6 +18,7 @@ from petseg.data.download import ARCHIVES
 from petseg.errors import PetsegError
 from petseg.evaluation.statistics import paired_bootstrap
 from petseg.metrics import mean_iou
+from petseg.models import folder_name
 from petseg.predict.segmenter import shipped_model, shipped_models
 from petseg.schema import ComparisonResult, read_record
 from petseg.storage import read_json
@@ -43,7 +44,7 @@ def at(tree, path):
     """
     for selector, key in re.findall(r"\[([^\]]*)\]|([^.\[\]]+)", path):
         if "=" in selector:
-            wanted = [condition.split("=") for condition in selector.split(",")]
+            wanted = [condition.split("=", 1) for condition in selector.split(",")]
             tree = next(item for item in tree if all(item[name] == value for name, value in wanted))
         else:
             tree = tree[int(selector)] if selector else tree[key.replace("~", " ")]
@@ -123,7 +124,7 @@ def test_published_figures_follow_from_the_per_image_counts(path):
     comparison = read_record(path, ComparisonResult)
     matrices = {}
     for model in comparison.models:
-        counts = path.parent / "runs" / model.name / "evaluations" / f"{comparison.split}.images.json"
+        counts = path.parent / "runs" / folder_name(model.name) / "evaluations" / f"{comparison.split}.images.json"
         classes = len(comparison.data.scored_classes)
         matrices[model.name] = np.array([row[1] for row in read_json(counts)["images"]]).reshape(-1, classes, classes)
         scores = model.evaluations[comparison.split]

@@ -74,7 +74,7 @@ def test_examples_show_image_truth_and_every_model(comparison, finished):
         assert len(sizes) == 1
     page = write_report(finished / "comparison.json", finished.with_name("report.html")).read_text(encoding="utf-8")
     assert "Trained on synthetic images: these figures mean nothing" in page
-    assert page.count("data:image/") == 4 * len(comparison.examples)
+    assert page.count('src="data:image/') == 4 * len(comparison.examples)
 
 
 def test_resuming_a_finished_comparison_changes_no_figure(comparison, finished, prepared):
