@@ -190,6 +190,8 @@ class TrainConfig(StrictConfig):
     """median_frequency: median(f) / f_c, f_c the share of class c in the images that hold it (SegNet's formula)."""
     synchronise: bool = True
     """Under torchrun: batch normalisation over the images of all ranks, as if one had them all."""
+    checkpoint_activations: bool = False
+    """Keep of each block of layers only its input, and compute the rest again for the gradient: less memory, slower."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay a step of an exponential moving average of the weights, evaluated in their place; 0 keeps none."""
     patience: Annotated[int, Field(ge=0)] = 0
@@ -217,6 +219,12 @@ class TrainConfig(StrictConfig):
     def _a_teacher_labels(self) -> Self:
         if self.unlabelled.source and not self.teacher:
             raise ValueError("train.unlabelled needs a trained run that labels it; name one by train.teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _a_compiled_network_is_whole(self) -> Self:
+        if self.compile and self.checkpoint_activations:
+            raise ValueError("train.compile and train.checkpoint_activations exclude each other; choose one")
         return self
 
 

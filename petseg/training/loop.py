@@ -34,6 +34,7 @@ from petseg.training.device import Hardware, choose_hardware
 from petseg.training.distillation import distillation_loss, lesson, load_teacher
 from petseg.training.inference import Network, claim_input, new_network, read_input, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
+from petseg.training.recompute import recompute_blocks
 from petseg.training.unlabelled import batches_beside, load_unlabelled
 
 CHECK_EVERY = 50  # steps between looks at the losses for nan: each look waits for the device
@@ -167,7 +168,9 @@ class Trainer:
         self.teacher = None
         if settings.teacher:
             self.teacher = load_teacher(Path(settings.teacher), split.dataset.classes, network.hardware)
-        self.parallel = distributed.parallel(model)
+        if settings.checkpoint_activations:
+            recompute_blocks(model)  # after the average, which is a copy
+        self.parallel: nn.Module | None = None  # the model with its gradients averaged over ranks
         weights = None
         if settings.class_weights != "none":
             weights = median_frequency_weights(split.label_images(), len(split.dataset.classes)).to(split.device)
@@ -185,9 +188,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
         background = self.split.dataset.background
         augmented = partial(augment, config=settings.augment, generator=generator, background=background)
-        self._start_training(epoch)
         # a compilation for each size of a batch, and none for validation, which would be one more
-        network = replace(self.network, module=self.parallel)
+        network = replace(self.network, module=self._start_training(epoch))
         if settings.compile:
             network = replace(network, module=cast(nn.Module, torch.compile(network.module, dynamic=False)))
         losses: list[Tensor] = []
@@ -217,19 +219,21 @@ class Trainer:
             on_step(step + 1, steps, detail)
         return float(distributed.total(torch.stack(losses).sum())) / distributed.count() / sum(map(len, batches))
 
-    def _start_training(self, epoch: int) -> None:
-        """Puts the network into training mode, but for what of its encoder stays as it is in this epoch."""
-        settings = self.config.train
-        self.network.module.train()
-        if self.encoder is None:
-            return
-        frozen = epoch <= settings.frozen_epochs
-        if settings.frozen_epochs:
-            self.encoder.requires_grad_(not frozen)
-            self.parallel = distributed.parallel(self.state.model)  # it waits for gradients of what had them before
-        for module in self.encoder.modules():
-            if frozen or (settings.encoder_batch_norm == "frozen" and isinstance(module, _BatchNorm)):
-                module.training = False
+    def _start_training(self, epoch: int) -> nn.Module:
+        """Returns the network in training mode, but for what of its encoder stays as it is in this epoch."""
+        settings, model = self.config.train, self.state.model
+        model.train()
+        frozen = self.encoder is not None and epoch <= settings.frozen_epochs
+        if self.encoder is not None:
+            if settings.frozen_epochs:
+                self.encoder.requires_grad_(not frozen)
+            for module in self.encoder.modules():
+                if frozen or (settings.encoder_batch_norm == "frozen" and isinstance(module, _BatchNorm)):
+                    module.training = False
+        if self.parallel is None or epoch == settings.frozen_epochs + 1:
+            self.parallel = None  # the one before takes its hooks along
+            self.parallel = distributed.parallel(model)  # it waits for the gradients of what has them now
+        return self.parallel
 
 
 @dataclass(frozen=True)

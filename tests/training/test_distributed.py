@@ -1,6 +1,7 @@
 """Several ranks, started by torchrun, on the CPU: what one process computes, they compute together."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,11 @@ def torchrun(*words, ranks=2):
 
 def test_two_ranks_train_and_validate_as_one_process_does(prepared, pets_folder, tmp_path):
     # apart: Adam makes steps of the rate of gradients that are rounding alone, as behind a normalised, dead channel
-    kinds = ((), ("model.batch_norm=false", "train.class_weights=median_frequency"))
+    kinds = (
+        (),
+        ("model.batch_norm=false", "train.class_weights=median_frequency"),
+        (f"train.init={tmp_path / 'alone-0'}", "train.frozen_epochs=1", "train.checkpoint_activations=true"),
+    )
     configs = [tiny(*PLAIN, "train.epochs=2", "train.batch_size=6", *kind) for kind in kinds]
     alone = [train_on_cpu(config, prepared, tmp_path / f"alone-{place}") for place, config in enumerate(configs)]
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -82,6 +87,58 @@ def test_two_ranks_train_and_validate_as_one_process_does(prepared, pets_folder,
         wanted, found = asdict(validate(network, splits["val"])), read_json(run / "validated.json")
         assert found.pop("val_loss") == pytest.approx(wanted.pop("val_loss"), rel=1e-6)
         assert found == wanted
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces with an address each, which see only each other."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("needs root and the tool ip for network namespaces")
+    places = {f"petseg{os.getpid()}{end}": f"10.213.7.{number}" for number, end in enumerate("ab", start=1)}
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+    try:
+        try:
+            for name in places:
+                ip("netns", "add", name)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here ({error.stderr.strip()})")
+        first, second = places
+        ip("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
+        for name, address in places.items():
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                ip("-n", name, "link", "set", device, "up")
+        yield places
+    finally:
+        for name in places:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def test_two_hosts_train_as_one_process_does(hosts, prepared, pets_folder, tmp_path):
+    settings = [*PLAIN, "train.batch_size=6"]
+    words = [word for setting in (*TINY, *settings) for word in ("--set", setting)]
+    run, first = tmp_path / "run", next(iter(hosts.values()))
+    agents = []
+    for name, address in hosts.items():
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        # of real hosts torchrun finds both by their names
+        launch += ["--rdzv-endpoint", f"{first}:29500", "--rdzv-conf", f"is_host={address == first}"]
+        launch += ["--local-addr", address, "-m", "petseg", "train", "--data", pets_folder, "--out", run, *words]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+        environment |= {"PETSEG_CACHE": str(tmp_path / name), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = ["ip", "netns", "exec", name, *map(str, launch)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        agents.append(subprocess.Popen(command, env=environment, **pipes))
+    printed = [agent.communicate(timeout=240)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    together, alone = read_metrics(run), train_on_cpu(tiny(*settings), prepared, tmp_path / "alone")
+    assert [row.ranks for row in together] == [2, 2]
+    for one, other in zip(alone, together, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+    assert all((tmp_path / name / "prepared").is_dir() for name in hosts), "each host prepares its own cache"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds a rank in /proc")
