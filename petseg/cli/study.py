@@ -2,13 +2,20 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from petseg.cli.data import data_folder, prepare_data
 from petseg.cli.options import DataOption, DeviceOption, ThreadsOption, chosen_hardware
-from petseg.cli.terminal import print_table, progress_bar, resumable
+from petseg.cli.terminal import print_table, progress_bar, results_only, resumable
+from petseg.errors import PetsegError
+
+if TYPE_CHECKING:
+    from petseg.experiments.executor import Executor
+
+JOBS_HELP = "Runs made at once; those on this machine share its cores."
+RAY_HELP = "Make the runs on a Ray cluster: auto, HOST:6379 or ray://HOST:10001. Each has --threads cores (1)."
 
 
 def study(
@@ -16,9 +23,11 @@ def study(
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.", show_default="runs/RECIPE")] = None,
     show: Annotated[bool, typer.Option("--list", help="Print the runs and their time, and run nothing.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs made at once; they share the cores.")] = 1,
+    jobs: Annotated[int | None, typer.Option(min=1, help=JOBS_HELP, show_default="1, or what fits")] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    ray: Annotated[str | None, typer.Option(help=RAY_HELP, show_default=False)] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run under --ray; 0.25: four share one.")] = 0,
 ) -> None:
     """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
     from petseg.experiments.study.plan import durations, plan, sizes
@@ -44,15 +53,31 @@ def study(
         print_table(f"{loaded.title}: {folder}", (">", "run", "for", ">time", "state"), rows)
         print(f"{duration(sum(seconds.values()))} in all, {duration(left)} left, by the epochs that were measured")
         return
+    executor = _executor(ray, jobs, threads, gpus, folder)
     place = data_folder(data)
     prepared = {size: prepare_data(place, loaded.data.model_copy(update={"size": size})) for size in sizes(loaded)}
-    chosen_hardware(loaded.train.precision, device, threads, folder)
-    with resumable("run the same command again to go on"), progress_bar() as advance:
+    if not ray:
+        chosen_hardware(loaded.train.precision, device, threads, folder)
+    with resumable("run the same command again to go on"), results_only() as results, progress_bar() as advance:
 
         def show_status(line: str, ended: int, total: int) -> None:
             advance("study", ended, total)
-            print(line, flush=True)
+            print(line, file=results, flush=True)
 
-        manifest = run_study(loaded, folder, prepared, Making(place, device, jobs, show_status))
+        manifest = run_study(loaded, folder, prepared, Making(place, device, executor, show_status))
     counts = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in manifest.runs).items())
     print(f"{folder}: {len(manifest.runs)} runs: {counts}")
+
+
+def _executor(ray: str | None, jobs: int | None, threads: int | None, gpus: float, folder: Path) -> "Executor":
+    """Returns what makes the runs; a cluster is joined first of all, so that a wrong address is said at once."""
+    from petseg.experiments.executor import LocalProcesses
+    from petseg.threads import recorded_threads, thread_count
+
+    if ray is None:
+        if gpus:
+            raise PetsegError("--gpus is of runs on a Ray cluster; add --ray, or choose with --device")
+        return LocalProcesses(jobs or 1)
+    from petseg.experiments.ray_tasks import RayTasks, Share
+
+    return RayTasks(ray, Share(thread_count(threads) or recorded_threads(folder) or 1, gpus), jobs)

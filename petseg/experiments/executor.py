@@ -1,4 +1,7 @@
-"""Runs many independent jobs, in the shape of `concurrent.futures`; how one gets on is read from its files."""
+"""Runs many independent jobs, in the shape of `concurrent.futures`: in processes of this machine, or on Ray.
+
+What takes an `Executor` does not know which (`experiments.ray_tasks` has the other).
+"""
 
 import multiprocessing
 import os
@@ -7,11 +10,47 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
 
 from petseg.errors import PetsegError
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file or folder that a job reads, given to it as a path: on another machine, that of a copy."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder that a job goes on in, given to it as a path; what it holds afterwards is in this folder."""
+
+    path: Path
+
+
+class Executor(Protocol):
+    """Runs jobs; those that run end when its `with` block ends by an exception."""
+
+    threads: int | None  # what a job may compute with; None: all jobs at a time share this machine's
+
+    @property
+    def count(self) -> int:
+        """Returns how many jobs run at a time."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any) -> Future[T]:
+        """Returns the future of `fn(*args)`, which travel by pickle; `Input` and `Workplace` arrive as paths."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class LocalProcesses(ThreadPoolExecutor):
@@ -20,14 +59,18 @@ class LocalProcesses(ThreadPoolExecutor):
     Jobs end when the `with` block ends by an exception (Ctrl-C is the caller's), and when the caller's process does.
     """
 
+    threads: int | None = None
+
     def __init__(self, count: int) -> None:
         super().__init__(count)  # each thread waits for one process
+        self.count = count
         self._futures: set[Future[Any]] = set()
         self._others = set(multiprocessing.active_children())
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Returns the future of `fn(*args, **kwargs)`; all of these travel by pickle."""
-        future = super().submit(_in_process, fn, args, kwargs)
+        places = tuple(value.path if isinstance(value, Input | Workplace) else value for value in args)
+        future = super().submit(_in_process, fn, places, kwargs)
         self._futures.add(future)
         return future
 

@@ -25,7 +25,7 @@ def recompute_blocks(model: nn.Module) -> int:
     """
     blocks = [block for child in model.children() for block in _blocks(child)]
     for block in blocks:
-        block.forward = partial(_forward, block, block.forward)  # type: ignore[method-assign]
+        block.forward = partial(_forward, block, block.forward)
     return len(blocks)
 
 
@@ -55,12 +55,12 @@ def _uncounted(block: nn.Module) -> Iterator[None]:
     """Leaves the running statistics of batch normalisation as they are."""
     kept = []
     for module in block.modules():
-        if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None:
-            kept.append((module, module.momentum, module.num_batches_tracked.clone()))
+        if isinstance(module, _BatchNorm) and (batches := module.num_batches_tracked) is not None:
+            kept.append((module, module.momentum, batches, batches.clone()))
             module.momentum = 0.0
     try:
         yield
     finally:
-        for module, momentum, batches in kept:
+        for module, momentum, batches, before in kept:
             module.momentum = momentum
-            module.num_batches_tracked.copy_(batches)
+            batches.copy_(before)

@@ -48,7 +48,7 @@ COMMANDS = {  # every command with its flags and arguments
     "evaluate": "--data --device --split --threads RUN",
     "robustness": "--data --device --out --set --threads MODEL",
     "compare": "--data --device --export --models --out --quick --recipe --reference --resume --set --threads",
-    "study": "--data --device --jobs --list --out --threads RECIPE",
+    "study": "--data --device --gpus --jobs --list --out --ray --threads RECIPE",
     "report": "--out SOURCE",
 }
 

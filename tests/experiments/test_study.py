@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.util import find_spec
 
@@ -17,6 +18,8 @@ from petseg.config import ModelConfig, RunConfig
 from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
+from petseg.experiments.executor import LocalProcesses
+from petseg.experiments.ray_tasks import RayTasks
 from petseg.experiments.study.findings import write_findings
 from petseg.experiments.study.match import count_parameters, find_shape
 from petseg.experiments.study.plan import MatchQuestion, best_cell, durations, plain, plan, tuning_cells
@@ -29,6 +32,7 @@ from petseg.schema import CostMatch, EpochRow, TunedCell, write_record
 from petseg.storage import read_json, write_json
 from petseg.training import runs
 from tests.cli.test_commands import child_environment, petseg, succeeds
+from tests.clusters import cluster_of
 from tests.conftest import refused
 from tests.made_studies import BEST, FIRST_EDITION, TUNED
 from tests.test_kills import content
@@ -235,11 +239,34 @@ def test_two_runs_at_a_time_give_the_same(whole, tiny, sizes, pets_folder, tmp_p
         shown.append(ended)
 
     folder = begun(whole, tmp_path / "two")
-    manifest = run_study(tiny, folder, sizes, Making(pets_folder, at_once=2, on_status=show))
+    manifest = run_study(tiny, folder, sizes, Making(pets_folder, executor=LocalProcesses(2), on_status=show))
     assert max(at_once) >= 1, "one of two ended, the other goes on"
     assert shown[-1] == 5
     assert shown == sorted(shown), "two may end between two looks, none is taken back"
     assert [entry.state for entry in manifest.runs] == [entry.state for entry in read_manifest(whole).runs]
+    assert results(folder) == results(whole)
+
+
+def test_a_cluster_that_loses_a_machine_comes_to_the_same(whole, tiny, sizes, pets_folder, tmp_path, caplog):
+    folder, lines = begun(whole, tmp_path / "ray"), []
+    other = tmp_path / "other"
+    other.mkdir()
+    with cluster_of({"TMPDIR": str(other), "PETSEG_CACHE": str(other / "cache")}) as cluster:
+
+        def kill_the_other_at_work():
+            while not lines or not any(other.glob("petseg-*/run/config.json")):
+                time.sleep(0.01)
+            cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+
+        killer = threading.Thread(target=kill_the_other_at_work, daemon=True)
+        killer.start()
+        making = Making(pets_folder, executor=RayTasks(cluster.address), on_status=lambda *line: lines.append(line))
+        manifest = run_study(tiny, folder, sizes, making)
+        killer.join(timeout=60)
+    retried = [record.message for record in caplog.records if "is tried again" in record.message]
+    assert len(retried) == 1, "the kill hit a run"
+    assert (other / "cache" / "received").is_dir(), "it had got the data"
+    assert manifest == read_manifest(folder) == read_manifest(whole)
     assert results(folder) == results(whole)
 
 

@@ -1,11 +1,12 @@
-"""Making a study: `run_study` makes every run that is missing, each in a process of its own.
+"""Making a study: `run_study` makes every run that is missing, each a job of an executor.
 
 All that a run depends on stands in study.json or in other runs, so a study that was killed goes on to the same results.
 """
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from petseg.errors import DivergedError, PetsegError
 from petseg.evaluation.cost import count_cost
 from petseg.evaluation.evaluate import evaluate_run
 from petseg.evaluation.robustness import evaluate_robustness
-from petseg.experiments.executor import LocalProcesses
+from petseg.experiments.executor import Executor, Input, LocalProcesses, Workplace
 from petseg.experiments.study.plan import MatchQuestion, Run, durations, plan, tuning_outcome
 from petseg.experiments.study.recipe import Study, check_against_data
 from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUNING, StudyManifest, read_manifest
@@ -37,11 +38,11 @@ MOST_FAILURES = 3  # after which a study stops: what failed so often is not the 
 class Making:
     """How a study is carried out; nothing of it is part of what the study is."""
 
-    data: Path  # the data folder, for the runs' processes
+    data: Path  # the data folder, for the runs' jobs
     device: str | None = None  # as `choose_hardware`
-    # runs made at a time, which share torch's threads: of 16 channels two runs with a thread each were 1.21 times as
-    # fast at 64 px as in turn with two, 1.14 times at 96 px (2 cores of a Xeon with AMX, torch 2.13, 2026-11-22)
-    at_once: int = 1
+    # runs made at a time share torch's threads: of 16 channels two runs with a thread each were 1.21 times as fast
+    # at 64 px as in turn with two, 1.14 times at 96 px (2 cores of a Xeon with AMX, torch 2.13, 2026-11-22)
+    executor: Executor = field(default_factory=partial(LocalProcesses, 1))
     # called with a line on what ended or begins, and how many runs have ended, of how many
     on_status: Callable[[str, int, int], None] = lambda line, ended, total: None
 
@@ -88,17 +89,18 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
         raise PetsegError(f"study folder {folder}: holds work on other images ({known}); choose another with --out")
     check_against_data(study, data)
     manifest = _save(manifest.model_copy(update={"data": data}), folder)
-    threads = max(1, torch.get_num_threads() // making.at_once)
     jobs: dict[Future[None], Run] = {}
     failed: dict[str, PetsegError] = {}
-    with LocalProcesses(making.at_once) as executor:
+    with making.executor as executor:
+        threads = executor.threads or max(1, torch.get_num_threads() // executor.count)
         while True:
             manifest = _brought_on(manifest, folder, making, idle=not jobs)
             skipped = {*failed, *(run.name for run in jobs.values())}
             todo = [run for run in plan(manifest) if run.state(folder) == "missing" and run.name not in skipped]
-            room = making.at_once - len(jobs) if len(failed) < MOST_FAILURES else 0
+            room = max(0, executor.count - len(jobs)) if len(failed) < MOST_FAILURES else 0
             for run in todo[:room]:
-                jobs[executor.submit(make_run, run, folder, making.data, making.device, threads)] = run
+                given = (Workplace(run.place(folder)), Input(making.data), making.device, threads)
+                jobs[executor.submit(make_run, run, *given)] = run
             if not jobs:
                 break
             for future in wait(jobs, return_when=FIRST_COMPLETED).done:
@@ -127,15 +129,15 @@ def _report(manifest: StudyManifest, folder: Path, making: Making, outcome: str,
     planned = plan(manifest)
     seconds = durations(manifest, folder, planned)
     left = {run.name for run in planned if run.state(folder) in ("missing", "waiting")} | running
-    time_left = duration(sum(seconds[name] for name in left) / making.at_once)
+    time_left = duration(sum(seconds[name] for name in left) / making.executor.count)
     ended = len(seconds) - len(left)
     making.on_status(f"{ended} of {len(seconds)}, {outcome}; {time_left} left", ended, len(seconds))
 
 
-def make_run(run: Run, folder: Path, data: Path, device: str | None, threads: int) -> None:
+def make_run(run: Run, place: Path, data: Path, device: str | None, threads: int) -> None:
     """Trains a run, from its last whole epoch, and scores it; that it diverged is written down as its result."""
     torch.set_num_threads(threads)
-    config, place = run.config, run.place(folder)
+    config = run.config
     hardware = choose_hardware(config.train.precision, device)
     prepared = prepare(open_dataset(data, config.data), Geometry.of(config.data))
     splits = load_splits(prepared, config, hardware.device)
