@@ -183,8 +183,9 @@ def _mistake(error: Any) -> PetsegError | None:
         return PetsegError(f"{node}: {cause}")
     if isinstance(cause, OSError) and cause.errno:
         return PetsegError(f"{node}: {cause.filename or 'a file'}: cannot be used ({cause.strerror})")
-    if isinstance(cause, ModuleNotFoundError):
-        return PetsegError(f"{node}: {cause.name} is missing there; install the same petseg[train] on all machines")
+    missing = re.search(r"No module named '([\w.]+)'", str(error))
+    if missing and isinstance(cause, ModuleNotFoundError | RuntimeError):  # the latter where `run_job` has no imports
+        return PetsegError(f"{node}: {missing[1]} is missing there; install the same petseg[train] on all machines")
     return None
 
 

@@ -122,11 +122,10 @@ def test_two_hosts_train_as_one_process_does(hosts, prepared, pets_folder, tmp_p
     words = [word for setting in (*TINY, *settings) for word in ("--set", setting)]
     run, first = tmp_path / "run", next(iter(hosts.values()))
     agents = []
-    for name, address in hosts.items():
+    for number, (name, address) in enumerate(hosts.items()):
         launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-        # of real hosts torchrun finds both by their names
-        launch += ["--rdzv-endpoint", f"{first}:29500", "--rdzv-conf", f"is_host={address == first}"]
-        launch += ["--local-addr", address, "-m", "petseg", "train", "--data", pets_folder, "--out", run, *words]
+        launch += ["--node-rank", number, "--master-addr", first, "--local-addr", address]
+        launch += ["-m", "petseg", "train", "--data", pets_folder, "--out", run, *words]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
         environment |= {"PETSEG_CACHE": str(tmp_path / name), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = ["ip", "netns", "exec", name, *map(str, launch)]
