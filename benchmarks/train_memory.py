@@ -22,6 +22,10 @@ CASES = {
     "unet": ("U-Net, 16 channels", []),
     "segnet": ("SegNet, 16 channels", []),
     "unet32": ("U-Net, 32 channels", ["base_channels=32"]),
+    "unet32-blocks": (
+        "U-Net, 32 channels, `checkpoint_activations`",
+        ["base_channels=32", "train.checkpoint_activations=true"],
+    ),
 }
 LIMIT_MB = 1500
 
@@ -40,7 +44,7 @@ def one(case: str, folder: Path) -> None:
     from petseg.training.device import choose_hardware
     from petseg.training.loop import Execution, train
 
-    config = load_recipe("default", ["epochs=1", *CASES[case][1]]).for_model(case.removesuffix("32"))
+    config = load_recipe("default", ["epochs=1", *CASES[case][1]]).for_model("segnet" if case == "segnet" else "unet")
     hardware = choose_hardware()
     with tempfile.TemporaryDirectory() as scratch:
         train(config, prepared(folder, config), Path(scratch) / "run", Execution(hardware=hardware))
