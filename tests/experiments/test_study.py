@@ -256,7 +256,7 @@ def test_a_cluster_that_loses_a_machine_comes_to_the_same(whole, tiny, sizes, pe
         def kill_the_other_at_work():
             while not lines or not any(other.glob("petseg-*/run/config.json")):
                 time.sleep(0.01)
-            cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
         killer = threading.Thread(target=kill_the_other_at_work, daemon=True)
         killer.start()

@@ -29,7 +29,7 @@ def test_a_run_is_the_same(settings, prepared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks", "share"), [("unet", 9, 0.75), ("segnet", 10, 0.75), ("smp:Unet/resnet18", 12, 0.8)]
+    ("name", "blocks", "share"), [("unet", 9, 0.75), ("segnet", 10, 0.75), ("smp:Unet/resnet18", 12, 1.0)]
 )
 def test_a_step_keeps_less(name, blocks, share):
     if name.startswith("smp:"):
