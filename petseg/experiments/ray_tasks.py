@@ -92,7 +92,7 @@ class RayTasks(ThreadPoolExecutor):
         import ray
 
         fitting = 0
-        for node in ray.nodes():  # type: ignore[no-untyped-call]
+        for node in ray.nodes():
             resources = node["Resources"] if node["Alive"] else {}
             jobs = resources.get("CPU", 0) / self._share.threads
             if self._share.gpus:

@@ -235,7 +235,7 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
         (["train", "missing.toml"], "recipe missing.toml: cannot be read"),
         (["train", "--set", "epoch=3"], "field 'epoch' is unknown; choose one of: train.epochs"),
         (["data", "prepare", "--data", "x", "--size", "15"], "--size: size is 15; input should be greater than"),
-        (["train", "--model", "segnet", "--set", "model.skips=false"], "model.skips was given for 'segnet'"),
+        (["train", "--model", "tutorial", "--set", "model.skips=false"], "model.skips was given for 'tutorial'"),
         (["train", "--set", "task=cats"], "data.oxford_pets.task 'cats' is unknown; choose one of: species"),
         (["train", "--set", "protocol=offical"], "protocol 'offical' is unknown; choose one of: official, seed"),
         (["train", "--device", "tpu"], "device 'tpu'"),

@@ -174,7 +174,7 @@ def test_a_study_makes_each_run_once_and_scores_it(whole):
             assert len(stored["images"]) == scores.images == manifest.data.splits[split]
         if "robustness" in entry.splits:
             stored = read_json(place / "evaluations" / "robustness.json")
-            assert {len(rows) for rows in stored["confusions"].values()} == {len(stored["ids"])} == {8}
+            assert {len(rows) for rows in stored["confusions"].values()} == {len(stored["ids"])} == {24}
     tested = ("val", "test", "robustness")
     assert [entry.splits for entry in manifest.runs] == [("val",), ("val",), tested, tested, ("val",)]
     assert "not a number" in read_run(whole / "runs" / manifest.runs[0].name, manifest.runs[0]).diverged
