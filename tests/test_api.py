@@ -41,6 +41,7 @@ STARTS_OR_EXECUTES = {
 }
 
 REASONED = {
+    ("ray_tasks.py", "pickle.loads"): "a job of the process that started the task, by way of Ray, which pickles too",
     ("environment.py", "subprocess.run"): "git, for the commit of petseg's own code",
     ("onnx.py", "torch.export.load"): "the program that it has just written, from memory",
     ("external.py", "torch.load"): "encoder weights that others publish, tensors alone: weights_only",

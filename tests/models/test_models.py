@@ -439,7 +439,7 @@ def test_wrong_options(name, options, message):
 
 
 def test_multiples_and_a_network_from_elsewhere(monkeypatch):
-    assert [model_input(ModelConfig(name=name)).multiple for name in MODELS] == [16, 32, 16, 32, 8]
+    assert [model_input(ModelConfig(name=name)).multiple for name in MODELS] == [16, 32, 16, 32, 16, 8]
     assert model_input(ModelConfig(name="segnet", depth=3)) == Input(multiple=8)
     monkeypatch.setitem(MODELS, "mine", Builder("My network", lambda num_classes: nn.Conv2d(3, num_classes, 1)))
     assert build_model(ModelConfig(name="mine"), 5)(torch.zeros(1, 3, 8, 8)).shape == (1, 5, 8, 8)
