@@ -27,7 +27,7 @@ TRAINING_BATCH = 32  # images beside which a further one is counted: of few, the
 
 def count_cost(config: ModelConfig, num_classes: int, size: int) -> CostInfo:
     """Returns the cost of a model for one image [1, 3, size, size], counted on the meta device: it needs no machine."""
-    model, image = _on_meta(config, num_classes, size)
+    model, image = on_meta(config, num_classes), torch.empty(1, 3, size, size, device="meta")
     try:
         with torch.no_grad(), LiveBytes() as inference:
             model(image)
@@ -77,15 +77,19 @@ def _count_skips(model: nn.Module, image: Tensor) -> int | None:
 
 def count_macs(config: ModelConfig, num_classes: int, size: int) -> int:
     """Returns the multiply-accumulates alone, in a tenth of the time."""
-    model, image = _on_meta(config, num_classes, size)
+    model, image = on_meta(config, num_classes), torch.empty(1, 3, size, size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops()) // 2
 
 
-def _on_meta(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, Tensor]:
-    model = build_model(config, num_classes).eval()  # some networks read values when they are built: not on meta itself
-    return model.to("meta"), torch.empty(1, 3, size, size, device="meta")
+def on_meta(config: ModelConfig, num_classes: int) -> nn.Module:
+    """Returns a model whose tensors have shapes and no values, for evaluation."""
+    try:
+        with torch.device("meta"):
+            return build_model(config, num_classes).eval()
+    except (PetsegError, RuntimeError):  # some networks read values while they are built; else the next line tells why
+        return build_model(config, num_classes).eval().to("meta")
 
 
 class LiveBytes(TorchDispatchMode):

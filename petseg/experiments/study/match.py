@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 
 from petseg.config import ModelConfig
 from petseg.errors import PetsegError
-from petseg.evaluation.cost import count_macs, latency_of, take_turns
+from petseg.evaluation.cost import count_macs, latency_of, on_meta, take_turns
 from petseg.experiments.study.plan import MatchQuestion, cost_key
 from petseg.experiments.study.recipe import TOLERANCE
 from petseg.export.onnx import as_onnx
 from petseg.export.openvino import drawn_images
-from petseg.models import build_model, model_options
+from petseg.models import model_options
 from petseg.schema import CostMatch, LatencyInfo
 from petseg.threads import OtherWork
 from petseg.training.device import choose_hardware
@@ -79,7 +78,7 @@ def _scaled(known: Sequence[ModelConfig], tilts: Sequence[float] = (1.0,)) -> li
     """Returns the first known shape with the channels of all stages scaled, and of each further one tilted."""
     model, options = known[0], model_options(known[0])
     name = "decoder_channels" if "decoder_channels" in options else "channels"
-    own: Any = options[name] or getattr(_on_meta(model, 2), name)
+    own: Any = options[name] or getattr(on_meta(model, 2), name)
     lists = {
         tuple(max(1, round(width * scale * tilt ** (place - len(own) / 2))) for place, width in enumerate(own))
         for scale in SCALES
@@ -108,21 +107,16 @@ def _convs(known: Sequence[ModelConfig]) -> list[ModelConfig]:
     """Returns the nearest shapes with one convolution more or less in one stage, at least one and at most eight."""
     found = []
     for shape in known[:NEAREST]:
-        convs: Any = getattr(_on_meta(shape, 2), "convs", ())
+        convs: Any = getattr(on_meta(shape, 2), "convs", ())
         for at in range(len(convs) if isinstance(convs, tuple) else 0):
             counts = [convs[at] + more for more in (1, -1) if 1 <= convs[at] + more <= 8]
             found += [_changed(shape, "convs", [*convs[:at], count, *convs[at + 1 :]]) for count in counts]
     return found
 
 
-def _on_meta(shape: ModelConfig, num_classes: int) -> torch.nn.Module:
-    with torch.device("meta"):
-        return build_model(shape, num_classes)
-
-
 def count_parameters(num_classes: int) -> Measure:
     """Returns the measure of `parameters`."""
-    return lambda shapes: [sum(each.numel() for each in _on_meta(one, num_classes).parameters()) for one in shapes]
+    return lambda shapes: [sum(each.numel() for each in on_meta(one, num_classes).parameters()) for one in shapes]
 
 
 def time_shapes(num_classes: int, size: int) -> Measure:
