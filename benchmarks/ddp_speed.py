@@ -15,9 +15,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from measuring import arguments, data_folder, main, prepared, ratio, take_turns
+from measuring import arguments, data_folder, finish, main, prepared, ratio, take_turns
 
-from petseg import storage
 from petseg.config import load_recipe
 from petseg.training import runs
 from petseg.training.device import choose_hardware
@@ -62,9 +61,7 @@ def run() -> None:
         "images_per_second": found,
         "ratio": ratio(found["two processes"], found["one"]),
     }
-    if options.out is not None:
-        storage.write_json(options.out, result)
-    print(f"two processes do {result['ratio']['median']:.2f} of the images a second of one; wanted {WANTED}")
+    finish(options.out, result, f"two processes do {{ratio:.2f}} of the images a second of one; wanted {WANTED}")
 
 
 if __name__ == "__main__":

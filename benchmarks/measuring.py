@@ -63,11 +63,11 @@ def data_folder(given: Path | None) -> Path:
     return folder
 
 
-def finish(out: Path | None, result: Mapping[str, Any]) -> None:
-    """Writes the result, if asked to, and prints its ratio as the last line."""
+def finish(out: Path | None, result: Mapping[str, Any], words: str = "ratio {ratio:.1f} x") -> None:
+    """Writes the result, if asked to, and prints its ratio in words as the last line."""
     if out is not None:
         storage.write_json(out, result)
-    print(f"ratio {result['ratio']['median']:.1f} x")
+    print(words.format(ratio=result["ratio"]["median"]))
 
 
 def main(run: Callable[[], None]) -> None:

@@ -18,9 +18,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measuring import arguments, data_folder, main, ratio, take_turns
+from measuring import arguments, data_folder, finish, main, ratio, take_turns
 
-from petseg import storage
 from petseg.data.cache import prepare
 from petseg.data.geometry import Geometry
 from petseg.data.sources import open_dataset
@@ -102,9 +101,7 @@ def run() -> None:
         "seconds": found,
         "ratio": ratio(found["Ray"], found["processes"]),
     }
-    if options.out is not None:
-        storage.write_json(options.out, result)
-    print(f"Ray takes {result['ratio']['median']:.2f} times as long; at most {MOST} is wanted")
+    finish(options.out, result, f"Ray takes {{ratio:.2f}} times as long; at most {MOST} is wanted")
 
 
 if __name__ == "__main__":
