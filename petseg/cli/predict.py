@@ -39,8 +39,6 @@ OUT_HELP = "Folder to write to, or a URL such as s3://masks."
 RAY_HELP = "Predict a folder or a bucket on a Ray cluster: auto, HOST:6379 or ray://HOST:10001; extra `cluster`."
 FORMAT_HELP = "png, jpg or webp for cut-outs and overlays."
 
-MANY = 32  # photos, or more: how many a bucket holds is not known before all are listed
-
 
 def predict(
     photos: Annotated[list[str], typer.Argument(help=PHOTOS_HELP)],
@@ -77,7 +75,11 @@ def predict(
         return chosen_segmenter(model, run, photos, threads).using(**options)
 
     if ray is not None or any("://" in place for place in (*photos, out or "")):
-        _predict_stored(partial(chosen, MANY), options, (photos, out), kinds, look, ray, threads, as_json)
+        from petseg.predict.runtimes import (
+            WORTH_STARTING,
+        )  # or more: how many a bucket holds is known when all are listed
+
+        _predict_stored(partial(chosen, WORTH_STARTING), options, (photos, out), kinds, look, ray, threads, as_json)
         return
 
     if resume and not kinds:
@@ -152,12 +154,16 @@ def _predict_stored(
                 failed = counts["failed"] + counts["unread"]
                 advance("predict", counts["done"] + failed, None, f"{failed} failed" if failed else "")
         if not as_json:
-            found = f"{counts['done'] - counts['empty']} with foreground, {counts['empty']} without"
-            print(f"{plural(counts['done'] + failed, 'photo')}: {found}, {failed} failed", file=results)
+            print(_summary(counts["done"] + failed, counts["empty"], failed), file=results)
     if failed:
         manifested = work.listing.out.name("manifest")
         print(f"petseg: {plural(failed, 'photo')} failed; {manifested} says why (column `reason`)", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _summary(total: int, empty: int, failed: int) -> str:
+    """Returns what came of some photos: all, those without foreground, those that failed."""
+    return f"{plural(total, 'photo')}: {total - failed - empty} with foreground, {empty} without, {failed} failed"
 
 
 def _look(look: Look, kinds: tuple[str, ...]) -> Look:
@@ -234,8 +240,7 @@ def _print_many(
         if left_out:
             reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(left_out.values()).most_common())
             noted.append(f"{len(left_out)} left out: {reasons}")
-        counts = f"{total - len(failed) - empty} with foreground, {empty} without, {len(failed)} failed"
-        noted.append(f"{plural(total, 'photo')}: {counts}; {told[1]}")
+        noted.append(f"{_summary(total, empty, len(failed))}; {told[1]}")
     for line in noted:
         print(line, file=results)
     if failed:
