@@ -2,7 +2,7 @@
 # One card, twelve minutes. First: python scripts/pack.py --data FOLDER --out pets.tar
 #
 #   PACK=pets.tar OUT=out scripts/gpu.sh tests students networks study speed      # the parts that are named, in order
-#   PACK=pets.tar OUT=out SMALL=1 scripts/gpu.sh students networks study          # everything tiny: try it on a CPU first
+#   PACK=pets.tar OUT=out SMALL=1 scripts/gpu.sh students networks                # trained tiny: try it on a CPU first
 #
 # OUT gets log.txt, and weights and JSON as each part ends. A part that fails or overruns is logged, and the next begins.
 set -u
