@@ -4,6 +4,7 @@ What is added up is added up over all ranks, so a step's gradient and an epoch's
 the whole split, never means of means. Without torchrun there is one rank, and nothing here does anything.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        # a wrapped model in a cycle still holds the group, whose threads would crash at the interpreter's end
+        gc.collect()
         distributed.destroy_process_group()
 
 
