@@ -81,14 +81,18 @@ def made(code):
 
 def test_an_exception_ends_the_jobs(executor, tmp_path):
     with pytest.raises(KeyboardInterrupt), made(executor) as started:  # noqa: PT012
-        first, second, waiting = (started.submit(sleep, tmp_path / name) for name in ("one", "two", "three"))
-        processes = [wait_for(tmp_path / name) for name in ("one", "two")]
+        jobs = {tmp_path / name: started.submit(sleep, tmp_path / name) for name in ("one", "two", "three")}
+        while len(begun := list(tmp_path.iterdir())) < 2:  # which two is not promised
+            time.sleep(0.02)
+        processes = [wait_for(path) for path in begun]
         raise KeyboardInterrupt
     assert all(map(ended, processes))
+    first, second = (jobs.pop(path) for path in begun)
     assert isinstance(first.exception(), PetsegError)
     assert isinstance(second.exception(), PetsegError)
+    ((left, waiting),) = jobs.items()
     assert waiting.cancelled() or isinstance(waiting.exception(), PetsegError)
-    assert not (tmp_path / "three").exists()
+    assert not left.exists()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kills, and looks into /proc")
