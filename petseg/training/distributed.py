@@ -74,12 +74,19 @@ def part(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def total(value: Tensor) -> Tensor:
     """Returns the sum of a tensor over ranks, without gradient, where it was."""
-    if count() == 1:
-        return value
+    return value if count() == 1 else every(value).sum(0)
+
+
+def every(value: Tensor) -> Tensor:
+    """Returns the ranks' tensors of one shape as [R, ...], without gradient, where they were.
+
+    Gloo gathers few numbers in a third of the time that it takes to reduce them (.35 and 1.2 ms, 2 processes).
+    """
     place = value.device
-    value = value.detach().clone().to("cuda" if distributed.get_backend() == "nccl" else place)
-    distributed.all_reduce(value)
-    return value.to(place)
+    value = value.detach().to("cuda" if distributed.get_backend() == "nccl" else place)
+    rows = [torch.empty_like(value) for _ in range(count())]
+    distributed.all_gather(rows, value.contiguous())
+    return torch.stack(rows).to(place)
 
 
 def summed(value: Tensor) -> Tensor:
@@ -151,17 +158,47 @@ class SummedBatchNorm(nn.BatchNorm2d):
         """Returns [N, D, H, W] normalised with mean and variance over N, H and W of all ranks."""
         if not self.training:
             return super().forward(image)
-        values = image.float()
-        pixels = total(torch.tensor(float(values.numel() // values.shape[1])))
-        mean = summed(values.sum(dim=(0, 2, 3))) / pixels
-        centred = values - mean[:, None, None]
-        variance = summed(centred.square().sum(dim=(0, 2, 3))) / pixels
+        assert self.running_mean is not None, "our models track statistics"
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
-            assert self.running_mean is not None, "our models track statistics"
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
+            own = torch.batch_norm_update_stats(image, self.running_mean, self.running_var, 0.0)
+            pixels, mean, variance = over_ranks(*own, pixels=image.numel() // image.shape[1])
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum or 0.0)
             self.running_var.lerp_(variance * (pixels / (pixels - 1)), self.momentum or 0.0)
-        normalised = centred * (variance + self.eps).rsqrt()[:, None, None]
-        return (normalised * self.weight[:, None, None] + self.bias[:, None, None]).to(image.dtype)
+        statistics = (mean, variance, pixels, self.eps)
+        normalised: Tensor = _Normalised.apply(image, self.weight, self.bias, *statistics)  # type: ignore[no-untyped-call]
+        return normalised
+
+
+def over_ranks(mean: Tensor, variance: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the number of pixels of all ranks, and their mean and variance [D], from those of this rank's pixels."""
+    rows = every(torch.cat([mean.new_tensor([pixels]), mean, variance]))
+    parts, (means, variances) = rows[:, 0], rows[:, 1:].chunk(2, dim=1)
+    share = (parts / parts.sum())[:, None]  # no matrix product, which autocast would make in bf16
+    mean = (share * means).sum(0)
+    return parts.sum(), mean, (share * (variances + (means - mean).square())).sum(0)
+
+
+class _Normalised(torch.autograd.Function):
+    """Batch normalisation by statistics over all ranks, on which each rank's image counts in the gradient."""
+
+    @staticmethod
+    def forward(context: Any, image: Tensor, weight: Tensor, bias: Tensor, *statistics: Any) -> Tensor:
+        mean, variance, pixels, context.eps = statistics
+        context.save_for_backward(image, weight, mean, variance, pixels)
+        return nn.functional.batch_norm(image, mean, variance, weight, bias, eps=context.eps)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        image, weight, mean, variance, pixels = context.saved_tensors
+        inverse = (variance + context.eps).rsqrt()
+        # torch's kernel takes this rank's two sums for those of the batch; `more` puts all ranks' in their place
+        ours, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], image, weight, None, None, mean, inverse, True, context.eps, [True, True, True]
+        )
+        sums = torch.stack([by_weight, by_bias])
+        slope, offset = weight * inverse * (sums / (image.numel() // image.shape[1]) - total(sums) / pixels)
+        more = nn.functional.batch_norm(image, mean, variance, slope, offset, eps=context.eps)
+        return ours.add_(more), by_weight, by_bias, None, None, None, None

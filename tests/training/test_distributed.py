@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from petseg.data.cache import cache_root
 from petseg.errors import PetsegError
@@ -65,7 +67,7 @@ def test_two_ranks_train_and_validate_as_one_process_does(prepared, pets_folder,
         ("model.batch_norm=false", "train.class_weights=median_frequency"),
         (f"train.init={tmp_path / 'alone-0'}", "train.frozen_epochs=1", "train.checkpoint_activations=true"),
     )
-    configs = [tiny(*PLAIN, "train.epochs=2", "train.batch_size=6", *kind) for kind in kinds]
+    configs = [tiny(*PLAIN, "train.epochs=2", "train.batch_size=7", *kind) for kind in kinds]  # parts of 4 and 3
     alone = [train_on_cpu(config, prepared, tmp_path / f"alone-{place}") for place, config in enumerate(configs)]
     (tmp_path / "script.py").write_text(SCRIPT)
     texts = [config.model_dump_json() for config in configs]
@@ -164,6 +166,31 @@ def test_a_killed_rank_ends_all_and_fewer_go_on(prepared, pets_folder, tmp_path)
     assert [row.ranks for row in resumed] == [2] * kept + [1] * (40 - kept)
     whole = train_on_cpu(config, prepared, tmp_path / "whole")
     assert resumed[-1].val_loss == pytest.approx(whole[-1].val_loss, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_batch_statistics_of_one_rank_are_those_of_torch(precision):
+    torch.manual_seed(0)
+    image = torch.randn(3, 8, 6, 5)
+    image[1] += 3
+    plain, ours = (nn.BatchNorm2d(8, affine=True) for _ in range(2))
+    for layer in (plain, ours):
+        nn.init.normal_(layer.weight)
+    ours.load_state_dict(plain.state_dict())
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        ours.__class__ = distributed.SummedBatchNorm
+        gradients = []
+        for layer in (plain, ours):
+            given = image.to(precision).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                (layer(given).float() * torch.linspace(-1, 1, 5)).square().sum().backward()
+            gradients.append((given.grad, layer.weight.grad, layer.bias.grad))
+    finally:
+        torch.distributed.destroy_process_group()
+    for wanted, found in zip(gradients[0], gradients[1], strict=True):
+        torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict())
 
 
 def test_one_process_needs_no_group():
