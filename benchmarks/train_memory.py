@@ -1,4 +1,4 @@
-"""Peak resident memory of one epoch of `petseg train`, beyond what importing torch takes.
+"""Peak resident memory of one epoch of `petseg train`, beyond what importing torch takes, and its seconds.
 
     python benchmarks/train_memory.py                                          # megabytes for each model
     python benchmarks/train_memory.py --out results/benchmarks/train_memory.json
@@ -43,16 +43,15 @@ def one(case: str, folder: Path) -> None:
     from petseg.config import load_recipe
     from petseg.training.device import choose_hardware
     from petseg.training.loop import Execution, train
+    from petseg.training.runs import read_metrics
 
     config = load_recipe("default", ["epochs=1", *CASES[case][1]]).for_model("segnet" if case == "segnet" else "unet")
     hardware = choose_hardware()
     with tempfile.TemporaryDirectory() as scratch:
         train(config, prepared(folder, config), Path(scratch) / "run", Execution(hardware=hardware))
-    print(
-        json.dumps(
-            {"peak_mb": peak_mb() - before, "torch_mb": before, "environment": hardware.environment().model_dump()}
-        )
-    )
+        seconds = read_metrics(Path(scratch) / "run")[-1].train_seconds
+    found = {"peak_mb": peak_mb() - before, "torch_mb": before, "seconds": seconds}
+    print(json.dumps(found | {"environment": hardware.environment().model_dump()}))
 
 
 def run() -> None:
@@ -68,8 +67,9 @@ def run() -> None:
     for case, (title, _) in CASES.items():
         command = [sys.executable, __file__, "--one", case, "--data", str(folder)]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        cases[case] = {"title": title, "peak_mb": round(found["peak_mb"]), "torch_mb": round(found["torch_mb"])}
-        print(f"{title:<24} {cases[case]['peak_mb']} MB beyond torch's own {cases[case]['torch_mb']} MB")
+        environment = found.pop("environment")
+        cases[case] = {"title": title} | {name: round(value) for name, value in found.items()}
+        print(f"{title:<48} {cases[case]['peak_mb']} MB beyond torch's own {cases[case]['torch_mb']} MB")
     if options.out is not None:
         from petseg.storage import write_json
 
@@ -77,9 +77,9 @@ def run() -> None:
             options.out,
             {
                 "kind": "benchmark",
-                "what": "peak resident memory of one training epoch at 128 px beyond that of importing torch",
+                "what": "peak resident memory of one training epoch at 128 px beyond importing torch, and its seconds",
                 "command": "python benchmarks/train_memory.py",
-                "environment": found["environment"],
+                "environment": environment,
                 "limit_mb": LIMIT_MB,
                 "cases": cases,
             },
