@@ -515,7 +515,7 @@ function tryPage() {
   const shown = { cutout: cutoutView, compare: compareView, masks: masksView }[state.view];
   return html`<section aria-labelledby="title">
     <h1 id="title" tabindex="-1">${title()}</h1>
-    <p class="soft lead">Your photo stays on this machine and is not kept.</p>
+    <p class="soft lead">Your photo goes to the petseg that serves this page, to nobody else, and is not kept.</p>
     <div class="ways" id="drop">
       <input type="file" id="file" class="hidden" accept="image/*,.tif,.tiff,.avif" multiple @change=${({ target }) => {
         if (target.files.length) takeFiles(target.files);
