@@ -71,8 +71,17 @@ def test_figures_are_those_of_their_json_fields_tables_have_no_empty_column_and_
         rows = [line[2:-2].split(" | ") for line in table.splitlines() if line.startswith("| ")]
         for column in zip(rows[0], *rows[2:], strict=True):
             assert set(column[1:]) != {"–"}, f"{column[0]}: a field of the JSON was renamed"
-    for target in re.findall(r"\]\(([^)#]+)", text):
-        assert target.startswith("http") or (document.parent / target).exists(), target
+    for target, place in re.findall(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)", text):
+        path = document.parent / target if target else document
+        assert path.exists(), target
+        assert not place or path.suffix != ".md" or place in headings(path), f"{target}#{place}"
+
+
+def headings(path):
+    """Returns the anchors that GitHub gives a document's headings."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#+ (.+)$", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
 def test_a_changed_figure_is_found(tmp_path):
