@@ -1,6 +1,7 @@
 """`petseg study`."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,10 @@ from petseg.cli.terminal import print_table, progress_bar, results_only, resumab
 from petseg.errors import PetsegError
 
 if TYPE_CHECKING:
+    from petseg.config import RunConfig
     from petseg.experiments.executor import Executor
+    from petseg.experiments.study.recipe import Study
+    from petseg.training.device import Hardware
 
 JOBS_HELP = "Runs made at once; those on this machine share its cores."
 RAY_HELP = "Make the runs on a Ray cluster: auto, HOST:6379 or ray://HOST:10001. Each has --threads cores (1)."
@@ -30,28 +34,14 @@ def study(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run under --ray; 0.25: four share one.")] = 0,
 ) -> None:
     """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
-    from petseg.experiments.study.plan import durations, plan, sizes
+    from petseg.experiments.study.plan import sizes
     from petseg.experiments.study.recipe import load_study
-    from petseg.experiments.study.run import Making, open_study, run_study
-    from petseg.units import duration
+    from petseg.experiments.study.run import Making, run_study
 
     loaded = load_study(recipe)
     folder = out or Path("runs") / Path(recipe).stem
     if show:
-        manifest = open_study(loaded, folder)
-        planned = plan(manifest)
-        seconds = durations(manifest, folder, planned)
-        rows = []
-        left = 0.0
-        for number, run in enumerate(planned, start=1):
-            purpose = "; ".join(f"{row.experiment} {row.arm}" for row in run.rows)
-            state = run.state(folder)
-            left += seconds[run.name] if state in ("missing", "waiting") else 0
-            # its config is not known yet, so neither is its name
-            name = run.name.rpartition("-")[0] if run.waits else run.name
-            rows.append((str(number), name, purpose, duration(seconds[run.name]), state))
-        print_table(f"{loaded.title}: {folder}", (">", "run", "for", ">time", "state"), rows)
-        print(f"{duration(sum(seconds.values()))} in all, {duration(left)} left, by the epochs that were measured")
+        _show(loaded, folder, data, lambda: chosen_hardware(loaded.train.precision, device, threads))
         return
     executor = _executor(ray, jobs, threads, gpus, folder)
     place = data_folder(data)
@@ -67,6 +57,49 @@ def study(
         manifest = run_study(loaded, folder, prepared, Making(place, device, executor, show_status))
     counts = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in manifest.runs).items())
     print(f"{folder}: {len(manifest.runs)} runs: {counts}")
+
+
+def _show(study: "Study", folder: Path, data: Path | None, choose: Callable[[], "Hardware"]) -> None:
+    """Prints the runs and their time: of shapes that were trained, by their epochs; of others, by a few steps now."""
+    from petseg.data.sources import find_data
+    from petseg.experiments.study.plan import durations, plan, sizes
+    from petseg.experiments.study.run import open_study
+    from petseg.training.runs import describe, read_metrics
+    from petseg.units import duration
+
+    with results_only():
+        manifest = open_study(study, folder)
+        if manifest.data is None and (place := find_data(data)):
+            smallest = prepare_data(place, study.data.model_copy(update={"size": min(sizes(study))}))
+            manifest = manifest.model_copy(update={"data": describe(smallest)})
+        planned = plan(manifest)
+        trained = {run.cost for run in planned if read_metrics(run.place(folder))}
+        new = {run.cost: run.config for run in planned if run.cost not in trained}
+        measured = _timed(new, len(manifest.data.classes) if manifest.data else 3, choose()) if new else {}
+    seconds = durations(manifest, folder, planned, measured)
+    rows = []
+    left = 0.0
+    for number, run in enumerate(planned, start=1):
+        purpose = "; ".join(f"{row.experiment} {row.arm}" for row in run.rows)
+        state = run.state(folder)
+        left += seconds[run.name] if state in ("missing", "waiting") else 0
+        # its config is not known yet, so neither is its name
+        name = run.name.rpartition("-")[0] if run.waits else run.name
+        rows.append((str(number), name, purpose, duration(seconds[run.name]), state))
+    print_table(f"{study.title}: {folder}", (">", "run", "for", ">time", "state"), rows)
+    print(f"{duration(sum(seconds.values()))} in all, {duration(left)} left, one run at a time")
+
+
+def _timed(configs: Mapping[str, "RunConfig"], num_classes: int, hardware: "Hardware") -> dict[str, float]:
+    """Returns cost -> seconds of a training image, by a few steps of each shape."""
+    from petseg.evaluation.cost import image_seconds
+
+    found = {}
+    with progress_bar() as advance:
+        for number, (cost, config) in enumerate(configs.items()):
+            advance("time some steps", number, len(configs))
+            found[cost] = image_seconds(config, num_classes, hardware)
+    return found
 
 
 def _executor(ray: str | None, jobs: int | None, threads: int | None, gpus: float, folder: Path) -> "Executor":

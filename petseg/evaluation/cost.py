@@ -14,14 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from petseg.config import ModelConfig
+from petseg.config import ModelConfig, RunConfig
 from petseg.errors import PetsegError, first_line
 from petseg.models import build_model
 from petseg.schema import CostInfo, LatencyInfo
 from petseg.threads import OtherWork
 from petseg.training.device import Hardware
+from petseg.training.inference import build_network
+from petseg.training.loop import Objective, make_optimiser, train_step
 
 ROUNDS = 20  # parts of the passes whose medians give a ratio its interval
+STEP_PIXELS = 2**18  # of a step that is timed
 TRAINING_BATCH = 32  # images beside which a further one is counted: of few, the weights' gradients would hide its need
 
 
@@ -130,10 +133,10 @@ def _storage_key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the address of the storage
 
 
-def take_turns(passes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Returns the milliseconds of `repeats` passes of each contender, in turns, after five to warm up."""
+def take_turns(passes: Mapping[str, Callable[[], object]], repeats: int, *, warm: int = 5) -> dict[str, list[float]]:
+    """Returns the milliseconds of `repeats` passes of each contender, in turns, after some to warm up."""
     times: dict[str, list[float]] = {name: [] for name in passes}
-    for turn in range(-5, repeats):
+    for turn in range(-warm, repeats):
         for name, run in passes.items():
             started = time.perf_counter()
             run()
@@ -147,6 +150,23 @@ def latency_of(times: Sequence[float], size: int, others: OtherWork) -> LatencyI
     p50, p95 = map(float, np.quantile(times, [0.5, 0.95]))
     rounds = tuple(float(np.median(part)) for part in np.array_split(times, min(ROUNDS, len(times))))
     return LatencyInfo(p50=p50, p95=p95, rounds=rounds, repeats=len(times), size=size, others=others.cores())
+
+
+def image_seconds(config: RunConfig, num_classes: int, hardware: Hardware) -> float:
+    """Returns what a training image takes, loading apart: the median of three steps on at most `STEP_PIXELS`."""
+    side = config.data.size
+    images = torch.rand(max(1, min(config.train.batch_size, STEP_PIXELS // side**2)), 3, side, side)
+    images, labels = images.to(hardware.device), torch.zeros(len(images), side, side, device=hardware.device)
+    network = build_network(config.model, num_classes, hardware)
+    network.module.train()
+    optimiser = make_optimiser(network.module, config.train)
+
+    def step() -> None:
+        train_step(network, optimiser, images, labels, Objective(config.train))
+        if hardware.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    return float(np.median(take_turns({"": step}, 3, warm=1)[""])) / 1000 / len(images)
 
 
 def measure_latencies(

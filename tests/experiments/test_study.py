@@ -326,13 +326,14 @@ def test_a_finished_study_makes_nothing_again(whole, tiny, sizes, pets_folder, t
         run_study(tiny, folder, sizes, Making(pets_folder))
 
 
-def test_the_list_says_what_each_run_is_for_and_how_long(whole, recipe, tmp_path, capsys):
+def test_the_list_says_what_each_run_is_for_and_how_long(whole, recipe, pets_folder, tmp_path, capsys):
     known = petseg("study", recipe, "--out", whole, "--list").stdout
     assert re.search(r"skips unet/skips; size unet/parameters .* s .* finished", known)
-    assert "0.0 s left, by the epochs that were measured" in known
-    study_command(str(recipe), out=tmp_path / "fresh", show=True)
-    fresh = capsys.readouterr().out
+    assert "0.0 s left, one run at a time" in known
+    study_command(str(recipe), data=pets_folder, out=tmp_path / "fresh", show=True, device="cpu", threads=1)
+    fresh, told = capsys.readouterr()
     assert fresh.count("waiting") == 3  # two for the tuning, one for the shape
+    assert "time some steps" in told
     assert not (tmp_path / "fresh").exists()
 
 
@@ -487,11 +488,17 @@ def test_the_time_of_a_run_follows_measured_epochs(tmp_path):
     found = plan(manifest)
     run = found[0]
     guessed = durations(manifest, tmp_path, found)
+    timed = durations(manifest, tmp_path, found, {run.cost: 0.001})
+    learnt, scored = run.config.train.epochs * (3312 + 368 / 3), len(run.splits) * 368 / 3
+    assert run.splits == ("val",)
+    assert timed[run.name] == pytest.approx(0.001 * (learnt + scored))
+    assert timed[found[-1].name] == guessed[found[-1].name]
     row = {"seconds": 90.0, "train_seconds": 80.0, "learning_rate": 0.1}
     row |= dict.fromkeys(("train_loss", "val_loss", "val_miou", "val_accuracy"), 0.5)
     runs.write_metrics(run.place(tmp_path), [EpochRow(epoch=epoch, **row) for epoch in (1, 2)])
     measured = durations(manifest, tmp_path, found)
-    assert measured[run.name] - run.config.train.epochs * 90 == pytest.approx(0)
+    assert measured[run.name] == pytest.approx(90 * run.config.train.epochs * (1 + scored / learnt))
+    assert durations(manifest, tmp_path, found, {run.cost: 0.001}) == measured, "epochs say more than steps"
     assert guessed[run.name] < measured[run.name]
     other = next(run for run in found if run.config.model.name == "segnet" and run.config.data.size == 96)
     assert measured[other.name] > 0.7 * other.config.train.epochs * 90, "of less arithmetic, by that much quicker"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from petseg.config import ModelConfig, RunConfig, flat_fields
 from petseg.data.oxford_pets import OFFICIAL_IMAGES
+from petseg.evaluation.corruptions import corruptions
 from petseg.evaluation.cost import count_macs
 from petseg.experiments.study.recipe import WIDENED, Experiment, Quantity, Study, Tuning, own_fields
 from petseg.experiments.study.results import DIVERGED, ROBUSTNESS, TUNING, Row, RunEntry, StudyManifest
@@ -254,23 +256,36 @@ def sizes(study: Study) -> list[int]:
 
 
 SECONDS_PER_MAC = 14e-12
-"""Of training, before an epoch was measured: a 16-channel U-Net on 2 cores of an Intel Xeon with AMX in bf16 takes
+"""Of training, where nothing was measured: a 16-channel U-Net on 2 cores of an Intel Xeon with AMX in bf16 takes
 10.5 ms an image at 128 px (759 million multiply-accumulates forward)."""
 
 
-def durations(manifest: StudyManifest, folder: Path, planned: Sequence[Run]) -> dict[str, float]:
-    """Returns run -> estimated seconds of its epochs: by arithmetic, at the median speed of those in `folder`."""
-    images, num_classes = OFFICIAL_IMAGES["train"], 3
-    if manifest.data:
-        images, num_classes = manifest.data.splits["train"], len(manifest.data.classes)
+def durations(
+    manifest: StudyManifest, folder: Path, planned: Sequence[Run], measured: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Returns run -> estimated seconds of its epochs, and of scoring it.
+
+    By the epochs in `folder` of runs of its shape, else by `measured` (cost -> seconds of a training image), else by
+    arithmetic at the median speed of all epochs in `folder`.
+    """
+    images: Mapping[str, int] = manifest.data.splits if manifest.data else OFFICIAL_IMAGES
+    num_classes = len(manifest.data.classes) if manifest.data else 3
     macs: dict[str, int] = {}  # shape -> of an image
-    work: dict[str, float] = {}  # run -> of an epoch
-    speeds = []
+    known: dict[str, list[float]] = defaultdict(list)  # shape -> seconds of an image in each epoch
+    work: dict[str, float] = {}  # run -> images of an epoch; one that is scored costs a third of one that is learnt
     for run in planned:
         if run.cost not in macs:
-            known, config = manifest.costs.get(run.cost), run.config
-            macs[run.cost] = known.macs if known else count_macs(config.model, num_classes, config.data.size)
-        work[run.name] = images * run.config.data.fraction * macs[run.cost]
-        speeds += [row.seconds / work[run.name] for row in runs.read_metrics(run.place(folder))]
-    speed = float(np.median(speeds)) if speeds else SECONDS_PER_MAC
-    return {run.name: run.config.train.epochs * work[run.name] * speed for run in planned}
+            cost, config = manifest.costs.get(run.cost), run.config
+            macs[run.cost] = cost.macs if cost else count_macs(config.model, num_classes, config.data.size)
+        work[run.name] = images["train"] * run.config.data.fraction + images["val"] / 3
+        known[run.cost] += [row.seconds / work[run.name] for row in runs.read_metrics(run.place(folder))]
+    by_macs = [second / macs[cost] for cost, seconds in known.items() for second in seconds]
+    speed = float(np.median(by_macs)) if by_macs else SECONDS_PER_MAC
+    of_image = {cost: speed * count for cost, count in macs.items()} | dict(measured or {})
+    of_image |= {cost: float(np.median(seconds)) for cost, seconds in known.items() if seconds}
+    scored = {**images, ROBUSTNESS: images.get("test", 0) * len(corruptions())}
+    return {
+        run.name: of_image[run.cost]
+        * (run.config.train.epochs * work[run.name] + sum(scored[split] for split in run.splits) / 3)
+        for run in planned
+    }
