@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from petseg.errors import PetsegError
 
@@ -138,7 +139,13 @@ def shared(value: Value) -> Value:
 
 def parallel(module: nn.Module) -> nn.Module:
     """Returns a module whose gradients are averaged over ranks after each backward pass."""
-    return module if count() == 1 else nn.parallel.DistributedDataParallel(module)
+    if count() == 1:
+        return module
+    layers = [inner for inner in module.modules() if isinstance(inner, _BatchNorm)]
+    alike = all(isinstance(inner, SummedBatchNorm | nn.SyncBatchNorm) for inner in layers)  # else the first rank's hold
+    wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = not alike  # its argument has another name from torch 2.13 on
+    return wrapped
 
 
 def check_batch(size: int) -> None:
@@ -153,13 +160,20 @@ def synchronised(module: nn.Module) -> nn.Module:
     """Returns a module whose batch normalisation takes its statistics over all ranks, in place where it can."""
     if count() == 1:
         return module
+    layers = [inner for inner in module.modules() if isinstance(inner, nn.BatchNorm2d)]
     if distributed.get_backend() == "nccl":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return converted
-    for inner in module.modules():
-        if type(inner) is nn.BatchNorm2d:
-            inner.__class__ = SummedBatchNorm
+        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+        if any(map(_is_timm, layers)):
+            from timm.layers.norm_act import convert_sync_batchnorm as convert  # torch's drops the activation
+        return convert(module)
+    for inner in layers:
+        inner.__class__ = SummedBatchNormAct if _is_timm(inner) else SummedBatchNorm
     return module
+
+
+def _is_timm(layer: nn.Module) -> bool:
+    """Returns whether a batch normalisation is timm's, which holds what follows it: dropout and an activation."""
+    return hasattr(layer, "drop") and hasattr(layer, "act")
 
 
 class SummedBatchNorm(nn.BatchNorm2d):
@@ -181,6 +195,18 @@ class SummedBatchNorm(nn.BatchNorm2d):
         statistics = (mean, variance, pixels, self.eps)
         normalised: Tensor = _Normalised.apply(image, self.weight, self.bias, *statistics)  # type: ignore[no-untyped-call]
         return normalised
+
+
+class SummedBatchNormAct(SummedBatchNorm):
+    """The same of timm's BatchNormAct2d."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns [N, D, H, W], normalised and through the activation."""
+        activated: Tensor = self.act(self.drop(super().forward(image)))
+        return activated
 
 
 def over_ranks(mean: Tensor, variance: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Several ranks, started by torchrun, on the CPU: what one process computes, they compute together."""
 
+import copy
 import os
 import shutil
 import signal
@@ -191,6 +192,21 @@ def test_batch_statistics_of_one_rank_are_those_of_torch(precision):
     for wanted, found in zip(gradients[0], gradients[1], strict=True):
         torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(ours.state_dict(), plain.state_dict())
+
+
+def test_timm_s_layers_keep_their_activation(monkeypatch):
+    layers = pytest.importorskip("timm.layers", reason="needs the extra models")
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), layers.BatchNormAct2d(4, act_layer=nn.ReLU6)).eval()
+    nn.init.normal_(plain[1].running_mean)
+    image = torch.randn(2, 3, 5, 5)
+    wanted = plain(image)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    for backend in ("gloo", "nccl"):
+        monkeypatch.setattr(torch.distributed, "get_backend", lambda backend=backend: backend)
+        changed = distributed.synchronised(copy.deepcopy(plain))
+        assert type(changed[1]) is not type(plain[1])
+        torch.testing.assert_close(changed(image), wanted)
 
 
 def test_one_process_needs_no_group():
