@@ -356,21 +356,21 @@ def pet_free_photos(result: Any) -> Rows:
     return rows, f"Presence by {', '.join(f'`{model}`' for model in models)}."
 
 
-BILLION, MEGABYTE = 1e9, 1e6
-RUNTIME_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+BILLION, MEGABYTE, CORES = 1e9, 1e6, 16  # photos, bytes of one, cores of a machine
 
 
 def billion(result: Any) -> Rows:
-    """Returns what a billion photos would take at the rate of a folder on one core: hours, and bits to be read."""
+    """Returns what a billion photos would take at the steady rate of Ray's workers: hours, and bits to be moved."""
+    rate = result.steady_photos_per_second.ray / result.environment.threads
     rows = []
-    for name in ("unet_base onnxruntime", "unet_base openvino", "unet_small onnxruntime", "unet_small openvino"):
-        model, runtime = name.split()
-        a_core = vars(result.folder.photos_per_second)[name] / result.environment.threads
-        row = Row(name=f"`{model}`, {RUNTIME_TITLES[runtime]}", rate=a_core, core_hours=BILLION / a_core / 3600)
-        row.hours = {str(cores): row.core_hours / cores for cores in (160, 16_000)}
-        row.gigabits = 8 * MEGABYTE * a_core * 16_000 / 1e9
+    for machines in (1, 10, 100, 1000):
+        photos = rate * CORES * machines
+        row = Row(machines=machines, photos=photos, hours=BILLION / photos / 3600)
+        row.read, row.written = 8 * photos * MEGABYTE / 1e9, photos * result.mask_bytes
         rows.append(row)
-    return rows, f"Photos of 451 px to masks. {measured(result)}"
+    manifest = BILLION * result.manifest_bytes_a_photo / 1e9
+    rates = f"{rate:.1f} photos of {result.photo_bytes / 1000:.0f} kB a second and core by `{result.model}`"
+    return rows, f"{rates}; the manifest has {manifest:.0f} GB. {measured(result)}"
 
 
 def cluster_predict(result: Any) -> Rows:
@@ -387,6 +387,9 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "mask-options": mask_options,
     "billion": billion,
     "cluster-predict": cluster_predict,
+    "ddp-speed": lambda result: ([result], measured(result)),
+    "ray-study": lambda result: ([result], measured(result)),
+    "beside": lambda result: (result.rows, measured(result)),
     "cleaning": cleaning,
     "presence": presence,
     "pet-free-photos": pet_free_photos,
