@@ -167,7 +167,10 @@ def synchronised(module: nn.Module) -> nn.Module:
             from timm.layers.norm_act import convert_sync_batchnorm as convert  # torch's drops the activation
         return convert(module)
     for inner in layers:
-        inner.__class__ = SummedBatchNormAct if _is_timm(inner) else SummedBatchNorm
+        if _is_timm(inner):
+            inner.__class__ = SummedBatchNormAct
+        elif type(inner) is nn.BatchNorm2d:
+            inner.__class__ = SummedBatchNorm
     return module
 
 
