@@ -78,16 +78,17 @@ def _show(study: "Study", folder: Path, data: Path | None, choose: Callable[[], 
         measured = _timed(new, len(manifest.data.classes) if manifest.data else 3, choose()) if new else {}
     seconds = durations(manifest, folder, planned, measured)
     rows = []
-    left = 0.0
+    whole = left = 0.0
     for number, run in enumerate(planned, start=1):
         purpose = "; ".join(f"{row.experiment} {row.arm}" for row in run.rows)
         state = run.state(folder)
+        whole += seconds[run.name]
         left += seconds[run.name] if state in ("missing", "waiting") else 0
         # its config is not known yet, so neither is its name
         name = run.name.rpartition("-")[0] if run.waits else run.name
         rows.append((str(number), name, purpose, duration(seconds[run.name]), state))
     print_table(f"{study.title}: {folder}", (">", "run", "for", ">time", "state"), rows)
-    print(f"{duration(sum(seconds.values()))} in all, {duration(left)} left, one run at a time")
+    print(f"{duration(whole)} in all, {duration(left)} left, one run at a time")
 
 
 def _timed(configs: Mapping[str, "RunConfig"], num_classes: int, hardware: "Hardware") -> dict[str, float]:

@@ -334,6 +334,8 @@ def test_the_list_says_what_each_run_is_for_and_how_long(whole, recipe, pets_fol
     fresh, told = capsys.readouterr()
     assert fresh.count("waiting") == 3  # two for the tuning, one for the shape
     assert "time some steps" in told
+    whole, left = re.search(r"(.+) in all, (.+) left, one run at a time", fresh).groups()
+    assert whole == left
     assert not (tmp_path / "fresh").exists()
 
 
