@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -250,22 +251,27 @@ def test_two_runs_at_a_time_give_the_same(whole, tiny, sizes, pets_folder, tmp_p
 
 
 def held_at_work(place):
-    """Returns whether a run is under way below a folder; the processes that work there are stopped then."""
+    """Returns the processes that work below a folder, now stopped; none where no run is under way."""
 
     def at_work():  # a run's folder is gone before its result is sent
         return any(place.glob("petseg-*/run/config.json"))
 
     if not at_work():
-        return False
+        return []
     mark = f"TMPDIR={place}".encode()
     workers = [path.parent for path in Path("/proc").glob("[0-9]*/environ") if mark in read_quietly(path)]
     workers = [int(path.name) for path in workers if b"ray::" in read_quietly(path / "cmdline")]
-    for worker in workers:
-        os.kill(worker, signal.SIGSTOP)
-    if not (held := at_work()):
-        for worker in workers:
-            os.kill(worker, signal.SIGCONT)
-    return held
+    signal_all(workers, signal.SIGSTOP)
+    if at_work():
+        return workers
+    signal_all(workers, signal.SIGCONT)
+    return []
+
+
+def signal_all(processes, number):
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def read_quietly(path):
@@ -283,9 +289,10 @@ def test_a_cluster_that_loses_a_machine_comes_to_the_same(whole, tiny, sizes, pe
     with cluster_of({"TMPDIR": str(other), "PETSEG_CACHE": str(other / "cache")}) as cluster:
 
         def kill_the_other_at_work():
-            while not (lines and held_at_work(other)):
+            while not (lines and (held := held_at_work(other))):
                 time.sleep(0.01)
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            signal_all(held, signal.SIGKILL)  # stopped, they cannot see that their node is gone
 
         killer = threading.Thread(target=kill_the_other_at_work, daemon=True)
         killer.start()
