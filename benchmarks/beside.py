@@ -19,12 +19,11 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from measuring import arguments, data_folder, finish, main, prepared, ratio, take_turns
+from measuring import arguments, data_folder, finish, main, prepared, ratio, take_turns, train_speed
 from serve_speed import cats
 
 from petseg.config import load_recipe
 from petseg.threads import PATIENCE
-from petseg.training import runs
 from petseg.training.device import choose_hardware
 
 WANTED = 0.45
@@ -57,8 +56,7 @@ def train(folder: Path, *, before: bool) -> float:
         run = Path(scratch) / "run"
         settings = [word for setting in SETTINGS for word in ("--set", setting)]
         petseg("train", "--data", folder, "--out", run, "--device", "cpu", *settings, before=before)
-        images = runs.read_data(run).splits["train"] * runs.read_config(run).data.fraction
-        return images / runs.read_metrics(run)[-1].train_seconds
+        return train_speed(run)
 
 
 def predict(photos: Path, *, before: bool) -> float:

@@ -15,10 +15,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from measuring import arguments, data_folder, finish, main, prepared, ratio, take_turns
+from measuring import arguments, data_folder, finish, main, prepared, ratio, take_turns, train_speed
 
 from petseg.config import load_recipe
-from petseg.training import runs
 from petseg.training.device import choose_hardware
 
 CONTENDERS = {"two processes": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), "one": ()}
@@ -34,8 +33,7 @@ def speed(name: str, folder: Path, settings: list[str]) -> float:
         words += [word for setting in settings for word in ("--set", setting)]
         command = [sys.executable, *CONTENDERS[name], "-m", "petseg", *words]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": threads})
-        row = runs.read_metrics(run)[-1]
-        return runs.read_data(run).splits["train"] * runs.read_config(run).data.fraction / row.train_seconds
+        return train_speed(run)
 
 
 def run() -> None:

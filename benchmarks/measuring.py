@@ -17,6 +17,7 @@ from petseg.data.geometry import Geometry
 from petseg.data.sources import find_data, open_dataset
 from petseg.errors import PetsegError
 from petseg.export import bench
+from petseg.training import runs
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
@@ -61,6 +62,12 @@ def data_folder(given: Path | None) -> Path:
     if (folder := find_data(given)) is None:
         raise PetsegError("no dataset: give --data or PETSEG_DATA, or run `petseg data get`")
     return folder
+
+
+def train_speed(run: Path) -> float:
+    """Returns the training images a second of a run's last epoch, without validation."""
+    images = runs.read_data(run).splits["train"] * runs.read_config(run).data.fraction
+    return images / runs.read_metrics(run)[-1].train_seconds
 
 
 def finish(out: Path | None, result: Mapping[str, Any], words: str = "ratio {ratio:.1f} x") -> None:

@@ -115,6 +115,11 @@ Rows = tuple[list[Any], str]
 """The rows of a table and its caption."""
 
 
+def listed(result: Any) -> Rows:
+    """Returns a benchmark's rows as they are; itself where it is one."""
+    return getattr(result, "rows", [result]), measured(result)
+
+
 def results(root: Path) -> Rows:
     """Returns a row for each model of the published comparisons, and the losses of the comparison before petseg."""
     rows, captions = [], []
@@ -387,9 +392,9 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "mask-options": mask_options,
     "billion": billion,
     "cluster-predict": cluster_predict,
-    "ddp-speed": lambda result: ([result], measured(result)),
-    "ray-study": lambda result: ([result], measured(result)),
-    "beside": lambda result: (result.rows, measured(result)),
+    "ddp-speed": listed,
+    "ray-study": listed,
+    "beside": listed,
     "cleaning": cleaning,
     "presence": presence,
     "pet-free-photos": pet_free_photos,
@@ -401,7 +406,7 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "files": files,
     "time-to-loss": time_to_loss,
     "inference": runtimes,
-    "default-speed": lambda result: (result.rows, measured(result)),
+    "default-speed": listed,
     "inference-accuracy": precisions,
     "indices-figures": indices,
     "indices-stages": stages,

@@ -144,7 +144,7 @@ def parallel(module: nn.Module) -> nn.Module:
     layers = [inner for inner in module.modules() if isinstance(inner, _BatchNorm)]
     alike = all(isinstance(inner, SummedBatchNorm | nn.SyncBatchNorm) for inner in layers)  # else the first rank's hold
     wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
-    wrapped.broadcast_buffers = not alike  # its argument has another name from torch 2.13 on
+    wrapped.broadcast_buffers = not alike  # its argument is deprecated for another name in torch 2.13
     return wrapped
 
 
