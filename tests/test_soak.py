@@ -16,7 +16,7 @@ MINUTES = 0.08
 @pytest.mark.parametrize("name", soak.SOAKS)
 def test_nothing_grows_in_seconds(name, tmp_path, tried):
     found = soak.SOAKS[name](MINUTES, tmp_path)
-    assert soak.flat(found["growth"]), found["growth"]
+    assert soak.flat(found["growth"]), found
     assert found["done"] > 5
     assert len(found["samples"]) >= 8
     tried(found["done"])
