@@ -10,8 +10,8 @@ model alone gets the same images decoded and resized, in as many threads, taking
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,24 +41,31 @@ SIDE = 256
 LARGE, HUGE = (4000, 3000), (8660, 5774)
 """Twelve and fifty megapixels."""
 
-PHOTOS = 100
-"""In the folder."""
+FOLDERS = {"500_px": (100, (500, 333)), "12_megapixels": (20, LARGE)}
+"""Photos in each, and their width and height."""
 
 IN_FOLDERS = (DEFAULT, "unet_small")
 """The model that is used where none is named, and one that leaves less time to hide the rest in."""
+
+
+APART = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(json.dumps([time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e6, status]))
+"""
+"""Starts a command from a small process: a new one is counted from its parent's memory on."""
 
 
 def cold(python: str, arguments: list[str], folder: Path) -> tuple[float, float]:
     """Returns seconds and peak resident MB of one process."""
     command = [python, "-m", "petseg", *arguments]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, env=clean, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    taken = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, command
-    return taken, usage.ru_maxrss * 1024 / 1e6
+    found = subprocess.run([python, "-c", APART, *command], cwd=folder, env=clean, check=True, stdout=subprocess.PIPE)
+    seconds, megabytes, status = json.loads(found.stdout)
+    assert status == 0, command
+    return seconds, megabytes
 
 
 def one_photo(segmenter: Segmenter, image: np.ndarray, repeats: int) -> float:
@@ -68,6 +75,18 @@ def one_photo(segmenter: Segmenter, image: np.ndarray, repeats: int) -> float:
     for _ in range(repeats):
         segmenter(image).mask  # noqa: B018 - computed when asked for
     return repeats / (time.perf_counter() - started)
+
+
+def make_folder(folder: Path, number: int, size: tuple[int, int]) -> list[bytes]:
+    """Returns the files of a new folder: JPEGs of a cat, each cropped a little differently."""
+    folder.mkdir()
+    photos = []
+    for place, photo in enumerate(cats(number, 451)):
+        with Image.open(BytesIO(photo)) as image:
+            file = folder / f"{place:03}.jpg"
+            image.resize(size, Image.Resampling.BICUBIC).save(file, quality=90)
+        photos.append(file.read_bytes())
+    return photos
 
 
 def whole_folder(segmenter: Segmenter, photos: Path, out: Path) -> float:
@@ -105,7 +124,6 @@ def measure_cold(python: str, photos: Path, turns: int) -> dict[str, Any]:
         peaks[name].append(peak)
         return taken
 
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     seconds = take_turns({name: partial(start, name) for name in commands}, turns)
     return {
         name: {
@@ -113,8 +131,7 @@ def measure_cold(python: str, photos: Path, turns: int) -> dict[str, Any]:
             "seconds": round(statistics.median(seconds[name]), 3),
             "seconds_low": round(min(seconds[name]), 3),
             "seconds_high": round(max(seconds[name]), 3),
-            # a new process is counted from its parent's memory on: what takes less than this one is not known
-            "peak_mb": round(max(peaks[name])) if max(peaks[name]) > 1.05 * own else None,
+            "peak_mb": round(max(peaks[name])),
         }
         for name in commands
     }
@@ -131,14 +148,10 @@ def main() -> None:
     runtimes = options.runtime or ["onnxruntime", "openvino"]
     names = shipped_models()
     with tempfile.TemporaryDirectory() as scratch:
-        alone, many = Path(scratch) / "alone", Path(scratch) / "many"
-        for folder in (alone, many):
-            folder.mkdir()
-        photos = cats(PHOTOS, 451)
-        for place, photo in enumerate(photos):
-            (many / f"{place:03}.jpg").write_bytes(photo)
-        (alone / "small.jpg").write_bytes(photos[0])
-        with Image.open(BytesIO(photos[0])) as image:
+        alone = Path(scratch) / "alone"
+        alone.mkdir()
+        (alone / "small.jpg").write_bytes(cats(1, 451)[0])
+        with Image.open(alone / "small.jpg") as image:
             for name, size in (("large", LARGE), ("huge", HUGE)):
                 image.resize(size, Image.Resampling.BICUBIC).save(alone / f"{name}.jpg", quality=90)
             image = np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
@@ -149,13 +162,29 @@ def main() -> None:
                 segmenter = Segmenter(name, runtime=runtime)
                 contenders[f"{name} {runtime}"] = partial(one_photo, segmenter, image, 30)
         one = take_turns(contenders, options.turns)
-        contenders = {}
-        for name, runtime in product(IN_FOLDERS, runtimes):
-            segmenter = Segmenter(name, threads=1, runtime=runtime)
-            images = [np.asarray(Photo(photo).resized(segmenter.size))[None] for photo in photos]
-            contenders[f"{name} {runtime}"] = partial(whole_folder, segmenter, many, Path(scratch) / name / runtime)
-            contenders[f"{name} {runtime} alone"] = partial(model_alone, segmenter, images)
-        folders = take_turns(contenders, options.turns)
+        folders = {}
+        for kind, (number, size) in FOLDERS.items():
+            many = Path(scratch) / kind
+            photos = make_folder(many, number, size)
+            contenders = {}
+            for name, runtime in product(IN_FOLDERS, runtimes):
+                segmenter = Segmenter(name, threads=1, runtime=runtime)
+                images = [np.asarray(Photo(photo).resized(segmenter.geometry))[None] for photo in photos]
+                out = Path(scratch) / "out" / kind / name / runtime
+                contenders[f"{name} {runtime}"] = partial(whole_folder, segmenter, many, out)
+                contenders[f"{name} {runtime} alone"] = partial(model_alone, segmenter, images)
+            found = take_turns(contenders, options.turns)
+            folders[kind] = {
+                "photos": number,
+                "width": size[0],
+                "height": size[1],
+                "photos_per_second": {name: statistics.median(rates) for name, rates in found.items()},
+                "of_model_alone": {
+                    name: ratio(rates, found[f"{name} alone"])
+                    for name, rates in found.items()
+                    if f"{name} alone" in found
+                },
+            }
     result = {
         "kind": "benchmark",
         "what": "cold starts, one photo from decoded to mask, and a folder of photos beside the model alone",
@@ -171,22 +200,15 @@ def main() -> None:
                 for name, found in one.items()
             },
         },
-        "folder": {
-            "photos": PHOTOS,
-            "workers": WORKERS,
-            "photos_per_second": {name: statistics.median(found) for name, found in folders.items()},
-            "of_model_alone": {
-                name: ratio(found, folders[f"{name} alone"])
-                for name, found in folders.items()
-                if f"{name} alone" in folders
-            },
-        },
+        "workers": WORKERS,
+        "folders": folders,
     }
     for name, found in starts.items():
-        print(f"{name}: {found['seconds']} s, {found['peak_mb'] or '-'} MB")
+        print(f"{name}: {found['seconds']} s, {found['peak_mb']} MB")
     for name, rate in result["one_photo"]["photos_per_second"].items():  # type: ignore[index]
         print(f"{name}: {rate['median']:.0f} photos a second")
-    print(f"folder / model alone: {result['folder']['of_model_alone']}")  # type: ignore[index]
+    for kind, found in folders.items():
+        print(f"{kind}: folder / model alone: {found['of_model_alone']}")
     if options.out is not None:
         write_json(options.out, result)
 

@@ -25,25 +25,25 @@ def ids_of(classes: Sequence[Class], role: Role) -> list[int]:
 
 
 def cleaned(probabilities: Floats, classes: Sequence[Class], small: Limits = SMALL) -> Floats:
-    """Returns probabilities [C, h, w] without pieces and holes that are `small`.
+    """Returns probabilities [C, h, w] without pieces and holes that are `small`; the same array if there are none.
 
-    In them, foreground and background swap their probabilities, and what the boundary has goes to the likelier one.
+    In these, foreground and background swap their probabilities, and what the boundary has goes to the likelier one.
     """
     foreground, background = ids_of(classes, "foreground"), ids_of(classes, "background")
     pieces = find_regions(_beyond(probabilities, background, foreground))
     if not background or not pieces.count:
         return probabilities
-    largest, (height, width), result = pieces.areas().max(), probabilities.shape[1:], probabilities.copy()
+    largest, (height, width), result = pieces.areas().max(), probabilities.shape[1:], probabilities
     for alone, (piece, _) in zip((True, False), small, strict=True):
         pieces = find_regions(_beyond(result, background, foreground, alone))
         dropped = pieces.pixels(pieces.areas() < piece * largest, height)
-        result[:, dropped] = _decided(result[:, dropped], background, foreground)
+        result = _changed(result, dropped, background, foreground)
     for alone, (_, hole) in zip((True, False), small, strict=True):
         holes = find_regions(_beyond(result, foreground, background, alone))
         left, top, right, bottom = holes.boxes().T
         enclosed = (left > 0) & (top > 0) & (right < width) & (bottom < height)
         filled = holes.pixels(enclosed & (holes.areas() < hole * largest), height)
-        result[:, filled] = _decided(result[:, filled], foreground, background)
+        result = _changed(result, filled, foreground, background)
     return result
 
 
@@ -62,12 +62,17 @@ def _beyond(probabilities: Floats, ids: list[int], others: list[int], alone: boo
     return (~inside).view(np.uint8)
 
 
-def _decided(pixels: Floats, wins: list[int], loses: list[int]) -> Floats:
-    """Returns probabilities [C, pixels] in which `loses` together have the smaller of both parts, `wins` the rest."""
+def _changed(probabilities: Floats, where: npt.NDArray[np.bool_], wins: list[int], loses: list[int]) -> Floats:
+    """Returns probabilities [C, h, w] in which, `where`, `loses` have the smaller of both parts, `wins` the rest."""
+    if not where.any():
+        return probabilities
+    pixels = probabilities[:, where]
     tiny = np.finfo(np.float32).tiny
     own, other = np.maximum(pixels[wins], tiny), np.maximum(pixels[loses], tiny)
     less = np.minimum(own.sum(axis=0), other.sum(axis=0))
-    result = np.zeros_like(pixels)
-    result[loses] = other * (less / other.sum(axis=0))
-    result[wins] = own * ((1 - less) / own.sum(axis=0))
+    decided = np.zeros_like(pixels)
+    decided[loses] = other * (less / other.sum(axis=0))
+    decided[wins] = own * ((1 - less) / own.sum(axis=0))
+    result = probabilities.copy()
+    result[:, where] = decided
     return result

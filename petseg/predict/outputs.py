@@ -13,6 +13,7 @@ from itertools import chain, count
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from petseg import storage
@@ -225,18 +226,19 @@ def encoded(result: Segmentation, kind: str, *, look: Look = Look()) -> bytes:
     """Returns the file of one kind: an image, or JSON with a line's end."""
     if kind == "json":
         return (json.dumps({"software": MARK, **result.summary().to_dict()}, indent=1) + "\n").encode()
+    texts = {"Software": MARK}
+    if kind == "classes":
+        colours = palette(result.classes)[: len(result.classes)]
+        return png(result.class_ids, texts | {ENTROPY: f"{result.entropy:.6f}"}, colours)
+    if kind in ("mask", "trimap"):
+        return png(result.mask if kind == "mask" else result.trimap, texts)
     if kind == "cutout":
         image = result.cutout(matting=look.matting, background=look.background, crop=look.crop)
-    elif kind == "overlay":
-        image = result.overlay()
-    elif kind == "classes":
-        image = Image.fromarray(result.class_ids)
-        image.putpalette(palette(result.classes)[: len(result.classes)].tobytes())
     else:
-        image = Image.fromarray(result.mask if kind == "mask" else result.trimap)
-    name, options = FORMATS[_ending(kind, look).rpartition(".")[2]]
+        image = result.overlay()
+    name, options = FORMATS[look.format]
     if name == "PNG":
-        return png(image, {"Software": MARK} | ({ENTROPY: f"{result.entropy:.6f}"} if kind == "classes" else {}))
+        return png(np.asarray(image), texts)
     exif = Image.Exif()
     exif[SOFTWARE] = MARK
     stream = BytesIO()

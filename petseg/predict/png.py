@@ -8,24 +8,27 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from isal import isal_zlib
-from PIL import Image
 
 from petseg.data.dataset import UInt8
 
-COLOUR_TYPES = {"L": 0, "RGB": 2, "P": 3, "RGBA": 6}
+COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # by the values a pixel has
+PALETTE = 3  # the colour type of indices
 UP = 2  # the filter: a byte less the byte above
 STRIP = 1 << 22  # bytes that are packed at once
 
 
-def png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
-    """Returns the file of an image of mode L, P, RGB or RGBA, with texts in latin-1."""
-    header = struct.pack(">2I5B", image.width, image.height, 8, COLOUR_TYPES[image.mode], 0, 0, 0)
-    parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header)]
-    if image.mode == "P":
-        parts.append(_chunk(b"PLTE", bytes(image.getpalette() or ())))
+def png(pixels: UInt8, texts: Mapping[str, str], palette: UInt8 | None = None) -> bytes:
+    """Returns the file of pixels [H, W], [H, W, 3] or [H, W, 4], with texts in latin-1.
+
+    With a palette, [colours, 3], pixels [H, W] are its indices.
+    """
+    height, width, *values = pixels.shape
+    kind = COLOUR_TYPES[values[0] if values else 1] if palette is None else PALETTE
+    parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, kind, 0, 0, 0))]
+    if palette is not None:
+        parts.append(_chunk(b"PLTE", palette.tobytes()))
     parts += [_chunk(b"tEXt", f"{key}\0{text}".encode("latin-1")) for key, text in texts.items()]
-    pixels = np.asarray(image)
-    parts += [_chunk(b"IDAT", data) for data in _packed(pixels.reshape(image.height, -1))]
+    parts += [_chunk(b"IDAT", data) for data in _packed(pixels.reshape(height, -1))]
     return b"".join([*parts, _chunk(b"IEND", b"")])
 
 
@@ -33,12 +36,12 @@ def _packed(rows: UInt8) -> Iterator[bytes]:
     packer = isal_zlib.compressobj(level=1)
     height = max(1, STRIP // rows.shape[1])
     filtered = np.full((height, rows.shape[1] + 1), UP, np.uint8)
-    above = np.zeros_like(rows[:1])
+    above = np.zeros_like(rows[0])
     for top in range(0, len(rows), height):
         strip = rows[top : top + height]
-        filtered[: len(strip), 1:] = strip
-        filtered[: len(strip), 1:] -= np.concatenate([above, strip[:-1]])
-        above = strip[-1:]
+        np.subtract(strip[0], above, out=filtered[0, 1:])
+        np.subtract(strip[1:], strip[:-1], out=filtered[1 : len(strip), 1:])
+        above = strip[-1]
         yield packer.compress(filtered[: len(strip)])
     yield packer.flush()
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from petseg.data.dataset import UInt8
 
 Ints = npt.NDArray[np.int64]
+STRIP = 1 << 18  # pixels looked at at once, which fit a processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +56,14 @@ class Regions:
 def find_regions(mask: UInt8) -> Regions:
     """Returns the regions of a mask uint8 [H, W], zero outside; pixels belong together that share an edge."""
     width = mask.shape[1]
-    padded = np.pad(mask != 0, ((0, 0), (0, 1)))  # the column of zeros ends a run that reaches the right side
-    edges = np.flatnonzero(np.diff(padded.ravel(), prepend=False))
+    height, found = max(1, STRIP // (width + 1)), [np.zeros(0, np.int64)]
+    for top in range(0, len(mask), height):
+        strip = mask[top : top + height]
+        # the column of zeros ends a run that reaches the right side, the one before them lets the first pixel begin one
+        flat = np.zeros(1 + len(strip) * (width + 1), np.bool_)
+        np.not_equal(strip, 0, out=flat[1:].reshape(-1, width + 1)[:, :-1])
+        found.append(np.flatnonzero(flat[1:] != flat[:-1]) + top * (width + 1))
+    edges = np.concatenate(found)
     rows = edges[::2] // (width + 1)
     starts, ends = edges[::2] - rows, edges[1::2] - rows
     parent = list(range(len(starts)))

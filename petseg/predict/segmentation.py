@@ -24,7 +24,6 @@ from petseg.predict.regions import Regions, find_regions
 
 SMALLEST = 0.001  # share of the photo that a foreground region must cover to count; what is smaller is a speckle
 LARGEST_OVERLAY = 2048  # longer side in pixels: a whole overlay of 12 megapixels takes 15 MB and a second
-STRIP = (64, 1 << 20)  # rows and columns worked on at once, which fit a processor's cache
 TINY = np.finfo(np.float32).tiny
 
 
@@ -243,7 +242,7 @@ class Segmentation:
         return self._roles if self._kept is self.probabilities else _roles_of(self._kept, self.classes)
 
     def _mask(self, roles: Floats) -> UInt8:
-        return painted(_log_odds(roles)[:1], self.size, STRIP, _mask_of)
+        return painted(_log_odds(roles)[:1], self.size, _mask_of)
 
     @cached_property
     def _regions(self) -> Regions:
@@ -280,13 +279,11 @@ class Segmentation:
 
 
 def _class_ids(probabilities: Floats, size: Size) -> UInt8:
-    logits = np.log(np.maximum(probabilities, TINY))
-    step = max(1, 4 * STRIP[0] // len(logits)), STRIP[1]
-    return painted(logits, size, step, lambda maps: maps.argmax(axis=0))
+    return painted(np.log(np.maximum(probabilities, TINY)), size, lambda maps: maps.argmax(axis=0).astype(np.uint8))
 
 
 def _trimap(roles: Floats, size: Size) -> UInt8:
-    return painted(_log_odds(roles), size, STRIP, _trimap_of)
+    return painted(_log_odds(roles), size, _trimap_of)
 
 
 def _mask_of(log_odds: Floats) -> UInt8:
@@ -294,10 +291,10 @@ def _mask_of(log_odds: Floats) -> UInt8:
     return mask
 
 
-def _trimap_of(log_odds: Floats) -> npt.NDArray[Any]:
+def _trimap_of(log_odds: Floats) -> UInt8:
     foreground, boundary = log_odds
-    sides = np.where(foreground > 0, FOREGROUND, BACKGROUND)
-    return np.where(boundary > np.maximum(foreground, 0), BOUNDARY, sides)
+    sides = np.where(foreground > 0, np.uint8(FOREGROUND), np.uint8(BACKGROUND))
+    return np.where(boundary > np.maximum(foreground, 0), np.uint8(BOUNDARY), sides)
 
 
 def _roles_of(probabilities: Floats, classes: Sequence[Class]) -> Floats:

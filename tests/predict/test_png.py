@@ -12,15 +12,12 @@ from petseg.predict.png import png
 @pytest.mark.parametrize("size", [(1, 1), (37, 23), (300, 200)])
 def test_is_read_as_it_was(mode, size, monkeypatch):
     monkeypatch.setattr(module, "STRIP", 1000)  # so that most take several strips
-    values = np.random.default_rng(0).integers(
-        0, 4 if mode == "P" else 256, (*size, len(Image.new(mode, (1, 1)).getbands()))
-    )
-    image = Image.fromarray(values.astype(np.uint8).squeeze(2) if values.shape[2] == 1 else values.astype(np.uint8))
-    if mode == "P":
-        image.putpalette([0, 0, 0, 230, 159, 0, 86, 180, 233, 0, 158, 115])
-    content = png(image, {"Software": "petseg predict"})
-    read = Image.open(io.BytesIO(content))
+    colours = np.array([[0, 0, 0], [230, 159, 0], [86, 180, 233], [0, 158, 115]], np.uint8) if mode == "P" else None
+    bands = Image.new(mode, (1, 1)).getbands()
+    shape = size if len(bands) == 1 else (*size, len(bands))
+    pixels = np.random.default_rng(0).integers(0, 4 if mode == "P" else 256, shape, np.uint8)
+    read = Image.open(io.BytesIO(png(pixels, {"Software": "petseg predict"}, colours)))
     assert (read.mode, read.info["Software"]) == (mode, "petseg predict")
-    assert np.array_equal(np.asarray(read), np.asarray(image))
-    if mode == "P":
-        assert read.getpalette()[:12] == image.getpalette()[:12]
+    assert np.array_equal(np.asarray(read), pixels)
+    if colours is not None:
+        assert read.getpalette()[:12] == colours.ravel().tolist()

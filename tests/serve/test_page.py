@@ -207,7 +207,7 @@ def test_the_brush_erases_and_restores_at_the_photo_s_own_size_and_undo_takes_it
 
     def paint(tool, x, y):
         page.locator(f"input[value={tool}]").check(force=True)
-        box = page.locator(".stage").bounding_box()
+        box = page.locator(f".stage.{tool}").bounding_box()  # as soon as the photo that is its paint has been decoded
         page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
         page.mouse.down()
         page.mouse.move(box["x"] + (x + 0.05) * box["width"], box["y"] + y * box["height"], steps=3)

@@ -307,7 +307,7 @@ function steer(event) {
 }
 
 async function pick(tool) {
-  if (tool === "restore") state.current.photo = await decoded(state.current.blob, LARGEST_SHOWN);
+  if (tool === "restore") state.current.photo ??= await decoded(state.current.blob, LARGEST_SHOWN);
   change({ tool });
 }
 
@@ -322,7 +322,7 @@ function stage(item, { waits, result, label, brush = false }) {
     draw();
   };
   return html`
-    <div class="stage ${item.unseen ? "alone" : ""} ${brush ? "brush" : ""}" style="--ratio: ${item.ratio ?? 1.5}" aria-busy=${waits}
+    <div class="stage ${item.unseen ? "alone" : ""} ${brush ? `brush ${state.tool}` : ""}" style="--ratio: ${item.ratio ?? 1.5}" aria-busy=${waits}
       tabindex=${brush ? 0 : nothing} role=${brush ? "application" : nothing}
       aria-label=${brush ? "Brush: the arrow keys move it, space paints" : nothing}
       @pointerdown=${press} @pointermove=${move} @pointerup=${endStroke} @pointercancel=${endStroke} @keydown=${steer}>
