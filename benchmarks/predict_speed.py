@@ -58,9 +58,8 @@ print(json.dumps([time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e6, s
 """Starts a command from a small process: a new one is counted from its parent's memory on."""
 
 
-def cold(python: str, arguments: list[str], folder: Path) -> tuple[float, float]:
-    """Returns seconds and peak resident MB of one process."""
-    command = [python, "-m", "petseg", *arguments]
+def cold(python: str, command: list[str], folder: Path) -> tuple[float, float]:
+    """Returns seconds and peak resident MB of a command; `python` runs the small process."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     found = subprocess.run([python, "-c", APART, *command], cwd=folder, env=clean, check=True, stdout=subprocess.PIPE)
     seconds, megabytes, status = json.loads(found.stdout)
@@ -116,11 +115,13 @@ def measure_cold(python: str, photos: Path, turns: int) -> dict[str, Any]:
         "predict_50_megapixels": ["predict", "huge.jpg"],
     }
     for arguments in commands.values():
-        cold(python, arguments, photos)  # the files' own cache is warm, as after any first use
+        cold(
+            python, [python, "-m", "petseg", *arguments], photos
+        )  # the files' own cache is warm, as after any first use
     peaks: dict[str, list[float]] = {name: [] for name in commands}
 
     def start(name: str) -> float:
-        taken, peak = cold(python, commands[name], photos)
+        taken, peak = cold(python, [python, "-m", "petseg", *commands[name]], photos)
         peaks[name].append(peak)
         return taken
 
@@ -137,6 +138,37 @@ def measure_cold(python: str, photos: Path, turns: int) -> dict[str, Any]:
     }
 
 
+def measure_folders(scratch: Path, runtimes: list[str], turns: int) -> list[dict[str, Any]]:
+    """Returns photos a second of folders, from files to masks in files, beside the model alone."""
+    folders: list[dict[str, Any]] = []
+    for kind, (number, size) in FOLDERS.items():
+        many = scratch / kind
+        photos = make_folder(many, number, size)
+        contenders = {}
+        for name, runtime in product(IN_FOLDERS, runtimes):
+            segmenter = Segmenter(name, threads=1, runtime=runtime)
+            images = [np.asarray(Photo(photo).resized(segmenter.geometry))[None] for photo in photos]
+            out = scratch / "out" / kind / name / runtime
+            contenders[f"{name} {runtime}"] = partial(whole_folder, segmenter, many, out)
+            contenders[f"{name} {runtime} alone"] = partial(model_alone, segmenter, images)
+        rates = take_turns(contenders, turns)
+        for name, runtime in product(IN_FOLDERS, runtimes):
+            files, alone = rates[f"{name} {runtime}"], rates[f"{name} {runtime} alone"]
+            folders.append(
+                {
+                    "model": name,
+                    "runtime": runtime,
+                    "photos": number,
+                    "width": size[0],
+                    "height": size[1],
+                    "photos_per_second": statistics.median(files),
+                    "model_alone": statistics.median(alone),
+                    "of_model_alone": ratio(files, alone),
+                }
+            )
+    return folders
+
+
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -148,43 +180,21 @@ def main() -> None:
     runtimes = options.runtime or ["onnxruntime", "openvino"]
     names = shipped_models()
     with tempfile.TemporaryDirectory() as scratch:
-        alone = Path(scratch) / "alone"
-        alone.mkdir()
-        (alone / "small.jpg").write_bytes(cats(1, 451)[0])
-        with Image.open(alone / "small.jpg") as image:
+        single = Path(scratch) / "single"
+        single.mkdir()
+        (single / "small.jpg").write_bytes(cats(1, 451)[0])
+        with Image.open(single / "small.jpg") as image:
             for name, size in (("large", LARGE), ("huge", HUGE)):
-                image.resize(size, Image.Resampling.BICUBIC).save(alone / f"{name}.jpg", quality=90)
-            image = np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
-        starts = measure_cold(options.python, alone, options.turns)
+                image.resize(size, Image.Resampling.BICUBIC).save(single / f"{name}.jpg", quality=90)
+            pixels = np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
+        starts = measure_cold(options.python, single, options.turns)
         contenders: dict[str, Callable[[], float]] = {}
         for name in names:
             for runtime in runtimes:
                 segmenter = Segmenter(name, runtime=runtime)
-                contenders[f"{name} {runtime}"] = partial(one_photo, segmenter, image, 30)
+                contenders[f"{name} {runtime}"] = partial(one_photo, segmenter, pixels, 30)
         one = take_turns(contenders, options.turns)
-        folders = {}
-        for kind, (number, size) in FOLDERS.items():
-            many = Path(scratch) / kind
-            photos = make_folder(many, number, size)
-            contenders = {}
-            for name, runtime in product(IN_FOLDERS, runtimes):
-                segmenter = Segmenter(name, threads=1, runtime=runtime)
-                images = [np.asarray(Photo(photo).resized(segmenter.geometry))[None] for photo in photos]
-                out = Path(scratch) / "out" / kind / name / runtime
-                contenders[f"{name} {runtime}"] = partial(whole_folder, segmenter, many, out)
-                contenders[f"{name} {runtime} alone"] = partial(model_alone, segmenter, images)
-            found = take_turns(contenders, options.turns)
-            folders[kind] = {
-                "photos": number,
-                "width": size[0],
-                "height": size[1],
-                "photos_per_second": {name: statistics.median(rates) for name, rates in found.items()},
-                "of_model_alone": {
-                    name: ratio(rates, found[f"{name} alone"])
-                    for name, rates in found.items()
-                    if f"{name} alone" in found
-                },
-            }
+        folders = measure_folders(Path(scratch), runtimes, options.turns)
     result = {
         "kind": "benchmark",
         "what": "cold starts, one photo from decoded to mask, and a folder of photos beside the model alone",
@@ -205,10 +215,10 @@ def main() -> None:
     }
     for name, found in starts.items():
         print(f"{name}: {found['seconds']} s, {found['peak_mb']} MB")
-    for name, rate in result["one_photo"]["photos_per_second"].items():  # type: ignore[index]
+    for name, rate in result["one_photo"]["photos_per_second"].items():
         print(f"{name}: {rate['median']:.0f} photos a second")
-    for kind, found in folders.items():
-        print(f"{kind}: folder / model alone: {found['of_model_alone']}")
+    for row in folders:
+        print(f"{row['width']} px, {row['model']} {row['runtime']}: folder / model alone: {row['of_model_alone']}")
     if options.out is not None:
         write_json(options.out, result)
 

@@ -95,6 +95,7 @@ def usual_loop(network: nn.Module, optimiser: torch.optim.Optimizer, images: Jpe
         drop_last=True,
         num_workers=2,
         persistent_workers=True,
+        multiprocessing_context="fork",  # as on Linux by default; this process itself was spawned
     )
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -143,11 +144,11 @@ def petseg_loop(config: RunConfig, images: Prepared, hardware: Hardware) -> Step
     return step
 
 
-def recipe_loop(recipe: str, *settings: str) -> Callable[[Path], tuple[Step, int, int]]:
-    """Returns what builds petseg's loop of a recipe's U-Net under protocol `seed`."""
+def recipe_loop(recipe: str, *settings: str, model: str = "unet") -> Callable[[Path], tuple[Step, int, int]]:
+    """Returns what builds petseg's loop of a model by a recipe under protocol `seed`."""
 
     def build(folder: Path) -> tuple[Step, int, int]:
-        config = load_recipe(recipe, ["protocol=seed", *settings]).for_model("unet")
+        config = load_recipe(recipe, ["protocol=seed", *settings]).for_model(model)
         step = petseg_loop(config, prepared(folder, config), choose_hardware())
         return step, config.train.batch_size, config.data.size
 
@@ -170,6 +171,9 @@ def usual(
 
 
 WIDE = "base_channels=32"
+LITE = "smp:Unet/tu-tf_efficientnet_lite0"
+"""Its speed does not hang on what its weights are, so they are not loaded."""
+
 LOOPS: dict[str, tuple[str, int, Callable[[Path], tuple[Step, int, int]]]] = {
     "petseg": ("petseg's loop, U-Net of 32 channels", STEPS, recipe_loop("default", WIDE, "compile=true")),
     "eager": ("the same, not compiled", STEPS, recipe_loop("default", WIDE)),
@@ -182,6 +186,16 @@ LOOPS: dict[str, tuple[str, int, Callable[[Path], tuple[Step, int, int]]]] = {
         "the usual loop, segmentation_models.pytorch's U-Net",
         STEPS,
         usual(lambda: smp.Unet(encoder_weights=None, classes=NUM_CLASSES)),
+    ),
+    "lite": (
+        "petseg's loop, segmentation_models.pytorch's U-Net on EfficientNet-Lite0",
+        STEPS,
+        recipe_loop("default", "size=160", model=LITE),
+    ),
+    "lite_usual": (
+        "the usual loop, the same U-Net on EfficientNet-Lite0",
+        STEPS,
+        usual(lambda: smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=NUM_CLASSES), 160),
     ),
     "tutorial": (
         "the tutorial's network and setting",
@@ -256,6 +270,8 @@ def run() -> None:
             }
             for name, (title, _, _) in LOOPS.items()
         },
+        "eager_ratio": ratio(speeds["eager"], speeds["usual"]),
+        "lite_ratio": ratio(speeds["lite"], speeds["lite_usual"]),
         "ratio": ratio(speeds["petseg"], speeds["usual"]),
     }
     for loop in result["loops"].values():

@@ -5,11 +5,13 @@ Two threads on two cores, one of them busy, are far slower than one: both wait a
 
 import json
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from petseg.errors import PetsegError
+from petseg.units import plural
 
 VARIABLE = "PETSEG_THREADS"
 # what makes OpenMP's threads (GNU's, Intel's and LLVM's) sleep at a barrier instead of spinning
@@ -51,6 +53,50 @@ def free_cores(seconds: float = 0.2) -> int:
     time.sleep(seconds)
     busy = ((_busy_seconds() or 0.0) - before) / (time.monotonic() - started)
     return max(1, min(cores, round((os.cpu_count() or cores) - busy)))
+
+
+class Follower:
+    """Keeps the number of torch's threads, `count` at first, at that of the free cores: 1 to `most`.
+
+    Two trainings that start at one moment each see idle cores and would take them all: a tenth of the speed for both.
+    """
+
+    def __init__(self, most: int, count: int, every: float = 2.0) -> None:
+        self.most, self.count, self.every = most, count, every
+        self._others, self._since, self._told = OtherWork(), time.monotonic(), False
+
+    def look(self) -> None:
+        """Looks at what others computed since the last look, unless that was less than `every` seconds ago."""
+        if time.monotonic() - self._since < self.every:
+            return
+        busy, self._others, self._since = self._others.cores(), OtherWork(), time.monotonic()
+        if busy is None:
+            return
+        idle = (os.cpu_count() or self.most) - busy
+        fewer, more = round(idle), int(idle + 0.25)  # a core more is taken only when it is idle most of the time
+        count = max(1, min(self.most, fewer if fewer < self.count else max(self.count, more)))
+        if count != self.count:
+            import torch
+
+            torch.set_num_threads(count)
+            if not self._told:
+                print(f"other programs are busy: {plural(count, 'thread')} until they end", file=sys.stderr)
+            self.count, self._told = count, True
+
+
+_follower: Follower | None = None
+
+
+def follow(follower: Follower | None) -> None:
+    """Makes `keep_pace` let this one look; None: the number of threads stays as it is."""
+    global _follower
+    _follower = follower
+
+
+def keep_pace() -> None:
+    """Called between steps of long work: takes fewer threads where other programs are busy, if `follow` said so."""
+    if _follower is not None:
+        _follower.look()
 
 
 class OtherWork:

@@ -57,3 +57,27 @@ def test_the_command_line_does_not_spin_unless_the_user_says_so():
     for extra, wanted in (({}, "0 PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")):
         done = subprocess.run([sys.executable, "-c", code], env=clean | extra, stdout=subprocess.PIPE, text=True)
         assert done.stdout.splitlines()[-1] == wanted
+
+
+def test_threads_follow_the_cores_that_others_leave(monkeypatch, capsys):
+    now, busy, taken = [0.0], [0.0], []
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(threads.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(threads.OtherWork, "cores", lambda self: busy[0])
+    monkeypatch.setattr("torch.set_num_threads", taken.append)
+    follower = threads.Follower(most=4, count=4)
+    monkeypatch.setattr(threads, "_follower", follower)
+    for others in (0.4, 1.2, 1.2, 3.9, 9.0, None, 2.9, 2.2, 0.1):
+        before, busy[0] = len(taken), others
+        now[0] += 1.9
+        threads.keep_pace()
+        assert len(taken) == before, "it looks once in two seconds"
+        now[0] += 0.2
+        threads.keep_pace()
+    # 2.9 leave a second core too seldom, 2.2 leave it
+    assert taken == [3, 1, 2, 4]
+    assert capsys.readouterr().err == "other programs are busy: 3 threads until they end\n"
+    threads.follow(None)
+    now[0], busy[0] = 100.0, 3.0
+    threads.keep_pace()
+    assert len(taken) == 4

@@ -38,7 +38,7 @@ def chosen_hardware(precision: str, device: str | None, threads: int | None, run
     """Returns the device and precision to compute with; sets torch's threads, those of a `run` to go on; prints all."""
     import torch
 
-    from petseg.threads import free_cores, recorded_threads, thread_count
+    from petseg.threads import Follower, follow, free_cores, recorded_threads, thread_count
     from petseg.training import distributed
     from petseg.training.device import choose_hardware
 
@@ -47,8 +47,10 @@ def chosen_hardware(precision: str, device: str | None, threads: int | None, run
     hardware = choose_hardware(precision, device)
     count = thread_count(threads) or (recorded_threads(run) if run else None)
     ranks = distributed.local_count()  # torchrun gives each one thread unless told otherwise
-    count = count or max(1, free_cores() // ranks if ranks > 1 else min(free_cores(), torch.get_num_threads()))
+    cores, chosen_here = torch.get_num_threads(), count is None
+    count = count or max(1, free_cores() // ranks if ranks > 1 else min(free_cores(), cores))
     torch.set_num_threads(count)
+    follow(Follower(cores, count) if chosen_here and ranks == 1 < cores else None)
     chosen = f"{hardware.device} in {hardware.precision} ({hardware.reason})"
     if distributed.local_rank() == 0:
         print(f"computing on {chosen}, {plural(count, 'thread')}" + (f", {ranks} processes" if ranks > 1 else ""))

@@ -74,7 +74,7 @@ def cut_out(photo: Image.Image, share: Floats, trimap: UInt8 | None = None) -> I
         rows, columns = window
         colours = np.asarray(photo.crop((columns.start, rows.start, columns.stop, rows.stop)))
         if certain.min() >= 1:
-            cut[window] = np.dstack([colours, np.full(certain.shape, 255, np.uint8)])
+            cut[rows, columns, :3], cut[rows, columns, 3] = colours, 255
         else:
             cut[window] = _edge(colours, enlarged(maps, (height, width), *window))
     return Image.fromarray(cut)
@@ -154,14 +154,14 @@ def _box(maps: Floats, radius: int) -> Floats:
     for _ in range(2):
         maps = np.ascontiguousarray(maps)
         mean, length = np.empty_like(maps), len(maps)
-        total = maps[:radius].sum(axis=0, dtype=np.float64)
+        total = maps[:radius].sum(axis=0)  # float32: what rounding adds up to over a side is far below NOISE
         for row in range(length):
             if row + radius < length:
                 total += maps[row + radius]
             if row > radius:
                 total -= maps[row - radius - 1]
             count = min(row + radius + 1, length) - max(row - radius, 0)
-            np.divide(total, count, out=mean[row], casting="same_kind")
+            np.multiply(total, np.float32(1 / count), out=mean[row])
         maps = mean.transpose(2, 1, 0)
     return maps.transpose(1, 0, 2)
 

@@ -17,6 +17,7 @@ from petseg.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from petseg.models import build_model, model_input, to_unit_range
 from petseg.models.builder import Input
 from petseg.schema import InputInfo, read_record, write_record
+from petseg.threads import keep_pace
 from petseg.training import distributed
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
@@ -121,6 +122,7 @@ def predict_logits(network: Network, split: Split, rows: Rows, *, step: int = 0)
         for batch in evaluation_batches(rows, split.prepared.size):
             images, labels = split.batch(batch)
             logits = network.logits(images).float()
+            keep_pace()
             if fit == "square":
                 yield Seen(batch, labels, logits)
             else:

@@ -26,7 +26,7 @@ from petseg.errors import DivergedError, PetsegError
 from petseg.models import pretrain, pretrained
 from petseg.schema import EpochRow, exploded, write_record
 from petseg.storage import write_json
-from petseg.threads import OtherWork
+from petseg.threads import OtherWork, follow, keep_pace
 from petseg.training import checkpoint, distributed, runs
 from petseg.training.batches import Rows, Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
@@ -217,6 +217,7 @@ class Trainer:
                     first = step + 1 - len(finite) + finite.index(False)
                     raise _diverged("loss", f"at step {first + 1} (epoch {epoch})")
             on_step(step + 1, steps, detail)
+            keep_pace()
         return float(distributed.total(torch.stack(losses).sum())) / distributed.count() / sum(map(len, batches))
 
     def _start_training(self, epoch: int) -> nn.Module:
@@ -347,7 +348,9 @@ def _claim(run: Path, config: RunConfig, prepared: Prepared, execution: Executio
 
 @contextmanager
 def _determinism(enabled: bool) -> Iterator[None]:
-    """Torch's deterministic algorithms while training, restored after."""
+    """Torch's deterministic algorithms while training, restored after; and one number of threads, from then on."""
+    if enabled:
+        follow(None)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(enabled or before)
     try:

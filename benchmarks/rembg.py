@@ -1,0 +1,94 @@
+"""Cut-outs of a folder: the command of petseg and that of rembg, taking turns, each as installed, with all cores.
+
+    python benchmarks/rembg.py --petseg light/bin/petseg --rembg other/bin/rembg --model u2net \\
+        --out results/benchmarks/rembg.json
+
+rembg reads its model from U2NET_HOME (<https://github.com/danielgatis/rembg>). A turn is one call for the folder, its
+start included. rembg cuts out anything that stands out, petseg pets: this compares time and memory, not quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from measuring import ratio, take_turns
+from predict_speed import LARGE, cold, make_folder
+
+from petseg.environment import environment
+from petseg.predict.runtimes import cores
+from petseg.predict.segmenter import DEFAULT
+from petseg.storage import write_json
+
+FOLDERS = {"500_px": (40, (500, 333)), "12_megapixels": (10, LARGE)}
+"""Photos in each, and their width and height."""
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--petseg", required=True, help="its command in an environment without torch")
+    parser.add_argument("--rembg", required=True, help="its command")
+    parser.add_argument("--model", default="u2net", help="of rembg")
+    parser.add_argument("--turns", type=int, default=3, help="how often each is measured")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    options = parser.parse_args()
+    version = subprocess.run([options.rembg, "--version"], check=True, capture_output=True, text=True).stdout.split()[
+        -1
+    ]
+    folders: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for kind, (number, size) in FOLDERS.items():
+            photos, peaks = Path(scratch) / kind, {"petseg": 0.0, "rembg": 0.0}
+            make_folder(photos, number, size)
+
+            def cut(
+                name: str,
+                words: list[str],
+                photos: Path = photos,
+                peaks: dict[str, float] = peaks,
+                number: int = number,
+            ) -> float:
+                with tempfile.TemporaryDirectory() as out:  # rembg leaves out what is there
+                    seconds, peak = cold(sys.executable, [*words, out], photos)
+                    assert len(list(Path(out).rglob("*.png"))) == number, words
+                peaks[name] = max(peaks[name], peak)
+                return number / seconds
+
+            commands = {
+                "petseg": [options.petseg, "predict", str(photos), "--only", "cutout", "--out"],
+                "rembg": [options.rembg, "p", "-m", options.model, str(photos)],
+            }
+            found = take_turns({name: partial(cut, name, words) for name, words in commands.items()}, options.turns)
+            row = {
+                "photos": number,
+                "width": size[0],
+                "height": size[1],
+                "photos_per_second": {name: statistics.median(rates) for name, rates in found.items()},
+                "peak_mb": {name: round(peak) for name, peak in peaks.items()},
+                "ratio": ratio(found["petseg"], found["rembg"]),
+            }
+            folders.append(row)
+            print(row)
+    result = {
+        "kind": "benchmark",
+        "what": "cut-outs of a folder by two commands, starts included; the ratio is of photos a second",
+        "command": "python benchmarks/rembg.py",
+        "environment": environment(device="cpu", precision="fp32", threads=cores()),
+        "turns": options.turns,
+        "models": {"petseg": DEFAULT, "rembg": f"{options.model}, rembg {version}"},
+        "folders": folders,
+    }
+    if options.out is not None:
+        write_json(options.out, result)
+    print(f"ratio {folders[0]['ratio']['median']:.1f} x")
+
+
+if __name__ == "__main__":
+    main()
