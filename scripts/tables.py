@@ -82,8 +82,10 @@ def read(path: Path) -> Any:
 
 
 def named(objects: Any) -> list[Any]:
-    """Returns the fields of an object as rows, each with its `key`."""
-    return [Row(key=key, **vars(value)) for key, value in vars(objects).items()]
+    """Returns the fields of an object as rows, each with its `key`; a list as it is."""
+    return (
+        objects if isinstance(objects, list) else [Row(key=key, **vars(value)) for key, value in vars(objects).items()]
+    )
 
 
 def measured(result: Any) -> str:

@@ -101,6 +101,7 @@ def predict(
         segmenter = chosen(len(jobs))
         workers = threads or outputs.WORKERS
         if len(photos) > 1 or Path(photos[0]).is_dir():
+            print(f"{segmenter.name} by {segmenter.runtime}, {plural(workers, 'photo')} at once", file=sys.stderr)
             outcomes = outputs.predict_jobs(segmenter, jobs, workers, look=look)
             written = f"{', '.join(kinds)} {f'in {out}' if out else 'beside each photo'}"
             told = None if as_json else (segmenter.classes, written)
