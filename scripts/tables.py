@@ -380,6 +380,52 @@ def billion(result: Any) -> Rows:
     return rows, f"{rates}; the manifest has {manifest:.0f} GB. {measured(result)}"
 
 
+def scale(root: Path) -> Rows:
+    """Returns what more training images would take at measured rates: a cache at 128 px, an epoch of `default`."""
+    large, loops, prepared = (
+        read(root / "results" / "benchmarks" / f"{name}.json")
+        for name in ("large_data", "train_speed_wide", "prepare_speed")
+    )
+    card = read(root / "results" / "gpu" / "measured.json")
+    size = 128
+    image_bytes = large.bytes / large.images * size**2 / large.size**2
+    cores = float(np.median(loops.loops.default.images_per_second))
+    preparing = float(np.median(getattr(prepared.images_per_second, "official size, petseg")))
+    gpu = getattr(card, "unet 128 px, 16 channels, batch 16").petseg
+    rows = [
+        Row(
+            images=images,
+            gigabytes=images * image_bytes / 1e9,
+            prepare=images / preparing,
+            cores=images / cores,
+            gpu=images / gpu,
+        )
+        for images in (3312, 33_120, 331_200, 3_312_000)
+    ]
+    rates = (
+        f"Measured, images a second: {preparing:,.0f} prepared (2 cores, {prepared.environment.processor}), "
+        f"{cores:,.0f} trained on 2 cores ({loops.environment.processor}), {gpu:,.0f} on one {card.environment.device}"
+    )
+    return rows, f"{rates}; {image_bytes / 1000:.1f} kB an image in the cache. The rest is reckoned."
+
+
+LINKS = {"nvlink": 450.0, "pcie": 32.0, "fast": 25 / 8, "slow": 10 / 8}  # GB a second in each direction
+
+
+def links(root: Path) -> Rows:
+    """Returns images a second of one to eight cards if each step waits for its gradients to go round the ring."""
+    profile = read(root / "results" / "gpu" / "profile.json")
+    network = profile.networks.unet
+    step, gradient = network.milliseconds.whole_step.step / 1000, 4 * network.parameters / 1e9
+    rows = []
+    for cards in (1, 2, 4, 8):
+        moved = 2 * (cards - 1) / cards * gradient  # each card's part of a ring's all-reduce
+        rates = {name: cards * network.batch / (step + moved / rate) for name, rate in LINKS.items()}
+        rows.append(Row(cards=cards, moved=moved * 1e9, **rates))
+    measured_one = f"a step of {network.batch} images took {1000 * step:.1f} ms on one {profile.environment.device}"
+    return rows, f"Measured: {measured_one}, U-Net of 32 channels at {network.size} px. The rest is reckoned."
+
+
 def cluster_predict(result: Any) -> Rows:
     """Returns the rate of a folder, and of the same photos with a manifest, by Ray and without."""
     titles = {"plain": "of a folder", "here": "with a manifest, without Ray", "ray": "`--ray`, on the same cores"}
@@ -393,6 +439,8 @@ def cluster_predict(result: Any) -> Rows:
 ROWS: dict[str, Callable[[Any], Rows]] = {
     "mask-options": mask_options,
     "billion": billion,
+    "scale": scale,
+    "links": links,
     "cluster-predict": cluster_predict,
     "ddp-speed": listed,
     "ray-study": listed,
