@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from petseg.errors import PetsegError
-from petseg.units import plural
 
 VARIABLE = "PETSEG_THREADS"
 # what makes OpenMP's threads (GNU's, Intel's and LLVM's) sleep at a barrier instead of spinning
@@ -79,9 +78,10 @@ class Follower:
             import torch
 
             torch.set_num_threads(count)
-            if not self._told:
-                print(f"other programs are busy: {plural(count, 'thread')} until they end", file=sys.stderr)
-            self.count, self._told = count, True
+            if count < self.count and not self._told:
+                print(f"other programs are busy: {count} of {self.most} threads until they end", file=sys.stderr)
+                self._told = True
+            self.count = count
 
 
 _follower: Follower | None = None

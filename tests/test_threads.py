@@ -76,7 +76,7 @@ def test_threads_follow_the_cores_that_others_leave(monkeypatch, capsys):
         threads.keep_pace()
     # 2.9 leave a second core too seldom, 2.2 leave it
     assert taken == [3, 1, 2, 4]
-    assert capsys.readouterr().err == "other programs are busy: 3 threads until they end\n"
+    assert capsys.readouterr().err == "other programs are busy: 3 of 4 threads until they end\n"
     threads.follow(None)
     now[0], busy[0] = 100.0, 3.0
     threads.keep_pace()

@@ -7,6 +7,8 @@ import torch
 from petseg.data.dataset import classes_from
 from petseg.data.synthetic import draw_pet
 from petseg.evaluation.evaluate import upsample
+from petseg.predict import enlarge
+from petseg.predict import segmentation as segmenting
 from petseg.predict.enlarge import enlarged, windows
 from petseg.predict.photos import Photo
 from petseg.predict.segmentation import Segmentation
@@ -30,6 +32,19 @@ def painted(colours, *places):
 
 NOTHING, SOMETHING = [0.05, 0.9, 0.05], [0.9, 0.05, 0.05]
 SQUARE = (slice(5, 10), slice(5, 10))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 14), (61, 40), (403, 291)])
+@pytest.mark.parametrize(
+    ("many", "value"),
+    [(1, segmenting._mask_of), (2, segmenting._trimap_of), (5, lambda maps: maps.argmax(axis=0).astype(np.uint8))],
+)
+def test_what_is_painted_is_what_whole_maps_say(size, many, value, monkeypatch):
+    monkeypatch.setattr(enlarge, "STRIP", 3000)  # so that there are several strips
+    blocks = np.random.default_rng(many).normal(size=(many, 7, 9)).astype(np.float32)
+    maps = blocks.repeat(3, axis=1).repeat(3, axis=2)
+    whole = value(enlarged(maps, size, slice(0, size[0]), slice(0, size[1])))
+    assert np.array_equal(enlarge.painted(maps, size, value), whole)
 
 
 @pytest.mark.parametrize("name", ["unet_small", "unet_base"])
