@@ -18,7 +18,7 @@ from petseg.threads import wait_without_spinning
 
 app = typer.Typer(
     name="petseg",
-    help="U-Net or SegNet for cats and dogs: trains both on the Oxford-IIIT Pet Dataset and compares them fairly.",
+    help="Cuts pets out of photos; trains and compares U-Net, SegNet and other networks on pets or your own images.",
     no_args_is_help=True,
     rich_markup_mode=None,  # which takes a third of the time of --help
     pretty_exceptions_enable=False,

@@ -26,7 +26,7 @@ def annotate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Label photos with a model, to be corrected in an annotation program. Exit code 1 if some photos failed."""
+    """Label photos with a model, to be corrected by hand. Exit code 1 if some photos failed."""
     from petseg.data.formats.convert import Target, check_format
     from petseg.predict import outputs
     from petseg.predict.annotate import ORDER, plan_task, write_task

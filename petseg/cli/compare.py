@@ -44,7 +44,7 @@ def compare(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Train U-Net and SegNet, or any networks, under one budget, score them, print tables and write report.html."""
+    """Train U-Net, SegNet or any networks under one budget. Score them, print tables and write report.html."""
     from petseg.config import load_recipe
     from petseg.data import oxford_pets
     from petseg.experiments.compare import Plan, reference_of
@@ -103,7 +103,7 @@ def report(
     source: Annotated[Path, typer.Argument(metavar="FOLDER", help=SOURCE_HELP)],
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="report.html beside it")] = None,
 ) -> None:
-    """Write the page of a comparison or of a study, complete or not, from its JSON."""
+    """Write the page of a comparison or of a study from its JSON."""
     from petseg.report import write_report, write_study_report
 
     if (source / "study.json").is_file():

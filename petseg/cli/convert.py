@@ -27,7 +27,7 @@ def convert(
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP)] = "png",
     polygons: Annotated[bool, typer.Option("--polygons", help=POLYGONS_HELP)] = False,
 ) -> None:
-    """Write a dataset in another format, images and splits included. Exit code 1 if something is left out."""
+    """Write a dataset in another format, with images and splits. Exit code 1 if something is left out."""
     from petseg.data.formats.convert import check_request
     from petseg.data.formats.convert import convert as write
 
@@ -45,7 +45,7 @@ def merge(
     data: Annotated[list[Path], typer.Argument(help="Folders of labelled images with the same classes.")],
     out: OutOption,
 ) -> None:
-    """Write several datasets as one folder of images and masks; the later label of the same image wins."""
+    """Write several datasets as one folder of images and masks. The later label of the same image wins."""
     from petseg.data.formats.convert import check_request
     from petseg.data.formats.convert import convert as write
     from petseg.data.formats.merge import merge as merged

@@ -28,7 +28,7 @@ app = typer.Typer(help="Get, check and prepare the dataset.", no_args_is_help=Tr
 def get(
     data: Annotated[Path | None, typer.Option(help="Where to put them.", show_default="the user's data folder")] = None,
 ) -> None:
-    """Download the two official archives (811 MB), verified; an interrupted transfer goes on where it stopped."""
+    """Download the two official archives (811 MB) and verify them. An interrupted transfer goes on where it stopped."""
     folder = _download(data)
     print(f"{folder}: images.tar.gz and annotations.tar.gz, checksums right")
     if data is not None:
@@ -42,7 +42,7 @@ def check(
     settings: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Open every pair; print class balance, what is wrong and what to do. Exit code 1 if it would spoil training."""
+    """Open every pair, print class balance and what is wrong. Exit code 1 if it would spoil training."""
     from petseg.config import load_recipe
     from petseg.data.check import check_dataset
 
@@ -89,7 +89,7 @@ def _print_check(found: "DataCheck") -> None:
 
 @app.command()
 def prepare(data: DataOption = None, size: SizeOption = 128) -> None:
-    """Decode and resize the whole dataset once, into the cache that training reads."""
+    """Decode and resize all images into the cache that training reads."""
     from petseg.config import DataConfig
 
     prepared = prepare_data(data_folder(data), DataConfig(size=checked_size(size)))

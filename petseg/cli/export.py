@@ -28,7 +28,7 @@ def export(
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP, show_default="by --out")] = "",
     fp16: Annotated[bool, typer.Option(help="Store a run's large weights in half the bytes; not for torch.")] = True,
 ) -> None:
-    """Write a model as one file for other programs; checked against the original first."""
+    """Write a model as one file for other programs. It is checked against the original first."""
     from petseg.export.openvino import chosen_format, export_shipped
 
     if (run is None) == (not model):
@@ -53,7 +53,7 @@ def bench(
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,
 ) -> None:
-    """Measure time and memory of one image, for every runtime at hand, taking turns on this machine."""
+    """Measure time and memory of one image on this machine. Every runtime at hand takes its turns."""
     from petseg.data.sources import find_data
     from petseg.export import bench as measuring
     from petseg.predict.segmenter import shipped_models
@@ -88,7 +88,7 @@ def models(
     size: SizeOption = 128,
     classes: Annotated[int, typer.Option(min=2, max=255, help="Classes of the output.")] = 3,
 ) -> None:
-    """List the shipped models, networks to train with their cost, and what the extra `models` adds."""
+    """List the shipped models and the networks to train. The extra `models` adds those of other libraries."""
     from petseg.config import NETWORKS
     from petseg.predict.segmenter import card_of, shipped_models
     from petseg.units import byte_size

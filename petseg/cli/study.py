@@ -33,7 +33,7 @@ def study(
     ray: Annotated[str | None, typer.Option(help=RAY_HELP, show_default=False)] = None,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each run under --ray; 0.25: four share one.")] = 0,
 ) -> None:
-    """Make a matrix of runs, each once; Ctrl-C is safe, and the same command goes on."""
+    """Make a matrix of runs, each once. Ctrl-C is safe, and the same command goes on."""
     from petseg.experiments.study.plan import sizes
     from petseg.experiments.study.recipe import load_study
     from petseg.experiments.study.run import Making, run_study

@@ -80,7 +80,7 @@ def robustness(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Score a model on the test images, corrupted as files: JPEG, blur, noise, darkness, scale, rotation."""
+    """Score a model on test images corrupted as files. They are JPEG, blur, noise, darkness, scale and rotation."""
     from petseg.config import load_recipe
     from petseg.evaluation.corruptions import KINDS, UNCHANGED, Corruption
     from petseg.evaluation.robustness import evaluate_robustness, shipped_robustness
@@ -117,7 +117,7 @@ def evaluate(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Score a trained run on a split, at each image's own size; kept in the run folder."""
+    """Score a trained run on a split, at each image's own size. The scores are kept in the run folder."""
     from petseg.evaluation.evaluate import evaluate_run
     from petseg.training.batches import load_splits
     from petseg.training.runs import read_config
