@@ -78,7 +78,7 @@ class Follower:
             import torch
 
             torch.set_num_threads(count)
-            if count < self.count and not self._told:
+            if count < min(self.count, self.most) and not self._told:
                 print(f"other programs are busy: {count} of {self.most} threads until they end", file=sys.stderr)
                 self._told = True
             self.count = count

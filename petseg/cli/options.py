@@ -45,12 +45,12 @@ def chosen_hardware(precision: str, device: str | None, threads: int | None, run
     if device is None and torch.cuda.is_available():
         device = f"cuda:{distributed.local_rank()}"
     hardware = choose_hardware(precision, device)
-    count = thread_count(threads) or (recorded_threads(run) if run else None)
-    ranks = distributed.local_count()  # torchrun gives each one thread unless told otherwise
-    cores, chosen_here = torch.get_num_threads(), count is None
+    given, cores, ranks = thread_count(threads), torch.get_num_threads(), distributed.local_count()
+    count = given or (recorded_threads(run) if run else None)
+    # torchrun gives each one thread unless told otherwise
     count = count or max(1, free_cores() // ranks if ranks > 1 else min(free_cores(), cores))
     torch.set_num_threads(count)
-    follow(Follower(cores, count) if chosen_here and ranks == 1 < cores else None)
+    follow(Follower(cores, count) if given is None and ranks == 1 < cores else None)
     chosen = f"{hardware.device} in {hardware.precision} ({hardware.reason})"
     if distributed.local_rank() == 0:
         print(f"computing on {chosen}, {plural(count, 'thread')}" + (f", {ranks} processes" if ranks > 1 else ""))
