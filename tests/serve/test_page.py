@@ -318,6 +318,7 @@ def test_with_the_keyboard_alone(page):
     assert clip(page) == pytest.approx([30, 30])
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("ArrowLeft")
+    cut_out(page)  # before that there is nothing to download
     tab_to("#download")
     with page.expect_download() as download:
         page.keyboard.press("Enter")
