@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ FOLDERS = {"500_px": (40, (500, 333)), "12_megapixels": (10, LARGE)}
 """Photos in each, and their width and height."""
 
 
+def cut(words: list[str], number: int, peaks: list[float]) -> float:
+    """Returns photos a second of a command that cuts out so many into the folder named last; appends its peak in MB."""
+    with tempfile.TemporaryDirectory() as out:  # rembg leaves out what is there
+        seconds, peak = cold(sys.executable, [*words, out], Path(out))
+        assert len(list(Path(out).rglob("*.png"))) == number, words
+    peaks.append(peak)
+    return number / seconds
+
+
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -39,39 +49,26 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="how often each is measured")
     parser.add_argument("--out", type=Path, help="JSON to write")
     options = parser.parse_args()
-    version = subprocess.run([options.rembg, "--version"], check=True, capture_output=True, text=True).stdout.split()[
-        -1
-    ]
+    told = subprocess.run([options.rembg, "--version"], check=True, capture_output=True, text=True)
+    version = told.stdout.split()[-1]
     folders: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for kind, (number, size) in FOLDERS.items():
-            photos, peaks = Path(scratch) / kind, {"petseg": 0.0, "rembg": 0.0}
+            photos, peaks = Path(scratch) / kind, defaultdict[str, list[float]](list)
             make_folder(photos, number, size)
-
-            def cut(
-                name: str,
-                words: list[str],
-                photos: Path = photos,
-                peaks: dict[str, float] = peaks,
-                number: int = number,
-            ) -> float:
-                with tempfile.TemporaryDirectory() as out:  # rembg leaves out what is there
-                    seconds, peak = cold(sys.executable, [*words, out], photos)
-                    assert len(list(Path(out).rglob("*.png"))) == number, words
-                peaks[name] = max(peaks[name], peak)
-                return number / seconds
 
             commands = {
                 "petseg": [options.petseg, "predict", str(photos), "--only", "cutout", "--out"],
                 "rembg": [options.rembg, "p", "-m", options.model, str(photos)],
             }
-            found = take_turns({name: partial(cut, name, words) for name, words in commands.items()}, options.turns)
+            turns = {name: partial(cut, words, number, peaks[name]) for name, words in commands.items()}
+            found = take_turns(turns, options.turns)
             row = {
                 "photos": number,
                 "width": size[0],
                 "height": size[1],
                 "photos_per_second": {name: statistics.median(rates) for name, rates in found.items()},
-                "peak_mb": {name: round(peak) for name, peak in peaks.items()},
+                "peak_mb": {name: round(max(own)) for name, own in peaks.items()},
                 "ratio": ratio(found["petseg"], found["rembg"]),
             }
             folders.append(row)

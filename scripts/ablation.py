@@ -22,13 +22,12 @@ from presence import free
 from petseg import storage
 from petseg.cli.data import data_folder
 from petseg.data.geometry import Geometry
-from petseg.data.images import open_sample
 from petseg.data.sources import open_dataset
 from petseg.evaluation.corruptions import Corruption
-from petseg.evaluation.evaluate import load_run, read_truth
-from petseg.evaluation.robustness import Looker
+from petseg.evaluation.evaluate import load_run
+from petseg.evaluation.robustness import Looker, looked_at
 from petseg.evaluation.statistics import paired_bootstrap
-from petseg.metrics import confusion_matrix, mean_iou
+from petseg.metrics import mean_iou
 from petseg.models import title_of
 from petseg.training.device import choose_hardware
 
@@ -72,15 +71,12 @@ def score(runs: Path, data: Path, arm: str) -> dict[str, Any]:
         trained = load_run(runs / arm, choose_hardware("fp32", "cpu"))
         dataset = open_dataset(data, trained.config.data)
         looker = Looker(trained.network.probabilities, Geometry.of(trained.config.data))
-        found: dict[str, Any] = {look.name: [] for look in (UNCHANGED, *LOOKS)}
+        looks, samples = (UNCHANGED, *LOOKS), [dataset.by_id[name] for name in dataset.splits["val"]]
+        counts = [looked_at(looker, dataset, looks, sample) for sample in samples]
+        found: dict[str, Any] = {
+            look.name: column for look, column in zip(looks, zip(*counts, strict=True), strict=True)
+        }
         with torch.inference_mode():
-            for name in dataset.splits["val"]:
-                sample = dataset.by_id[name]
-                image, truth = np.asarray(open_sample(dataset, sample).image), read_truth(dataset, sample)
-                for look in (UNCHANGED, *LOOKS):
-                    seen = looker.ids(look.image(image, name), dataset.merge)
-                    counts = confusion_matrix(look.truth(truth, name), seen, len(dataset.scored_classes))
-                    found[look.name].append(counts.ravel().tolist())
             background = [place for place, each in enumerate(dataset.scored_classes) if each.role == "background"]
             parts = (np.asarray(photo.whole()) for photo, _ in free(dataset, "val"))
             found["parts"] = [float(np.mean(~np.isin(looker.ids(part, dataset.merge), background))) for part in parts]

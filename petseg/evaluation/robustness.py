@@ -3,7 +3,7 @@
 A file is decoded at its own size, corrupted there, and only then seen as the model sees any image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from petseg.data.dataset import Dataset, Merge, Sample, UInt8, scored_ids
 from petseg.data.geometry import Floats, Geometry
 from petseg.data.images import open_sample
 from petseg.errors import PetsegError
-from petseg.evaluation.corruptions import corruptions
+from petseg.evaluation.corruptions import Corruption, corruptions
 from petseg.evaluation.evaluate import Progress, load_run, predicted_ids, silent
 from petseg.metrics import Confusion, confusion_matrix
 from petseg.predict.segmenter import Segmenter
@@ -106,19 +106,19 @@ def test_ids(dataset: Dataset) -> tuple[str, ...]:
 
 def _count(looker: Looker, dataset: Dataset, on_progress: Progress) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Returns corruption -> confusion matrix, flat, of each image."""
-    found, ids = [], test_ids(dataset)
+    found, ids, kinds = [], test_ids(dataset), corruptions()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for of_image in pool.map(partial(_looked_at, looker, dataset), (dataset.by_id[name] for name in ids)):
+        for of_image in pool.map(partial(looked_at, looker, dataset, kinds), (dataset.by_id[name] for name in ids)):
             found.append(of_image)
             on_progress(len(found), len(ids))
-    return {each.name: column for each, column in zip(corruptions(), zip(*found, strict=True), strict=True)}
+    return {each.name: column for each, column in zip(kinds, zip(*found, strict=True), strict=True)}
 
 
-def _looked_at(looker: Looker, dataset: Dataset, sample: Sample) -> list[tuple[int, ...]]:
+def looked_at(looker: Looker, dataset: Dataset, kinds: Sequence[Corruption], sample: Sample) -> list[tuple[int, ...]]:
     """Returns the confusion matrix, flat, of an image under each corruption."""
     opened, found = open_sample(dataset, sample), []
     image, truth = np.asarray(opened.image), scored_ids(opened.ids, dataset.merge)
-    for corruption in corruptions():
+    for corruption in kinds:
         with torch.inference_mode():  # which is of a thread
             seen = looker.ids(corruption.image(image, sample.id), dataset.merge)
         counts = confusion_matrix(corruption.truth(truth, sample.id), seen, len(dataset.scored_classes))
