@@ -15,7 +15,7 @@ from petseg.errors import PetsegError
 from petseg.export.onnx import export_model
 from petseg.export.openvino import AGREEMENT, drawn_images
 from petseg.models import Input, build_model, model_input, pretrain, to_unit_range
-from petseg.models.external import WHEELS, imagenet_tensors, load_encoder, read_tensors
+from petseg.models.external import WHEELS, EvenConv, imagenet_tensors, load_encoder, read_tensors
 from petseg.predict.segmenter import Segmenter
 from petseg.training.checkpoint import load_initial
 from petseg.training.inference import build_network
@@ -149,6 +149,20 @@ def test_images_of_a_batch_do_not_mix():
         both, alone = model(images), model(images[1:])
     assert both.shape == (2, 3, 64, 96)
     assert torch.allclose(both[1:], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["timm:", "smp:DeepLabV3Plus/tu-"])  # the second has strides and dilations
+def test_padding_that_does_not_depend_on_the_sides_is_timms(prefix):
+    torch.manual_seed(0)
+    model = build(prefix + LITE, 3).eval()
+    ours = [module for module in model.modules() if type(module) is EvenConv]
+    image = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        padded = model(image)
+        for module in ours:
+            module.__class__ = timm.layers.Conv2dSame
+        assert torch.equal(padded, model(image))
+    assert len(ours) > 3
 
 
 HALF = (0.5, 0.5, 0.5)
