@@ -28,7 +28,8 @@ from petseg.predict.bulk import Work, predict_here, predict_on_ray, recorded, wo
 from petseg.predict.manifest import FOLDER, Manifest
 from petseg.predict.outputs import Look, plan, predict_jobs
 from petseg.predict.runtimes import chosen_runtime, cores
-from petseg.predict.segmenter import DEFAULT, Segmenter
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import DEFAULT
 from petseg.storage import write_json
 from petseg.threads import OtherWork
 

@@ -20,7 +20,8 @@ from petseg.data.dataset import UInt8, scored_ids
 from petseg.data.images import open_sample
 from petseg.data.sources import open_dataset
 from petseg.environment import environment
-from petseg.predict.segmenter import Segmenter, shipped_model
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import shipped_model
 
 IMAGES = 100
 PET, BACKGROUND, BORDER = range(3)  # of the scored classes

@@ -17,7 +17,8 @@ from measuring import take_turns
 
 from petseg.environment import environment
 from petseg.predict.runtimes import OnnxRuntime, OpenVino
-from petseg.predict.segmenter import DEFAULT, KINDS, Segmenter, model_file, shipped_model
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import DEFAULT, KINDS, model_file, shipped_model
 from petseg.storage import write_json
 
 IMAGES = 3

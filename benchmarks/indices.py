@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 
 from petseg.export.bench import Plan, bench
-from petseg.predict.segmenter import KINDS, WEIGHTS, model_file, shipped_models
+from petseg.shipped import KINDS, WEIGHTS, model_file, shipped_models
 from petseg.storage import read_json, write_json
 
 BYTES = {"float": 4, "int64": 8, "uint8": 1, "bool": 1}

@@ -34,7 +34,8 @@ from petseg.environment import environment
 from petseg.predict.outputs import WORKERS, plan, predict_jobs
 from petseg.predict.photos import Photo
 from petseg.predict.runtimes import cores
-from petseg.predict.segmenter import DEFAULT, Segmenter, shipped_models
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import DEFAULT, shipped_models
 from petseg.storage import write_json
 
 SIDE = 256

@@ -24,7 +24,7 @@ from predict_speed import LARGE, cold, make_folder
 
 from petseg.environment import environment
 from petseg.predict.runtimes import cores
-from petseg.predict.segmenter import DEFAULT
+from petseg.shipped import DEFAULT
 from petseg.storage import write_json
 
 FOLDERS = {"500_px": (40, (500, 333)), "12_megapixels": (10, LARGE)}

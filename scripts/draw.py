@@ -37,8 +37,8 @@ from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import draw_pet
 from petseg.metrics import iou
-from petseg.predict.segmenter import DEFAULT, KINDS, shipped_model
 from petseg.report.plots import STYLES
+from petseg.shipped import DEFAULT, KINDS, shipped_model
 from petseg.storage import read_json
 
 ROOT = Path(__file__).resolve().parents[1]

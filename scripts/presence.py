@@ -34,7 +34,8 @@ from petseg.errors import PetsegError
 from petseg.predict.photos import Photo
 from petseg.predict.presence import FIGURES, Presence, map_figures
 from petseg.predict.segmentation import Segmentation
-from petseg.predict.segmenter import WEIGHTS, Segmenter
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import WEIGHTS
 
 REJECTED, MISSED = 0.95, 0.005  # wanted: photos without a pet called so, and pets missed
 SMALLEST, LONGEST, STEP = 64, 2.0, 8  # of a free part: its shorter side in pixels, longer by shorter side, grid

@@ -20,7 +20,8 @@ from petseg.config import RunConfig
 from petseg.errors import PetsegError
 from petseg.export.quantise import Network, accuracy, calibration_images, quantised
 from petseg.predict.runtimes import OnnxRuntime, OpenVino
-from petseg.predict.segmenter import Segmenter, model_file, shipped_models
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import model_file, shipped_models
 
 LARGEST_LOSS = 0.005
 """Of mIoU below float32."""

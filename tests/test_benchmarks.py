@@ -7,7 +7,7 @@ import pytest
 
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.export.bench import CONTENDERS
-from petseg.predict.segmenter import DEFAULT, WEIGHTS, model_file
+from petseg.shipped import DEFAULT, WEIGHTS, model_file
 from petseg.storage import read_json
 from tests.conftest import scripts
 

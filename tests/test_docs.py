@@ -19,8 +19,8 @@ from petseg.errors import PetsegError
 from petseg.evaluation.statistics import paired_bootstrap
 from petseg.metrics import mean_iou
 from petseg.models import folder_name
-from petseg.predict.segmenter import shipped_model, shipped_models
 from petseg.schema import ComparisonResult, read_record
+from petseg.shipped import shipped_model, shipped_models
 from petseg.storage import read_json
 from petseg.training.runs import epoch_seconds, read_metrics
 from tests.conftest import scripts

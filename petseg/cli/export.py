@@ -56,8 +56,8 @@ def bench(
     """Measure time and memory of one image on this machine. Every runtime at hand takes its turns."""
     from petseg.data.sources import find_data
     from petseg.export import bench as measuring
-    from petseg.predict.segmenter import shipped_models
     from petseg.schema import write_record
+    from petseg.shipped import shipped_models
     from petseg.threads import thread_count
     from petseg.units import whole
 
@@ -90,7 +90,7 @@ def models(
 ) -> None:
     """List the shipped models and the networks to train. The extra `models` adds those of other libraries."""
     from petseg.config import NETWORKS
-    from petseg.predict.segmenter import card_of, shipped_models
+    from petseg.shipped import card_of, shipped_models
     from petseg.units import byte_size
 
     cards = {name: card_of(name) for name in shipped_models() if query in name}

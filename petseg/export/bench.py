@@ -22,8 +22,9 @@ import numpy as np
 from petseg import environment as machine
 from petseg.data.dataset import UInt8
 from petseg.errors import PetsegError, first_line, unknown_name
-from petseg.predict.segmenter import Segmenter, model_file
+from petseg.predict.segmenter import Segmenter
 from petseg.schema import EnvironmentInfo, Record
+from petseg.shipped import model_file
 
 K = TypeVar("K")
 T = TypeVar("T")

@@ -17,7 +17,8 @@ from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.enlarge import Floats
 from petseg.predict.photos import Photo
-from petseg.predict.segmenter import Segmenter, model_file, shipped_model
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import model_file, shipped_model
 
 AGREEMENT = 0.9999  # share of pixels whose class must be the original's
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}  # beside openvino's lies a .bin, the weights

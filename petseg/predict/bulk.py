@@ -24,8 +24,9 @@ from petseg.errors import PetsegError
 from petseg.predict.manifest import DONE, FAILED, UNREAD, Finished, Manifest, parts, schema
 from petseg.predict.outputs import OURS, WORKERS, Look, contents_of, file_names, own_names
 from petseg.predict.photos import Photo
-from petseg.predict.segmenter import Segmenter, model_file
+from petseg.predict.segmenter import Segmenter
 from petseg.predict.store import Store
+from petseg.shipped import model_file
 
 BATCH = 32  # photos that travel together; what a killed worker had under way is done again
 AT_ONCE = 4  # photos in work at once for each core: while one is computed, others are read and written

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,8 @@ from petseg.predict.photos import Photo, Source
 from petseg.predict.presence import Presence, presence_from
 from petseg.predict.runtimes import RUNTIMES, Taken, chosen_runtime
 from petseg.predict.segmentation import Segmentation, kept
+from petseg.shipped import DEFAULT, card_of, model_file, shipped_model
 
-WEIGHTS = files("petseg") / "weights"  # the shipped models: NAME.onnx, and NAME.json, its card
-DEFAULT = "unet_lite2"  # the shipped model where none is named
-KINDS = ("unet", "segnet")  # each stands for the best shipped model of its kind that was trained from scratch
 LARGEST_SIZE = 2048  # of a model's square in pixels, as in recipes
 LARGEST_SIDE = 1 << 20  # of what images are reduced to before windows are cut, in pixels
 SIDE_STEP = 32  # sides of other scales are rounded to this, which each level of a network halves evenly
@@ -186,14 +183,6 @@ class Segmenter:
         return probabilities
 
 
-def model_file(name: str) -> bytes:
-    """Returns the ONNX file of a shipped model or the best of a kind, or the file at a path that ends in .onnx."""
-    try:
-        return (Path(name) if name.endswith(".onnx") else WEIGHTS / f"{shipped_model(name)}.onnx").read_bytes()
-    except OSError as error:
-        raise PetsegError(f"model {name}: cannot be read ({error.strerror or error})") from None
-
-
 def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], Geometry]:
     """Returns classes and geometry of a model; ValueError if they are not what `petseg export` writes."""
     size = card["size"]
@@ -214,23 +203,3 @@ def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], Geo
         given = f"its fit is {str(fit)[:20]} and reduce_to {str(reduce_to)[:20]}"
         raise ValueError(f"{given}; wanted {', '.join(FITS)} and 0 to {LARGEST_SIDE}")
     return classes, Geometry(size, fit, reduce_to)
-
-
-def card_of(name: str) -> dict[str, Any]:
-    """Returns what a shipped model says of itself: title, classes, size, scores, licence, bytes."""
-    card: dict[str, Any] = json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
-    return card
-
-
-def shipped_models() -> list[str]:
-    """Returns the names of the models that come with the package, sorted."""
-    return sorted(entry.name.removesuffix(".onnx") for entry in WEIGHTS.iterdir() if entry.name.endswith(".onnx"))
-
-
-def shipped_model(name: str) -> str:
-    """Returns the shipped model that a name means: its own, or the best one of a kind."""
-    shipped = shipped_models()
-    meant = next((each for each in (name, f"{name}_base", f"{name}_small") if each in shipped), None)
-    if meant is None:
-        raise unknown_name("model", name, [*KINDS, *shipped])
-    return meant

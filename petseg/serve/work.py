@@ -13,8 +13,9 @@ from starlette.requests import ClientDisconnect
 
 from petseg.config import ServeConfig
 from petseg.predict.runtimes import chosen_runtime
-from petseg.predict.segmenter import DEFAULT, KINDS, Segmenter, shipped_model, shipped_models
+from petseg.predict.segmenter import Segmenter
 from petseg.serve.upload import AROUND, FIELD, FORM, RAW, drain, from_form
+from petseg.shipped import DEFAULT, KINDS, shipped_model, shipped_models
 
 T = TypeVar("T")
 

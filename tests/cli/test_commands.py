@@ -23,8 +23,8 @@ from petseg.cli.terminal import print_figures
 from petseg.config import NETWORKS
 from petseg.errors import PetsegError
 from petseg.models import MODELS
-from petseg.predict.segmenter import shipped_models
 from petseg.schema import DataCheck
+from petseg.shipped import shipped_models
 from tests.conftest import TINY
 from tests.data.traps import make_trapped_pets
 

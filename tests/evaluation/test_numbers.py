@@ -15,7 +15,7 @@ from petseg.evaluation.evaluate import evaluate
 from petseg.models import build_model
 from petseg.predict.outputs import plan, predict_jobs
 from petseg.predict.photos import Photo
-from petseg.predict.segmenter import shipped_models
+from petseg.shipped import shipped_models
 from petseg.training.batches import load_splits
 from petseg.training.inference import build_network
 from petseg.training.loop import learning_rate

@@ -8,7 +8,7 @@ import pytest
 from petseg.errors import PetsegError
 from petseg.export import bench
 from petseg.export.onnx import export_model
-from petseg.predict.segmenter import DEFAULT
+from petseg.shipped import DEFAULT
 from tests.cli.test_commands import succeeds
 from tests.export.test_onnx import CLASSES, trained_like
 

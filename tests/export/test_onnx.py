@@ -25,7 +25,8 @@ from petseg.export.onnx import export_model, export_run, exported_run, stored_in
 from petseg.export.openvino import AGREEMENT, ENDINGS, drawn_images, export_shipped
 from petseg.models import to_unit_range
 from petseg.models.segnet import max_unpool, pool_places, unpool_places
-from petseg.predict.segmenter import DEFAULT, WEIGHTS, Segmenter, shipped_models
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import DEFAULT, WEIGHTS, shipped_models
 from petseg.training.inference import build_network
 from tests.conftest import CPU, prepare_for, scripts, tiny, train_on_cpu
 from tests.test_disks import disk  # noqa: F401 - a fixture

@@ -9,7 +9,8 @@ from petseg.errors import PetsegError
 from petseg.export import onnx as export
 from petseg.export import openvino as convert
 from petseg.export.openvino import AGREEMENT, Made, as_openvino, chosen_format, compare, drawn_images, export_shipped
-from petseg.predict.segmenter import WEIGHTS, Segmenter
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import WEIGHTS
 from tests.cli.test_commands import one_line_error, petseg
 from tests.export.test_onnx import answers
 

@@ -8,7 +8,7 @@ from petseg import Segmenter
 from petseg.export.openvino import drawn_images
 from petseg.export.quantise import accuracy, calibration_images, kept_in_fp32, quantised
 from petseg.predict.runtimes import OnnxRuntime
-from petseg.predict.segmenter import model_file
+from petseg.shipped import model_file
 from tests.conftest import prepare_for, tiny
 
 

@@ -22,7 +22,8 @@ from petseg import __version__
 from petseg.cluster import connect
 from petseg.predict import outputs
 from petseg.predict.outputs import USUAL, Look
-from petseg.predict.segmenter import WEIGHTS, Segmenter
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import WEIGHTS
 from tests.cli.test_commands import one_line_error, petseg, succeeds
 from tests.clusters import cluster_of
 from tests.conftest import refused

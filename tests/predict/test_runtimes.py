@@ -7,7 +7,7 @@ from petseg import Segmenter
 from petseg.export.openvino import drawn_images
 from petseg.predict import runtimes
 from petseg.predict.runtimes import WORTH_STARTING, OnnxRuntime, OpenVino, chosen_runtime
-from petseg.predict.segmenter import model_file
+from petseg.shipped import model_file
 from tests.conftest import refused
 
 

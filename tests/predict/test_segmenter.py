@@ -19,7 +19,7 @@ from petseg.data.dataset import Class
 from petseg.data.oxford_pets import get_task
 from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.predict.outputs import encoded
-from petseg.predict.segmenter import WEIGHTS, model_file, shipped_models
+from petseg.shipped import WEIGHTS, model_file, shipped_models
 from tests.conftest import refused, scripts
 
 IMAGES = [draw_pet(breed, 1, size=96)[0] for breed in (*CATS[:3], *DOGS[:3])]

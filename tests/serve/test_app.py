@@ -37,10 +37,11 @@ from schemathesis.specs.openapi.checks import (
 from petseg.config import ServeConfig, load_serving
 from petseg.data.synthetic import draw_pet
 from petseg.predict.outputs import encoded
-from petseg.predict.segmenter import DEFAULT, Segmenter, shipped_models
+from petseg.predict.segmenter import Segmenter
 from petseg.serve import make_app, upload
 from petseg.serve.app import PROBLEMS, Prediction
 from petseg.serve.server import is_loopback
+from petseg.shipped import DEFAULT, shipped_models
 from tests.cli.test_commands import one_line_error, petseg
 from tests.conftest import Served, image_bytes, refused
 from tests.data.test_images import huge_png

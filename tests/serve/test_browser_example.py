@@ -13,7 +13,8 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from petseg.predict.photos import Photo
-from petseg.predict.segmenter import DEFAULT, Segmenter
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import DEFAULT
 from tests.conftest import image_bytes
 from tests.serve.test_page import CAT, browser, opened  # noqa: F401 - a fixture
 

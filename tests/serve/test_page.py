@@ -17,7 +17,8 @@ from playwright.sync_api import expect, sync_playwright
 
 from petseg.data.dataset import palette
 from petseg.predict.outputs import Look, encoded
-from petseg.predict.segmenter import DEFAULT, Segmenter, shipped_model
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import DEFAULT, shipped_model
 from tests.conftest import Served, chromium
 
 PAGE = Path(__file__).parents[2] / "petseg" / "serve" / "page"
