@@ -197,9 +197,10 @@ class TrainConfig(StrictConfig):
     patience: Annotated[int, Field(ge=0)] = 0
     """Stop after this many epochs without a better validation mIoU, the rate as for all of them; 0 trains them all."""
     init: str = ""
-    """Run folder whose best weights training starts from; a head of other classes is drawn. Empty: all is drawn."""
+    """Weights that training starts from: a run folder (its best), a shipped model or an ONNX file of `petseg export`; a
+    head of other classes is drawn. Empty: all is drawn."""
     teacher: str = ""
-    """Run folder of a model of the same classes whose probabilities are learnt beside the labels. Empty: none."""
+    """A model of the same classes, named as for `init`, whose probabilities are learnt beside labels. Empty: none."""
     teacher_weight: Annotated[float, Field(ge=0, le=1)] = 0.6
     """Share of the teacher in what is minimised; the labels have the rest."""
     augment: AugmentConfig = AugmentConfig()

@@ -35,9 +35,7 @@ run() { # NAME LIMIT RECIPE ARGUMENTS...: trains, and keeps weights and scores o
 tests() { limited 90 env CUBLAS_WORKSPACE_CONFIG=:4096:8 "$python" -m pytest tests/test_gpu.py -p no:cacheprovider -rs --tb=short; }
 
 students() { # U-Net and SegNet at 256 px from random weights, taught by the shipped default model, both at once
-    local teacher=$work/teacher name
-    mkdir -p "$teacher" && cp results/models/unet_lite2/*.json* "$teacher" && cp results/gpu/unet_lite2.safetensors "$teacher/best.safetensors"
-    local taught=(--set "teacher=$teacher" --set size=256 --set "ramp=[128, 192]" --set epochs="${EPOCHS:-60}")
+    local name taught=(--set teacher=unet_lite2 --set size=256 --set "ramp=[128, 192]" --set epochs="${EPOCHS:-60}")
     for name in unet segnet; do run "${name}_taught" 420 base --model "$name" "${taught[@]}" & done; wait
 }
 

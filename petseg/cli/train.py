@@ -23,8 +23,14 @@ from petseg.units import loss, percent
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a TOML file.")] = "default",
-    model: Annotated[str, typer.Option(help="unet, segnet, or as `petseg models` says.")] = "unet",
-    init: Annotated[Path | None, typer.Option(help="Run folder whose weights training starts from.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="unet, segnet, or as `petseg models` says.", show_default="that of --init, else unet"),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Weights to start from: a run folder, a shipped model, or an ONNX file of `petseg export`."),
+    ] = None,
     unlabelled: Annotated[Path | None, typer.Option(help="Folder of images without labels to learn from.")] = None,
     data: DataOption = None,
     out: Annotated[
@@ -43,9 +49,15 @@ def train(
     from petseg.training.loop import Execution
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
+    from petseg.training.start import model_of
     from petseg.training.unlabelled import prepare_unlabelled
 
-    start = [] if init is None else [f"train.init={json.dumps(str(init))}"]
+    start = [] if init is None else [f"train.init={json.dumps(init)}"]
+    if init is not None and model is None:
+        begun = model_of(init)
+        model = begun.name
+        start += [f"model.{option}={json.dumps(value)}" for option, value in begun.options.items() if value is not None]
+    model = model or "unet"
     start += [] if unlabelled is None else [f"train.unlabelled.source={json.dumps(str(unlabelled))}"]
     loaded = load_recipe(recipe, [*(settings or ()), *start])
     config = run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused

@@ -39,6 +39,7 @@ from petseg.export.openvino import Made, as_openvino, drawn_images, keep
 from petseg.models import title_of, to_unit_range
 from petseg.models.external import pretraining
 from petseg.predict.enlarge import Floats
+from petseg.shipped import KINDS, shipped_models
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network, build_network
 
@@ -92,7 +93,7 @@ def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -
     description = {
         "model": config.model.name,
         "title": title_of(config.model.name),
-        "pretraining": "another run"
+        "pretraining": _begun(config.train.init)
         if config.train.init
         else pretraining(config.model.name, config.model.options.get("encoder_weights")),
         "classes": [entry.model_dump() for entry in data.classes],
@@ -302,6 +303,11 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _begun(init: str) -> str:
+    """Returns what a run's weights began as, without the paths of this machine."""
+    return f"the shipped model {init}" if init in (*KINDS, *shipped_models()) else "another run or file"
 
 
 def _scores(run: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ resume.safetensors  weights, optimiser and average after the last whole epoch; w
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,24 +66,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], int]:
 def load_weights(model: nn.Module, path: Path) -> int:
     """Loads weights into a model and returns the epoch they are of; refuses those of another model."""
     tensors, epoch = read_tensors(path)
-    _load(model, tensors, path)
+    load(model, tensors, path)
     return epoch
 
 
-def load_initial(model: nn.Module, run: Path) -> None:
-    """Loads the best weights of another run; a head of another number of classes is left as it is."""
-    path, own = run / BEST, model.state_dict()
-    tensors, _ = read_tensors(path)
-    new = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-    heads = all(own[name].shape[1:] == tensors[name].shape[1:] for name in new)  # nothing but their classes differ
-    _load(model, tensors | {name: own[name] for name in new} if heads else tensors, path)
-
-
-def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, advice: str = "restore both") -> None:
+    """Loads the tensors that a file held; refuses those of another model."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise PetsegError(f"{path}: weights of another model than its config.json describes; restore both") from None
+        raise PetsegError(f"{path}: weights of another model than its config.json describes; {advice}") from None
 
 
 def _save(path: Path, tensors: dict[str, Tensor], epoch: int, keep: Path | None = None) -> None:
@@ -199,9 +191,9 @@ def _restore(path: Path, state: State) -> int:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    _load(state.model, part("model."), path)
+    load(state.model, part("model."), path)
     if state.average is not None:
-        _load(state.average, part("average."), path)
+        load(state.average, part("average."), path)
     kept = part("optimiser.")
     shapes = {
         f"{number}.{kind}": () if kind == "step" else tuple(parameter.shape)

@@ -31,10 +31,11 @@ from petseg.training import checkpoint, distributed, runs
 from petseg.training.batches import Rows, Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
 from petseg.training.device import Hardware, choose_hardware
-from petseg.training.distillation import distillation_loss, lesson, load_teacher
+from petseg.training.distillation import distillation_loss, lesson
 from petseg.training.inference import Network, claim_input, new_network, read_input, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
 from petseg.training.recompute import recompute_blocks
+from petseg.training.start import load_initial, load_teacher
 from petseg.training.unlabelled import batches_beside, load_unlabelled
 
 CHECK_EVERY = 50  # steps between looks at the losses for nan: each look waits for the device
@@ -69,7 +70,7 @@ def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution
         raise PetsegError("the splits hold other classes than the dataset; load them from the same dataset")
     network = _drawn(config, len(prepared.dataset.classes), hardware)
     if not (execution.resume and (run / checkpoint.RESUME).is_file()):
-        _initialise(network.module, config)
+        _initialise(network, config, splits["train"])
     with _folder(run, config, prepared, execution):
         settled = claim_input if distributed.rank() == 0 else read_input
         network = replace(network, input=settled(run, network.input))
@@ -116,13 +117,19 @@ def _drawn(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:
     return network
 
 
-def _initialise(module: nn.Module, config: RunConfig) -> None:
+def _initialise(network: Network, config: RunConfig, split: Split) -> None:
     if distributed.rank() > 0:  # the first rank's weights are shared
         return
     if config.train.init:
-        checkpoint.load_initial(module, Path(config.train.init))
+        load_initial(network, config.train.init, _first_images(config, split))
     else:
-        pretrain(config.model, module)
+        pretrain(config.model, network.module)
+
+
+def _first_images(config: RunConfig, split: Split) -> Tensor:
+    """Returns a batch as the first epoch sees it, without augmentation."""
+    rows = epoch_batches(split.epoch_rows, 1, config.train)[0]
+    return split.batch(rows, config.side(1), torch.Generator().manual_seed(config.train.seed))[0]
 
 
 @contextmanager
@@ -167,7 +174,8 @@ class Trainer:
         self.unlabelled = unlabelled
         self.teacher = None
         if settings.teacher:
-            self.teacher = load_teacher(Path(settings.teacher), split.dataset.classes, network.hardware)
+            images = _first_images(config, split)
+            self.teacher = load_teacher(settings.teacher, split.dataset.classes, network.hardware, images)
         if settings.checkpoint_activations:
             recompute_blocks(model)  # after the average, which is a copy
         self.parallel: nn.Module | None = None  # the model with its gradients averaged over ranks

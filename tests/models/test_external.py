@@ -17,8 +17,8 @@ from petseg.export.openvino import AGREEMENT, drawn_images
 from petseg.models import Input, build_model, model_input, pretrain, to_unit_range
 from petseg.models.external import WHEELS, EvenConv, imagenet_tensors, load_encoder, read_tensors
 from petseg.predict.segmenter import Segmenter
-from petseg.training.checkpoint import load_initial
-from petseg.training.inference import build_network
+from petseg.training.inference import Network, build_network
+from petseg.training.start import load_initial
 from tests.conftest import CPU
 from tests.export.test_onnx import CLASSES
 
@@ -211,7 +211,7 @@ def test_a_run_of_other_classes_starts_another_with_a_new_head(name, tmp_path):
     save_file(before, tmp_path / "best.safetensors", {"epoch": "1"})
     torch.manual_seed(2)
     model = build(name, 5)
-    load_initial(model, tmp_path)
+    load_initial(Network(model, Input(*IMAGENET, 32), CPU), str(tmp_path), torch.empty(0))
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed
     assert all("head" in key for key in changed)
