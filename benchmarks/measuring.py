@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ from petseg.data.cache import Prepared, prepare
 from petseg.data.geometry import Geometry
 from petseg.data.sources import find_data, open_dataset
 from petseg.errors import PetsegError
+from petseg.evaluation.evaluate import evaluate_run
+from petseg.evaluation.statistics import paired_bootstrap
 from petseg.export import bench
 from petseg.training import runs
+from petseg.training.batches import load_splits
+from petseg.training.device import choose_hardware
+from petseg.training.loop import Execution, train
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
@@ -62,6 +68,39 @@ def data_folder(given: Path | None) -> Path:
     if (folder := find_data(given)) is None:
         raise PetsegError("no dataset: give --data or PETSEG_DATA, or run `petseg data get`")
     return folder
+
+
+def trained_arms(
+    options: argparse.Namespace, arms: Mapping[str, Callable[[int], RunConfig]], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Returns test scores of each arm's runs and how much more the last arm has than each other one, with intervals.
+
+    An arm makes the config of a seed. Runs lie in `options.folder`; finished ones are kept, others are resumed.
+    """
+    if options.out is None:
+        raise PetsegError("--out is missing; name the JSON to write")
+    hardware, confusions, scores = choose_hardware(), defaultdict(list), defaultdict(list)
+    for seed in seeds:
+        for arm, config_of in arms.items():
+            config, place = config_of(seed), options.folder / f"{arm}-{seed}"
+            images = prepared(data_folder(options.data), config)
+            splits = load_splits(images, config, hardware.device)
+            how = Execution(hardware, resume=place.exists(), splits=splits, on_epoch=lambda row: print(row, flush=True))
+            train(config, images, place, how)
+            found = evaluate_run(place, hardware, splits, "test")
+            confusions[arm].append(found.images.confusions)
+            scores[arm].append({"seed": seed, "miou": found.scores.miou})
+            print(arm, scores[arm][-1], flush=True)
+    stacked = {arm: np.stack(some) for arm, some in confusions.items()}
+    *others, last = arms
+    return {
+        "environment": hardware.environment().model_dump(),
+        "data": runs.describe(images).model_dump(exclude={"left_out"}),
+        "images": runs.describe(images).images,
+        "labelled_images": len(splits["train"].rows),
+        "scores": scores,
+        "more_than": {arm: paired_bootstrap(stacked[last], stacked[arm]).model_dump() for arm in others},
+    }
 
 
 def train_speed(run: Path) -> float:
