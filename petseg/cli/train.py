@@ -86,13 +86,14 @@ def train(
 
 def robustness(
     model: Annotated[str, typer.Argument(help="A run folder, a shipped model or an ONNX file of `petseg export`.")],
+    split: Annotated[str, typer.Option(help="test, or val to choose by.")] = "test",
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the counts of each image.")] = None,
     settings: SetOption = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Score a model on test images corrupted as files. They are JPEG, blur, noise, darkness, scale and rotation."""
+    """Score a model on images corrupted as files. They are JPEG, blur, noise, darkness, scale and rotation."""
     from petseg.config import load_recipe
     from petseg.evaluation.corruptions import KINDS, UNCHANGED, Corruption
     from petseg.evaluation.robustness import evaluate_robustness, shipped_robustness
@@ -106,15 +107,17 @@ def robustness(
             config = read_config(Path(model))
             hardware = chosen_hardware(config.train.precision, device, threads)
             prepared = prepare_data(data_folder(data), config.data, Path(model))
-            found = evaluate_robustness(Path(model), hardware, prepared, partial(advance, "score"))
+            found = evaluate_robustness(Path(model), hardware, prepared, partial(advance, "score"), split=split)
         else:
             segmenter = Segmenter(model, threads=threads)
             config_data = load_recipe("default", ["task=trimap_species", *(settings or ())]).data
-            found = shipped_robustness(segmenter, open_data(data_folder(data), config_data), partial(advance, "score"))
+            found = shipped_robustness(
+                segmenter, open_data(data_folder(data), config_data), partial(advance, "score"), split=split
+            )
     if out is not None:
         write_record(out, found)
     score = {name: 100 * float(mean_iou(found.counts(name).sum(axis=0))) for name in found.confusions}
-    print(f"{model}: test, {len(found.ids)} images, mIoU unchanged {score[UNCHANGED.name]:.1f}")
+    print(f"{model}: {split}, {len(found.ids)} images, mIoU unchanged {score[UNCHANGED.name]:.1f}")
     rows = []
     for name, kind in KINDS.items():
         scores = (f"{score[Corruption(name, severity).name]:.1f}" for severity in (1, 2, 3))

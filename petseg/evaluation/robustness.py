@@ -1,4 +1,4 @@
-"""How a model stands corrupted files: every one of `evaluation.corruptions` on a dataset's test images.
+"""How a model stands corrupted files: every one of `evaluation.corruptions` on the images of a split.
 
 A file is decoded at its own size, corrupted there, and only then seen as the model sees any image.
 """
@@ -67,23 +67,26 @@ class Looker:
 
 
 def evaluate_robustness(
-    run: Path, hardware: Hardware, prepared: Prepared, on_progress: Progress = silent
+    run: Path, hardware: Hardware, prepared: Prepared, on_progress: Progress = silent, *, split: str = "test"
 ) -> Robustness:
-    """Returns a run's counts on corrupted test images at their own size, computed once and kept in its folder."""
-    trained, stored = load_run(run, hardware), run / "evaluations" / "robustness.json"
-    ids = test_ids(prepared.dataset)
+    """Returns a run's counts on corrupted images at their own size, computed once and kept in its folder."""
+    trained = load_run(run, hardware)
+    stored = run / "evaluations" / ("robustness.json" if split == "test" else f"robustness_{split}.json")
+    ids = corrupted_ids(prepared.dataset, split)
     empty = Robustness(weights=trained.weights, epoch=trained.epoch, data=prepared.key, ids=ids, confusions={})
     with suppress(PetsegError):
         known = read_record(stored, Robustness)
         if known.model_copy(update={"confusions": {}}) == empty:
             return known
     looker = Looker(trained.network.probabilities, Geometry.of(trained.config.data))
-    found = empty.model_copy(update={"confusions": _count(looker, prepared.dataset, on_progress)})
+    found = empty.model_copy(update={"confusions": _count(looker, prepared.dataset, ids, on_progress)})
     storage.write_text(stored, found.model_dump_json() + "\n")
     return found
 
 
-def shipped_robustness(segmenter: Segmenter, dataset: Dataset, on_progress: Progress = silent) -> Robustness:
+def shipped_robustness(
+    segmenter: Segmenter, dataset: Dataset, on_progress: Progress = silent, *, split: str = "test"
+) -> Robustness:
     """Returns the same of a shipped model or an exported file."""
     own, given = ([entry.name for entry in classes] for classes in (segmenter.classes, dataset.classes))
     if own != given:
@@ -91,22 +94,24 @@ def shipped_robustness(segmenter: Segmenter, dataset: Dataset, on_progress: Prog
             f"model {segmenter.name} has classes {', '.join(own)}; the labels are of {', '.join(given)}: give the data "
             "or --set task that it was trained on"
         )
-    confusions = _count(Looker(segmenter.probabilities, segmenter.geometry), dataset, on_progress)
-    ids = test_ids(dataset)
+    ids = corrupted_ids(dataset, split)
+    confusions = _count(Looker(segmenter.probabilities, segmenter.geometry), dataset, ids, on_progress)
     return Robustness(weights=segmenter.name, epoch=0, data=dataset.provenance, ids=ids, confusions=confusions)
 
 
-def test_ids(dataset: Dataset) -> tuple[str, ...]:
-    """Returns the test images that are corrupted, by id: all, or each second, third ... of very many."""
-    ids = sorted(dataset.splits.get("test", ()))
+def corrupted_ids(dataset: Dataset, split: str) -> tuple[str, ...]:
+    """Returns the images of a split that are corrupted, by id: all, or each second, third ... of very many."""
+    ids = sorted(dataset.splits.get(split, ()))
     if not ids:
-        raise PetsegError(f"{dataset.name}: has no test split; corruptions are of one")
+        raise PetsegError(f"{dataset.name}: has no {split} split; choose one of {', '.join(dataset.splits)}")
     return tuple(ids[:: -(-len(ids) // MOST)])
 
 
-def _count(looker: Looker, dataset: Dataset, on_progress: Progress) -> dict[str, tuple[tuple[int, ...], ...]]:
+def _count(
+    looker: Looker, dataset: Dataset, ids: Sequence[str], on_progress: Progress
+) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Returns corruption -> confusion matrix, flat, of each image."""
-    found, ids, kinds = [], test_ids(dataset), corruptions()
+    found, kinds = [], corruptions()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for of_image in pool.map(partial(looked_at, looker, dataset, kinds), (dataset.by_id[name] for name in ids)):
             found.append(of_image)

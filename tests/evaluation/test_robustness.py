@@ -102,6 +102,7 @@ def test_a_run_is_scored_once_on_every_corruption(untrained, prepared, monkeypat
     stored = run / "evaluations" / "robustness.json"
     before = stored.stat().st_mtime_ns
     assert evaluate_robustness(run, CPU, prepared) == found
+    assert list(evaluate_robustness(run, CPU, prepared, split="val").ids) == sorted(prepared.dataset.splits["val"])
     assert stored.stat().st_mtime_ns == before
     monkeypatch.setattr("petseg.evaluation.robustness.MOST", 10)
     assert len(evaluate_robustness(run, CPU, prepared).ids) == 8
@@ -111,6 +112,8 @@ def test_a_shipped_model_on_corrupted_files(pets_folder, tmp_path):
     result = succeeds("robustness", "unet_small", "--data", pets_folder, "--out", tmp_path / "out.json")
     assert re.search(r"unet_small: test, 24 images, mIoU unchanged \d\d\.\d", result.stdout)
     assert "JPEG quality: 50, 25, 10" in result.stdout
+    absent = petseg("robustness", "unet_small", "--data", pets_folder, "--split", "holdout")
+    assert "has no holdout split; choose one of train, val, test" in one_line_error(absent)
     wrong = petseg("robustness", "unet_small", "--data", pets_folder, "--set", "task=trimap")
     assert "has classes cat, dog, background, border; the labels are of pet," in one_line_error(wrong)
 
