@@ -198,7 +198,7 @@ class TrainConfig(StrictConfig):
     """Stop after this many epochs without a better validation mIoU, the rate as for all of them; 0 trains them all."""
     init: str = ""
     """Weights that training starts from: a run folder (its best), a shipped model or an ONNX file of `petseg export`; a
-    head of other classes is drawn. Empty: all is drawn."""
+    head of another number of classes is drawn. Empty: all is drawn."""
     teacher: str = ""
     """A model of the same classes, named as for `init`, whose probabilities are learnt beside labels. Empty: none."""
     teacher_weight: Annotated[float, Field(ge=0, le=1)] = 0.6

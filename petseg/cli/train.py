@@ -44,7 +44,7 @@ def train(
 ) -> None:
     """Train one model into a run folder."""
     from petseg.config import load_recipe
-    from petseg.models import folder_name, run_config, title_of
+    from petseg.models import folder_name, model_options, run_config, title_of
     from petseg.training import distributed
     from petseg.training.loop import Execution
     from petseg.training.loop import train as train_model
@@ -52,14 +52,17 @@ def train(
     from petseg.training.start import model_of
     from petseg.training.unlabelled import prepare_unlabelled
 
-    start = [] if init is None else [f"train.init={json.dumps(init)}"]
-    if init is not None and model is None:
-        begun = model_of(init)
+    given = [*(settings or ())]
+    given += [] if init is None else [f"train.init={json.dumps(init, ensure_ascii=False)}"]
+    given += [] if unlabelled is None else [f"train.unlabelled.source={json.dumps(str(unlabelled))}"]
+    loaded = load_recipe(recipe, given)
+    if model is None and loaded.train.init:
+        kept = out is not None and resume and (out / "config.json").is_file()
+        begun = model_of(str(out) if kept else loaded.train.init)
         model = begun.name
-        start += [f"model.{option}={json.dumps(value)}" for option, value in begun.options.items() if value is not None]
+        own = {f"model.{name}": value for name, value in model_options(begun).items() if value is not None}
+        loaded = load_recipe(recipe, [*(f"{name}={json.dumps(value)}" for name, value in own.items()), *given])
     model = model or "unet"
-    start += [] if unlabelled is None else [f"train.unlabelled.source={json.dumps(str(unlabelled))}"]
-    loaded = load_recipe(recipe, [*(settings or ()), *start])
     config = run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused
     run = out or Path("runs") / f"{run_name(recipe, data)}-{folder_name(model)}"
     if distributed.rank_started() == 0:

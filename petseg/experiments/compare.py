@@ -36,8 +36,9 @@ from petseg.training import runs
 from petseg.training.batches import Rows, Split, load_splits
 from petseg.training.checkpoint import RESUME
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, new_network
+from petseg.training.inference import Network, grey_images, new_network
 from petseg.training.loop import Execution, train
+from petseg.training.start import load_initial
 
 BEST, MEDIAN, WORST, DIFFER = 2, 2, 2, 4  # how many images of each kind the report shows
 EXAMPLE_SIDE = 320  # longest side in pixels of the images in the report, so that it stays small enough to send
@@ -176,8 +177,11 @@ def _refuse_change(out: Path, plan: Plan) -> None:
 def _checked(config: RunConfig, run: Path, num_classes: int, plan: Plan) -> CostInfo:
     """Returns what a model costs; what would fail after hours of others' training fails now."""
     network = new_network(config, num_classes, plan.hardware)
-    if not config.train.init and not (run / RESUME).is_file():
-        pretrain(config.model, network.module)
+    if not (run / RESUME).is_file():
+        if config.train.init:
+            load_initial(network, config.train.init, [grey_images(config.data.size, plan.hardware)])
+        else:
+            pretrain(config.model, network.module)
     if plan.export:
         from petseg.export.onnx import check_export  # needs the extra `export`
 

@@ -37,7 +37,7 @@ from petseg.errors import PetsegError, first_line
 from petseg.evaluation.evaluate import load_run
 from petseg.export.openvino import Made, as_openvino, drawn_images, keep
 from petseg.models import title_of, to_unit_range
-from petseg.models.external import pretraining
+from petseg.models.external import evenly_padded, pretraining
 from petseg.predict.enlarge import Floats
 from petseg.shipped import KINDS, shipped_models
 from petseg.training.device import choose_hardware
@@ -167,7 +167,7 @@ def _onnx(content: bytes, images: UInt8) -> Made:
 def _program(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
     assert not fp16, "a program keeps torch's own weights"
 
-    def made(sample: Tensor, free: Axes) -> torch.export.ExportedProgram:
+    def made(served: nn.Module, sample: Tensor, free: Axes) -> torch.export.ExportedProgram:
         return torch.export.export(served, (sample,), dynamic_shapes=free)
 
     def content(metadata: Mapping[str, Any]) -> bytes:
@@ -234,7 +234,7 @@ def _exported(served: _Served, images: UInt8) -> onnx.ModelProto:
     """Returns a network as ONNX, sides free where that gives its answers at other sizes too, else fixed."""
     names: dict[str, Any] = {"input_names": ["image"], "output_names": ["probabilities"]}
 
-    def made(sample: Tensor, free: Axes) -> onnx.ModelProto:
+    def made(served: nn.Module, sample: Tensor, free: Axes) -> onnx.ModelProto:
         program = torch.onnx.export(served, (sample,), dynamo=True, verbose=False, dynamic_shapes=free, **names)
         assert program is not None, "the dynamo exporter returns what it made"
         return program.model_proto
@@ -255,7 +255,7 @@ def _exported(served: _Served, images: UInt8) -> onnx.ModelProto:
 def _first_that_holds(
     served: _Served,
     images: UInt8,
-    made: Callable[[Tensor, Axes], MadeT],
+    made: Callable[[nn.Module, Tensor, Axes], MadeT],
     answers: Callable[[MadeT, UInt8], Floats],
 ) -> MadeT:
     """Returns what an exporter made of a network, traced with the most free axes with which it gives its answers.
@@ -265,7 +265,9 @@ def _first_that_holds(
     2026-11-22. Raises `PetsegError`, with the exporter's reason, where no file gives them.
     """
     batch: dict[int, Any] = {0: torch.export.Dim("N")}
-    ways = [(torch.from_numpy(images[:2]), images[:3], batch)]
+    ways: list[tuple[nn.Module, Tensor, UInt8, Axes]] = [
+        (served, torch.from_numpy(images[:2]), images[:3], {"image": batch})
+    ]
     step, side = served.input.multiple, images.shape[1]
     if step > 1 and side % step == 0 and side >= 2 * step:
         sides = ((axis, torch.export.Dim(name, min=2, max=LARGEST // step)) for axis, name in ((1, "h"), (2, "w")))
@@ -273,12 +275,12 @@ def _first_that_holds(
         # sides that differ: the tracer would take it as given that they are equal
         sample = torch.zeros(2, 2 * step, 3 * step, 3, dtype=torch.uint8)
         other = np.random.default_rng(0).integers(0, 256, (1, 4 * step, 3 * step, 3), np.uint8)
-        ways.insert(0, (sample, other, free))
+        ways.insert(0, (evenly_padded(served), sample, other, {"image": free}))
     reason = ""
-    for sample, other, axes in ways:
+    for module, sample, other, axes in ways:
         try:
             with quiet():
-                file = made(sample, {"image": axes})
+                file = made(module, sample, axes)
                 ours = answers(file, other)
         except Exception as error:  # exporters and runtimes raise of many kinds
             cause: BaseException = error
@@ -306,7 +308,7 @@ def quiet() -> Iterator[None]:
 
 
 def _begun(init: str) -> str:
-    """Returns what a run's weights began as, without the paths of this machine."""
+    """Returns what a run's weights began as."""
     return f"the shipped model {init}" if init in (*KINDS, *shipped_models()) else "another run or file"
 
 

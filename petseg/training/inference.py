@@ -74,6 +74,11 @@ def run_network(run: Path, config: ModelConfig, num_classes: int, hardware: Hard
     return replace(network, input=read_input(run, network.input))
 
 
+def grey_images(side: int, hardware: Hardware) -> Tensor:
+    """Returns two images [2, 3, side, side] of .5, to try a network on."""
+    return torch.full((2, 3, side, side), 0.5, device=hardware.device)
+
+
 def new_network(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:
     """Returns `build_network` of a run, tried on an image of each side that it computes: before minutes of work."""
     network, name = build_network(config.model, num_classes, hardware), config.model.name
@@ -81,7 +86,7 @@ def new_network(config: RunConfig, num_classes: int, hardware: Hardware) -> Netw
     for side in (*config.train.ramp, config.data.size):
         try:
             with torch.no_grad():
-                logits: object = network.logits(torch.full((2, 3, side, side), 0.5, device=hardware.device))
+                logits: object = network.logits(grey_images(side, hardware))
         except Exception as error:  # whatever a network raises
             step = network.input.multiple
             advice = f"take sides in steps of {step}" if side % step else "mend the network or take another size"

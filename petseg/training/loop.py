@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -32,12 +33,13 @@ from petseg.training.batches import Rows, Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
 from petseg.training.device import Hardware, choose_hardware
 from petseg.training.distillation import distillation_loss, lesson
-from petseg.training.inference import Network, claim_input, new_network, read_input, validate
+from petseg.training.inference import Network, claim_input, evaluation_batches, new_network, read_input, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
 from petseg.training.recompute import recompute_blocks
 from petseg.training.start import load_initial, load_teacher
 from petseg.training.unlabelled import batches_beside, load_unlabelled
 
+STATISTICS = 128  # images whose statistics a model's file gets; of 8, a first step at 192 px began at .27, not .15
 CHECK_EVERY = 50  # steps between looks at the losses for nan: each look waits for the device
 OnStep = Callable[[int, int, str], None]  # called with the steps done, all steps, and what stands beside a progress bar
 
@@ -126,10 +128,12 @@ def _initialise(network: Network, config: RunConfig, split: Split) -> None:
         pretrain(config.model, network.module)
 
 
-def _first_images(config: RunConfig, split: Split) -> Tensor:
-    """Returns a batch as the first epoch sees it, without augmentation."""
-    rows = epoch_batches(split.epoch_rows, 1, config.train)[0]
-    return split.batch(rows, config.side(1), torch.Generator().manual_seed(config.train.seed))[0]
+def _first_images(config: RunConfig, split: Split) -> Iterator[Tensor]:
+    """Yields batches of `STATISTICS` images, or of all, as the first epoch sees them without augmentation."""
+    generator = torch.Generator().manual_seed(config.train.seed)
+    rows = np.random.default_rng(config.train.seed).permutation(split.epoch_rows)[:STATISTICS]
+    for batch in evaluation_batches(rows, config.side(1)):
+        yield split.batch(batch, config.side(1), generator)[0]
 
 
 @contextmanager
@@ -174,8 +178,8 @@ class Trainer:
         self.unlabelled = unlabelled
         self.teacher = None
         if settings.teacher:
-            images = _first_images(config, split)
-            self.teacher = load_teacher(settings.teacher, split.dataset.classes, network.hardware, images)
+            images, classes = _first_images(config, split), split.dataset.classes
+            self.teacher = load_teacher(settings.teacher, classes, network.hardware, images)
         if settings.checkpoint_activations:
             recompute_blocks(model)  # after the average, which is a copy
         self.parallel: nn.Module | None = None  # the model with its gradients averaged over ranks

@@ -5,8 +5,9 @@ scale and shift such that the network computes what the file does, in training t
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from petseg.config import ModelConfig
 from petseg.data.dataset import Class, classes_from
 from petseg.errors import PetsegError, first_line
+from petseg.models.builder import Input
 from petseg.shipped import KINDS, card_of, model_file, shipped_model, shipped_models
 from petseg.training import checkpoint, runs
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, build_network, run_network
+from petseg.training.inference import Network, build_network, read_input, run_network
 
 COUNTER = ".num_batches_tracked"  # of batch normalisation, without use here
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -35,13 +37,14 @@ class ModelFile:
     classes: tuple[Class, ...]
     tensors: Mapping[str, Tensor]  # by the network's own names
     biases: Mapping[str, Tensor]  # by the convolution's own name; its batch normalisation's shift is part of it
+    input: Input | None  # None in files of older versions
 
 
 def is_run(source: str) -> bool:
     """Returns whether weights are those of a run; refuses what is neither that nor a model's file or name."""
-    if Path(source).is_dir():
-        return True
     names = (*KINDS, *shipped_models())
+    if (Path(source) / "config.json").is_file() or (source and source not in names and Path(source).is_dir()):
+        return True
     if source.endswith(".onnx") or source in names:
         return False
     wanted = f"the folder of a trained run, an ONNX file of `petseg export`, or one of {', '.join(names)}"
@@ -81,56 +84,66 @@ def read_model(source: str) -> ModelFile:
             if bias
         }
         model, classes = ModelConfig(**card["config"]["model"]), classes_from(card["classes"])
+        seen = card.get("input") and Input(tuple(card["input"]["mean"]), tuple(card["input"]["std"]))
     except Exception as error:  # protobuf's, pydantic's, and whatever a file of another maker leads to
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise PetsegError(f"{source}: not a model that `petseg export` wrote ({reason})") from None
-    return ModelFile(source, model, classes, tensors, biases)
+    return ModelFile(source, model, classes, tensors, biases, seen)
 
 
-def load_initial(network: Network, source: str, images: Tensor) -> None:
+def load_initial(network: Network, source: str, images: Iterable[Tensor]) -> None:
     """Loads weights by their names; a head of another number of classes stays as it is.
 
-    `images`, float32 [N, 3, H, W] in 0..1, are those whose statistics a file's batch normalisation gets.
+    `images`, batches float32 [N, 3, H, W] in 0..1, are those whose statistics a file's batch normalisation gets.
     """
-    if is_run(source):
-        path = Path(source) / checkpoint.BEST
-        tensors, _ = checkpoint.read_tensors(path)
-        checkpoint.load(network.module, _with_own_head(network.module, tensors), path)
-    else:
+    if not is_run(source):
         _load_file(network, read_model(source), images)
+        return
+    run = Path(source)
+    _refuse_other_input(network, read_input(run, network.input), source)
+    tensors, _ = checkpoint.read_tensors(run / checkpoint.BEST)
+    _load(network.module, tensors, source)
 
 
-def load_teacher(source: str, classes: Sequence[Class], hardware: Hardware, images: Tensor) -> Network:
+def load_teacher(source: str, classes: Sequence[Class], hardware: Hardware, images: Iterable[Tensor]) -> Network:
     """Returns the network of some weights, ready to teach; refuses one of other classes. `images` as above."""
-    if is_run(source):
-        config, known = (
-            runs.read_config(Path(source)).model,
-            [entry.name for entry in runs.read_data(Path(source)).classes],
-        )
-        network = run_network(Path(source), config, len(known), hardware)
-    else:
-        file = read_model(source)
-        known = [entry.name for entry in file.classes]
-        network = build_network(file.model, len(known), hardware)
+    run, of_run = Path(source), is_run(source)
+    known = [entry.name for entry in (runs.read_data(run).classes if of_run else read_model(source).classes)]
     wanted = [entry.name for entry in classes]
     if known != wanted:
         given = f"knows {', '.join(known)}; wanted {', '.join(wanted)}"
         raise PetsegError(f"train.teacher {source}: {given}: train one of these classes")
+    build = partial(run_network, run) if of_run else build_network
+    network = build(model_of(source), len(known), hardware)
     load_initial(network, source, images)
     network.module.eval().requires_grad_(False)
     return network
 
 
-def _with_own_head(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tensors with the module's own where nothing but the number of classes differs."""
+def _load(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Loads tensors, but keeps the module's own where nothing but the number of classes differs."""
     own = module.state_dict()
     other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     heads = all(own[name].shape[1:] == tensors[name].shape[1:] for name in other)
-    return {**tensors, **{name: own[name] for name in other if heads}}
+    try:
+        module.load_state_dict({**tensors, **{name: own[name] for name in other if heads}})
+    except RuntimeError:
+        raise PetsegError(f"{source}: weights of another network; leave --model and its options out") from None
 
 
-def _load_file(network: Network, file: ModelFile, images: Tensor) -> None:
+def _refuse_other_input(network: Network, seen: Input, source: str) -> None:
+    given, wanted = ((some.mean, some.std) for some in (seen, network.input))
+    if given != wanted:
+        raise PetsegError(
+            f"{source}: its images have mean and deviation {given}, this network's {wanted}; leave --model and its "
+            "options out"
+        )
+
+
+def _load_file(network: Network, file: ModelFile, images: Iterable[Tensor]) -> None:
     module, own = network.module, network.module.state_dict()
+    if file.input is not None:
+        _refuse_other_input(network, file.input, file.source)
     given = {**file.tensors, **{f"{layer}.bias": bias for layer, bias in file.biases.items()}}
     folded = {
         name: layer
@@ -141,49 +154,51 @@ def _load_file(network: Network, file: ModelFile, images: Tensor) -> None:
     missing = sorted(own.keys() - given.keys() - kept.keys())
     if missing:
         raise PetsegError(
-            f"{file.source}: weights of another network, without {missing[0]}; name its own by --model, or none"
+            f"{file.source}: holds no {missing[0]} of this network; leave --model out, or give the folder of its run"
         )
-    tensors = {**{name: given[name] for name in own if name not in kept}, **kept}
-    checkpoint.load(module, _with_own_head(module, tensors), Path(file.source))
-    _unfold(network, folded, file, images)
+    _load(module, {**{name: given[name] for name in own if name not in kept}, **kept}, file.source)
+    _unfold(network, [*folded.values()], file, images)
 
 
 @torch.no_grad()
-def _unfold(network: Network, folded: Mapping[str, _BatchNorm], file: ModelFile, images: Tensor) -> None:
-    """Gives each batch normalisation the statistics of what it gets from a convolution, and lets it undo them."""
+def _unfold(network: Network, folded: Sequence[_BatchNorm], file: ModelFile, images: Iterable[Tensor]) -> None:
+    """Gives each batch normalisation the statistics of what it gets from a convolution, and lets it undo them.
+
+    What it returns does not depend on the statistics, so one pass over the images finds those of all layers.
+    """
     last: dict[str, Tensor] = {}  # what the convolution before gave, and the bias that it has not itself
+    sums: dict[nn.Module, Tensor] = {}  # float64 [3, C]: pixels, their sum, the sum of their squares
 
     def after(layer: str, convolution: nn.Module) -> Hook:
         own = convolution.bias is not None
         bias = torch.zeros(()) if own else file.biases.get(layer, torch.zeros(()))
 
         def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            last.update(output=output, bias=bias.to(output.device))
+            last.update(output=output, bias=bias)
 
         return keep
 
     def fill(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, _BatchNorm)
+        maps = inputs[0].float()
         if inputs[0] is not last.get("output"):
             raise PetsegError(f"{file.source}: batch normalisation without a convolution; give the folder of its run")
-        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
-        norm.load_state_dict(
-            {
-                "weight": (variance + norm.eps).sqrt(),
-                "bias": mean + last["bias"],
-                "running_mean": mean,
-                "running_var": variance,
-            },
-            strict=False,
-        )
+        pixels = torch.full_like(maps[0, :, 0, 0], maps[:, 0].numel())
+        seen = torch.stack([pixels, maps.sum(dim=(0, 2, 3)), maps.square().sum(dim=(0, 2, 3))]).cpu().double()
+        count, total, squares = sums[norm] = sums.get(norm, torch.zeros_like(seen)) + seen
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0)
+        values = {"weight": (variance + norm.eps).sqrt(), "bias": mean + last["bias"]}
+        norm.load_state_dict({**values, "running_mean": mean, "running_var": variance}, strict=False)
 
-    hooks = [layer.register_forward_pre_hook(fill) for layer in folded.values()]
+    hooks = [layer.register_forward_pre_hook(fill) for layer in folded]
     for name, layer in network.module.named_modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             hooks.append(layer.register_forward_hook(after(name, layer)))
     network.module.eval()
     try:
-        network.module(network.input.normalise(images))
+        for batch in images if folded else ():
+            network.module(network.input.normalise(batch))
     finally:
         for hook in hooks:
             hook.remove()

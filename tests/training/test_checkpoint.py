@@ -150,7 +150,7 @@ def test_training_starts_from_the_weights_of_another_run(prepared, pets_folder, 
     found = load_file(tmp_path / "two" / "last.safetensors")
     assert {name for name in weights if found[name].shape != weights[name].shape} == {"head.weight", "head.bias"}
     assert all(torch.allclose(found[n], weights[n]) for n in weights if "weight" in n and "head" not in n)
-    for place, told in (("segnet", "weights of another model"), ("nowhere", "no such weights")):
+    for place, told in (("segnet", "weights of another network"), ("nowhere", "no such weights")):
         config = tiny(f"train.init={tmp_path / 'first' if place == 'segnet' else place}", model="segnet")
         refused(told, train_on_cpu, config, prepared, tmp_path / place)
 

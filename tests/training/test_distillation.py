@@ -17,8 +17,6 @@ from petseg.training.loop import Objective
 from petseg.training.start import load_teacher
 from tests.conftest import CPU, tiny, train_on_cpu
 
-NONE = torch.empty(0)  # images, which a run's folder does not need
-
 
 def test_the_loss_is_the_divergence_from_the_teacher():
     own, taught = torch.zeros(1, 2, 1, 2), torch.zeros(1, 2, 1, 2)
@@ -39,7 +37,7 @@ def test_a_student_comes_to_agree_with_its_teacher(prepared, tmp_path):
     train_on_cpu(student, prepared, tmp_path / "student")
     alone = tiny("train.epochs=12", "seed=1")
     train_on_cpu(alone, prepared, tmp_path / "alone")
-    teacher = load_teacher(str(tmp_path / "teacher"), prepared.dataset.classes, CPU, NONE)
+    teacher = load_teacher(str(tmp_path / "teacher"), prepared.dataset.classes, CPU, ())
     split = load_splits(prepared, student, CPU.device)["val"]
     images, _ = split.batch(split.rows)
     distances = {}
@@ -50,7 +48,7 @@ def test_a_student_comes_to_agree_with_its_teacher(prepared, tmp_path):
         distances[name] = distillation_loss(lesson(network, images), lesson(teacher, images)).item()
     assert distances["student"] < distances["alone"]
     with pytest.raises(PetsegError, match=r"knows pet, background, border; wanted leaf, soil: train one of these"):
-        load_teacher(str(tmp_path / "teacher"), classes_from(["leaf", "soil"]), CPU, NONE)
+        load_teacher(str(tmp_path / "teacher"), classes_from(["leaf", "soil"]), CPU, ())
 
 
 def test_a_teacher_normalises_images_as_its_run_wrote_down(prepared, tmp_path):
@@ -58,4 +56,4 @@ def test_a_teacher_normalises_images_as_its_run_wrote_down(prepared, tmp_path):
     train_on_cpu(tiny("train.epochs=1"), prepared, run)
     own = read_json(run / "input.json") | {"mean": [0.25, 0.5, 0.75]}
     write_json(run / "input.json", own)
-    assert load_teacher(str(run), prepared.dataset.classes, CPU, NONE).input.mean == (0.25, 0.5, 0.75)
+    assert load_teacher(str(run), prepared.dataset.classes, CPU, ()).input.mean == (0.25, 0.5, 0.75)
