@@ -38,8 +38,8 @@ TUNED = tuple(
 CLASSES = classes_from(["pet", "background", "border"])
 
 
-def names_of(split, count):
-    first = 1 if split == "val" else 301
+def names_of(split, count, fold=0):
+    first = (1 if split == "val" else 301) + 1000 * fold
     return tuple(sorted(f"{BREEDS[place % len(BREEDS)]}_{first + place // len(BREEDS)}" for place in range(count)))
 
 
@@ -66,8 +66,8 @@ def quality_of(run):
     return float(found - (0 if train.augment.flip else 0.01))
 
 
-def make_study(folder, *, val=24, test=48, shapes=MATCHES, leave_out=lambda run: False):
-    study = load_study(str(FIRST_EDITION)).model_copy(update={"robustness": ROBUST})
+def make_study(folder, *, val=24, test=48, shapes=MATCHES, leave_out=lambda run: False, changed=lambda study: study):
+    study = changed(load_study(str(FIRST_EDITION)).model_copy(update={"robustness": ROBUST}))
     classes = tuple(schema.ClassInfo(name=entry.name, colour=entry.colour, role=entry.role) for entry in CLASSES)
     named = {"name": NAME, "provenance": "drawn by a test", "official": False, "key": "0"}  # its groups are breeds
     seen = {"classes": classes, "scored_classes": classes, "largest_side": 500}
@@ -141,7 +141,9 @@ def make_run(place, run, data, rng):
             continue
         count = data.splits[split]
         outlines = np.clip(rng.normal(quality - 0.3, 0.1, (count, 3)), 0, 1)
-        images = ImageScores(names_of(split, count), drawn_counts(truths(split, count), quality, rng), outlines)
+        images = ImageScores(
+            names_of(split, count, run.config.data.fold), drawn_counts(truths(split, count), quality, rng), outlines
+        )
         groups = [name.rpartition("_")[0] for name in images.ids]
         rest = {"split": split, "data": "0", "cross_entropy": float(1 - quality), "cross_entropy_frame": "96 px"}
         scores = summarise(images, CLASSES, groups, **rest)

@@ -1,6 +1,5 @@
-"""Recomputes a study's primary differences of mIoU from the counts of each image, without petseg; exits 1 where one
-differs from findings.json. `python recompute.py [FOLDER]`; docs/statistics.md derives both intervals. Where a study
-names nothing primary, its first experiment's differences."""
+"""Recomputes a study's primary differences of mIoU (where it names none, the first experiment's) from the counts of
+each image, without petseg; exits 1 where findings.json differs. `python recompute.py [FOLDER]`; docs/statistics.md."""
 
 import gzip
 import json
@@ -26,31 +25,36 @@ def drawn(first, second, resamples, *place):
     images, middle = resampled.mean(axis=0), own.mean()
     if seeds == 1:
         return middle, images
-    covariance = np.cov(resampled)
-    shared = max(0, (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
+    shared = max(0, ((covariance := np.cov(resampled)).sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
     levels = np.random.default_rng([0, seeds, *place]).permutation((np.arange(resamples) + 0.5) / resamples)
     over_seeds = stdtrit(seeds - 1, levels) * (-1 if middle < 0 else 1) * own.std(ddof=1) / seeds**0.5
     return middle, middle + (shared / images.var(ddof=1)) ** 0.5 * (images - middle) + over_seeds
 
 
 folder = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent
-found, true, counts = json.loads((folder / "findings.json").read_text()), {}, {}
-with gzip.open(folder / "images.jsonl.gz", "rt") as lines:
-    for line in map(json.loads, lines):
-        if "ids" in line:
-            true[line["section"]] = np.array(line["true"]).T
-        else:
-            own = true[line["section"]]
-            wrong = np.zeros((*own.shape, own.shape[1]), int)
-            wrong[:, ~np.eye(own.shape[1], dtype=bool)] = np.array(line["wrong"]).T
-            counts[line["run"], line["section"]] = np.hstack([own - wrong.sum(axis=2), own + wrong.sum(axis=1)])
+found, counts, pairs, differ = json.loads((folder / "findings.json").read_text()), {}, [], 0
+lines = [json.loads(line) for line in gzip.decompress((folder / "images.jsonl.gz").read_bytes()).splitlines()]
+true = {line["section"]: np.array(line["true"]).T for line in lines if "ids" in line}
+for line in (line for line in lines if "run" in line):
+    own = true[line["section"]]
+    wrong = np.zeros((*own.shape, own.shape[1]), int)
+    wrong[:, ~np.eye(own.shape[1], dtype=bool)] = np.array(line["wrong"]).T
+    of_run = counts.setdefault(line["run"], {})  # of cross-validation a run has one fold's section, such as test/1
+    of_run[line["section"].partition("/")[0]] = np.hstack([own - wrong.sum(axis=2), own + wrong.sum(axis=1)])
 parts = [(part, one) for part in found["experiments"] for one in part["differences"] if one["metric"] == "miou"]
-primary, differ = [each for each in parts if each[1].get("primary")] or [p for p in parts if p[0] is parts[0][0]], 0
-for part, one in primary:
-    runs = {arm["arm"]: dict(zip(arm["seeds"], arm["runs"], strict=True)) for arm in part["arms"]}
-    sides = (np.stack([counts[runs[one[s]][n], part["split"]] for n in one["seeds"]]) for s in ("left", "right"))
-    middle, values = drawn(*sides, found["resamples"])
-    figures, published = [middle, *np.quantile(values, [0.025, 0.975])], list(one["difference"].values())[:3]
-    differ += not np.allclose(figures, published, rtol=0, atol=1e-3)
-    print(part["name"], one["left"], one["right"], np.round(figures, 2), "published", np.round(published, 2))
+claims = [each for each in parts if each[1].get("primary")] or [each for each in parts if each[0] is parts[0][0]]
+for part, one in claims:
+    pairs.append([])
+    for arm in (arm for side in ("left", "right") for arm in part["arms"] if arm["arm"] == one[side]):
+        runs = np.reshape(arm["runs"], (len(arm["seeds"]), -1))[[arm["seeds"].index(seed) for seed in one["seeds"]]]
+        pairs[-1].append(np.stack([np.vstack([counts[run][part["split"]] for run in folds]) for folds in runs]))
+    middle, values = drawn(*pairs[-1], found["resamples"])
+    figures = np.array([[middle, *np.quantile(values, [0.025, 0.975])], [*one["difference"].values()][:3]])
+    differ += not np.allclose(*figures, rtol=0, atol=1e-3)
+    print(part["name"], one["left"], one["right"], "recomputed, published:", *figures.round(2))
+if family := found.get("family"):  # one level for all, so high that 1 - error of the resamples lie within all of them
+    values = np.stack([drawn(*pair, family["resamples"], place)[1] for place, pair in enumerate(pairs)], axis=1)
+    outward = np.abs(2 * (values.argsort(axis=0).argsort(axis=0) + 0.5) / len(values) - 1).max(axis=1)
+    ends = np.quantile(values, 0.5 + np.array([-0.5, 0.5]) * np.quantile(outward, 1 - family["error"]), axis=0).T
+    differ += not np.allclose(ends, [one["together"] for _, one in claims], rtol=0, atol=1e-3)
 sys.exit(differ > 0)

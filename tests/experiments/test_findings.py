@@ -149,6 +149,28 @@ def test_a_primary_claim_is_held_against_the_interval_of_all_primary_ones(whole,
     assert counted[alone, False] == 0, "said already"
     width = next(claim for claim in found.claims if claim.text == "unet > segnet: at every width")
     assert (width.comparisons, width.verdict) == (3, "held")
+    # and recomputed without petseg, the interval of all of them included
+    publish(folder, tmp_path / "published")
+    write_record(tmp_path / "published" / "findings.json", found)
+    assert recomputed(tmp_path / "published")[0] == 0
+    other = found.model_dump(mode="json")
+    next(each for each in other["experiments"][0]["differences"] if each["primary"])["together"][0] += 0.01
+    write_json(tmp_path / "published" / "findings.json", other)
+    assert recomputed(tmp_path / "published")[0] == 1
+
+
+def test_claims_of_cross_validation_are_recomputed_from_all_folds(tmp_path):
+    def changed(study):
+        data = study.data.model_copy(update={"folds": 3})
+        return study.model_copy(update={"data": data, "robustness": None, "subsets": None})
+
+    folder = make_study(tmp_path / "study", changed=changed)
+    assert {run.rows[0].fold for run in read_manifest(folder).runs} == {0, 1, 2}
+    publish(folder, tmp_path / "published")
+    write_record(tmp_path / "published" / "findings.json", find(folder))
+    code, lines = recomputed(tmp_path / "published")
+    assert code == 0
+    assert len(lines) > 5
 
 
 def test_every_corruption_has_a_ranking_with_its_interval_and_verdict(findings):
