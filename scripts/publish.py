@@ -2,6 +2,7 @@
 
 python scripts/publish.py runs/compare-default official
 python scripts/publish.py runs/study study
+python scripts/publish.py runs/study_isbi study_isbi
 """
 
 import argparse
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from petseg.data.oxford_pets import OFFICIAL_IMAGES
+from petseg.data.oxford_pets import NAME, OFFICIAL_IMAGES
 from petseg.errors import PetsegError
 from petseg.experiments.study.findings import write_findings
 from petseg.experiments.study.results import MANIFEST, read_manifest
@@ -42,10 +43,10 @@ def _publish_comparison(comparison: Path, target: Path) -> Path:
 def _publish_study(source: Path, target: Path) -> Path:
     """Writes the study in its published form, and the findings from that."""
     data = read_manifest(source).data
-    if data is None or data.splits != OFFICIAL_IMAGES:
+    if data is None or (data.name == NAME and data.splits != OFFICIAL_IMAGES):
         raise PetsegError(
-            f"{source} is a study of {data and data.splits}; only results on the whole dataset, {OFFICIAL_IMAGES}, are "
-            "published"
+            f"{source} is a study of {data and data.splits}; of the pets only results on the whole dataset, "
+            f"{OFFICIAL_IMAGES}, are published"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

@@ -13,7 +13,7 @@ import pytest
 from petseg.experiments.study.findings import difference, measure, write_findings
 from petseg.experiments.study.results import Results, read_manifest, sections
 from petseg.report import write_study_report
-from petseg.schema import Findings, read_record
+from petseg.schema import Findings, read_record, write_record
 from tests.conftest import refused
 from tests.made_studies import diverge, make_study
 from tests.test_layers import ROOT
@@ -88,7 +88,9 @@ def test_the_published_study_is_whole_and_small():
 
 
 def test_synthetic_images_are_not_published(whole, publish, tmp_path):
-    refused(r"a study of .*'test': 8.*; only results on the whole dataset, ", publish, whole, "study", tmp_path)
+    refused(
+        r"a study of .*'test': 8.*; of the pets only results on the whole dataset, ", publish, whole, "study", tmp_path
+    )
     assert list(tmp_path.iterdir()) == []
     script = [sys.executable, str(ROOT / "scripts" / "publish.py"), str(whole), "study"]
     result = subprocess.run(script, capture_output=True, text=True, check=False)
@@ -106,6 +108,11 @@ def test_runs_of_other_images_are_refused_and_a_part_of_a_study_says_so(publish,
     before.write_text("{}")
     refused(r"was scored on other val images; score it again", publish, folder, "study", tmp_path / "results")
     assert list((tmp_path / "results").rglob("*.*")) == [before], "what was published stays until the new is whole"
+    other = make_study(tmp_path / "other", val=6, test=8)  # a dataset of one's own is whole as it is
+    manifest = read_manifest(other)
+    cells = manifest.data.model_copy(update={"name": "cells", "splits": {"train": 20, "val": 6, "test": 8}})
+    write_record(other / "study.json", manifest.model_copy(update={"data": cells}))
+    assert (publish(other, "study_cells", tmp_path / "results") / "findings.json").is_file()
     part = make_study(tmp_path / "part", val=6, test=8, leave_out=lambda run: run.rows[0].arm == "unet/deeper")
     found = read_record(publish(part, "study", tmp_path / "results") / "findings.json", Findings)
     assert found.runs["missing"] == 3
