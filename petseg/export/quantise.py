@@ -72,17 +72,25 @@ def quantised(file: bytes, images: UInt8) -> bytes:
 
 
 def kept_in_fp32(nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    """Returns the names of the nodes that stay in float32: the first convolution and the head, which matter most.
+    """Returns the names of the nodes that stay in float32: convolutions of the image, and the head, which matter most.
 
-    Of a SegNet also what finds the places, where a value must equal its maximum to the bit (in int8: mIoU .21).
+    So do depthwise ones, few of the operations: in int8 the default model loses .39 points on validation, not .11, in .92
+    of the time (2026-11-27). Of a SegNet also what finds the places, where a value must equal its maximum to the bit (in
+    int8: mIoU .21).
     """
     convolutions = [node for node in nodes if node.op_type == "Conv"]
-    kept = [convolutions[0].name, convolutions[-1].name]
+    image, *_ = convolutions[0].input
+    kept = [node.name for node in convolutions if node.input[0] == image or _groups(node) > 1]
+    kept.append(convolutions[-1].name)
     if any(node.op_type == "Equal" for node in nodes):
         kept += [node.name for node in nodes if node.op_type == "MaxPool"]
         sums = {name for node in convolutions for name in node.output}
         kept += [node.name for node in nodes if node.op_type == "Add" and not sums >= set(node.input)]
     return kept
+
+
+def _groups(convolution: onnx.NodeProto) -> int:
+    return next((int(entry.i) for entry in convolution.attribute if entry.name == "group"), 1)
 
 
 def accuracy(network: Network, prepared: Prepared, config: RunConfig, split: str) -> Evaluation:

@@ -31,16 +31,18 @@ def test_int8_agrees_with_float32_on_drawn_pets(name, tmp_path):
 def test_what_must_stay_exact_stays_in_float32():
     nodes = [
         onnx.helper.make_node("Conv", ["image", "w"], ["a"], "first"),
-        onnx.helper.make_node("Conv", ["a", "w"], ["b"], "left"),
+        onnx.helper.make_node("Conv", ["image", "w"], ["stem"], "stem"),
+        onnx.helper.make_node("Conv", ["a", "w"], ["deep"], "depthwise", group=8),
+        onnx.helper.make_node("Conv", ["a", "w"], ["b"], "left", group=1),
         onnx.helper.make_node("Conv", ["a", "w"], ["c"], "right"),
         onnx.helper.make_node("Add", ["b", "c"], ["d"], "sum"),
         onnx.helper.make_node("MaxPool", ["d"], ["e"], "pool"),
         onnx.helper.make_node("Add", ["e", "zero"], ["f"], "after"),
         onnx.helper.make_node("Conv", ["f", "w"], ["g"], "head"),
     ]
-    assert kept_in_fp32(nodes) == ["first", "head"]
+    assert kept_in_fp32(nodes) == ["first", "stem", "depthwise", "head"]
     places = onnx.helper.make_node("Equal", ["e", "e"], ["h"], "places")
-    assert kept_in_fp32([*nodes, places]) == ["first", "head", "pool", "after"]
+    assert kept_in_fp32([*nodes, places]) == ["first", "stem", "depthwise", "head", "pool", "after"]
 
 
 def test_accuracy_is_the_run_s_own_for_the_run_s_own_probabilities(pets_folder):
