@@ -74,9 +74,9 @@ def quantised(file: bytes, images: UInt8) -> bytes:
 def kept_in_fp32(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     """Returns the names of the nodes that stay in float32: convolutions of the image, and the head, which matter most.
 
-    So do depthwise ones, few of the operations: in int8 the default model loses .39 points on validation, not .11, in .92
-    of the time (2026-11-27). Of a SegNet also what finds the places, where a value must equal its maximum to the bit (in
-    int8: mIoU .21).
+    So do depthwise ones, few of the operations: with them in int8 the default model loses .39 points on validation, not
+    .11, in .92 of the time (2026-11-27). Of a SegNet also what finds the places, where a value must equal its maximum
+    to the bit (in int8: mIoU .21).
     """
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     image, *_ = convolutions[0].input
