@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One card, twelve minutes. First: python scripts/pack.py --data FOLDER --out pets.tar
 #
-#   PACK=pets.tar OUT=out scripts/gpu.sh tests students networks study speed      # the parts that are named, in order
+#   PACK=pets.tar OUT=out scripts/gpu.sh tests default students networks study speed      # the parts that are named, in order
 #   PACK=pets.tar OUT=out SMALL=1 scripts/gpu.sh students networks                # trained tiny: try it on a CPU first
 #
 # OUT gets log.txt, and weights and JSON as each part ends. A part that fails or overruns is logged, and the next begins.
@@ -33,6 +33,11 @@ run() { # NAME LIMIT RECIPE ARGUMENTS...: trains, and keeps weights and scores o
 }
 
 tests() { limited 90 env CUBLAS_WORKSPACE_CONFIG=:4096:8 "$python" -m pytest tests/test_gpu.py -p no:cacheprovider -rs --tb=short; }
+
+default() { # the shipped default model, on from its weights at 320 px, with all of its augmentation
+    local tuned=(--set size=320 --set epochs="${EPOCHS:-40}" --set learning_rate=1e-3 --set batch_size=48)
+    run unet_lite2 400 pretrained --init unet_lite2 "${tuned[@]}"
+}
 
 students() { # U-Net and SegNet at 256 px from random weights, taught by the shipped default model, both at once
     local name taught=(--set teacher=unet_lite2 --set size=256 --set "ramp=[128, 192]" --set epochs="${EPOCHS:-60}")

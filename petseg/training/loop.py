@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -176,10 +176,6 @@ class Trainer:
         self.encoder = getattr(model, "encoder", None) if settings.init or pretrained(config.model) else None
         self.state = State(model, make_optimiser(model, settings, self.encoder), average)
         self.unlabelled = unlabelled
-        self.teacher = None
-        if settings.teacher:
-            images, classes = _first_images(config, split), split.dataset.classes
-            self.teacher = load_teacher(settings.teacher, classes, network.hardware, images)
         if settings.checkpoint_activations:
             recompute_blocks(model)  # after the average, which is a copy
         self.parallel: nn.Module | None = None  # the model with its gradients averaged over ranks
@@ -188,9 +184,17 @@ class Trainer:
             weights = median_frequency_weights(split.label_images(), len(split.dataset.classes)).to(split.device)
         self.objective = Objective(settings, weights)
 
+    @cached_property
+    def teacher(self) -> Network | None:
+        """What the model learns from beside the labels; a finished run needs none."""
+        if not self.config.train.teacher:
+            return None
+        images, classes = _first_images(self.config, self.split), self.split.dataset.classes
+        return load_teacher(self.config.train.teacher, classes, self.network.hardware, images)
+
     def epoch(self, epoch: int, detail: str, on_step: OnStep) -> float:
         """Returns the epoch's mean cross-entropy over images, unweighted, without Dice, augmentation and dropout on."""
-        settings, side = self.config.train, self.config.side(epoch)
+        settings, side, teacher = self.config.train, self.config.side(epoch), self.teacher
         batches = epoch_batches(self.split.epoch_rows, epoch, settings)
         beside: list[Rows] = []
         if self.unlabelled is not None:
@@ -216,8 +220,8 @@ class Trainer:
                 more, _ = augmented(*self.unlabelled.batch(distributed.part(beside[index]), side, generator))
                 unknown = labels.new_full((len(more), *labels.shape[1:]), IGNORE)
                 images, labels = torch.cat([images, more]), torch.cat([labels, unknown])
-            if self.teacher is not None:
-                wanted = replace(wanted, taught=lesson(self.teacher, images))
+            if teacher is not None:
+                wanted = replace(wanted, taught=lesson(teacher, images))
             loss, objective = train_step(network, self.state.optimiser, images, labels, wanted)
             if self.state.average is not None:
                 self.state.average.update_parameters(self.state.model)

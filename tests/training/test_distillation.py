@@ -47,6 +47,10 @@ def test_a_student_comes_to_agree_with_its_teacher(prepared, tmp_path):
         network.module.eval()
         distances[name] = distillation_loss(lesson(network, images), lesson(teacher, images)).item()
     assert distances["student"] < distances["alone"]
+    # a finished run needs its teacher no longer
+    (tmp_path / "teacher").rename(tmp_path / "elsewhere")
+    assert len(train_on_cpu(student, prepared, tmp_path / "student", resume=True)) == 12
+    (tmp_path / "elsewhere").rename(tmp_path / "teacher")
     with pytest.raises(PetsegError, match=r"knows pet, background, border; wanted leaf, soil: train one of these"):
         load_teacher(str(tmp_path / "teacher"), classes_from(["leaf", "soil"]), CPU, ())
 
