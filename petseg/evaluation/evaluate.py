@@ -193,7 +193,9 @@ def load_run(run: Path, hardware: Hardware) -> TrainedRun:
     config, data = runs.read_config(run), runs.read_data(run)
     weights = checkpoint.BEST if "test" in data.splits else checkpoint.LAST
     network = inference.run_network(run, config.model, len(data.classes), hardware)
-    return TrainedRun(network, config, data, weights, checkpoint.load_weights(network.module, run / weights))
+    epoch = checkpoint.load_weights(network.module, run / weights)
+    network.module.eval()
+    return TrainedRun(network, config, data, weights, epoch)
 
 
 def evaluate_run(
