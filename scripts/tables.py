@@ -436,7 +436,24 @@ def cluster_predict(result: Any) -> Rows:
     return rows, f"{result.photos:,} photos to masks by `{result.model}`. {started} {measured(result)}"
 
 
+def ablation(result: Any) -> Rows:
+    """Returns mIoU with all camera faults in training, then what each one, and all of them, add to it."""
+    rows = []
+    for found in result.rows:
+        looks = {name: look for name, look in vars(found).items() if isinstance(look, Row)}
+        whole = found.arm == "all"
+        cells = {name: units.percent(look.miou) if whole else gained(look.gain) for name, look in looks.items()}
+        rows.append(Row(title=found.title, part=units.percent(found.pet_in_free_parts), **cells))
+    return rows, f"{measured(result)} Images: {result.images}."
+
+
+def gained(gain: Any) -> str:
+    """Returns a gain in points with its interval."""
+    return f"{gain.points:+.1f} ({gain.low:.1f} to {gain.high:.1f})"
+
+
 ROWS: dict[str, Callable[[Any], Rows]] = {
+    "ablation": ablation,
     "mask-options": mask_options,
     "billion": billion,
     "scale": scale,
