@@ -39,9 +39,9 @@ default() { # the shipped default model, on from its weights at 320 px, with all
     run unet_lite2 400 pretrained --init unet_lite2 "${tuned[@]}"
 }
 
-students() { # U-Net and SegNet at 256 px from random weights, taught by the shipped default model, both at once
-    local name taught=(--set teacher=unet_lite2 --set size=256 --set "ramp=[128, 192]" --set epochs="${EPOCHS:-60}")
-    for name in unet segnet; do run "${name}_taught" 420 base --model "$name" "${taught[@]}" & done; wait
+students() { # the shipped U-Net and SegNet, on from their weights at 256 px, taught by the default model, both at once
+    local name taught=(--set teacher=unet_lite2 --set size=256 --set "ramp=[192]" --set epochs="${EPOCHS:-60}")
+    for name in unet segnet; do run "${name}_taught" 420 base --init "${name}_base" "${taught[@]}" & done; wait
 }
 
 networks() { # the comparison's eight at 192 px, four at a time
