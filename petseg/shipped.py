@@ -31,10 +31,15 @@ def shipped_models() -> list[str]:
     return sorted(entry.name.removesuffix(".onnx") for entry in WEIGHTS.iterdir() if entry.name.endswith(".onnx"))
 
 
+def model_names() -> list[str]:
+    """Returns every name that means a shipped model: the kinds, then the models' own."""
+    return [*KINDS, *shipped_models()]
+
+
 def shipped_model(name: str) -> str:
     """Returns the shipped model that a name means: its own, or the best one of a kind."""
     shipped = shipped_models()
     meant = next((each for each in (name, f"{name}_base", f"{name}_small") if each in shipped), None)
     if meant is None:
-        raise unknown_name("model", name, [*KINDS, *shipped])
+        raise unknown_name("model", name, model_names())
     return meant

@@ -60,8 +60,8 @@ def train(
         kept = out is not None and resume and (out / "config.json").is_file()
         begun = model_of(str(out) if kept else loaded.train.init)
         model = begun.name
-        own = {f"model.{name}": value for name, value in model_options(begun).items() if value is not None}
-        loaded = load_recipe(recipe, [*(f"{name}={json.dumps(value)}" for name, value in own.items()), *given])
+        own = [f"model.{name}={json.dumps(value)}" for name, value in model_options(begun).items() if value is not None]
+        loaded = load_recipe(recipe, [*own, *given])
     model = model or "unet"
     config = run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused
     run = out or Path("runs") / f"{run_name(recipe, data)}-{folder_name(model)}"

@@ -39,7 +39,7 @@ from petseg.export.openvino import Made, as_openvino, drawn_images, keep
 from petseg.models import title_of, to_unit_range
 from petseg.models.external import evenly_padded, pretraining
 from petseg.predict.enlarge import Floats
-from petseg.shipped import KINDS, shipped_models
+from petseg.shipped import model_names
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network, build_network
 
@@ -309,7 +309,7 @@ def quiet() -> Iterator[None]:
 
 def _begun(init: str) -> str:
     """Returns what a run's weights began as."""
-    return f"the shipped model {init}" if init in (*KINDS, *shipped_models()) else "another run or file"
+    return f"the shipped model {init}" if init in model_names() else "another run or file"
 
 
 def _scores(run: Path) -> dict[str, Any]:

@@ -189,8 +189,8 @@ class Trainer:
         """What the model learns from beside the labels; a finished run needs none."""
         if not self.config.train.teacher:
             return None
-        images, classes = _first_images(self.config, self.split), self.split.dataset.classes
-        return load_teacher(self.config.train.teacher, classes, self.network.hardware, images)
+        classes, side = self.split.dataset.classes, self.config.side(1)
+        return load_teacher(self.config.train.teacher, classes, self.network.hardware, side)
 
     def epoch(self, epoch: int, detail: str, on_step: OnStep) -> float:
         """Returns the epoch's mean cross-entropy over images, unweighted, without Dice, augmentation and dropout on."""

@@ -7,7 +7,6 @@ scale and shift such that the network computes what the file does, in training t
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from petseg.config import ModelConfig
 from petseg.data.dataset import Class, classes_from
 from petseg.errors import PetsegError, first_line
 from petseg.models.builder import Input
-from petseg.shipped import KINDS, card_of, model_file, shipped_model, shipped_models
+from petseg.shipped import card_of, model_file, model_names, shipped_model
 from petseg.training import checkpoint, runs
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, build_network, read_input, run_network
+from petseg.training.inference import Network, build_network, grey_images, read_input, run_network
 
 COUNTER = ".num_batches_tracked"  # of batch normalisation, without use here
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -42,7 +41,7 @@ class ModelFile:
 
 def is_run(source: str) -> bool:
     """Returns whether weights are those of a run; refuses what is neither that nor a model's file or name."""
-    names = (*KINDS, *shipped_models())
+    names = model_names()
     if (Path(source) / "config.json").is_file() or (source and source not in names and Path(source).is_dir()):
         return True
     if source.endswith(".onnx") or source in names:
@@ -96,26 +95,27 @@ def load_initial(network: Network, source: str, images: Iterable[Tensor]) -> Non
 
     `images`, batches float32 [N, 3, H, W] in 0..1, are those whose statistics a file's batch normalisation gets.
     """
-    if not is_run(source):
+    if is_run(source):
+        _load_run(network, Path(source))
+    else:
         _load_file(network, read_model(source), images)
-        return
-    run = Path(source)
-    _refuse_other_input(network, read_input(run, network.input), source)
-    tensors, _ = checkpoint.read_tensors(run / checkpoint.BEST)
-    _load(network.module, tensors, source)
 
 
-def load_teacher(source: str, classes: Sequence[Class], hardware: Hardware, images: Iterable[Tensor]) -> Network:
-    """Returns the network of some weights, ready to teach; refuses one of other classes. `images` as above."""
-    run, of_run = Path(source), is_run(source)
-    known = [entry.name for entry in (runs.read_data(run).classes if of_run else read_model(source).classes)]
+def load_teacher(source: str, classes: Sequence[Class], hardware: Hardware, side: int) -> Network:
+    """Returns the network of some weights, ready to teach images of a `side`; refuses one of other classes."""
+    run, file = Path(source), None if is_run(source) else read_model(source)
+    known = [entry.name for entry in (runs.read_data(run) if file is None else file).classes]
     wanted = [entry.name for entry in classes]
     if known != wanted:
         given = f"knows {', '.join(known)}; wanted {', '.join(wanted)}"
         raise PetsegError(f"train.teacher {source}: {given}: train one of these classes")
-    build = partial(run_network, run) if of_run else build_network
-    network = build(model_of(source), len(known), hardware)
-    load_initial(network, source, images)
+    if file is None:
+        network = run_network(run, runs.read_config(run).model, len(known), hardware)
+        _load_run(network, run)
+    else:
+        network = build_network(file.model, len(known), hardware)
+        # what it says does not depend on the statistics, so grey images do
+        _load_file(network, file, [grey_images(side, hardware)])
     network.module.eval().requires_grad_(False)
     return network
 
@@ -138,6 +138,12 @@ def _refuse_other_input(network: Network, seen: Input, source: str) -> None:
             f"{source}: its images have mean and deviation {given}, this network's {wanted}; leave --model and its "
             "options out"
         )
+
+
+def _load_run(network: Network, run: Path) -> None:
+    _refuse_other_input(network, read_input(run, network.input), str(run))
+    tensors, _ = checkpoint.read_tensors(run / checkpoint.BEST)
+    _load(network.module, tensors, str(run))
 
 
 def _load_file(network: Network, file: ModelFile, images: Iterable[Tensor]) -> None:

@@ -37,7 +37,7 @@ def test_a_student_comes_to_agree_with_its_teacher(prepared, tmp_path):
     train_on_cpu(student, prepared, tmp_path / "student")
     alone = tiny("train.epochs=12", "seed=1")
     train_on_cpu(alone, prepared, tmp_path / "alone")
-    teacher = load_teacher(str(tmp_path / "teacher"), prepared.dataset.classes, CPU, ())
+    teacher = load_teacher(str(tmp_path / "teacher"), prepared.dataset.classes, CPU, 32)
     split = load_splits(prepared, student, CPU.device)["val"]
     images, _ = split.batch(split.rows)
     distances = {}
@@ -52,7 +52,7 @@ def test_a_student_comes_to_agree_with_its_teacher(prepared, tmp_path):
     assert len(train_on_cpu(student, prepared, tmp_path / "student", resume=True)) == 12
     (tmp_path / "elsewhere").rename(tmp_path / "teacher")
     with pytest.raises(PetsegError, match=r"knows pet, background, border; wanted leaf, soil: train one of these"):
-        load_teacher(str(tmp_path / "teacher"), classes_from(["leaf", "soil"]), CPU, ())
+        load_teacher(str(tmp_path / "teacher"), classes_from(["leaf", "soil"]), CPU, 32)
 
 
 def test_a_teacher_normalises_images_as_its_run_wrote_down(prepared, tmp_path):
@@ -60,4 +60,4 @@ def test_a_teacher_normalises_images_as_its_run_wrote_down(prepared, tmp_path):
     train_on_cpu(tiny("train.epochs=1"), prepared, run)
     own = read_json(run / "input.json") | {"mean": [0.25, 0.5, 0.75]}
     write_json(run / "input.json", own)
-    assert load_teacher(str(run), prepared.dataset.classes, CPU, ()).input.mean == (0.25, 0.5, 0.75)
+    assert load_teacher(str(run), prepared.dataset.classes, CPU, 32).input.mean == (0.25, 0.5, 0.75)

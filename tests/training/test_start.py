@@ -115,10 +115,11 @@ def test_training_goes_on_from_a_shipped_model(pets_folder, tmp_path):
     train_on_cpu(config, prepared, tmp_path / "run")
     taught = tiny("train.teacher=unet_small", "task=trimap_species", "train.epochs=1")
     train(taught, prepared, tmp_path / "taught")
-    teacher = load_teacher("unet_small", prepared.dataset.classes, CPU, [SEEN])
+    teacher = load_teacher("unet_small", prepared.dataset.classes, CPU, 32)
     assert not teacher.module.training
+    assert np.abs(probabilities(teacher, OTHERS) - Segmenter("unet_small").probabilities(OTHERS)).max() < 2e-3
     with pytest.raises(PetsegError, match="knows cat, dog, background, border; wanted leaf"):
-        load_teacher("unet_small", classes_from(["leaf", "soil"]), CPU, [SEEN])
+        load_teacher("unet_small", classes_from(["leaf", "soil"]), CPU, 32)
 
 
 def test_what_holds_no_such_weights_is_refused(tmp_path):
