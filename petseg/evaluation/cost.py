@@ -23,7 +23,7 @@ from petseg.training.device import Hardware
 from petseg.training.inference import build_network
 from petseg.training.loop import Objective, make_optimiser, train_step
 
-ROUNDS = 20  # parts of the passes whose medians give a ratio its interval
+ROUNDS = 20  # turns of some passes, whose medians give a ratio its interval
 STEP_PIXELS = 2**18  # of a step that is timed
 TRAINING_BATCH = 32  # images beside which a further one is counted: of few, the weights' gradients would hide its need
 
@@ -134,13 +134,20 @@ def _storage_key(tensor: Tensor) -> int:
 
 
 def take_turns(passes: Mapping[str, Callable[[], object]], repeats: int, *, warm: int = 5) -> dict[str, list[float]]:
-    """Returns the milliseconds of `repeats` passes of each contender, in turns, after some to warm up."""
+    """Returns the milliseconds of `repeats` passes of each contender, after some to warm up.
+
+    They take `ROUNDS` turns. The first pass of each does not count: others had the caches, and their threads spin on.
+    """
     times: dict[str, list[float]] = {name: [] for name in passes}
-    for turn in range(-warm, repeats):
-        for name, run in passes.items():
-            started = time.perf_counter()
+    for run in passes.values():
+        for _ in range(warm):
             run()
-            if turn >= 0:
+    for turn in np.array_split(range(repeats), min(ROUNDS, repeats)):
+        for name, run in passes.items():
+            run()
+            for _ in turn:
+                started = time.perf_counter()
+                run()
                 times[name].append(1000 * (time.perf_counter() - started))
     return times
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from petseg.config import ModelConfig
 from petseg.errors import PetsegError
@@ -15,16 +15,25 @@ from petseg.experiments.study.recipe import TOLERANCE
 from petseg.export.onnx import as_onnx
 from petseg.export.openvino import drawn_images
 from petseg.models import model_options
+from petseg.predict.runtimes import RUNTIMES
 from petseg.schema import CostMatch, LatencyInfo
 from petseg.threads import OtherWork
 from petseg.training.device import choose_hardware
 from petseg.training.inference import build_network
 
+Shapes = Mapping[str, tuple[ModelConfig, int]]  # a shape's name -> model and side in pixels
 Measure = Callable[[Sequence[ModelConfig]], Sequence[float]]  # costs of shapes, the reference first, measured together
 MACS_RANGE = (0.6, 1.7)  # shares of the reference's arithmetic within which widths are candidates for its latency
 NEAREST = 3  # widths, nearest first, whose stages may take one convolution more or less where no width alone fits
 UNDISTURBED = 0.1  # the quantile of a shape's times that is matched: what else runs makes the others longer
 REPEATS = 60  # passes a candidate, after five to warm up
+MATCHED = "ONNX Runtime, one thread"  # the setting whose latency shapes are matched by
+SETTINGS = {  # where latencies are measured: runtime, as `petseg predict` runs it, and threads of a call
+    MATCHED: ("onnxruntime", 1),
+    "ONNX Runtime, all threads": ("onnxruntime", None),
+    "OpenVINO, one thread": ("openvino", 1),
+    "OpenVINO, all threads": ("openvino", None),
+}
 
 
 def find_shape(question: MatchQuestion, num_classes: int, measure: Measure | None = None) -> CostMatch:
@@ -126,25 +135,29 @@ def time_shapes(num_classes: int, size: int) -> Measure:
         macs = [count_macs(shape, num_classes, size) for shape in shapes]
         low, high = (share * macs[0] for share in MACS_RANGE)
         near = {str(at): (shape, size) for at, shape in enumerate(shapes) if not at or low <= macs[at] <= high}
-        times = onnx_times(near, num_classes, REPEATS)
+        times = take_turns(_passes(near, _files(near, num_classes), MATCHED), REPEATS)
         return [float(np.quantile(times.get(str(at), [np.inf]), UNDISTURBED)) for at in range(len(shapes))]
 
     return measure
 
 
-def measure_onnx_latencies(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int) -> dict[str, LatencyInfo]:
-    """Returns each shape's latency."""
-    others, times = OtherWork(), onnx_times(shapes, num_classes, repeats=200)
-    return {key: latency_of(taken, shapes[key][1], others) for key, taken in times.items()}
+def measure_latencies(shapes: Shapes, num_classes: int, repeats: int = 200) -> dict[str, dict[str, LatencyInfo]]:
+    """Returns setting -> shape -> its latency; without OpenVINO those of ONNX Runtime alone."""
+    files, found = _files(shapes, num_classes), {}
+    for setting, (runtime, _) in SETTINGS.items():
+        if runtime == "onnxruntime" or find_spec(runtime):
+            others, times = OtherWork(), take_turns(_passes(shapes, files, setting), repeats)
+            found[setting] = {key: latency_of(taken, shapes[key][1], others) for key, taken in times.items()}
+    return found
 
 
-def onnx_times(shapes: Mapping[str, tuple[ModelConfig, int]], num_classes: int, repeats: int) -> dict[str, list[float]]:
-    """Returns the milliseconds of each pass in ONNX Runtime, one image on one thread, of (model, side) taking turns."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    passes = {}
-    for key, (config, size) in shapes.items():
-        content = as_onnx(build_network(config, num_classes, choose_hardware("fp32", "cpu")), size)
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        passes[key] = partial(session.run, None, {"image": drawn_images(size)[:1]})
-    return take_turns(passes, repeats)
+def _files(shapes: Shapes, num_classes: int) -> dict[str, bytes]:
+    hardware = choose_hardware("fp32", "cpu")
+    return {key: as_onnx(build_network(config, num_classes, hardware), size) for key, (config, size) in shapes.items()}
+
+
+def _passes(shapes: Shapes, files: Mapping[str, bytes], setting: str) -> dict[str, Callable[[], object]]:
+    """Returns what computes one image of each shape."""
+    runtime, threads = SETTINGS[setting]
+    images = {size: drawn_images(size)[:1] for _, size in shapes.values()}
+    return {key: partial(RUNTIMES[runtime](file, threads), images[shapes[key][1]]) for key, file in files.items()}

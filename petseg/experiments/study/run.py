@@ -188,7 +188,7 @@ def _find_shapes(manifest: StudyManifest, folder: Path, making: Making) -> Study
 
 def _count_costs(manifest: StudyManifest, folder: Path, making: Making) -> StudyManifest:
     """Counts every shape's cost, and measures all latencies in turn where one is missing."""
-    from petseg.experiments.study.match import measure_onnx_latencies
+    from petseg.experiments.study.match import MATCHED, measure_latencies
 
     assert manifest.data is not None
     classes = len(manifest.data.classes)
@@ -198,12 +198,14 @@ def _count_costs(manifest: StudyManifest, folder: Path, making: Making) -> Study
     changes: dict[str, object] = {"costs": costs}
     if any(costs[key].latency_ms is None for key in shapes):
         making.on_status("measure latencies", 0, 1)
-        for key, latency in measure_onnx_latencies(shapes, classes).items():
-            measured = {"latency_ms": latency, "latencies": {"ONNX Runtime, one thread": latency}}
-            costs[key] = costs[key].model_copy(update=measured)
+        measured = measure_latencies(shapes, classes)
+        for key in shapes:
+            latencies = {setting: of_shape[key] for setting, of_shape in measured.items()}
+            changes_of = {"latency_ms": latencies[MATCHED], "latencies": latencies}
+            costs[key] = costs[key].model_copy(update=changes_of)
         machine = choose_hardware("fp32", "cpu").environment()
         changes["latency_environment"] = LatencyEnvironment(
-            engine="ONNX Runtime, one thread, batch 1, float32",
+            engine=f"{MATCHED}, batch 1, float32",
             **machine.model_dump(include={"processor", "commit", "started"}),
         )
     return _save(manifest.model_copy(update=changes), folder)
