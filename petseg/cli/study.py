@@ -41,7 +41,7 @@ def study(
     loaded = load_study(recipe)
     folder = out or Path("runs") / Path(recipe).stem
     if show:
-        _show(loaded, folder, data, lambda: chosen_hardware(loaded.train.precision, device, threads))
+        _show(loaded, folder, data, jobs or 1, lambda: chosen_hardware(loaded.train.precision, device, threads))
         return
     executor = _executor(ray, jobs, threads, gpus, folder)
     place = data_folder(data)
@@ -59,8 +59,11 @@ def study(
     print(f"{folder}: {len(manifest.runs)} runs: {counts}")
 
 
-def _show(study: "Study", folder: Path, data: Path | None, choose: Callable[[], "Hardware"]) -> None:
-    """Prints the runs and their time: of shapes that were trained, by their epochs; of others, by a few steps now."""
+def _show(study: "Study", folder: Path, data: Path | None, jobs: int, choose: Callable[[], "Hardware"]) -> None:
+    """Prints the runs and their time: of shapes that were trained, by their epochs; of others, by a few steps now.
+
+    The steps have the threads that one of `jobs` runs at a time has.
+    """
     from petseg.data.sources import find_data
     from petseg.experiments.study.plan import durations, plan, sizes
     from petseg.experiments.study.run import open_study
@@ -75,7 +78,7 @@ def _show(study: "Study", folder: Path, data: Path | None, choose: Callable[[], 
         planned = plan(manifest)
         trained = {run.cost for run in planned if read_metrics(run.place(folder))}
         new = {run.cost: run.config for run in planned if run.cost not in trained}
-        measured = _timed(new, len(manifest.data.classes) if manifest.data else 3, choose()) if new else {}
+        measured = _timed(new, len(manifest.data.classes) if manifest.data else 3, choose(), jobs) if new else {}
     seconds = durations(manifest, folder, planned, measured)
     rows = []
     whole = left = 0.0
@@ -88,13 +91,17 @@ def _show(study: "Study", folder: Path, data: Path | None, choose: Callable[[], 
         name = run.name.rpartition("-")[0] if run.waits else run.name
         rows.append((str(number), name, purpose, duration(seconds[run.name]), state))
     print_table(f"{study.title}: {folder}", (">", "run", "for", ">time", "state"), rows)
-    print(f"{duration(whole)} in all, {duration(left)} left, one run at a time")
+    at_a_time = "one run" if jobs == 1 else f"{jobs} runs"
+    print(f"{duration(whole / jobs)} in all, {duration(left / jobs)} left, {at_a_time} at a time")
 
 
-def _timed(configs: Mapping[str, "RunConfig"], num_classes: int, hardware: "Hardware") -> dict[str, float]:
+def _timed(configs: Mapping[str, "RunConfig"], num_classes: int, hardware: "Hardware", jobs: int) -> dict[str, float]:
     """Returns cost -> seconds of a training image, by a few steps of each shape."""
+    import torch
+
     from petseg.evaluation.cost import image_seconds
 
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))  # as runs at a time share them
     found = {}
     with progress_bar() as advance:
         for number, (cost, config) in enumerate(configs.items()):

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from petseg.cli.study import study as study_command
 from petseg.config import ModelConfig, RunConfig
@@ -348,6 +349,9 @@ def test_the_list_says_what_each_run_is_for_and_how_long(whole, recipe, pets_fol
     whole, left = re.search(r"(.+) in all, (.+) left, one run at a time", fresh).groups()
     assert whole == left
     assert not (tmp_path / "fresh").exists()
+    study_command(str(recipe), data=pets_folder, out=tmp_path / "fresh", show=True, device="cpu", threads=2, jobs=2)
+    assert "2 runs at a time" in capsys.readouterr().out
+    assert torch.get_num_threads() == 1
 
 
 def test_expectations_may_not_change_after_the_runs(whole, tmp_path):
