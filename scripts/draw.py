@@ -186,9 +186,11 @@ def gap() -> None:
             96: main - arms["main", "segnet/width"],
             128: shipped("official/runs/unet") - shipped("official/runs/segnet"),
         },
-        "SegNet with four stages, as many as U-Net": {
+        "with four stages, widened to U-Net's parameters": {
             64: small - arms["depth", "segnet/shallower"],
             96: main - arms["main", "segnet/stages"],
+        },
+        "with four stages, of U-Net's width": {
             160: shipped("models/unet_small") - shipped("models/segnet_small"),
             192: shipped("models/unet_base") - shipped("models/segnet_base"),
         },
@@ -196,7 +198,7 @@ def gap() -> None:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     axes = figure.subplots()
-    for (title, points), marker, colour in zip(lines.items(), "so", ("#D55E00", "#0072B2"), strict=True):
+    for (title, points), marker, colour in zip(lines.items(), "sov", ("#D55E00", "#0072B2", "#009E73"), strict=True):
         axes.plot(list(points), list(points.values()), marker=marker, color=colour, linewidth=1, label=title)
         for side, lead in points.items():
             axes.annotate(f"{lead:.1f}", (side, lead), xytext=(0, 7), textcoords="offset points", ha="center")

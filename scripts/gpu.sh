@@ -44,7 +44,7 @@ students() { # the shipped U-Net and SegNet, on from their weights at 256 px, ta
     for name in unet segnet; do run "${name}_taught" 420 base --init "${name}_base" "${taught[@]}" & done; wait
 }
 
-networks() { # the comparison's eight at 192 px, four at a time
+networks() { # the comparison's seven at 192 px, four at a time
     local model number=0
     while read -r model; do
         run "network$number" 300 networks --model "$model" --set size=192 &

@@ -23,7 +23,7 @@ from petseg.cli.terminal import print_figures, progress_bar, resumable
 from petseg.errors import PetsegError
 
 QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had."
-RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun) or a TOML file."
+RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun, networks, pretrained) or a TOML file."
 MODELS_HELP = "Instead of the recipe's: unet,smp:ARCHITECTURE/ENCODER,timm:ENCODER,FILE.py:CLASS."
 REFERENCE_HELP = "The model that the others are compared with; with --resume it changes without training."
 SOURCE_HELP = "A comparison's or a study's folder, a comparison.json or a findings.json."
