@@ -349,6 +349,14 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     return validated(Recipe, fields, source=f"recipe {name}")
 
 
+def with_settings(config: "RunConfig", settings: Sequence[str]) -> "RunConfig":
+    """Returns a run's config changed by `field=value` settings."""
+    fields = config.model_dump()
+    for field, value in map(_parse_setting, settings):
+        put_field(fields, field, value, source="--set")
+    return validated(RunConfig, fields, source="--set")
+
+
 def read_toml(kind: str, name: str, shipped: Sequence[str]) -> dict[str, Any]:
     """Returns the fields of a shipped TOML file by name, or of one by path; errors call it a `kind`."""
     if name not in shipped and not name.endswith(".toml") and "/" not in name:

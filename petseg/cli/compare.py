@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from petseg.cli.data import data_folder, data_or_synthetic, prepare_data, run_name
+from petseg.cli.data import data_folder, data_of, data_or_synthetic, prepare_data, run_name
 from petseg.cli.options import (
     DataOption,
     DeviceOption,
@@ -66,6 +66,7 @@ def compare(
     folder = out or Path("runs") / f"compare-{run_name(name, data)}"
     refuse_existing(folder, resume=resume)
     hardware = chosen_hardware(loaded.train.precision, device, threads, folder)
+    data = data_of(folder, data) if resume else data
     source, synthetic = data_or_synthetic(data) if quick else (data_folder(data, fetch=True), False)
     prepared = prepare_data(source, loaded.data)
     started = time.monotonic()

@@ -96,6 +96,13 @@ def prepare(data: DataOption = None, size: SizeOption = 128) -> None:
     print(f"{prepared.folder}: {len(prepared.samples):,} pairs at {size} px")
 
 
+def data_of(run: Path, given: Path | None) -> Path | None:
+    """Returns what was given as --data, else where the images of a run or a comparison lay."""
+    from petseg.training.runs import read_place
+
+    return given or read_place(run)
+
+
 def data_folder(given: Path | None, *, fetch: bool = False) -> Path:
     """Returns the folder of the dataset: what was given, PETSEG_DATA, what was downloaded, or is now if asked for."""
     from petseg.data.sources import find_data
@@ -134,8 +141,11 @@ def _download(data: Path | None = None, rounds: int = 4) -> Path:
     return folder
 
 
-def open_data(folder: Path, config: "DataConfig", run: Path | None = None) -> "Dataset":
-    """Returns the dataset in a folder or an archive, with a run's splits; prints in one line what was recognised."""
+def open_data(folder: Path, config: "DataConfig", run: Path | None = None, trained_on: str = "") -> "Dataset":
+    """Returns the dataset in a folder or an archive, with a run's splits; prints in one line what was recognised.
+
+    `trained_on` is as of `open_dataset`.
+    """
     from petseg.data.sources import open_dataset, recognise, unpacked
 
     recorded = None
@@ -146,7 +156,7 @@ def open_data(folder: Path, config: "DataConfig", run: Path | None = None) -> "D
     _, line = recognise(unpacked(folder))
     with progress_bar() as advance:
         given = recorded.model_dump() if recorded else None
-        dataset = open_dataset(folder, config, splits=given, on_progress=advance)
+        dataset = open_dataset(folder, config, splits=given, trained_on=trained_on, on_progress=advance)
     splits = ", ".join(f"{part} {len(ids):,}" for part, ids in dataset.splits.items())
     counts = f"{len(dataset.samples):,} images, {len(dataset.classes)} classes; {splits}"
     print(f"{folder}: {line}: {counts}", file=sys.stderr)

@@ -1,13 +1,14 @@
 """`petseg train` and `petseg evaluate`."""
 
 import json
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from petseg.cli.data import data_folder, open_data, prepare_data, run_name
+from petseg.cli.data import data_folder, data_of, open_data, prepare_data, run_name
 from petseg.cli.options import (
     DataOption,
     DeviceOption,
@@ -20,9 +21,17 @@ from petseg.cli.options import (
 from petseg.cli.terminal import print_table, progress_bar, resumable
 from petseg.units import loss, percent
 
+if TYPE_CHECKING:
+    from petseg.config import RunConfig
+
+DEFAULT = "default"  # the recipe
+
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a TOML file.")] = "default",
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="A shipped recipe or a TOML file.", show_default="default; with --resume that of --out"),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="unet, segnet, or as `petseg models` says.", show_default="that of --init, else unet"),
@@ -43,32 +52,24 @@ def train(
     threads: ThreadsOption = None,
 ) -> None:
     """Train one model into a run folder."""
-    from petseg.config import load_recipe
-    from petseg.models import folder_name, model_options, run_config, title_of
+    from petseg.models import folder_name, title_of
     from petseg.training import distributed
     from petseg.training.loop import Execution
     from petseg.training.loop import train as train_model
     from petseg.training.runs import refuse_existing
-    from petseg.training.start import model_of
     from petseg.training.unlabelled import prepare_unlabelled
 
     given = [*(settings or ())]
     given += [] if init is None else [f"train.init={json.dumps(init, ensure_ascii=False)}"]
     given += [] if unlabelled is None else [f"train.unlabelled.source={json.dumps(str(unlabelled))}"]
-    loaded = load_recipe(recipe, given)
-    if model is None and loaded.train.init:
-        kept = out is not None and resume and (out / "config.json").is_file()
-        begun = model_of(str(out) if kept else loaded.train.init)
-        model = begun.name
-        own = [f"model.{name}={json.dumps(value)}" for name, value in model_options(begun).items() if value is not None]
-        loaded = load_recipe(recipe, [*own, *given])
-    model = model or "unet"
-    config = run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused
-    run = out or Path("runs") / f"{run_name(recipe, data)}-{folder_name(model)}"
+    kept = out if resume and out is not None and (out / "config.json").is_file() else None
+    config = _config(recipe, model, given, kept)
+    model = config.model.name
+    run = out or Path("runs") / f"{run_name(recipe or DEFAULT, data)}-{folder_name(model)}"
     if distributed.rank_started() == 0:
         refuse_existing(run, resume=resume)
     hardware = chosen_hardware(config.train.precision, device, threads, run)
-    prepared = prepare_data(data_folder(data), config.data)
+    prepared = prepare_data(data_folder(data_of(run, data) if resume else data), config.data)
     if export and distributed.rank_started() == 0:
         from petseg.export.onnx import check_export
 
@@ -87,17 +88,38 @@ def train(
         print(f"exported: {exported_run(run)}")
 
 
+def _config(recipe: str | None, model: str | None, given: list[str], kept: Path | None) -> "RunConfig":
+    """Returns the config of a training; of a run that is `kept` the settings alone change it."""
+    from petseg.config import load_recipe, with_settings
+    from petseg.models import model_options, run_config
+    from petseg.training.runs import read_config
+    from petseg.training.start import model_of
+
+    if kept and not recipe and not model:
+        return with_settings(read_config(kept), given)
+    recipe = recipe or DEFAULT
+    loaded = load_recipe(recipe, given)
+    if model is None and loaded.train.init:
+        begun = model_of(str(kept or loaded.train.init))
+        model = begun.name
+        own = [f"model.{name}={json.dumps(value)}" for name, value in model_options(begun).items() if value is not None]
+        loaded = load_recipe(recipe, [*own, *given])
+    model = model or "unet"
+    return run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused
+
+
 def robustness(
     model: Annotated[str, typer.Argument(help="A run folder, a shipped model or an ONNX file of `petseg export`.")],
-    split: Annotated[str, typer.Option(help="test, or val to choose by.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="test, or val to choose by.", show_default="test, or all of other images")
+    ] = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the counts of each image.")] = None,
-    settings: SetOption = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Score a model on images corrupted as files. They are JPEG, blur, noise, darkness, scale and rotation."""
-    from petseg.config import load_recipe
+    from petseg.config import RunConfig, validated
     from petseg.evaluation.corruptions import KINDS, UNCHANGED, Corruption
     from petseg.evaluation.robustness import evaluate_robustness, shipped_robustness
     from petseg.metrics import mean_iou
@@ -109,14 +131,16 @@ def robustness(
         if Path(model).is_dir():
             config = read_config(Path(model))
             hardware = chosen_hardware(config.train.precision, device, threads)
-            prepared = prepare_data(data_folder(data), config.data, Path(model))
+            prepared = prepare_data(data_folder(data_of(Path(model), data)), config.data, Path(model))
+            split = chosen_split(split, "test", prepared.dataset.splits)
             found = evaluate_robustness(Path(model), hardware, prepared, partial(advance, "score"), split=split)
         else:
             segmenter = Segmenter(model, threads=threads)
-            config_data = load_recipe("default", ["task=trimap_species", *(settings or ())]).data
-            found = shipped_robustness(
-                segmenter, open_data(data_folder(data), config_data), partial(advance, "score"), split=split
-            )
+            config_data = validated(RunConfig, segmenter.card.get("config", {}), source=f"model {model}").data
+            known = segmenter.card.get("data", {}).get("name", "")
+            dataset = open_data(data_folder(data), config_data, trained_on=known)
+            split = chosen_split(split, "test", dataset.splits)
+            found = shipped_robustness(segmenter, dataset, partial(advance, "score"), split=split)
     if out is not None:
         write_record(out, found)
     score = {name: 100 * float(mean_iou(found.counts(name).sum(axis=0))) for name in found.confusions}
@@ -130,20 +154,29 @@ def robustness(
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    split: Annotated[str, typer.Option(help="val, or test for the final figure of a finished run.")] = "val",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="val, or test for the final figure of a finished run.", show_default="val, or all of other images"
+        ),
+    ] = None,
     data: DataOption = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Score a trained run on a split, at each image's own size. The scores are kept in the run folder."""
+    """Score a trained run on a split, at each image's own size. The scores are kept in the run folder.
+
+    Images that the run does not know are scored as one split, all, unless they bring splits.
+    """
     from petseg.evaluation.evaluate import evaluate_run
-    from petseg.training.batches import load_splits
+    from petseg.training.batches import scored_splits
     from petseg.training.runs import read_config
 
     config = read_config(run)
     hardware = chosen_hardware(config.train.precision, device, threads)
-    prepared = prepare_data(data_folder(data), config.data, run)
-    splits = load_splits(prepared, config, hardware.device)
+    prepared = prepare_data(data_folder(data_of(run, data)), config.data, run)
+    splits = scored_splits(prepared, hardware.device)
+    split = chosen_split(split, "val", splits)
     with progress_bar() as advance:
         evaluation = evaluate_run(run, hardware, splits, split, partial(advance, f"score {split}"))
     scores = evaluation.scores
@@ -154,3 +187,8 @@ def evaluate(
     print_table("percent", ("class", ">IoU", ">Dice", ">boundary F"), rows)
     entropy = f"cross-entropy {loss(scores.cross_entropy)} at {scores.cross_entropy_frame}"
     print(f"pixel accuracy {percent(scores.pixel_accuracy)} %, {entropy}")
+
+
+def chosen_split(given: str | None, usual: str, splits: Container[str]) -> str:
+    """Returns the split to score: what was given, else the usual one, of other images without splits all of them."""
+    return given or ("all" if "all" in splits else usual)

@@ -151,6 +151,7 @@ class Dataset:
     loss_sizes: tuple[int, ...] = ()  # sides in pixels at which the cross-entropy is reported too
     skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind of file that is no sample -> names
     holds: Mapping[str, frozenset[int]] = field(default_factory=dict)  # sample id -> its label's class ids, where known
+    place: Path | None = None  # the folder or archive that it was opened from
     refusal: str = ""  # why it must not train as it is, in one line; `data check` opens it all the same
 
     @property

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,7 @@ from petseg.data.cache import ADVICE, cache_root, locked
 from petseg.data.dataset import Dataset, Progress
 from petseg.data.download import ARCHIVES, download
 from petseg.data.formats import coco, cvat, label_studio, labelme, voc
-from petseg.data.splits import with_recorded, with_splits
+from petseg.data.splits import of_others, with_recorded, with_splits
 from petseg.data.synthetic import make_pets
 from petseg.errors import PetsegError, disk_errors
 from petseg.storage import new_folder
@@ -109,22 +110,28 @@ def open_dataset(
     config: DataConfig | None = None,
     *,
     splits: Mapping[str, Sequence[str]] | None = None,
+    trained_on: str = "",
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Dataset:
     """Returns the dataset in a folder of any layout of `SOURCES` or in an archive of one.
 
-    Splits are those of a run's `splits` where these are its images, else those that the folder brings, else drawn.
+    Splits are those that the folder brings, else drawn. To score a run they are its `splits`. Of other images than the
+    run's, or than the dataset of the name that a model's file was `trained_on`, see `splits.of_others`.
     `on_progress` gets (what is done, done, total). Raises `PetsegError` where no source recognises it, and what the
     sources and `with_splits` raise.
     """
     config = config or DataConfig()
     dataset = open_as_given(place, config, on_progress and partial(on_progress, "read labels"))
-    recorded = with_recorded(dataset, splits) if splits else None
-    return recorded or with_splits(dataset, config, on_progress and partial(on_progress, "look for near-duplicates"))
+    if splits is not None:
+        return with_recorded(dataset, splits)
+    if trained_on not in ("", dataset.name):
+        return of_others(dataset)
+    return with_splits(dataset, config, on_progress and partial(on_progress, "look for near-duplicates"))
 
 
 def open_as_given(place: Path, config: DataConfig | None = None, on_progress: Progress | None = None) -> Dataset:
     """As `open_dataset`, with only the splits that the data bring."""
     folder = unpacked(place)
     source, _ = recognise(folder)
-    return source.open_folder(folder, config or DataConfig(), on_progress)
+    dataset = source.open_folder(folder, config or DataConfig(), on_progress)
+    return replace(dataset, place=place.resolve())

@@ -60,13 +60,19 @@ def with_splits(dataset: Dataset, config: DataConfig, on_progress: Progress | No
     )
 
 
-def with_recorded(dataset: Dataset, recorded: Mapping[str, Sequence[str]]) -> Dataset | None:
-    """Returns the dataset with splits that were written down, of which samples may have gone or come; None where most
-    of their samples are not in it: it is another dataset.
+def of_others(dataset: Dataset) -> Dataset:
+    """Returns a dataset that a model to score was not trained on: with its own splits, else all of it as one, "all"."""
+    return dataset if dataset.splits else replace(dataset, splits={"all": tuple(sorted(dataset.by_id))})
+
+
+def with_recorded(dataset: Dataset, recorded: Mapping[str, Sequence[str]]) -> Dataset:
+    """Returns the dataset with splits that were written down, of which samples may have gone or come.
+
+    Where most of their samples are not in it, it is another dataset, see `of_others`.
     """
     kept = {part: tuple(sorted(one for one in ids if one in dataset.by_id)) for part, ids in recorded.items()}
     if 2 * sum(map(len, kept.values())) <= sum(map(len, recorded.values())):
-        return None
+        return of_others(dataset)
     return replace(dataset, splits={part: ids for part, ids in kept.items() if ids or part != "test"})
 
 

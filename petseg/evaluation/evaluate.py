@@ -4,6 +4,7 @@ Cross-entropy is the one score at the training size: it belongs to the loss.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from petseg import metrics, storage
 from petseg.config import RunConfig
+from petseg.data.cache import Prepared
 from petseg.data.dataset import Class, Dataset, Sample, UInt8, scored_ids
 from petseg.data.images import open_ids, resize_ids
 from petseg.errors import PetsegError, first_line, unknown_name
@@ -201,7 +203,10 @@ def load_run(run: Path, hardware: Hardware) -> TrainedRun:
 def evaluate_run(
     run: Path, hardware: Hardware, splits: Mapping[str, Split], name: str, on_progress: Progress = silent
 ) -> Evaluation:
-    """Returns the evaluation of a trained run (see `load_run`) on a split of its classes, computed once and kept."""
+    """Returns the evaluation of a trained run (see `load_run`) on a split of its classes, computed once and kept.
+
+    That of other images than the run's is kept under their name, beside the run's own.
+    """
     trained = load_run(run, hardware)
     if name not in splits:
         raise unknown_name("split", name, splits)
@@ -209,23 +214,26 @@ def evaluate_run(
     own, given = ([entry.name for entry in classes] for classes in (trained.data.classes, split.dataset.classes))
     if own != given:
         raise PetsegError(f"{run} was trained on classes {', '.join(own)}; the labels are of {', '.join(given)}")
-    stored, key = run / "evaluations" / f"{name}.json", split.prepared.key
-    if key != trained.data.key and (known := read_evaluation(stored)) and known.scores.data == trained.data.key:
-        raise PetsegError(
-            f"{run}: {name} is scored on the run's own images, not on those given now ({split.dataset.name}): give its "
-            "own --data, or score a copy of the folder without evaluations/"
-        )
+    stored = run / "evaluations" / f"{name}{of_others(trained.data, split.prepared)}.json"
     return evaluate_once(stored, trained.network, split, (trained.weights, trained.epoch), on_progress)
+
+
+def of_others(own: DataInfo, prepared: Prepared) -> str:
+    """Returns what the name of a run's file about other images than its own has after the split's."""
+    return "" if prepared.key == own.key else "." + re.sub(r"[^\w-]+", "_", prepared.dataset.name)
 
 
 def evaluate_once(
     stored: Path, network: Network, split: Split, weights: tuple[str, int] = ("", 0), on_progress: Progress = silent
 ) -> Evaluation:
-    """Returns the evaluation in the file `stored`, SPLIT.json, made anew if it is of other weights, epoch or images."""
+    """Returns the evaluation in the file `stored`, made anew if it is of other weights, epoch or images.
+
+    Its name begins with the split's, up to a point.
+    """
     known, wanted = read_evaluation(stored), (*weights, split.prepared.key, len(split.rows))
     if known and (known.scores.weights, known.scores.epoch, known.scores.data, len(known.images.ids)) == wanted:
         return known
-    new = evaluate(network, split, stored.stem, on_progress)
+    new = evaluate(network, split, stored.name.partition(".")[0], on_progress)
     new = replace(new, scores=new.scores.model_copy(update={"weights": weights[0], "epoch": weights[1]}))
     write_evaluation(new, stored)
     return new

@@ -21,7 +21,7 @@ from petseg.data.geometry import Floats, Geometry
 from petseg.data.images import open_sample
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import Corruption, corruptions
-from petseg.evaluation.evaluate import Progress, load_run, predicted_ids, silent
+from petseg.evaluation.evaluate import Progress, load_run, of_others, predicted_ids, silent
 from petseg.metrics import Confusion, confusion_matrix
 from petseg.predict.segmenter import Segmenter
 from petseg.schema import Record, read_record
@@ -71,7 +71,8 @@ def evaluate_robustness(
 ) -> Robustness:
     """Returns a run's counts on corrupted images at their own size, computed once and kept in its folder."""
     trained = load_run(run, hardware)
-    stored = run / "evaluations" / ("robustness.json" if split == "test" else f"robustness_{split}.json")
+    name = "robustness" if split == "test" else f"robustness_{split}"
+    stored = run / "evaluations" / f"{name}{of_others(trained.data, prepared)}.json"
     ids = corrupted_ids(prepared.dataset, split)
     empty = Robustness(weights=trained.weights, epoch=trained.epoch, data=prepared.key, ids=ids, confusions={})
     with suppress(PetsegError):
@@ -91,8 +92,8 @@ def shipped_robustness(
     own, given = ([entry.name for entry in classes] for classes in (segmenter.classes, dataset.classes))
     if own != given:
         raise PetsegError(
-            f"model {segmenter.name} has classes {', '.join(own)}; the labels are of {', '.join(given)}: give the data "
-            "or --set task that it was trained on"
+            f"model {segmenter.name} has classes {', '.join(own)}; the labels are of {', '.join(given)}: give data of "
+            "its classes"
         )
     ids = corrupted_ids(dataset, split)
     confusions = _count(Looker(segmenter.probabilities, segmenter.geometry), dataset, ids, on_progress)

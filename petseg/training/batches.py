@@ -1,7 +1,7 @@
 """Batches: the prepared images of each split on the training device, and the order in which an epoch takes them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -86,21 +86,26 @@ class Split:
 
 def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> dict[str, Split]:
     """Returns "train", "val" and, where the dataset has one, "test"; refuses another geometry than the config's."""
-    dataset = prepared.dataset
     if prepared.geometry != (wanted := Geometry.of(config.data)):
         raise PetsegError(f"images are prepared at {prepared.geometry}, the recipe wants {wanted}; prepare them so")
-    rows = usable_rows(prepared)
+    dataset, found = prepared.dataset, scored_splits(prepared, device)
     if config.data.fraction < 1:
         training = [dataset.by_id[sample_id] for sample_id in dataset.splits["train"]]
-        rows["train"] = prepared.rows(part_of(training, config.data.fraction, seed=config.train.seed))
-    images, labels = on_device(prepared, device)
-    train, val = (len(rows.get(part, ())) for part in ("train", "val"))
+        rows = prepared.rows(part_of(training, config.data.fraction, seed=config.train.seed))
+        found["train"] = replace(found["train"], rows=rows)
+    train, val = (len(found[part].rows) if part in found else 0 for part in ("train", "val"))
     if train < 2 or not val:
         raise PetsegError(
             f"{dataset.name}: {train} training and {val} validation images can be used; wanted at least 2 and 1, with "
             "labelled pixels: is the data folder complete? (`petseg data check`)"
         )
-    return {part: Split(images, labels, own, device, prepared) for part, own in rows.items()}
+    return found
+
+
+def scored_splits(prepared: Prepared, device: torch.device) -> dict[str, Split]:
+    """Returns every split, whatever it is for."""
+    images, labels = on_device(prepared, device)
+    return {part: Split(images, labels, rows, device, prepared) for part, rows in usable_rows(prepared).items()}
 
 
 def on_device(prepared: Prepared, device: torch.device) -> tuple[Tensor, Tensor]:

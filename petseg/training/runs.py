@@ -4,6 +4,7 @@ config.json         the whole RunConfig
 environment.json    commit, versions, device, precision
 input.json          how images are normalised, as the encoder's library says
 data.json           which images: dataset, classes, splits, and the prepared cache's key
+place.json          where they lay on this machine, for later commands without --data
 splits.json         the sample ids of each split, which a later evaluation takes
 metrics.jsonl       one line an epoch
 *.safetensors       weights and checkpoints (`training.checkpoint`)
@@ -13,7 +14,7 @@ evaluations/        one JSON a split, per-image matrices beside it
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -30,11 +31,13 @@ from petseg.errors import PetsegError, disk_errors
 from petseg.schema import ClassInfo, DataInfo, EpochRow, SplitIds, first_reason, read_record, write_record
 
 LOCK = ".lock"
+PLACE = "place.json"
 HARMLESS = {
     LOCK,
     "data.json",
     "environment.json",
     "splits.json",
+    PLACE,
     "input.json",
 }  # what a run or a comparison that was killed early leaves
 
@@ -107,7 +110,16 @@ def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
         raise PetsegError(
             f"run folder {folder}: holds work on other images ({known.images}); choose another with --out"
         )
+    storage.write_json(folder / PLACE, {"data": str(prepared.dataset.place or "")})
     return data
+
+
+def read_place(run: Path) -> Path | None:
+    """Returns where the images of a run or a comparison lay, None where that is not known or they are there no more."""
+    with suppress(PetsegError):
+        place = Path(str(storage.read_json(run / PLACE)["data"]))
+        return place if place.is_absolute() and place.exists() else None
+    return None
 
 
 def usable_rows(prepared: Prepared) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:

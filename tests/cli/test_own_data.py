@@ -3,12 +3,15 @@
 import shutil
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from petseg.data.sources import open_dataset
 from petseg.schema import Scores, read_record
+from petseg.storage import read_json
 from petseg.training.runs import read_splits
 from tests.cli.test_commands import SETTINGS, one_line_error, petseg, succeeds
+from tests.conftest import names
 
 
 def draw(folder, names):
@@ -33,12 +36,49 @@ def test_a_run_is_named_after_the_data_and_scores_the_images_that_it_did_not_tra
     kept = read_splits(run)
     draw(tmp_path / "my", [f"{number:02}" for number in range(30, 50)])  # more images: other splits would be drawn
     assert not {*kept.val} >= {*open_dataset(tmp_path / "my").splits["val"]}
-    scored = succeeds("evaluate", run, "--data", tmp_path / "my")
+    scored = succeeds("evaluate", run)  # it knows where its images are
     assert "50 images, 2 classes; train 21, val 5, test 4" in scored.stderr
-    assert read_record(run / "evaluations" / "val.json", Scores).images == len(kept.val)
-    assert {*read_record(run / "evaluations" / "val.json", Scores).iou} == {"background", "foreground"}
+    scores = read_record(run / "evaluations" / "val.my.json", Scores)
+    assert (scores.split, scores.images) == ("val", len(kept.val))
+    assert {*scores.iou} == {"background", "foreground"}
     refused = petseg("train", "--data", "my", "--out", run, "--resume", *SETTINGS, cwd=tmp_path)
     assert "holds work on other images" in one_line_error(refused)
+
+
+def test_other_images_are_scored_all_and_beside_the_run_s_own_and_a_file_knows_its_splits(tmp_path):
+    draw(tmp_path / "my", [f"{number:02}" for number in range(24)])
+    draw(tmp_path / "new", [f"{number:02}" for number in range(80, 83)])
+    parted = draw(tmp_path / "parted", ["90", "91"])
+    for place in (parted / "images", parted / "masks"):
+        (place / "test").mkdir()
+        for path in place.glob("*.png"):
+            path.rename(place / "test" / path.name)
+    words = ["train", "--data", "my", "--out", "run", "--set", "split=blocks", *SETTINGS]
+    succeeds(*words, cwd=tmp_path)
+    succeeds("evaluate", "run", cwd=tmp_path)
+    assert "run: all, 3 images" in succeeds("evaluate", "run", "--data", "new", cwd=tmp_path).stdout
+    assert (
+        "run: test, 2 images" in succeeds("evaluate", "run", "--data", "parted", "--split", "test", cwd=tmp_path).stdout
+    )
+    refused = one_line_error(petseg("evaluate", "run", "--data", "new", "--split", "test", cwd=tmp_path))
+    assert "split 'test' is unknown; choose one of: all" in refused
+    assert names(tmp_path / "run" / "evaluations") == [
+        "all.new.images.json",
+        "all.new.json",
+        "test.parted.images.json",
+        "test.parted.json",
+        "val.images.json",
+        "val.json",
+    ]
+    # on from its own config and images; what is given alone changes
+    assert "epoch 3" in succeeds("train", "--resume", "--out", "run", "--set", "epochs=3", cwd=tmp_path).stdout
+    pytest.importorskip("onnx", reason="the extra `export`")
+    succeeds("export", "--run", "run", "--out", "mine.onnx", cwd=tmp_path)
+    found = succeeds("robustness", "mine.onnx", "--data", "my", "--out", "own.json", cwd=tmp_path).stdout
+    assert "mine.onnx: test, 4 images" in found
+    assert read_json(tmp_path / "own.json")["ids"] == ["20", "21", "22", "23"]
+    assert "all, 3 images" in succeeds("robustness", "mine.onnx", "--data", "new", cwd=tmp_path).stdout
+    assert "all, 3 images" in succeeds("robustness", "run", "--data", "new", cwd=tmp_path).stdout
 
 
 def test_an_archive_is_compared_and_predicted_with_as_its_folder_is(tmp_path):

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from petseg.data.dataset import IGNORE, Class
@@ -118,8 +119,11 @@ def test_a_shipped_model_on_corrupted_files(pets_folder, tmp_path):
     assert "JPEG quality: 50, 25, 10" in result.stdout
     absent = petseg("robustness", "unet_small", "--data", pets_folder, "--split", "holdout")
     assert "has no holdout split; choose one of train, val, test" in one_line_error(absent)
-    wrong = petseg("robustness", "unet_small", "--data", pets_folder, "--set", "task=trimap")
-    assert "has classes cat, dog, background, border; the labels are of pet," in one_line_error(wrong)
+    for place in ("images", "masks"):
+        (tmp_path / "my" / place).mkdir(parents=True)
+        Image.fromarray(np.eye(20, dtype=np.uint8) * 255).save(tmp_path / "my" / place / "1.png")
+    wrong = petseg("robustness", "unet_small", "--data", tmp_path / "my")
+    assert "has classes cat, dog, background, border; the labels are of background," in one_line_error(wrong)
 
 
 def test_a_class_that_no_image_shows_has_no_score(untrained, prepared):
