@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 
 def mean_iou(sums):
@@ -23,20 +23,20 @@ def drawn(first, second, resamples, *place):
     own = mean_iou(first.sum(axis=1)) - mean_iou(second.sum(axis=1))
     resampled = np.stack([mean_iou(weights @ a) - mean_iou(weights @ b) for a, b in zip(first, second, strict=True)])
     images, middle = resampled.mean(axis=0), own.mean()
+    wide = (count / (count - 1)) ** 0.5 * stdtrit(count - 1, 0.975) / ndtri(0.975) if count < 100 else 1
     if seeds == 1:
-        return middle, images
+        return middle, middle + wide * (images - middle)
     shared = max(0, ((covariance := np.cov(resampled)).sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
     levels = np.random.default_rng([0, seeds, *place]).permutation((np.arange(resamples) + 0.5) / resamples)
     over_seeds = stdtrit(seeds - 1, levels) * (-1 if middle < 0 else 1) * own.std(ddof=1) / seeds**0.5
-    return middle, middle + (shared / images.var(ddof=1)) ** 0.5 * (images - middle) + over_seeds
+    return middle, middle + wide * (shared / images.var(ddof=1)) ** 0.5 * (images - middle) + over_seeds
 
 
 folder = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent
 found, counts, pairs, differ = json.loads((folder / "findings.json").read_text()), {}, [], 0
 lines = [json.loads(line) for line in gzip.decompress((folder / "images.jsonl.gz").read_bytes()).splitlines()]
 true = {line["section"]: np.array(line["true"]).T for line in lines if "ids" in line}
-for line in (line for line in lines if "run" in line):
-    own = true[line["section"]]
+for line, own in ((line, true[line["section"]]) for line in lines if "run" in line):
     wrong = np.zeros((*own.shape, own.shape[1]), int)
     wrong[:, ~np.eye(own.shape[1], dtype=bool)] = np.array(line["wrong"]).T
     of_run = counts.setdefault(line["run"], {})  # of cross-validation a run has one fold's section, such as test/1

@@ -67,7 +67,8 @@ def test_equal_models_hold_zero_and_a_lead_is_found():
         paired_bootstrap(first, second[:4])
 
 
-def test_points_by_hand_and_a_class_absent_from_a_resample_is_left_out():
+def test_points_by_hand_and_a_class_absent_from_a_resample_is_left_out(monkeypatch):
+    monkeypatch.setattr("petseg.evaluation.statistics.FEW", 0)  # the bootstrap by itself
     first = np.array([[[6, 2], [2, 6]], [[8, 0], [0, 8]]])  # added: 14, 2 / 2, 14; IoU 14 / 18 of both classes
     second = np.array([[[4, 4], [4, 4]], [[8, 0], [0, 8]]])  # added: 12, 4 / 4, 12; IoU 12 / 20
     difference = paired_bootstrap(first, second)
@@ -121,6 +122,29 @@ def test_coverage(confidence, least, most):
     studies = [paired(first[rows], second[rows], seed=study, **how) for study, rows in enumerate(drawn)]
     assert truth > 1
     assert least <= share_that_hold(truth, studies) <= most
+
+
+@pytest.mark.parametrize("count", [2, 4, 10])
+def test_coverage_with_few_images(count, monkeypatch):
+    """About 95 of 100 studies of few images hold the truth; by the bootstrap itself 49 to 91 do."""
+    first, second = draw_images(20_000, lead=0.03, seed=7)
+    truth = 100 * float(mean_iou(first.sum(axis=0)) - mean_iou(second.sum(axis=0)))
+    drawn = [np.random.default_rng([8, study]).integers(0, len(first), count) for study in range(200)]
+
+    def covered():
+        return share_that_hold(truth, [paired(first[rows], second[rows], resamples=200) for rows in drawn])
+
+    assert 0.92 <= covered() <= 0.99
+    monkeypatch.setattr("petseg.evaluation.statistics.FEW", 0)
+    assert covered() < 0.92
+
+
+def test_of_one_image_nothing_is_shown():
+    first, second = draw_images(1, lead=0.2, seed=0)
+    found, together = many_to_one([first], second)
+    assert not found[0].shown
+    assert together[0][1] - together[0][0] > 180
+    assert (bootstrap(first).low, bootstrap(first).high) == pytest.approx((2.5, 97.5), abs=5)
 
 
 def test_points_are_the_mean_over_seeds_equal_ones_are_one_and_others_widen_the_interval():
