@@ -123,7 +123,7 @@ def open_dataset(
     config = config or DataConfig()
     dataset = open_as_given(place, config, on_progress and partial(on_progress, "read labels"))
     if splits is not None:
-        return with_recorded(dataset, splits)
+        return with_recorded(dataset, splits) or of_others(dataset)
     if trained_on not in ("", dataset.name):
         return of_others(dataset)
     return with_splits(dataset, config, on_progress and partial(on_progress, "look for near-duplicates"))

@@ -65,14 +65,13 @@ def of_others(dataset: Dataset) -> Dataset:
     return dataset if dataset.splits else replace(dataset, splits={"all": tuple(sorted(dataset.by_id))})
 
 
-def with_recorded(dataset: Dataset, recorded: Mapping[str, Sequence[str]]) -> Dataset:
-    """Returns the dataset with splits that were written down, of which samples may have gone or come.
-
-    Where most of their samples are not in it, it is another dataset, see `of_others`.
+def with_recorded(dataset: Dataset, recorded: Mapping[str, Sequence[str]]) -> Dataset | None:
+    """Returns the dataset with splits that were written down, of which samples may have gone or come; None where most
+    of their samples are not in it: it is another dataset.
     """
     kept = {part: tuple(sorted(one for one in ids if one in dataset.by_id)) for part, ids in recorded.items()}
     if 2 * sum(map(len, kept.values())) <= sum(map(len, recorded.values())):
-        return of_others(dataset)
+        return None
     return replace(dataset, splits={part: ids for part, ids in kept.items() if ids or part != "test"})
 
 
