@@ -456,6 +456,7 @@ class CheckFinding(Record):
     names: tuple[str, ...]  #: files, sample ids or classes
     action: str  #: what petseg does with them
     advice: str = ""  #: what the user can do
+    reason: str = ""  #: why the first of `names` is left out, where it was opened
 
 
 class ClassBalance(Record):

@@ -82,6 +82,8 @@ def _print_check(found: "DataCheck") -> None:
         head = f"{finding.level}: {finding.found}: {finding.count:,} ({finding.action})"
         print_lines(head, style=STYLES[finding.level])
         print_lines(names, indent=4)
+        if finding.reason:
+            print_lines(f"{finding.names[0]}: {finding.reason}", indent=4)
         print_lines(finding.advice, indent=4)
     spoiled = f"{plural(found.spoiled, 'error')} above would spoil training: mend what they name, and check again."
     print_lines(spoiled if found.spoiled else "Nothing here would spoil training.")

@@ -62,6 +62,28 @@ RULES = (  # the first that matches
         "Export each mask again, from its own image and at that size.",
         "image and mask of different shapes",
     ),
+    Rule("git-LFS pointer", "warning", "left out", "Run git lfs pull in the dataset's folder.", "git-LFS pointer"),
+    Rule(
+        "scale them first",
+        "warning",
+        "left out",
+        "Scale all images to 0 to 255 with the same factor and offset, and export them again.",
+        "image whose values are of no known range",
+    ),
+    Rule(
+        "pixels; at most|exceeds limit of",
+        "warning",
+        "left out",
+        "Cut it into tiles, or reduce it, and its mask with it.",
+        "image or mask with too many pixels",
+    ),
+    Rule(
+        "; wanted JPEG",
+        "warning",
+        "left out",
+        "Export it as PNG or JPEG, or copy it again.",
+        "file that is not a readable image",
+    ),
     Rule("cannot be decoded", "warning", "left out", "Copy the file again, or export it again as PNG or JPEG."),
     Rule("remapped", "warning", "left out", "Take the trimaps as they were published."),
     Rule("^image without", "warning", "left out", "Label it; a mask is named as its image."),
@@ -147,8 +169,8 @@ def _of_files(dataset: Dataset, seen: Mapping[str, Seen], reasons: Mapping[str, 
     """Yields what cannot be used, what is unusual and what is no sample."""
     left_out, noted = defaultdict[Rule, list[str]](list), defaultdict[Rule, list[str]](list)
     for name, reason in reasons.items():
-        # what does not differ from sample to sample: no brackets, what stands after ';'
-        kind = re.sub(r"\(.*\)", "", reason).strip().rpartition("; ")[2]
+        # what does not differ from sample to sample: no brackets, not what is wanted, what stands after ';'
+        kind = re.sub(r"\(.*\)|; wanted.*", "", reason).strip().rpartition("; ")[2]
         left_out[_rule(kind, reason, Rule(kind, "warning", "left out"))].append(name)
     for name, one in seen.items():
         for note in one.notes:
@@ -157,7 +179,7 @@ def _of_files(dataset: Dataset, seen: Mapping[str, Seen], reasons: Mapping[str, 
     for rule, names in left_out.items():
         if many and rule.level != "error":
             rule = replace(rule, level="error", action=f"left out, and {len(reasons):,} images in all are too many")
-        yield _finding(rule.level, rule, names)
+        yield _finding(rule.level, rule, names, reasons[names[0]])
     for rule, names in noted.items():
         yield _finding(rule.level, rule, names)
     for kind, files in dataset.skipped.items():
@@ -170,7 +192,7 @@ def _rule(kind: str, text: str, otherwise: Rule) -> Rule:
     return Rule("", found.level, found.action, found.advice, found.found or kind)
 
 
-def _finding(level: Level, rule: Rule, names: Sequence[str]) -> CheckFinding:
+def _finding(level: Level, rule: Rule, names: Sequence[str], reason: str = "") -> CheckFinding:
     return CheckFinding(
         level=level,
         found=rule.found,
@@ -178,6 +200,7 @@ def _finding(level: Level, rule: Rule, names: Sequence[str]) -> CheckFinding:
         names=tuple(names),
         action=rule.action,
         advice=rule.advice,
+        reason=reason,
     )
 
 

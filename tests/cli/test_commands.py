@@ -306,6 +306,7 @@ def test_data_check_prints_each_trap_in_lines_or_json_and_what_spoils_training_s
     for trap in ("hidden file among the trimaps", "not a .jpg among the images", "GIF named .jpg", "cannot be decoded"):
         assert trap in result.stdout
     assert "\nwarning: image smaller than 128 px: 1" in result.stdout
+    assert re.search(r"\n    beagle_90\d: image cannot be decoded \(.*", result.stdout), "one reason beneath the names"
     assert result.stdout.endswith("3 errors above would spoil training: mend what they name, and check again.\n")
     assert max(map(len, result.stdout.splitlines())) <= 80
     listed = petseg("data", "check", "--data", folder, "--json", "--set", "data.size=32")

@@ -14,7 +14,7 @@ from petseg.data.check import LEVELS, RULES, check_dataset, refuse_spoiled
 from petseg.data.dataset import SUSPECT, Dataset, Label, Sample, classes_from
 from petseg.data.sources import open_dataset
 from petseg.training.losses import median_frequency_weights
-from tests.conftest import refused
+from tests.conftest import image_bytes, refused
 from tests.data.traps import NOTES, TRAPS
 
 MANY = "left out, and 4 images in all are too many"
@@ -287,6 +287,32 @@ def test_more_than_a_tenth_left_out_stops_training(broken, stops, tmp_path):
         refused(message, refuse_spoiled, prepared)
     else:
         refuse_spoiled(prepared)
+
+
+UNREADABLE = {  # first bytes of the first two images -> the row's title, what its reason and its advice say
+    "git-LFS pointer": (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull", "Run git lfs pull"),
+    "file that is not a readable image": (b"<!doctype html>", "a web page; wanted JPEG", "Export it as PNG"),
+    "image whose values are of no known range": (
+        image_bytes(Image.fromarray(np.float32([[-2, 1]])), "TIFF"),
+        *("pixels of -2 to 1; wanted 0 to 1", "the same factor"),
+    ),
+    "image or mask with too many pixels": (image_bytes(Image.new("1", (30_000, 9000)), "PNG"), "pixels", "into tiles"),
+    "image cannot be decoded": (image_bytes(Image.effect_noise((64, 64), 9), "PNG")[:2000], "truncated", "Copy"),
+}
+
+
+def test_images_that_cannot_be_read_are_rows_by_reason_each_with_one_and_its_advice(tmp_path):
+    dataset = made(tmp_path, {"train": [THIRDS] * 98, "val": [THIRDS] * 2})
+    for place, (content, _, _) in enumerate(UNREADABLE.values()):
+        for sample in dataset.samples[2 * place : 2 * place + 2]:
+            Path(sample.image).write_bytes(content)
+    rows = [row for row in check_dataset(dataset, 32).findings if row.action == "left out"]
+    assert [row.found for row in rows] == [*UNREADABLE]
+    for place, row in enumerate(rows):
+        _, reason, advice = UNREADABLE[row.found]
+        assert row.names == tuple(sample.id for sample in dataset.samples[2 * place : 2 * place + 2])
+        assert reason in row.reason
+        assert advice in row.advice
 
 
 def test_a_dataset_that_its_source_refuses_is_an_error(tmp_path):
