@@ -475,7 +475,8 @@ class DataCheck(Record):
     version: Literal[1] = 1
     name: str  #: of the dataset
     provenance: str
-    images: int
+    images: int  #: with a label file
+    unlabelled: int = 0  #: images without one
     usable: int  #: images that are not left out
     splits: dict[str, int]  #: split -> usable images
     smallest: tuple[int, int] | None  #: width and height of the smallest image, by pixels; None where none opens

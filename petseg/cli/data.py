@@ -63,7 +63,7 @@ def check(
 def _print_check(found: "DataCheck") -> None:
     sizes = [f"{width} x {height}" for width, height in dict.fromkeys(filter(None, (found.smallest, found.largest)))]
     print_lines(f"{found.name}: {found.provenance}")
-    counts = f"{plural(found.images, 'image')}, {found.usable:,} usable"
+    counts = f"{_images(found.images, found.unlabelled)}, {found.usable:,} usable"
     print_lines(f"{counts}, {' to '.join(sizes) or 'none'} px; training sees them at {found.size} px")
     rows = [
         (
@@ -160,9 +160,13 @@ def open_data(folder: Path, config: "DataConfig", run: Path | None = None, train
         given = recorded.model_dump() if recorded else None
         dataset = open_dataset(folder, config, splits=given, trained_on=trained_on, on_progress=advance)
     splits = ", ".join(f"{part} {len(ids):,}" for part, ids in dataset.splits.items())
-    counts = f"{len(dataset.samples):,} images, {len(dataset.classes)} classes; {splits}"
+    counts = f"{_images(len(dataset.samples), dataset.unlabelled)}, {len(dataset.classes)} classes; {splits}"
     print(f"{folder}: {line}: {counts}", file=sys.stderr)
     return dataset
+
+
+def _images(labelled: int, unlabelled: int) -> str:
+    return f"{labelled:,} of {labelled + unlabelled:,} images have a mask" if unlabelled else plural(labelled, "image")
 
 
 def run_name(recipe: str, data: Path | None) -> str:

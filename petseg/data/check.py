@@ -149,6 +149,7 @@ def check_dataset(dataset: Dataset, size: int, on_progress: Progress | None = No
         name=dataset.name,
         provenance=dataset.provenance,
         images=len(dataset.samples),
+        unlabelled=dataset.unlabelled,
         usable=len(seen),
         splits={part: len(ids) for part, ids in parts.items()},
         smallest=sizes[0] if sizes else None,
@@ -175,16 +176,29 @@ def _of_files(dataset: Dataset, seen: Mapping[str, Seen], reasons: Mapping[str, 
     for name, one in seen.items():
         for note in one.notes:
             noted[_rule(note, note, Rule(note, "note", "kept"))].append(name)
-    many = len(reasons) > TOLERATED * len(dataset.samples)
+    too_many = _too_many(dataset, len(reasons))
     for rule, names in left_out.items():
-        if many and rule.level != "error":
-            rule = replace(rule, level="error", action=f"left out, and {len(reasons):,} images in all are too many")
+        rule = _raised(rule, too_many)
         yield _finding(rule.level, rule, names, reasons[names[0]])
     for rule, names in noted.items():
         yield _finding(rule.level, rule, names)
     for kind, files in dataset.skipped.items():
         rule = _rule(kind, kind, Rule(kind, "note", "skipped"))
+        if dataset.unmatched and "without" in kind:
+            rule = _raised(rule, too_many)
         yield _finding(rule.level, rule, files)
+
+
+def _too_many(dataset: Dataset, left_out: int) -> int:
+    """Returns how many images cannot be used where that is more than `TOLERATED`, else 0."""
+    lost = left_out + dataset.unmatched
+    return lost if lost > TOLERATED * (len(dataset.samples) + dataset.unmatched) else 0
+
+
+def _raised(rule: Rule, too_many: int) -> Rule:
+    """Returns a rule as an error where too many images are left out, else as it is."""
+    action = f"left out, and {too_many:,} images in all are too many"
+    return replace(rule, level="error", action=action) if too_many and rule.level != "error" else rule
 
 
 def _rule(kind: str, text: str, otherwise: Rule) -> Rule:
@@ -287,12 +301,13 @@ def _of_duplicates(seen: Mapping[str, Seen], parts: Mapping[str, Sequence[str]])
 def refuse_spoiled(prepared: Prepared) -> None:
     """Raises `PetsegError` where training would be wasted: many images left out, or a class only where it is scored."""
     dataset, left_out = prepared.dataset, prepared.left_out
-    if len(left_out) > TOLERATED * len(dataset.samples):
-        first = next(iter(left_out.items()))
-        reason = f"{first[0]}: {first[1].removeprefix(f'{first[0]}: ')}"
+    if too_many := _too_many(dataset, len(left_out)):
+        alone = ((name, kind) for kind, names in dataset.skipped.items() if "without" in kind for name in names)
+        name, reason = next(iter(left_out.items()), None) or next(alone)
         raise PetsegError(
-            f"{dataset.name}: {len(left_out):,} of {len(dataset.samples):,} images cannot be used (first: {reason}); "
-            "`petseg data check` lists them: mend them or take them out"
+            f"{dataset.name}: {too_many:,} of {len(dataset.samples) + dataset.unmatched:,} images cannot be used "
+            f"(first: {name}: {reason.removeprefix(f'{name}: ')}); `petseg data check` lists them: mend them or take "
+            "them out"
         )
     wanted = len(dataset.classes)
     trained = set[int]()

@@ -164,6 +164,20 @@ class Dataset:
         """The class id of what is no object; 255, ignored, where no class has that role."""
         return next((index for index, entry in enumerate(self.classes) if entry.role == "background"), IGNORE)
 
+    @property
+    def unlabelled(self) -> int:
+        """How many images have no label file."""
+        return sum(len(names) for kind, names in self.skipped.items() if kind.startswith("image without"))
+
+    @property
+    def unmatched(self) -> int:
+        """How many images and label files lack each other, whose names may be at fault; 0 where only images are left.
+
+        An image alone is one that was not labelled yet.
+        """
+        labels = sum(len(names) for kind, names in self.skipped.items() if kind.endswith("without image"))
+        return min(self.unlabelled, labels)
+
     @cached_property
     def by_id(self) -> Mapping[str, Sample]:
         """Sample id -> sample."""

@@ -307,16 +307,17 @@ def test_data_check_prints_each_trap_in_lines_or_json_and_what_spoils_training_s
         assert trap in result.stdout
     assert "\nwarning: image smaller than 128 px: 1" in result.stdout
     assert re.search(r"\n    beagle_90\d: image cannot be decoded \(.*", result.stdout), "one reason beneath the names"
-    assert result.stdout.endswith("3 errors above would spoil training: mend what they name, and check again.\n")
+    assert re.search(r"\n\d+ of \d+ images have a mask, \d+ usable, ", result.stdout)
+    assert result.stdout.endswith("5 errors above would spoil training: mend what they name, and check again.\n")
     assert max(map(len, result.stdout.splitlines())) <= 80
     listed = petseg("data", "check", "--data", folder, "--json", "--set", "data.size=32")
     found = DataCheck.model_validate_json(listed.stdout)
-    assert (listed.returncode, found.spoiled, found.size) == (1, 3, 32)
+    assert (listed.returncode, found.spoiled, found.size) == (1, 5, 32)
     assert not any("smaller" in row.found for row in found.findings)
     for command in (["train", "--out", tmp_path / "run"], ["compare", "--out", tmp_path / "run"]):
         stopped = petseg(*command, "--data", folder, *SETTINGS)
         assert stopped.returncode == 2
-        pattern = r"petseg: .*: 5 of \d+ images cannot be used \(first: .*`petseg data check` lists them"
+        pattern = r"petseg: .*: 6 of \d+ images cannot be used \(first: .*`petseg data check` lists them"
         assert re.match(pattern, stopped.stderr.splitlines()[-1])
         assert not (tmp_path / "run").exists()
     assert "two folders were given" in one_line_error(petseg("data", "check", folder, "--data", folder))

@@ -17,7 +17,7 @@ from petseg.training.losses import median_frequency_weights
 from tests.conftest import image_bytes, refused
 from tests.data.traps import NOTES, TRAPS
 
-MANY = "left out, and 4 images in all are too many"
+MANY = "left out, and 5 images in all are too many"  # and one lacks its mask, as one mask its image
 ROWS = {  # kind of trap -> (the row that it is in, or how that row's title ends; its level; what happens)
     "hidden file beside the trimaps": [("hidden file among the trimaps", "note", "skipped")],
     "hidden file among the images": [("hidden file among the images", "note", "skipped")],
@@ -29,7 +29,7 @@ ROWS = {  # kind of trap -> (the row that it is in, or how that row's title ends
     "empty image file": [("image cannot be decoded", "error", MANY)],
     "trimap of another aspect": [("image and mask of different shapes", "error", MANY)],
     "trimap of other values": [("was it remapped already?", "error", MANY)],
-    **{kind: [(kind, "warning", "left out")] for kind in ("image without trimap", "trimap without image")},
+    **{kind: [(kind, "error", MANY)] for kind in ("image without trimap", "trimap without image")},
     "listed without image": [("listed, but no image", "warning", "left out")],
     "image in no list": [("pair in no list", "note", "in protocol seed only; species and breed from its name")],
 }
@@ -313,6 +313,35 @@ def test_images_that_cannot_be_read_are_rows_by_reason_each_with_one_and_its_adv
         assert row.names == tuple(sample.id for sample in dataset.samples[2 * place : 2 * place + 2])
         assert reason in row.reason
         assert advice in row.advice
+
+
+ALONE = {  # images without mask, masks without image -> whether it stops
+    "not labelled yet": (24, 0, False),
+    "masks of images elsewhere": (0, 24, False),
+    "one name of ten differs": (1, 1, False),
+    "two names of eleven differ": (2, 2, True),
+    "one mask of a half labelled project": (24, 1, False),
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_images_without_mask_stop_training_only_beside_masks_without_image(kind, tmp_path):
+    images, masks, stops = ALONE[kind]
+    dataset = made(tmp_path, {"train": [THIRDS] * 8, "val": [THIRDS] * 1})
+    alone = {"image without mask": images, "mask without image": masks}
+    skipped = {kind: tuple(f"lost{number}" for number in range(count)) for kind, count in alone.items() if count}
+    dataset = replace(dataset, skipped=skipped)
+    check = check_dataset(dataset, 32)
+    assert [(row.level, row.count) for row in check.findings] == [
+        ("error" if stops else "warning", count) for count in alone.values() if count
+    ]
+    assert all("is named as its" in row.advice for row in check.findings)
+    assert (check.images, check.unlabelled, bool(check.spoiled)) == (9, images, stops)
+    if stops:
+        match = r"^made: 2 of 11 images cannot be used \(first: lost0: image without mask\); `petseg data check` lists"
+        refused(match, refuse_spoiled, prepare(dataset, 32))
+    else:
+        refuse_spoiled(prepare(dataset, 32))
 
 
 def test_a_dataset_that_its_source_refuses_is_an_error(tmp_path):
