@@ -20,6 +20,7 @@ TOLERATED = 0.1  # share of the images that may be left out; more are a fault of
 RARE = 0.01  # share of the labelled pixels below which a class is almost empty: CamVid's pole, sign and bicyclist
 PARTS = ("train", "val", "test")
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+FRAMES = "Write one file for each frame, each with its mask; --set data.split=blocks keeps neighbours in one split."
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ RULES = (  # the first that matches
         "kept",
         "Look at one with its mask; where a viewer turns the image alone, save its pixels turned.",
     ),
+    Rule("^mask: .*first one is used", "warning", "kept: the others are lost", FRAMES, "mask of several frames"),
+    Rule("first one is used", "warning", "kept: the others are lost", FRAMES, "image of several frames"),
     Rule(SUSPECT, "note", "kept: all background and border, as in everybody's figures"),
 )
 

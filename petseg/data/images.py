@@ -48,6 +48,7 @@ WIDE = {  # largest value of a range that wide pixels may be of -> what is noted
 }
 
 ORIENTATION = 0x0112  # a tag of EXIF
+CHANNELS = 0x0115  # a tag of TIFF
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), start=2))
 TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 """EXIF orientation -> what makes the image upright."""
@@ -193,6 +194,28 @@ def narrowed(opened: Image.Image, notes: list[str]) -> Image.Image:
     return grey
 
 
+def unused(opened: Image.Image) -> tuple[str, ...]:
+    """Returns what is not used of a file that is not decoded yet: further frames or pages, channels, lower bits."""
+    notes: list[str] = []
+    try:  # MPO is a JPEG with the camera's own preview behind it, no animation
+        frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
+    except UNREADABLE:
+        if opened.format != "TIFF":
+            raise
+        notes.append("its further pages cannot be read, the first one is used")
+    else:
+        if frames > 1 and opened.tell() == 0:  # who gives a PIL image at a later frame means that one
+            notes.append(f"{frames} frames, the first one is used")
+    channels, kept = getattr(opened, "tag_v2", {}).get(CHANNELS, 1), len(opened.getbands())
+    if channels > kept:
+        notes.append(f"{channels} channels, {kept} used")
+    tiles = getattr(opened, "tile", ())
+    scaled = not opened.mode.startswith(("I", "F"))  # by Pillow; others are scaled by their values, in `narrowed`
+    if scaled and tiles and ";16" in str(tiles[0][3]):
+        notes.append(WIDE[65_535])
+    return tuple(notes)
+
+
 def to_rgb(opened: Image.Image, notes: list[str]) -> Image.Image:
     """Returns the image in RGB; alpha is dropped, since labels describe the colours below it."""
     if opened.mode == "RGB":
@@ -220,8 +243,8 @@ def open_sample(dataset: Dataset, sample: Sample, *, draft: int | None = None) -
     pixels. `draft` lets the JPEG decoder reduce the image (the label stays), as long as both sides keep this many
     pixels. Raises `PetsegError` with the reason that `petseg data check` prints.
     """
-    notes: list[str] = []
     with opened(sample.image, f"{sample.id}: image") as file:
+        notes = [*unused(file)]
         own_size, turn = _frame(file)
         if file.format != "JPEG" and sample.image.suffix.lower() not in FORMATS[str(file.format)]:
             notes.append(f"{file.format} named {sample.image.suffix}")

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from petseg.data.cache import Work, remembered
 from petseg.data.dataset import IGNORE, Class, Label, Progress, Sample
-from petseg.data.images import opened, outcomes
+from petseg.data.images import opened, outcomes, unused
 from petseg.errors import PetsegError
 
 Kind = Literal["ids", "indexed", "colours"]
@@ -155,6 +155,7 @@ class Table:
     def read(self, sample: Sample) -> Label:
         """Returns a mask as class ids; PetsegError where it holds what no class has."""
         with opened(sample.label, f"{sample.id}: mask") as image:
+            notes = tuple(f"mask: {note}" for note in unused(image))
             values = self._values(image, sample)
         keys = np.array(sorted(self.ids), np.uint32)
         places = np.searchsorted(keys, np.arange(256) if values.dtype == np.uint8 else values).clip(max=len(keys) - 1)
@@ -169,7 +170,7 @@ class Table:
             fault = self.fault(int(found[worst]), int(counts[worst]))
             channels = [values >> shift & 0xFF for shift in (16, 8, 0)] if self.by_colour else [values]
             raise PetsegError(f"{sample.id}: mask has {fault}{SMOOTHED if smoothed(np.array(channels), wrong) else ''}")
-        return Label(known)
+        return Label(known, notes)
 
     def _values(self, image: Image.Image, sample: Sample) -> npt.NDArray[Any]:
         if not self.by_colour and image.mode not in ("RGB", "RGBA"):

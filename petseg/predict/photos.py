@@ -36,9 +36,9 @@ class Photo:
         self._kept = self._keep(source)
         with self._opened() as opened:
             check_pixels(opened)
-            self.size = _upright_size(opened)  # height and width
             # what a user should know: of an animation, that its first frame is used
-            self.notes = _frame_note(source if isinstance(source, Image.Image) else opened)
+            self.notes = images.unused(source if isinstance(source, Image.Image) else opened)
+            self.size = _upright_size(opened)  # height and width
             if opened.format == "JPEG" and isinstance(self._kept, bytes):
                 mended = images.mended_jpeg(self._kept)
                 self.notes += ("its last bytes are missing, no pixel is",) if mended is not self._kept else ()
@@ -121,17 +121,6 @@ def _upright_size(opened: Image.Image) -> tuple[int, int]:
     if opened.format == "TIFF":  # newer versions of Pillow swap its height and width at opening
         turned = turned and opened.width == opened.getexif().get(STORED_WIDTH, opened.width)
     return (opened.width, opened.height) if turned else (opened.height, opened.width)
-
-
-def _frame_note(opened: Image.Image) -> tuple[str, ...]:
-    try:  # MPO is a JPEG with the camera's own preview behind it, no animation
-        frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
-    except UNREADABLE:
-        if opened.format != "TIFF":
-            raise
-        return ("its further pages cannot be read, the first one is used",)
-    # who gives a PIL image at a later frame means that one
-    return (f"{frames} frames, the first one is used",) if frames > 1 and opened.tell() == 0 else ()
 
 
 def to_srgb(image: Image.Image) -> Image.Image:

@@ -289,6 +289,20 @@ def test_more_than_a_tenth_left_out_stops_training(broken, stops, tmp_path):
         refuse_spoiled(prepared)
 
 
+def test_files_of_several_frames_are_a_warning_of_images_and_one_of_masks(tmp_path):
+    for number in range(8):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            page = Image.fromarray(120 * np.roll(IDS, 5 * number))
+            stack = {"save_all": True, "append_images": [page] * (number % 2)}
+            page.save(tmp_path / folder / f"{number}.tif", **stack)
+    rows = [row for row in check_dataset(open_dataset(tmp_path), 32).findings if "frames" in row.found]
+    assert [(row.level, row.found, row.names) for row in rows] == [
+        ("warning", f"{what} of several frames", tuple("1357")) for what in ("image", "mask")
+    ]
+    assert all("one file for each frame" in row.advice for row in rows)
+
+
 UNREADABLE = {  # first bytes of the first two images -> the row's title, what its reason and its advice say
     "git-LFS pointer": (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull", "Run git lfs pull"),
     "file that is not a readable image": (b"<!doctype html>", "a web page; wanted JPEG", "Export it as PNG"),

@@ -3,7 +3,6 @@
 import io
 import itertools
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from petseg.data.images import FORMATS, SUFFIXES, formats
 from petseg.data.synthetic import draw_pet
 from petseg.predict.photos import Photo, to_srgb
 from tests.conftest import image_bytes, refused
-from tests.data.test_images import blank, opened
+from tests.data.test_images import blank, opened, png
 
 PET = Image.fromarray(draw_pet("beagle", 1, size=64)[0])
 COLOURS = np.array([[40_000, 10_000, 0], [1000, 2000, 3000], [500, 500, 500], [65_535] * 3], ">u2")
@@ -126,16 +125,6 @@ def test_a_16_bit_grey_png_with_a_transparent_value_is_white_there_alone():
     assert grey[0, 3] == 255
     grey[0, 3] = 255 * RAMP[0, 3]
     np.testing.assert_allclose(grey, 255 * RAMP, atol=1)
-
-
-def png(depth, kind, rows, clear):
-    """Returns a PNG of some bits a channel with a transparent value, as optimisers write them and Pillow does not."""
-    header = struct.pack(">IIBBBBB", 4, len(rows), depth, kind, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"tRNS", clear), (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))))
-    content = b"\x89PNG\r\n\x1a\n"
-    for name, data in chunks:
-        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    return content
 
 
 @pytest.mark.parametrize(

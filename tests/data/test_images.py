@@ -1,5 +1,6 @@
 """Opening a sample: what is unusual is noted, what cannot be used is refused by name, any mode becomes RGB."""
 
+import io
 import os
 import struct
 import warnings
@@ -14,9 +15,11 @@ from PIL import Image
 
 from petseg.data.dataset import Dataset, Label, Sample, classes_from
 from petseg.data.images import CHUNK, open_ids, open_sample, outcomes, read_ids, resize_ids
+from petseg.data.masks import Table, scan
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import draw_pet
 from petseg.errors import PetsegError
+from petseg.predict.photos import Photo
 from tests.conftest import image_bytes, refused
 from tests.data.traps import NOTES, REASONS, TRAPS
 
@@ -203,3 +206,33 @@ def test_outcomes_keep_their_order_and_threads_wait_until_they_are_taken():
     for _ in outcomes(work, samples):
         break  # nothing is left behind
     assert list(outcomes(work, [])) == []
+
+
+def png(depth, kind, rows, clear):
+    """Returns a PNG of some bits a channel with a transparent value, as optimisers write them and Pillow does not."""
+    header = struct.pack(">IIBBBBB", 4, len(rows), depth, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"tRNS", clear), (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))))
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks:
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return content
+
+
+RGB, TAG = Image.new("RGB", (8, 8), (9, 90, 200)), b"\x06\x01\x03\0\x01\0\0\0"  # PhotometricInterpretation, a number
+UNUSED = {  # what a file holds beside the pixels that are used -> its bytes
+    "3 frames, the first one is used": image_bytes(RGB, "TIFF", save_all=True, append_images=[RGB, RGB]),
+    # four channels, which Pillow writes as CMYK alone
+    "4 channels, 3 used": image_bytes(RGB.convert("CMYK"), "TIFF", tiffinfo={338: 0}).replace(TAG + b"\5", TAG + b"\2"),
+    "16-bit, scaled to 8": png(16, 2, [np.full((4, 3), 7, ">u2").tobytes()], b"\0" * 6),
+}
+
+
+@pytest.mark.parametrize("note", UNUSED)
+def test_frames_channels_and_bits_that_are_not_used_are_noted_of_images_masks_and_photos(note, tmp_path):
+    size = Image.open(io.BytesIO(UNUSED[note])).size[::-1]
+    assert note in opened(tmp_path, UNUSED[note], blank(*size)).notes
+    assert Photo(UNUSED[note]).notes == (note,)
+    (tmp_path / "mask.png").write_bytes(UNUSED[note])
+    sample = Sample("mask", tmp_path / "mask.png", tmp_path / "mask.png")
+    table = Table(classes_from(["soil"]), True, dict.fromkeys(scan(sample).counts, 0), "this test")
+    assert table.read(sample).notes == (f"mask: {note}",)
