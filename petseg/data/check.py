@@ -12,7 +12,7 @@ from petseg.data.balance import Counts, class_pixels, median_frequency
 from petseg.data.cache import Prepared
 from petseg.data.dataset import SUSPECT, Dataset, Progress, Sample
 from petseg.data.duplicates import NEAR, perceptual_hash
-from petseg.data.images import EXIF_UNSURE, open_sample, outcomes
+from petseg.data.images import EXIF_UNSURE, WIDE, open_sample, outcomes
 from petseg.errors import PetsegError
 from petseg.schema import CheckFinding, ClassBalance, DataCheck, Level
 
@@ -110,6 +110,15 @@ RULES = (  # the first that matches
     Rule(SUSPECT, "note", "kept: all background and border, as in everybody's figures"),
 )
 
+MIXED = Rule(
+    "",
+    "warning",
+    "kept: the same value is not equally bright in all",
+    "Bring all images to one range with one factor, such as to 8 bits. petseg takes an image's range from its largest "
+    "value: up to 255, 4095 or 65535.",
+    "image scaled from another range than others",
+)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -176,9 +185,11 @@ def _of_files(dataset: Dataset, seen: Mapping[str, Seen], reasons: Mapping[str, 
         # what does not differ from sample to sample: no brackets, not what is wanted, what stands after ';'
         kind = re.sub(r"\(.*\)|; wanted.*", "", reason).strip().rpartition("; ")[2]
         left_out[_rule(kind, reason, Rule(kind, "warning", "left out"))].append(name)
+    ranges = {note for one in seen.values() for note in one.notes} & {*WIDE.values()}
     for name, one in seen.items():
         for note in one.notes:
-            noted[_rule(note, note, Rule(note, "note", "kept"))].append(name)
+            rule = MIXED if len(ranges) > 1 and note in ranges else _rule(note, note, Rule(note, "note", "kept"))
+            noted[rule].append(name)
     too_many = _too_many(dataset, len(reasons))
     for rule, names in left_out.items():
         rule = _raised(rule, too_many)

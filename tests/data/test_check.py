@@ -289,6 +289,24 @@ def test_more_than_a_tenth_left_out_stops_training(broken, stops, tmp_path):
         refuse_spoiled(prepared)
 
 
+@pytest.mark.parametrize("brightest", [[60_000] * 8, [60_000, 4000] * 4], ids=["one range", "two ranges"])
+def test_16_bit_images_that_are_scaled_by_different_ranges_are_one_warning(brightest, tmp_path):
+    dataset = made(tmp_path, {"train": [THIRDS] * 6, "val": [THIRDS] * 2})
+    draw = np.random.default_rng(1)
+    for sample, high in zip(dataset.samples, brightest, strict=True):
+        values = draw.integers(0, high, (32, 32)).astype(np.uint16)
+        values[0, 0] = high
+        Image.fromarray(values).save(sample.image)
+    (row,) = check_dataset(dataset, 32).findings
+    assert row.count == 8
+    if len({*brightest}) == 1:
+        assert (row.level, row.found) == ("note", "16-bit, scaled to 8")
+    else:
+        assert (row.level, row.found) == ("warning", "image scaled from another range than others")
+        assert "not equally bright" in row.action
+        assert "Bring all images to one range" in row.advice
+
+
 def test_files_of_several_frames_are_a_warning_of_images_and_one_of_masks(tmp_path):
     for number in range(8):
         for folder in ("images", "masks"):
