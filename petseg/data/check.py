@@ -105,6 +105,9 @@ RULES = (  # the first that matches
         "kept",
         "Look at one with its mask; where a viewer turns the image alone, save its pixels turned.",
     ),
+    Rule(
+        "stored as JPEG", "warning", "kept", "JPEG changes values near edges: write masks as PNG from the annotations."
+    ),
     Rule("^mask: .*first one is used", "warning", "kept: the others are lost", FRAMES, "mask of several frames"),
     Rule("first one is used", "warning", "kept: the others are lost", FRAMES, "image of several frames"),
     Rule(SUSPECT, "note", "kept: all background and border, as in everybody's figures"),

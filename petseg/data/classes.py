@@ -18,6 +18,7 @@ CLASSES_FILE = "classes.toml"
 MOST_CLASSES = 64  # that values without names are taken for
 SMOOTH_SHARE = 90  # percent of all pixels, at the two ends of a range, from where the values between are smoothed edges
 FEW_VALUES = 8  # that are classes wherever they lie
+WHITE = 192  # the largest value from here on is white, or 255 that is ignored, and no class id
 
 
 class ClassEntry(StrictConfig):
@@ -90,7 +91,7 @@ def _unnamed(masks: Mapping[str, MaskFile], by_colour: bool, config: DataConfig)
         held = _listed(pixels, empty)
         raise PetsegError(f"data.ignore names {empty.shown(missing[0])}, which no mask holds; they hold {held}")
     of_classes = {value: n for value, n in pixels.items() if value not in ignored}
-    _refuse_odd(of_classes, empty, all(mask.counts for mask in files), _holders(masks))
+    _refuse_odd(of_classes, empty, masks)
     others = pixels.keys() - ignored - {IGNORE}
     if not by_colour and others - {0} and max(others) < MOST_CLASSES:
         ignored.add(IGNORE)
@@ -119,23 +120,29 @@ def _palette(files: Sequence[MaskFile], values: Sequence[int]) -> dict[int, int]
     return colours if coloured and len({*colours.values()}) == len(values) else {}
 
 
-def _holders(masks: Mapping[str, MaskFile]) -> str:
-    """Returns how many masks hold more values than most classes have, and the first of them."""
-    names = [name for name, mask in masks.items() if not mask.counts or len(mask.counts) > FEW_VALUES]
+def _holders(masks: Mapping[str, MaskFile], few: int) -> str:
+    """Returns how many masks hold more than a few values, and the first of them."""
+    names = [name for name, mask in masks.items() if len(mask.counts) > few]
     return f"{len(names):,} of {len(masks):,} masks ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def _refuse_odd(pixels: Mapping[int, int], table: Table, counted: bool, holders: str) -> None:
+def _refuse_odd(pixels: Mapping[int, int], table: Table, masks: Mapping[str, MaskFile]) -> None:
     """Refuses values, of so many pixels, that no classes can be told from."""
-    values = sorted(pixels)
+    values, counted = sorted(pixels), all(mask.counts for mask in masks.values())
     advice = f"name the classes in {CLASSES_FILE}, or write the masks as PNG without smoothing"
-    ends = pixels[values[0]] + pixels[values[-1]] if values else 0
-    if counted and not table.by_colour and len(values) > FEW_VALUES and values[-2] >= MOST_CLASSES:
+    if counted and not table.by_colour and len(values) > 2 and values[-2] >= MOST_CLASSES:
+        low, high = values[0], values[-1]
+        # JPEG also spreads black and white over their neighbours
+        spread = high >= WHITE and {low + 1, high - 1} <= pixels.keys()
+        reach = (high - low) // 8 if spread else 0
+        ends = sum(count for value, count in pixels.items() if min(value - low, high - value) <= reach)
         share = 100 * ends / sum(pixels.values())
-        if share > SMOOTH_SHARE:
-            where = f"{values[0]} and {values[-1]} on {share:.0f} % of the pixels"
+        if share > SMOOTH_SHARE and (spread or len(values) > FEW_VALUES):
+            where = f"{'near ' if spread else ''}{low} and {high} on {share:.0f} % of the pixels"
+            how = "smoothed or stored as JPEG" if spread else "smoothed"
+            holders = _holders(masks, 2 if spread else FEW_VALUES)
             raise PetsegError(
-                f"the masks hold {len(values)} values, {where}: the edges of {holders} look smoothed; {advice}"
+                f"the masks hold {len(values)} values, {where}: the edges of {holders} look {how}; {advice}"
             )
     if not counted or len(values) > MOST_CLASSES:
         count = f"{len(values):,}" if counted else f"more than {MAX_VALUES:,}"

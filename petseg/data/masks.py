@@ -156,6 +156,7 @@ class Table:
         """Returns a mask as class ids; PetsegError where it holds what no class has."""
         with opened(sample.label, f"{sample.id}: mask") as image:
             notes = tuple(f"mask: {note}" for note in unused(image))
+            notes += ("mask stored as JPEG",) if image.format == "JPEG" else ()
             values = self._values(image, sample)
         keys = np.array(sorted(self.ids), np.uint32)
         places = np.searchsorted(keys, np.arange(256) if values.dtype == np.uint8 else values).clip(max=len(keys) - 1)

@@ -114,10 +114,12 @@ COLOURS = ("204060", "FF8000", "00C000")
 PLANES = np.uint8([list(bytes.fromhex(colour)) for colour in COLOURS])[IDS]
 NUMBERED = ["class 0", "class 1", "class 2"]
 VOID = np.where(IDS == 2, 255, IDS).astype(np.uint8)
+HIGH = np.pad(np.uint8([[1, 66, 150, 151]]), ((0, 15), (0, 20)))
 MASKS = {  # masks -> how they are saved, class names, the first one's class ids
     "grey ids": ([IDS], {}, NUMBERED, IDS),
     "ids that leave gaps": ([7 * IDS + 3], {}, ["class 3", "class 10", "class 17"], IDS),
     "ids and 255": ([VOID, IDS], {}, NUMBERED, VOID),
+    "small regions of high ids": ([HIGH], {}, [f"class {n}" for n in (0, 1, 66, 150, 151)], np.unique_inverse(HIGH)[1]),
     "three levels": ([np.uint8([0, 128, 255])[IDS]], {}, ["class 0", "class 128", "class 255"], IDS),
     "16 bits": ([IDS * np.uint16(1000)], {}, ["class 0", "class 1000", "class 2000"], IDS),
     "binary 0 and 255": ([255 * (IDS == 1).astype(np.uint8)], {}, ["background", "foreground"], IDS % 2),
@@ -234,6 +236,29 @@ def test_values_and_classes_files_that_are_refused(masks, file, ignore, match, t
     if file is not None:
         (tmp_path / "classes.toml").write_text(file)
     refused(match, opened, tmp_path, ignore=ignore)
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95, 100])
+@pytest.mark.parametrize("again", [False, True], ids=["JPEG", "PNG made of JPEG"])
+def test_black_and_white_masks_that_were_jpeg_are_refused(quality, again, tmp_path):
+    y, x = np.mgrid[:96, :96]
+    make(tmp_path, [255 * ((x - 48) ** 2 + (y - 50) ** 2 < 30**2).astype(np.uint8)], names="abcdef")
+    for path in (tmp_path / "masks").iterdir():
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".jpg"), quality=quality)
+        with Image.open(path.with_suffix(".jpg")) as lossy:
+            lossy.save(path)
+        path.with_suffix(".jpg" if again else ".png").unlink()
+    match = (
+        r"values, near 0 and 255 on \d+ % .* edges of 6 of 6 masks \(a, b, c, \.\.\.\) look smoothed or stored as JPEG"
+    )
+    refused(match, opened, tmp_path)
+
+
+def test_class_ids_in_jpeg_are_a_warning(tmp_path):
+    make(tmp_path, [0 * IDS, 0 * IDS + 1], suffix=".jpg")
+    rows = [row for row in check_dataset(opened(tmp_path), 16).findings if row.found == "mask stored as JPEG"]
+    assert [(row.level, row.count) for row in rows] == [("warning", 6)]
 
 
 @pytest.mark.parametrize(
