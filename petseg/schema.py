@@ -482,6 +482,7 @@ class DataCheck(Record):
     smallest: tuple[int, int] | None  #: width and height of the smallest image, by pixels; None where none opens
     largest: tuple[int, int] | None
     size: int  #: side in pixels at which training would see them
+    ignored: float = 0.0  #: share of the usable images' pixels that neither train nor count, 0..1
     classes: tuple[ClassBalance, ...]
     findings: tuple[CheckFinding, ...]
 

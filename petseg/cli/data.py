@@ -77,6 +77,8 @@ def _print_check(found: "DataCheck") -> None:
     columns = ("class", ">pixels", *(f">{part}" for part in found.splits), ">weight")
     print_lines("Share of the training pixels, images that hold the class, its weight under median_frequency:")
     print_table("", columns, rows)
+    if found.ignored:
+        print_lines(f"Ignored: {100 * found.ignored:.2f} % of all pixels")
     for finding in found.findings:
         names = ", ".join(finding.names[:6]) + (f", ... (+{len(finding.names) - 6:,})" if finding.names[6:] else "")
         head = f"{finding.level}: {finding.found}: {finding.count:,} ({finding.action})"

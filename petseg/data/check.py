@@ -129,6 +129,7 @@ class Seen:
 
     notes: tuple[str, ...]
     pixels: Counts  # int64 [C], by class
+    ignored: int  # pixels
     size: tuple[int, int]  # width and height
     hash: int
 
@@ -153,12 +154,13 @@ def check_dataset(dataset: Dataset, size: int, on_progress: Progress | None = No
     findings = [
         *_of_files(dataset, seen, reasons),
         *_of_classes(balance),
-        *_of_labels(seen),
+        *_of_labels(seen, dataset.classes[0].name),
         *_of_sizes(seen, size),
         *_of_duplicates(seen, parts),
     ]
     if dataset.refusal and not any(finding.level == "error" for finding in findings):
         findings.append(CheckFinding(level="error", found=dataset.refusal, count=1, names=(), action="stops training"))
+    ignored = sum(one.ignored for one in seen.values())
     sizes = sorted((one.size for one in seen.values()), key=lambda size: (size[0] * size[1], size))
     return DataCheck(
         name=dataset.name,
@@ -170,6 +172,7 @@ def check_dataset(dataset: Dataset, size: int, on_progress: Progress | None = No
         smallest=sizes[0] if sizes else None,
         largest=sizes[-1] if sizes else None,
         size=size,
+        ignored=ignored / max(1, ignored + sum(int(one.pixels.sum()) for one in seen.values())),
         classes=balance,
         findings=tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))),
     )
@@ -178,7 +181,8 @@ def check_dataset(dataset: Dataset, size: int, on_progress: Progress | None = No
 def _look(dataset: Dataset, sample: Sample) -> Seen:
     opened = open_sample(dataset, sample)
     pixels = class_pixels(opened.ids, len(dataset.classes))
-    return Seen(opened.notes, pixels, opened.image.size, perceptual_hash(opened.image))
+    ignored = opened.ids.size - int(pixels.sum())
+    return Seen(opened.notes, pixels, ignored, opened.image.size, perceptual_hash(opened.image))
 
 
 def _of_files(dataset: Dataset, seen: Mapping[str, Seen], reasons: Mapping[str, str]) -> Iterator[CheckFinding]:
@@ -278,17 +282,22 @@ def _of_classes(balance: Sequence[ClassBalance]) -> Iterator[CheckFinding]:
     yield from finding("warning", f"class of less than {100 * RARE:g} % of the training pixels", rare, weigh)
 
 
-def _of_labels(seen: Mapping[str, Seen]) -> Iterator[CheckFinding]:
-    kinds = {
-        0: ("warning", "label without a labelled pixel", "Label it, or leave the image out."),
-        1: ("note", "label of one class alone", ""),
+def _of_labels(seen: Mapping[str, Seen], first: str) -> Iterator[CheckFinding]:
+    """Yields labels of no class or of one, apart where that is the `first` class and the rest is ignored."""
+    objects = "255 beside class ids is ignored: if it is an object here, write the value that it has in other masks."
+    kinds: dict[tuple[int, bool], tuple[Level, str, str]] = {
+        (0, False): ("warning", "label without a labelled pixel", "Label it, or leave the image out."),
+        (1, True): ("warning", f"label of {first} and ignored pixels alone", objects),
+        (1, False): ("note", "label of one class alone", ""),
     }
-    for held, (level, found, advice) in kinds.items():
-        names = [
-            name for name, one in seen.items() if np.count_nonzero(one.pixels) == held and SUSPECT not in one.notes
-        ]
+    of_kind = defaultdict[tuple[int, bool], list[str]](list)
+    for name, one in seen.items():
+        held = int(np.count_nonzero(one.pixels))
+        of_kind[held, held == 1 and one.ignored > 0 and bool(one.pixels[0])].append(name)
+    for kind, (level, found, advice) in kinds.items():
+        names = [name for name in of_kind[kind] if SUSPECT not in seen[name].notes]
         if names:
-            yield _finding(level, Rule("", level, "kept", advice, found), names)  # type: ignore[arg-type]
+            yield _finding(level, Rule("", level, "kept", advice, found), names)
 
 
 def _of_sizes(seen: Mapping[str, Seen], size: int) -> Iterator[CheckFinding]:

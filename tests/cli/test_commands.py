@@ -19,6 +19,7 @@ from PIL import Image
 
 from petseg import __version__
 from petseg.cli import export, main
+from petseg.cli.data import _print_check
 from petseg.cli.terminal import print_figures
 from petseg.config import NETWORKS
 from petseg.errors import PetsegError
@@ -299,7 +300,7 @@ def test_plain_compare_never_falls_back_to_synthetic_pets(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_data_check_prints_each_trap_in_lines_or_json_and_what_spoils_training_stops_it(tmp_path):
+def test_data_check_prints_each_trap_in_lines_or_json_and_what_spoils_training_stops_it(tmp_path, capsys):
     folder = make_trapped_pets(tmp_path / "pets", size=48)
     result = petseg("data", "check", folder, COLUMNS="80")
     assert result.returncode == 1, result.stderr
@@ -314,6 +315,9 @@ def test_data_check_prints_each_trap_in_lines_or_json_and_what_spoils_training_s
     found = DataCheck.model_validate_json(listed.stdout)
     assert (listed.returncode, found.spoiled, found.size) == (1, 5, 32)
     assert not any("smaller" in row.found for row in found.findings)
+    assert "Ignored" not in result.stdout
+    _print_check(found.model_copy(update={"ignored": 0.2345}))
+    assert "\nIgnored: 23.45 % of all pixels\n" in capsys.readouterr().out
     for command in (["train", "--out", tmp_path / "run"], ["compare", "--out", tmp_path / "run"]):
         stopped = petseg(*command, "--data", folder, *SETTINGS)
         assert stopped.returncode == 2

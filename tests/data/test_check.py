@@ -265,6 +265,23 @@ def test_what_is_wrong_with_classes_and_splits(kind, tmp_path):
     assert check.classes[2].images["train"] == sum(bool((ids == 2).any()) for ids in training)
 
 
+IGNORED = {  # labels of the training images -> which are of the first class and ignored pixels alone
+    "beside the first class": ([np.where(HALVES == 1, 255, 0), THIRDS] * 3, ("train0", "train2", "train4")),
+    "beside another class": ([np.where(HALVES == 0, 255, 1), THIRDS] * 3, ()),
+    "beside two classes": ([np.where(THIRDS == 2, 255, THIRDS), THIRDS] * 3, ()),
+    "none": ([THIRDS, 0 * THIRDS] * 3, ()),
+}
+
+
+@pytest.mark.parametrize("kind", IGNORED)
+def test_objects_that_may_be_ignored_are_a_warning_and_the_share_of_ignored_pixels_is_counted(kind, tmp_path):
+    labels, wanted = IGNORED[kind]
+    check = check_dataset(made(tmp_path, {"train": labels, "val": [THIRDS] * 2}), 32)
+    rows = [row for row in check.findings if row.found == "label of soil and ignored pixels alone"]
+    assert [(row.level, row.names) for row in rows] == [("warning", wanted)] * bool(wanted)
+    assert check.ignored == pytest.approx(np.mean([*labels, THIRDS, THIRDS] == np.uint8(255)))
+
+
 def test_one_class_alone_stops_training(tmp_path):
     dataset = made(tmp_path, {"train": [0, 0, 0], "val": [HALVES]})
     rows = [(row.level, row.found, row.names) for row in check_dataset(dataset, 32).findings]

@@ -255,6 +255,14 @@ def test_black_and_white_masks_that_were_jpeg_are_refused(quality, again, tmp_pa
     refused(match, opened, tmp_path)
 
 
+def test_masks_of_0_and_1_among_masks_of_0_and_255_are_a_warning(tmp_path):
+    make(tmp_path, [IDS % 2, 255 * (IDS % 2)])
+    check = check_dataset(opened(tmp_path), 16)
+    rows = [row for row in check.findings if row.found == "label of background and ignored pixels alone"]
+    assert [(row.level, row.names) for row in rows] == [("warning", tuple("bdf"))]
+    assert check.ignored == 0.25
+
+
 def test_class_ids_in_jpeg_are_a_warning(tmp_path):
     make(tmp_path, [0 * IDS, 0 * IDS + 1], suffix=".jpg")
     rows = [row for row in check_dataset(opened(tmp_path), 16).findings if row.found == "mask stored as JPEG"]
