@@ -18,6 +18,7 @@ from petseg.schema import CheckFinding, ClassBalance, DataCheck, Level
 
 TOLERATED = 0.1  # share of the images that may be left out; more are a fault of the whole set
 RARE = 0.01  # share of the labelled pixels below which a class is almost empty: CamVid's pole, sign and bicyclist
+MANY_OBJECTS = 8  # classes from where ids may number objects: fewer are often nested, such as a tumour in an organ
 PARTS = ("train", "val", "test")
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 FRAMES = "Write one file for each frame, each with its mask; --set data.split=blocks keeps neighbours in one split."
@@ -155,6 +156,7 @@ def check_dataset(dataset: Dataset, size: int, on_progress: Progress | None = No
         *_of_files(dataset, seen, reasons),
         *_of_classes(balance),
         *_of_labels(seen, dataset.classes[0].name),
+        *_of_instances(seen, balance),
         *_of_sizes(seen, size),
         *_of_duplicates(seen, parts),
     ]
@@ -298,6 +300,20 @@ def _of_labels(seen: Mapping[str, Seen], first: str) -> Iterator[CheckFinding]:
         names = [name for name in of_kind[kind] if SUSPECT not in seen[name].notes]
         if names:
             yield _finding(level, Rule("", level, "kept", advice, found), names)
+
+
+def _of_instances(seen: Mapping[str, Seen], balance: Sequence[ClassBalance]) -> Iterator[CheckFinding]:
+    """Yields the classes above the first where nearly all labels hold 1 to n of them without a gap, n often another."""
+    held = [ids for one in seen.values() if len(ids := np.flatnonzero(one.pixels[1:]))]
+    numbered = [len(ids) for ids in held if ids[-1] == len(ids) - 1]
+    if len(balance) > MANY_OBJECTS and len(numbered) > 0.9 * len(held) and len({*numbered}) > 4:
+        advice = (
+            "If the ids number objects, write 1 for all of them and 0 elsewhere (in Python: mask > 0); classes.toml "
+            "cannot join ids. petseg predicts classes, not single objects."
+        )
+        names = [entry.name for entry in balance[1:]]
+        found = "class ids that look like numbered objects (instances)"
+        yield _finding("warning", Rule("", "warning", "kept, each as a class", advice, found), names)
 
 
 def _of_sizes(seen: Mapping[str, Seen], size: int) -> Iterator[CheckFinding]:

@@ -147,6 +147,8 @@ def _refuse_odd(pixels: Mapping[int, int], table: Table, masks: Mapping[str, Mas
     if not counted or len(values) > MOST_CLASSES:
         count = f"{len(values):,}" if counted else f"more than {MAX_VALUES:,}"
         kind = "colours" if table.by_colour else "values"
+        if counted and not table.by_colour:
+            advice += ", or, if they number objects, write 1 for all"
         raise PetsegError(f"the masks hold {count} {kind}; wanted one a class, at most {MOST_CLASSES}: {advice}")
 
 

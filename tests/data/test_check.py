@@ -282,6 +282,33 @@ def test_objects_that_may_be_ignored_are_a_warning_and_the_share_of_ignored_pixe
     assert check.ignored == pytest.approx(np.mean([*labels, THIRDS, THIRDS] == np.uint8(255)))
 
 
+def held(*ids):
+    """Returns a label that holds these class ids."""
+    return np.resize(np.array(ids), 1024).reshape(32, 32)
+
+
+CLASSES = 12
+INSTANCES = {  # labels -> whether the ids look like numbered objects
+    "objects numbered in each label": ([held(*range(n)) for n in (4, 12, 7, 9, 7, 11, 1, 12)], True),
+    "objects that touch, no background": ([held(*range(1, n)) for n in (4, 12, 7, 9, 7, 11, 8, 12)], True),
+    "all classes in each": ([held(*range(CLASSES))] * 8, False),
+    "rare classes last": ([held(*range(n)) for n in (12, 12, 11, 10, 9, 12, 12, 12)], False),
+    "any classes": ([held(*np.random.default_rng(n).permutation(CLASSES)[:5]) for n in range(8)], False),
+    "few nested classes": ([held(*range(n)) for n in (1, 2, 3, 4, 5, 6, 7, 8)], False),
+}
+
+
+@pytest.mark.parametrize("kind", INSTANCES)
+def test_ids_that_look_like_numbered_objects_are_a_warning(kind, tmp_path):
+    labels, wanted = INSTANCES[kind]
+    dataset = made(tmp_path, {"train": labels, "val": labels[:1]})
+    names = [f"class {number}" for number in range(1 + max(map(np.max, labels)))]
+    check = check_dataset(replace(dataset, classes=classes_from(names)), 32)
+    rows = [row for row in check.findings if "numbered objects" in row.found]
+    assert [(row.level, row.names) for row in rows] == [("warning", tuple(names[1:]))] * wanted
+    assert all("mask > 0" in row.advice for row in rows)
+
+
 def test_one_class_alone_stops_training(tmp_path):
     dataset = made(tmp_path, {"train": [0, 0, 0], "val": [HALVES]})
     rows = [(row.level, row.found, row.names) for row in check_dataset(dataset, 32).findings]

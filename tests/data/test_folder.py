@@ -220,7 +220,12 @@ REFUSED = [  # masks, classes file, data.ignore, what the error says
         (),
         r"hold 14 values, 0 and 255 on 9\d % of the pixels: the edges of 3 of 6 masks \(a, c, e\) look smoothed; name",
     ),
-    ([np.arange(100, dtype=np.uint8)[None]], None, (), r"the masks hold 100 values; wanted one a class, at most 64"),
+    (
+        [np.arange(100, dtype=np.uint8)[None]],
+        None,
+        (),
+        r"the masks hold 100 values; wanted one a class, at most 64.* number objects, w",
+    ),
     (
         [np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)],
         None,
