@@ -131,12 +131,14 @@ def stratified(
 ) -> Parts:
     """Returns part -> ids, a unit on one side, each class in proportion to the shares (of any sum) as far as can be.
 
-    Iterative stratification (Sechidis, Tsoumakas, Vlahavas, ECML 2011, algorithm 1): the rarest class first.
+    Iterative stratification (Sechidis, Tsoumakas, Vlahavas, ECML 2011, algorithm 1): the rarest class first. We differ
+    from the paper: shares are of images, whatever the units' sizes, and a part that is full takes no more.
     """
     draw = random.Random(seed)  # noqa: S311 - a split, not a secret
-    left = [(unit, frozenset[int]().union(*(holds.get(one, frozenset()) for one in unit))) for unit in units]
+    left = [(unit, Counter(label for one in unit for label in holds.get(one, ()))) for unit in units]
     draw.shuffle(left)
-    counts = Counter(label for _, labels in left for label in labels)
+    left.sort(key=lambda entry: len(entry[0]), reverse=True)  # small ones then fill what large ones leave open
+    counts = Counter(label for _, held in left for label in held.elements())
     size, whole = sum(map(len, units)), sum(shares.values())
     wanted: dict[str, dict[int | None, float]] = {
         part: {label: share / whole * count for label, count in counts.items()} for part, share in shares.items()
@@ -147,13 +149,14 @@ def stratified(
         rarest = min(counts, key=lambda label: (counts[label], label), default=None)
         now = [entry for entry in left if rarest is None or rarest in entry[1]]
         left = [entry for entry in left if not (rarest is None or rarest in entry[1])]
-        for unit, labels in now:
-            part = max(parts, key=lambda name: (wanted[name].get(rarest, 0.0), room[name]))
+        for unit, held in now:
+            half = len(unit) / 2  # a part overshoots by no more, as long as another one has room
+            part = max(parts, key=lambda name: (room[name] >= half, wanted[name].get(rarest, 0.0), room[name]))
             parts[part].append(unit)
             room[part] -= len(unit)
-            for label in labels:
-                wanted[part][label] -= 1
-        counts = Counter(label for _, labels in left for label in labels)
+            for label, count in held.items():
+                wanted[part][label] -= count
+        counts = Counter(label for _, held in left for label in held.elements())
     for own in parts.values():
         donor = max(parts.values(), key=len)
         if not own and len(donor) > 1:  # a share of less than one image

@@ -49,6 +49,27 @@ def test_each_class_in_proportion_and_every_sample_once():
     assert sizes(with_splits(made(3), DataConfig(test_share=0))) == {"train": 2, "val": 1}
 
 
+GROUPS = (68, 46, 33, 16, 15, 13, 7, 6, 6, 5, 4, *[3] * 8, *[2] * 40, *[1] * 150)  # images each, much as CamVid has
+
+
+@pytest.mark.parametrize("sizes_of", [GROUPS, (3, 2, 2, *[1] * 23), (4,) * 10], ids=len)
+@pytest.mark.parametrize("seed", range(8))
+def test_shares_are_of_images_whatever_the_sizes_of_groups(sizes_of, seed):
+    """To within two images; a class that seven groups hold, one of 15 % by proportion, is in each split."""
+    draw, ends = np.random.default_rng(seed), np.cumsum(sizes_of)
+    units = [[f"s{one}" for one in range(end - size, end)] for size, end in zip(sizes_of, ends, strict=True)]
+    labels = [frozenset(np.flatnonzero(draw.random(3) < [*RARE.values()]).tolist()) for _ in units]
+    holds = {one: held for unit, held in zip(units, labels, strict=True) for one in unit}
+    shares = {"train": 0.7, "val": 0.15, "test": 0.15}
+    parts = stratified(units, shares, holds, seed)
+    for part, share in shares.items():
+        assert len(parts[part]) == pytest.approx(share * ends[-1], abs=2)
+        assert all({*unit} <= {*parts[part]} or not {*unit} & {*parts[part]} for unit in units)
+        common = {label for label in range(3) if sum(label in held for held in labels) >= 7}
+        assert common <= frozenset().union(*(holds[one] for one in parts[part]))
+    assert parts == stratified(units, shares, holds, seed)
+
+
 def test_a_class_of_one_image_leaves_no_split_empty():
     holds = {f"s{number:03}": frozenset([number]) for number in range(6)}
     assert sizes(with_splits(made(6, holds=holds), DataConfig())) == {"train": 4, "val": 1, "test": 1}
