@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 FORMAT_HELP = "png (images/, masks/, classes.toml), coco, cvat, voc or labelme."
 POLYGONS_HELP = "Write outlines instead of run lengths; of coco and cvat."
+UNSPLIT = "without splits, so training draws them anew and former scores do not compare; --splits RUN keeps a run's"
+SPLITS_HELP = "Folder of a run or a comparison: its images keep their splits, new ones train."
 OutOption = Annotated[Path, typer.Option(help="New folder to write to.", show_default=False)]
+SplitsOption = Annotated[Path | None, typer.Option("--splits", help=SPLITS_HELP, show_default=False)]
 
 
 def convert(
@@ -26,13 +30,14 @@ def convert(
     out: OutOption,
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP)] = "png",
     polygons: Annotated[bool, typer.Option("--polygons", help=POLYGONS_HELP)] = False,
+    splits: SplitsOption = None,
 ) -> None:
     """Write a dataset in another format, with images and splits. Exit code 1 if something is left out."""
     from petseg.data.formats.convert import check_request
     from petseg.data.formats.convert import convert as write
 
     check_request(out, kind, polygons=polygons)
-    dataset = _opened(data)
+    (dataset,) = _opened([data], splits)
     with progress_bar() as advance:
         written, left_out = write(
             dataset, out, kind, polygons=polygons, on_progress=lambda done, total: advance("convert", done, total)
@@ -44,6 +49,7 @@ def convert(
 def merge(
     data: Annotated[list[Path], typer.Argument(help="Folders of labelled images with the same classes.")],
     out: OutOption,
+    splits: SplitsOption = None,
 ) -> None:
     """Write several datasets as one folder of images and masks. The later label of the same image wins."""
     from petseg.data.formats.convert import check_request
@@ -53,14 +59,16 @@ def merge(
     check_request(out, "png")
     if len(data) < 2:
         raise PetsegError(f"{data[0]} alone was given; name at least two folders to merge")
-    datasets = [_opened(folder) for folder in data]
+    datasets = _opened(data, splits)
     with progress_bar() as advance:
         found = merged(datasets, on_progress=lambda done, total: advance("compare images", done, total))
         written, left_out = write(
             found.dataset, out, "png", on_progress=lambda done, total: advance("write", done, total)
         )
-    splits = ", ".join(f"{part} {len(ids):,}" for part, ids in found.dataset.splits.items()) or "none"
-    print(f"{out}: {plural(written, 'image')}; splits: {splits}")
+    sizes = ", ".join(f"{part} {len(ids):,}" for part, ids in found.dataset.splits.items()) or "none"
+    print(f"{out}: {plural(written, 'image')}; splits: {sizes}")
+    if not found.dataset.splits:
+        print(f"petseg: warning: {out}: {UNSPLIT}", file=sys.stderr)
     if found.relabelled:
         print(f"{plural(len(found.relabelled), 'image')} with the later label: {_some(found.relabelled)}")
     if found.renamed:
@@ -69,14 +77,21 @@ def merge(
     _say_left_out(left_out)
 
 
-def _opened(folder: Path) -> Dataset:
+def _opened(folders: Sequence[Path], run: Path | None) -> list[Dataset]:
     from petseg.data.sources import open_as_given, recognise, unpacked
+    from petseg.data.splits import continued
+    from petseg.training.runs import read_splits
 
-    _, line = recognise(unpacked(folder))
-    with progress_bar() as advance:
-        dataset = open_as_given(folder, on_progress=lambda done, total: advance("read labels", done, total))
-    print(f"petseg: {folder}: {line}", file=sys.stderr)
-    return dataset
+    recorded = read_splits(run) if run else None
+    if run and not recorded:
+        raise PetsegError(f"--splits {run}: no splits.json in it; name the folder of a run or a comparison")
+    datasets = []
+    for folder in folders:
+        _, line = recognise(unpacked(folder))
+        with progress_bar() as advance:
+            datasets.append(open_as_given(folder, on_progress=partial(advance, "read labels")))
+        print(f"petseg: {folder}: {line}", file=sys.stderr)
+    return continued(datasets, recorded.model_dump()) if recorded else datasets
 
 
 def _some(names: Sequence[str]) -> str:

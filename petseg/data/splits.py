@@ -75,6 +75,26 @@ def with_recorded(dataset: Dataset, recorded: Mapping[str, Sequence[str]]) -> Da
     return replace(dataset, splits={part: ids for part, ids in kept.items() if ids or part != "test"})
 
 
+def continued(datasets: Sequence[Dataset], recorded: Mapping[str, Sequence[str]]) -> list[Dataset]:
+    """Returns the datasets, the one that holds most of the `recorded` samples with those splits.
+
+    Its other samples keep the split that the data bring, and train where they bring none. Raises `PetsegError` where
+    the splits are another dataset's.
+    """
+    ids = {one for part in recorded.values() for one in part}
+    place = max(range(len(datasets)), key=lambda place: len(ids & datasets[place].by_id.keys()))
+    dataset = datasets[place]
+    known = with_recorded(dataset, recorded)
+    if known is None:
+        names = ", ".join(each.name for each in datasets)
+        raise PetsegError(f"--splits: most of the run's images are not in {names}; name a run that was trained on one")
+    given = dataset.splits or {"train": tuple(dataset.by_id)}
+    part_of = {one: part for splits in (given, known.splits) for part, own in splits.items() for one in own}
+    splits = {part: tuple(one for one in sorted(part_of) if part_of[one] == part) for part in PARTS}
+    whole = replace(dataset, splits={part: own for part, own in splits.items() if own})
+    return [*datasets[:place], whole, *datasets[place + 1 :]]
+
+
 def _shares(config: DataConfig) -> dict[str, float]:
     test = 1 / config.folds if config.folds else config.test_share
     return {part: share for part, share in (("val", config.val_share), ("test", test)) if share}

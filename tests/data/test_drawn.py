@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from petseg.config import DataConfig
 from petseg.data.dataset import Dataset, Label, Sample, classes_from
-from petseg.data.splits import stratified, with_recorded, with_splits
+from petseg.data.splits import continued, stratified, with_recorded, with_splits
 from tests.conftest import refused
 
 RARE = {"a": 0.1, "b": 0.3, "c": 1.0}  # class -> share of the images that hold it
@@ -171,3 +172,14 @@ def test_splits_that_a_run_wrote_down_stay_though_images_come_and_go():
         part: {one for one in ids if int(one[1:]) < 30} for part, ids in recorded.items()
     }
     assert with_recorded(made(20), recorded) is None, "half of them: another dataset"
+
+
+def test_what_goes_on_from_a_run_keeps_its_splits_then_the_datas_own_and_new_images_train():
+    recorded = {"train": ("s000",), "val": ("s001",), "test": ("s002",)}
+    other, whole = made(0), made(5)
+    given, own = continued([other, whole], recorded)
+    assert given is other
+    assert own.splits == {"train": ("s000", "s003", "s004"), "val": ("s001",), "test": ("s002",)}
+    listed = replace(whole, splits={"train": ("s000", "s001"), "test": ("s003",)})
+    assert continued([listed], recorded)[0].splits == {"train": ("s000",), "val": ("s001",), "test": ("s002", "s003")}
+    refused("^--splits: most of the run's images are not in Made, Made; name", continued, [other, made(1)], recorded)

@@ -15,6 +15,7 @@ from petseg.data.formats.outlines import outlines
 from petseg.data.formats.shapes import Shape, painted
 from petseg.data.images import open_ids, open_sample
 from petseg.data.sources import open_as_given, open_dataset, recognise
+from petseg.schema import SplitIds, write_record
 from petseg.training.runs import read_metrics
 from tests.cli.test_commands import one_line_error, petseg, succeeds
 from tests.conftest import names, refused, tiny, train_on_cpu
@@ -180,6 +181,33 @@ def test_convert_and_merge_from_the_command_line(drawn, tmp_path):
     result = petseg("data", "convert", tmp_path / "my", "--out", tmp_path / "less")
     assert result.returncode == 1
     assert "petseg: left out: a: image cannot be decoded" in result.stderr
+
+
+def test_merging_keeps_a_runs_splits_and_new_images_train(drawn, tmp_path):
+    """Else the images that scored the first run train the second one, and what `--init` starts from has seen them."""
+    rng, label = np.random.default_rng(0), drawn.read_label(drawn.samples[0])
+    for number in range(9):
+        Image.fromarray(rng.integers(0, 255, (17, 23, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    for name, numbers in (("my", range(6)), ("new", range(5, 9))):
+        samples = [Sample(f"s{place}", tmp_path / f"{n}.png", tmp_path) for place, n in enumerate(numbers)]
+        whole = replace(drawn, samples=tuple(samples), splits={}, read_label=lambda _: label)
+        convert(whole, tmp_path / name, "png")
+    recorded = open_dataset(tmp_path / "my").splits
+    write_record(tmp_path / "run" / "splits.json", SplitIds(**recorded))
+    result = succeeds("data", "merge", "my", "new", "--splits", "run", "--out", "bigger", cwd=tmp_path)
+    assert "warning" not in result.stderr
+    kept = open_dataset(tmp_path / "bigger").splits
+    assert (kept["val"], kept["test"]) == (recorded["val"], recorded["test"])
+    assert {*kept["train"]} == {*recorded["train"], "s1-2", "s2-2", "s3-2"}  # s0 is s5 of the first folder
+    succeeds("data", "merge", "new", "my", "--splits", "run", "--out", "turned", cwd=tmp_path)
+    sizes = {part: len(ids) for part, ids in open_dataset(tmp_path / "turned").splits.items()}
+    assert sizes == {"train": 7, "val": 1, "test": 1}
+    succeeds("data", "convert", "my", "--splits", "run", "--format", "voc", "--out", "voc", cwd=tmp_path)
+    assert open_as_given(tmp_path / "voc").splits == recorded
+    result = succeeds("data", "merge", "my", "new", "--out", "unsplit", cwd=tmp_path)
+    assert "petseg: warning: unsplit: without splits, so training draws them anew" in result.stderr
+    refusal = petseg("data", "merge", "my", "new", "--splits", "my", "--out", "x", cwd=tmp_path)
+    assert "--splits my: no splits.json in it; name the folder of a run or a comparison" in one_line_error(refusal)
 
 
 @pytest.mark.parametrize(
