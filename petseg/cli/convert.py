@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petseg.cli.options import SetOption, data_config
 from petseg.cli.terminal import progress_bar
 from petseg.errors import PetsegError
 from petseg.units import plural
@@ -31,13 +32,14 @@ def convert(
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP)] = "png",
     polygons: Annotated[bool, typer.Option("--polygons", help=POLYGONS_HELP)] = False,
     splits: SplitsOption = None,
+    settings: SetOption = None,
 ) -> None:
     """Write a dataset in another format, with images and splits. Exit code 1 if something is left out."""
     from petseg.data.formats.convert import check_request
     from petseg.data.formats.convert import convert as write
 
     check_request(out, kind, polygons=polygons)
-    (dataset,) = _opened([data], splits)
+    (dataset,) = _opened([data], settings, splits)
     with progress_bar() as advance:
         written, left_out = write(
             dataset, out, kind, polygons=polygons, on_progress=lambda done, total: advance("convert", done, total)
@@ -50,6 +52,7 @@ def merge(
     data: Annotated[list[Path], typer.Argument(help="Folders of labelled images with the same classes.")],
     out: OutOption,
     splits: SplitsOption = None,
+    settings: SetOption = None,
 ) -> None:
     """Write several datasets as one folder of images and masks. The later label of the same image wins."""
     from petseg.data.formats.convert import check_request
@@ -59,7 +62,7 @@ def merge(
     check_request(out, "png")
     if len(data) < 2:
         raise PetsegError(f"{data[0]} alone was given; name at least two folders to merge")
-    datasets = _opened(data, splits)
+    datasets = _opened(data, settings, splits)
     with progress_bar() as advance:
         found = merged(datasets, on_progress=lambda done, total: advance("compare images", done, total))
         written, left_out = write(
@@ -77,7 +80,7 @@ def merge(
     _say_left_out(left_out)
 
 
-def _opened(folders: Sequence[Path], run: Path | None) -> list[Dataset]:
+def _opened(folders: Sequence[Path], settings: Sequence[str] | None, run: Path | None) -> list[Dataset]:
     from petseg.data.sources import open_as_given, recognise, unpacked
     from petseg.data.splits import continued
     from petseg.training.runs import read_splits
@@ -85,11 +88,11 @@ def _opened(folders: Sequence[Path], run: Path | None) -> list[Dataset]:
     recorded = read_splits(run) if run else None
     if run and not recorded:
         raise PetsegError(f"--splits {run}: no splits.json in it; name the folder of a run or a comparison")
-    datasets = []
+    config, datasets = data_config(settings), []
     for folder in folders:
         _, line = recognise(unpacked(folder))
         with progress_bar() as advance:
-            datasets.append(open_as_given(folder, on_progress=partial(advance, "read labels")))
+            datasets.append(open_as_given(folder, config, partial(advance, "read labels")))
         print(f"petseg: {folder}: {line}", file=sys.stderr)
     return continued(datasets, recorded.model_dump()) if recorded else datasets
 

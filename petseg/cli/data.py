@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from petseg.cli.options import DataOption, SetOption, SizeOption, checked_size
+from petseg.cli.options import DataOption, SetOption, SizeOption, checked_size, data_config
 from petseg.cli.terminal import print_lines, print_table, progress_bar
 from petseg.errors import PetsegError
 from petseg.units import plural
@@ -44,12 +44,11 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Open every pair, print class balance and what is wrong. Exit code 1 if it would spoil training."""
-    from petseg.config import load_recipe
     from petseg.data.check import check_dataset
 
     if folder and data:
         raise PetsegError(f"two folders were given, {folder} and --data {data}; give one")
-    config = load_recipe("default", settings or ()).data
+    config = data_config(settings)
     dataset = open_data(data_folder(folder or data), config)
     with progress_bar() as advance:
         found = check_dataset(dataset, config.size, on_progress=lambda done, total: advance("check", done, total))
@@ -95,12 +94,11 @@ def _print_check(found: "DataCheck") -> None:
 
 
 @app.command()
-def prepare(data: DataOption = None, size: SizeOption = 128) -> None:
+def prepare(data: DataOption = None, size: SizeOption = 128, settings: SetOption = None) -> None:
     """Decode and resize all images into the cache that training reads."""
-    from petseg.config import DataConfig
-
-    prepared = prepare_data(data_folder(data), DataConfig(size=checked_size(size)))
-    print(f"{prepared.folder}: {len(prepared.samples):,} pairs at {size} px")
+    config = data_config([f"data.size={checked_size(size)}", *(settings or ())])
+    prepared = prepare_data(data_folder(data), config)
+    print(f"{prepared.folder}: {len(prepared.samples):,} pairs at {config.size} px")
 
 
 def data_of(run: Path, given: Path | None) -> Path | None:

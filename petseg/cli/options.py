@@ -1,5 +1,6 @@
 """Options that several commands share, each one's check, and the device that they choose."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 from petseg.units import plural
 
 if TYPE_CHECKING:
+    from petseg.config import DataConfig
     from petseg.training.device import Hardware
 
 DATA_HELP = (
@@ -32,6 +34,13 @@ def checked_size(size: int) -> int:
     from petseg.config import DataConfig, validated
 
     return validated(DataConfig, {"size": size}, source="--size").size
+
+
+def data_config(settings: Sequence[str] | None) -> "DataConfig":
+    """Returns how data are read: recipe default with `--set`."""
+    from petseg.config import load_recipe
+
+    return load_recipe("default", settings or ()).data
 
 
 def chosen_hardware(precision: str, device: str | None, threads: int | None, run: Path | None = None) -> "Hardware":

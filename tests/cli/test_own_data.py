@@ -106,3 +106,20 @@ def test_a_value_of_no_class_stops_training_before_it_begins(tmp_path):
     line = one_line_error(petseg("train", "--data", "my", *SETTINGS, cwd=tmp_path))
     assert "data folder my: mask 03 has 144 pixels of value 7, which no class has (nearest: 0, soil)" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_settings_read_data_alike_in_every_command_and_what_they_chose_is_written(tmp_path):
+    folder = draw(tmp_path / "my", [f"{number:02}" for number in range(8)])
+    for path in (folder / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        mask[:2] = 7
+        Image.fromarray(mask).save(path)
+    settings = ["--set", "data.ignore=[7]"]
+    for words in (["convert", "my"], ["merge", "my", "my"]):
+        succeeds("data", *words, *settings, "--out", words[0], cwd=tmp_path)
+        back = open_dataset(tmp_path / words[0])
+        assert [entry.name for entry in back.classes] == ["background", "foreground"]
+        assert np.unique(back.read_label(back.samples[0]).ids).tolist() == [0, 1, 255]
+    prepared = succeeds("data", "prepare", "--data", "my", *settings, "--size", "32", cwd=tmp_path)
+    assert "8 images, 2 classes" in prepared.stderr
+    assert prepared.stdout.endswith(": 8 pairs at 32 px\n")
