@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from petseg.config import DataConfig
 from petseg.data.classes import choose_table
-from petseg.data.dataset import IGNORE, Dataset, Progress, Sample
+from petseg.data.dataset import Dataset, Progress, Sample
 from petseg.data.images import SUFFIXES
 from petseg.data.masks import MaskFile, Table, scan_all
 from petseg.data.splits import PARTS
@@ -86,13 +86,9 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
         provenance=f"images and masks in folders, classes from {table.origin}",
         fingerprint=json.dumps([table.by_colour, sorted(table.ids.items())]),
         skipped={kind: tuple(names) for kind, names in skipped.items() if names},
-        holds={name: _classes_in(mask, table) for name, mask in masks.items()},
+        holds={name: table.classes_in(mask) for name, mask in masks.items()},
         refusal=_refusal(masks, table, folder),
     )
-
-
-def _classes_in(mask: MaskFile, table: Table) -> frozenset[int]:
-    return frozenset(table.ids.get(value, IGNORE) for value in table.values(mask)) - {IGNORE}
 
 
 def _refusal(masks: dict[str, MaskFile], table: Table, folder: Path) -> str:

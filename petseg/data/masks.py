@@ -138,6 +138,10 @@ class Table:
         """Returns value -> pixels of what no class has."""
         return {value: count for value, count in self.values(mask).items() if value not in self.ids}
 
+    def classes_in(self, mask: MaskFile) -> frozenset[int]:
+        """Returns the class ids that a mask holds, without what is ignored or unknown."""
+        return frozenset(self.ids.get(value, IGNORE) for value in self.values(mask)) - {IGNORE}
+
     def shown(self, value: int) -> str:
         """Returns a value as a classes file writes it."""
         return hex_colour(value) if self.by_colour else str(value)

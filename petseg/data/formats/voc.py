@@ -11,7 +11,7 @@ from petseg.config import DataConfig
 from petseg.data.dataset import IGNORE, Class, Dataset, Label, Progress, Sample
 from petseg.data.formats.annotations import IGNORED_NAMES, Images, Names, chosen_classes, named
 from petseg.data.images import SUFFIXES, opened
-from petseg.data.masks import Table
+from petseg.data.masks import Table, scan_all
 from petseg.errors import PetsegError
 
 NAME = "Pascal VOC"
@@ -53,15 +53,20 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
             coloured = image.mode in ("P", "RGB", "RGBA")
         return (by_colour if coloured else by_number).read(sample)
 
+    samples = tuple(Sample(name, pictures[name], masks[name]) for name in both)
+    drawn = not (listed["train"] and listed["val"])
+    found = scan_all(samples, on_progress) if drawn else {}
+    tables = {name: by_number if mask.kind == "ids" else by_colour for name, mask in found.items()}
     return Dataset(
         name=folder.resolve().name,
-        samples=tuple(Sample(name, pictures[name], masks[name]) for name in both),
+        samples=samples,
         classes=names.classes,
         splits={split: tuple(sorted({*ids} & {*both})) for split, ids in listed.items() if ids},
         read_label=read_label,
         provenance=f"images of a folder, annotated in {NAME}'s layout",
         fingerprint=str(sorted(colours.items())),
-        skipped={kind: found for kind, found in skipped.items() if found},
+        skipped={kind: names_of for kind, names_of in skipped.items() if names_of},
+        holds={name: tables[name].classes_in(mask) for name, mask in found.items()},
     )
 
 

@@ -95,6 +95,9 @@ def test_voc_by_its_colours_those_of_a_labelmap_and_its_lists(tmp_path):
     assert dataset.skipped == {"listed, but no mask or image": ("gone",)}
     assert np.array_equal(ids_of(tmp_path), grid("000000 088800 088xx0 000000"))
     assert [np.unique(ids_of(tmp_path, name)).tolist() for name in ("b", "c")] == [[dataset_id("dog")], [20]]
+    (lists / "val.txt").unlink()
+    holds = {"a": {0, dataset_id("cat")}, "b": {dataset_id("dog")}, "c": {20}}
+    assert open_as_given(tmp_path).holds == holds, "splits are drawn by them"
     (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nleaf:64,0,0::\nbackground:0,0,0::\n")
     assert np.array_equal(ids_of(tmp_path), grid("111111 100011 100xx1 111111"))
 
