@@ -11,8 +11,8 @@ import numpy as np
 from petseg.data.balance import Counts, class_pixels, median_frequency
 from petseg.data.cache import Prepared
 from petseg.data.dataset import SUSPECT, Dataset, Progress, Sample
-from petseg.data.duplicates import NEAR, perceptual_hash
-from petseg.data.images import EXIF_UNSURE, WIDE, open_sample, outcomes
+from petseg.data.duplicates import DRAFT, NEAR, perceptual_hash, stored_hash
+from petseg.data.images import EXIF_APPLIED, EXIF_UNSURE, WIDE, open_sample, outcomes
 from petseg.errors import PetsegError
 from petseg.schema import CheckFinding, ClassBalance, DataCheck, Level
 
@@ -181,10 +181,11 @@ def check_dataset(dataset: Dataset, size: int, on_progress: Progress | None = No
 
 
 def _look(dataset: Dataset, sample: Sample) -> Seen:
-    opened = open_sample(dataset, sample)
-    pixels = class_pixels(opened.ids, len(dataset.classes))
-    ignored = opened.ids.size - int(pixels.sum())
-    return Seen(opened.notes, pixels, ignored, opened.image.size, perceptual_hash(opened.image))
+    opened = open_sample(dataset, sample, draft=DRAFT)
+    pixels, (height, width) = class_pixels(opened.ids, len(dataset.classes)), opened.ids.shape
+    ignored, turned = opened.ids.size - int(pixels.sum()), EXIF_APPLIED in opened.notes
+    hashed = stored_hash(sample) if turned else perceptual_hash(opened.image)  # the one that splits are drawn by
+    return Seen(opened.notes, pixels, ignored, (width, height), hashed)
 
 
 def _of_files(dataset: Dataset, seen: Mapping[str, Seen], reasons: Mapping[str, str]) -> Iterator[CheckFinding]:

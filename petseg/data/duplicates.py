@@ -18,6 +18,8 @@ COSINES = np.cos(np.pi / SIDE * np.outer(np.arange(KEPT), np.arange(SIDE) + 0.5)
 # half or saved as JPEG at quality 10 moves by at most 6. Half of a hash's bits are set, so distances are even.
 NEAR = 8
 
+DRAFT = 2 * SIDE  # `open_sample` then decodes a JPEG as `stored_hash` does
+
 Hashes = npt.NDArray[np.uint64]
 
 
@@ -46,14 +48,15 @@ def linked(hashes: Hashes, distance: int = NEAR) -> npt.NDArray[np.int64]:
 def near_duplicates(samples: Sequence[Sample], on_progress: Progress | None = None) -> dict[str, int]:
     """Returns a group for each sample id, the same for near-duplicates; one that cannot be opened has its own."""
     hashes: dict[str, int] = {}
-    for sample, found in outcomes(_hash_file, samples, on_progress):
+    for sample, found in outcomes(stored_hash, samples, on_progress):
         if not isinstance(found, str):
             hashes[sample.id] = found
     groups = dict(zip(hashes, linked(np.array([*hashes.values()], np.uint64)).tolist(), strict=True))
     return {sample.id: groups.get(sample.id, -1 - row) for row, sample in enumerate(samples)}
 
 
-def _hash_file(sample: Sample) -> int:
+def stored_hash(sample: Sample) -> int:
+    """Returns the hash of an image as it is stored, whether or not its label was drawn after EXIF turned it."""
     with opened(sample.image, f"{sample.id}: image") as file:
-        file.draft("RGB", (2 * SIDE, 2 * SIDE))
+        file.draft("RGB", (DRAFT, DRAFT))
         return perceptual_hash(to_rgb(file, []))

@@ -9,7 +9,8 @@ import scipy.fft
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
-from petseg.data.dataset import Sample
+from petseg.data.check import check_dataset
+from petseg.data.dataset import Dataset, Label, Sample, classes_from
 from petseg.data.duplicates import NEAR, linked, near_duplicates, perceptual_hash
 from petseg.data.oxford_pets import COMMITTED_LEAKS
 from petseg.data.sources import open_dataset
@@ -81,3 +82,27 @@ def test_the_real_dataset_s_leaks_have_a_near_duplicate_in_training():
     found = {name for name in dataset.splits["test"] if groups[name] in trained}
     # the committed list was made by correlation; the hash also finds one cat photographed twice
     assert found == COMMITTED_LEAKS | {"Abyssinian_99"}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_check_finds_the_near_duplicates_that_drawn_splits_keep_together(turned, tmp_path):
+    """JPEGs, which are hashed from a reduced decoding, of pairs at about the largest distance of near-duplicates."""
+    draw, exif, samples = np.random.default_rng(0), Image.Exif(), []
+    exif[0x0112] = 6 if turned else 1
+    for number in range(30):
+        coarse = draw.integers(0, 256, (6, 8))
+        for half, change in (("a", 0), ("b", draw.integers(-40, 41, (6, 8)))):
+            image = Image.fromarray(np.uint8((coarse + change).clip(0, 255))).resize(
+                (420, 300), Image.Resampling.BICUBIC
+            )
+            path = tmp_path / f"{number:02}{half}.jpg"
+            image.convert("RGB").save(path, exif=exif)
+            samples.append(Sample(path.stem, path, path))
+    label = Label(np.eye(*((420, 300) if turned else (300, 420)), dtype=np.uint8))
+    splits = {"train": tuple(one.id for one in samples[::2]), "val": tuple(one.id for one in samples[1::2])}
+    dataset = Dataset("Pairs", tuple(samples), classes_from(["a", "b"]), splits, lambda _: label, "made")
+    groups = near_duplicates(samples)
+    together = {one for one in splits["val"] if groups[one] == groups[f"{one[:2]}a"]}
+    assert 5 < len(together) < 25
+    (row,) = [row for row in check_dataset(dataset, 128).findings if row.found == "near-duplicate in another split"]
+    assert {name[:3] for name in row.names} == together
