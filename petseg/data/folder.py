@@ -1,14 +1,15 @@
-"""A folder of images and masks side by side, of any classes, as a `Dataset`.
+"""A folder of images and masks, of any classes, as a `Dataset`.
 
-`images/` and `masks/` may lie in the folder or in train, val and test folders below it, and the other way round.
+`images/` and `masks/` may lie in the folder or in train, val and test folders below it, and the other way round. Or
+images and masks lie in one folder, NAME.jpg and NAME_mask.png.
 """
 
 import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from petseg.config import DataConfig
@@ -18,37 +19,56 @@ from petseg.data.images import SUFFIXES
 from petseg.data.masks import MaskFile, Table, scan_all
 from petseg.data.splits import PARTS
 from petseg.errors import PetsegError
+from petseg.units import plural
 
-WANTED = "images/ and masks/ side by side, files of the same names in both"
-IMAGES = ("images", "imgs", "image")
-MASKS = ("masks", "mask", "labels", "annotations")  # the first that holds images is taken
+WANTED = "images/ and masks/ side by side, files of the same names in both, or NAME.jpg and NAME_mask.png in one folder"
+IMAGES = ("images", "imgs", "image", "img", "raw", "inputs", "input")  # folders, and words in names of files
+MASKS = (
+    *("masks", "mask", "labels", "annotations", "label", "lbl", "annotation", "gts", "gt", "ground_truth"),
+    *("groundtruth", "segmentations", "segmentation", "seg", "targets", "target"),
+)
+USUAL = (*IMAGES[:3], *MASKS[:4])  # folders of these names go before those of the others
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LISTS = (".", "lists", "splits", "ImageSets/Segmentation")  # where a train.txt is looked for
-ENDING = re.compile(r"[ _.-](mask|masks|label|labels|segmentation|seg|gt|l)$", re.IGNORECASE)  # of a mask's name alone
 
 
-@dataclass(frozen=True)
-class Found:
-    """A file among the images or the masks; `key` is its path without that folder and its suffix."""
+def _marks(words: Sequence[str], ending: str = "") -> re.Pattern[str]:
+    """Returns what a name has beside that of the other file of its pair: img_01, img01, 01_img."""
+    word = "|".join(words)
+    return re.compile(rf"(?<![^/])(?:{word})(?:[ _.-]|(?=\d))(?=[^/]+$)|[ _.-](?:{word}{ending})$", re.IGNORECASE)
 
-    path: Path
-    key: str  # as "train/a"
+
+IMAGE_MARKS, MASK_MARKS = _marks(IMAGES), _marks(MASKS, "|l")
+Files = dict[str, Path]  # by the path without the folder's name and the suffix, as "train/a"
 
 
 def recognise(folder: Path) -> str | None:
-    """Returns whether images and masks lie in folders side by side."""
-    images, masks = _kinds(folder)
-    return "images and masks in folders" if images and masks else None
+    """Returns whether images and masks lie in folders side by side, or in one, the masks marked by their names."""
+    if all(_kinds(folder)):
+        return "images and masks in folders"
+    return "images and masks in one folder" if _matched(*_found(folder, defaultdict(list))) else None
 
 
 def _kinds(folder: Path) -> tuple[str, str]:
-    """Returns the names of the folders of images and of masks, "" where no image lies below one."""
-    found = {name for _, name in _files(folder)}
-    return tuple(next((name for name in names if name in found), "") for names in (IMAGES, MASKS))  # type: ignore[return-value]
+    """Returns the names of the folders of images and of masks, "" where there is none; refuses two that hold images."""
+    held = Counter[str]()  # 1 other files, 2 images
+    for path, name in _files(folder):
+        held[name] = max(held[name], 1 + (path.suffix.lower() in SUFFIXES))
+    kinds = []
+    for names in (IMAGES, MASKS):
+        best = max((held[name], name in USUAL) for name in names)
+        chosen = [name for name in names if (held[name], name in USUAL) == best]
+        if best[0] == 2 and len(chosen) > 1:
+            raise PetsegError(
+                f"data folder {folder}: {chosen[0]}/ and {chosen[1]}/ both hold images; wanted one folder of images, "
+                "one of masks: move the other away"
+            )
+        kinds.append(chosen[0] if best[0] else "")
+    return kinds[0], kinds[1]
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yields the image files below a folder of images or masks, and that folder's name, in lower case."""
+    """Yields the files below a folder, each with the name, in lower case, of its folder of images or masks, if any."""
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:  # a link that leads back
@@ -57,9 +77,8 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         parts = [part.lower() for part in Path(place).relative_to(folder).parts]
-        kind = next((part for part in parts if part in (*IMAGES, *MASKS)), None)
-        if kind:
-            yield from ((Path(place, name), kind) for name in sorted(names))
+        kind = next((part for some in (USUAL, IMAGES + MASKS) for part in parts if part in some), "")
+        yield from ((Path(place, name), kind) for name in sorted(names))
 
 
 def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None = None) -> Dataset:
@@ -83,7 +102,7 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
         classes=table.classes,
         splits={part: tuple(sorted(splits[part])) for part in PARTS if splits.get(part)},
         read_label=table.read,
-        provenance=f"images and masks in folders, classes from {table.origin}",
+        provenance=f"{recognise(folder)}, classes from {table.origin}",
         fingerprint=json.dumps([table.by_colour, sorted(table.ids.items())]),
         skipped={kind: tuple(names) for kind, names in skipped.items() if names},
         holds={name: table.classes_in(mask) for name, mask in masks.items()},
@@ -105,39 +124,71 @@ def _refusal(masks: dict[str, MaskFile], table: Table, folder: Path) -> str:
     )
 
 
-def _pairs(folder: Path, skipped: dict[str, list[str]]) -> dict[str, tuple[Path, Path]]:
-    """Returns key -> (image, mask); what has no other half, or is neither, goes to `skipped`."""
+def _found(folder: Path, skipped: dict[str, list[str]]) -> tuple[Files, Files]:
+    """Returns the images and the masks; what is neither goes to `skipped`."""
     kinds = _kinds(folder)
-    found: dict[str, dict[str, Path]] = {kind: {} for kind in kinds}
+    found: dict[str, Files] = {"image": {}, "mask": {}}
     for path, kind in _files(folder):
-        if kind not in kinds:
+        relative, known = path.relative_to(folder), path.suffix.lower() in SUFFIXES
+        parts = [part for part in relative.parts[:-1] if not all(kinds) or part.lower() != kind]
+        if all(kinds) and kind in kinds:
+            what = "image" if kind == kinds[0] else "mask"
+        elif not all(kinds) and known:
+            what = "mask" if MASK_MARKS.search(path.stem) else "image"
+        else:
             continue
-        what = "image" if kind == kinds[0] else "mask"
-        relative = path.relative_to(folder)
-        parts = [part for part in relative.parts[:-1] if part.lower() != kind]
         key = PurePosixPath(*parts, path.stem).as_posix()
         if path.name.startswith("."):
             skipped[f"hidden file among the {what}s"].append(relative.as_posix())
-        elif path.suffix.lower() not in SUFFIXES:
+        elif not known:
             skipped[f"not an image among the {what}s"].append(relative.as_posix())
-        elif key in found[kind]:
+        elif key in found[what]:
             skipped[f"second {what} of one name"].append(relative.as_posix())
         else:
-            found[kind][key] = path
-    images, masks = (found[kind] for kind in kinds)
-    for key in sorted(masks.keys() - images.keys()):
-        plain = ENDING.sub("", key)
-        if plain in images and plain not in masks:
-            masks[plain] = masks.pop(key)
-    skipped["image without mask"] = sorted(images.keys() - masks.keys())
-    skipped["mask without image"] = sorted(masks.keys() - images.keys())
-    pairs = {key: (images[key], masks[key]) for key in sorted(images.keys() & masks.keys())}
-    if not pairs:
-        raise PetsegError(
-            f"data folder {folder}: {len(images)} images and {len(masks)} masks, none of the same name; name each mask "
-            "as its image, with any suffix"
-        )
-    return pairs
+            found[what][key] = path
+    return found["image"], found["mask"]
+
+
+def _matched(images: Files, masks: Files) -> dict[str, str]:
+    """Returns image -> mask: of one name, else of one without the marks of masks, else without those of both.
+
+    Where two images or two masks would fit, none is taken.
+    """
+    matched = {key: key for key in images if key in masks}
+    without_marks = partial(MASK_MARKS.sub, "")
+    for plain in (str, partial(IMAGE_MARKS.sub, "")):
+        alike: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+        for key in images:
+            alike[plain(key)][0].append(key)
+        for key in masks:
+            alike[without_marks(key)][1].append(key)
+        taken = {*matched.values()}
+        pairs = [(some[0], others[0]) for some, others in alike.values() if len(some) == len(others) == 1]
+        matched |= {image: mask for image, mask in pairs if image not in matched and mask not in taken}
+    return matched
+
+
+def _pairs(folder: Path, skipped: dict[str, list[str]]) -> dict[str, tuple[Path, Path]]:
+    """Returns key -> (image, mask); what has no other half, or is neither, goes to `skipped`."""
+    images, masks = _found(folder, skipped)
+    matched = _matched(images, masks)
+    if not matched:
+        raise PetsegError(_nothing_matches(folder, images, masks, skipped))
+    skipped["image without mask"] = sorted(images.keys() - matched.keys())
+    skipped["mask without image"] = sorted(masks.keys() - {*matched.values()})
+    return {key: (images[key], masks[matched[key]]) for key in sorted(matched)}
+
+
+def _nothing_matches(folder: Path, images: Files, masks: Files, skipped: Mapping[str, Sequence[str]]) -> str:
+    sides = []
+    for what, files in (("image", images), ("mask", masks)):
+        first = next((f" ({path.relative_to(folder).as_posix()})" for path in files.values()), "")
+        sides.append(f"{plural(len(files), what)}{first}")
+    suffixes = {PurePosixPath(name).suffix.lower() for names in skipped.values() for name in names} - {*SUFFIXES, ""}
+    return (
+        f"data folder {folder}: {' and '.join(sides)}, no two of one name; wanted images/NAME.jpg and masks/NAME.png "
+        "or masks/NAME_mask.png" + (f"; skipped files ending {', '.join(sorted(suffixes))}" if suffixes else "")
+    )
 
 
 def _part_of(key: str) -> tuple[str, str]:

@@ -101,7 +101,9 @@ def recognise(folder: Path) -> tuple[Source, str]:
         if line := source.recognise(folder):
             return source, line
     wanted = "; or ".join(source.WANTED for source in SOURCES)
-    strange = next((f" ({path.name} is none of its formats)" for path in sorted(folder.glob("*.json"))), "")
+    folders = [f"{path.name}/" for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
+    strange = f" (it holds {', '.join(folders[:3])})" if folders else ""
+    strange = next((f" ({path.name} is none of its formats)" for path in sorted(folder.glob("*.json"))), strange)
     raise PetsegError(f"data folder {folder}: no labelled images that petseg knows{strange}; wanted {wanted}")
 
 

@@ -68,6 +68,77 @@ def test_layouts(layout, tmp_path):
     assert {part: len(ids) for part, ids in dataset.splits.items()} == {"train": 4, "val": 1, "test": 1}
 
 
+PAIRS = {  # an image's file, its mask's, the line on the folder
+    "words on both sides": ("images/{}_img", "masks/{}_mask", "images and masks in folders"),
+    "prefixes": ("images/img_{}", "masks/mask_{}", "images and masks in folders"),
+    "prefixes of digits": ("images/image{}", "labels/label{}", "images and masks in folders"),
+    "another word of the image's": ("images/{}_raw", "masks/{}_raw_seg", "images and masks in folders"),
+    "one folder": ("{}", "{}_mask", "images and masks in one folder"),
+    "one folder with splits": ("train/{}_img", "train/{}_gt", "images and masks in one folder"),
+    "capitals": ("Img/{}", "Lbl/{}", "images and masks in folders"),
+    "raw above": ("raw/images/{}", "raw/masks/{}", "images and masks in folders"),
+    **{
+        f"{images} and {masks}": (f"{images}/{{}}", f"{masks}/{{}}", "images and masks in folders")
+        for images in ("raw", "input")
+        for masks in ("label", "gt", "annotation", "ground_truth", "segmentations", "targets")
+    },
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_names_of_a_pair(pair, tmp_path):
+    image, mask, line = PAIRS[pair]
+    for number in range(6):
+        save(tmp_path / f"{image.format(number)}.jpg", np.zeros((16, 24, 3), np.uint8))
+        save(tmp_path / f"{mask.format(number)}.png", IDS)
+    (tmp_path / "readme.txt").write_text("x")
+    dataset = opened(tmp_path)
+    assert recognise(tmp_path)[1] == line
+    assert dataset.provenance.startswith(f"{line}, classes from")
+    assert [(one.image.stem, one.label.stem) for one in dataset.samples] == [
+        (image.format(number).split("/")[-1], mask.format(number).split("/")[-1]) for number in range(6)
+    ]
+    assert dataset.skipped == {}
+
+
+def test_of_two_readings_none_is_taken(tmp_path):
+    make(tmp_path, [IDS])
+    for name in ("images/g", "images/h_img", "images/h_raw"):
+        save(tmp_path / f"{name}.jpg", np.zeros((16, 24, 3), np.uint8))
+    for name in ("g_mask", "g_label", "h_mask", "a_mask"):
+        save(tmp_path / "masks" / f"{name}.png", IDS)
+    save(tmp_path / "raw" / "a.png", IDS)  # images/ is there
+    dataset = opened(tmp_path)
+    assert [(one.id, one.label.stem) for one in dataset.samples] == [(name, name) for name in "abcdef"]
+    assert dataset.skipped == {
+        "image without mask": ("g", "h_img", "h_raw"),
+        "mask without image": ("a_mask", "g_label", "g_mask", "h_mask"),
+    }
+    save(tmp_path / "labels" / "a.png", IDS)
+    refused("^data folder .*: masks/ and labels/ both hold images; wanted one folder of images, one", opened, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        (
+            ("images/1.jpg", "images/2.jpg", "masks/x/1.png"),
+            r"2 images \(images/1\.jpg\) and 1 mask \(masks/x/1\.png\), no two of one name; wanted images/NAME",
+        ),
+        (("images/1.npy", "masks/1.npy"), r"0 images and 0 masks, .*NAME_mask\.png; skipped files ending \.npy$"),
+        (
+            ("pics/1.jpg", "annos/1.png"),
+            r"no labelled images that petseg knows \(it holds annos/, pics/\); wanted images/",
+        ),
+    ],
+)
+def test_where_nothing_matches_the_message_names_what_is_there(files, match, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    refused(match, opened, tmp_path)
+
+
 def test_folders_may_be_links_even_such_as_lead_back(tmp_path):
     make(tmp_path / "there", [IDS])
     here = tmp_path / "here"
