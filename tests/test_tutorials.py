@@ -81,5 +81,6 @@ def test_own_images_go_from_labels_to_a_report_and_masks(executed, tmp_path):
         with Image.open(masks / f"{photo.stem}.classes.png") as found:
             assert (found.size, found.mode) == ((96, 72), "P")
             assert {0, 1, 2} <= {*np.unique(found).tolist()}, "background, box, disc"
-    bigger = open_dataset(tmp_path / "bigger")
-    assert (len(bigger.samples), bigger.classes) == (43, open_dataset(tmp_path / "shapes").classes)
+    bigger, shapes = open_dataset(tmp_path / "bigger"), open_dataset(tmp_path / "shapes")
+    assert (len(bigger.samples), bigger.classes) == (43, shapes.classes)
+    assert [bigger.splits[part] for part in ("val", "test")] == [shapes.splits[part] for part in ("val", "test")]
