@@ -28,10 +28,11 @@ from petseg.predict.segmenter import Segmenter
 ENDINGS = {kind: f".{kind}.png" for kind in ("mask", "cutout", "overlay", "classes", "trimap")}
 ENDINGS["json"] = ".prediction.json"  # output -> how its file's name ends, in the usual format
 USUAL = ("mask", "cutout", "overlay")  # written where `--only` names none
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {  # of cut-outs and overlays -> Pillow's name and options
-    "png": ("PNG", {}),
-    "jpg": ("JPEG", {"quality": 92}),
-    "webp": ("WEBP", {"quality": 90}),
+# of cut-outs and overlays -> Pillow's name, its options, and the longest side in pixels
+FORMATS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "png": ("PNG", {}, 2**31 - 1),
+    "jpg": ("JPEG", {"quality": 92}, 65_500),
+    "webp": ("WEBP", {"quality": 90}, 16_383),
 }
 # endings of files that are never taken for photos
 OURS = (*ENDINGS.values(), *(f".{kind}.{name}" for kind in ("cutout", "overlay") for name in FORMATS))
@@ -144,7 +145,7 @@ def is_output(path: Path) -> bool:
     try:
         if path.suffix == ".json":
             return MARK.encode() in path.read_bytes()
-        with Image.open(path, formats=[name for name, _ in FORMATS.values()]) as opened:
+        with Image.open(path, formats=[name for name, *_ in FORMATS.values()]) as opened:
             # a PNG's EXIF may lie at its end
             return MARK in (opened.info.get("Software"), opened.format != "PNG" and opened.getexif().get(SOFTWARE))
     except UNREADABLE:
@@ -236,7 +237,10 @@ def encoded(result: Segmentation, kind: str, *, look: Look = Look()) -> bytes:
         image = result.cutout(matting=look.matting, background=look.background, crop=look.crop)
     else:
         image = result.overlay()
-    name, options = FORMATS[look.format]
+    name, options, longest = FORMATS[look.format]
+    if max(image.size) > longest:
+        given = f"{result.photo.name}: its {kind} has {image.width:,} x {image.height:,} pixels"
+        raise PetsegError(f"{given}; {look.format} holds at most {longest:,} a side: take --format png")
     if name == "PNG":
         return png(np.asarray(image), texts)
     exif = Image.Exif()

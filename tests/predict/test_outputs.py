@@ -176,6 +176,18 @@ def test_a_photo_too_large_for_the_memory_is_an_error(segmenter, tmp_path, monke
     assert below(tmp_path) == {"a.jpg"}
 
 
+@pytest.mark.parametrize(("kind", "size", "longest"), [("webp", (1, 20_000), "16,383"), ("jpg", (70_000, 2), "65,500")])
+def test_a_photo_that_a_format_cannot_hold_fails_alone(segmenter, tmp_path, kind, size, longest):
+    Image.new("RGB", size, "red").save(tmp_path / "long.png")
+    look = Look(background="white", format=kind)
+    jobs, _ = outputs.plan([tmp_path / "long.png", pet(tmp_path / "pet.png")], ["cutout", "overlay"], None, look)
+    long, whole = predict_jobs(segmenter, jobs, look=look)
+    given = f"its cutout has {size[0]:,} x {size[1]:,} pixels; {kind} holds at most {longest} a side: take --format png"
+    assert str(long.error) == f"{tmp_path / 'long.png'}: {given}"
+    assert whole.error is None
+    assert below(tmp_path) == {"long.png", "pet.png", f"pet.cutout.{kind}", f"pet.overlay.{kind}"}
+
+
 def test_a_cut_out_on_a_background_cropped_and_in_another_format(segmenter, tmp_path):
     photo, beach = pet(tmp_path / "a.png"), tmp_path / "beach.png"
     Image.new("RGB", (30, 90), "#0080ff").save(beach)
