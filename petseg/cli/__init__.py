@@ -3,9 +3,10 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # a sign that the terminal lacks must not end a run of hours
             stream.reconfigure(errors="replace")
     try:
+        _check_values(sys.argv[1:])
         with _only_the_first_rank_talks():
             app()
     except Exception as error:
@@ -61,6 +63,14 @@ def main() -> None:
             sys.exit(2)  # the first one on this host says the same
         print(f"petseg: {mistake}", file=sys.stderr)
         sys.exit(2)
+
+
+def _check_values(words: Sequence[str]) -> None:
+    """Refuses an empty word: an unset shell variable, which `Path` would take for the current folder."""
+    for before, word in pairwise(("petseg", *words)):
+        option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if not value and word != option:
+            raise PetsegError(f"got an empty value after {option}; name a path (. for this folder), or leave it out")
 
 
 @contextmanager

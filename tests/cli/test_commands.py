@@ -127,6 +127,26 @@ def test_version_and_an_error_of_a_process():
     assert "Traceback" in petseg("train", "--model", "x", "--debug").stderr
 
 
+EMPTY = [
+    "predict @",
+    "predict cat.jpg --out @",
+    "predict cat.jpg --run @",
+    "predict cat.jpg --background=@",
+    "annotate @",
+]
+EMPTY += ["data check @", "train --data=@", "evaluate @", "report @", "study @", "export --run @", "@"]
+
+
+@pytest.mark.parametrize("command", EMPTY)
+def test_an_empty_value_is_refused_and_never_means_the_current_folder(command, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "cat.jpg")
+    before = command.removesuffix("@").rstrip(" =").split()
+    line = one_line_error(petseg(*(word.removesuffix("@") for word in command.split()), cwd=tmp_path))
+    named = before[-1] if before else "petseg"
+    assert line == f"petseg: got an empty value after {named}; name a path (. for this folder), or leave it out"
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.jpg"]
+
+
 def test_train_evaluate_and_report_from_the_command_line(pets_folder, tmp_path):
     run = tmp_path / "run"
     training = ["train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS]
