@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 FORM = "multipart/form-data"
 RAW = "application/octet-stream"  # beside image/*, the content type under which the body is the photo itself
 FIELD = "image"  # the form's field that holds the photo
+MOST_FIELDS = 269  # beside it: 6 outputs, 4 scales, 255 classes, and the other 4 once
 AROUND = 10_000  # bytes of boundaries, names and headers that may stand around a photo
 PATIENCE = 10.0  # seconds in which a refused client may finish sending
 
@@ -33,7 +34,7 @@ async def from_form(request: Request, body: bytes) -> tuple[bytes, dict[str, lis
         yield body
 
     try:
-        form = await InMemory(request.headers, once(), max_files=1, max_fields=10).parse()
+        form = await InMemory(request.headers, once(), max_files=1, max_fields=MOST_FIELDS).parse()
     except MultiPartException as error:
         raise HTTPException(400, f"the multipart body cannot be read ({error.message.rstrip('.')})") from None
     try:

@@ -94,6 +94,16 @@ def test_a_raw_body_is_the_same_as_a_form_and_a_field_as_a_parameter(served):
     assert re.fullmatch(r"network;dur=[\d.]+, all;dur=[\d.]+", form.headers["server-timing"])
 
 
+def test_a_form_may_hold_every_parameter_as_often_as_it_may_be_repeated(served):
+    most = {"output": OUTPUTS, "scales": [0.5, 0.75, 1, 1.25], "foreground": ["cat"] * 255}
+    once = {"model": "unet_small", "flip": "true", "matting": "true", "raw": "true"}
+    photo = {"image": CAT.read_bytes()}
+    answer = httpx.post(f"{served.url}/api/segment", files=photo, data=most | once, timeout=60)
+    assert answer.status_code == 200, answer.text
+    more = httpx.post(f"{served.url}/api/segment", files=photo, data=most | {"foreground": ["cat"] * 260}, timeout=60)
+    assert (more.status_code, "Too many fields" in more.json()["detail"]) == (400, True)
+
+
 def test_several_outputs_come_in_one_answer(served):
     answer = post(served.url, CAT.read_bytes(), output=OUTPUTS)
     head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
