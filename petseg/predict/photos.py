@@ -1,7 +1,8 @@
 """Photos as people have them: any format, size, rotation and colour profile. H W are their pixels after rotation."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -152,7 +153,8 @@ def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.I
 
 def find_photos(sources: Iterable[Path], ours: tuple[str, ...]) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:
     """Returns (photo, its path below the folder named), sorted, each once, and what, such as `ours`, is left out."""
-    photos: dict[Path, tuple[Path, Path]] = {}
+    photos: dict[Path, tuple[Path, Path]] = {}  # by their place without links
+    found: list[tuple[Path, Path]] = []
     left_out: dict[Path, str] = {}
     for source in sources:
         if not source.exists():
@@ -160,10 +162,20 @@ def find_photos(sources: Iterable[Path], ours: tuple[str, ...]) -> tuple[list[tu
         folder = source if source.is_dir() else source.parent
         inside = _photos_below(source, ours, left_out) if source.is_dir() else [source]
         if not inside:
-            raise PetsegError(f"{source}: no images in this folder; wanted {', '.join(SUFFIXES)}")
-        for path in inside:
-            photos.setdefault(path.resolve(), (path, path.relative_to(folder)))
+            others = {path: reason for path, reason in left_out.items() if path.is_relative_to(source)}
+            instead = f", but {reasons(others)}" if others else ""
+            raise PetsegError(f"{source}: no images in this folder{instead}; wanted {', '.join(SUFFIXES)}")
+        found += [(path, path.relative_to(folder)) for path in inside]
+    for path, below in sorted(found, key=lambda each: each[0].is_symlink()):  # of a link and its target, the target
+        first, _ = photos.setdefault(path.resolve(), (path, below))
+        if first != path:
+            left_out[path] = "the same file as another photo"
     return sorted(photos.values()), left_out
+
+
+def reasons(left_out: Mapping[Path, str]) -> str:
+    """Returns why paths were left out, each reason with its number, the most frequent first."""
+    return ", ".join(f"{number:,} {reason}" for reason, number in Counter(left_out.values()).most_common())
 
 
 def _photos_below(folder: Path, ours: tuple[str, ...], left_out: dict[Path, str]) -> list[Path]:
@@ -173,12 +185,12 @@ def _photos_below(folder: Path, ours: tuple[str, ...], left_out: dict[Path, str]
         left_out[Path(error.filename)] = f"folder that cannot be read ({error.strerror})"
 
     for parent, folders, names in os.walk(folder, onerror=refused):
-        for path in (Path(parent, name) for name in (*folders, *names)):
+        for path in (Path(parent, name) for name in sorted((*folders, *names))):
             if reason := _reason(path, ours):
                 left_out[path] = reason
             elif path.name in names:
                 photos.append(path)
-        folders[:] = [name for name in folders if Path(parent, name) not in left_out]
+        folders[:] = sorted(name for name in folders if Path(parent, name) not in left_out)
     return photos
 
 

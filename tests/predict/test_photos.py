@@ -127,6 +127,27 @@ def test_a_folder_accounts_for_every_file(tmp_path, monkeypatch):
         "x": "folder that cannot be read (Permission denied)",
     }
     assert len(find_photos([tmp_path, tmp_path / "a.png", tmp_path / "a.mask.png"], (".mask.png",))[0]) == 4
+    only = r"x: no images in this folder, but 1 folder that cannot be read \(Permission denied\); wanted \.jpg, "
+    refused(only, find_photos, [tmp_path, tmp_path / "x"], ())
+    for name in ("1.txt", "2.txt", "IMG"):
+        (tmp_path / "words" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "words" / name).touch()
+    why = "words: no images in this folder, but 2 named .txt, 1 named without an ending; wanted"
+    refused(why, find_photos, [tmp_path / "words"], ())
+
+
+def test_of_a_link_and_its_target_the_target_is_taken_and_the_link_is_left_out(tmp_path):
+    (tmp_path / "z.jpg").touch()
+    (tmp_path / "deep").mkdir()
+    for link in ("a.jpg", "deep/b.jpg"):
+        (tmp_path / link).symlink_to(tmp_path / "z.jpg")
+    why = "the same file as another photo"
+    for sources in ([tmp_path], [tmp_path / "a.jpg", tmp_path / "z.jpg", tmp_path / "deep" / "b.jpg"]):
+        photos, left_out = find_photos(sources, ())
+        assert [photo for photo, _ in photos] == [tmp_path / "z.jpg"]
+        assert left_out == {tmp_path / "a.jpg": why, tmp_path / "deep" / "b.jpg": why}
+    assert find_photos([tmp_path / "a.jpg"], ()) == ([(tmp_path / "a.jpg", Path("a.jpg"))], {})
+    assert find_photos([tmp_path / "z.jpg"] * 2, ())[1] == {}
 
 
 def test_what_is_not_there_or_no_photo_is_an_error(tmp_path):
