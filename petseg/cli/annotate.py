@@ -11,7 +11,7 @@ import typer
 from petseg.cli.convert import FORMAT_HELP, POLYGONS_HELP
 from petseg.cli.options import ThreadsOption
 from petseg.cli.predict import FLIP_HELP, MODEL_HELP, RUN_HELP, chosen_segmenter
-from petseg.cli.terminal import progress_bar, results_only
+from petseg.cli.terminal import progress_bar, results_only, resumable
 from petseg.units import plural
 
 
@@ -39,7 +39,7 @@ def annotate(
     waiting = [job for job in jobs if not job.done()]
     outputs.check_folders(jobs)
     outputs.check_outputs(jobs)
-    with results_only(), progress_bar() as advance:
+    with resumable("run the same command with --resume to go on"), results_only(), progress_bar() as advance:
         segmenter = chosen_segmenter(model, run, len(waiting), threads).using(flip=flip)
         outcomes = outputs.predict_jobs(segmenter, waiting, threads or outputs.WORKERS)
         failed = []

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from petseg.cli.options import ThreadsOption
-from petseg.cli.terminal import progress_bar, results_only
+from petseg.cli.terminal import progress_bar, results_only, resumable
 from petseg.errors import PetsegError, unknown_name
 from petseg.units import plural
 
 if TYPE_CHECKING:
     from petseg.data.dataset import Class
-    from petseg.predict.outputs import Look, Outcome
+    from petseg.predict.outputs import Job, Look, Outcome
     from petseg.predict.segmenter import Segmenter
 
 PHOTOS_HELP = "Photos, folders of photos, one URL such as s3://photos, or - for one photo on stdin."
@@ -105,7 +105,7 @@ def predict(
             outcomes = outputs.predict_jobs(segmenter, jobs, workers, look=look)
             written = f"{', '.join(kinds)} {f'in {out}' if out else 'beside each photo'}"
             told = None if as_json else (segmenter.classes, written)
-            _print_many(outcomes, len(jobs), left_out, results, told)
+            _print_many(outcomes, jobs, left_out, results, told)
             return
         with progress_bar() if segmenter.geometry.fit == "crop" else nullcontext() as advance:
             on_windows = partial(advance, "windows") if advance else None
@@ -133,7 +133,7 @@ def _predict_stored(
         raise PetsegError(
             "URLs and --ray take one folder or bucket, and an --out that the manifest is written to as well"
         )
-    with results_only() as results:
+    with resumable("run the same command again to go on"), results_only() as results:
         segmenter = choose()
         work = bulk.work_of(segmenter, options, (photos[0], out), kinds, look)
         work.listing.check()
@@ -216,36 +216,46 @@ def chosen_segmenter(model: str, run: Path | None, photos: int, threads: int | N
 
 def _print_many(
     outcomes: Iterator[Outcome],
-    total: int,
+    jobs: Sequence[Job],
     left_out: Mapping[Path, str],
     results: TextIO,
     told: tuple[Sequence[Class], str] | None,  # the classes, and which files lie where; None: lines of JSON
 ) -> None:
-    failed, noted, empty = [], [], 0
-    with progress_bar() as advance:
-        for done, outcome in enumerate(outcomes, start=1):
-            if outcome.summary is None:
-                failed.append(str(outcome.error))
-            else:
-                empty += not outcome.summary.foreground
-                if told is None:
-                    print(json.dumps(outcome.to_dict()), file=results)
-                elif outcome.summary.notes or not outcome.summary.foreground:
-                    noted.append(_line(outcome, told[0]))
-            advance("predict", done, total)
-    for message in failed:
-        print(f"petseg: {message}", file=sys.stderr)
-    if told is None:
-        noted = [json.dumps({"left_out": str(path), "reason": reason}) for path, reason in left_out.items()]
-    else:
-        if left_out:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(left_out.values()).most_common())
-            noted.append(f"{len(left_out)} left out: {reasons}")
-        noted.append(f"{_summary(total, empty, len(failed))}; {told[1]}")
+    failed, noted, empty, done = [], [], 0, 0
+    try:
+        with progress_bar() as advance:
+            for done, outcome in enumerate(outcomes, start=1):
+                if outcome.summary is None:
+                    failed.append(str(outcome.error))
+                else:
+                    empty += not outcome.summary.foreground
+                    if told is None:
+                        print(json.dumps(outcome.to_dict()), file=results)
+                    elif outcome.summary.notes or not outcome.summary.foreground:
+                        noted.append(_line(outcome, told[0]))
+                advance("predict", done, len(jobs))
+    except KeyboardInterrupt:
+        again = "; run it again with --resume" if jobs[0].files else ""
+        failed.append(f"interrupted: {done - len(failed):,} of {plural(len(jobs), 'photo')} are done{again}")
+        raise typer.Exit(130) from None
+    finally:
+        for message in failed:
+            print(f"petseg: {message}", file=sys.stderr)
+    noted += _left_out(left_out, as_json=told is None)
+    if told is not None:
+        noted.append(f"{_summary(len(jobs), empty, len(failed))}; {told[1]}")
     for line in noted:
         print(line, file=results)
     if failed:
         raise typer.Exit(1)
+
+
+def _left_out(left_out: Mapping[Path, str], *, as_json: bool) -> list[str]:
+    from petseg.predict.photos import reasons
+
+    if as_json:
+        return [json.dumps({"left_out": str(path), "reason": reason}) for path, reason in left_out.items()]
+    return [f"{len(left_out):,} left out: {reasons(left_out)}"] if left_out else []
 
 
 def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], look: Look, results: TextIO) -> None:

@@ -48,7 +48,8 @@ def study(
     prepared = {size: prepare_data(place, loaded.data.model_copy(update={"size": size})) for size in sizes(loaded)}
     if not ray:
         chosen_hardware(loaded.train.precision, device, threads, folder)
-    with resumable("run the same command again to go on"), results_only() as results, progress_bar() as advance:
+    again = "whole epochs are kept: run the same command again to go on"
+    with resumable(again), results_only() as results, progress_bar() as advance:
 
         def show_status(line: str, ended: int, total: int) -> None:
             advance("study", ended, total)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def resumable(advice: str = "run the same command with --resume to go on") -> Iterator[None]:
+def resumable(advice: str = "whole epochs are kept: run the same command with --resume to go on") -> Iterator[None]:
     """Says, after Ctrl-C, how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\npetseg: interrupted; whole epochs are kept: {advice}", file=sys.stderr)
+        print(f"\npetseg: interrupted; {advice}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

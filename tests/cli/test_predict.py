@@ -56,6 +56,29 @@ def test_a_folder_with_a_bad_photo_is_done_and_exits_1_then_resumes(tmp_path):
     succeeds(*arguments, "--resume", cwd=tmp_path)
 
 
+@pytest.mark.parametrize("more", [("--only", "mask"), ("--json",)])
+def test_ctrl_c_says_how_many_photos_are_done_and_how_to_go_on(tmp_path, monkeypatch, more):
+    from petseg.predict import outputs
+
+    def interrupted(*arguments, **options):
+        for number, outcome in enumerate(whole(*arguments, **options)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield outcome
+
+    whole = outputs.predict_jobs
+    monkeypatch.setattr(outputs, "predict_jobs", interrupted)
+    for number in range(1, 6):
+        pet(tmp_path / f"{number}.jpg", number=number)
+    (tmp_path / "2.jpg").write_bytes(b"words")
+    stopped = petseg("predict", ".", *more, cwd=tmp_path)
+    assert stopped.returncode == 130
+    failed, line = (line for line in stopped.stderr.splitlines() if line.startswith("petseg: "))
+    assert failed.startswith("petseg: 2.jpg: cannot be decoded")
+    again = "; run it again with --resume" if "mask" in more else ""
+    assert line == f"petseg: interrupted: 2 of 5 photos are done{again}"
+
+
 def test_json_prints_a_line_a_photo_and_writes_nothing(tmp_path):
     for number in (1, 2):
         pet(tmp_path / f"{number}.jpg", number=number)
