@@ -2,7 +2,9 @@
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +19,9 @@ from petseg.predict.enlarge import Floats
 # photos from which OpenVINO saves more than it costs: it starts .25 s later and takes 8 ms less for each photo
 # (U-Net of 16 channels at 128 px, one thread of an Intel Xeon with AMX, OpenVINO 2026.4, 2026-11-22)
 WORTH_STARTING = 32
+# sizes that OpenVINO keeps a model compiled for, as many as a request of the API averages over: compiling one takes 0.2
+# to 0.4 s. 16 sizes up to 576 px in turn take 1.1 GB, all of them kept 1.9 (unet_lite2, one thread, OpenVINO 2026.4)
+SIZES = 4
 Taken = tuple[str, str, tuple[int | None, ...]]  # what a network takes: name, kind of number, axes; None is a free one
 
 
@@ -69,9 +74,9 @@ class OpenVino:
         self._settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(streams * (threads or cores()))}
         if precision:
             self._settings["INFERENCE_PRECISION_HINT"] = precision
-        self._compiled: dict[tuple[int, ...], Any] = {}
-        self._lock = threading.Lock()
-        self._own = threading.local()
+        # size -> the model compiled for it, and its idle requests; the size used last is the last one
+        self._sizes = OrderedDict[tuple[int, ...], tuple[Any, list[Any]]]()
+        self._compiling = threading.Lock()
         info = self._model.get_rt_info()
         stored = info["framework"] if "framework" in info else {}  # noqa: SIM401 - it has no `get`
         self.metadata: dict[str, str] = {name: value.astype(str) for name, value in stored.items()}
@@ -82,14 +87,26 @@ class OpenVino:
 
     def __call__(self, images: UInt8) -> Floats:
         """Returns probabilities [N, C, h, w] of images [N, h, w, 3]."""
-        shape, requests = images.shape[1:], self._own.__dict__  # a request a thread, of a model compiled for this size
-        if (key := str(shape)) not in requests:
-            with self._lock:
-                if shape not in self._compiled:
-                    self._model.reshape([1, *shape])
-                    self._compiled[shape] = self._core.compile_model(self._model, "CPU", self._settings)
-            requests[key] = self._compiled[shape].create_infer_request()
-        return np.concatenate([requests[key].infer([image])[0] for image in images[:, None]])
+        compiled, idle = self._of_size(images.shape[1:])
+        try:
+            request = idle.pop()
+        except IndexError:  # all are in use by other threads
+            request = compiled.create_infer_request()
+        probabilities = np.concatenate([request.infer([image])[0] for image in images[:, None]])
+        idle.append(request)
+        return probabilities
+
+    def _of_size(self, shape: tuple[int, ...]) -> tuple[Any, list[Any]]:
+        with suppress(KeyError):  # calls of a known size do not wait for one that is compiled
+            self._sizes.move_to_end(shape)
+            return self._sizes[shape]
+        with self._compiling:
+            if shape not in self._sizes:  # else another thread was first
+                self._model.reshape([1, *shape])
+                self._sizes[shape] = self._core.compile_model(self._model, "CPU", self._settings), []
+                if len(self._sizes) > SIZES:
+                    self._sizes.popitem(last=False)
+            return self._sizes[shape]
 
 
 Runtime = OnnxRuntime | OpenVino

@@ -1,12 +1,14 @@
 """Runtimes: OpenVINO answers as ONNX Runtime does, and the rule that chooses between them."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from petseg import Segmenter
 from petseg.export.openvino import drawn_images
 from petseg.predict import runtimes
-from petseg.predict.runtimes import WORTH_STARTING, OnnxRuntime, OpenVino, chosen_runtime
+from petseg.predict.runtimes import SIZES, WORTH_STARTING, OnnxRuntime, OpenVino, chosen_runtime
 from petseg.shipped import model_file
 from tests.conftest import refused
 
@@ -22,6 +24,22 @@ def test_openvino_gives_onnx_runtime_s_answers(name):
     assert np.array_equal(openvino(images[2:3]), ours[2:3])
     other = drawn_images(192)[:1]
     assert np.abs(openvino(other) - onnx_runtime(other)).max() < 1e-3
+
+
+def test_openvino_keeps_the_sizes_used_last_and_threads_that_change_sizes_get_their_own_answers():
+    runtime = OpenVino(model_file("unet_small"), 1, streams=4, precision="f32")
+    images = {side: drawn_images(side)[:1] for side in (160, *range(32, 256, 32))}
+    wanted = {side: runtime(images[side]) for side in images}
+    assert [shape[0] for shape in runtime._sizes] == [*images][-SIZES:]
+    for side in (160, 32, 160, 64, 160, 96, 160, 128, 160, 192):
+        runtime(images[side])
+    assert [shape[0] for shape in runtime._sizes] == [96, 128, 160, 192]
+    sides = [*images] * 8
+    with ThreadPoolExecutor(4) as pool:
+        for side, answer in zip(sides, pool.map(lambda side: runtime(images[side]), sides), strict=True):
+            assert np.array_equal(answer, wanted[side]), side
+    assert len(runtime._sizes) == SIZES
+    assert all(1 <= len(idle) <= 4 for _, idle in runtime._sizes.values())
 
 
 def test_the_rule_takes_openvino_for_many_photos_where_it_is_installed_and_bf16_is_fast(monkeypatch):
