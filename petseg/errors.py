@@ -1,6 +1,7 @@
 """The errors petseg raises for a caller's mistake."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from reprlib import Repr
@@ -14,13 +15,22 @@ class DivergedError(PetsegError):
     """The loss became NaN or infinite: a result of the settings, which a study records and goes on."""
 
 
+ADVICE = {  # what to do where a file cannot be written, by the system's number of the error
+    errno.ENAMETOOLONG: "give the photo or the folder a shorter name",
+    errno.EACCES: "choose another folder",
+    errno.EROFS: "choose another folder",
+    errno.ENOSPC: "free some space",
+}
+
+
 @contextmanager
-def disk_errors(place: object, advice: str) -> Iterator[None]:
+def disk_errors(place: object, advice: str = "") -> Iterator[None]:
     """Turns an OSError of the block (a full disk, a place that is not writable) into one line."""
     try:
         yield
     except OSError as error:
-        raise PetsegError(f"{place}: cannot be written ({error.strerror or error}); {advice}") from error
+        do = advice or ADVICE.get(error.errno or 0, "free some space or choose another folder")
+        raise PetsegError(f"{place}: cannot be written ({error.strerror or error}); {do}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
     """As `write_atomically`, of several files: none is moved to its place before all are written."""
-    unfinished = {path: path.with_name(f".{path.name}.tmp{os.getpid()}") for path in files}
-    advice = "free some space or choose another folder"
+    unfinished = {path: path.with_name(f".{_short(path.name)}.tmp{os.getpid()}") for path in files}
     try:
         for path, write in files.items():
-            with disk_errors(path, advice):
+            with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write(unfinished[path])
         for path, half in unfinished.items():
-            with disk_errors(path, advice):
+            with disk_errors(path):
                 half.replace(path)
     finally:
         for half in unfinished.values():
             with suppress(OSError):  # never made, or the disk is gone
                 half.unlink()
+
+
+def _short(name: str) -> str:
+    """Returns a file's name as it stands in the unfinished file's; a long one would leave no room around it."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= 200 else blake2b(encoded, digest_size=8).hexdigest()
 
 
 def writable_folder(folder: Path) -> Path:
@@ -52,7 +58,7 @@ def writable_folder(folder: Path) -> Path:
 
 def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
     """Removes what killed processes left half-written in a folder: all of it, or the halves of some files."""
-    wanted = None if names is None else set(names)
+    wanted = None if names is None else {_short(name) for name in names}
     if not folder.is_dir():
         return
     for path in folder.iterdir():

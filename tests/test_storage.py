@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,10 @@ def test_write_atomically_moves_the_whole_file_there(tmp_path):
 @pytest.mark.parametrize(
     ("error", "raised", "match"),
     [
-        (OSError(errno.ENOSPC, "No space left"), PetsegError, r"file\.txt: cannot be written \(No space left\);"),
+        (OSError(errno.ENOSPC, "Full"), PetsegError, r"file\.txt: cannot be written \(Full\); free some space$"),
+        (OSError(errno.EACCES, "Locked"), PetsegError, r"cannot be written \(Locked\); choose another folder$"),
+        (OSError(errno.EROFS, "Locked"), PetsegError, r"cannot be written \(Locked\); choose another folder$"),
+        (OSError(errno.ENAMETOOLONG, "Long"), PetsegError, r"\(Long\); give the photo or the folder a shorter name$"),
         (OSError("odd"), PetsegError, r"cannot be written \(odd\); free some space or choose another folder$"),
         (RuntimeError("bug"), RuntimeError, "^bug$"),
         (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
@@ -72,6 +76,12 @@ def test_what_killed_writes_left_is_swept_and_nothing_else(tmp_path):
     remove_unfinished(tmp_path, ["mask.png"])
     assert names(tmp_path) == [".tmp-of-somebody", ".tmp9RhjQI", "metrics.jsonl"], "a folder of photos is not ours"
     remove_unfinished(tmp_path)
+    assert names(tmp_path) == [".tmp-of-somebody", "metrics.jsonl"]
+    long = tmp_path / ("ä" * 120 + ".mask.png")
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(long, lambda unfinished: [Path(f"{unfinished}1").touch(), 1 / 0])
+    assert len(names(tmp_path)) == 3
+    remove_unfinished(tmp_path, [long.name])
     assert names(tmp_path) == [".tmp-of-somebody", "metrics.jsonl"]
 
 

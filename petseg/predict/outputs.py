@@ -51,6 +51,14 @@ class Look:
     format: str = "png"
 
 
+def _is_file(path: Path) -> bool:
+    """Returns whether there is such a file; not where the system refuses the name, which `predict_job` says."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True)
 class Job:
     """A photo and the files that its prediction is written to."""
@@ -61,7 +69,7 @@ class Job:
 
     def done(self) -> bool:
         """Returns whether every file is there; files appear whole, so what is there is finished."""
-        return all(path.is_file() for path in self.files.values())
+        return all(map(_is_file, self.files.values()))
 
 
 @dataclass(frozen=True)
@@ -155,10 +163,10 @@ def is_output(path: Path) -> bool:
 def check_outputs(jobs: Sequence[Job]) -> None:
     """Checks that no file of these jobs replaces a photo or a file that petseg did not write."""
     photos = {job.photo.resolve() for job in jobs}
-    for path in (path for job in jobs for path in job.files.values() if path.exists()):
+    for path in (path for job in jobs for path in job.files.values() if _is_file(path)):
         if path.resolve() in photos:
             raise PetsegError(f"{path} is one of the photos and would be replaced; choose another folder with --out")
-        if path.is_file() and not is_output(path):
+        if not is_output(path):
             raise PetsegError(f"{path} is there already and petseg did not write it; move it, or choose --out")
 
 

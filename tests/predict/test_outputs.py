@@ -158,6 +158,20 @@ def test_a_place_that_cannot_be_written_is_an_error(segmenter, tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+def test_a_photo_with_a_long_name_is_written_and_one_with_a_too_long_name_fails_alone(segmenter, tmp_path):
+    for letters in (241, 246):  # with .mask.png 250 and 255 bytes: the most that a name may have
+        pet(tmp_path / f"{'x' * letters}.jpg")
+    pet(tmp_path / f"{'x' * 250}.jpg")
+    jobs = plan([tmp_path], ["mask"], None)
+    check_outputs(jobs)
+    outputs.remove_unfinished(jobs)
+    outcomes = list(predict_jobs(segmenter, jobs))
+    (error,) = (str(outcome.error) for outcome in outcomes if outcome.error)
+    advice = "give the photo or the folder a shorter name"
+    assert error.endswith(f".mask.png: cannot be written (File name too long); {advice}")
+    assert [job.done() for job in jobs] == [not outcome.error for outcome in outcomes]
+
+
 def test_of_several_files_all_are_written_or_none(segmenter, tmp_path):
     (job,) = plan([pet(tmp_path / "a.jpg")], ["mask", "cutout"], None)
     job.files["mask"].write_bytes(b"before")
