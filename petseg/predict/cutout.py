@@ -9,6 +9,7 @@ We differ from the papers: opacity is fixed away from the mask's edge, where a f
 Why no library: opencv-contrib takes 172 MB; the base install is 230 MB.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from petseg.data.dataset import Class, Role, UInt8, palette
 from petseg.data.images import resize_ids
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, shown
 from petseg.predict.enlarge import Floats, enlarged, windows
 from petseg.predict.photos import Photo
 
@@ -166,14 +167,18 @@ def _box(maps: Floats, radius: int) -> Floats:
     return maps.transpose(1, 0, 2)
 
 
-def opened_background(given: str | Image.Image) -> Image.Image:
+Background = str | os.PathLike[str] | tuple[int, int, int] | Image.Image
+
+
+def opened_background(given: Background) -> Image.Image:
     """Returns a colour, one pixel, or an image file as an RGB image; PetsegError where it is neither."""
-    if isinstance(given, Image.Image) or Path(given).is_file():
+    if isinstance(given, Image.Image) or (isinstance(given, str | os.PathLike) and Path(given).is_file()):
         return Photo(given).whole()
     try:
-        return Image.new("RGB", (1, 1), given)
-    except ValueError:
-        raise PetsegError(f"background {given!r} is neither; give an image file or a colour: white, #ff8800") from None
+        return Image.new("RGB", (1, 1), given if isinstance(given, tuple) else str(given))
+    except (ValueError, TypeError):
+        wanted = "give an image file or a colour: white, #ff8800, (255, 136, 0)"
+        raise PetsegError(f"background {shown(given)} is neither; {wanted}") from None
 
 
 def overlay(photo: Image.Image, ids: UInt8, classes: Sequence[Class]) -> Image.Image:

@@ -18,7 +18,8 @@ from petseg.data.images import SUFFIXES, UNREADABLE, check_pixels, formats, to_r
 from petseg.errors import PetsegError, first_line
 
 # a path, an encoded file, a file object, a PIL image, or uint8 [H, W, 3] RGB
-Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | UInt8
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | UInt8
+WANTED = "a path, bytes, a file object open in binary mode, a PIL image, or uint8 [H, W, 3] in RGB"
 STORED_WIDTH = 0x0100  # a tag of TIFF
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 _RAMP = Image.linear_gradient("L").resize((32, 32))
@@ -88,14 +89,17 @@ class Photo:
                 return source.copy()  # a file that is opened lazily is read here, by one thread
             except UNREADABLE as error:
                 raise self._unreadable(error) from None
-        if not isinstance(source, bytes):
-            try:
-                source = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else source.read()
-            except OSError as error:
-                raise PetsegError(f"{self.name}: cannot be read ({error.strerror or error})") from None
-        if not source:
+        try:
+            content = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else source
+            content = content.read() if hasattr(content, "read") else content
+        except (OSError, UnicodeDecodeError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise PetsegError(f"{self.name}: cannot be read ({reason})") from None
+        if not isinstance(content, bytes | bytearray | memoryview):
+            raise PetsegError(f"{self.name}: got {type(content).__name__}; wanted {WANTED}")
+        if not len(content):
             raise PetsegError(f"{self.name}: is empty (zero bytes); was it copied completely?")
-        return source
+        return bytes(content)
 
     @contextmanager
     def _opened(self) -> Iterator[Image.Image]:
@@ -114,7 +118,7 @@ class Photo:
             reason = images.unidentified(self._kept) if isinstance(self._kept, bytes) else str(error)
         too_large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
         kind = TooManyPixelsError if too_large else PetsegError
-        return kind(f"{self.name}: cannot be decoded ({reason})")
+        return kind(f"{self.name}: cannot be decoded ({reason}){'; reduce it first' if too_large else ''}")
 
 
 def _upright_size(opened: Image.Image) -> tuple[int, int]:

@@ -16,7 +16,16 @@ from petseg.data.geometry import WHOLE
 from petseg.data.images import resize_ids
 from petseg.errors import PetsegError
 from petseg.predict.clean import cleaned, ids_of, without_foreground
-from petseg.predict.cutout import BACKGROUND, BOUNDARY, FOREGROUND, cut_out, opened_background, overlay, reduced_size
+from petseg.predict.cutout import (
+    BACKGROUND,
+    BOUNDARY,
+    FOREGROUND,
+    Background,
+    cut_out,
+    opened_background,
+    overlay,
+    reduced_size,
+)
 from petseg.predict.enlarge import Floats, Size, painted
 from petseg.predict.photos import Photo
 from petseg.predict.presence import Presence
@@ -185,9 +194,7 @@ class Segmentation:
         """The likeliest class of the boxes, each pixel weighted by p(foreground); None without a box or a choice."""
         return self._foreground_class(self._region_at >= 0) if self.boxes else None
 
-    def cutout(
-        self, *, matting: bool = False, background: str | Image.Image | None = None, crop: bool = False
-    ) -> Image.Image:
+    def cutout(self, *, matting: bool = False, background: Background | None = None, crop: bool = False) -> Image.Image:
         """Returns the foreground alone at the photo's size, mode RGBA: soft edge, the background's colour removed.
 
         `matting` takes more time for finer hair and no holes in the boundary class; it needs the extra `matting`. On a

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from petseg.data.dataset import Class, Progress, UInt8, classes_from, with_foreground
 from petseg.data.geometry import FITS, Geometry
-from petseg.errors import PetsegError, first_line, unknown_name
+from petseg.errors import PetsegError, first_line, shown, unknown_name
 from petseg.predict.enlarge import Floats, enlarged
 from petseg.predict.photos import Photo, Source
 from petseg.predict.presence import Presence, presence_from
@@ -36,6 +36,7 @@ class Segmenter:
     """
 
     def __init__(self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None) -> None:
+        _check_threads(threads)
         self.flip, self.raw = False, False
         self.scales: tuple[float, ...] = (1.0,)
         self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or DEFAULT)
@@ -56,8 +57,9 @@ class Segmenter:
         except ModuleNotFoundError:
             raise  # of the runtime
         except Exception as error:  # ONNX Runtime's own have no common base but this
-            reason = first_line(error)
-            raise PetsegError(f"model {self.name}: not a model that `petseg export` wrote ({reason})") from None
+            reason = f"no field {error}" if isinstance(error, KeyError) else first_line(error)
+            given = f"model {self.name}: not a model that `petseg export` wrote ({reason})"
+            raise PetsegError(f"{given}; export it with that command") from None
 
     @property
     def size(self) -> int:
@@ -80,6 +82,8 @@ class Segmenter:
         size); None does so for models that were trained on crops. `foreground` names the classes that are cut out;
         empty takes the model's own. `raw` keeps small pieces and holes, and objects whose presence is too low.
         """
+        _check_list("scales", scales)
+        _check_list("foreground", foreground)
         used = copy.copy(self)
         used.flip, used.raw, used.scales = flip, raw, tuple(scales)
         if not scales or not all(math.isfinite(scale) and 0.25 <= scale <= 4 for scale in scales):
@@ -115,6 +119,7 @@ class Segmenter:
 
     def batch(self, images: Sequence[Source | Photo]) -> list[Segmentation]:
         """Returns the same as one call an image, in order; of any sizes."""
+        _check_list("batch", images)
         photos = [image if isinstance(image, Photo) else Photo(image) for image in images]
         if not photos:
             return []
@@ -181,6 +186,17 @@ class Segmenter:
                 f"{probabilities.max():.3g}; wanted probabilities {list(shape)}: export it again"
             )
         return probabilities
+
+
+def _check_threads(given: object) -> None:
+    if given is not None and not (isinstance(given, int) and given > 0):
+        raise PetsegError(f"threads is {shown(given)}; wanted a whole number above zero, or None for all cores")
+
+
+def _check_list(name: str, given: object) -> None:
+    """Refuses a single value, and a string, whose letters would be taken for several."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise PetsegError(f"{name} got {shown(given)}; wanted a list: [{shown(given)}]")
 
 
 def _checked(card: dict[str, Any], takes: Taken) -> tuple[tuple[Class, ...], Geometry]:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
@@ -193,8 +193,34 @@ def test_path_bytes_image_and_array_are_the_same_photo(segmenter, tmp_path):
     Image.fromarray(IMAGES[0]).save(path)
     wanted = segmenter(IMAGES[0]).probabilities
     with Image.open(path) as opened, path.open("rb") as file:
-        for source in (path, str(path), path.read_bytes(), file, Image.fromarray(IMAGES[0]), opened):
+        content = path.read_bytes()
+        alike = (content, bytearray(content), memoryview(content))
+        for source in (path, str(path), *alike, file, Image.fromarray(IMAGES[0]), opened):
             assert (segmenter(source).probabilities == wanted).all()
+
+
+def test_what_is_of_another_type_is_one_line(segmenter, tmp_path):
+    given = ((None, "NoneType"), (["cat.jpg"], "list"), (StringIO("cat"), "str"), (5, "int"))
+    for source, kind in given:
+        refused(f"^image: got {kind}; wanted a path, bytes, .* or uint8", segmenter, source)
+    (tmp_path / "words.jpg").write_bytes(b"\xff")
+    with (tmp_path / "words.jpg").open(encoding="utf-8") as file:
+        refused("^image: cannot be read .*can't decode", segmenter, file)
+    for threads in ("2", 0, -1, 1.5):
+        refused(f"threads is {threads!r}; wanted a whole number above zero, or None", Segmenter, threads=threads)
+    refused(r"^foreground got 'cat'; wanted a list: \['cat'\]$", segmenter.using, foreground="cat")
+    refused(r"^scales got 1\.25; wanted a list: \[1\.25\]$", segmenter.using, scales=1.25)
+    refused(r"^batch got 'cat\.jpg'; wanted a list: \['cat\.jpg'\]$", segmenter.batch, "cat.jpg")
+
+
+def test_a_background_is_a_colour_in_words_or_numbers_or_an_image(segmenter, tmp_path):
+    Image.new("RGB", (5, 5), (255, 0, 0)).save(tmp_path / "red.png")
+    result = segmenter(IMAGES[0])
+    red = np.asarray(result.cutout(background="red"))
+    for same in ((255, 0, 0), tmp_path / "red.png", str(tmp_path / "red.png"), Image.new("RGB", (1, 1), "red")):
+        assert (np.asarray(result.cutout(background=same)) == red).all(), same
+    for wrong in ((1, 2), 5, [255, 0, 0], "rde", tmp_path / "nowhere.png"):
+        refused(r"^background .* is neither; give an image file or a colour: white, ", result.cutout, background=wrong)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (20, 20000), (20000, 20), (1500, 3000), (96, 144)])
@@ -231,6 +257,11 @@ def test_a_notebook_shows_the_overlay_and_a_cut_out_is_opaque_where_the_mask_is(
 def test_what_is_no_model_is_an_error(tmp_path, content):
     (tmp_path / "x.onnx").write_bytes(content)
     refused("not a model that `petseg export` wrote", Segmenter, tmp_path / "x.onnx")
+    foreign = toy_model(tmp_path / "x.onnx", np.eye(3).tolist(), CELLS)
+    model = onnx.load(foreign)
+    del model.metadata_props[:]
+    onnx.save(model, foreign)
+    refused(r"x\.onnx: .* \(no field 'size'\); export it with that command", Segmenter, foreign)
     refused("cannot be read", Segmenter, tmp_path / "nowhere.onnx")
     refused(r"model 'unet_smal' is unknown; choose one of: .*unet_small", Segmenter, "unet_smal")
 
