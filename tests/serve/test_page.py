@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from playwright.sync_api import expect, sync_playwright
 
 from petseg.data.dataset import palette
-from petseg.predict.outputs import Look, encoded
+from petseg.predict.outputs import encoded
 from petseg.predict.segmenter import Segmenter
 from petseg.shipped import DEFAULT, shipped_model
 from tests.conftest import Served, chromium
@@ -189,7 +189,9 @@ def test_a_cut_out_has_a_background_a_crop_finer_hair_and_a_name_when_it_is_copi
     page.get_by_label("Mirror too").check()
     expect(page.locator(".wait")).to_be_hidden()
     matted = Segmenter(DEFAULT, threads=1).using(flip=True)(CAT)
-    assert saved(page, "#download")[1] == encoded(matted, "cutout", look=Look(matting=True))
+    finer = np.asarray(Image.open(io.BytesIO(saved(page, "#download")[1]))).astype(int)
+    wanted = np.asarray(matted.cutout(matting=True)).astype(int)
+    assert np.abs(finer - wanted).max() <= 1, "the solver's last digits differ by the number of threads"
     copy = page.locator("button.copy")
     expect(copy).to_have_text("Copy cut-out")
     copy.click()
