@@ -35,7 +35,7 @@ from petseg.data.dataset import UInt8
 from petseg.data.geometry import GREY
 from petseg.errors import PetsegError, first_line
 from petseg.evaluation.evaluate import load_run
-from petseg.export.openvino import Made, as_openvino, drawn_images, keep
+from petseg.export.openvino import Made, as_openvino, drawn_images, keep, unchanged
 from petseg.models import title_of, to_unit_range
 from petseg.models.external import evenly_padded, pretraining
 from petseg.predict.enlarge import Floats
@@ -154,16 +154,6 @@ def _onnx_files(make: Callable[[bytes, UInt8], Made], served: _Served, images: U
         yield make(file.SerializeToString(), images)
 
 
-def _onnx(content: bytes, images: UInt8) -> Made:
-    def save(out: Path, metadata: Mapping[str, Any]) -> None:
-        file = onnx.load_from_string(content)
-        onnx.helper.set_model_props(file, {name: json.dumps(value) for name, value in metadata.items()})
-        storage.write_bytes(out, file.SerializeToString())
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return Made(session.run(None, {"image": images})[0], save)
-
-
 def _program(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
     assert not fp16, "a program keeps torch's own weights"
 
@@ -191,7 +181,7 @@ def _program(served: _Served, images: UInt8, fp16: bool) -> Iterator[Made]:
 
 # format -> what makes it, the smallest file first; the first that agrees with torch is kept
 MAKERS: dict[str, Callable[[_Served, UInt8, bool], Iterator[Made]]] = {
-    "onnx": partial(_onnx_files, _onnx),
+    "onnx": partial(_onnx_files, unchanged),
     "torch": _program,
     "openvino": partial(_onnx_files, as_openvino),
 }

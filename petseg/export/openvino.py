@@ -17,11 +17,13 @@ from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.enlarge import Floats
 from petseg.predict.photos import Photo
+from petseg.predict.runtimes import OnnxRuntime
 from petseg.predict.segmenter import Segmenter
 from petseg.shipped import model_file, shipped_model
 
 AGREEMENT = 0.9999  # share of pixels whose class must be the original's
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}  # beside openvino's lies a .bin, the weights
+METADATA = 14  # the field of an ONNX file that holds a pair of its metadata: the key, field 1, and the value, field 2
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,22 @@ def chosen_format(out: Path, wanted: str) -> str:
 
 
 def export_shipped(name: str, out: Path, kind: str = "onnx") -> dict[str, Any]:
-    """Returns the metadata of `out`, now a shipped model; as ONNX it is the shipped file itself."""
+    """Returns the metadata of `out`, now a shipped model: its card, which is newer than the shipped file's own."""
     name = shipped_model(name)
     if kind == "torch":
         raise PetsegError(
             f"model {name} is shipped as ONNX, without torch's weights; export it as onnx or openvino, or give --run"
         )
-    content = model_file(name)
     segmenter = Segmenter(name, threads=1, runtime="onnxruntime")  # OpenVINO may compute in bf16
-    images = drawn_images(segmenter.size)
-    theirs = segmenter.probabilities(images)
-    if kind == "onnx":
-        made = Made(theirs, lambda place, _: storage.write_bytes(place, content))
-    else:
-        made = as_openvino(content, images)
-    return keep(out, [made], theirs, segmenter.card, "ONNX Runtime")
+    images, network = drawn_images(segmenter.size), with_metadata(model_file(name), {})
+    made = (unchanged if kind == "onnx" else as_openvino)(network, images)
+    return keep(out, [made], segmenter.probabilities(images), segmenter.card, "ONNX Runtime")
+
+
+def unchanged(onnx_file: bytes, images: UInt8) -> Made:
+    """Returns an ONNX file as it is, with its answers to uint8 [N, H, W, 3]."""
+    answers = OnnxRuntime(onnx_file, 1)(images)
+    return Made(answers, lambda out, metadata: storage.write_bytes(out, with_metadata(onnx_file, metadata)))
 
 
 def as_openvino(onnx_file: bytes, images: UInt8) -> Made:
@@ -122,3 +125,40 @@ def as_openvino(onnx_file: bytes, images: UInt8) -> Made:
         # a processor with bf16 would compute in that by itself
         compiled = core.compile_model(Path(folder) / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return Made(compiled(images)[0], save)
+
+
+def with_metadata(file: bytes, metadata: Mapping[str, Any]) -> bytes:
+    """Returns an ONNX file with other metadata in place of its own, each value as JSON.
+
+    The light install lacks the package onnx. A file is a row of protobuf's fields, which may come in any order
+    (protobuf.dev/programming-guides/encoding).
+    """
+    parts, place = [], 0
+    while place < len(file):
+        start = place
+        tag, place = _number_at(place, file)
+        value, place = _number_at(place, file)
+        place += value if tag & 7 == 2 else 0  # type 2 is bytes, and the number their length; the others are type 0
+        if tag >> 3 != METADATA:
+            parts.append(file[start:place])
+    for name, content in metadata.items():
+        pair = _field(1, name.encode()) + _field(2, json.dumps(content).encode())
+        parts.append(_field(METADATA, pair))
+    return b"".join(parts)
+
+
+def _number_at(place: int, file: bytes) -> tuple[int, int]:
+    """Returns the number at a place, seven bits a byte, the lowest first, and the place after it."""
+    number = shift = 0
+    while file[place] > 127:
+        number |= (file[place] & 127) << shift
+        place, shift = place + 1, shift + 7
+    return number | file[place] << shift, place + 1
+
+
+def _field(number: int, content: bytes) -> bytes:
+    head, length = [number << 3 | 2], len(content)
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*head, length]) + content

@@ -1,25 +1,60 @@
 """Shipped models as files, the formats, and how two files are compared."""
 
+import json
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
+import onnx
 import pytest
+from PIL import Image
 
 from petseg.errors import PetsegError
 from petseg.export import onnx as export
 from petseg.export import openvino as convert
-from petseg.export.openvino import AGREEMENT, Made, as_openvino, chosen_format, compare, drawn_images, export_shipped
+from petseg.export.openvino import (
+    AGREEMENT,
+    Made,
+    as_openvino,
+    chosen_format,
+    compare,
+    drawn_images,
+    export_shipped,
+    with_metadata,
+)
 from petseg.predict.segmenter import Segmenter
-from petseg.shipped import WEIGHTS
-from tests.cli.test_commands import one_line_error, petseg
+from petseg.shipped import DEFAULT, model_file
+from tests.cli.test_commands import one_line_error, petseg, succeeds
 from tests.export.test_onnx import answers
 
 pytestmark = pytest.mark.usefixtures("runtime")
 
 
-def test_a_shipped_model_is_its_own_onnx_file(tmp_path):
-    assert export_shipped("segnet_small", tmp_path / "segnet.onnx")["parity"]["agreement"] == 1
-    assert (tmp_path / "segnet.onnx").read_bytes() == (WEIGHTS / "segnet_small.onnx").read_bytes()
+@pytest.mark.parametrize("name", ["unet_base", DEFAULT])
+def test_an_exported_shipped_model_answers_and_describes_itself_as_the_shipped_one(name, tmp_path, runtime):
+    photos = pytest.importorskip("sklearn.datasets", reason="scikit-learn's photo of a flower").load_sample_image
+    Image.fromarray(photos("flower.jpg")).save(tmp_path / "flower.png")  # both see a pet in it, if presence does not
+    out = tmp_path / "model.onnx"
+    assert export_shipped(name, out)["parity"] == {"pixels": ANY, "agreement": 1, "largest_difference": ANY}
+    shipped, exported = Segmenter(name, threads=1), Segmenter(out, threads=1)
+    assert exported.card | {"parity": shipped.card["parity"]} == shipped.card
+    command = ["predict", "flower.png", "--json", "--threads", 1, "--model"]
+    given, wanted = (succeeds(*command, model, cwd=tmp_path, PETSEG_RUNTIME=runtime).stdout for model in (out, name))
+    assert given == wanted
+    assert '"foreground": false, "presence": 0.' in wanted
+
+
+def test_metadata_are_exchanged_and_the_network_stays(tmp_path):
+    file = model_file("segnet_small")
+    described = onnx.load_from_string(with_metadata(file, {"classes": [{"name": "Käfer"}], "size": 64}))
+    onnx.checker.check_model(described)
+    known = {entry.key: json.loads(entry.value) for entry in described.metadata_props}
+    assert known == {"classes": [{"name": "Käfer"}], "size": 64}
+    bare, plain = onnx.load_from_string(with_metadata(file, {})), onnx.load_from_string(file)
+    assert not bare.metadata_props
+    assert plain.metadata_props
+    del plain.metadata_props[:], described.metadata_props[:]
+    assert described == bare == plain
 
 
 def test_a_shipped_model_as_openvino(tmp_path):
@@ -29,7 +64,9 @@ def test_a_shipped_model_as_openvino(tmp_path):
     segmenter = Segmenter("unet_small", runtime="onnxruntime")
     images = drawn_images(segmenter.size)[:4]
     assert np.abs(answers(tmp_path / "unet.xml", images) - segmenter.probabilities(images)).max() < 1e-3
-    assert "CC BY-SA 4.0" in (tmp_path / "unet.xml").read_text(encoding="utf-8")
+    text = (tmp_path / "unet.xml").read_text(encoding="utf-8")
+    assert "CC BY-SA 4.0" in text
+    assert text.count("<classes ") == 1  # not the shipped file's older ones beside them
 
 
 def test_an_openvino_file_that_disagrees_is_refused(tmp_path, monkeypatch):
