@@ -56,6 +56,13 @@ def writable_folder(folder: Path) -> Path:
     return folder
 
 
+def check_writable(folder: Path, advice: str) -> None:
+    """Checks that files can be written to a folder, which need not be there yet."""
+    with disk_errors(folder, advice):
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        tempfile.TemporaryFile(dir=there).close()
+
+
 def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
     """Removes what killed processes left half-written in a folder: all of it, or the halves of some files."""
     wanted = None if names is None else {_short(name) for name in names}

@@ -54,6 +54,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,
 ) -> None:
     """Measure time and memory of one image on this machine. Every runtime at hand takes its turns."""
+    from petseg import storage
     from petseg.data.sources import find_data
     from petseg.export import bench as measuring
     from petseg.schema import write_record
@@ -61,6 +62,10 @@ def bench(
     from petseg.threads import thread_count
     from petseg.units import whole
 
+    if out is not None:
+        if out.is_dir():
+            raise PetsegError(f"--out {out} is a folder; name a file in it")
+        storage.check_writable(out.parent, "choose another --out")
     threads = threads or str(thread_count() or 1)
     sizes = [checked_size(side) for side in _whole_numbers(size, "--size")]
     counts = _whole_numbers(threads, "--threads")

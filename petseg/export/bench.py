@@ -22,6 +22,7 @@ import numpy as np
 from petseg import environment as machine
 from petseg.data.dataset import UInt8
 from petseg.errors import PetsegError, first_line, unknown_name
+from petseg.predict.runtimes import OnnxRuntime, OpenVino
 from petseg.predict.segmenter import Segmenter
 from petseg.schema import EnvironmentInfo, Record
 from petseg.shipped import model_file
@@ -114,8 +115,11 @@ def bench(plan: Plan, on_progress: Callable[[int, int], None] = lambda done, tot
         if lacking := [package for package in needed if find_spec(package) is None]:
             missing[name] = f"needs {' and '.join(lacking)}; pip install 'petseg[{extra}]'"
     runtimes = [name for name in dict.fromkeys(plan.runtimes or CONTENDERS) if name not in missing]
+    models = [Segmenter(model, threads=1, runtime="onnxruntime") for model in dict.fromkeys(plan.models)]
+    for model in models:
+        _check_sizes(model, plan.sizes)
     contenders = []
-    for each in (one for model in dict.fromkeys(plan.models) for one in _contenders(plan, model, runtimes)):
+    for each in (one for model in models for one in _contenders(plan, model, runtimes)):
         library = LIBRARIES.get(each.network.get("name", "").partition(":")[0])
         if each.runtime.startswith("torch") and library and find_spec(library) is None:
             missing[f"{each.model}, {each.runtime}"] = f"needs {library}; pip install 'petseg[models]'"
@@ -155,10 +159,21 @@ def take_turns(contenders: Mapping[K, Callable[[], T]], turns: int) -> Iterator[
             yield name, contenders[name]()
 
 
-def _contenders(plan: Plan, model: str, runtimes: Sequence[str]) -> list[Contender]:
+def _check_sizes(model: Segmenter, sizes: Sequence[int]) -> None:
+    """Refuses a size that the model does not take."""
+    network = OnnxRuntime(model_file(model.name), 1)
+    fixed, step = network.takes[2][1], network.step
+    for size in sizes:
+        if fixed not in (None, size):
+            raise PetsegError(f"--size {size}: {model.name} takes {fixed} px alone; leave --size out")
+        if size % step:
+            near = [str(side) for side in (size // step * step, (size // step + 1) * step) if side]
+            raise PetsegError(f"--size {size}: {model.name} takes multiples of {step}; give {' or '.join(near)}")
+
+
+def _contenders(plan: Plan, loaded: Segmenter, runtimes: Sequence[str]) -> list[Contender]:
     """Returns what is to be measured of one model."""
-    file = model_file(model)
-    loaded = Segmenter(model, threads=1, runtime="onnxruntime")
+    file = model_file(loaded.name)
     files = dict.fromkeys(runtimes, file)
     if in_int8 := [name for name in runtimes if name.endswith("-int8")]:
         from petseg.config import RunConfig
@@ -226,8 +241,6 @@ def _turn() -> list[float]:
 
 
 def _file(contender: Contender) -> tuple[Run, float | None]:
-    from petseg.predict.runtimes import OnnxRuntime, OpenVino
-
     precision = {"openvino": "f32", "openvino-bf16": "bf16", "openvino-int8": "f32"}.get(contender.runtime)
     if precision:
         import openvino  # noqa: F401 - counted before the model

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from PIL import Image
 from petseg import storage
 from petseg.data.dataset import Progress, palette
 from petseg.data.images import UNREADABLE
-from petseg.errors import PetsegError, disk_errors, unknown_name
+from petseg.errors import PetsegError, unknown_name
 from petseg.predict.photos import find_photos
 from petseg.predict.png import png
 from petseg.predict.segmentation import Segmentation, Summary
@@ -179,9 +178,7 @@ def remove_unfinished(jobs: Sequence[Job]) -> None:
 def check_folders(jobs: Sequence[Job]) -> None:
     """Checks that files can be written to the jobs' folders, which need not be there yet."""
     for folder in _by_folder(jobs):
-        with disk_errors(folder, "choose another folder with --out"):
-            there = next(each for each in (folder, *folder.parents) if each.exists())
-            tempfile.TemporaryFile(dir=there).close()
+        storage.check_writable(folder, "choose another folder with --out")
 
 
 def _by_folder(jobs: Sequence[Job]) -> dict[Path, list[str]]:

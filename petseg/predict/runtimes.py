@@ -1,6 +1,7 @@
 """What runs a model file: ONNX Runtime, which is always there, or OpenVINO where it is installed and faster."""
 
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -56,6 +57,8 @@ class OnnxRuntime:
         (taken,) = self._session.get_inputs()
         axes = tuple(axis if isinstance(axis, int) else None for axis in taken.shape)
         self.takes: Taken = (taken.name, taken.type.removeprefix("tensor(").removesuffix(")"), axes)
+        halved = re.match(r"(\d+)\*", str(taken.shape[1]))  # a free side is called 32*h, if that is its step
+        self.step = int(halved[1]) if halved else 1
 
     def __call__(self, images: UInt8) -> Floats:
         """Returns probabilities [N, C, h, w] of images [N, h, w, 3]."""

@@ -1,6 +1,7 @@
 """`petseg bench`: what it measures, what it says where something is missing; no test here looks at a time."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from petseg.errors import PetsegError
 from petseg.export import bench
 from petseg.export.onnx import export_model
 from petseg.shipped import DEFAULT
-from tests.cli.test_commands import succeeds
+from tests.cli.test_commands import one_line_error, petseg, succeeds
 from tests.export.test_onnx import CLASSES, trained_like
+from tests.predict.test_segmenter import toy_model
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +53,38 @@ def test_models_at_their_own_sizes_take_turns(small, monkeypatch):
     assert [len(sizes) for sizes in together] == [2]
 
 
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        (DEFAULT, 304, f"--size 304: {DEFAULT} takes multiples of 32; give 288 or 320"),
+        (DEFAULT, 17, "--size 17: segnet_small takes multiples of 16; give 16 or 32"),
+        ("fixed.onnx", 96, "--size 96: fixed.onnx takes 64 px alone; leave --size out"),
+    ],
+)
+def test_a_size_that_a_network_does_not_take_is_refused_before_the_first_turn(
+    model, size, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bench, "_contenders", pytest.fail)
+    monkeypatch.chdir(tmp_path)
+    toy_model("fixed.onnx", np.eye(3).tolist(), ["background", "a", "b"], size=64, side=64)
+    with pytest.raises(PetsegError, match=f"^{re.escape(message)}$"):
+        bench.bench(bench.Plan(["segnet_small", model], sizes=[64, size]))
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [(".", "--out . is a folder; name a file in it"), ("file/bench.json", "file: cannot be written (Not a directory)")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_first_turn(out, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "bench", pytest.fail)
+    (tmp_path / "file").touch()
+    assert message in one_line_error(petseg("bench", "--model", DEFAULT, "--out", out, cwd=tmp_path))
+
+
 def test_a_runtime_that_cannot_compute_is_named_and_one_that_is_not_installed_told(small, monkeypatch):
-    with pytest.raises(PetsegError, match=r"small.onnx on onnxruntime: .*; leave it out with --runtime"):
-        bench.bench(bench.Plan([small], sizes=[33], runtimes=["onnxruntime"], turns=1))
+    damaged = bench.Contender("m", 32, 1, "onnxruntime", b"damaged", {}, 3)
+    with pytest.raises(PetsegError, match=r"m on onnxruntime: .*; leave it out with --runtime"):
+        bench._measure([damaged], 1, print)
     there = bench.find_spec
     monkeypatch.setattr(bench, "find_spec", lambda name: None if name in ("openvino", "torch", "onnx") else there(name))
     result = bench.bench(bench.Plan([small], turns=1))

@@ -31,10 +31,11 @@ def segmenter(runtime):
     return Segmenter("unet_small", threads=1)
 
 
-def toy_model(path, weights, classes, size=32):
+def toy_model(path, weights, classes, size=32, side=None):
+    height, width = (side, side) if side else ("H", "W")
     model = onnx.parser.parse_model(
-        '<ir_version: 9, opset_import: ["": 18]> toy (uint8[N,H,W,3] image) => '
-        f"(float[N,{len(weights)},H,W] probabilities) "
+        '<ir_version: 9, opset_import: ["": 18]> toy '
+        f"(uint8[N,{height},{width},3] image) => (float[N,{len(weights)},{height},{width}] probabilities) "
         "{ numbers = Cast<to=1>(image)  planes = Transpose<perm=[0,3,1,2]>(numbers)  scaled = Mul(planes, scale)"
         "  logits = Conv(scaled, kernel)  probabilities = Softmax<axis=1>(logits) }"
     )
