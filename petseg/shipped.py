@@ -38,6 +38,10 @@ def model_names() -> list[str]:
 
 def shipped_model(name: str) -> str:
     """Returns the shipped model that a name means: its own, or the best one of a kind."""
+    if Path(name).suffix:
+        raise PetsegError(
+            f"model {name}: wanted an ONNX file, which ends in .onnx, or a shipped model; `petseg models` lists these"
+        )
     shipped = shipped_models()
     meant = next((each for each in (name, f"{name}_base", f"{name}_small") if each in shipped), None)
     if meant is None:

@@ -14,6 +14,7 @@ from petseg.cli.terminal import print_table, progress_bar
 from petseg.errors import PetsegError
 
 FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
+FILE_HELP = "A shipped model or an ONNX file of `petseg export`."
 MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
 RUNTIME_HELP = "torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16 or -int8. Repeatable."
 QUERY_HELP = "Part of a name, as efficientnet, or the whole name of a network, as smp:FPN/resnet18."
@@ -23,19 +24,21 @@ THREADS_HELP = "Threads of one call, for example 1,2."
 
 def export(
     out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
-    model: Annotated[str, typer.Option(help="A shipped model.", show_default=False)] = "",
+    model: Annotated[str, typer.Option(help=FILE_HELP, show_default=False)] = "",
     run: Annotated[Path | None, typer.Option(help="A trained run; needs the extra export.", show_default=False)] = None,
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP, show_default="by --out")] = "",
     fp16: Annotated[bool, typer.Option(help="Store a run's large weights in half the bytes; not for torch.")] = True,
 ) -> None:
     """Write a model as one file for other programs. It is checked against the original first."""
-    from petseg.export.openvino import chosen_format, export_shipped
+    from petseg.export.openvino import chosen_format, export_file
 
     if (run is None) == (not model):
-        raise PetsegError("give one of --model NAME, a shipped model, and --run RUN, a trained one")
+        raise PetsegError("give one of --model MODEL, a shipped one or an ONNX file, and --run RUN, a trained one")
+    if model and not fp16:
+        raise PetsegError("--no-fp16 is of --run, and the weights of --model stay as they are; leave it out")
     chosen = chosen_format(out, kind)
     if run is None:
-        metadata, original = export_shipped(model, out, chosen), "the shipped model"
+        metadata, original = export_file(model, out, chosen), model
     else:
         from petseg.export.onnx import export_run
 

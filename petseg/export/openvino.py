@@ -1,4 +1,4 @@
-"""Model files that are checked before they are kept, and a shipped model as ONNX or OpenVINO, without torch."""
+"""Model files that are checked before they are kept, and ONNX files as ONNX or OpenVINO, without torch."""
 
 import json
 import tempfile
@@ -19,7 +19,7 @@ from petseg.predict.enlarge import Floats
 from petseg.predict.photos import Photo
 from petseg.predict.runtimes import OnnxRuntime
 from petseg.predict.segmenter import Segmenter
-from petseg.shipped import model_file, shipped_model
+from petseg.shipped import model_file
 
 AGREEMENT = 0.9999  # share of pixels whose class must be the original's
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}  # beside openvino's lies a .bin, the weights
@@ -82,15 +82,18 @@ def chosen_format(out: Path, wanted: str) -> str:
     return by_ending[out.suffix]
 
 
-def export_shipped(name: str, out: Path, kind: str = "onnx") -> dict[str, Any]:
-    """Returns the metadata of `out`, now a shipped model: its card, which is newer than the shipped file's own."""
-    name = shipped_model(name)
+def export_file(model: str, out: Path, kind: str = "onnx") -> dict[str, Any]:
+    """Returns the metadata of `out`, now a shipped model or that of an ONNX file.
+
+    A shipped model's are its card, which is newer than what the shipped file says.
+    """
+    segmenter = Segmenter(model, threads=1, runtime="onnxruntime")  # OpenVINO may compute in bf16
     if kind == "torch":
         raise PetsegError(
-            f"model {name} is shipped as ONNX, without torch's weights; export it as onnx or openvino, or give --run"
+            f"model {segmenter.name} is an ONNX file, without torch's weights; export it as onnx or openvino, or give "
+            "--run"
         )
-    segmenter = Segmenter(name, threads=1, runtime="onnxruntime")  # OpenVINO may compute in bf16
-    images, network = drawn_images(segmenter.size), with_metadata(model_file(name), {})
+    images, network = drawn_images(segmenter.size), with_metadata(model_file(segmenter.name), {})
     made = (unchanged if kind == "onnx" else as_openvino)(network, images)
     return keep(out, [made], segmenter.probabilities(images), segmenter.card, "ONNX Runtime")
 

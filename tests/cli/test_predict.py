@@ -185,6 +185,10 @@ def test_matting_changes_the_cut_out_alone(tmp_path):
         (["words.jpg", "--out", "new"], "words.jpg: cannot be decoded"),
         (["none/..", "--out", "/proc"], "/proc: cannot be written"),
         (["good.png", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
+        (
+            ["good.png", "--model", "pets.xml"],
+            "model pets.xml: wanted an ONNX file, which ends in .onnx, or a shipped model; `petseg models` lists these",
+        ),
         (["good.png", "--model", "nowhere.onnx"], "model nowhere.onnx: cannot be read"),
         (
             ["good.png", "--foreground", "cats"],

@@ -22,7 +22,7 @@ from petseg.config import ModelConfig
 from petseg.errors import PetsegError
 from petseg.export import onnx as export
 from petseg.export.onnx import export_model, export_run, exported_run, stored_in_fp16
-from petseg.export.openvino import AGREEMENT, ENDINGS, drawn_images, export_shipped
+from petseg.export.openvino import AGREEMENT, ENDINGS, drawn_images, export_file
 from petseg.models import to_unit_range
 from petseg.models.segnet import max_unpool, pool_places, unpool_places
 from petseg.predict.segmenter import Segmenter
@@ -277,7 +277,7 @@ def test_the_guide_s_programs_run_as_they_stand(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "petseg" / "serve" / "page" / "cat.jpg", "cat.jpg")
-    export_shipped(DEFAULT, Path("pets.onnx"))
+    export_file(DEFAULT, Path("pets.onnx"))
     model = trained_like("unet", 3)
     for name, kind in (("pets.pt2", "torch"), ("pets.xml", "openvino")):
         export_model(model, description(64), Path(name), kind, fp16=False)

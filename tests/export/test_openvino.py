@@ -1,6 +1,7 @@
 """Shipped models as files, the formats, and how two files are compared."""
 
 import json
+import re
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -19,7 +20,7 @@ from petseg.export.openvino import (
     chosen_format,
     compare,
     drawn_images,
-    export_shipped,
+    export_file,
     with_metadata,
 )
 from petseg.predict.segmenter import Segmenter
@@ -35,7 +36,7 @@ def test_an_exported_shipped_model_answers_and_describes_itself_as_the_shipped_o
     photos = pytest.importorskip("sklearn.datasets", reason="scikit-learn's photo of a flower").load_sample_image
     Image.fromarray(photos("flower.jpg")).save(tmp_path / "flower.png")  # both see a pet in it, if presence does not
     out = tmp_path / "model.onnx"
-    assert export_shipped(name, out)["parity"] == {"pixels": ANY, "agreement": 1, "largest_difference": ANY}
+    assert export_file(name, out)["parity"] == {"pixels": ANY, "agreement": 1, "largest_difference": ANY}
     shipped, exported = Segmenter(name, threads=1), Segmenter(out, threads=1)
     assert exported.card | {"parity": shipped.card["parity"]} == shipped.card
     command = ["predict", "flower.png", "--json", "--threads", 1, "--model"]
@@ -59,7 +60,7 @@ def test_metadata_are_exchanged_and_the_network_stays(tmp_path):
 
 def test_a_shipped_model_as_openvino(tmp_path):
     pytest.importorskip("openvino")
-    assert export_shipped("unet_small", tmp_path / "unet.xml", "openvino")["parity"]["agreement"] >= AGREEMENT
+    assert export_file("unet_small", tmp_path / "unet.xml", "openvino")["parity"]["agreement"] >= AGREEMENT
     assert {path.name for path in tmp_path.iterdir()} == {"unet.xml", "unet.bin"}
     segmenter = Segmenter("unet_small", runtime="onnxruntime")
     images = drawn_images(segmenter.size)[:4]
@@ -67,6 +68,16 @@ def test_a_shipped_model_as_openvino(tmp_path):
     text = (tmp_path / "unet.xml").read_text(encoding="utf-8")
     assert "CC BY-SA 4.0" in text
     assert text.count("<classes ") == 1  # not the shipped file's older ones beside them
+
+
+def test_an_exported_file_as_openvino(tmp_path):
+    pytest.importorskip("openvino")
+    export_file("segnet_small", tmp_path / "pets.onnx")
+    words = succeeds("export", "--model", "pets.onnx", "--out", "pets.xml", cwd=tmp_path).stdout
+    assert re.fullmatch(r"pets.xml: agrees with pets.onnx on [\d.]+ % of the pixels of drawn pets\n", words)
+    images = drawn_images(64)[:2]
+    assert np.abs(answers(tmp_path / "pets.xml", images) - answers(tmp_path / "pets.onnx", images)).max() < 1e-3
+    assert "CC BY-SA 4.0" in (tmp_path / "pets.xml").read_text(encoding="utf-8")
 
 
 def test_an_openvino_file_that_disagrees_is_refused(tmp_path, monkeypatch):
@@ -78,7 +89,7 @@ def test_an_openvino_file_that_disagrees_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(convert, "as_openvino", spoilt)
     with pytest.raises(PetsegError, match=r"agrees with ONNX Runtime on [\d.]+ % .*nothing was written"):
-        export_shipped("unet_small", tmp_path / "unet.xml", "openvino")
+        export_file("unet_small", tmp_path / "unet.xml", "openvino")
     assert not list(tmp_path.iterdir())
 
 
@@ -108,11 +119,12 @@ def test_the_ending_says_the_format(out, wanted, kind):
             "of format torch ends in .pt2; call it so",
         ),
         (["--model", "segnet_small", "--out", "a.onnx", "--format", "onx"], "--format 'onx' is unknown; choose one of"),
-        (["--model", "segnet_small", "--out", "a.pt2"], "is shipped as ONNX, without torch's weights; export it as"),
+        (["--model", "segnet_small", "--out", "a.pt2"], "is an ONNX file, without torch's weights; export it as"),
+        (["--model", "segnet", "--out", "a.onnx", "--no-fp16"], "--no-fp16 is of --run, and the weights of --model"),
         (["--model", "segnets", "--out", "a.onnx"], "model 'segnets' is unknown; choose one of: segnet"),
         (["--run", ".", "--out", "a.onnx"], "is this the folder of a finished run"),
-        (["--out", "a.onnx"], "give one of --model NAME, a shipped model, and --run RUN"),
-        (["--model", "unet_small", "--run", "x", "--out", "a.onnx"], "give one of --model NAME"),
+        (["--out", "a.onnx"], "give one of --model MODEL, a shipped one or an ONNX file, and --run RUN"),
+        (["--model", "unet_small", "--run", "x", "--out", "a.onnx"], "give one of --model MODEL"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
