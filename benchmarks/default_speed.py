@@ -3,7 +3,7 @@
     python benchmarks/default_speed.py --int8 unet_lite2_int8.onnx --out results/benchmarks/default_speed.json
 
 One thread. Unlike the seconds that pass, which `petseg bench` measures, processor time hardly depends on what else the
-machine does. `scripts/quantise.py --model unet_lite2 --files .` writes the int8 file.
+machine does. `petseg export --model unet_lite2 --int8 --out unet_lite2_int8.onnx` writes the int8 file.
 """
 
 import argparse

@@ -2,14 +2,15 @@
 
 python scripts/quantise.py --out results/benchmarks/int8.json               # validation
 python scripts/quantise.py --test --out results/benchmarks/int8.json        # validation and test
-python scripts/quantise.py --model unet_small --files .                      # unet_small_int8.onnx
 
-The scales come from training images. Models that are not named keep what --out holds of them.
+The scales come from training images; `petseg export --int8` writes such a file.
+Models that are not named keep what --out holds of them.
 Models of protocol `official` alone: the others have no test split.
 """
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from petseg import storage
 from petseg.cli.data import data_folder, prepare_data
 from petseg.config import RunConfig
 from petseg.errors import PetsegError
-from petseg.export.quantise import Network, accuracy, calibration_images, quantised
+from petseg.export.quantise import Network, accuracy, export_int8
 from petseg.predict.runtimes import OnnxRuntime, OpenVino
 from petseg.predict.segmenter import Segmenter
 from petseg.shipped import model_file, shipped_models
@@ -30,17 +31,16 @@ KEPT = {"miou", "iou", "pixel_accuracy", "mean_boundary_f", "images", "frame"}
 """Fields of the scores that are published."""
 
 
-def measure(name: str, data: Path, splits: list[str], files: Path | None) -> dict[str, Any]:
+def measure(name: str, data: Path, splits: list[str]) -> dict[str, Any]:
     """Returns the scores of a shipped model in each precision, and the size of its int8 file."""
     card = Segmenter(name, threads=1, runtime="onnxruntime").card
     config = RunConfig.model_validate(card["config"])
     prepared = prepare_data(data, config.data)
     file = model_file(name)
-    smaller = quantised(file, calibration_images(prepared, config))
-    if files is not None:
-        out = files / f"{name}_int8.onnx"
-        storage.write_bytes(out, smaller)
-        print(out)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "int8.onnx"
+        export_int8(name, written, prepared)
+        smaller = written.read_bytes()
     contenders: dict[str, Network] = {
         "fp32": OnnxRuntime(file),
         "int8": OnnxRuntime(smaller),
@@ -69,13 +69,12 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="a shipped model; default: all")
     parser.add_argument("--data", type=Path, help="the data set; default: PETSEG_DATA, then what was downloaded")
     parser.add_argument("--test", action="store_true", help="score the test split too")
-    parser.add_argument("--files", type=Path, help="folder to write the int8 files to")
     parser.add_argument("--out", type=Path, help="JSON to write")
     options = parser.parse_args()
     data = data_folder(options.data)
     splits = ["val", "test"] if options.test else ["val"]
     kept = storage.read_json(options.out)["models"] if options.out is not None and options.out.is_file() else {}
-    found = {name: measure(name, data, splits, options.files) for name in options.model or shipped_models()}
+    found = {name: measure(name, data, splits) for name in options.model or shipped_models()}
     for name, model in found.items():
         for split in splits:
             loss = model["scores"][split]["int8_loss"]

@@ -14,6 +14,7 @@ from petseg.cli.terminal import print_table, progress_bar
 from petseg.errors import PetsegError
 
 FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
+INT8_HELP = "Compute in int8, on scales from images of --data, else of drawn pets; needs the extra export."
 FILE_HELP = "A shipped model or an ONNX file of `petseg export`."
 MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
 RUNTIME_HELP = "torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16 or -int8. Repeatable."
@@ -28,15 +29,24 @@ def export(
     run: Annotated[Path | None, typer.Option(help="A trained run; needs the extra export.", show_default=False)] = None,
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP, show_default="by --out")] = "",
     fp16: Annotated[bool, typer.Option(help="Store a run's large weights in half the bytes; not for torch.")] = True,
+    int8: Annotated[bool, typer.Option("--int8", help=INT8_HELP)] = False,
+    data: DataOption = None,
 ) -> None:
     """Write a model as one file for other programs. It is checked against the original first."""
     from petseg.export.openvino import chosen_format, export_file
 
     if (run is None) == (not model):
         raise PetsegError("give one of --model MODEL, a shipped one or an ONNX file, and --run RUN, a trained one")
-    if model and not fp16:
-        raise PetsegError("--no-fp16 is of --run, and the weights of --model stay as they are; leave it out")
+    if not fp16 and (model or int8):
+        raise PetsegError("--no-fp16 is of --run in float32; leave it out")
+    if data and not int8:
+        raise PetsegError("--data sets the scales of int8; add --int8 or leave it out")
     chosen = chosen_format(out, kind)
+    if int8:
+        if chosen != "onnx":
+            raise PetsegError(f"{out}: int8 is written as ONNX; end it in .onnx")
+        _export_int8(model, run, out, data)
+        return
     if run is None:
         metadata, original = export_file(model, out, chosen), model
     else:
@@ -45,6 +55,27 @@ def export(
         metadata, original = export_run(run, out, chosen, fp16=fp16), "torch"
     agreement = 100 * metadata["parity"]["agreement"]
     print(f"{out}: agrees with {original} on {agreement:.3f} % of the pixels of drawn pets")
+
+
+def _export_int8(model: str, run: Path | None, out: Path, data: Path | None) -> None:
+    from petseg.cli.data import data_folder, prepare_data
+    from petseg.config import RunConfig
+    from petseg.data.sources import find_data
+    from petseg.export.onnx import exported_run
+    from petseg.export.quantise import export_int8
+    from petseg.predict.segmenter import Segmenter
+    from petseg.shipped import model_names
+
+    model = model if run is None else str(exported_run(run))
+    # other models than the shipped ones may be of anything, and drawn pets set no scales of that
+    folder = find_data(data) if model in model_names() else data_folder(data)
+    config = RunConfig.model_validate(Segmenter(model, threads=1, runtime="onnxruntime").card["config"])
+    metadata = export_int8(model, out, None if folder is None else prepare_data(folder, config.data, run))
+    parity = metadata["parity"]
+    agreement = (
+        f"agrees with {model} in float32 on {100 * parity['agreement']:.2f} % of the pixels of {parity['images']}"
+    )
+    print(f"{out}: {agreement}; scales from {metadata['scales']}")
 
 
 def bench(

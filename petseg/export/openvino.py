@@ -63,10 +63,13 @@ def keep(out: Path, made: Iterable[Made], theirs: Floats, metadata: Mapping[str,
     )
 
 
-def drawn_images(size: int) -> UInt8:
-    """Returns 16 synthetic pets, uint8 [16, size, size, 3], the same everywhere: what exports are checked on."""
+def drawn_images(size: int, number: int = 1) -> UInt8:
+    """Returns 16 synthetic pets, uint8 [16, size, size, 3], the same everywhere: what exports are checked on.
+
+    Each `number` has other ones.
+    """
     breeds = (*CATS[:8], *DOGS[:8])
-    return np.stack([Photo(draw_pet(breed, 1, size=max(size, 32))[0]).resized(size) for breed in breeds])
+    return np.stack([Photo(draw_pet(breed, number, size=max(size, 32))[0]).resized(size) for breed in breeds])
 
 
 def chosen_format(out: Path, wanted: str) -> str:

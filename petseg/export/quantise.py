@@ -1,7 +1,8 @@
-"""int8: `quantised(file, images)` makes a smaller, faster ONNX file of a model, and `accuracy` says what it costs."""
+"""int8: `export_int8(model, out)` writes a smaller, faster ONNX file of a model, and `accuracy` says what it costs."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from torch import Tensor, nn
 
+from petseg import storage
 from petseg.config import RunConfig
 from petseg.data.cache import Prepared
 from petseg.data.dataset import UInt8
+from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import Evaluation, evaluate
 from petseg.export.onnx import quiet
+from petseg.export.openvino import compare, drawn_images, with_metadata
 from petseg.models.builder import Input
 from petseg.predict.enlarge import Floats
+from petseg.predict.runtimes import OnnxRuntime
+from petseg.predict.segmenter import Segmenter
+from petseg.shipped import model_file
 from petseg.training.batches import load_splits
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network as Scored
@@ -27,9 +34,38 @@ Network = Callable[[UInt8], Floats]  # uint8 [N, H, W, 3] -> probabilities [N, C
 CALIBRATION = 128  # training images that set the scales
 
 
-def calibration_images(prepared: Prepared, config: RunConfig) -> UInt8:
-    """Returns training images, of fit crop their middles, uint8 [128, size, size, 3], fewer where there are fewer."""
-    rows = load_splits(prepared, config, torch.device("cpu"))["train"].rows
+def export_int8(model: str, out: Path, prepared: Prepared | None = None) -> dict[str, Any]:
+    """Returns the metadata of `out`, now a shipped model or that of an ONNX file with its convolutions in int8.
+
+    Training images of `prepared` set the scales, and validation images show how far it agrees with float32; None takes
+    drawn pets for both. Scores are of float32, so the file has none.
+    """
+    segmenter = Segmenter(model, threads=1, runtime="onnxruntime")
+    card = {name: value for name, value in segmenter.card.items() if name not in ("scores", "definitions")}
+    if prepared is None:
+        scaling, others = drawn_images(segmenter.size, 2), drawn_images(segmenter.size)
+        named = f"{len(scaling)} drawn pets", f"{len(others)} drawn pets"
+    else:
+        own, given = ([entry.name for entry in classes] for classes in (segmenter.classes, prepared.dataset.classes))
+        if own != given:
+            raise PetsegError(
+                f"model {segmenter.name} has classes {', '.join(own)}; the images are of {', '.join(given)}: give the "
+                "--data that it was trained on"
+            )
+        config = RunConfig.model_validate(card["config"])
+        scaling, others = (calibration_images(prepared, config, split) for split in ("train", "val"))
+        named = f"{len(scaling)} training images", f"{len(others)} validation images"
+    file = quantised(model_file(segmenter.name), scaling)
+    answers: list[Network] = [OnnxRuntime(file, 1), segmenter.probabilities]
+    parity = compare(*(np.concatenate([network(image[None]) for image in others]) for network in answers))
+    about = {"precision": "int8", "fp16": False, "scales": named[0], "parity": {"images": named[1], **asdict(parity)}}
+    storage.write_bytes(out, with_metadata(file, card | about))
+    return card | about
+
+
+def calibration_images(prepared: Prepared, config: RunConfig, split: str = "train") -> UInt8:
+    """Returns images of a split, of fit crop their middles, uint8 [128, size, size, 3], fewer where there are fewer."""
+    rows = load_splits(prepared, config, torch.device("cpu"))[split].rows
     chosen = rows[np.linspace(0, len(rows) - 1, min(CALIBRATION, len(rows))).astype(int)]
     side, images = prepared.size, [prepared.image(row) for row in chosen]
     starts = [((image.shape[0] - side) // 2, (image.shape[1] - side) // 2) for image in images]
@@ -39,7 +75,7 @@ def calibration_images(prepared: Prepared, config: RunConfig) -> UInt8:
 
 
 def quantised(file: bytes, images: UInt8) -> bytes:
-    """Returns an ONNX file with its convolutions in int8, metadata kept; images are uint8 [N, H, W, 3] of its size.
+    """Returns an ONNX file with its convolutions in int8, undescribed; images are uint8 [N, H, W, 3] of its size.
 
     Activations are unsigned, weights signed: other pairs are slower than float32 (docs/log.md).
     """
@@ -65,10 +101,7 @@ def quantised(file: bytes, images: UInt8) -> bytes:
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
             )
-        small = onnx.load(smaller)
-    onnx.helper.set_model_props(small, {entry.key: entry.value for entry in onnx.load_from_string(file).metadata_props})
-    content: bytes = small.SerializeToString()
-    return content
+        return smaller.read_bytes()
 
 
 def kept_in_fp32(nodes: Sequence[onnx.NodeProto]) -> list[str]:

@@ -36,7 +36,7 @@ COMMANDS = {  # every command with its flags and arguments
     "--resume --run --scales --threads --windows PHOTOS",
     "annotate": "--flip --format --model --out --polygons --resume --run --threads PHOTOS",
     "serve": "--allowed-host --host --no-open --open --port --run --set",
-    "export": "--format --fp16 --model --no-fp16 --out --run",
+    "export": "--data --format --fp16 --int8 --model --no-fp16 --out --run",
     "bench": "--data --model --out --runtime --size --threads --turns",
     "data": "",
     "data get": "--data",

@@ -1,4 +1,6 @@
-"""int8: the file keeps what it says of itself, agrees with float32, and leaves alone what must stay exact."""
+"""int8: the file says what it is, agrees with float32, and leaves alone what must stay exact."""
+
+import re
 
 import numpy as np
 import onnx
@@ -6,26 +8,45 @@ import pytest
 
 from petseg import Segmenter
 from petseg.export.openvino import drawn_images
-from petseg.export.quantise import accuracy, calibration_images, kept_in_fp32, quantised
-from petseg.predict.runtimes import OnnxRuntime
+from petseg.export.quantise import accuracy, calibration_images, export_int8, kept_in_fp32
 from petseg.shipped import model_file
-from tests.conftest import prepare_for, tiny
+from tests.cli.test_commands import one_line_error, petseg, succeeds
+from tests.conftest import prepare_for, refused, tiny, train_on_cpu
 
 
 @pytest.mark.parametrize("name", ["unet_small", "segnet_small"])
-def test_int8_agrees_with_float32_on_drawn_pets(name, tmp_path):
-    file, images = model_file(name), drawn_images(128)
-    smaller = quantised(file, images)
-    assert len(smaller) < 0.7 * len(file)
-    theirs, ours = OnnxRuntime(file, 1)(images), OnnxRuntime(smaller, 1)(images)
-    assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean() > 0.97
-    cards = []
-    for content in (file, smaller):
-        (tmp_path / "model.onnx").write_bytes(content)
-        cards.append(Segmenter(tmp_path / "model.onnx", threads=1).card)
-    assert cards[0] == cards[1]
-    weights = [tensor for tensor in onnx.load_from_string(smaller).graph.initializer if len(tensor.dims) == 4]
+def test_an_int8_file_of_drawn_pets_says_what_it_is_and_agrees_with_float32(name, tmp_path):
+    out = tmp_path / "int8.onnx"
+    parity = export_int8(name, out)["parity"]
+    assert len(out.read_bytes()) < 0.7 * len(model_file(name))
+    shipped, small = Segmenter(name, threads=1), Segmenter(out, threads=1)
+    images = drawn_images(shipped.size)
+    same = small.probabilities(images).argmax(axis=1) == shipped.probabilities(images).argmax(axis=1)
+    assert parity["agreement"] == pytest.approx(same.mean(), abs=1e-4)
+    assert parity["agreement"] > 0.97
+    assert {field for field in shipped.card if small.card.get(field) != shipped.card[field]} == {
+        *("scores", "definitions", "fp16", "parity")
+    }
+    assert small.card | {"parity": parity} == small.card
+    assert (small.card["precision"], small.card["scales"], parity["images"]) == ("int8", *["16 drawn pets"] * 2)
+    assert not {"scores", "definitions"} & {*small.card}
+    weights = [tensor for tensor in onnx.load(out).graph.initializer if len(tensor.dims) == 4]
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights) > 10
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+def test_a_run_in_int8_takes_its_own_images(pets_folder, tmp_path):
+    config = tiny()
+    train_on_cpu(config, prepare_for(config, pets_folder), tmp_path / "run")
+    command = ["export", "--int8", "--run", "run", "--out", "int8.onnx"]
+    told = succeeds(*command, "--data", pets_folder, cwd=tmp_path).stdout
+    counts = r"on [\d.]+ % of the pixels of \d+ validation images; scales from \d+ training images"
+    assert re.fullmatch(rf"int8.onnx: agrees with run.model.onnx in float32 {counts}\n", told)
+    card = Segmenter(tmp_path / "int8.onnx", threads=1).card
+    assert card["scales"] == told.strip().rpartition("scales from ")[2]
+    assert "no dataset" in one_line_error(petseg(*command, cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "none")))
+    other = prepare_for(tiny("task=species"), pets_folder)
+    refused(r"has classes .*give the --data that", export_int8, str(tmp_path / "run" / "model.onnx"), tmp_path, other)
 
 
 def test_what_must_stay_exact_stays_in_float32():
