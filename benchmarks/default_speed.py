@@ -1,4 +1,4 @@
-"""Processor time of one image: the default model beside the best U-Net and SegNet, each at its own size.
+"""Processor time of one image: every shipped model at its own size, the default one in int8 too.
 
     python benchmarks/default_speed.py --int8 unet_lite2_int8.onnx --out results/benchmarks/default_speed.json
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON to write")
     options = parser.parse_args()
     contenders = {}
-    for name in (DEFAULT, *map(shipped_model, KINDS)):
+    for name in (DEFAULT, *map(shipped_model, KINDS), *(f"{kind}_small" for kind in KINDS)):
         files = {"": model_file(name)} | ({"int8": options.int8.read_bytes()} if name == DEFAULT else {})
         size = Segmenter(name, threads=1).size
         image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
