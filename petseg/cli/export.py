@@ -58,7 +58,7 @@ def export(
 
 
 def _export_int8(model: str, run: Path | None, out: Path, data: Path | None) -> None:
-    from petseg.cli.data import data_folder, prepare_data
+    from petseg.cli.data import data_folder, data_of, prepare_data
     from petseg.config import RunConfig
     from petseg.data.sources import find_data
     from petseg.export.onnx import exported_run
@@ -66,7 +66,8 @@ def _export_int8(model: str, run: Path | None, out: Path, data: Path | None) -> 
     from petseg.predict.segmenter import Segmenter
     from petseg.shipped import model_names
 
-    model = model if run is None else str(exported_run(run))
+    if run is not None:
+        model, data = str(exported_run(run)), data_of(run, data)
     # other models than the shipped ones may be of anything, and drawn pets set no scales of that
     folder = find_data(data) if model in model_names() else data_folder(data)
     config = RunConfig.model_validate(Segmenter(model, threads=1, runtime="onnxruntime").card["config"])

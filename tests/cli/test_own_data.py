@@ -74,6 +74,8 @@ def test_other_images_are_scored_all_and_beside_the_run_s_own_and_a_file_knows_i
     assert "epoch 3" in succeeds("train", "--resume", "--out", "run", "--set", "epochs=3", cwd=tmp_path).stdout
     pytest.importorskip("onnx", reason="the extra `export`")
     succeeds("export", "--run", "run", "--out", "mine.onnx", cwd=tmp_path)
+    small = succeeds("export", "--run", "run", "--int8", "--out", "small.onnx", cwd=tmp_path).stdout
+    assert "scales from 16 training images" in small
     found = succeeds("robustness", "mine.onnx", "--data", "my", "--out", "own.json", cwd=tmp_path).stdout
     assert "mine.onnx: test, 4 images" in found
     assert read_json(tmp_path / "own.json")["ids"] == ["20", "21", "22", "23"]

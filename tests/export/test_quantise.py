@@ -39,12 +39,13 @@ def test_a_run_in_int8_takes_its_own_images(pets_folder, tmp_path):
     config = tiny()
     train_on_cpu(config, prepare_for(config, pets_folder), tmp_path / "run")
     command = ["export", "--int8", "--run", "run", "--out", "int8.onnx"]
-    told = succeeds(*command, "--data", pets_folder, cwd=tmp_path).stdout
+    told = succeeds(*command, cwd=tmp_path).stdout
     counts = r"on [\d.]+ % of the pixels of \d+ validation images; scales from \d+ training images"
     assert re.fullmatch(rf"int8.onnx: agrees with run.model.onnx in float32 {counts}\n", told)
     card = Segmenter(tmp_path / "int8.onnx", threads=1).card
     assert card["scales"] == told.strip().rpartition("scales from ")[2]
-    assert "no dataset" in one_line_error(petseg(*command, cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "none")))
+    alone = ["export", "--int8", "--model", "run/model.onnx", "--out", "int8.onnx"]
+    assert "no dataset" in one_line_error(petseg(*alone, cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "none")))
     other = prepare_for(tiny("task=species"), pets_folder)
     refused(r"has classes .*give the --data that", export_int8, str(tmp_path / "run" / "model.onnx"), tmp_path, other)
 
