@@ -70,7 +70,7 @@ def _check_values(words: Sequence[str]) -> None:
     for before, word in pairwise(("petseg", *words)):
         option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
         if not value and word != option:
-            raise PetsegError(f"got an empty value after {option}; name a path (. for this folder), or leave it out")
+            raise PetsegError(f"got an empty value after {option}; give one (. is this folder), or leave it out")
 
 
 @contextmanager

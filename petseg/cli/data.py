@@ -123,10 +123,11 @@ def data_folder(given: Path | None, *, fetch: bool = False) -> Path:
 
 def data_or_synthetic(given: Path | None) -> tuple[Path, bool]:
     """Returns a data folder and whether its pets are synthetic; a folder that was named must be right, though."""
-    from petseg.data.sources import find_data, synthetic_data
+    from petseg.data.sources import find_data, is_synthetic, synthetic_data
 
     try:
-        return find_data(given) or _download(rounds=1), False
+        folder = find_data(given) or _download(rounds=1)
+        return folder, is_synthetic(folder)
     except PetsegError as error:
         from rich.console import Console
 

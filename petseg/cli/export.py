@@ -14,7 +14,10 @@ from petseg.cli.terminal import print_table, progress_bar
 from petseg.errors import PetsegError
 
 FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
-INT8_HELP = "Compute in int8, on scales from images of --data, else of drawn pets; needs the extra export."
+INT8_HELP = (
+    "Compute in int8, on scales from images of --data, else a run's own, of a shipped model else drawn pets; needs the "
+    "extra export."
+)
 FILE_HELP = "A shipped model or an ONNX file of `petseg export`."
 MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
 RUNTIME_HELP = "torch, torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16 or -int8. Repeatable."
@@ -59,7 +62,7 @@ def export(
 
 def _export_int8(model: str, run: Path | None, out: Path, data: Path | None) -> None:
     from petseg.cli.data import data_folder, data_of, prepare_data
-    from petseg.config import RunConfig
+    from petseg.config import RunConfig, validated
     from petseg.data.sources import find_data
     from petseg.export.onnx import exported_run
     from petseg.export.quantise import export_int8
@@ -70,7 +73,9 @@ def _export_int8(model: str, run: Path | None, out: Path, data: Path | None) -> 
         model, data = str(exported_run(run)), data_of(run, data)
     # other models than the shipped ones may be of anything, and drawn pets set no scales of that
     folder = find_data(data) if model in model_names() else data_folder(data)
-    config = RunConfig.model_validate(Segmenter(model, threads=1, runtime="onnxruntime").card["config"])
+    config = validated(
+        RunConfig, Segmenter(model, threads=1, runtime="onnxruntime").card.get("config", {}), source=model
+    )
     metadata = export_int8(model, out, None if folder is None else prepare_data(folder, config.data, run))
     parity = metadata["parity"]
     agreement = (

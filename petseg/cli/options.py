@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from petseg.training.device import Hardware
 
 DATA_HELP = (
-    "Folder of labelled images, such as images/ and masks/, or an archive of one. Default: PETSEG_DATA, then the pets "
-    "that `petseg data get` downloaded."
+    "Folder of labelled images, such as images/ and masks/, or an archive of one. Default: of a run that is there, its "
+    "own; then PETSEG_DATA, then the pets that `petseg data get` downloaded."
 )
 SET_HELP = "Change a field of the recipe, for example --set epochs=10 or --set task=pet. Repeatable."
 DEVICE_HELP = "cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else mps, else cpu."

@@ -1,7 +1,7 @@
 """`petseg train` and `petseg evaluate`."""
 
 import json
-from collections.abc import Container
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -95,7 +95,7 @@ def _config(recipe: str | None, model: str | None, given: list[str], kept: Path 
     from petseg.training.runs import read_config
     from petseg.training.start import model_of
 
-    if kept and not recipe and not model:
+    if kept and not recipe and model in (None, read_config(kept).model.name):
         return with_settings(read_config(kept), given)
     recipe = recipe or DEFAULT
     loaded = load_recipe(recipe, given)
@@ -189,6 +189,6 @@ def evaluate(
     print(f"pixel accuracy {percent(scores.pixel_accuracy)} %, {entropy}")
 
 
-def chosen_split(given: str | None, usual: str, splits: Container[str]) -> str:
-    """Returns the split to score: what was given, else the usual one, of other images without splits all of them."""
-    return given or ("all" if "all" in splits else usual)
+def chosen_split(given: str | None, usual: str, splits: Collection[str]) -> str:
+    """Returns the split to score: what was given, else the only one, such as "all" of other images, else the usual."""
+    return given or (next(iter(splits)) if len(splits) == 1 else usual)

@@ -197,14 +197,16 @@ def narrowed(opened: Image.Image, notes: list[str]) -> Image.Image:
 def unused(opened: Image.Image) -> tuple[str, ...]:
     """Returns what is not used of a file that is not decoded yet: further frames or pages, channels, lower bits."""
     notes: list[str] = []
+    first = opened.tell() if hasattr(opened, "tell") else 0
     try:  # MPO is a JPEG with the camera's own preview behind it, no animation
         frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
     except UNREADABLE:
         if opened.format != "TIFF":
             raise
+        opened.seek(first)  # Pillow stays at the last page that it could read
         notes.append("its further pages cannot be read, the first one is used")
     else:
-        if frames > 1 and opened.tell() == 0:  # who gives a PIL image at a later frame means that one
+        if frames > 1 and first == 0:  # who gives a PIL image at a later frame means that one
             notes.append(f"{frames} frames, the first one is used")
     channels, kept = getattr(opened, "tag_v2", {}).get(CHANNELS, 1), len(opened.getbands())
     if channels > kept:

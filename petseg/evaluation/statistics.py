@@ -1,7 +1,7 @@
 """Intervals: what a difference between two models is worth."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -53,8 +53,11 @@ def many_to_one(
     totals = score(np.stack([reference, *models]).sum(axis=1))
     own = 100 * (totals[1:] - totals[0])[:, None]
     differences = [100 * (other - resampled)[:, None] for other in others]
-    drawn = [_drawn(one, values, len(reference), how) for one, values in zip(own, differences, strict=True)]
-    together = simultaneous_intervals(np.stack(drawn, axis=1), how.confidence) if models else []
+    drawn, wider = (
+        [_drawn(one, values, len(reference), each) for one, values in zip(own, differences, strict=True)]
+        for each in (how, _of_many(how, len(models)))
+    )
+    together = simultaneous_intervals(np.stack(wider, axis=1), how.confidence) if models else []
     return [_difference(one, values, how) for one, values in zip(own, drawn, strict=True)], together
 
 
@@ -77,7 +80,7 @@ def family_intervals(pairs: Sequence[Pair], *, how: Resampling = Resampling()) -
         first, second = _by_seed(pair.first), _by_seed(pair.second)
         own = pair.score(first.sum(axis=1)) - pair.score(second.sum(axis=1))
         resampled = _resampled(first, pair.score, how) - _resampled(second, pair.score, how)
-        drawn.append(_drawn(100 * own, 100 * resampled, first.shape[1], how, place))
+        drawn.append(_drawn(100 * own, 100 * resampled, first.shape[1], _of_many(how, len(pairs)), place))
     return simultaneous_intervals(np.stack(drawn, axis=1), how.confidence) if pairs else []
 
 
@@ -129,6 +132,11 @@ def _resampled(confusions: Confusion, score: Scoring, how: Resampling) -> Score:
     weights = _times_drawn(count, how.resamples, how.seed)
     flat = weights @ confusions.swapaxes(0, 1).reshape(count, -1).astype(np.float64)
     return score(flat.astype(np.int64).reshape(how.resamples, seeds, *matrix).swapaxes(0, 1)).T
+
+
+def _of_many(how: Resampling, number: int) -> Resampling:
+    """Returns how resamples are widened whose intervals are to hold all at once: by Bonferroni's level."""
+    return replace(how, confidence=1 - (1 - how.confidence) / max(1, number))
 
 
 def _widened(own: Score, resampled: Score, count: int, confidence: float) -> Score:

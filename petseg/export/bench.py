@@ -186,7 +186,7 @@ def _contenders(plan: Plan, loaded: Segmenter, runtimes: Sequence[str]) -> list[
         images = drawn_images(loaded.size)
         if plan.data is not None:
             config = RunConfig.model_validate(loaded.card["config"])
-            images = calibration_images(prepare(open_dataset(plan.data, config.data), Geometry.of(config.data)), config)
+            images = calibration_images(prepare(open_dataset(plan.data, config.data), Geometry.of(config.data)))
         files |= dict.fromkeys(in_int8, quantised(file, images))
     network, classes = loaded.card["config"]["model"], len(loaded.classes)
     return [

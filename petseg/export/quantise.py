@@ -26,7 +26,7 @@ from petseg.predict.enlarge import Floats
 from petseg.predict.runtimes import OnnxRuntime
 from petseg.predict.segmenter import Segmenter
 from petseg.shipped import model_file
-from petseg.training.batches import load_splits
+from petseg.training.batches import load_splits, scored_splits
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network as Scored
 
@@ -52,9 +52,12 @@ def export_int8(model: str, out: Path, prepared: Prepared | None = None) -> dict
                 f"model {segmenter.name} has classes {', '.join(own)}; the images are of {', '.join(given)}: give the "
                 "--data that it was trained on"
             )
-        config = RunConfig.model_validate(card["config"])
-        scaling, others = (calibration_images(prepared, config, split) for split in ("train", "val"))
-        named = f"{len(scaling)} training images", f"{len(others)} validation images"
+        scaling, others = (calibration_images(prepared, split) for split in ("train", "val"))
+        named = (
+            (f"{len(scaling)} training images", f"{len(others)} validation images")
+            if {"train", "val"} <= prepared.dataset.splits.keys()
+            else (f"{len(scaling)} images", "the same images")
+        )
     file = quantised(model_file(segmenter.name), scaling)
     answers: list[Network] = [OnnxRuntime(file, 1), segmenter.probabilities]
     parity = compare(*(np.concatenate([network(image[None]) for image in others]) for network in answers))
@@ -63,9 +66,13 @@ def export_int8(model: str, out: Path, prepared: Prepared | None = None) -> dict
     return card | about
 
 
-def calibration_images(prepared: Prepared, config: RunConfig, split: str = "train") -> UInt8:
-    """Returns images of a split, of fit crop their middles, uint8 [128, size, size, 3], fewer where there are fewer."""
-    rows = load_splits(prepared, config, torch.device("cpu"))[split].rows
+def calibration_images(prepared: Prepared, split: str = "train") -> UInt8:
+    """Returns images of a split, of the first one where it is missing: uint8 [128, size, size, 3], at most all.
+
+    Of fit crop they are the images' middles.
+    """
+    splits = scored_splits(prepared, torch.device("cpu"))
+    rows = splits[split if split in splits else next(iter(splits))].rows
     chosen = rows[np.linspace(0, len(rows) - 1, min(CALIBRATION, len(rows))).astype(int)]
     side, images = prepared.size, [prepared.image(row) for row in chosen]
     starts = [((image.shape[0] - side) // 2, (image.shape[1] - side) // 2) for image in images]

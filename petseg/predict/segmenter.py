@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,9 @@ class Segmenter:
         return probabilities
 
 
-def _check_threads(given: object) -> None:
-    if given is not None and not (isinstance(given, int) and given > 0):
+def _check_threads(given: Any) -> None:
+    whole = isinstance(given, Integral) and not isinstance(given, bool)
+    if given is not None and not (whole and given > 0):
         raise PetsegError(f"threads is {shown(given)}; wanted a whole number above zero, or None for all cores")
 
 

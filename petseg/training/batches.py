@@ -103,7 +103,7 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
 
 
 def scored_splits(prepared: Prepared, device: torch.device) -> dict[str, Split]:
-    """Returns every split, whatever it is for."""
+    """Returns every split, whatever it is for and however small; "train" is whole, whatever `data.fraction` trained."""
     images, labels = on_device(prepared, device)
     return {part: Split(images, labels, rows, device, prepared) for part, rows in usable_rows(prepared).items()}
 

@@ -143,7 +143,7 @@ def test_an_empty_value_is_refused_and_never_means_the_current_folder(command, t
     before = command.removesuffix("@").rstrip(" =").split()
     line = one_line_error(petseg(*(word.removesuffix("@") for word in command.split()), cwd=tmp_path))
     named = before[-1] if before else "petseg"
-    assert line == f"petseg: got an empty value after {named}; name a path (. for this folder), or leave it out"
+    assert line == f"petseg: got an empty value after {named}; give one (. is this folder), or leave it out"
     assert [path.name for path in tmp_path.iterdir()] == ["cat.jpg"]
 
 

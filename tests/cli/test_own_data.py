@@ -76,6 +76,10 @@ def test_other_images_are_scored_all_and_beside_the_run_s_own_and_a_file_knows_i
     succeeds("export", "--run", "run", "--out", "mine.onnx", cwd=tmp_path)
     small = succeeds("export", "--run", "run", "--int8", "--out", "small.onnx", cwd=tmp_path).stdout
     assert "scales from 16 training images" in small
+    other = succeeds("export", "--run", "run", "--int8", "--data", "new", "--out", "other.onnx", cwd=tmp_path).stdout
+    assert "of the same images; scales from 3 images" in other
+    # of the run's own recipe, with its network named or not
+    succeeds("train", "--resume", "--model", "unet", "--out", "run", "--set", "epochs=3", cwd=tmp_path)
     found = succeeds("robustness", "mine.onnx", "--data", "my", "--out", "own.json", cwd=tmp_path).stdout
     assert "mine.onnx: test, 4 images" in found
     assert read_json(tmp_path / "own.json")["ids"] == ["20", "21", "22", "23"]

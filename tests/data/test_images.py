@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from petseg.data.dataset import Dataset, Label, Sample, classes_from
-from petseg.data.images import CHUNK, open_ids, open_sample, outcomes, read_ids, resize_ids
+from petseg.data.images import CHUNK, open_ids, open_sample, outcomes, read_ids, resize_ids, unused
 from petseg.data.masks import Table, scan
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import draw_pet
@@ -236,3 +236,21 @@ def test_frames_channels_and_bits_that_are_not_used_are_noted_of_images_masks_an
     sample = Sample("mask", tmp_path / "mask.png", tmp_path / "mask.png")
     table = Table(classes_from(["soil"]), True, dict.fromkeys(scan(sample).counts, 0), "this test")
     assert table.read(sample).notes == (f"mask: {note}",)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_the_first_page_is_used_where_a_later_one_is_damaged():
+    pages = [Image.new("L", size, value) for size, value in (((20, 10), 200), ((30, 40), 5), ((60, 50), 9))]
+    stream = io.BytesIO()
+    pages[0].save(stream, "TIFF", save_all=True, append_images=pages[1:])
+    content = bytearray(stream.getvalue())
+    place = 4  # of the place of the next page's fields
+    for _ in pages[:2]:
+        (start,) = struct.unpack_from("<I", content, place)
+        place = start + 2 + 12 * struct.unpack_from("<H", content, start)[0]
+    struct.pack_into("<I", content, place, 2**31)
+    with Image.open(io.BytesIO(bytes(content))) as opened:
+        notes = unused(opened)
+        assert opened.size == (20, 10)
+        assert opened.getpixel((0, 0)) == 200
+    assert "its further pages cannot be read, the first one is used" in notes
