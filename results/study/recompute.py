@@ -1,5 +1,4 @@
-"""Recomputes a study's primary differences of mIoU (where it names none, the first experiment's) from the counts of
-each image, without petseg; exits 1 where findings.json differs. `python recompute.py [FOLDER]`; docs/statistics.md."""
+"""`python recompute.py [FOLDER]`: a study's main mIoU differences without petseg; exits 1 where findings differ."""
 
 import gzip
 import json
@@ -16,14 +15,14 @@ def mean_iou(sums):
     return 100 * np.nanmean(np.where(either > 0, right / np.maximum(1, either), np.nan), axis=-1)
 
 
-def drawn(first, second, resamples, *place):
+def drawn(first, second, resamples, tail, *place):
     """Returns the difference of two arms [S, N, 2 * C] and its resamples."""
     seeds, count, _ = first.shape
     weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
     own = mean_iou(first.sum(axis=1)) - mean_iou(second.sum(axis=1))
     resampled = np.stack([mean_iou(weights @ a) - mean_iou(weights @ b) for a, b in zip(first, second, strict=True)])
     images, middle = resampled.mean(axis=0), own.mean()
-    wide = (count / (count - 1)) ** 0.5 * stdtrit(count - 1, 0.975) / ndtri(0.975) if count < 100 else 1
+    wide = (count / (count - 1)) ** 0.5 * stdtrit(count - 1, tail) / ndtri(tail) if count < 100 else 1
     if seeds == 1:
         return middle, middle + wide * (images - middle)
     shared = max(0, ((covariance := np.cov(resampled)).sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
@@ -48,12 +47,13 @@ for part, one in claims:
     for arm in (arm for side in ("left", "right") for arm in part["arms"] if arm["arm"] == one[side]):
         runs = np.reshape(arm["runs"], (len(arm["seeds"]), -1))[[arm["seeds"].index(seed) for seed in one["seeds"]]]
         pairs[-1].append(np.stack([np.vstack([counts[run][part["split"]] for run in folds]) for folds in runs]))
-    middle, values = drawn(*pairs[-1], found["resamples"])
+    middle, values = drawn(*pairs[-1], found["resamples"], 0.975)
     figures = np.array([[middle, *np.quantile(values, [0.025, 0.975])], [*one["difference"].values()][:3]])
     differ += not np.allclose(*figures, rtol=0, atol=1e-3)
     print(part["name"], one["left"], one["right"], "recomputed, published:", *figures.round(2))
 if family := found.get("family"):  # one level for all, so high that 1 - error of the resamples lie within all of them
-    values = np.stack([drawn(*pair, family["resamples"], place)[1] for place, pair in enumerate(pairs)], axis=1)
+    how = family["resamples"], 1 - family["error"] / 2 / len(pairs)
+    values = np.stack([drawn(*pair, *how, place)[1] for place, pair in enumerate(pairs)], axis=1)
     outward = np.abs(2 * (values.argsort(axis=0).argsort(axis=0) + 0.5) / len(values) - 1).max(axis=1)
     ends = np.quantile(values, 0.5 + np.array([-0.5, 0.5]) * np.quantile(outward, 1 - family["error"]), axis=0).T
     differ += not np.allclose(ends, [one["together"] for _, one in claims], rtol=0, atol=1e-3)
