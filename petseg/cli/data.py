@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from petseg.data.dataset import Dataset
     from petseg.schema import DataCheck
 
-NOTHING = "Nothing here would spoil training."
 SHOWN = 10  # images left out that are named on the terminal
 STYLES = {"error": "bold red", "warning": "yellow", "note": ""}  # of `schema.Level`
 app = typer.Typer(help="Get, check and prepare the dataset.", no_args_is_help=True)
@@ -87,10 +86,14 @@ def _print_check(found: "DataCheck") -> None:
         if finding.reason:
             print_lines(f"{finding.names[0]}: {finding.reason}", indent=4)
         print_lines(finding.advice, indent=4)
-    spoiled = f"{plural(found.spoiled, 'error')} above would spoil training: mend what they name, and check again."
     warnings = sum(finding.level == "warning" for finding in found.findings)
-    fine = f"No errors. Look at the {plural(warnings, 'warning')} before you train." if warnings else NOTHING
-    print_lines(spoiled if found.spoiled else fine)
+    if found.spoiled:
+        errors = plural(found.spoiled, "error")
+        print_lines(f"{errors} above would spoil training: mend what they name, and check again.")
+    elif warnings:
+        print_lines(f"No errors. Look at the {plural(warnings, 'warning')} before you train.")
+    else:
+        print_lines("Nothing here would spoil training.")
 
 
 @app.command()

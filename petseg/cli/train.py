@@ -95,8 +95,9 @@ def _config(recipe: str | None, model: str | None, given: list[str], kept: Path 
     from petseg.training.runs import read_config
     from petseg.training.start import model_of
 
-    if kept and not recipe and model in (None, read_config(kept).model.name):
-        return with_settings(read_config(kept), given)
+    own_config = read_config(kept) if kept and not recipe else None
+    if own_config and model in (None, own_config.model.name):
+        return with_settings(own_config, given)
     recipe = recipe or DEFAULT
     loaded = load_recipe(recipe, given)
     if model is None and loaded.train.init:

@@ -39,17 +39,21 @@ def _marks(words: Sequence[str], ending: str = "") -> re.Pattern[str]:
 
 
 IMAGE_MARKS, MASK_MARKS = _marks(IMAGES), _marks(MASKS, "|l")
+Kinds = tuple[str, str]  # names of the folders of images and of masks, both "" where all lie in one
 Files = dict[str, Path]  # by the path without the folder's name and the suffix, as "train/a"
 
 
 def recognise(folder: Path) -> str | None:
     """Returns whether images and masks lie in folders side by side, or in one, the masks marked by their names."""
-    if all(_kinds(folder)):
-        return "images and masks in folders"
-    return "images and masks in one folder" if _matched(*_found(folder, defaultdict(list))) else None
+    kinds = _kinds(folder)
+    return _layout(kinds) if all(kinds) or _matched(*_found(folder, kinds, defaultdict(list))) else None
 
 
-def _kinds(folder: Path) -> tuple[str, str]:
+def _layout(kinds: Kinds) -> str:
+    return f"images and masks in {'folders' if all(kinds) else 'one folder'}"
+
+
+def _kinds(folder: Path) -> Kinds:
     """Returns the names of the folders of images and of masks, "" where there is none; refuses two that hold images."""
     held = Counter[str]()  # 1 other files, 2 images
     for path, name in _files(folder):
@@ -84,7 +88,8 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
 def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None = None) -> Dataset:
     """Returns the dataset, after a look at every mask at the first call; splits where folders or lists give them."""
     skipped: dict[str, list[str]] = defaultdict(list)
-    pairs = _pairs(folder, skipped)
+    kinds = _kinds(folder)
+    pairs = _pairs(folder, kinds, skipped)
     names = _names(pairs)
     samples = {key: Sample(names[key], image, mask) for key, (image, mask) in pairs.items()}
     splits = _listed(folder, samples, skipped) or _by_folder(samples)
@@ -102,7 +107,7 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
         classes=table.classes,
         splits={part: tuple(sorted(splits[part])) for part in PARTS if splits.get(part)},
         read_label=table.read,
-        provenance=f"{recognise(folder)}, classes from {table.origin}",
+        provenance=f"{_layout(kinds)}, classes from {table.origin}",
         fingerprint=json.dumps([table.by_colour, sorted(table.ids.items())]),
         skipped={kind: tuple(names) for kind, names in skipped.items() if names},
         holds={name: table.classes_in(mask) for name, mask in masks.items()},
@@ -124,9 +129,8 @@ def _refusal(masks: dict[str, MaskFile], table: Table, folder: Path) -> str:
     )
 
 
-def _found(folder: Path, skipped: dict[str, list[str]]) -> tuple[Files, Files]:
+def _found(folder: Path, kinds: Kinds, skipped: dict[str, list[str]]) -> tuple[Files, Files]:
     """Returns the images and the masks; what is neither goes to `skipped`."""
-    kinds = _kinds(folder)
     found: dict[str, Files] = {"image": {}, "mask": {}}
     for path, kind in _files(folder):
         relative, known = path.relative_to(folder), path.suffix.lower() in SUFFIXES
@@ -168,9 +172,9 @@ def _matched(images: Files, masks: Files) -> dict[str, str]:
     return matched
 
 
-def _pairs(folder: Path, skipped: dict[str, list[str]]) -> dict[str, tuple[Path, Path]]:
+def _pairs(folder: Path, kinds: Kinds, skipped: dict[str, list[str]]) -> dict[str, tuple[Path, Path]]:
     """Returns key -> (image, mask); what has no other half, or is neither, goes to `skipped`."""
-    images, masks = _found(folder, skipped)
+    images, masks = _found(folder, kinds, skipped)
     matched = _matched(images, masks)
     if not matched:
         raise PetsegError(_nothing_matches(folder, images, masks, skipped))

@@ -214,11 +214,11 @@ def evaluate_run(
     own, given = ([entry.name for entry in classes] for classes in (trained.data.classes, split.dataset.classes))
     if own != given:
         raise PetsegError(f"{run} was trained on classes {', '.join(own)}; the labels are of {', '.join(given)}")
-    stored = run / "evaluations" / f"{name}{of_others(trained.data, split.prepared)}.json"
+    stored = run / "evaluations" / f"{name}{others_suffix(trained.data, split.prepared)}.json"
     return evaluate_once(stored, trained.network, split, (trained.weights, trained.epoch), on_progress)
 
 
-def of_others(own: DataInfo, prepared: Prepared) -> str:
+def others_suffix(own: DataInfo, prepared: Prepared) -> str:
     """Returns what the name of a run's file about other images than its own has after the split's."""
     return "" if prepared.key == own.key else "." + re.sub(r"[^\w-]+", "_", prepared.dataset.name)
 

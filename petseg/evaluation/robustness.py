@@ -21,7 +21,7 @@ from petseg.data.geometry import Floats, Geometry
 from petseg.data.images import open_sample
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import Corruption, corruptions
-from petseg.evaluation.evaluate import Progress, load_run, of_others, predicted_ids, silent
+from petseg.evaluation.evaluate import Progress, load_run, others_suffix, predicted_ids, silent
 from petseg.metrics import Confusion, confusion_matrix
 from petseg.predict.segmenter import Segmenter
 from petseg.schema import Record, read_record
@@ -72,7 +72,7 @@ def evaluate_robustness(
     """Returns a run's counts on corrupted images at their own size, computed once and kept in its folder."""
     trained = load_run(run, hardware)
     name = "robustness" if split == "test" else f"robustness_{split}"
-    stored = run / "evaluations" / f"{name}{of_others(trained.data, prepared)}.json"
+    stored = run / "evaluations" / f"{name}{others_suffix(trained.data, prepared)}.json"
     ids = corrupted_ids(prepared.dataset, split)
     empty = Robustness(weights=trained.weights, epoch=trained.epoch, data=prepared.key, ids=ids, confusions={})
     with suppress(PetsegError):

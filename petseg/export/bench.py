@@ -116,7 +116,7 @@ def bench(plan: Plan, on_progress: Callable[[int, int], None] = lambda done, tot
             missing[name] = f"needs {' and '.join(lacking)}; pip install 'petseg[{extra}]'"
     runtimes = [name for name in dict.fromkeys(plan.runtimes or CONTENDERS) if name not in missing]
     models = [Segmenter(model, threads=1, runtime="onnxruntime") for model in dict.fromkeys(plan.models)]
-    for model in models:
+    for model in models if plan.sizes else ():
         _check_sizes(model, plan.sizes)
     contenders = []
     for each in (one for model in models for one in _contenders(plan, model, runtimes)):

@@ -45,24 +45,28 @@ def names_of(dataset):
     return [entry.name for entry in dataset.classes]
 
 
-LAYOUTS = {  # files of images, of masks, ids
-    "side by side": ("images/a", "masks/a", "a"),
-    "nested": ("images/x/a", "masks/x/a", "x_a"),
-    "splits below": ("images/train/a", "masks/train/a", "a"),
-    "splits above": ("training/images/a", "training/masks/a", "a"),
-    "another word, an ending": ("Imgs/a", "Labels/a_mask", "a"),
-    "annotations": ("images/Train/x/a", "annotations/Train/x/a_L", "x_a"),
+def save_six(folder, image, mask):
+    for number in range(6):
+        save(folder / f"{image.format(number)}.jpg", np.zeros((16, 24, 3), np.uint8))
+        save(folder / f"{mask.format(number)}.png", IDS)
+
+
+LAYOUTS = {  # an image's file, its mask's, its id
+    "side by side": ("images/a{}", "masks/a{}", "a{}"),
+    "nested": ("images/x/a{}", "masks/x/a{}", "x_a{}"),
+    "splits below": ("images/train/a{}", "masks/train/a{}", "a{}"),
+    "splits above": ("training/images/a{}", "training/masks/a{}", "a{}"),
+    "another word, an ending": ("Imgs/a{}", "Labels/a{}_mask", "a{}"),
+    "annotations": ("images/Train/x/a{}", "annotations/Train/x/a{}_L", "x_a{}"),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout, tmp_path):
     image, mask, wanted = LAYOUTS[layout]
-    for number in range(6):
-        save(tmp_path / f"{image}{number}.jpg", np.zeros((16, 24, 3), np.uint8))
-        save(tmp_path / f"{mask.replace('a_', f'a{number}_')}{'' if '_' in mask else number}.png", IDS)
+    save_six(tmp_path, image, mask)
     dataset = opened(tmp_path)
-    assert [sample.id for sample in dataset.samples] == [f"{wanted}{number}" for number in range(6)]
+    assert [sample.id for sample in dataset.samples] == [wanted.format(number) for number in range(6)]
     assert (dataset.skipped, dataset.name) == ({}, tmp_path.name)
     assert recognise(tmp_path)[1] == "images and masks in folders"
     assert {part: len(ids) for part, ids in dataset.splits.items()} == {"train": 4, "val": 1, "test": 1}
@@ -88,9 +92,7 @@ PAIRS = {  # an image's file, its mask's, the line on the folder
 @pytest.mark.parametrize("pair", PAIRS)
 def test_names_of_a_pair(pair, tmp_path):
     image, mask, line = PAIRS[pair]
-    for number in range(6):
-        save(tmp_path / f"{image.format(number)}.jpg", np.zeros((16, 24, 3), np.uint8))
-        save(tmp_path / f"{mask.format(number)}.png", IDS)
+    save_six(tmp_path, image, mask)
     (tmp_path / "readme.txt").write_text("x")
     dataset = opened(tmp_path)
     assert recognise(tmp_path)[1] == line

@@ -142,12 +142,14 @@ def time_shapes(num_classes: int, size: int) -> Measure:
 
 
 def measure_latencies(shapes: Shapes, num_classes: int, repeats: int = 200) -> dict[str, dict[str, LatencyInfo]]:
-    """Returns setting -> shape -> its latency; without OpenVINO those of ONNX Runtime alone."""
-    files, found = _files(shapes, num_classes), {}
+    """Returns shape -> setting -> its latency there; without OpenVINO those of ONNX Runtime alone."""
+    files = _files(shapes, num_classes)
+    found: dict[str, dict[str, LatencyInfo]] = {key: {} for key in shapes}
     for setting, (runtime, _) in SETTINGS.items():
         if runtime == "onnxruntime" or find_spec(runtime):
             others, times = OtherWork(), take_turns(_passes(shapes, files, setting), repeats)
-            found[setting] = {key: latency_of(taken, shapes[key][1], others) for key, taken in times.items()}
+            for key, taken in times.items():
+                found[key][setting] = latency_of(taken, shapes[key][1], others)
     return found
 
 

@@ -198,11 +198,9 @@ def _count_costs(manifest: StudyManifest, folder: Path, making: Making) -> Study
     changes: dict[str, object] = {"costs": costs}
     if any(costs[key].latency_ms is None for key in shapes):
         making.on_status("measure latencies", 0, 1)
-        measured = measure_latencies(shapes, classes)
-        for key in shapes:
-            latencies = {setting: of_shape[key] for setting, of_shape in measured.items()}
-            changes_of = {"latency_ms": latencies[MATCHED], "latencies": latencies}
-            costs[key] = costs[key].model_copy(update=changes_of)
+        for key, latencies in measure_latencies(shapes, classes).items():
+            measured = {"latency_ms": latencies[MATCHED], "latencies": latencies}
+            costs[key] = costs[key].model_copy(update=measured)
         machine = choose_hardware("fp32", "cpu").environment()
         changes["latency_environment"] = LatencyEnvironment(
             engine=f"{MATCHED}, batch 1, float32",
