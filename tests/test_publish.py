@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from petseg.experiments.study.findings import difference, measure, write_findings
-from petseg.experiments.study.results import Results, read_manifest, sections
+from petseg.experiments.study.plan import plan
+from petseg.experiments.study.results import Results, read_manifest, sections, take_over
 from petseg.report import write_study_report
 from petseg.schema import Findings, read_record, write_record
+from petseg.training.runs import read_metrics
 from tests.conftest import refused
 from tests.made_studies import diverge, make_study
 from tests.test_layers import ROOT
@@ -68,6 +70,25 @@ def test_runs_and_counts_come_back_as_they_were(whole, published):
     assert [wrong[0] for wrong in line["wrong"]] == [counts[at] for at in (1, 2, 3, 5, 6, 7)]
     assert [true[0] for true in shared["test"]["true"]] == [sum(counts[at : at + 3]) for at in (0, 3, 6)]
     assert [parts[0] for parts in line["boundary"]] == [round(10_000 * score) for score in boundary]
+
+
+def test_a_study_goes_on_from_what_was_published_elsewhere(whole, published, publish, tmp_path, monkeypatch):
+    monkeypatch.setattr("publish.OFFICIAL_IMAGES", OFFICIAL)
+    folder = tmp_path / "here"
+    take_over(published, folder)
+    manifest = read_manifest(folder)
+    assert [run.entry(folder) for run in plan(manifest)] == list(manifest.runs) == list(read_manifest(whole).runs)
+    again = publish(folder, "study", tmp_path / "results")
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
+        path.name: path.read_bytes() for path in published.iterdir()
+    }
+    # what the folder holds already is its own; what a killed take-over lacks is added
+    mine, lost = (folder / "runs" / manifest.runs[at].name for at in (0, 1))
+    (mine / "evaluations" / "val.json").write_text("{}")
+    shutil.rmtree(lost)
+    take_over(published, folder)
+    assert (mine / "evaluations" / "val.json").read_text() == "{}"
+    assert read_metrics(lost) == list(Results(published).result(manifest.runs[1]).history)
 
 
 def test_the_published_study_is_whole_and_small():

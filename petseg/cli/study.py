@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from petseg.training.device import Hardware
 
 JOBS_HELP = "Runs made at once; those on this machine share its cores."
+FROM_HELP = "A published study, such as results/study: what has ended there is not made again."
 RAY_HELP = "Make the runs on a Ray cluster: auto, HOST:6379 or ray://HOST:10001. Each has --threads cores (1)."
 
 
@@ -26,6 +27,7 @@ def study(
     recipe: Annotated[str, typer.Argument(help="The shipped study or a TOML file.")] = "study",
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.", show_default="runs/RECIPE")] = None,
+    start: Annotated[Path | None, typer.Option("--from", help=FROM_HELP, show_default=False)] = None,
     show: Annotated[bool, typer.Option("--list", help="Print the runs and their time, and run nothing.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help=JOBS_HELP, show_default="1, or what fits")] = None,
     device: DeviceOption = None,
@@ -36,10 +38,13 @@ def study(
     """Make a matrix of runs, each once. Ctrl-C is safe, and the same command goes on."""
     from petseg.experiments.study.plan import sizes
     from petseg.experiments.study.recipe import load_study
+    from petseg.experiments.study.results import take_over
     from petseg.experiments.study.run import Making, run_study
 
     loaded = load_study(recipe)
     folder = out or Path("runs") / Path(recipe).stem
+    if start is not None:
+        take_over(start, folder)
     if show:
         _show(loaded, folder, data, jobs or 1, lambda: chosen_hardware(loaded.train.precision, device, threads))
         return

@@ -28,7 +28,7 @@ from petseg.experiments.study.findings import write_findings
 from petseg.experiments.study.match import MATCHED, count_parameters, find_shape
 from petseg.experiments.study.plan import MatchQuestion, best_cell, durations, plain, plan, tuning_cells
 from petseg.experiments.study.recipe import Tuning, check_against_data, load_study, study_names
-from petseg.experiments.study.results import StudyManifest, read_manifest, read_run
+from petseg.experiments.study.results import StudyManifest, publish, read_manifest, read_run
 from petseg.experiments.study.run import Making, open_study, run_study
 from petseg.models import build_model, folder_name
 from petseg.report import write_study_report
@@ -338,6 +338,19 @@ def test_a_finished_study_makes_nothing_again(whole, tiny, sizes, pets_folder, t
     write_json(folder / "runs" / read_manifest(whole).runs[1].name / "diverged.json", {"reason": "the loss is NaN"})
     with pytest.raises(PetsegError, match=r"^study: runs wait for the tuning of unet: every cell diverged; add lower"):
         run_study(tiny, folder, sizes, Making(pets_folder))
+
+
+def test_what_was_published_is_not_made_again_but_a_split_that_it_lacks_is(whole, recipe, pets_folder, tmp_path):
+    published, folder = tmp_path / "published", tmp_path / "here"
+    publish(whole, published)
+    command = ("study", recipe, "--data", pets_folder, "--from", published, "--out", folder)
+    assert succeeds(*command).stdout.splitlines()[-1] == f"{folder}: 5 runs: 1 diverged, 4 finished"
+    assert not list(folder.rglob("*.safetensors")), "nothing was trained"
+    scored = next(run for run in read_manifest(whole).runs if "test" in run.splits)
+    lost = folder / "runs" / scored.name / "evaluations" / "test.json"
+    lost.unlink()
+    assert succeeds(*command).stdout.splitlines()[-1] == f"{folder}: 5 runs: 1 diverged, 4 finished"
+    assert read_json(lost) == read_json(whole / lost.relative_to(folder))
 
 
 def test_the_list_says_what_each_run_is_for_and_how_long(whole, recipe, pets_folder, tmp_path, capsys):

@@ -26,7 +26,7 @@ from petseg import schema, storage
 from petseg.config import RunConfig
 from petseg.errors import PetsegError, first_line
 from petseg.evaluation.corruptions import corruptions
-from petseg.evaluation.evaluate import ImageScores, read_images
+from petseg.evaluation.evaluate import Evaluation, ImageScores, read_images, write_evaluation
 from petseg.evaluation.robustness import Robustness
 from petseg.experiments.study.recipe import Experiment, Study
 from petseg.metrics import PARTS, Confusion
@@ -203,6 +203,41 @@ def publish(source: Path, folder: Path) -> None:
     write_record(folder / MANIFEST, results.manifest)
     _write_lines(folder / RUNS, (results.result(entry).model_dump(mode="json") for entry in entries))
     _write_lines(folder / IMAGES, [*shared.values(), *lines])
+
+
+def take_over(published: Path, folder: Path) -> None:
+    """Puts what has ended of a published study into the folder of a new one, as runs without weights.
+
+    What that folder holds already is kept, so that a take-over that was killed goes on.
+    """
+    results = Results(published)
+    if not (folder / MANIFEST).is_file():
+        write_record(folder / MANIFEST, results.manifest)
+    for entry in results.manifest.runs:
+        place = folder / "runs" / entry.name
+        if entry.state not in ("finished", "diverged") or (place / "config.json").is_file():
+            continue
+        left = results.result(entry)
+        if left.diverged:
+            storage.write_json(place / DIVERGED, {"reason": left.diverged})
+        for split, scores in left.evaluations.items():
+            stored = place / "evaluations" / f"{split}.json"
+            write_evaluation(Evaluation(scores, results.images((entry,), split)), stored)
+        if ROBUSTNESS in entry.splits and not left.diverged:
+            scored = left.evaluations["test"]
+            images = {name: results.images((entry,), name) for name in sections(entry) if name not in left.evaluations}
+            counts = {name: one.confusions.reshape(len(one.ids), -1).tolist() for name, one in images.items()}
+            robustness = Robustness(
+                weights=scored.weights,
+                epoch=scored.epoch,
+                data=scored.data,
+                ids=next(iter(images.values())).ids,
+                confusions={name: tuple(map(tuple, rows)) for name, rows in counts.items()},
+            )
+            write_record(place / "evaluations" / f"{ROBUSTNESS}.json", robustness)
+        write_record(place / "environment.json", left.environment)
+        runs.write_metrics(place, left.history)
+        storage.write_json(place / "config.json", left.config.model_dump(mode="json"))  # last: the run is whole
 
 
 def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

@@ -26,7 +26,7 @@ from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUN
 from petseg.schema import LatencyEnvironment, Scores, read_record, write_record
 from petseg.training import runs
 from petseg.training.batches import load_splits
-from petseg.training.checkpoint import PREVIOUS_RESUME, RESUME
+from petseg.training.checkpoint import LAST, PREVIOUS_RESUME, RESUME
 from petseg.training.device import choose_hardware
 from petseg.training.loop import Execution, train
 from petseg.units import duration
@@ -142,7 +142,8 @@ def make_run(run: Run, place: Path, data: Path, device: str | None, threads: int
     prepared = prepare(open_dataset(data, config.data), Geometry.of(config.data))
     splits = load_splits(prepared, config, hardware.device)
     try:
-        if (place / RESUME).is_file() or len(runs.read_metrics(place)) < config.train.epochs:
+        whole = len(runs.read_metrics(place)) == config.train.epochs and (place / LAST).is_file()
+        if (place / RESUME).is_file() or not whole:
             train(config, prepared, place, Execution(hardware, resume=True, splits=splits))
     except DivergedError as error:
         storage.write_json(place / DIVERGED, {"reason": str(error)})
