@@ -12,7 +12,7 @@ import torch
 import petseg
 from petseg.environment import environment
 from petseg.schema import EnvironmentInfo
-from petseg.training.device import choose_hardware
+from petseg.training.device import bf16_gain, choose_hardware
 from tests.conftest import refused
 
 
@@ -56,6 +56,32 @@ def test_the_order_is_cuda_mps_cpu(cuda, mps, wanted, monkeypatch):
     assert (chosen.device.type, chosen.precision) == (wanted, "fp32")
     if wanted == "mps":
         assert choose_hardware("auto").precision == "fp32", "bf16 is not tried there"
+
+
+def test_bf16_is_taken_where_it_is_measured_to_be_faster_or_there_are_units_for_it(monkeypatch):
+    units = {"_is_amx_tile_supported": False, "_is_avx512_bf16_supported": True}
+    for name in units:
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: units[name])
+    for gain, wanted in ((0.5, "fp32"), (2.0, "bf16")):
+        monkeypatch.setattr("petseg.training.device.bf16_gain", lambda gain=gain: gain)
+        chosen = choose_hardware("auto", "cpu")
+        assert (chosen.precision, chosen.reason) == (wanted, f"bf16 multiplies {gain} times as fast here")
+    units["_is_avx512_bf16_supported"] = False
+    assert choose_hardware("auto", "cpu").precision == "fp32", "emulated"
+    units["_is_amx_tile_supported"] = True
+    assert choose_hardware("auto", "cpu").reason == "the processor has AMX"
+
+
+def test_the_gain_of_bf16_is_of_the_slower_and_the_faster_product(monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("petseg.training.device.time.perf_counter", lambda: next(clock))
+
+    def multiply(one, other):
+        for _ in range(2 if one.dtype == torch.float32 else 5):
+            next(clock)
+
+    monkeypatch.setattr(torch, "mm", multiply)
+    assert bf16_gain.__wrapped__() == 3 / 6
 
 
 def test_precision_is_as_asked_and_a_device_that_is_not_there_refused():

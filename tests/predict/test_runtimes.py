@@ -8,7 +8,7 @@ import pytest
 from petseg import Segmenter
 from petseg.export.openvino import drawn_images
 from petseg.predict import runtimes
-from petseg.predict.runtimes import SIZES, WORTH_STARTING, OnnxRuntime, OpenVino, chosen_runtime
+from petseg.predict.runtimes import SIZES, WORTH_STARTING, OnnxRuntime, OpenVino, chosen_runtime, fast_precision
 from petseg.shipped import model_file
 from tests.conftest import refused
 
@@ -42,17 +42,28 @@ def test_openvino_keeps_the_sizes_used_last_and_threads_that_change_sizes_get_th
     assert all(1 <= len(idle) <= 4 for _, idle in runtime._sizes.values())
 
 
-def test_the_rule_takes_openvino_for_many_photos_where_it_is_installed_and_bf16_is_fast(monkeypatch):
-    import openvino
-
+def test_the_rule_takes_openvino_for_many_photos_where_it_is_installed_and_has_bf16(monkeypatch):
     monkeypatch.delenv("PETSEG_RUNTIME")
-    cases = (("BF16", True, "openvino"), ("FP32", True, "onnxruntime"), ("BF16", False, "onnxruntime"))
-    for able, installed, wanted in cases:
-        core = type("Core", (), {"get_property": lambda self, device, name, able=able: ["FP32", able]})
-        monkeypatch.setattr(openvino, "Core", core)
+    for precision, installed, wanted in (
+        ("bf16", True, "openvino"),
+        ("", True, "onnxruntime"),
+        ("f32", False, "onnxruntime"),
+    ):
+        monkeypatch.setattr(runtimes, "fast_precision", lambda precision=precision: precision)
         monkeypatch.setattr(runtimes, "find_spec", lambda name, installed=installed: object() if installed else None)
         assert chosen_runtime() == wanted
         assert chosen_runtime(WORTH_STARTING - 1) == "onnxruntime"
+
+
+def test_openvino_computes_in_the_precision_that_is_measured_to_be_fast(monkeypatch):
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    measured = fast_precision()
+    assert measured in ("bf16", "f32") if "BF16" in able else measured == ""
+    monkeypatch.setattr(runtimes, "fast_precision", lambda: "f32")
+    file, images = model_file("unet_small"), drawn_images(64)[:1]
+    assert np.array_equal(OpenVino(file, 1)(images), OpenVino(file, 1, precision="f32")(images))
 
 
 def test_a_user_chooses_the_runtime(monkeypatch):
