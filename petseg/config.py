@@ -261,6 +261,9 @@ class Recipe(StrictConfig):
     models: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("unet", "segnet")
     """What `petseg compare` trains, in this order; the others are compared with the first or with `--reference`. A name
     may bring options of its own: `segnet@depth=4`."""
+    seeds: Annotated[int, Field(ge=1)] = 1
+    """How often `petseg compare` trains each model, from `train.seed` and those after it. Intervals are then over seeds
+    as well."""
     model: ModelOptions = ModelOptions()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -278,7 +281,7 @@ class Recipe(StrictConfig):
     def for_model(self, name: str) -> RunConfig:
         """Returns the run of one model: shared fields, then its overrides; `models.run_config` checks them."""
         network, options = split_name(name)
-        fields = self.model_dump(exclude={"models", "overrides"})
+        fields = self.model_dump(exclude={"models", "seeds", "overrides"})
         for place in dict.fromkeys((network, name)):
             put_fields(fields, self.overrides.get(place, {}), source=f"overrides.{place}")
         if "name" in fields["model"]:

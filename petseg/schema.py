@@ -153,17 +153,26 @@ class CostInfo(Record):
         return cores if cores >= 0.3 else 0.0
 
 
+class Training(Record):
+    """One of several trainings of a model, each from its own seed."""
+
+    seed: int
+    history: tuple[EpochRow, ...]
+    evaluations: dict[str, Scores]  #: split -> scores
+
+
 class ModelResult(Record):
-    """One trained run of a comparison."""
+    """A model of a comparison, trained once or from several seeds."""
 
     name: str
     title: str
     learning_rate: float
-    best_epoch: int
+    best_epoch: int  #: of the first seed, as its environment, times and history are
     environment: EnvironmentInfo
     cost: CostInfo
     history: tuple[EpochRow, ...]
-    evaluations: dict[str, Scores]  #: split -> scores
+    evaluations: dict[str, Scores]  #: split -> scores; of several seeds their mean
+    trainings: tuple[Training, ...] = ()  #: of several seeds each one's own
 
 
 class BaselineResult(Record):

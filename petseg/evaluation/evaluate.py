@@ -147,6 +147,20 @@ def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits[None], size=list(size), mode="bilinear", align_corners=False)[0]
 
 
+def mean_scores(trainings: Sequence[Scores]) -> Scores:
+    """Returns the mean of each score over trainings of one model, and all their confusion matrices together."""
+
+    def mean(values: list[Any]) -> Any:
+        known = [value for value in values if value is not None]
+        if known and isinstance(known[0], dict):
+            return {name: mean([value[name] for value in known]) for name in known[0]}
+        return float(np.mean(known)) if known and isinstance(known[0], float) else values[0]
+
+    found = {name: mean([getattr(scores, name) for scores in trainings]) for name in Scores.model_fields}
+    together = np.sum([scores.confusion for scores in trainings], axis=0).tolist()
+    return Scores(**found | {"epoch": 0, "confusion": tuple(map(tuple, together))})
+
+
 def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[str], **others: Any) -> Scores:
     """Returns every score of per-image counts, and the `others`; None for an absent class; a group may be ""."""
     confusions = images.confusions

@@ -40,27 +40,6 @@ def paired_bootstrap(
     return _difference(100 * own, _drawn(100 * own, 100 * resampled, first.shape[1], how), how)
 
 
-def many_to_one(
-    models: Sequence[Confusion], reference: Confusion, *, score: Scoring = mean_iou, how: Resampling = Resampling()
-) -> tuple[list[PairedDifference], list[Interval]]:
-    """Returns each model less the reference as `paired_bootstrap` does, and the simultaneous intervals of all of them.
-
-    Matrices are int64 [N, C, C], of one seed and the same images. See `simultaneous_intervals`.
-    """
-    assert {model.shape for model in models} <= {reference.shape}, "all models score the same images"
-    assert reference.ndim == 3, "one seed"
-    resampled, *others = (_resampled(_by_seed(each), score, how)[:, 0] for each in (reference, *models))
-    totals = score(np.stack([reference, *models]).sum(axis=1))
-    own = 100 * (totals[1:] - totals[0])[:, None]
-    differences = [100 * (other - resampled)[:, None] for other in others]
-    drawn, wider = (
-        [_drawn(one, values, len(reference), each) for one, values in zip(own, differences, strict=True)]
-        for each in (how, _of_many(how, len(models)))
-    )
-    together = simultaneous_intervals(np.stack(wider, axis=1), how.confidence) if models else []
-    return [_difference(one, values, how) for one, values in zip(own, drawn, strict=True)], together
-
-
 @dataclass(frozen=True)
 class Pair:
     """Two arms' matrices, as `paired_bootstrap` takes them, and their score."""

@@ -1,7 +1,7 @@
 """The comparison: any number of models trained under one budget, evaluated on the same images, in one JSON.
 
 comparison.json     every figure of the report, with config, version, device, seeds, split
-runs/MODEL/         the run folders
+runs/MODEL/         the run folders; of further seeds runs/MODEL-seed1/ and so on
 baselines/          evaluations of what needs no learning
 examples/           image, truth and predictions of the images that the report shows
 """
@@ -25,9 +25,9 @@ from petseg.data.images import open_sample, resize_ids
 from petseg.errors import PetsegError, unknown_name
 from petseg.evaluation import evaluate as evaluation
 from petseg.evaluation.cost import count_cost, measure_latencies
-from petseg.evaluation.evaluate import Evaluation
-from petseg.evaluation.statistics import Resampling, many_to_one
-from petseg.metrics import Score, mean_iou
+from petseg.evaluation.evaluate import Evaluation, mean_scores
+from petseg.evaluation.statistics import Pair, Resampling, family_intervals, paired_bootstrap
+from petseg.metrics import Confusion, Score, mean_iou
 from petseg.models import folder_name, pretrain, run_config, title_of
 from petseg.models.baselines import BASELINES, MeanMask
 from petseg.models.builder import Input
@@ -68,18 +68,46 @@ class Plan:
         return ("val", "test") if self.final and "test" in splits else ("val",)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One training of a comparison: a model, from one of its seeds."""
+
+    name: str
+    config: RunConfig
+    run: Path
+    title: str
+
+    @classmethod
+    def all_of(cls, recipe: Recipe, out: Path) -> "list[Trial]":
+        """Returns the trials of a recipe in the order in which they are made: every model from one seed, then the next.
+
+        Refuses options that a model does not have.
+        """
+        found, titles = [], titles_of(recipe.models)
+        for place in range(recipe.seeds):
+            seed = recipe.train.seed + place
+            train = recipe.train.model_copy(update={"seed": seed})
+            for name in recipe.models:
+                config = run_config(recipe.model_copy(update={"train": train}), name)
+                run = out / "runs" / (folder_name(name) + (f"-seed{seed}" if place else ""))
+                title = titles[name] + (f", seed {seed}" if recipe.seeds > 1 else "")
+                found.append(cls(name, config, run, title))
+        return found
+
+
 def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     """Returns the content of `out/comparison.json` after training and evaluating every model of a recipe."""
     recipe, hardware = plan.recipe, plan.hardware
     reference = reference_of(recipe, plan.reference)
-    configs = {name: run_config(recipe, name) for name in recipe.models}
+    trials = Trial.all_of(recipe, out)
+    of_model = {name: [trial for trial in trials if trial.name == name] for name in recipe.models}
+    first = {name: own[0] for name, own in of_model.items()}
     titles = titles_of(recipe.models)
-    folders = {name: out / "runs" / folder_name(name) for name in configs}
     refuse_spoiled(prepared)
-    splits = load_splits(prepared, configs[recipe.models[0]], hardware.device)
-    split = plan.scored_splits(splits)[-1]
-    classes = len(prepared.dataset.classes)
-    costs = {name: _checked(config, folders[name], classes, plan) for name, config in configs.items()}
+    splits = load_splits(prepared, trials[0].config, hardware.device)
+    parts = plan.scored_splits(splits)
+    split, classes = parts[-1], len(prepared.dataset.classes)
+    costs = {name: _checked(trial.config, trial.run, classes, plan) for name, trial in first.items()}
     with runs.new_folder(out, resume=plan.resume, kind="comparison", own="runs"):
         _refuse_change(out, plan)
         data = runs.claim_data(out, prepared)
@@ -87,37 +115,60 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             logging.getLogger("petseg").warning(
                 "petseg: warning: %s: no test images: figures are of the validation split, last epoch", data.name
             )
-        histories = {}
-        for name, config in configs.items():
-            how = Execution(hardware, plan.resume, splits, on_step=plan.progress(f"train {titles[name]}"))
-            histories[name] = train(config, prepared, folders[name], how)
-        evaluations = {
-            name: {
+        histories, evaluations = {}, {}
+        for trial in trials:
+            # a part of the training images is drawn by the seed
+            whole = recipe.data.fraction == 1 or trial.config == first[trial.name].config
+            own = splits if whole else load_splits(prepared, trial.config, hardware.device)
+            how = Execution(hardware, plan.resume, own, on_step=plan.progress(f"train {trial.title}"))
+            histories[trial.run] = tuple(train(trial.config, prepared, trial.run, how))
+        for trial in trials:
+            evaluations[trial.run] = {
                 part: evaluation.evaluate_run(
-                    run, hardware, splits, part, plan.progress(f"score {titles[name]} on {part}")
+                    trial.run, hardware, splits, part, plan.progress(f"score {trial.title} on {part}")
                 )
-                for part in plan.scored_splits(splits)
+                for part in parts
             }
-            for name, run in folders.items()
-        }
         baselines = _baselines(plan, splits, out / "baselines")
-        networks = {name: evaluation.load_run(run, hardware).network for name, run in folders.items()}
+        networks = {name: evaluation.load_run(trial.run, hardware).network for name, trial in first.items()}
         modules = {name: network.module for name, network in networks.items()}
         latencies = measure_latencies(modules, prepared.size, hardware)
+        trainings = {
+            name: tuple(
+                schema.Training(
+                    seed=trial.config.train.seed,
+                    history=histories[trial.run],
+                    evaluations={part: scored.scores for part, scored in evaluations[trial.run].items()},
+                )
+                for trial in own
+            )
+            for name, own in of_model.items()
+        }
+        several = recipe.seeds > 1
         models = tuple(
             schema.ModelResult(
                 name=name,
                 title=titles[name],
-                learning_rate=config.train.learning_rate,
-                best_epoch=evaluations[name][split].scores.epoch,
-                environment=schema.read_record(folders[name] / "environment.json", schema.EnvironmentInfo),
-                cost=_cost(costs[name], splits["train"], latencies[name], histories[name]),
-                history=tuple(histories[name]),
-                evaluations={part: scored.scores for part, scored in evaluations[name].items()},
+                learning_rate=trial.config.train.learning_rate,
+                best_epoch=evaluations[trial.run][split].scores.epoch,
+                environment=schema.read_record(trial.run / "environment.json", schema.EnvironmentInfo),
+                cost=_cost(costs[name], splits["train"], latencies[name], histories[trial.run]),
+                history=histories[trial.run],
+                evaluations={
+                    part: mean_scores([one.evaluations[part] for one in trainings[name]])
+                    if several
+                    else evaluations[trial.run][part].scores
+                    for part in parts
+                },
+                trainings=trainings[name] if several else (),
             )
-            for name, config in configs.items()
+            for name, trial in first.items()
         )
-        last = {name: parts[split] for name, parts in evaluations.items()}
+        counts = {
+            name: np.stack([evaluations[trial.run][split].images.confusions for trial in own])
+            for name, own in of_model.items()
+        }
+        last = {name: evaluations[trial.run][split] for name, trial in first.items()}
         comparison = ComparisonResult(
             petseg=__version__,
             command=plan.command,
@@ -125,7 +176,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             quick=not plan.final,
             synthetic=plan.synthetic,
             split=split,
-            seeds=(recipe.train.seed,),
+            seeds=tuple(one.seed for one in trainings[reference]),
             size=prepared.size,
             config=recipe,
             environment=models[0].environment,
@@ -134,16 +185,16 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             reference=reference,
             models=models,
             baselines=baselines,
-            differences=_differences(last, reference, split),
+            differences=_differences(counts, reference, split),
             examples=_write_examples(out / "examples", splits[split], networks, last, plan),
         )
         schema.write_record(out / "comparison.json", comparison)
         if plan.export:
             from petseg.export.onnx import exported_run  # needs the extra `export`
 
-            for number, run in enumerate(folders.values(), start=1):
-                exported_run(run)
-                plan.on_stage("export", number, len(folders))
+            for number, trial in enumerate(first.values(), start=1):
+                exported_run(trial.run)
+                plan.on_stage("export", number, len(first))
         return comparison
 
 
@@ -171,6 +222,8 @@ def _refuse_change(out: Path, plan: Plan) -> None:
     except PetsegError:
         return
     old, new = (recipe.model_dump(mode="json") for recipe in (known.config, plan.recipe))
+    if known.config.seeds <= plan.recipe.seeds:  # further ones are added
+        old["seeds"] = new["seeds"]
     runs.refuse_change(out, {**old, "quick": known.quick}, {**new, "quick": not plan.final})
 
 
@@ -200,11 +253,13 @@ def _cost(counted: CostInfo, split: Split, latency: LatencyInfo, history: Sequen
     return counted.model_copy(update=measured)
 
 
-def _differences(evaluations: Mapping[str, Evaluation], reference: str, split: str) -> tuple[schema.Difference, ...]:
+def _differences(counts: Mapping[str, Confusion], reference: str, split: str) -> tuple[schema.Difference, ...]:
+    """Returns each other model less the reference, from model -> counts int64 [seeds, N, C, C]."""
     how = Resampling()
-    counts = {name: scored.images.confusions for name, scored in evaluations.items()}
-    others = [name for name in counts if name != reference]
-    found, together = many_to_one([counts[name] for name in others], counts[reference], how=how)
+    pairs = {name: Pair(own, counts[reference]) for name, own in counts.items() if name != reference}
+    found = [paired_bootstrap(pair.first, pair.second, how=how) for pair in pairs.values()]
+    together = family_intervals(list(pairs.values()), how=how)
+    seeds = len(counts[reference])
     return tuple(
         schema.Difference(
             model=name,
@@ -215,10 +270,10 @@ def _differences(evaluations: Mapping[str, Evaluation], reference: str, split: s
             confidence=how.confidence,
             resamples=how.resamples,
             share_better=one.share_left_better,
-            over="images; one seed",
-            together=ends if len(others) > 1 else None,
+            over="images; one seed" if seeds == 1 else f"images and {seeds} seeds",
+            together=ends if len(pairs) > 1 else None,
         )
-        for name, one, ends in zip(others, found, together, strict=True)
+        for name, one, ends in zip(pairs, found, together, strict=True)
     )
 
 

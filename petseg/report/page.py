@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from petseg.data import oxford_pets
 from petseg.errors import PetsegError
 from petseg.report import plots, tables
 from petseg.report.plots import Chart, Line, Panel
-from petseg.schema import ComparisonResult, ModelResult, exploded, read_record
+from petseg.schema import ComparisonResult, EpochRow, ModelResult, exploded, read_record
 from petseg.storage import write_text
 from petseg.units import percent, points, signed
 
@@ -82,22 +82,31 @@ def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, 
 
 
 def history_charts(result: ComparisonResult) -> list[Chart]:
-    """Returns loss and validation mIoU by epoch, a line for each model; nothing where no history was kept."""
+    """Returns loss and validation mIoU by epoch, a line for each model; nothing where no history was kept.
+
+    Of several seeds the line is their mean, in a band from the lowest to the highest.
+    """
     styles = plots.model_styles([model.name for model in result.models])
 
-    def line(model: ModelResult, what: str, values: list[float], *, thin: bool = False) -> Line:
-        epochs = [float(row.epoch) for row in model.history]
+    def line(model: ModelResult, what: str, value: Callable[[EpochRow], float], *, thin: bool = False) -> Line:
+        histories = [training.history for training in model.trainings] or [model.history]
+        by_epoch = list(zip(*histories, strict=False))  # as long as the shortest, where some ended early
+        epochs = [float(rows[0].epoch) for rows in by_epoch]
+        values = np.array([[value(row) for row in rows] for rows in by_epoch])
+        mean, low, high = (reduce(values, axis=1).tolist() for reduce in (np.mean, np.min, np.max))
+        label, style = f"{model.title}{what}", styles[model.name]
+        if len(result.seeds) > 1:
+            return Line(label, style, epochs, mean, low, high, kind="band")
         mark = epochs.index(model.best_epoch) if model.best_epoch in epochs and not thin else None
-        return Line(
-            f"{model.title}{what}", styles[model.name], epochs, values, kind="thin" if thin else "thick", mark=mark
-        )
+        return Line(label, style, epochs, mean, kind="thin" if thin else "thick", mark=mark)
 
-    losses, scores, few = [], [], len(result.models) <= SHOWN
+    losses, scores = [], []
+    few = len(result.models) <= SHOWN and len(result.seeds) == 1
     for model in (model for model in result.models if model.history):
         if few:
-            losses.append(line(model, ", training", [row.train_loss for row in model.history], thin=True))
-        losses.append(line(model, ", validation", [row.val_loss for row in model.history]))
-        scores.append(line(model, "", [100 * row.val_miou for row in model.history]))
+            losses.append(line(model, ", training", lambda row: row.train_loss, thin=True))
+        losses.append(line(model, ", validation", lambda row: row.val_loss))
+        scores.append(line(model, "", lambda row: 100 * row.val_miou))
     if not losses:
         return []
     at = f"at {result.size} px"

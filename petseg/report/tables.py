@@ -1,5 +1,6 @@
 """The tables of a comparison: a row for each model and baseline, a column for each measure."""
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -85,9 +86,11 @@ def comparison_tables(result: ComparisonResult) -> list[Table]:
     quality = [miou, *QUALITY, *loss_columns(first)]
     remark = f"percent; {units.plural(first.images, 'image')}, {first.frame}"
     tables = [table((f"Quality on the {result.split} split", remark), quality, scored, compared)]
+    if len(result.seeds) > 1:
+        tables = [*tables, seed_table(result)]
     if result.split != "val" and validated:
         epoch = Column[Scores]("Epoch scored", lambda scores: scores.epoch, units.whole)
-        validation = [miou, *loss_columns(validated[0][1]), epoch]
+        validation = [miou, *loss_columns(validated[0][1]), *([epoch] if len(result.seeds) == 1 else [])]
         title = ("Validation", "the split that chose the epoch")
         tables.append(table(title, validation, validated[:compared], compared))
     costs = [(model.title, model.cost) for model in result.models]
@@ -96,6 +99,19 @@ def comparison_tables(result: ComparisonResult) -> list[Table]:
         remark += f"; the machine was busy with other work ({busy:.1f} cores): times are not ranked"
     columns = [replace(column, better=None) if busy and column.head in TIMES else column for column in COSTS]
     return [*tables, table(("Cost", remark), columns, costs, compared)]
+
+
+def seed_table(result: ComparisonResult) -> Table:
+    """Returns the mIoU of each training, and how far a model's trainings lie apart."""
+    measured = [
+        (model.title, [training.evaluations[result.split].miou for training in model.trainings])
+        for model in result.models
+    ]
+    columns: list[Column[list[float]]] = [
+        Column(f"seed {seed}", itemgetter(place), units.percent) for place, seed in enumerate(result.seeds)
+    ]
+    columns.append(Column("Standard deviation", statistics.stdev, units.percent))
+    return table(("mIoU of each training", f"percent, {result.split} split"), columns, measured, len(measured))
 
 
 def printed_tables(result: ComparisonResult) -> list[Table]:

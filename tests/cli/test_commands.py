@@ -48,7 +48,7 @@ COMMANDS = {  # every command with its flags and arguments
     "train": "--data --device --export --init --model --out --resume --set --threads --unlabelled RECIPE",
     "evaluate": "--data --device --split --threads RUN",
     "robustness": "--data --device --out --split --threads MODEL",
-    "compare": "--data --device --export --models --out --quick --recipe --reference --resume --set --threads",
+    "compare": "--data --device --export --models --out --quick --recipe --reference --resume --seeds --set --threads",
     "study": "--data --device --gpus --jobs --list --out --ray --threads RECIPE",
     "report": "--out SOURCE",
 }

@@ -12,10 +12,12 @@ from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import read_images
+from petseg.evaluation.statistics import paired_bootstrap
 from petseg.experiments.compare import Plan, choose_examples, compare
 from petseg.metrics import mean_iou
 from petseg.report import write_report
-from petseg.schema import ComparisonResult, read_record
+from petseg.schema import ComparisonResult, Scores, read_record
+from petseg.training.runs import read_config, read_metrics
 from tests.conftest import CPU, TINY, prepare_for, refused, tiny, train_on_cpu
 
 
@@ -158,6 +160,57 @@ def test_one_model_or_three_quick(models, prepared, tmp_path):
     with pytest.raises(PetsegError, match=r"model\.last_pooling was given for 'unet', which has no such option"):
         compare(plan_of(("unet", "unet_paper"), "model.last_pooling=false"), prepared, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_further_seeds_are_added_and_figures_are_their_mean(finished, prepared, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    one = read_record(out / "comparison.json", ComparisonResult)
+    found = compare(plan_of(("unet", "segnet"), "seeds=3", resume=True, synthetic=True), prepared, out)
+    assert sorted(path.name for path in (out / "runs").iterdir()) == [
+        *("segnet", "segnet-seed1", "segnet-seed2"),
+        *("unet", "unet-seed1", "unet-seed2"),
+    ]
+    assert found.seeds == (0, 1, 2)
+    counts = {}
+    for before, model in zip(one.models, found.models, strict=True):
+        assert (model.trainings[0].history, model.trainings[0].evaluations) == (before.history, before.evaluations)
+        for training, suffix in zip(model.trainings, ("", "-seed1", "-seed2"), strict=True):
+            run = out / "runs" / (model.name + suffix)
+            assert read_config(run).train.seed == training.seed
+            assert read_record(run / "evaluations" / "test.json", Scores) == training.evaluations["test"]
+        own = [training.evaluations["test"] for training in model.trainings]
+        assert len({scores.miou for scores in own}) == 3, "another seed, another network"
+        mean = model.evaluations["test"]
+        assert mean.miou == pytest.approx(np.mean([scores.miou for scores in own]))
+        assert mean.iou["border"] == pytest.approx(np.mean([scores.iou["border"] for scores in own]))
+        assert np.array_equal(mean.confusion, np.sum([scores.confusion for scores in own], axis=0))
+        runs = (out / "runs" / (model.name + suffix) for suffix in ("", "-seed1", "-seed2"))
+        counts[model.name] = np.stack([read_images(run / "evaluations" / "test.json", 3).confusions for run in runs])
+    (difference,) = found.differences
+    wanted = paired_bootstrap(counts["segnet"], counts["unet"])
+    assert (difference.points, difference.low, difference.high) == (wanted.points, wanted.low, wanted.high)
+    assert difference.over == "images and 3 seeds"
+    page = write_report(out / "comparison.json").read_text(encoding="utf-8")
+    for words in ("3 seeds (0, 1, 2)", "mean of 3 trainings", "mIoU of each training", "Every epoch of seed 0"):
+        assert words in page
+    with pytest.raises(PetsegError, match=r"seeds is 3 there, 1 now"):
+        compare(plan_of(resume=True), prepared, out)
+
+
+def test_a_seed_draws_its_own_part_of_the_training_images(prepared, tmp_path):
+    plan = plan_of(("unet",), "seeds=2", "train.epochs=1", "fraction=0.5", final=False)
+    seen = []
+    own = replace(plan, on_stage=lambda title, *_: seen.append(title))
+    compare(own, prepared, tmp_path / "out")
+    assert {"train U-Net, seed 0", "train U-Net, seed 1"} <= set(seen)
+    alone = plan.recipe.for_model("unet")
+    train_on_cpu(
+        alone.model_copy(update={"train": alone.train.model_copy(update={"seed": 1})}), prepared, tmp_path / "one"
+    )
+    histories = [
+        read_metrics(run)[0].train_loss for run in (tmp_path / "one", tmp_path / "out" / "runs" / "unet-seed1")
+    ]
+    assert histories[0] == histories[1]
 
 
 def test_examples_are_best_median_worst_and_where_the_models_differ():
