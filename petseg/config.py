@@ -87,6 +87,9 @@ class DataConfig(StrictConfig):
     split: Literal["random", "blocks"] = "random"
     """How splits are drawn where the data bring none. random: each class in proportion, near-duplicates on one side.
     blocks: runs of neighbours by name, for slices of a volume or frames of a film."""
+    groups: str = ""
+    """Regular expression that finds in an image's name what it belongs to, such as a patient or a film: "^P[0-9]+". Its
+    first group, else all that it matches. A drawn split keeps a group on one side, and intervals are over groups."""
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the images that validate, where that split is drawn."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
@@ -98,6 +101,16 @@ class DataConfig(StrictConfig):
     split_seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
     """Fixes what a random split draws."""
     oxford_pets: OxfordPetsConfig = OxfordPetsConfig()
+
+    @model_validator(mode="after")
+    def _groups_can_be_found(self) -> Self:
+        try:
+            re.compile(self.groups)
+        except re.error as error:
+            raise ValueError(f"data.groups is {self.groups!r}, which is no regular expression: {error}") from None
+        if self.groups and self.split == "blocks":
+            raise ValueError("data.groups is for data.split random; blocks are cut wherever a share ends")
+        return self
 
     @model_validator(mode="after")
     def _parts_leave_training_images(self) -> Self:

@@ -181,6 +181,8 @@ WRONG_FIELDS = [
     ("models = 'unet'", r"models is 'unet'; input should be a valid tuple"),
     ("models = []", r"models is \[\]; tuple should have at least 1 item"),
     ("models = ['unet', 'unet']", r"a comparison names each model once"),
+    ("[data]\ngroups = 'P('", r"data\.groups is 'P\(', which is no regular expression: missing \), unterminated"),
+    ("[data]\ngroups = 'P'\nsplit = 'blocks'", r"data\.groups is for data\.split random; blocks are cut wherever"),
     *((f"{field} = 3", rf"{field} is 3; input should be a valid dict") for field in ("train", "model", "overrides")),
 ]
 WRONG_SETTINGS = [

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from petseg.errors import unknown_name
+from petseg.errors import PetsegError, unknown_name
 
 UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -191,6 +191,27 @@ def scored_ids(labels: UInt8, merge: Merge | None) -> UInt8:
     table = np.full(256, IGNORE, np.uint8)
     table[: len(merge.of)] = merge.of
     return table[labels]
+
+
+def with_groups(dataset: Dataset, pattern: str) -> Dataset:
+    """Returns the dataset with the group of each sample that a regular expression finds in its id (`data.groups`)."""
+    samples = tuple(replace(sample, group=group_of(pattern, sample.id)) for sample in dataset.samples)
+    if lost := [sample.id for sample in samples if not sample.group]:
+        raise PetsegError(
+            f"data.groups {pattern!r} finds nothing in {len(lost)} of {len(samples)} image names, such as {lost[0]!r}; "
+            "write what is in every name, or leave it out"
+        )
+    return replace(dataset, samples=samples)
+
+
+def group_of(pattern: str, name: str) -> str:
+    """Returns what a regular expression finds in a sample's id: its first group, else all that it matches; or "".
+
+    >>> group_of(r"P\\d+", "P07_slice3"), group_of(r"_(\\w+)$", "P07_left"), group_of("x", "P07")
+    ('P07', 'left', '')
+    """
+    match = re.search(pattern, name)
+    return (match[1 if match.re.groups else 0] or "") if match else ""
 
 
 def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[str, ...]:

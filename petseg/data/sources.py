@@ -18,7 +18,7 @@ from petseg.config import DataConfig
 from petseg.data import archive, oxford_pets
 from petseg.data import folder as image_folder
 from petseg.data.cache import ADVICE, cache_root, locked
-from petseg.data.dataset import Dataset, Progress
+from petseg.data.dataset import Dataset, Progress, with_groups
 from petseg.data.download import ARCHIVES, download
 from petseg.data.formats import coco, cvat, label_studio, labelme, voc
 from petseg.data.splits import of_others, with_recorded, with_splits
@@ -141,5 +141,8 @@ def open_as_given(place: Path, config: DataConfig | None = None, on_progress: Pr
     """As `open_dataset`, with only the splits that the data bring."""
     folder = unpacked(place)
     source, _ = recognise(folder)
-    dataset = source.open_folder(folder, config or DataConfig(), on_progress)
+    config = config or DataConfig()
+    dataset = source.open_folder(folder, config, on_progress)
+    if config.groups:
+        dataset = with_groups(dataset, config.groups)
     return replace(dataset, place=place.resolve())

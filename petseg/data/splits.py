@@ -32,6 +32,8 @@ def with_splits(dataset: Dataset, config: DataConfig, on_progress: Progress | No
     dataset that brings "train" and "val" stays as it is. Raises `PetsegError`: too few samples, folds of given splits.
     """
     given = {part: list(ids) for part, ids in dataset.splits.items() if ids}
+    if config.groups:
+        _warn_of_torn_groups(dataset)
     if config.folds and given:
         raise PetsegError(
             f"data.folds is {config.folds}, but {dataset.name} brings splits ({', '.join(given)}); set data.folds=0, "
@@ -48,11 +50,16 @@ def with_splits(dataset: Dataset, config: DataConfig, on_progress: Progress | No
     if config.split == "blocks":
         drawn = blocks([sample.id for sample in pool], shares, config)
     else:
-        drawn = _drawn(_units(pool, min(shares.values()), on_progress), dataset.holds, shares, config)
+        units = _units(pool, min(shares.values()), on_progress)
+        if config.groups:
+            units = _grouped(units, dataset, len(shares) + 1 if not config.folds else config.folds)
+        drawn = _drawn(units, dataset.holds, shares, config)
     parts = given | drawn
     how = "blocks of neighbours" if config.split == "blocks" else f"drawn at random, seed {config.split_seed}"
     if config.folds:
         how += f", fold {config.fold} of {config.folds}"
+    if config.groups:
+        how += f", each of {len({sample.group for sample in pool})} groups on one side"
     return replace(
         dataset,
         splits={str(part): tuple(sorted(parts[part])) for part in PARTS if parts.get(part)},
@@ -144,6 +151,46 @@ def _units(samples: Sequence[Sample], share: float, on_progress: Progress | None
         len(ids),
     )
     return [*(group for group in groups.values() if group is not largest), *([one] for one in largest)]
+
+
+def _grouped(units: Sequence[Sequence[str]], dataset: Dataset, wanted: int) -> list[list[str]]:
+    """Returns units joined where samples of a group are in several; refuses fewer than `wanted`."""
+    above: dict[str, str] = {}  # group -> another of its unit, up to one that stands for all
+
+    def top(group: str) -> str:
+        while (other := above.setdefault(group, group)) != group:
+            above[group] = above[other]
+            group = other
+        return group
+
+    group_of = {one: dataset.by_id[one].group for unit in units for one in unit}
+    for unit in units:
+        for one in unit:
+            above[top(group_of[one])] = top(group_of[unit[0]])
+    joined: dict[str, list[str]] = {}
+    for one in sorted(group_of):
+        joined.setdefault(top(group_of[one]), []).append(one)
+    if len(joined) < wanted:
+        names = sorted({*group_of.values()})
+        apart = "" if len(joined) == len(names) else f", of which near-duplicates leave {len(joined)} apart"
+        raise PetsegError(
+            f"{dataset.name}: data.groups finds {len(names)} groups, such as {names[0]!r}{apart}; wanted at least "
+            f"{wanted}, one for each part: find smaller ones, or draw fewer parts (data.test_share=0)"
+        )
+    return list(joined.values())
+
+
+def _warn_of_torn_groups(dataset: Dataset) -> None:
+    parts: dict[str, set[str]] = {}
+    for part, ids in dataset.splits.items():
+        for one in ids:
+            parts.setdefault(dataset.by_id[one].group, set()).add(part)
+    if torn := [group for group, own in sorted(parts.items()) if len(own) > 1]:
+        logging.getLogger("petseg").warning(
+            "petseg: warning: %s: %d of %d groups lie in several of its splits, such as %r in %s: scores flatter; make "
+            "the splits anew, or leave them out to have them drawn",
+            *(dataset.name, len(torn), len(parts), torn[0], " and ".join(p for p in PARTS if p in parts[torn[0]])),
+        )
 
 
 def stratified(

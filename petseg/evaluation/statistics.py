@@ -63,6 +63,16 @@ def family_intervals(pairs: Sequence[Pair], *, how: Resampling = Resampling()) -
     return simultaneous_intervals(np.stack(drawn, axis=1), how.confidence) if pairs else []
 
 
+def summed_by(groups: Sequence[str], counts: Confusion) -> Confusion:
+    """Returns per-image matrices [..., N, C, C] added up by group, [..., G, C, C]: resampled, they are drawn whole.
+
+    Images of a patient or a film are alike: an interval over images as if each came alone is too narrow. Davison and
+    Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8.
+    """
+    _, places = np.unique(groups, return_inverse=True)
+    return np.stack([counts[..., places == place, :, :].sum(axis=-3) for place in range(places.max() + 1)], axis=-3)
+
+
 def ratio_of(one: LatencyInfo, other: LatencyInfo) -> Ratio:
     """Returns the ratio of two latencies that were measured in turn, with its 95 % interval: Student's t over rounds.
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from petseg import __version__, environment, schema, storage
+from petseg import __version__, environment, schema, storage, units
 from petseg.config import Recipe, RunConfig
 from petseg.data.cache import Prepared
 from petseg.data.check import refuse_spoiled
@@ -26,7 +26,7 @@ from petseg.errors import PetsegError, unknown_name
 from petseg.evaluation import evaluate as evaluation
 from petseg.evaluation.cost import count_cost, measure_latencies
 from petseg.evaluation.evaluate import Evaluation, mean_scores
-from petseg.evaluation.statistics import Pair, Resampling, family_intervals, paired_bootstrap
+from petseg.evaluation.statistics import Pair, Resampling, family_intervals, paired_bootstrap, summed_by
 from petseg.metrics import Confusion, Score, mean_iou
 from petseg.models import folder_name, pretrain, run_config, title_of
 from petseg.models.baselines import BASELINES, MeanMask
@@ -168,6 +168,12 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             name: np.stack([evaluations[trial.run][split].images.confusions for trial in own])
             for name, own in of_model.items()
         }
+        over = "images"
+        if recipe.data.groups:
+            ids = evaluations[trials[0].run][split].images.ids
+            groups = [prepared.dataset.by_id[one].group for one in ids]
+            counts = {name: summed_by(groups, own) for name, own in counts.items()}
+            over = units.plural(len(set(groups)), "group")
         last = {name: evaluations[trial.run][split] for name, trial in first.items()}
         comparison = ComparisonResult(
             petseg=__version__,
@@ -185,7 +191,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             reference=reference,
             models=models,
             baselines=baselines,
-            differences=_differences(counts, reference, split),
+            differences=_differences(counts, reference, split, over),
             examples=_write_examples(out / "examples", splits[split], networks, last, plan),
         )
         schema.write_record(out / "comparison.json", comparison)
@@ -253,8 +259,10 @@ def _cost(counted: CostInfo, split: Split, latency: LatencyInfo, history: Sequen
     return counted.model_copy(update=measured)
 
 
-def _differences(counts: Mapping[str, Confusion], reference: str, split: str) -> tuple[schema.Difference, ...]:
-    """Returns each other model less the reference, from model -> counts int64 [seeds, N, C, C]."""
+def _differences(
+    counts: Mapping[str, Confusion], reference: str, split: str, over: str
+) -> tuple[schema.Difference, ...]:
+    """Returns each other model less the reference, from model -> counts int64 [seeds, N, C, C]; N are of `over`."""
     how = Resampling()
     pairs = {name: Pair(own, counts[reference]) for name, own in counts.items() if name != reference}
     found = [paired_bootstrap(pair.first, pair.second, how=how) for pair in pairs.values()]
@@ -270,7 +278,7 @@ def _differences(counts: Mapping[str, Confusion], reference: str, split: str) ->
             confidence=how.confidence,
             resamples=how.resamples,
             share_better=one.share_left_better,
-            over="images; one seed" if seeds == 1 else f"images and {seeds} seeds",
+            over=f"{over}; one seed" if seeds == 1 else f"{over} and {seeds} seeds",
             together=ends if len(pairs) > 1 else None,
         )
         for name, one, ends in zip(pairs, found, together, strict=True)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from petseg.config import DataConfig
-from petseg.data.dataset import Dataset, Label, Sample, classes_from
+from petseg.data.dataset import Dataset, Label, Sample, classes_from, with_groups
 from petseg.data.splits import continued, stratified, with_recorded, with_splits
 from tests.conftest import refused
 
@@ -69,6 +69,39 @@ def test_shares_are_of_images_whatever_the_sizes_of_groups(sizes_of, seed):
         common = {label for label in range(3) if sum(label in held for held in labels) >= 7}
         assert common <= frozenset().union(*(holds[one] for one in parts[part]))
     assert parts == stratified(units, shares, holds, seed)
+
+
+def test_groups_stay_on_one_side_and_near_duplicates_join_theirs(tmp_path, caplog):
+    """Ten patients of ten images each; a picture of the first is one of the second too."""
+    draw, dataset = np.random.default_rng(1), made(100, folder=tmp_path)
+    pictures = [draw.integers(0, 256, (8, 8, 3), np.uint8) for _ in dataset.samples]
+    pictures[10] = pictures[0]
+    for sample, picture in zip(dataset.samples, pictures, strict=True):
+        Image.fromarray(picture).resize((64, 64)).save(sample.image)
+    config = DataConfig(groups=r"s(\d\d)", val_share=0.2, test_share=0.2)
+    dataset = with_groups(dataset, config.groups)
+    for seed in range(5):
+        drawn = with_splits(dataset, config.model_copy(update={"split_seed": seed}))
+        assert sizes(drawn) == {"train": 60, "val": 20, "test": 20}
+        parts = {part: {name[:3] for name in ids} for part, ids in drawn.splits.items()}
+        assert sum(map(len, parts.values())) == 10, "no patient in two splits"
+        assert any({"s00", "s01"} <= own for own in parts.values())
+    assert drawn.provenance.endswith("drawn at random, seed 4, each of 10 groups on one side")
+    folds = [with_splits(dataset, config.model_copy(update={"folds": 5, "fold": fold})) for fold in range(5)]
+    tested = [{name[:3] for name in one.splits["test"]} for one in folds]
+    assert sorted(name for own in tested for name in own) == [f"s0{n}" for n in range(10)]
+    # what cannot be, and splits that tear groups apart
+    told = r"Made: data\.groups finds 2 groups, such as '0', of which near-duplicates leave 1 apart; wanted at least 3"
+    two = made(12, folder=tmp_path)
+    refused(told, with_splits, with_groups(two, r"s0(\d)"), config)
+    told = r"data\.groups 's01' finds nothing in 90 of 100 image names, such as 's000'; write what is in every name"
+    refused(told, with_groups, dataset, "s01")
+    caplog.clear()
+    with_splits(replace(dataset, splits={"train": ("s000", "s010", "s020"), "val": ("s011", "s030")}), config)
+    assert caplog.messages == [
+        "petseg: warning: Made: 1 of 4 groups lie in several of its splits, such as '01' in train and val: scores "
+        "flatter; make the splits anew, or leave them out to have them drawn"
+    ]
 
 
 def test_a_class_of_one_image_leaves_no_split_empty():

@@ -12,6 +12,7 @@ from petseg.evaluation.statistics import (
     paired_bootstrap,
     ratio_of,
     simultaneous_intervals,
+    summed_by,
 )
 from petseg.metrics import iou, mean_iou
 from petseg.schema import LatencyInfo
@@ -138,6 +139,20 @@ def test_coverage_with_few_images(count, monkeypatch):
     assert 0.92 <= covered() <= 0.99
     monkeypatch.setattr("petseg.evaluation.statistics.FEW", 0)
     assert covered() < 0.92
+
+
+def test_alike_images_are_drawn_by_group():
+    """Each image ten times over: the interval is that of the images once, and over them one by one too narrow."""
+    first, second = draw_images(120, lead=0.03, seed=4)
+    copies = [np.repeat(model, 10, axis=0) for model in (first, second)]
+    groups = [f"patient {row // 10}" for row in range(1200)]
+    whole = paired_bootstrap(*(summed_by(groups, model) for model in copies))
+    once, alone = paired_bootstrap(first, second), paired_bootstrap(*copies)
+    assert whole.points == pytest.approx(once.points)
+    assert width(whole) == pytest.approx(width(once), rel=0.1)
+    assert width(alone) == pytest.approx(width(once) / 10**0.5, rel=0.15)
+    seeds = np.stack([first, second])
+    assert np.array_equal(summed_by("aab" * 40, seeds)[1], summed_by("aab" * 40, second))
 
 
 def test_of_one_image_nothing_is_shown():

@@ -1,5 +1,6 @@
 """The comparison end to end, small: every stage real, on synthetic pets."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
 from petseg.evaluation.evaluate import read_images
-from petseg.evaluation.statistics import paired_bootstrap
+from petseg.evaluation.statistics import paired_bootstrap, summed_by
 from petseg.experiments.compare import Plan, choose_examples, compare
 from petseg.metrics import mean_iou
 from petseg.report import write_report
@@ -195,6 +196,19 @@ def test_further_seeds_are_added_and_figures_are_their_mean(finished, prepared, 
         assert words in page
     with pytest.raises(PetsegError, match=r"seeds is 3 there, 1 now"):
         compare(plan_of(resume=True), prepared, out)
+
+
+def test_intervals_are_over_groups_where_images_have_them(pets_folder, tmp_path):
+    plan = plan_of(("unet", "segnet"), "train.epochs=1", r"data.groups='^([A-Za-z]+)'")
+    grouped = prepare_for(plan.recipe.for_model("unet"), pets_folder)
+    found = compare(plan, grouped, tmp_path / "out")
+    (difference,) = found.differences
+    files = [tmp_path / "out" / "runs" / name / "evaluations" / "test.json" for name in ("segnet", "unet")]
+    segnet, unet = (read_images(file, 3) for file in files)
+    groups = [re.match(r"[A-Za-z]+", name)[0] for name in unet.ids]
+    assert difference.over == f"{len(set(groups))} groups; one seed"
+    wanted = paired_bootstrap(*(summed_by(groups, one.confusions) for one in (segnet, unet)))
+    assert (difference.points, difference.low, difference.high) == (wanted.points, wanted.low, wanted.high)
 
 
 def test_a_seed_draws_its_own_part_of_the_training_images(prepared, tmp_path):

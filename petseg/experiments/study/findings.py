@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from petseg import schema
 from petseg.config import flat_fields
 from petseg.data import oxford_pets
+from petseg.data.dataset import group_of
 from petseg.evaluation.corruptions import KINDS, Corruption
 from petseg.evaluation.statistics import (
     Interval,
@@ -23,6 +24,7 @@ from petseg.evaluation.statistics import (
     family_intervals,
     paired_bootstrap,
     ratio_of,
+    summed_by,
 )
 from petseg.experiments.study.plan import MatchQuestion, best_cell
 from petseg.experiments.study.recipe import Claim, Experiment
@@ -113,11 +115,24 @@ class Measure:
 
 def measure(results: Results, experiment: Experiment, metric: str) -> Measure:
     """Returns the measure of "boundary_f", one of `SCORES` or a class's IoU on the experiment's split."""
+
+    def counts(runs: Runs) -> Confusion:
+        images = results.images(runs, experiment.split)
+        return _whole(
+            results, images.ids, boundary_sums(images.boundaries) if metric == BOUNDARY else images.confusions
+        )
+
     if metric == BOUNDARY:
-        return Measure(lambda runs: boundary_sums(results.images(runs, experiment.split).boundaries), mean_boundary_f)
+        return Measure(counts, mean_boundary_f)
     classes = [entry.name for entry in results.manifest.data.scored_classes] if results.manifest.data else []
     one_class = lambda confusion: iou(confusion)[..., classes.index(metric)]  # noqa: E731
-    return Measure(lambda runs: results.images(runs, experiment.split).confusions, SCORES.get(metric, one_class))
+    return Measure(counts, SCORES.get(metric, one_class))
+
+
+def _whole(results: Results, ids: Sequence[str], counts: Confusion) -> Confusion:
+    """Returns counts of images, int64 [N, ..., C], as those of what is drawn: images, or `data.groups` of them."""
+    pattern = results.study.data.groups
+    return summed_by([group_of(pattern, name) for name in ids], counts) if pattern else counts
 
 
 def _on_subset(results: Results, name: str) -> Measure:
@@ -132,10 +147,8 @@ def _on_corruption(results: Results, kind: str, severities: Sequence[int]) -> Me
     """Returns the mean mIoU of some severities of a corruption; 0 is the same images unchanged."""
 
     def counts(runs: Runs) -> Confusion:
-        parts = []
-        for severity in severities:
-            parts.append(results.images(runs, Corruption(kind, severity).name).confusions)
-        return np.concatenate(parts, axis=-2)
+        parts = [results.images(runs, Corruption(kind, severity).name) for severity in severities]
+        return _whole(results, parts[0].ids, np.concatenate([part.confusions for part in parts], axis=-2))
 
     return Measure(counts, lambda parts: np.asarray(_scores_of(parts).mean(axis=0)), ROBUSTNESS)
 
