@@ -20,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from petseg.data.arrays import register
 from petseg.data.dataset import Dataset, Label, Progress, Sample, UInt8
 from petseg.errors import PetsegError
 
 FORMATS = {  # what is decoded -> its suffixes. Pillow reads more, some of it with other programs such as Ghostscript.
     **{"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "MPO": (), "PNG": (".png",), "WEBP": (".webp",), "AVIF": (".avif",)},
     **{"HEIF": (".heic", ".heif"), "GIF": (".gif",), "BMP": (".bmp",), "TIFF": (".tif", ".tiff")},
+    "NPY": (".npy",),
 }
 
 SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))  # what a folder of photos is searched for, in lower case
@@ -79,6 +81,7 @@ class LabelledImage:
 def formats() -> tuple[str, ...]:
     """Returns those of `FORMATS` that this Pillow has; HEIF comes with the extra `heif`."""
     Image.init()  # registers all of Pillow's formats
+    register()
     with suppress(ImportError):
         from pillow_heif import register_heif_opener
 

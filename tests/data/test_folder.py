@@ -127,7 +127,7 @@ def test_of_two_readings_none_is_taken(tmp_path):
             ("images/1.jpg", "images/2.jpg", "masks/x/1.png"),
             r"2 images \(images/1\.jpg\) and 1 mask \(masks/x/1\.png\), no two of one name; wanted images/NAME",
         ),
-        (("images/1.npy", "masks/1.npy"), r"0 images and 0 masks, .*NAME_mask\.png; skipped files ending \.npy$"),
+        (("images/1.npz", "masks/1.npz"), r"0 images and 0 masks, .*NAME_mask\.png; skipped files ending \.npz$"),
         (
             ("pics/1.jpg", "annos/1.png"),
             r"no labelled images that petseg knows \(it holds annos/, pics/\); wanted images/",

@@ -276,7 +276,11 @@ def clip(page):
 
 def test_a_wrong_file_says_why_and_the_next_photo_works(page, tmp_path):
     for name, content, problem in (
-        ("words.jpg", b"words", r"the photo: cannot be decoded \(not an image that can be read; wanted JPEG, .*TIFF\)"),
+        (
+            "words.jpg",
+            b"words",
+            r"the photo: cannot be decoded \(not an image that can be read; wanted JPEG, .*TIFF, NPY\)",
+        ),
         ("big.jpg", bytes(20_000_001), "it has 20 MB; at most 20 MB are taken"),
         ("empty.png", b"", "the file is empty"),
     ):

@@ -158,11 +158,11 @@ def _file_names(samples: Sequence[Sample]) -> dict[str, str]:
 
 
 def _stored(dataset: Dataset, sample: Sample) -> LabelledFile:
-    """Returns an image's file as it is, or as a PNG where EXIF turns it: programs then show it as its label is."""
+    """Returns an image's file as it is, or as a PNG where EXIF turns it, or where programs do not show it as it is."""
     found = open_sample(dataset, sample)
     with opened(sample.image, sample.id) as file:
-        turned = orientation(file) != 1
-    if not turned:
+        shown = orientation(file) == 1 and file.format != "NPY"
+    if shown:
         return LabelledFile(sample.image.suffix, sample.image.read_bytes(), found.ids)
     stream = BytesIO()
     found.image.save(stream, "PNG")
