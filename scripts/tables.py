@@ -39,6 +39,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "MB2": lambda size: f"{size / 1e6:.2f} MB",
     "spread": spread,
     "median_percent": lambda values: f"{units.percent(float(np.median(values)))} %",
+    "gain": lambda gain: f"{gain.points:+.1f} ({gain.low:.1f} to {gain.high:.1f})",
     "list": lambda values: ", ".join(map(str, values)),
     "length": lambda values: str(len(values)),
 }
@@ -442,17 +443,21 @@ def ablation(result: Any) -> Rows:
     for found in result.rows:
         looks = {name: look for name, look in vars(found).items() if isinstance(look, Row)}
         whole = found.arm == "all"
-        cells = {name: units.percent(look.miou) if whole else gained(look.gain) for name, look in looks.items()}
+        cells = {
+            name: units.percent(look.miou) if whole else FORMATS["gain"](look.gain) for name, look in looks.items()
+        }
         rows.append(Row(title=found.title, part=units.percent(found.pet_in_free_parts), **cells))
     return rows, f"{measured(result)} Images: {result.images}."
 
 
-def gained(gain: Any) -> str:
-    """Returns a gain in points with its interval."""
-    return f"{gain.points:+.1f} ({gain.low:.1f} to {gain.high:.1f})"
+def corrupted(result: Any) -> Rows:
+    """Returns the shipped models' mIoU under each corruption."""
+    images = f"{result.images:,} {result.split} images, every third; intervals over images, one seed."
+    return result.rows, f"mIoU in percent. {measured(result)} {images} {cards(ROOT)[0].images}"
 
 
 ROWS: dict[str, Callable[[Any], Rows]] = {
+    "robustness": corrupted,
     "ablation": ablation,
     "mask-options": mask_options,
     "billion": billion,
