@@ -154,25 +154,26 @@ class CostInfo(Record):
 
 
 class Training(Record):
-    """One of several trainings of a model, each from its own seed."""
+    """One of several trainings of a model."""
 
     seed: int
+    fold: int = 0  #: of a cross-validation, which tests
     history: tuple[EpochRow, ...]
     evaluations: dict[str, Scores]  #: split -> scores
 
 
 class ModelResult(Record):
-    """A model of a comparison, trained once or from several seeds."""
+    """A model of a comparison, trained once, or from several seeds, or without each of several folds."""
 
     name: str
     title: str
     learning_rate: float
-    best_epoch: int  #: of the first seed, as its environment, times and history are
+    best_epoch: int  #: of the first training, as its environment, times and history are
     environment: EnvironmentInfo
     cost: CostInfo
     history: tuple[EpochRow, ...]
-    evaluations: dict[str, Scores]  #: split -> scores; of several seeds their mean
-    trainings: tuple[Training, ...] = ()  #: of several seeds each one's own
+    evaluations: dict[str, Scores]  #: split -> scores, of the images of all folds; of several seeds their mean
+    trainings: tuple[Training, ...] = ()  #: where there are several
 
 
 class BaselineResult(Record):
@@ -258,6 +259,11 @@ class ComparisonResult(Record):
     baselines: tuple[BaselineResult, ...] = ()
     differences: tuple[Difference, ...] = ()  #: each other model less the reference
     examples: tuple[Example, ...] = ()
+
+    @property
+    def trainings(self) -> int:
+        """How often each model was trained."""
+        return max(1, len(self.models[0].trainings))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

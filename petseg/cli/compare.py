@@ -26,6 +26,7 @@ QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pe
 RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun, networks, pretrained) or a TOML file."
 MODELS_HELP = "Instead of the recipe's: unet,smp:ARCHITECTURE/ENCODER,timm:ENCODER,FILE.py:CLASS."
 SEEDS_HELP = "Trainings of each model, so that intervals are over seeds too; with --resume more are added."
+FOLDS_HELP = "Cross-validation: each image is tested once, by networks that have not seen it. For few images."
 REFERENCE_HELP = "The model that the others are compared with; with --resume it changes without training."
 SOURCE_HELP = "A comparison's or a study's folder, a comparison.json or a findings.json."
 
@@ -36,6 +37,7 @@ def compare(
     models: Annotated[str | None, typer.Option(help=MODELS_HELP)] = None,
     reference: Annotated[str | None, typer.Option(help=REFERENCE_HELP, show_default="the first")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS_HELP, show_default="1")] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help=FOLDS_HELP, show_default=False)] = None,
     data: DataOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Its folder.", show_default="runs/compare-RECIPE or runs/compare-DATA")
@@ -62,6 +64,7 @@ def compare(
     name = "quick" if quick else recipe
     settings = [*(settings or ()), *([f"models={json.dumps(models.split(','))}"] if models else [])]
     settings += [f"seeds={seeds}"] if seeds else []
+    settings += [f"data.folds={folds}"] if folds else []
     loaded = load_recipe(name, settings)
     for model in loaded.models:
         run_config(loaded, model)  # a mistake in the recipe shows before minutes of work

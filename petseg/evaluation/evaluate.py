@@ -147,14 +147,37 @@ def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits[None], size=list(size), mode="bilinear", align_corners=False)[0]
 
 
-def mean_scores(trainings: Sequence[Scores]) -> Scores:
+def joined_folds(folds: Sequence[Evaluation], dataset: Dataset) -> Evaluation:
+    """Returns the evaluation of the images of all folds of a cross-validation, each by the network of its own fold."""
+    if len(folds) == 1:
+        return folds[0]
+    images = ImageScores(
+        tuple(name for fold in folds for name in fold.images.ids),
+        np.concatenate([fold.images.confusions for fold in folds]),
+        np.concatenate([fold.images.boundaries for fold in folds]).round(4),  # as in files, from where it goes on
+    )
+    losses = mean_scores([fold.scores for fold in folds], [len(fold.images.ids) for fold in folds])
+    kept = ("split", "data", "cross_entropy", "cross_entropy_frame", "cross_entropy_at", "image_class_accuracy")
+    others = {name: getattr(losses, name) for name in kept}
+    others["image_class_images"] = sum(fold.scores.image_class_images or 0 for fold in folds) or None
+    groups = [dataset.by_id[name].group for name in images.ids]
+    return Evaluation(summarise(images, dataset.scored_classes, groups, **others), images)
+
+
+def mean_scores(trainings: Sequence[Scores], weights: Sequence[float] | None = None) -> Scores:
     """Returns the mean of each score over trainings of one model, and all their confusion matrices together."""
+    if len(trainings) == 1:
+        return trainings[0]
 
     def mean(values: list[Any]) -> Any:
-        known = [value for value in values if value is not None]
-        if known and isinstance(known[0], dict):
-            return {name: mean([value[name] for value in known]) for name in known[0]}
-        return float(np.mean(known)) if known and isinstance(known[0], float) else values[0]
+        if isinstance(values[0], dict):
+            return {name: mean([value.get(name) for value in values]) for name in values[0]}
+        known = [place for place, value in enumerate(values) if isinstance(value, float)]
+        if not known:
+            return values[0]
+        return float(
+            np.average([values[place] for place in known], weights=weights and [weights[place] for place in known])
+        )
 
     found = {name: mean([getattr(scores, name) for scores in trainings]) for name in Scores.model_fields}
     together = np.sum([scores.confusion for scores in trainings], axis=0).tolist()

@@ -1,11 +1,12 @@
 """The comparison: any number of models trained under one budget, evaluated on the same images, in one JSON.
 
 comparison.json     every figure of the report, with config, version, device, seeds, split
-runs/MODEL/         the run folders; of further seeds runs/MODEL-seed1/ and so on
+runs/MODEL/         the run folders; of further seeds and folds runs/MODEL-seed1/, runs/MODEL-seed1-fold2/ and so on
 baselines/          evaluations of what needs no learning
 examples/           image, truth and predictions of the images that the report shows
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,15 @@ from PIL import Image
 
 from petseg import __version__, environment, schema, storage, units
 from petseg.config import Recipe, RunConfig
-from petseg.data.cache import Prepared
+from petseg.data.cache import Prepared, prepare
 from petseg.data.check import refuse_spoiled
 from petseg.data.dataset import SUSPECT, palette, scored_ids
 from petseg.data.images import open_sample, resize_ids
+from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError, unknown_name
 from petseg.evaluation import evaluate as evaluation
 from petseg.evaluation.cost import count_cost, measure_latencies
-from petseg.evaluation.evaluate import Evaluation, mean_scores
+from petseg.evaluation.evaluate import Evaluation, joined_folds, mean_scores
 from petseg.evaluation.statistics import Pair, Resampling, family_intervals, paired_bootstrap, summed_by
 from petseg.metrics import Confusion, Score, mean_iou
 from petseg.models import folder_name, pretrain, run_config, title_of
@@ -70,7 +72,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a comparison: a model, from one of its seeds."""
+    """One training of a comparison: a model, from one of its seeds, without one of the folds."""
 
     name: str
     config: RunConfig
@@ -84,14 +86,16 @@ class Trial:
         Refuses options that a model does not have.
         """
         found, titles = [], titles_of(recipe.models)
-        for place in range(recipe.seeds):
+        if recipe.data.fold:
+            raise PetsegError(f"data.fold is {recipe.data.fold}: a comparison tests every fold; leave it out")
+        for place, fold in itertools.product(range(recipe.seeds), range(max(1, recipe.data.folds))):
             seed = recipe.train.seed + place
-            train = recipe.train.model_copy(update={"seed": seed})
+            train, data = recipe.train.model_copy(update={"seed": seed}), recipe.data.model_copy(update={"fold": fold})
+            apart = (f"-seed{seed}" if place else "") + (f"-fold{fold}" if fold else "")
+            told = (f", seed {seed}" if recipe.seeds > 1 else "") + (f", fold {fold}" if recipe.data.folds else "")
             for name in recipe.models:
-                config = run_config(recipe.model_copy(update={"train": train}), name)
-                run = out / "runs" / (folder_name(name) + (f"-seed{seed}" if place else ""))
-                title = titles[name] + (f", seed {seed}" if recipe.seeds > 1 else "")
-                found.append(cls(name, config, run, title))
+                config = run_config(recipe.model_copy(update={"train": train, "data": data}), name)
+                found.append(cls(name, config, out / "runs" / (folder_name(name) + apart), titles[name] + told))
         return found
 
 
@@ -104,7 +108,8 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     first = {name: own[0] for name, own in of_model.items()}
     titles = titles_of(recipe.models)
     refuse_spoiled(prepared)
-    splits = load_splits(prepared, trials[0].config, hardware.device)
+    folds = _folds(prepared, trials, hardware)
+    splits = folds[0]
     parts = plan.scored_splits(splits)
     split, classes = parts[-1], len(prepared.dataset.classes)
     costs = {name: _checked(trial.config, trial.run, classes, plan) for name, trial in first.items()}
@@ -117,19 +122,20 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             )
         histories, evaluations = {}, {}
         for trial in trials:
-            # a part of the training images is drawn by the seed
-            whole = recipe.data.fraction == 1 or trial.config == first[trial.name].config
-            own = splits if whole else load_splits(prepared, trial.config, hardware.device)
+            own, own_prepared = folds[trial.config.data.fold], folds[trial.config.data.fold]["train"].prepared
+            if recipe.data.fraction < 1 and trial.config.train.seed != recipe.train.seed:  # the seed draws the part
+                own = load_splits(own_prepared, trial.config, hardware.device)
             how = Execution(hardware, plan.resume, own, on_step=plan.progress(f"train {trial.title}"))
-            histories[trial.run] = tuple(train(trial.config, prepared, trial.run, how))
+            histories[trial.run] = tuple(train(trial.config, own_prepared, trial.run, how))
         for trial in trials:
+            own = folds[trial.config.data.fold]
             evaluations[trial.run] = {
                 part: evaluation.evaluate_run(
-                    trial.run, hardware, splits, part, plan.progress(f"score {trial.title} on {part}")
+                    trial.run, hardware, own, part, plan.progress(f"score {trial.title} on {part}")
                 )
                 for part in parts
             }
-        baselines = _baselines(plan, splits, out / "baselines")
+        baselines = _baselines(plan, folds, out / "baselines")
         networks = {name: evaluation.load_run(trial.run, hardware).network for name, trial in first.items()}
         modules = {name: network.module for name, network in networks.items()}
         latencies = measure_latencies(modules, prepared.size, hardware)
@@ -137,6 +143,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             name: tuple(
                 schema.Training(
                     seed=trial.config.train.seed,
+                    fold=trial.config.data.fold,
                     history=histories[trial.run],
                     evaluations={part: scored.scores for part, scored in evaluations[trial.run].items()},
                 )
@@ -144,7 +151,16 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             )
             for name, own in of_model.items()
         }
-        several = recipe.seeds > 1
+        merged = {  # model -> split -> evaluation of all folds, of each seed
+            name: {
+                part: [
+                    joined_folds([evaluations[trial.run][part] for trial in of_seed], prepared.dataset)
+                    for of_seed in (own[at : at + len(folds)] for at in range(0, len(own), len(folds)))
+                ]
+                for part in parts
+            }
+            for name, own in of_model.items()
+        }
         models = tuple(
             schema.ModelResult(
                 name=name,
@@ -155,22 +171,16 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
                 cost=_cost(costs[name], splits["train"], latencies[name], histories[trial.run]),
                 history=histories[trial.run],
                 evaluations={
-                    part: mean_scores([one.evaluations[part] for one in trainings[name]])
-                    if several
-                    else evaluations[trial.run][part].scores
-                    for part in parts
+                    part: mean_scores([one.scores for one in of_seeds]) for part, of_seeds in merged[name].items()
                 },
-                trainings=trainings[name] if several else (),
+                trainings=trainings[name] if len(trainings[name]) > 1 else (),
             )
             for name, trial in first.items()
         )
-        counts = {
-            name: np.stack([evaluations[trial.run][split].images.confusions for trial in own])
-            for name, own in of_model.items()
-        }
+        counts = {name: np.stack([one.images.confusions for one in own[split]]) for name, own in merged.items()}
         over = "images"
         if recipe.data.groups:
-            ids = evaluations[trials[0].run][split].images.ids
+            ids = merged[reference][split][0].images.ids
             groups = [prepared.dataset.by_id[one].group for one in ids]
             counts = {name: summed_by(groups, own) for name, own in counts.items()}
             over = units.plural(len(set(groups)), "group")
@@ -182,7 +192,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             quick=not plan.final,
             synthetic=plan.synthetic,
             split=split,
-            seeds=tuple(one.seed for one in trainings[reference]),
+            seeds=tuple(dict.fromkeys(one.seed for one in trainings[reference])),
             size=prepared.size,
             config=recipe,
             environment=models[0].environment,
@@ -202,6 +212,16 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
                 exported_run(trial.run)
                 plan.on_stage("export", number, len(first))
         return comparison
+
+
+def _folds(prepared: Prepared, trials: Sequence[Trial], hardware: Hardware) -> list[dict[str, Split]]:
+    """Returns the splits of each fold of a cross-validation; of none, those that the prepared dataset has."""
+    found = []
+    for fold, config in {trial.config.data.fold: trial.config for trial in reversed(trials)}.items():
+        place = prepared.dataset.place
+        own = prepared if fold == 0 or place is None else prepare(open_dataset(place, config.data), prepared.geometry)
+        found.append(load_splits(own, config, hardware.device))
+    return found[::-1]
 
 
 def reference_of(recipe: Recipe, name: str | None) -> str:
@@ -285,22 +305,25 @@ def _differences(
     )
 
 
-def _baselines(plan: Plan, splits: Mapping[str, Split], folder: Path) -> tuple[schema.BaselineResult, ...]:
-    training = splits["train"]
-    prepared = training.prepared
+def _baselines(plan: Plan, folds: Sequence[Mapping[str, Split]], folder: Path) -> tuple[schema.BaselineResult, ...]:
+    prepared = folds[0]["train"].prepared
     square = prepared.size, prepared.size
     results = []
     for name, (title, everywhere) in BASELINES.items():
         if prepared.geometry.fit == "crop" and not everywhere:
             continue  # a window does not know where in its image it lies
-        labels = (resize_ids(label, square) for label in training.label_images())
-        module = MeanMask(labels, len(training.dataset.classes), everywhere=everywhere)
-        network = Network(module.to(plan.hardware.device), Input(), plan.hardware)
-        scores = {}
-        for part in plan.scored_splits(splits):
-            progress = plan.progress(f"score {title} on {part}")
-            stored = folder / name / f"{part}.json"
-            scores[part] = evaluation.evaluate_once(stored, network, splits[part], on_progress=progress).scores
+        found: dict[str, list[Evaluation]] = {}
+        for fold, splits in enumerate(folds):
+            training = splits["train"]
+            labels = (resize_ids(label, square) for label in training.label_images())
+            module = MeanMask(labels, len(training.dataset.classes), everywhere=everywhere)
+            network = Network(module.to(plan.hardware.device), Input(), plan.hardware)
+            for part in plan.scored_splits(splits):
+                progress = plan.progress(f"score {title} on {part}")
+                stored = folder / name / (f"{part}.fold{fold}.json" if fold else f"{part}.json")
+                scored = evaluation.evaluate_once(stored, network, splits[part], on_progress=progress)
+                found.setdefault(part, []).append(scored)
+        scores = {part: joined_folds(each, prepared.dataset).scores for part, each in found.items()}
         results.append(schema.BaselineResult(name=name, title=title, evaluations=scores))
     return tuple(results)
 

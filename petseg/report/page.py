@@ -84,7 +84,7 @@ def read_gallery(result: ComparisonResult, folder: Path) -> Iterator[tuple[str, 
 def history_charts(result: ComparisonResult) -> list[Chart]:
     """Returns loss and validation mIoU by epoch, a line for each model; nothing where no history was kept.
 
-    Of several seeds the line is their mean, in a band from the lowest to the highest.
+    Of several trainings the line is their mean, in a band from the lowest to the highest.
     """
     styles = plots.model_styles([model.name for model in result.models])
 
@@ -95,13 +95,13 @@ def history_charts(result: ComparisonResult) -> list[Chart]:
         values = np.array([[value(row) for row in rows] for rows in by_epoch])
         mean, low, high = (reduce(values, axis=1).tolist() for reduce in (np.mean, np.min, np.max))
         label, style = f"{model.title}{what}", styles[model.name]
-        if len(result.seeds) > 1:
+        if result.trainings > 1:
             return Line(label, style, epochs, mean, low, high, kind="band")
         mark = epochs.index(model.best_epoch) if model.best_epoch in epochs and not thin else None
         return Line(label, style, epochs, mean, kind="thin" if thin else "thick", mark=mark)
 
     losses, scores = [], []
-    few = len(result.models) <= SHOWN and len(result.seeds) == 1
+    few = len(result.models) <= SHOWN and result.trainings == 1
     for model in (model for model in result.models if model.history):
         if few:
             losses.append(line(model, ", training", lambda row: row.train_loss, thin=True))

@@ -86,11 +86,11 @@ def comparison_tables(result: ComparisonResult) -> list[Table]:
     quality = [miou, *QUALITY, *loss_columns(first)]
     remark = f"percent; {units.plural(first.images, 'image')}, {first.frame}"
     tables = [table((f"Quality on the {result.split} split", remark), quality, scored, compared)]
-    if len(result.seeds) > 1:
-        tables = [*tables, seed_table(result)]
+    if result.trainings > 1:
+        tables = [*tables, training_table(result)]
     if result.split != "val" and validated:
         epoch = Column[Scores]("Epoch scored", lambda scores: scores.epoch, units.whole)
-        validation = [miou, *loss_columns(validated[0][1]), *([epoch] if len(result.seeds) == 1 else [])]
+        validation = [miou, *loss_columns(validated[0][1]), *([epoch] if result.trainings == 1 else [])]
         title = ("Validation", "the split that chose the epoch")
         tables.append(table(title, validation, validated[:compared], compared))
     costs = [(model.title, model.cost) for model in result.models]
@@ -101,17 +101,21 @@ def comparison_tables(result: ComparisonResult) -> list[Table]:
     return [*tables, table(("Cost", remark), columns, costs, compared)]
 
 
-def seed_table(result: ComparisonResult) -> Table:
-    """Returns the mIoU of each training, and how far a model's trainings lie apart."""
+def training_table(result: ComparisonResult) -> Table:
+    """Returns the mIoU of each training and, of the same images, how far a model's trainings lie apart."""
+    folds = result.config.data.folds
     measured = [
         (model.title, [training.evaluations[result.split].miou for training in model.trainings])
         for model in result.models
     ]
     columns: list[Column[list[float]]] = [
-        Column(f"seed {seed}", itemgetter(place), units.percent) for place, seed in enumerate(result.seeds)
+        Column(f"seed {one.seed}" + (f", fold {one.fold}" if folds else ""), itemgetter(place), units.percent)
+        for place, one in enumerate(result.models[0].trainings)
     ]
-    columns.append(Column("Standard deviation", statistics.stdev, units.percent))
-    return table(("mIoU of each training", f"percent, {result.split} split"), columns, measured, len(measured))
+    if not folds:
+        columns.append(Column("Standard deviation", statistics.stdev, units.percent))
+    found = table(("mIoU of each training", f"percent, {result.split} split"), columns, measured, len(measured))
+    return turned(found) if len(columns) > max(5, len(measured)) else found
 
 
 def printed_tables(result: ComparisonResult) -> list[Table]:

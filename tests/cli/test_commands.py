@@ -48,8 +48,9 @@ COMMANDS = {  # every command with its flags and arguments
     "train": "--data --device --export --init --model --out --resume --set --threads --unlabelled RECIPE",
     "evaluate": "--data --device --split --threads RUN",
     "robustness": "--data --device --out --split --threads MODEL",
-    "compare": "--data --device --export --models --out --quick --recipe --reference --resume --seeds --set --threads",
-    "study": "--data --device --gpus --jobs --list --out --ray --threads RECIPE",
+    "compare": "--data --device --export --folds --models --out --quick --recipe --reference --resume --seeds --set "
+    "--threads",
+    "study": "--data --device --from --gpus --jobs --list --out --ray --threads RECIPE",
     "report": "--out SOURCE",
 }
 

@@ -18,7 +18,7 @@ from petseg.experiments.compare import Plan, choose_examples, compare
 from petseg.metrics import mean_iou
 from petseg.report import write_report
 from petseg.schema import ComparisonResult, Scores, read_record
-from petseg.training.runs import read_config, read_metrics
+from petseg.training.runs import read_config, read_metrics, read_splits
 from tests.conftest import CPU, TINY, prepare_for, refused, tiny, train_on_cpu
 
 
@@ -192,7 +192,7 @@ def test_further_seeds_are_added_and_figures_are_their_mean(finished, prepared, 
     assert (difference.points, difference.low, difference.high) == (wanted.points, wanted.low, wanted.high)
     assert difference.over == "images and 3 seeds"
     page = write_report(out / "comparison.json").read_text(encoding="utf-8")
-    for words in ("3 seeds (0, 1, 2)", "mean of 3 trainings", "mIoU of each training", "Every epoch of seed 0"):
+    for words in ("3 seeds (0, 1, 2)", "mean of 3 seeds", "mIoU of each training", "Every epoch of the first training"):
         assert words in page
     with pytest.raises(PetsegError, match=r"seeds is 3 there, 1 now"):
         compare(plan_of(resume=True), prepared, out)
@@ -209,6 +209,50 @@ def test_intervals_are_over_groups_where_images_have_them(pets_folder, tmp_path)
     assert difference.over == f"{len(set(groups))} groups; one seed"
     wanted = paired_bootstrap(*(summed_by(groups, one.confusions) for one in (segnet, unet)))
     assert (difference.points, difference.low, difference.high) == (wanted.points, wanted.low, wanted.high)
+
+
+def test_folds_test_each_image_once_by_a_network_that_has_not_seen_it(tmp_path):
+    folder = tmp_path / "shapes"
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for number in range(12):
+        ids = np.kron(draw.integers(0, 2, (4, 4)), np.ones((8, 8))).astype(np.uint8)
+        noise = draw.integers(0, 99, (32, 32, 3), np.uint8)
+        Image.fromarray(noise + 150 * ids[..., None]).save(folder / "images" / f"{number:02}.png")
+        Image.fromarray(ids).save(folder / "masks" / f"{number:02}.png")
+    plan = plan_of(("unet", "segnet"), "data.folds=3", "seeds=2", "train.epochs=1")
+    found = compare(plan, prepare_for(plan.recipe.for_model("unet"), folder), tmp_path / "out")
+    runs = [f"unet{suffix}" for suffix in ("", "-fold1", "-fold2", "-seed1", "-seed1-fold1", "-seed1-fold2")]
+    assert {path.name for path in (tmp_path / "out" / "runs").glob("unet*")} == {*runs}
+    model, (difference,) = found.models[0], found.differences
+    assert [(one.seed, one.fold) for one in model.trainings] == [(seed, fold) for seed in (0, 1) for fold in range(3)]
+    tested, counts = [], {}
+    for name in ("unet", "segnet"):
+        for suffix in (run.removeprefix("unet") for run in runs):
+            run = tmp_path / "out" / "runs" / (name + suffix)
+            images, splits = read_images(run / "evaluations" / "test.json", 2), read_splits(run)
+            assert images.ids == splits.test
+            assert not {*splits.test} & {*splits.train, *splits.val}
+            counts.setdefault((name, "seed1" in suffix), []).append(images.confusions)
+            tested += splits.test
+    assert sorted(tested) == sorted([f"{number:02}" for number in range(12)] * 4)
+    joined = {one: np.concatenate(parts) for one, parts in counts.items()}
+    seeds = [float(mean_iou(joined["unet", seed].sum(axis=0))) for seed in (False, True)]
+    scores = model.evaluations["test"]
+    assert (scores.images, scores.miou) == (12, pytest.approx(np.mean(seeds)))
+    parts = [one.evaluations["test"].cross_entropy for one in model.trainings]
+    assert scores.cross_entropy == pytest.approx(np.mean(parts)), "four images a fold"
+    stacked = [np.stack([joined[name, seed] for seed in (False, True)]) for name in ("segnet", "unet")]
+    assert difference.points == pytest.approx(paired_bootstrap(*stacked).points)
+    assert {one.evaluations["test"].images for one in found.baselines} == {12}
+    page = write_report(tmp_path / "out" / "comparison.json").read_text(encoding="utf-8")
+    for words in ("3 folds", "by the training that has not seen it", "seed 1, fold 2"):
+        assert words in page
+    again = compare(replace(plan, resume=True), prepare_for(plan.recipe.for_model("unet"), folder), tmp_path / "out")
+    assert (again.differences, again.baselines) == (found.differences, found.baselines)
+    one, again = plan_of(("unet",), "data.folds=3", "data.fold=1"), prepare_for(tiny(), folder)
+    refused(r"data\.fold is 1: a comparison tests every fold", compare, one, again, tmp_path / "new")
 
 
 def test_a_seed_draws_its_own_part_of_the_training_images(prepared, tmp_path):
