@@ -158,6 +158,7 @@ class Training(Record):
 
     seed: int
     fold: int = 0  #: of a cross-validation, which tests
+    environment: EnvironmentInfo
     history: tuple[EpochRow, ...]
     evaluations: dict[str, Scores]  #: split -> scores
 
@@ -248,7 +249,8 @@ class ComparisonResult(Record):
     quick: bool  #: scored on validation alone, after a short training: no result
     synthetic: bool  #: the images were drawn by petseg
     split: str  #: what the figures are of
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  #: in which every model was trained to the end
+    notes: tuple[str, ...] = ()  #: what a reader must know of the figures
     size: int
     config: Recipe
     environment: EnvironmentInfo

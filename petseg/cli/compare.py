@@ -25,7 +25,7 @@ from petseg.errors import PetsegError
 QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had."
 RECIPE_HELP = "A shipped recipe (default, base, small, quick, speedrun, networks, pretrained) or a TOML file."
 MODELS_HELP = "Instead of the recipe's: unet,smp:ARCHITECTURE/ENCODER,timm:ENCODER,FILE.py:CLASS."
-SEEDS_HELP = "Trainings of each model, so that intervals are over seeds too; with --resume more are added."
+SEEDS_HELP = "Trainings of each model, three or more: intervals are then over seeds too. With --resume more are added."
 FOLDS_HELP = "Cross-validation: each image is tested once, by networks that have not seen it. For few images."
 REFERENCE_HELP = "The model that the others are compared with; with --resume it changes without training."
 SOURCE_HELP = "A comparison's or a study's folder, a comparison.json or a findings.json."

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from petseg.training.device import Hardware
 
 JOBS_HELP = "Runs made at once; those on this machine share its cores."
-FROM_HELP = "A published study, such as results/study: what has ended there is not made again."
+FROM_HELP = "A published form of this study, as in results/: what has ended there is not made again."
 RAY_HELP = "Make the runs on a Ray cluster: auto, HOST:6379 or ray://HOST:10001. Each has --threads cores (1)."
 
 
@@ -38,16 +38,15 @@ def study(
     """Make a matrix of runs, each once. Ctrl-C is safe, and the same command goes on."""
     from petseg.experiments.study.plan import sizes
     from petseg.experiments.study.recipe import load_study
-    from petseg.experiments.study.results import take_over
-    from petseg.experiments.study.run import Making, run_study
+    from petseg.experiments.study.run import Making, go_on_from, run_study
 
     loaded = load_study(recipe)
     folder = out or Path("runs") / Path(recipe).stem
-    if start is not None:
-        take_over(start, folder)
     if show:
         _show(loaded, folder, data, jobs or 1, lambda: chosen_hardware(loaded.train.precision, device, threads))
         return
+    if start is not None:
+        go_on_from(start, loaded, folder)
     executor = _executor(ray, jobs, threads, gpus, folder)
     place = data_folder(data)
     prepared = {size: prepare_data(place, loaded.data.model_copy(update={"size": size})) for size in sizes(loaded)}

@@ -31,7 +31,7 @@ class ArrayFile(ImageFile.ImageFile):
         if math.prod(shape[:2]) > limit:  # before they are read
             raise Image.DecompressionBombError(f"{math.prod(shape[:2]):,} pixels; at most {limit:,} are read")
         self.fp.seek(0)
-        array = np.load(self.fp, allow_pickle=False)
+        array = np.load(self.fp)  # which unpickles nothing unless told to
         picture = Image.fromarray(_plain(array if channels > 1 else array.reshape(shape[:2])))
         self._mode, self._size, self.im, self.tile = picture.mode, picture.size, picture.im, []
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import unknown_name
 
 UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -194,13 +194,8 @@ def scored_ids(labels: UInt8, merge: Merge | None) -> UInt8:
 
 
 def with_groups(dataset: Dataset, pattern: str) -> Dataset:
-    """Returns the dataset with the group of each sample that a regular expression finds in its id (`data.groups`)."""
+    """Returns the dataset with the group of each sample that a regular expression finds in its id, "" for nothing."""
     samples = tuple(replace(sample, group=group_of(pattern, sample.id)) for sample in dataset.samples)
-    if lost := [sample.id for sample in samples if not sample.group]:
-        raise PetsegError(
-            f"data.groups {pattern!r} finds nothing in {len(lost)} of {len(samples)} image names, such as {lost[0]!r}; "
-            "write what is in every name, or leave it out"
-        )
     return replace(dataset, samples=samples)
 
 

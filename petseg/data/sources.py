@@ -130,6 +130,8 @@ def open_dataset(
     """
     config = config or DataConfig()
     dataset = open_as_given(place, config, on_progress and partial(on_progress, "read labels"))
+    if config.groups:
+        dataset = with_groups(dataset, config.groups)
     if splits is not None:
         return with_recorded(dataset, splits) or of_others(dataset)
     if trained_on not in ("", dataset.name):
@@ -141,8 +143,5 @@ def open_as_given(place: Path, config: DataConfig | None = None, on_progress: Pr
     """As `open_dataset`, with only the splits that the data bring."""
     folder = unpacked(place)
     source, _ = recognise(folder)
-    config = config or DataConfig()
-    dataset = source.open_folder(folder, config, on_progress)
-    if config.groups:
-        dataset = with_groups(dataset, config.groups)
+    dataset = source.open_folder(folder, config or DataConfig(), on_progress)
     return replace(dataset, place=place.resolve())

@@ -16,6 +16,7 @@ from petseg.data.duplicates import near_duplicates
 from petseg.errors import PetsegError
 
 PARTS = ("train", "val", "test")
+FEW_GROUPS = 5  # below which an interval over groups says little
 GROUPS = TypeAdapter(dict[str, int])
 Parts = dict[str, list[str]]
 
@@ -33,7 +34,7 @@ def with_splits(dataset: Dataset, config: DataConfig, on_progress: Progress | No
     """
     given = {part: list(ids) for part, ids in dataset.splits.items() if ids}
     if config.groups:
-        _warn_of_torn_groups(dataset)
+        _check_groups(dataset, config.groups)
     if config.folds and given:
         raise PetsegError(
             f"data.folds is {config.folds}, but {dataset.name} brings splits ({', '.join(given)}); set data.folds=0, "
@@ -50,11 +51,13 @@ def with_splits(dataset: Dataset, config: DataConfig, on_progress: Progress | No
     if config.split == "blocks":
         drawn = blocks([sample.id for sample in pool], shares, config)
     else:
-        units = _units(pool, min(shares.values()), on_progress)
+        units = _units(pool, 1 if config.groups else min(shares.values()), on_progress)
         if config.groups:
-            units = _grouped(units, dataset, len(shares) + 1 if not config.folds else config.folds)
+            units = _grouped(units, dataset, max(len(shares) + 1, config.folds))
         drawn = _drawn(units, dataset.holds, shares, config)
     parts = given | drawn
+    if config.groups and not config.folds:  # which test all of them
+        _warn_of_few_groups(dataset, {part: drawn[part] for part in shares})
     how = "blocks of neighbours" if config.split == "blocks" else f"drawn at random, seed {config.split_seed}"
     if config.folds:
         how += f", fold {config.fold} of {config.folds}"
@@ -180,7 +183,13 @@ def _grouped(units: Sequence[Sequence[str]], dataset: Dataset, wanted: int) -> l
     return list(joined.values())
 
 
-def _warn_of_torn_groups(dataset: Dataset) -> None:
+def _check_groups(dataset: Dataset, pattern: str) -> None:
+    """Refuses samples without a group, and warns of splits that tear groups apart."""
+    if lost := [sample.id for sample in dataset.samples if not sample.group]:
+        raise PetsegError(
+            f"data.groups {pattern!r} finds nothing in {len(lost)} of {len(dataset.samples)} image names, such as "
+            f"{lost[0]!r}; write what is in every name, or leave it out"
+        )
     parts: dict[str, set[str]] = {}
     for part, ids in dataset.splits.items():
         for one in ids:
@@ -190,6 +199,17 @@ def _warn_of_torn_groups(dataset: Dataset) -> None:
             "petseg: warning: %s: %d of %d groups lie in several of its splits, such as %r in %s: scores flatter; make "
             "the splits anew, or leave them out to have them drawn",
             *(dataset.name, len(torn), len(parts), torn[0], " and ".join(p for p in PARTS if p in parts[torn[0]])),
+        )
+
+
+def _warn_of_few_groups(dataset: Dataset, parts: Mapping[str, Sequence[str]]) -> None:
+    counts = {part: len({dataset.by_id[one].group for one in ids}) for part, ids in parts.items()}
+    part = [*counts][-1]
+    if counts[part] < FEW_GROUPS:
+        logging.getLogger("petseg").warning(
+            "petseg: warning: %s: %s has %d of the groups, over which an interval says little; raise data.%s_share, or "
+            "test every group by data.folds",
+            *(dataset.name, part, counts[part], part),
         )
 
 

@@ -191,6 +191,7 @@ def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[st
     per_image = metrics.mean_iou(confusions)
     edges = metrics.mean_over_classes(images.boundaries.T)
     of_group = {group: [row for row, own in enumerate(groups) if own == group] for group in sorted({*groups} - {""})}
+    by_group = {group: float(metrics.mean_iou(confusions[rows].sum(axis=0))) for group, rows in of_group.items()}
 
     def by_class(scores: Score) -> dict[str, float | None]:
         return {entry.name: _number(value) for entry, value in zip(classes, scores, strict=True)}
@@ -207,7 +208,7 @@ def summarise(images: ImageScores, classes: Sequence[Class], groups: Sequence[st
         boundary_f=by_class(edges),
         image_miou={"mean": float(np.nanmean(per_image)), "median": float(np.nanmedian(per_image))},
         confusion=tuple(tuple(row) for row in total.tolist()),
-        group_miou={group: float(metrics.mean_iou(confusions[rows].sum(axis=0))) for group, rows in of_group.items()},
+        group_miou={group: miou for group, miou in by_group.items() if not np.isnan(miou)},  # nan: no labelled pixel
         **others,
     )
 

@@ -60,7 +60,8 @@ def family_intervals(pairs: Sequence[Pair], *, how: Resampling = Resampling()) -
         own = pair.score(first.sum(axis=1)) - pair.score(second.sum(axis=1))
         resampled = _resampled(first, pair.score, how) - _resampled(second, pair.score, how)
         drawn.append(_drawn(100 * own, 100 * resampled, first.shape[1], _of_many(how, len(pairs)), place))
-    return simultaneous_intervals(np.stack(drawn, axis=1), how.confidence) if pairs else []
+    together = simultaneous_intervals(np.stack(drawn, axis=1), how.confidence) if pairs else []
+    return [(max(-100.0, low), min(100.0, high)) for low, high in together]
 
 
 def summed_by(groups: Sequence[str], counts: Confusion) -> Confusion:
@@ -120,7 +121,12 @@ def _resampled(confusions: Confusion, score: Scoring, how: Resampling) -> Score:
     seeds, count, *matrix = confusions.shape
     weights = _times_drawn(count, how.resamples, how.seed)
     flat = weights @ confusions.swapaxes(0, 1).reshape(count, -1).astype(np.float64)
-    return score(flat.astype(np.int64).reshape(how.resamples, seeds, *matrix).swapaxes(0, 1)).T
+    drawn = flat.astype(np.int64).reshape(how.resamples, seeds, *matrix)
+    if (
+        score is mean_iou
+    ):  # else one pixel that is wrongly of a class which was not drawn takes a whole class from a mean
+        drawn *= (drawn.sum(axis=-1) > 0)[..., None, :]
+    return score(drawn.swapaxes(0, 1)).T
 
 
 def _of_many(how: Resampling, number: int) -> Resampling:
@@ -157,14 +163,14 @@ def _drawn(own: Score, resampled: Score, count: int, how: Resampling, place: int
     spread = over_images.var(ddof=1)
     shrink = np.sqrt(shared / spread) if spread else 0.0
     middle = own.mean()
-    drawn = np.random.default_rng([how.seed, seeds, *([] if place is None else [place])])
+    drawn = np.random.default_rng([how.seed, seeds, *([place] if place else [])])
     levels = drawn.permutation((np.arange(resamples) + 0.5) / resamples)
     deviations = stdtrit(seeds - 1, levels) * (-1 if middle < 0 else 1)
     return np.asarray(middle + shrink * (over_images - middle) + deviations * own.std(ddof=1) / np.sqrt(seeds))
 
 
 def _difference(own: Score, drawn: Score, how: Resampling) -> PairedDifference:
-    interval = _estimate(own, drawn, how.confidence)
+    interval = _estimate(own, drawn.clip(-100, 100), how.confidence)
     return PairedDifference(**interval.model_dump(), share_left_better=float((drawn > 0).mean()))
 
 

@@ -8,7 +8,7 @@ examples/           image, truth and predictions of the images that the report s
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,11 @@ from petseg import __version__, environment, schema, storage, units
 from petseg.config import Recipe, RunConfig
 from petseg.data.cache import Prepared, prepare
 from petseg.data.check import refuse_spoiled
-from petseg.data.dataset import SUSPECT, palette, scored_ids
+from petseg.data.dataset import SUSPECT, Class, palette, scored_ids
 from petseg.data.images import open_sample, resize_ids
 from petseg.data.sources import open_dataset
-from petseg.errors import PetsegError, unknown_name
+from petseg.data.splits import FEW_GROUPS
+from petseg.errors import DivergedError, PetsegError, unknown_name
 from petseg.evaluation import evaluate as evaluation
 from petseg.evaluation.cost import count_cost, measure_latencies
 from petseg.evaluation.evaluate import Evaluation, joined_folds, mean_scores
@@ -75,6 +76,7 @@ class Trial:
     """One training of a comparison: a model, from one of its seeds, without one of the folds."""
 
     name: str
+    place: int  # of its seed among the model's own
     config: RunConfig
     run: Path
     title: str
@@ -89,13 +91,14 @@ class Trial:
         if recipe.data.fold:
             raise PetsegError(f"data.fold is {recipe.data.fold}: a comparison tests every fold; leave it out")
         for place, fold in itertools.product(range(recipe.seeds), range(max(1, recipe.data.folds))):
-            seed = recipe.train.seed + place
-            train, data = recipe.train.model_copy(update={"seed": seed}), recipe.data.model_copy(update={"fold": fold})
-            apart = (f"-seed{seed}" if place else "") + (f"-fold{fold}" if fold else "")
-            told = (f", seed {seed}" if recipe.seeds > 1 else "") + (f", fold {fold}" if recipe.data.folds else "")
+            data = recipe.data.model_copy(update={"fold": fold})
             for name in recipe.models:
-                config = run_config(recipe.model_copy(update={"train": train, "data": data}), name)
-                found.append(cls(name, config, out / "runs" / (folder_name(name) + apart), titles[name] + told))
+                config = run_config(recipe.model_copy(update={"data": data}), name)
+                seed = config.train.seed + place
+                config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+                apart = (f"-seed{seed}" if place else "") + (f"-fold{fold}" if fold else "")
+                told = (f", seed {seed}" if recipe.seeds > 1 else "") + (f", fold {fold}" if recipe.data.folds else "")
+                found.append(cls(name, place, config, out / "runs" / (folder_name(name) + apart), titles[name] + told))
         return found
 
 
@@ -104,15 +107,13 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
     recipe, hardware = plan.recipe, plan.hardware
     reference = reference_of(recipe, plan.reference)
     trials = Trial.all_of(recipe, out)
-    of_model = {name: [trial for trial in trials if trial.name == name] for name in recipe.models}
-    first = {name: own[0] for name, own in of_model.items()}
     titles = titles_of(recipe.models)
     refuse_spoiled(prepared)
     folds = _folds(prepared, trials, hardware)
     splits = folds[0]
     parts = plan.scored_splits(splits)
     split, classes = parts[-1], len(prepared.dataset.classes)
-    costs = {name: _checked(trial.config, trial.run, classes, plan) for name, trial in first.items()}
+    costs = {trial.name: _checked(trial.config, trial.run, classes, plan) for trial in trials[: len(titles)]}
     with runs.new_folder(out, resume=plan.resume, kind="comparison", own="runs"):
         _refuse_change(out, plan)
         data = runs.claim_data(out, prepared)
@@ -120,21 +121,23 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             logging.getLogger("petseg").warning(
                 "petseg: warning: %s: no test images: figures are of the validation split, last epoch", data.name
             )
-        histories, evaluations = {}, {}
-        for trial in trials:
-            own, own_prepared = folds[trial.config.data.fold], folds[trial.config.data.fold]["train"].prepared
-            if recipe.data.fraction < 1 and trial.config.train.seed != recipe.train.seed:  # the seed draws the part
-                own = load_splits(own_prepared, trial.config, hardware.device)
-            how = Execution(hardware, plan.resume, own, on_step=plan.progress(f"train {trial.title}"))
-            histories[trial.run] = tuple(train(trial.config, own_prepared, trial.run, how))
-        for trial in trials:
-            own = folds[trial.config.data.fold]
-            evaluations[trial.run] = {
+        histories, notes = _trained(plan, trials, folds)
+        trials = [trial for trial in trials if trial.run in histories]
+        of_model = {name: [trial for trial in trials if trial.name == name] for name in recipe.models}
+        first = {name: own[0] for name, own in of_model.items()}
+        evaluations = {
+            trial.run: {
                 part: evaluation.evaluate_run(
-                    trial.run, hardware, own, part, plan.progress(f"score {trial.title} on {part}")
+                    trial.run,
+                    hardware,
+                    folds[trial.config.data.fold],
+                    part,
+                    plan.progress(f"score {trial.title} on {part}"),
                 )
                 for part in parts
             }
+            for trial in trials
+        }
         baselines = _baselines(plan, folds, out / "baselines")
         networks = {name: evaluation.load_run(trial.run, hardware).network for name, trial in first.items()}
         modules = {name: network.module for name, network in networks.items()}
@@ -144,6 +147,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
                 schema.Training(
                     seed=trial.config.train.seed,
                     fold=trial.config.data.fold,
+                    environment=schema.read_record(trial.run / "environment.json", schema.EnvironmentInfo),
                     history=histories[trial.run],
                     evaluations={part: scored.scores for part, scored in evaluations[trial.run].items()},
                 )
@@ -167,7 +171,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
                 title=titles[name],
                 learning_rate=trial.config.train.learning_rate,
                 best_epoch=evaluations[trial.run][split].scores.epoch,
-                environment=schema.read_record(trial.run / "environment.json", schema.EnvironmentInfo),
+                environment=trainings[name][0].environment,
                 cost=_cost(costs[name], splits["train"], latencies[name], histories[trial.run]),
                 history=histories[trial.run],
                 evaluations={
@@ -180,10 +184,12 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
         counts = {name: np.stack([one.images.confusions for one in own[split]]) for name, own in merged.items()}
         over = "images"
         if recipe.data.groups:
-            ids = merged[reference][split][0].images.ids
-            groups = [prepared.dataset.by_id[one].group for one in ids]
+            groups = [prepared.dataset.by_id[one].group for one in merged[reference][split][0].images.ids]
             counts = {name: summed_by(groups, own) for name, own in counts.items()}
             over = units.plural(len(set(groups)), "group")
+        notes += _limits(counts[reference], prepared.dataset.scored_classes, trainings)
+        for note in notes:
+            logging.getLogger("petseg").warning("petseg: warning: %s", note)
         last = {name: evaluations[trial.run][split] for name, trial in first.items()}
         comparison = ComparisonResult(
             petseg=__version__,
@@ -193,6 +199,7 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
             synthetic=plan.synthetic,
             split=split,
             seeds=tuple(dict.fromkeys(one.seed for one in trainings[reference])),
+            notes=tuple(notes),
             size=prepared.size,
             config=recipe,
             environment=models[0].environment,
@@ -212,6 +219,45 @@ def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
                 exported_run(trial.run)
                 plan.on_stage("export", number, len(first))
         return comparison
+
+
+def _trained(
+    plan: Plan, trials: Sequence[Trial], folds: Sequence[Mapping[str, Split]]
+) -> tuple[dict[Path, tuple[EpochRow, ...]], list[str]]:
+    """Returns run -> history of the trials of each seed in which every model trained to the end, and what was lost."""
+    histories, diverged = {}, list[tuple[Trial, DivergedError]]()
+    for trial in trials:
+        own = folds[trial.config.data.fold]
+        prepared = own["train"].prepared
+        if trial.config.data.fraction < 1 and trial.place:  # the seed draws the part
+            own = load_splits(prepared, trial.config, plan.hardware.device)
+        how = Execution(plan.hardware, plan.resume, own, on_step=plan.progress(f"train {trial.title}"))
+        try:
+            histories[trial.run] = tuple(train(trial.config, prepared, trial.run, how))
+        except DivergedError as error:
+            diverged.append((trial, error))
+    lost = {trial.place for trial, _ in diverged}
+    kept = {trial.run: histories[trial.run] for trial in trials if trial.place not in lost}
+    if not kept:
+        raise diverged[0][1]
+    return kept, [f"{trial.title}: training diverged; its seed is left out of every model" for trial, _ in diverged]
+
+
+def _limits(
+    counts: Confusion, classes: Sequence[Class], trainings: Mapping[str, Sequence[schema.Training]]
+) -> Iterator[str]:
+    """Yields what limits the figures, of counts [seeds, N, C, C] of the images or groups that are drawn again."""
+    machines = {
+        f"{one.environment.device} {one.environment.processor}, {one.environment.precision}"
+        for own in trainings.values()
+        for one in own
+    }
+    if len(machines) > 1:
+        yield f"not all were trained alike: {'; '.join(sorted(machines))}"
+    held = (counts[0].sum(axis=-1) > 0).sum(axis=0)
+    rare = [entry.name for entry, number in zip(classes, held.tolist(), strict=True) if 0 < number < FEW_GROUPS]
+    if rare:
+        yield f"intervals are too narrow: few of what is drawn again holds {', '.join(rare)}"
 
 
 def _folds(prepared: Prepared, trials: Sequence[Trial], hardware: Hardware) -> list[dict[str, Split]]:

@@ -155,7 +155,7 @@ def chosen_runtime(photos: int = WORTH_STARTING) -> str:
     """Returns PETSEG_RUNTIME, else OpenVINO where it is installed, fast and worth its start, or ONNX Runtime.
 
     It is known to be the faster one on processors that have bf16, even where that is not fast: 86 ms an image for
-    103, in float32 with one thread (unet_lite2, an Intel Xeon without AMX, 2026-11-27).
+    118, in float32 with one thread (unet_lite2, an Intel Xeon without AMX, results/benchmarks/no_amx.json).
     """
     if wanted := os.environ.get("PETSEG_RUNTIME"):
         if wanted not in RUNTIMES:

@@ -236,9 +236,11 @@ def render(result: ComparisonResult, folder: Path) -> str:
         epochs=sorted({row.epoch for model in result.models for row in model.history}),
         gallery=list(read_gallery(result, folder)),
         exploded=[
-            model.title
+            model.title + told
             for model in result.models
-            if model.history and exploded(model.history[-1].val_loss, len(result.data.scored_classes))
+            for told, history in [(f", seed {one.seed}", one.history) for one in model.trainings]
+            or [("", model.history)]
+            if history and exploded(history[-1].val_loss, len(result.data.scored_classes))
         ],
         settings={
             name: text

@@ -53,7 +53,7 @@ for part, one in claims:
     print(part["name"], one["left"], one["right"], "recomputed, published:", *figures.round(2))
 if family := found.get("family"):  # one level for all, so high that 1 - error of the resamples lie within all of them
     how = family["resamples"], 1 - family["error"] / 2 / len(pairs)
-    values = np.stack([drawn(*pair, *how, place)[1] for place, pair in enumerate(pairs)], axis=1)
+    values = np.stack([drawn(*pair, *how, *([place] if place else []))[1] for place, pair in enumerate(pairs)], axis=1)
     outward = np.abs(2 * (values.argsort(axis=0).argsort(axis=0) + 0.5) / len(values) - 1).max(axis=1)
     ends = np.quantile(values, 0.5 + np.array([-0.5, 0.5]) * np.quantile(outward, 1 - family["error"]), axis=0).T
     differ += not np.allclose(ends, [one["together"] for _, one in claims], rtol=0, atol=1e-3)

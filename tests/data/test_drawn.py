@@ -87,21 +87,38 @@ def test_groups_stay_on_one_side_and_near_duplicates_join_theirs(tmp_path, caplo
         assert sum(map(len, parts.values())) == 10, "no patient in two splits"
         assert any({"s00", "s01"} <= own for own in parts.values())
     assert drawn.provenance.endswith("drawn at random, seed 4, each of 10 groups on one side")
+    few = "petseg: warning: Made: test has 2 of the groups, over which an interval says little; raise data.test_share, "
+    assert caplog.messages[-1] == few + "or test every group by data.folds"
     folds = [with_splits(dataset, config.model_copy(update={"folds": 5, "fold": fold})) for fold in range(5)]
     tested = [{name[:3] for name in one.splits["test"]} for one in folds]
     assert sorted(name for own in tested for name in own) == [f"s0{n}" for n in range(10)]
     # what cannot be, and splits that tear groups apart
     told = r"Made: data\.groups finds 2 groups, such as '0', of which near-duplicates leave 1 apart; wanted at least 3"
-    two = made(12, folder=tmp_path)
-    refused(told, with_splits, with_groups(two, r"s0(\d)"), config)
+    refused(told, with_splits, with_groups(made(12, folder=tmp_path), r"s0(\d)"), config)
+    two = with_groups(made(12, folder=tmp_path), r"s0(\d)")
+    halves = DataConfig(groups=config.groups, folds=2)
+    refused(r"finds 2 groups, .*; wanted at least 3, one for each part", with_splits, two, halves)
     told = r"data\.groups 's01' finds nothing in 90 of 100 image names, such as 's000'; write what is in every name"
-    refused(told, with_groups, dataset, "s01")
+    refused(told, with_splits, with_groups(dataset, "s01"), DataConfig(groups="s01"))
     caplog.clear()
     with_splits(replace(dataset, splits={"train": ("s000", "s010", "s020"), "val": ("s011", "s030")}), config)
     assert caplog.messages == [
         "petseg: warning: Made: 1 of 4 groups lie in several of its splits, such as '01' in train and val: scores "
         "flatter; make the splits anew, or leave them out to have them drawn"
     ]
+
+
+def test_films_of_alike_frames_are_groups_without_a_warning_that_they_fall_apart(tmp_path, caplog):
+    dataset, draw = made(60, folder=tmp_path), np.random.default_rng(2)
+    for number, sample in enumerate(dataset.samples):
+        if number % 12 == 0:
+            picture = Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).resize((64, 64))
+        picture.save(sample.image)
+    films = {sample.id: str(number // 12) for number, sample in enumerate(dataset.samples)}
+    samples = tuple(replace(sample, group=films[sample.id]) for sample in dataset.samples)
+    drawn = with_splits(replace(dataset, samples=samples), DataConfig(groups="s", folds=5))
+    assert caplog.messages == []
+    assert len({films[name] for name in drawn.splits["test"]}) == 1
 
 
 def test_a_class_of_one_image_leaves_no_split_empty():

@@ -183,3 +183,11 @@ def test_an_archive_of_a_folder_is_read_as_the_folder_is(kind, below, eight_pets
     assert (folder.name, cache_folder in folder.parents) == ("my", True)
     assert open_dataset(file).samples == dataset.samples
     assert unpacked(eight_pets) == eight_pets
+
+
+def test_groups_are_wanted_where_splits_are_drawn_and_not_of_other_images(eight_pets, tmp_path):
+    lost = DataConfig(groups="no such name")
+    folder = shutil.copytree(eight_pets, tmp_path / "pets")
+    refused(r"data\.groups 'no such name' finds nothing in 8 of 8 image names", open_dataset, folder, lost)
+    assert open_dataset(folder, lost, trained_on="others").splits.keys() == {"train", "val", "test"}
+    assert open_dataset(folder, lost, splits={"test": ("strange",)}).by_id.keys() == open_dataset(folder).by_id.keys()

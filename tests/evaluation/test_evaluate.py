@@ -35,6 +35,14 @@ def constant(num_classes):
     return pointwise([[0.0] * 3] * num_classes, [0.0, 3.0, 0.0][:num_classes])
 
 
+def test_a_group_without_a_labelled_pixel_has_no_score_and_the_others_have():
+    counts = np.array([[[3, 1], [0, 4]], [[0, 0], [0, 0]]])
+    scores = summarise(
+        ImageScores(("a", "b"), counts, np.full((2, 2), np.nan)), classes_from(["x", "y"]), ["P1", "P2"], **REST
+    )
+    assert scores.group_miou.keys() == {"P1"}
+
+
 def splits_for(folder, *settings):
     config = tiny(*settings)
     return load_splits(prepare_for(config, folder), config, CPU.device)

@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from PIL import Image
 from petseg.config import load_recipe
 from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
-from petseg.errors import PetsegError
+from petseg.errors import DivergedError, PetsegError
 from petseg.evaluation.evaluate import read_images
 from petseg.evaluation.statistics import paired_bootstrap, summed_by
 from petseg.experiments.compare import Plan, choose_examples, compare
 from petseg.metrics import mean_iou
 from petseg.report import write_report
-from petseg.schema import ComparisonResult, Scores, read_record
+from petseg.schema import ComparisonResult, EnvironmentInfo, Scores, read_record, write_record
+from petseg.training.loop import train
 from petseg.training.runs import read_config, read_metrics, read_splits
 from tests.conftest import CPU, TINY, prepare_for, refused, tiny, train_on_cpu
 
@@ -198,6 +200,38 @@ def test_further_seeds_are_added_and_figures_are_their_mean(finished, prepared, 
         compare(plan_of(resume=True), prepared, out)
 
 
+def test_a_seed_that_diverges_or_another_machine_is_told_and_every_model_counts_from_its_own_seed(
+    prepared, tmp_path, monkeypatch, caplog
+):
+    made = train
+
+    def train_or_diverge(config, prepared, run, how):
+        if run.name == "segnet-seed8":
+            raise DivergedError("training: the loss is not a number")
+        history = made(config, prepared, run, how)
+        if run.name == "unet-seed2":
+            about = read_record(run / "environment.json", EnvironmentInfo)
+            write_record(run / "environment.json", about.model_copy(update={"precision": "bf16"}))
+        return history
+
+    monkeypatch.setattr("petseg.experiments.compare.train", train_or_diverge)
+    settings = ("seeds=3", "train.epochs=1", "overrides.segnet.train.seed=7")
+    found = compare(plan_of(("unet", "segnet"), *settings, final=False), prepared, tmp_path / "out")
+    unet, segnet = found.models
+    assert [one.seed for one in unet.trainings] == [0, 2]
+    assert [one.seed for one in segnet.trainings] == [7, 9]
+    assert found.differences[0].over == "images and 2 seeds"
+    assert found.notes[0] == "SegNet, seed 8: training diverged; its seed is left out of every model"
+    assert found.notes[1].startswith("not all were trained alike: cpu ")
+    assert f"petseg: warning: {found.notes[0]}" in caplog.messages
+    assert "SegNet, seed 8: training diverged" in write_report(tmp_path / "out" / "comparison.json").read_text()
+    monkeypatch.setattr(
+        "petseg.experiments.compare.train", lambda *_: train_or_diverge(None, None, Path("segnet-seed8"), None)
+    )
+    with pytest.raises(DivergedError, match="the loss is not a number"):
+        compare(plan_of(("unet",), "train.epochs=1", final=False), prepared, tmp_path / "all")
+
+
 def test_intervals_are_over_groups_where_images_have_them(pets_folder, tmp_path):
     plan = plan_of(("unet", "segnet"), "train.epochs=1", r"data.groups='^([A-Za-z]+)'")
     grouped = prepare_for(plan.recipe.for_model("unet"), pets_folder)
@@ -207,6 +241,7 @@ def test_intervals_are_over_groups_where_images_have_them(pets_folder, tmp_path)
     segnet, unet = (read_images(file, 3) for file in files)
     groups = [re.match(r"[A-Za-z]+", name)[0] for name in unet.ids]
     assert difference.over == f"{len(set(groups))} groups; one seed"
+    assert found.notes == ()
     wanted = paired_bootstrap(*(summed_by(groups, one.confusions) for one in (segnet, unet)))
     assert (difference.points, difference.low, difference.high) == (wanted.points, wanted.low, wanted.high)
 

@@ -29,7 +29,7 @@ from petseg.experiments.study.match import MATCHED, count_parameters, find_shape
 from petseg.experiments.study.plan import MatchQuestion, best_cell, durations, plain, plan, tuning_cells
 from petseg.experiments.study.recipe import Tuning, check_against_data, load_study, study_names
 from petseg.experiments.study.results import StudyManifest, publish, read_manifest, read_run
-from petseg.experiments.study.run import Making, open_study, run_study
+from petseg.experiments.study.run import Making, go_on_from, open_study, run_study
 from petseg.models import build_model, folder_name
 from petseg.report import write_study_report
 from petseg.schema import CostMatch, EpochRow, TunedCell, write_record
@@ -338,6 +338,28 @@ def test_a_finished_study_makes_nothing_again(whole, tiny, sizes, pets_folder, t
     write_json(folder / "runs" / read_manifest(whole).runs[1].name / "diverged.json", {"reason": "the loss is NaN"})
     with pytest.raises(PetsegError, match=r"^study: runs wait for the tuning of unet: every cell diverged; add lower"):
         run_study(tiny, folder, sizes, Making(pets_folder))
+
+
+def test_another_study_s_published_form_is_refused_and_writes_nothing(whole, tmp_path):
+    published, folder = tmp_path / "published", tmp_path / "here"
+    publish(whole, published)
+    other = tmp_path / "other.toml"
+    for old, new, told in (
+        (
+            "base_channels = 4",
+            "base_channels = 5",
+            r"published: has no run of '.*'; name the published form of the same",
+        ),
+        (
+            'expected = ["unet > segnet"]',
+            'expected = ["segnet > unet"]',
+            r"what was expected changed after runs were made",
+        ),
+    ):
+        assert old in TINY
+        other.write_text(TINY.replace(old, new))
+        refused(told, go_on_from, published, load_study(str(other)), folder)
+        assert not folder.exists()
 
 
 def test_what_was_published_is_not_made_again_but_a_split_that_it_lacks_is(whole, recipe, pets_folder, tmp_path):

@@ -22,7 +22,15 @@ from petseg.evaluation.robustness import evaluate_robustness
 from petseg.experiments.executor import Executor, Input, LocalProcesses, Workplace
 from petseg.experiments.study.plan import MatchQuestion, Run, durations, plan, tuning_outcome
 from petseg.experiments.study.recipe import Study, check_against_data
-from petseg.experiments.study.results import DIVERGED, MANIFEST, ROBUSTNESS, TUNING, StudyManifest, read_manifest
+from petseg.experiments.study.results import (
+    DIVERGED,
+    MANIFEST,
+    ROBUSTNESS,
+    TUNING,
+    StudyManifest,
+    read_manifest,
+    take_over,
+)
 from petseg.schema import LatencyEnvironment, Scores, read_record, write_record
 from petseg.training import runs
 from petseg.training.batches import load_splits
@@ -53,7 +61,11 @@ def open_study(study: Study, folder: Path) -> StudyManifest:
         if folder.is_dir() and any(folder.iterdir()):
             raise PetsegError(f"study folder {folder}: holds no {MANIFEST}, but other files; choose another with --out")
         return StudyManifest(petseg=__version__, recipe=study)
-    known = read_manifest(folder)
+    return agreed(read_manifest(folder), study)
+
+
+def agreed(known: StudyManifest, study: Study) -> StudyManifest:
+    """Returns a manifest with the recipe as it is now; refuses another expectation of runs that were made."""
     made = {row.experiment for run in known.runs if run.state == "finished" for row in run.rows}
     before = _expected(known.recipe)
     for (part, experiment), expected in _expected(study).items():
@@ -73,6 +85,15 @@ def _expected(study: Study) -> dict[tuple[str, str], object]:
     if study.tuning is not None:
         found["tuning", TUNING] = study.tuning.expected
     return found | {(part, recheck.experiment): recheck.expected for part, recheck in study.rechecks().items()}
+
+
+def go_on_from(published: Path, study: Study, folder: Path) -> None:
+    """Takes over what a published study has of this one's runs; refuses, before it writes, a study that has none."""
+    known = agreed(read_manifest(published), study)
+    wanted = {run.name for run in plan(known)}
+    if not wanted & {run.name for run in known.runs if run.state in ("finished", "diverged")}:
+        raise PetsegError(f"{published}: has no run of {study.title!r}; name the published form of the same study")
+    take_over(published, folder)
 
 
 def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], making: Making) -> StudyManifest:
