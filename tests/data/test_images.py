@@ -2,9 +2,11 @@
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from petseg.data.cache import prepare
 from petseg.data.dataset import Dataset, Label, Sample, classes_from
-from petseg.data.images import CHUNK, open_ids, open_sample, outcomes, read_ids, resize_ids, unused
+from petseg.data.images import CHUNK, open_ids, open_label, open_sample, outcomes, read_ids, resize_ids, unused
 from petseg.data.masks import Table, scan
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import draw_pet
@@ -147,6 +150,53 @@ def test_how_far_a_label_may_differ_and_unusable_ones(tmp_path):
         (np.ones((8, 8, 3), np.uint8), r"^beagle_1: label has shape \(8, 8, 3\); a label has one channel$"),
     ):
         refused(match, opened, tmp_path, jpeg(100, 100), label)
+
+
+def raised(error):
+    raise error
+
+
+SQUARE = np.zeros((8, 8), np.uint8)
+OWN_LABELS = {  # what an own `read_label` does -> the reason
+    "no file": (lambda: np.load("/own/a.npy"), r"cannot be read \(FileNotFoundError: No such file or directory\)$"),
+    "no key": (lambda: {}["a"], r"cannot be read \(KeyError: 'a'\)$"),
+    "lines": (lambda: raised(ValueError("one\ntwo")), r"cannot be read \(ValueError: one\)$"),
+    "array": (lambda: SQUARE, "read_label gives a ndarray; wanted Label"),
+    "nothing": (lambda: None, "read_label gives a NoneType; wanted Label"),
+    "list": (lambda: Label(SQUARE.tolist()), "read_label gives a list; .* a NumPy array$"),
+    "floats": (lambda: Label(SQUARE * 0.5), r"label is float64 of shape \(8, 8\); wanted integers"),
+    "channels": (lambda: Label(np.zeros((8, 8, 1), int)), r"label is int64 of shape \(8, 8, 1\); .* \(H, W\)$"),
+    "empty": (lambda: Label(SQUARE[:0]), r"of shape \(0, 8\)"),
+    "id": (lambda: Label(SQUARE + np.uint8(2)), r"holds an id of no class \(2\); wanted 0 to 1, or 255: ignored$"),
+    "254": (lambda: Label(SQUARE + np.uint8(254)), r"of no class \(254\)"),
+    "negative": (lambda: Label(SQUARE.astype(int) - 1), r"of no class \(-1\)"),
+    "wrapped": (lambda: Label(SQUARE.astype(int) + 256), r"of no class \(256\)"),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_LABELS)
+def test_what_an_own_read_label_does_wrong_is_a_reason_with_the_samples_id(kind, tmp_path):
+    read, match = OWN_LABELS[kind]
+    dataset, sample = one_sample(tmp_path, SQUARE, SQUARE)
+    dataset = replace(dataset, classes=classes_from(["leaf", "stem"]), read_label=lambda _: read())
+    for function in (open_sample, open_ids):
+        refused(rf"^beagle_1: .*{match}", function, dataset, sample)
+    sound = replace(sample, id="pug_2")
+    one_wrong = lambda one: Label(SQUARE) if one is sound else read()  # noqa: E731
+    dataset = replace(dataset, samples=(sample, sound), read_label=one_wrong, fingerprint=kind)
+    (reason,) = prepare(dataset, 16).left_out.values()
+    assert re.search(f"^beagle_1: .*{match}", reason)
+
+
+def test_integer_ids_of_an_own_label_become_uint8(tmp_path):
+    dataset, sample = one_sample(tmp_path, SQUARE, SQUARE)
+    for kind in ("bool", "int64", "uint16", "int32"):
+        ids = np.array([[0, 1], [1, 0 if kind == "bool" else 255]], kind)
+        read = lambda _, ids=ids: Label(ids, ("odd",))  # noqa: E731
+        own = replace(dataset, classes=classes_from(["leaf", "stem"]), read_label=read)
+        found = open_label(own, sample)
+        assert (found.ids.dtype, found.ids.tolist(), found.notes) == (np.uint8, ids.astype(int).tolist(), ("odd",))
+        assert open_sample(own, sample).ids.shape == (8, 8)
 
 
 def huge_png(side):
