@@ -11,10 +11,10 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -26,7 +26,7 @@ from platformdirs import user_cache_path
 
 from petseg.data.dataset import Dataset, Progress, Sample, UInt8
 from petseg.data.geometry import Geometry, Size
-from petseg.data.images import open_sample, opened, outcomes
+from petseg.data.images import open_label, open_sample, opened, outcomes
 from petseg.errors import PetsegError, disk_errors
 from petseg.storage import new_folder, write_text
 
@@ -237,11 +237,18 @@ def remembered(kind: str, head: str, files: Iterable[Path], work: Work[Found]) -
 
 
 def content_key(dataset: Dataset) -> str:
-    """Returns the SHA-256 (hex) over every sample's id and bytes, and what its class ids depend on beside them."""
+    """Returns the SHA-256 (hex) over every sample's id and bytes, and what its class ids depend on beside them.
+
+    A label that is no file, of an own dataset, is read at each call: nothing else says whether it changed.
+    """
+    ids = [sample.id for sample in dataset.samples]
     head = f"{[entry.name for entry in dataset.classes]} {dataset.fingerprint}"
+    unfiled = [sample for sample in dataset.samples if not os.path.isfile(sample.label)]  # noqa: PTH113 - never raises
+    read_ids = outcomes(partial(_ids_digest, dataset), unfiled)
+    labels = {sample.id: digest for sample, digest in read_ids if isinstance(digest, bytes)}
 
     def make() -> str:
-        digests = [digest for _, digest in outcomes(_digest, dataset.samples)]
+        digests = [digest for _, digest in outcomes(partial(_digest, labels), dataset.samples)]
         return hashlib.sha256("\n".join([head, *digests]).encode()).hexdigest()
 
     def read(text: str) -> str:
@@ -250,7 +257,8 @@ def content_key(dataset: Dataset) -> str:
         return text
 
     files = (path for sample in dataset.samples for path in (sample.image, sample.label))
-    return remembered("content_keys", f"{head} {[sample.id for sample in dataset.samples]}", files, Work(make, read))
+    known = f"{head} {ids} {labels}" if labels else f"{head} {ids}"
+    return remembered("content_keys", known, files, Work(make, read))
 
 
 @lru_cache(maxsize=64)  # one annotation file may be the label of every sample
@@ -259,9 +267,15 @@ def _file_digest(path: Path, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(sample: Sample) -> str:
+def _ids_digest(dataset: Dataset, sample: Sample) -> bytes:
+    ids = open_label(dataset, sample).ids
+    return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).digest()
+
+
+def _digest(labels: Mapping[str, bytes], sample: Sample) -> str:
+    files = [sample.image] if sample.id in labels else [sample.image, sample.label]
     try:
-        image, label = (_file_digest(path, path.stat().st_mtime_ns) for path in (sample.image, sample.label))
+        digests = [_file_digest(path, path.stat().st_mtime_ns) for path in files]
     except OSError:
-        return f"{sample.id} unreadable"
-    return f"{sample.id} {image} {label}"
+        return f"{sample.id} unreadable"  # it is left out
+    return " ".join([sample.id, *digests, *([labels[sample.id].hex()] if sample.id in labels else [])])

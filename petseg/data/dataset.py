@@ -122,7 +122,7 @@ class Sample:
 
     id: str
     image: Path
-    label: Path
+    label: Path  # where there is no such file, the prepared cache goes by what `read_label` returns
     group: str = ""  # such as a breed; scores are also reported by group. "" where there are no groups
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from petseg.config import DataConfig, OxfordPetsConfig
 from petseg.data import cache, images
-from petseg.data.dataset import SUSPECT
+from petseg.data.dataset import SUSPECT, Dataset, Label, Sample, classes_from
 from petseg.data.images import open_ids, resize_ids
 from petseg.data.oxford_pets import FOLDER
 from petseg.data.sources import open_dataset
@@ -192,6 +192,41 @@ def test_splits_and_skipped_files_do_not_change_the_cache_and_a_lost_image_is_le
     assert second.dataset.splits["train"] == ()
     (copied / "images" / "beagle_1.jpg").unlink()
     assert "image cannot be decoded" in cache.prepare(dataset, SIZE).left_out["beagle_1"]
+
+
+def test_the_key_of_files_is_of_their_bytes(tmp_path):
+    samples = [Sample(name, tmp_path / f"{name}.jpg", tmp_path / f"{name}.png") for name in "ab"]
+    for path in (path for sample in samples for path in (sample.image, sample.label)):
+        path.write_bytes(path.name.encode())
+    dataset = Dataset("Own", tuple(samples), classes_from(["soil"]), {}, lambda sample: None, "", fingerprint="x")
+    lines = [[one, *(hashlib.sha256(f"{one}.{end}".encode()).hexdigest() for end in ("jpg", "png"))] for one in "ab"]
+    text = "\n".join(["['soil'] x", *map(" ".join, lines)])
+    assert cache.content_key(dataset) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_labels_that_are_no_files_and_their_images_make_the_key(tmp_path):
+    ids = {"a": np.zeros((8, 8), np.uint8), "b": np.zeros((8, 8), np.uint8)}
+    samples = tuple(Sample(name, tmp_path / f"{name}.png", Path("/virtual") / name) for name in ids)
+    for sample in samples:
+        Image.new("RGB", (8, 8), "green").save(sample.image)
+    dataset = Dataset(
+        "Own", samples, classes_from(["soil", "leaf"]), {}, lambda one: Label(ids[one.id]), "a dictionary"
+    )
+    keys = [cache.content_key(dataset)]
+    assert cache.content_key(dataset) == keys[0]
+    ids["b"] = np.eye(8, dtype=np.uint8)
+    prepared = cache.prepare(dataset, 8)
+    assert np.array_equal(prepared.label(1), ids["b"])
+    keys.append(cache.content_key(dataset))
+    Image.new("RGB", (8, 8), "red").save(samples[0].image)
+    assert cache.prepare(dataset, 8).image(0)[0, 0].tolist() == [255, 0, 0]
+    keys.append(cache.content_key(dataset))
+    ids["b"] = ids["b"].reshape(4, 16)
+    keys.append(cache.content_key(dataset))
+    del ids["b"]
+    keys.append(cache.content_key(dataset))
+    assert len({*keys}) == len(keys)
+    assert [*cache.prepare(dataset, 8).left_out] == ["b"]
 
 
 def test_of_two_callers_the_second_waits_and_reads_the_same(eight_pets, cache_folder):
