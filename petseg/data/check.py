@@ -13,6 +13,7 @@ from petseg.data.cache import Prepared
 from petseg.data.dataset import SUSPECT, Dataset, Progress, Sample
 from petseg.data.duplicates import DRAFT, NEAR, perceptual_hash, stored_hash
 from petseg.data.images import EXIF_APPLIED, EXIF_UNSURE, WIDE, open_sample, outcomes
+from petseg.data.splits import refuse_unsplit
 from petseg.errors import PetsegError
 from petseg.schema import CheckFinding, ClassBalance, DataCheck, Level
 
@@ -344,6 +345,7 @@ def _of_duplicates(seen: Mapping[str, Seen], parts: Mapping[str, Sequence[str]])
 def refuse_spoiled(prepared: Prepared) -> None:
     """Raises `PetsegError` where training would be wasted: many images left out, or a class only where it is scored."""
     dataset, left_out = prepared.dataset, prepared.left_out
+    refuse_unsplit(dataset)
     if too_many := _too_many(dataset, len(left_out)):
         alone = ((name, kind) for kind, names in dataset.skipped.items() if "without" in kind for name in names)
         name, reason = next(iter(left_out.items()), None) or next(alone)

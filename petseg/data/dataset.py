@@ -3,16 +3,17 @@
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from petseg.errors import unknown_name
+from petseg.errors import PetsegError, shown, unknown_name
 
 UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -153,6 +154,35 @@ class Dataset:
     holds: Mapping[str, frozenset[int]] = field(default_factory=dict)  # sample id -> its label's class ids, where known
     place: Path | None = None  # the folder or archive that it was opened from
     refusal: str = ""  # why it must not train as it is, in one line; `data check` opens it all the same
+
+    def __post_init__(self) -> None:
+        """Raises `PetsegError` where samples or splits cannot be: an id twice, in two splits, of no sample."""
+        given: Sequence[Any] = self.samples
+        if odd := next((one for one in given if not isinstance(one.id, str)), None):
+            raise PetsegError(f"{self.name}: sample id {shown(odd.id)} is of type {type(odd.id).__name__}; wanted str")
+        for one in given:
+            if not (isinstance(one.image, Path) and isinstance(one.label, Path)):
+                kind = "label" if isinstance(one.image, Path) else "image"
+                path = shown(getattr(one, kind))
+                raise PetsegError(f"{self.name}: {kind} of {one.id} is {path}; wanted a pathlib.Path")
+        known = {one.id for one in self.samples}
+        if len(known) < len(self.samples):
+            (twice, count), *_ = Counter(one.id for one in self.samples).most_common(1)
+            raise PetsegError(f"{self.name}: {count} samples have the id {shown(twice)}; give each its own")
+        placed = [*chain.from_iterable(self.splits.values())]
+        if not known.issuperset(placed) or len({*placed}) < len(placed):
+            self._refuse_splits(known)
+
+    def _refuse_splits(self, known: Set[str]) -> None:
+        part_of: dict[str, str] = {}
+        for part, ids in self.splits.items():
+            for one in ids:
+                if one not in known:
+                    raise PetsegError(f"{self.name}: split {part} has {shown(one)}, the id of no sample; take it out")
+                if one in part_of:
+                    where = f"in {part_of[one]} and in {part}" if part_of[one] != part else f"twice in {part}"
+                    raise PetsegError(f"{self.name}: {shown(one)} is {where}; an image lies in one split, once")
+                part_of[one] = part
 
     @property
     def scored_classes(self) -> tuple[Class, ...]:

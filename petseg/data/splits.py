@@ -13,7 +13,7 @@ from petseg.config import DataConfig
 from petseg.data.cache import Work, remembered
 from petseg.data.dataset import Dataset, Progress, Sample
 from petseg.data.duplicates import near_duplicates
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, shown
 
 PARTS = ("train", "val", "test")
 FEW_GROUPS = 5  # below which an interval over groups says little
@@ -73,6 +73,16 @@ def with_splits(dataset: Dataset, config: DataConfig, on_progress: Progress | No
 def of_others(dataset: Dataset) -> Dataset:
     """Returns a dataset that a model to score was not trained on: with its own splits, else all of it as one, "all"."""
     return dataset if dataset.splits else replace(dataset, splits={"all": tuple(sorted(dataset.by_id))})
+
+
+def refuse_unsplit(dataset: Dataset) -> None:
+    """Raises `PetsegError` for a dataset without "train" or without "val", which cannot train."""
+    if missing := [part for part in ("train", "val") if part not in dataset.splits]:
+        given = ", ".join(map(shown, dataset.splits)) or "none"
+        raise PetsegError(
+            f"{dataset.name}: no split {' and no '.join(missing)}; given are {given}: name both in `splits`, or let "
+            "`petseg.data.splits.with_splits` draw them"
+        )
 
 
 def with_recorded(dataset: Dataset, recorded: Mapping[str, Sequence[str]]) -> Dataset | None:

@@ -13,6 +13,7 @@ from petseg.config import RunConfig, TrainConfig
 from petseg.data.cache import Prepared
 from petseg.data.dataset import Dataset, UInt8, part_of
 from petseg.data.geometry import Geometry
+from petseg.data.splits import refuse_unsplit
 from petseg.errors import PetsegError
 from petseg.models import to_unit_range
 from petseg.training import distributed
@@ -88,6 +89,7 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
     """Returns "train", "val" and, where the dataset has one, "test"; refuses another geometry than the config's."""
     if prepared.geometry != (wanted := Geometry.of(config.data)):
         raise PetsegError(f"images are prepared at {prepared.geometry}, the recipe wants {wanted}; prepare them so")
+    refuse_unsplit(prepared.dataset)
     dataset, found = prepared.dataset, scored_splits(prepared, device)
     if config.data.fraction < 1:
         training = [dataset.by_id[sample_id] for sample_id in dataset.splits["train"]]

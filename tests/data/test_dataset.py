@@ -7,8 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from petseg.data.dataset import BACKGROUND_COLOUR, COLOURS, Class, Merge, Sample, classes_from, palette, part_of
+from petseg.data.dataset import (
+    BACKGROUND_COLOUR,
+    COLOURS,
+    Class,
+    Dataset,
+    Merge,
+    Sample,
+    classes_from,
+    palette,
+    part_of,
+)
 from petseg.data.dataset import scored_ids as scored
+from tests.conftest import refused
 
 
 def test_classes_of_names_get_colours_and_roles_and_objects_keep_what_they_bring():
@@ -42,6 +53,34 @@ BAD_CLASSES = [
 def test_classes_that_are_refused(entries, match):
     with pytest.raises(ValueError, match=match):
         classes_from(entries)
+
+
+def own(ids=("a", "b", "c"), label=Path("label.png"), **splits):
+    samples = tuple(Sample(one, Path("image.png"), label) for one in ids)
+    return Dataset("Garden", samples, classes_from(["soil"]), splits, lambda sample: None, "drawn")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"ids": ("a", "b", "a")}, "^Garden: 2 samples have the id 'a'; give each its own$"),
+        ({"ids": ("a", 7)}, "^Garden: sample id 7 is of type int; wanted str$"),
+        ({"label": "label.png"}, "label of a is 'label.png'; wanted a pathlib.Path$"),
+        ({"label": None}, "label of a is None"),
+        ({"train": ("a", "b"), "val": ("b", "c")}, "'b' is in train and in val; an image lies in one split, once$"),
+        ({"train": ("a", "b"), "test": ("c", "c")}, "'c' is twice in test; an image"),
+        ({"train": ("a", "b"), "val": ("x",)}, "split val has 'x', the id of no sample; take it out$"),
+        ({"train": (0, 1)}, "split train has 0, the id of no sample"),
+    ],
+)
+def test_samples_and_splits_that_are_refused(options, match):
+    refused(match, own, **options)
+
+
+def test_splits_may_be_none_empty_of_some_samples_or_of_any_name():
+    for splits in ({}, {"train": ()}, {"train": ("a",), "val": ()}, {"all": ("a", "b", "c")}, {"train": ["b"]}):
+        assert own(**splits).splits == splits
+    assert own(ids=()).samples == ()
 
 
 def test_palette_is_white_beyond_the_classes_and_merged_classes():

@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from petseg.config import DataConfig, RunConfig, TrainConfig
+from petseg.data.check import refuse_spoiled
 from petseg.data.oxford_pets import COMMITTED_VALIDATION, breed_of, read_contents, split_names, stratified_validation
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import CATS, DOGS
 from petseg.errors import PetsegError
 from petseg.training.batches import load_splits
+from tests.conftest import refused
 
 OTHERS = {"Bombay": 96, "Egyptian_Mau": 93, "Siamese": 99, "english_cocker_spaniel": 96, "newfoundland": 96}
 TRAINVAL = dict.fromkeys(CATS + DOGS, 100) | OTHERS  # breed -> names in the official trainval.txt; 3,680 in all
@@ -179,11 +181,27 @@ def test_training_on_a_fraction_leaves_validation_and_test_alone(prepared):
     assert rows(0.5, seed=1)["train"] != half["train"], "each seed draws its own"
 
 
-@pytest.mark.parametrize(("train", "val"), [(0, 0), (1, 1), (2, 0), (3, None), (2, 1)])
+@pytest.mark.parametrize(("train", "val"), [(0, 0), (1, 1), (2, 0), (2, 1)])
 def test_too_few_images_to_train(prepared, train, val):
-    names, parts = [sample.id for sample in prepared.samples], {"train": train, "val": val}
-    splits = {part: tuple(names[:count]) for part, count in parts.items() if count is not None and train}
+    names = [sample.id for sample in prepared.samples]
+    splits = {"train": tuple(names[:train]), "val": tuple(names[train : train + val])}
     small = dataclasses.replace(prepared, dataset=dataclasses.replace(prepared.dataset, splits=splits))
-    match = rf"{train} training and {val or 0} validation images can be used; wanted at"
+    match = rf"{train} training and {val} validation images can be used; wanted at"
     with contextlib.nullcontext() if (train, val) == (2, 1) else pytest.raises(PetsegError, match=match):
         load_splits(small, RunConfig(data=DataConfig(size=32)), CPU)
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ((), "no split train and no val; given are none: name both"),
+        (("train", "test"), "no split val; given are 'train', 'test'"),
+        (("val",), "no split train; given are 'val': .*with_splits` draw them"),
+    ],
+)
+def test_without_train_or_val_nothing_trains(prepared, parts, match, tmp_path):
+    splits = {part: prepared.dataset.splits[part] for part in parts}
+    unsplit = dataclasses.replace(prepared, dataset=dataclasses.replace(prepared.dataset, splits=splits))
+    config = RunConfig(data=DataConfig(size=32, fraction=0.5))
+    refused(f"^Oxford-IIIT Pet: {match}", load_splits, unsplit, config, CPU)
+    refused(match, refuse_spoiled, unsplit)
