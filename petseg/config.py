@@ -350,10 +350,10 @@ def recipe_names() -> list[str]:
     return sorted(name for name in names if not name.startswith("study"))
 
 
-def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """Returns a shipped recipe or a TOML file, changed by `field=value` settings, which hold for every model."""
-    fields = read_toml("recipe", name, recipe_names())
-    parsed = [_parse_setting(setting) for setting in settings]
+    fields = read_toml("recipe", str(name), recipe_names())
+    parsed = _parsed(settings)
     changed = {_full_name(field) for field, _ in parsed}
     overrides = fields.get("overrides")
     if isinstance(overrides, dict):  # anything else is refused below
@@ -368,7 +368,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 def with_settings(config: "RunConfig", settings: Sequence[str]) -> "RunConfig":
     """Returns a run's config changed by `field=value` settings."""
     fields = config.model_dump()
-    for field, value in map(_parse_setting, settings):
+    for field, value in _parsed(settings):
         put_field(fields, field, value, source="--set")
     return validated(RunConfig, fields, source="--set")
 
@@ -389,7 +389,7 @@ def read_toml(kind: str, name: str, shipped: Sequence[str]) -> dict[str, Any]:
 
 def load_serving(settings: Sequence[str] = (), **given: Any) -> ServeConfig:
     """Returns what `petseg serve` goes by: `field=value` settings, then the flags that were given."""
-    return validated(ServeConfig, {**dict(map(_parse_setting, settings)), **given}, source="serve")
+    return validated(ServeConfig, {**dict(_parsed(settings)), **given}, source="serve")
 
 
 def validated(kind: type[ConfigT], fields: Mapping[str, Any], *, source: str) -> ConfigT:
@@ -467,6 +467,13 @@ def _full_name(field: str) -> str:
         return matches[0]
     misspelt = difflib.get_close_matches(field, [name.split(".")[-1] for name in names], cutoff=0.8)
     return field if matches or misspelt or not field.isidentifier() else f"model.{field}"
+
+
+def _parsed(settings: Sequence[str]) -> list[tuple[str, Any]]:
+    """Returns (field, value) of each setting; refuses a string, which is a sequence of letters."""
+    if isinstance(settings, str):
+        raise PetsegError(f"settings are the string {shown(settings)}; wanted a list of them: [{shown(settings)}]")
+    return [_parse_setting(setting) for setting in settings]
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

@@ -512,8 +512,9 @@ class DataCheck(Record):
 RecordT = TypeVar("RecordT", bound=Record)
 
 
-def read_record(path: Path, kind: type[RecordT]) -> RecordT:
+def read_record(path: str | Path, kind: type[RecordT]) -> RecordT:
     """Returns a JSON file as a `kind`; PetsegError where it is missing, no JSON or another, or a field is wrong."""
+    path = Path(path)
     content = storage.read_json(path)
     for name, wanted in (("kind", str), ("version", int)):
         default = kind.model_fields[name].default if name in kind.model_fields else None

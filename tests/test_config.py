@@ -8,7 +8,17 @@ import pytest
 from pydantic import ValidationError
 
 from petseg import config
-from petseg.config import AugmentConfig, ModelConfig, Recipe, RunConfig, ServeConfig, TrainConfig, load_recipe
+from petseg.config import (
+    AugmentConfig,
+    ModelConfig,
+    Recipe,
+    RunConfig,
+    ServeConfig,
+    TrainConfig,
+    load_recipe,
+    load_serving,
+    with_settings,
+)
 from petseg.errors import PetsegError
 from petseg.models import MODELS, build_model, run_config
 from tests.conftest import refused
@@ -223,6 +233,13 @@ def test_wrong_field(write, text, message):
 @pytest.mark.parametrize(("setting", "message"), WRONG_SETTINGS)
 def test_wrong_setting(setting, message):
     refused(message, load_recipe, "default", [setting])
+
+
+def test_settings_are_no_string():
+    wanted = r"^settings are the string 'epochs=1'; wanted a list of them: \['epochs=1'\]$"
+    for function, first in ((load_recipe, "default"), (with_settings, RunConfig())):
+        refused(wanted, function, first, "epochs=1")
+    refused("^settings are the string", load_serving, "queue=1")
 
 
 @pytest.mark.parametrize(("setting", "message"), WRONG_MODELS)

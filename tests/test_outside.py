@@ -14,6 +14,8 @@ from petseg.config import load_recipe
 from petseg.data.cache import prepare
 from petseg.data.dataset import Dataset, Label, Sample, classes_from
 from petseg.data.images import read_ids
+from petseg.data.sources import open_dataset
+from petseg.data.synthetic import make_pets
 from petseg.evaluation.cost import count_cost
 from petseg.evaluation.evaluate import evaluate_run
 from petseg.experiments.compare import Plan, compare
@@ -132,6 +134,22 @@ def test_a_network_of_unusual_parts_resumes_and_is_exported(recipe, garden, tmp_
     resumed = train_on_cpu(config, prepared, tmp_path / "cut", resume=True)
     assert [row.val_loss for row in resumed] == pytest.approx([row.val_loss for row in whole], rel=1e-6)
     assert export_run(tmp_path / "cut", tmp_path / "unusual.onnx")["parity"]["agreement"] > 0.999
+
+
+@pytest.mark.usefixtures("recipe")  # which adds the network
+def test_paths_may_be_strings(garden, tmp_path):
+    short = load_recipe(tmp_path / "garden.toml", ["epochs=1", "models=['two_scales']"])
+    prepared, out, run = prepare(garden, 32), str(tmp_path / "out"), str(tmp_path / "run")
+    config = run_config(short, "two_scales")
+    train_on_cpu(config, prepared, run)
+    evaluate_run(run, CPU, load_splits(prepared, config, CPU.device), "test")
+    export_run(run, f"{run}.onnx")
+    found = compare(Plan(short, CPU, "a test"), prepared, out)
+    assert read_record(f"{out}/comparison.json", ComparisonResult) == found
+    assert write_report(f"{out}/comparison.json") == tmp_path / "out" / "report.html"
+    assert write_report(f"{out}/comparison.json", f"{out}/other.html") == tmp_path / "out" / "other.html"
+    pets = make_pets(f"{out}/pets", per_breed=2, breeds=2, size=32)
+    assert len(open_dataset(str(pets)).samples) == 4
 
 
 @pytest.mark.parametrize("models", [("two_scales",), ("two_scales", "unet")], ids=" ".join)

@@ -114,7 +114,7 @@ def recognise(folder: Path) -> tuple[Source, str]:
 
 
 def open_dataset(
-    place: Path,
+    place: str | Path,
     config: DataConfig | None = None,
     *,
     splits: Mapping[str, Sequence[str]] | None = None,
@@ -139,8 +139,9 @@ def open_dataset(
     return with_splits(dataset, config, on_progress and partial(on_progress, "look for near-duplicates"))
 
 
-def open_as_given(place: Path, config: DataConfig | None = None, on_progress: Progress | None = None) -> Dataset:
+def open_as_given(place: str | Path, config: DataConfig | None = None, on_progress: Progress | None = None) -> Dataset:
     """As `open_dataset`, with only the splits that the data bring."""
+    place = Path(place)
     folder = unpacked(place)
     source, _ = recognise(folder)
     dataset = source.open_folder(folder, config or DataConfig(), on_progress)

@@ -23,12 +23,13 @@ Floats = npt.NDArray[np.float64]
 Colour = tuple[float, float, float]  # RGB in 0..1
 
 
-def make_pets(folder: Path, *, per_breed: int = 6, breeds: int = 6, size: int = 160, seed: int = 0) -> Path:
+def make_pets(folder: str | Path, *, per_breed: int = 6, breeds: int = 6, size: int = 160, seed: int = 0) -> Path:
     """Returns `folder`, now with `images/*.jpg`, `annotations/trimaps/*.png` and the official lists.
 
     Half of the breeds are cats as long as there are any; half of each breed's images are in test.txt. The longer side
     is 0.85 to 1.15 times `size`. A larger dataset holds the smaller one.
     """
+    folder = Path(folder)
     given = {"per_breed": per_breed, "breeds": breeds, "size": size, "seed": seed}
     for (name, value), (low, high) in zip(given.items(), ((2, 900), (2, 37), (32, 4096), (0, 2**63)), strict=True):
         if not low <= value <= high:

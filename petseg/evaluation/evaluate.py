@@ -239,12 +239,13 @@ def load_run(run: Path, hardware: Hardware) -> TrainedRun:
 
 
 def evaluate_run(
-    run: Path, hardware: Hardware, splits: Mapping[str, Split], name: str, on_progress: Progress = silent
+    run: str | Path, hardware: Hardware, splits: Mapping[str, Split], name: str, on_progress: Progress = silent
 ) -> Evaluation:
     """Returns the evaluation of a trained run (see `load_run`) on a split of its classes, computed once and kept.
 
     That of other images than the run's is kept under their name, beside the run's own.
     """
+    run = Path(run)
     trained = load_run(run, hardware)
     if name not in splits:
         raise unknown_name("split", name, splits)

@@ -102,9 +102,9 @@ class Trial:
         return found
 
 
-def compare(plan: Plan, prepared: Prepared, out: Path) -> ComparisonResult:
+def compare(plan: Plan, prepared: Prepared, out: str | Path) -> ComparisonResult:
     """Returns the content of `out/comparison.json` after training and evaluating every model of a recipe."""
-    recipe, hardware = plan.recipe, plan.hardware
+    recipe, hardware, out = plan.recipe, plan.hardware, Path(out)
     reference = reference_of(recipe, plan.reference)
     trials = Trial.all_of(recipe, out)
     titles = titles_of(recipe.models)

@@ -82,12 +82,13 @@ class _Served(nn.Module):
         return powers / powers.sum(dim=1, keepdim=True)
 
 
-def export_run(run: Path, out: Path, kind: str = "onnx", *, fp16: bool = True) -> dict[str, Any]:
+def export_run(run: str | Path, out: str | Path, kind: str = "onnx", *, fp16: bool = True) -> dict[str, Any]:
     """Returns the metadata of `out`, now the file of a trained run, in one of the formats of `MAKERS`.
 
     With `fp16` large weights, but for torch's, are stored in half the bytes and computed with in float32 all the same.
     Raises `PetsegError`: not a trained run, or the file disagrees with torch.
     """
+    run, out = Path(run), Path(out)
     trained = load_run(run, choose_hardware("fp32", "cpu"))
     config, data = trained.config, trained.data
     description = {

@@ -262,9 +262,10 @@ def write_page(path: Path, text: str) -> Path:
     return path
 
 
-def write_report(comparison: Path, out: Path | None = None) -> Path:
+def write_report(comparison: str | Path, out: str | Path | None = None) -> Path:
     """Returns the path of a comparison.json's report: `out`, or report.html beside it; PetsegError where it is bad."""
+    comparison = Path(comparison)
     if not comparison.is_file():
         raise PetsegError(f"{comparison} is no file; a report is made from a comparison.json: run `petseg compare`")
     result = read_record(comparison, ComparisonResult)
-    return write_page(out or comparison.with_name("report.html"), render(result, comparison.parent))
+    return write_page(Path(out or comparison.with_name("report.html")), render(result, comparison.parent))

@@ -183,6 +183,7 @@ def render_answer(findings: schema.Findings) -> str:
     )
 
 
-def write_study_report(findings: Path, out: Path | None = None) -> Path:
+def write_study_report(findings: str | Path, out: str | Path | None = None) -> Path:
     """Returns the path of the page written from a findings.json: `out`, or report.html beside it."""
-    return write_page(out or findings.with_name("report.html"), render_study(read_record(findings, schema.Findings)))
+    page = Path(out or Path(findings).with_name("report.html"))
+    return write_page(page, render_study(read_record(findings, schema.Findings)))

@@ -56,12 +56,13 @@ class Execution:
     on_epoch: Callable[[EpochRow], None] = lambda row: None
 
 
-def train(config: RunConfig, prepared: Prepared, run: Path, execution: Execution = Execution()) -> list[EpochRow]:
+def train(config: RunConfig, prepared: Prepared, run: str | Path, execution: Execution = Execution()) -> list[EpochRow]:
     """Returns the rows of metrics.jsonl after training the model of `config` into the folder `run`.
 
     Refuses a folder that exists (when resuming: one of another config, or with damaged checkpoints), and ends with
     `DivergedError` where the loss becomes NaN or infinite.
     """
+    run = Path(run)
     distributed.check_batch(config.train.batch_size)
     hardware = execution.hardware or choose_hardware(config.train.precision)
     if config.train.compile:

@@ -293,6 +293,7 @@ def test_the_same_input_gives_the_same_bytes(published, findings, tmp_path):
         write_record(path, record)
         first = write(path, tmp_path / "deep" / "first.html").read_bytes()
         assert write(path, tmp_path / "second.html").read_bytes() == first
+        assert write(str(path), str(tmp_path / "third.html")).read_bytes() == first
         assert str(tmp_path).encode() not in first
 
 
