@@ -1,6 +1,9 @@
 """A network and a dataset from outside the package go all the way: trained, scored, compared, exported, predicted."""
 
+import ast
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,3 +171,25 @@ def test_it_is_compared_and_reported(models, recipe, garden, tmp_path):
     words = re.sub(r"data\.oxford_pets\.\w+\s+\w+", "", words)
     for word in ("Oxford", "border", "pet ", "cat ", "dog", "trimap"):
         assert word not in words
+
+
+def exported(module):
+    """Returns what mypy --strict lets others import: made in a module, in its `__all__`, or imported "as" itself."""
+    found = set()
+    for node in ast.walk(ast.parse(Path(find_spec(module).origin).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            found |= {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+            if "__all__" in found:
+                found |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names if alias.asname == alias.name}
+    return found
+
+
+def test_each_name_that_it_takes_is_exported_to_type_checkers():
+    given = [node for node in ast.walk(ast.parse(Path(__file__).read_text())) if isinstance(node, ast.ImportFrom)]
+    names = {(node.module, alias.name) for node in given for alias in node.names if node.module.startswith("petseg")}
+    names |= {("petseg.models", "Input"), ("petseg.models", "build_model")}
+    assert {(module, name) for module, name in names if name not in exported(module)} == set()

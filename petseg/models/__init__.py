@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from petseg.config import NETWORKS, ModelConfig, ModelOptions, Recipe, RunConfig, StrictConfig, split_name, validated
 from petseg.errors import PetsegError, unknown_name
 from petseg.models import external
-from petseg.models.builder import Builder, Input
+from petseg.models.builder import Builder as Builder
+from petseg.models.builder import Input as Input
 from petseg.models.segnet import SegNet, load_vgg16, vgg16_convs
 from petseg.models.segnet_basic import STAGES, SegNetBasic
 from petseg.models.tutorial import Tutorial
