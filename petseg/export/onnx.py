@@ -12,6 +12,7 @@ when it gives torch's own answers.
 import hashlib
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -63,6 +64,8 @@ DEFINITIONS = {  # scores that a file's metadata repeat, and what they mean
     "mean_boundary_f": "mean over classes and images of the boundary F measure, within .75 % of the diagonal",
     "image_class_accuracy": "of merged classes (cat and dog as pet): share of images whose class is right",
 }
+
+_QUIET = threading.RLock()  # held by what silences the process: of two at once, each would restore the other's silence
 
 Axes = dict[str, dict[int, Any]]  # input -> axis -> the dimension that stays free
 MadeT = TypeVar("MadeT")
@@ -289,13 +292,18 @@ def _first_that_holds(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences exporters, which warn of their own deprecations, and print graphs where they fail."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+    """Silences exporters, which warn of their own deprecations, and print graphs where they fail.
+
+    It silences all threads of the process, so another thread waits until the block has ended.
+    """
+    with _QUIET:
+        before = logging.root.manager.disable
+        logging.disable(max(before, logging.WARNING))
+        try:
+            with warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO()):
+                yield
+        finally:
+            logging.disable(before)
 
 
 def _begun(init: str) -> str:

@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import logging
 import re
 import shutil
+import sys
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,6 +201,36 @@ def test_a_run_that_fp16_would_change_is_kept_in_fp32(run, tmp_path, monkeypatch
 
     monkeypatch.setattr(export, "export_model", refused)
     assert Segmenter(exported_run(place)).card["fp16"] is False
+
+
+def test_exports_in_two_threads_take_turns_and_leave_stderr_and_logging_as_they_were():
+    before, inside, ended = sys.stderr, threading.Event(), threading.Event()
+
+    def other():
+        with export.quiet():
+            inside.set()
+            ended.wait(10)
+
+    logging.disable(logging.INFO)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with export.quiet():
+                waiting = pool.submit(other)
+                assert not inside.wait(0.2), "the other waits"
+            assert inside.wait(10)
+            ended.set()
+            waiting.result()
+        assert (sys.stderr, logging.root.manager.disable) == (before, logging.INFO)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+def test_two_exports_at_once():
+    networks = [build_network(ModelConfig(name="unet", base_channels=4, depth=1), 3, CPU) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        files = list(pool.map(lambda network: export.as_onnx(network, 16), networks))
+    assert [len(onnx.load_from_string(file).graph.output) for file in files] == [1, 1]
 
 
 def test_fp16_halves_large_tensors():
