@@ -34,28 +34,33 @@ def count_cost(config: ModelConfig, num_classes: int, size: int) -> CostInfo:
     try:
         with torch.no_grad(), LiveBytes() as inference:
             model(image)
-    except Exception as error:  # of a network that needs values
+        skip_bytes, training = _count_skips(model, image), _count_training(model, image)
+    except Exception as error:  # of a network that needs values, or cannot be trained
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise PetsegError(
             f"model {config.name!r}: its cost cannot be counted on torch's meta device, where tensors have shapes and "
             f"no values ({reason}); mend the network"
         ) from None
-    skip_bytes = _count_skips(model, image)
-    model.train()
-    training = []
-    for count in (TRAINING_BATCH, 2 * TRAINING_BATCH):
-        labels = torch.zeros(count, size, size, dtype=torch.int64, device="meta")
-        with LiveBytes() as batch:
-            F.cross_entropy(model(image.expand(count, -1, -1, -1)), labels).backward()
-        training.append(batch.peak)
-        model.zero_grad(set_to_none=True)
     return CostInfo(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=count_macs(config, num_classes, size),
         activation_bytes=inference.peak,
         skip_bytes=skip_bytes,
-        training_activation_bytes_per_image=(training[1] - training[0]) // TRAINING_BATCH,
+        training_activation_bytes_per_image=training,
     )
+
+
+def _count_training(model: nn.Module, image: Tensor) -> int:
+    """Returns the bytes that a further image of a batch needs in a training step; leaves the model in training mode."""
+    model.train()
+    peaks: list[int] = []
+    for count in (TRAINING_BATCH, 2 * TRAINING_BATCH):
+        labels = torch.zeros(count, *image.shape[2:], dtype=torch.int64, device="meta")
+        with LiveBytes() as batch:
+            F.cross_entropy(model(image.expand(count, -1, -1, -1)), labels).backward()
+        peaks.append(batch.peak)
+        model.zero_grad(set_to_none=True)
+    return (peaks[1] - peaks[0]) // TRAINING_BATCH
 
 
 def _count_skips(model: nn.Module, image: Tensor) -> int | None:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from petseg.threads import keep_pace
 from petseg.training import distributed
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
-from petseg.training.losses import CrossEntropySum
+from petseg.training.losses import CrossEntropySum, cross_entropy
 
 EVALUATION_BATCH = 32  # images a batch where no gradient is kept; scores do not depend on it
 EVALUATION_PIXELS = 32 * 320 * 320  # of a batch: 32 images of 512 px took 1.8 GB, with 8 channels
@@ -50,7 +51,12 @@ class Network:
 
 def build_network(config: ModelConfig, num_classes: int, hardware: Hardware) -> Network:
     """Returns a new network on its device, in channels_last, weights drawn from torch's global generator."""
-    module = build_model(config, num_classes).to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = build_model(config, num_classes)
+    if any(isinstance(one, nn.UninitializedParameter | nn.UninitializedBuffer) for one in module.state_dict().values()):
+        raise PetsegError(
+            f"model {config.name!r}: has parameters without a shape, as LazyConv2d; give each layer its input channels"
+        )
+    module = module.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(module, model_input(config), hardware)
 
 
@@ -80,25 +86,51 @@ def grey_images(side: int, hardware: Hardware) -> Tensor:
 
 
 def new_network(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:
-    """Returns `build_network` of a run, tried on an image of each side that it computes: before minutes of work."""
-    network, name = build_network(config.model, num_classes, hardware), config.model.name
+    """Returns `build_network` of a run, tried on an image of each side that it computes: before minutes of work.
+
+    A second network is tried in training mode, so nothing of the first changes, nor torch's random state.
+    """
+    network, sides = build_network(config.model, num_classes, hardware), (*config.train.ramp, config.data.size)
     network.module.eval()
-    for side in (*config.train.ramp, config.data.size):
-        try:
-            with torch.no_grad():
-                logits: object = network.logits(grey_images(side, hardware))
-        except Exception as error:  # whatever a network raises
-            step = network.input.multiple
-            advice = f"take sides in steps of {step}" if side % step else "mend the network or take another size"
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise PetsegError(f"model {name!r}: cannot compute images of {side} px ({reason}); {advice}") from None
-        wanted = [2, num_classes, side, side]
-        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if given != wanted:
-            raise PetsegError(
-                f"model {name!r}: gives {given} for images [2, 3, {side}, {side}]; wanted logits {wanted}"
-            )
+    for side in sides:
+        step = network.input.multiple
+        advice = f"take sides in steps of {step}" if side % step else "mend the network or take another size"
+        with torch.no_grad(), _one_line(config.model, f"cannot compute images of {side} px", advice):
+            logits: object = network.logits(grey_images(side, hardware))
+        _checked_logits(config.model, logits, [2, num_classes, side, side])
+    with torch.random.fork_rng([hardware.device] if hardware.device.type == "cuda" else []):
+        _try_training(config.model, build_network(config.model, num_classes, hardware), num_classes, min(sides))
     return network
+
+
+def _try_training(config: ModelConfig, network: Network, num_classes: int, side: int) -> None:
+    """Refuses a network that cannot learn from two images of a `side`; its gradients and statistics stay changed."""
+    reason = "cannot be trained"
+    network.module.train()
+    with _one_line(config, reason, "mend the network"):
+        logits: object = network.logits(grey_images(side, network.hardware))
+    checked = _checked_logits(config, logits, [2, num_classes, side, side], " in training mode")
+    if not checked.requires_grad:
+        raise PetsegError(f"model {config.name!r}: {reason} (no parameter gets a gradient); mend the network")
+    with _one_line(config, reason, "mend the network"):
+        cross_entropy(checked, checked.new_zeros((2, side, side), dtype=torch.int64)).backward()
+
+
+@contextmanager
+def _one_line(config: ModelConfig, what: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a network raises
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise PetsegError(f"model {config.name!r}: {what} ({reason}); {advice}") from None
+
+
+def _checked_logits(config: ModelConfig, logits: object, wanted: list[int], where: str = "") -> Tensor:
+    if isinstance(logits, Tensor) and list(logits.shape) == wanted:
+        return logits
+    given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    images = [wanted[0], 3, *wanted[2:]]
+    raise PetsegError(f"model {config.name!r}: gives {given} for images {images}{where}; wanted logits {wanted}")
 
 
 @dataclass(frozen=True)

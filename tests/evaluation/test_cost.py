@@ -7,7 +7,7 @@ from torch import nn
 from petseg.config import ModelConfig
 from petseg.evaluation.cost import LiveBytes, count_cost, count_macs, measure_latencies
 from petseg.models import MODELS, Builder
-from tests.conftest import CPU
+from tests.conftest import CPU, refused
 
 # each row: pixels of the output, channels in, channels out, taps a pixel. U-Net of 4 base channels and depth 2 on
 # 16 x 16: levels of 16, 8 and 4 pixels a side, 4, 8 and 16 channels
@@ -164,3 +164,13 @@ def test_other_work_while_latencies_are_measured_is_recorded(monkeypatch):
 def test_a_network_that_reads_values_when_it_is_built():
     pytest.importorskip("segmentation_models_pytorch", reason="the extra `models`")
     assert count_cost(ModelConfig(name="smp:Segformer/mit_b0"), 3, 32).parameters == 3_714_915  # rates from a linspace
+
+
+def test_a_network_that_cannot_be_trained_is_refused_in_one_line(monkeypatch):
+    class Two(nn.Conv2d):
+        def forward(self, image):
+            logits = super().forward(image)
+            return (logits, logits) if self.training else logits
+
+    monkeypatch.setitem(MODELS, "two", Builder("Two", lambda num_classes: Two(3, num_classes, 1)))
+    refused(r"^model 'two': its cost cannot be counted .*\(TypeError: .*", count_cost, ModelConfig(name="two"), 3, 8)

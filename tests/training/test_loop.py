@@ -12,18 +12,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from petseg.config import ModelConfig, RunConfig, TrainConfig
+from petseg.config import ModelConfig, RunConfig, TrainConfig, load_recipe
 from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import make_pets
 from petseg.errors import DivergedError, PetsegError
 from petseg.evaluation.evaluate import load_run
+from petseg.experiments.compare import Plan, compare
 from petseg.models import Input, build_model
 from petseg.schema import InputInfo, write_record
 from petseg.storage import read_json
 from petseg.training.batches import load_splits
+from petseg.training.inference import build_network, new_network
 from petseg.training.loop import learning_rate, make_optimiser
-from tests.conftest import CPU, prepare_for, refused, tiny, train_on_cpu
+from tests.conftest import CPU, TINY, prepare_for, refused, tiny, train_on_cpu
 
 
 def test_same_seed_same_losses_and_another_seed_others(prepared, tmp_path):
@@ -44,6 +46,7 @@ def test_training_lowers_the_loss_below_what_class_shares_give(prepared, tmp_pat
 
 
 OWN = """
+import torch
 from torch import nn
 class Net(nn.Module):
     def __init__(self, num_classes):
@@ -64,15 +67,46 @@ class Bad(Net):
 class Wide(Net):
     def __init__(self, num_classes, width):
         super().__init__(num_classes)
+class Two(Net):
+    def forward(self, image):
+        logits = super().forward(image)
+        return (logits, logits) if self.training else logits
+class Frozen(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.requires_grad_(False)
+class Empty(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.channels = [0] * num_classes
+    def forward(self, image):
+        return image[:, self.channels]
+class Constant(Net):
+    def forward(self, image):
+        with torch.no_grad():
+            return super().forward(image)
+class Replaced(Net):
+    def forward(self, image):
+        logits = super().forward(image).sigmoid()
+        return logits.mul_(2) if self.training else logits
+class Lazy(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.head = nn.LazyConv2d(num_classes, 1)
 def Words(num_classes):
     return "a network"
 number = 3
 """
+STILL = ("Frozen", "Empty", "Constant")
 OWN_REFUSED = [
     ("Half", r"gives \[2, 3, 16, 16\] for images \[2, 3, 32, 32\]; wanted logits \[2, 3, 32, 32\]$"),
     ("Pair", r"gives tuple for images \[2, 3, 32, 32\]; wanted logits"),
     ("Bad", r"cannot compute images of 32 px \(RuntimeError: .*; mend the network or take another size$"),
     ("Wide", r"TypeError: .*missing 1 required positional argument: 'width'; it is called with num_classes alone$"),
+    ("Two", r"gives tuple for images \[2, 3, 32, 32\] in training mode; wanted logits \[2, 3, 32, 32\]$"),
+    *((name, r"cannot be trained \(no parameter gets a gradient\); mend the network$") for name in STILL),
+    ("Replaced", r"cannot be trained \(RuntimeError: .*inplace operation.*\); mend the network$"),
+    ("Lazy", r"has parameters without a shape, as LazyConv2d; give each layer its input channels$"),
     ("Words", r"gives str; wanted a torch\.nn\.Module$"),
     ("number", r"TypeError: 'int' object is not callable; it is called with num_classes alone$"),
     ("Nothing", r"AttributeError: .*'Nothing'; wanted a class in a Python file$"),
@@ -85,6 +119,29 @@ def test_a_network_of_ones_own_that_is_none_is_said_before_training(name, messag
     config = RunConfig(model=ModelConfig(name=f"{tmp_path}/mine.py:{name}"), data=tiny().data, train=tiny().train)
     refused(rf"^model '.*mine\.py:{name}': {message}", train_on_cpu, config, prepared, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["Two", "Empty", "Constant", "Lazy"])
+def test_a_comparison_refuses_a_network_that_cannot_be_trained(name, prepared, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
+    recipe = load_recipe("default", TINY).model_copy(update={"models": ("unet", f"{tmp_path}/mine.py:{name}")})
+    refused(rf"^model '.*mine\.py:{name}': ", compare, Plan(recipe, CPU, "a test"), prepared, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_is_tried_without_a_trace():
+    """Weights, statistics and torch's random numbers are those of a network that was not tried."""
+    config, found = tiny("model.dropout=0.5"), []
+    for build in (lambda: build_network(config.model, 3, CPU), lambda: new_network(config, 3, CPU)):
+        torch.manual_seed(7)
+        found.append((build().module.state_dict(), torch.get_rng_state()))
+    (plain, plain_random), (tried, tried_random) = found
+    assert plain.keys() == tried.keys()
+    assert all(torch.equal(value, tried[name]) for name, value in plain.items())
+    assert torch.equal(plain_random, tried_random)
+    network = new_network(config, 3, CPU).module
+    assert not any(module.training for module in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_normalisation_is_written_down_and_goes_on_from_there(prepared, tmp_path):
