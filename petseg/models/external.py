@@ -26,7 +26,7 @@ from petseg.config import StrictConfig
 from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.models.builder import Builder, Input
 from petseg.models.layers import conv_stage, initialise
-from petseg.models.own import is_own, own_builder
+from petseg.models.own import is_own, own_builder, own_title
 
 NAME = re.compile(
     r"(?P<library>smp|timm):(?:(?P<architecture>[A-Za-z0-9]+)/)?(?P<encoder>[\w.\-]+)(?P<imagenet>@imagenet)?"
@@ -177,6 +177,8 @@ def title(name: str) -> str:
     >>> title("smp:DeepLabV3Plus/tu-resnet18"), title("timm:resnet18@imagenet"), title("my/nets.py:MyNet")
     ('DeepLabV3Plus, resnet18', 'U-Net, resnet18, ImageNet', 'MyNet')
     """
+    if is_own(name):
+        return own_title(name)
     match = NAME.fullmatch(name)
     if match is None:
         return name.rpartition(":")[2]

@@ -48,6 +48,18 @@ def own_builder(name: str) -> Builder:
     return Builder(attribute, build)
 
 
+def own_title(name: str) -> str:
+    """Returns how a reader knows a network of a file: its `Builder`'s title, else its class, as where the file is gone.
+
+    >>> own_title("gone/nets.py:MyNet")
+    'MyNet'
+    """
+    try:
+        return own_builder(name).title
+    except PetsegError:
+        return name.rpartition(":")[2]
+
+
 @cache
 def _module(path: Path, changed: int) -> ModuleType:
     """Returns a file as a module, run once for each time that it was `changed`."""

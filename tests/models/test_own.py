@@ -1,14 +1,16 @@
-"""Networks of one's own, in files: what they import, and that two files are two modules."""
+"""Networks of one's own, in files: what they import, their names, and what is kept of them with a run."""
 
 import inspect
 import pickle
+import re
 import sys
 
 import pytest
 import torch
 
-from petseg.config import ModelConfig
-from petseg.models import build_model
+from petseg.config import ModelConfig, Recipe
+from petseg.models import build_model, model_input, run_config, title_of
+from tests.test_layers import ROOT
 
 NET = """
 from torch import nn
@@ -61,3 +63,15 @@ def test_files_of_one_name_are_two_modules(two_folders):
         copied = pickle.loads(pickle.dumps(model))
         assert torch.equal(copied.layers.weight, model.layers.weight)
         assert f"# of {folder}" in inspect.getsource(type(model))
+
+
+def test_the_programs_of_the_documents(tmp_path):
+    text = (ROOT / "docs" / "any-network.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), encoding="utf-8")
+    names = [f"{tmp_path}/mine.py:{name}" for name in ("MyNet", "Plain", "Plain@width=32", "Gone")]
+    assert [title_of(name) for name in names] == ["MyNet", "Two layers", "Two layers, width 32", "Gone"]
+    assert title_of("gone/mine.py:Plain@width=32") == "Plain, width 32"
+    config = run_config(Recipe(models=(names[2],)), names[2]).model
+    assert build_model(config, 5)[0].out_channels == 32
+    assert model_input(config).mean == (0.485, 0.456, 0.406)
+    assert build_model(ModelConfig(name=names[0]), 5)(torch.zeros(1, 3, 8, 8)).shape == (1, 5, 8, 8)
