@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from petseg.data.oxford_pets import read_contents
 from petseg.training.checkpoint import BEST
-from petseg.training.runs import PLACE
+from petseg.training.runs import NETWORK, PLACE
 
 FP16_FROM = 40_000  # values from which a tensor loses nothing that counts in fp16, as in exported files
 LISTS = ("list.txt", "trainval.txt", "test.txt")
@@ -47,7 +47,9 @@ def images(folder: Path, side: int) -> Iterator[tuple[str, bytes]]:
 
 def run_files(run: Path) -> Iterator[tuple[str, bytes]]:
     """Yields (path, content) of a run folder: its records, evaluations and best weights."""
-    for path in sorted({*run.glob("*.json"), *run.glob("*.jsonl"), *run.glob("evaluations/*")} - {run / PLACE}):
+    for path in sorted(
+        {*run.glob("*.json"), *run.glob("*.jsonl"), *run.glob("evaluations/*")} - {run / PLACE, run / NETWORK}
+    ):
         yield f"{run.name}/{path.relative_to(run)}", path.read_bytes()
     with safe_open(run / BEST, "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping

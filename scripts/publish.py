@@ -18,7 +18,7 @@ from petseg.experiments.study.findings import write_findings
 from petseg.experiments.study.results import MANIFEST, read_manifest
 from petseg.experiments.study.results import publish as publish_study
 from petseg.schema import ComparisonResult, read_record
-from petseg.training.runs import PLACE
+from petseg.training.runs import NETWORK, PLACE
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -63,8 +63,8 @@ def copy_records(source: Path, target: Path) -> Path:
     """Returns the target, now with every JSON of the source alone, but for lists of names."""
     shutil.rmtree(target, ignore_errors=True)
     for path in (*source.rglob("*.json"), *source.rglob("*.jsonl")):
-        # thousands of names, which the dataset's own lists and the scores hold too; and a place on one machine
-        if path.name in ("splits.json", PLACE):
+        # thousands of names, which the dataset's own lists and the scores hold too; and places on one machine
+        if path.name in ("splits.json", PLACE, NETWORK):
             continue
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,7 @@ from petseg.predict.enlarge import Floats
 from petseg.shipped import model_names
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network, build_network
+from petseg.training.own import located
 
 # Tensors of fewer values stay in float32, tried in this order until the file agrees with torch: rounding the small
 # first convolutions moves maxima. On 64 images at 128 px (2026-11-22) SegNet agrees on 99.947 % of pixels with all
@@ -96,7 +97,7 @@ def export_run(run: str | Path, out: str | Path, kind: str = "onnx", *, fp16: bo
     config, data = trained.config, trained.data
     description = {
         "model": config.model.name,
-        "title": title_of(config.model.name),
+        "title": title_of(located(run, config.model).name),
         "pretraining": _begun(config.train.init)
         if config.train.init
         else pretraining(config.model.name, config.model.options.get("encoder_weights")),

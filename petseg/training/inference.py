@@ -23,6 +23,7 @@ from petseg.training import distributed
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
 from petseg.training.losses import CrossEntropySum, cross_entropy
+from petseg.training.own import located
 
 EVALUATION_BATCH = 32  # images a batch where no gradient is kept; scores do not depend on it
 EVALUATION_PIXELS = 32 * 320 * 320  # of a batch: 32 images of 512 px took 1.8 GB, with 8 channels
@@ -76,7 +77,7 @@ def read_input(run: Path, wanted: Input) -> Input:
 
 def run_network(run: Path, config: ModelConfig, num_classes: int, hardware: Hardware) -> Network:
     """Returns `build_network` of a run's folder, with the normalisation that the run wrote down."""
-    network = build_network(config, num_classes, hardware)
+    network = build_network(located(run, config), num_classes, hardware)
     return replace(network, input=read_input(run, network.input))
 
 

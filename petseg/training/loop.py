@@ -35,6 +35,7 @@ from petseg.training.device import Hardware, choose_hardware
 from petseg.training.distillation import distillation_loss, lesson
 from petseg.training.inference import Network, claim_input, evaluation_batches, new_network, read_input, validate
 from petseg.training.losses import cross_entropy, dice_loss, median_frequency_weights
+from petseg.training.own import claim_file, located
 from petseg.training.recompute import recompute_blocks
 from petseg.training.start import load_initial, load_teacher
 from petseg.training.unlabelled import batches_beside, load_unlabelled
@@ -71,13 +72,14 @@ def train(config: RunConfig, prepared: Prepared, run: str | Path, execution: Exe
     splits = execution.splits or load_splits(prepared, config, hardware.device)
     if splits["train"].dataset.classes != prepared.dataset.classes:
         raise PetsegError("the splits hold other classes than the dataset; load them from the same dataset")
-    network = _drawn(config, len(prepared.dataset.classes), hardware)
+    placed = config.model_copy(update={"model": located(run, config.model)})  # what is built; the run keeps its config
+    network = _drawn(placed, len(prepared.dataset.classes), hardware)
     if not (execution.resume and (run / checkpoint.RESUME).is_file()):
-        _initialise(network, config, splits["train"])
+        _initialise(network, placed, splits["train"])
     with _folder(run, config, prepared, execution):
         settled = claim_input if distributed.rank() == 0 else read_input
         network = replace(network, input=settled(run, network.input))
-        trainer = Trainer(config, network, splits["train"], load_unlabelled(config, splits["train"]))
+        trainer = Trainer(placed, network, splits["train"], load_unlabelled(config, splits["train"]))
         history = checkpoint.restore(run, trainer.state) if execution.resume and distributed.rank() == 0 else []
         history = checkpoint.share(trainer.state, history)
         if len(history) >= config.train.epochs or _waited(history, config):
@@ -361,6 +363,7 @@ def _claim(run: Path, config: RunConfig, prepared: Prepared, execution: Executio
             known = known.model_copy(update={"train": known.train.model_copy(update={"epochs": given})})
         runs.refuse_change(run, known.model_dump(mode="json"), config.model_dump(mode="json"))
     runs.claim_data(run, prepared)
+    claim_file(run, config.model)
 
 
 @contextmanager

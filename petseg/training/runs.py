@@ -5,6 +5,7 @@ environment.json    commit, versions, device, precision
 input.json          how images are normalised, as the encoder's library says
 data.json           which images: dataset, classes, splits, and the prepared cache's key
 place.json          where they lay on this machine, for later commands without --data
+network.json        where the file of a network of one's own lay on this machine, and its SHA-256
 splits.json         the sample ids of each split, which a later evaluation takes
 metrics.jsonl       one line an epoch
 *.safetensors       weights and checkpoints (`training.checkpoint`)
@@ -32,12 +33,14 @@ from petseg.schema import ClassInfo, DataInfo, EpochRow, SplitIds, first_reason,
 
 LOCK = ".lock"
 PLACE = "place.json"
+NETWORK = "network.json"
 HARMLESS = {
     LOCK,
     "data.json",
     "environment.json",
     "splits.json",
     PLACE,
+    NETWORK,
     "input.json",
 }  # what a run or a comparison that was killed early leaves
 

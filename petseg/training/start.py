@@ -22,6 +22,7 @@ from petseg.shipped import card_of, model_file, model_names, shipped_model
 from petseg.training import checkpoint, runs
 from petseg.training.device import Hardware
 from petseg.training.inference import Network, build_network, grey_images, read_input, run_network
+from petseg.training.own import located
 
 COUNTER = ".num_batches_tracked"  # of batch normalisation, without use here
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -52,7 +53,7 @@ def is_run(source: str) -> bool:
 
 def model_of(source: str) -> ModelConfig:
     """Returns which network some weights are of."""
-    return runs.read_config(Path(source)).model if is_run(source) else read_model(source).model
+    return located(Path(source), runs.read_config(Path(source)).model) if is_run(source) else read_model(source).model
 
 
 def read_model(source: str) -> ModelFile:
