@@ -21,12 +21,16 @@ PACKAGE = Path(petseg.__file__).parent
 
 def test_type_checkers_see_every_public_name_and_an_unknown_one_is_an_attribute_error():
     tree = ast.parse(Path(petseg.__file__).read_text(encoding="utf-8"))
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block, _ = [node for node in tree.body if isinstance(node, ast.If)]
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     seen = {alias.asname: node.module for node in imports for alias in node.names}
     assert seen == petseg._HOME
     with pytest.raises(AttributeError, match="no attribute 'unet'"):
         petseg.unet  # noqa: B018
+
+
+def test_a_prompt_completes_the_public_names():
+    assert {*dir(petseg)} == {*petseg.__all__}
 
 
 @pytest.mark.parametrize("name", [name for name in petseg.__all__ if name != "__version__"])

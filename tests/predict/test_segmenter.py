@@ -1,6 +1,8 @@
 """Segmenter: shipped models and models of any classes, the same from any thread and batch, mistakes in one line."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -174,6 +176,24 @@ def test_any_named_class_is_cut_out_and_the_others_are_background(names):
     assert (resized == small[:: result.size[0] // 8, :: result.size[1] // 8]).mean() > 0.9
     assert [each.name for each in result.classes if each.role == "foreground"] == [n for n in ids if n in names]
     refused("foreground 'cats' is unknown; choose one of: cat, ", plain.using, foreground=["cats"])
+
+
+def test_options_are_the_model_s_own_but_for_those_given_and_travel_to_other_processes(segmenter):
+    dogs = segmenter.using(foreground=["dog"], flip=True, scales=[1, 1.25], raw=True)
+    plain = dogs.using()
+    assert (plain.classes, plain.presence, plain.flip, plain.raw) == (
+        *(segmenter.classes, segmenter.presence),
+        *(False, False),
+    )
+    assert segmenter.using(windows=2 * segmenter.size).using().geometry == segmenter.geometry
+    again = pickle.loads(pickle.dumps(dogs))
+    assert (again.classes, again.flip, again.scales, again.raw) == (dogs.classes, True, (1, 1.25), True)
+    assert np.array_equal(again(IMAGES[0]).mask, dogs(IMAGES[0]).mask)
+    assert np.array_equal(copy.deepcopy(segmenter)(IMAGES[0]).mask, segmenter(IMAGES[0]).mask)
+    assert segmenter.using(scales=np.array([1, 1.25])).scales == (1, 1.25)
+    refused(r"scales are 1, x; wanted at least one of", segmenter.using, scales=[1, "x"])
+    refused(r"windows is '300'; wanted a whole number", segmenter.using, windows="300")
+    refused(r"flip is 'no'; wanted True or False", segmenter.using, flip="no")
 
 
 def test_a_batch_and_four_threads_give_the_answers_of_single_photos_and_a_bad_one_is_named(segmenter, tmp_path):
