@@ -269,7 +269,7 @@ def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], look: Look, res
         return
     for note in (*(() if result.boxes else (in_words(result.summary(), result.classes),)), *result.photo.notes):
         print(f"petseg: stdin: {note}", file=sys.stderr)
-    results.buffer.write(encoded(result, kinds[0], look=look))
+    results.buffer.write(encoded(result, kinds[0], look=look, key=result.photo.key))
 
 
 def _line(outcome: Outcome, classes: Sequence[Class]) -> str:

@@ -19,7 +19,7 @@ from petseg import storage
 from petseg.data.dataset import Progress, palette
 from petseg.data.images import UNREADABLE
 from petseg.errors import PetsegError, unknown_name
-from petseg.predict.photos import find_photos
+from petseg.predict.photos import find_photos, key_of
 from petseg.predict.png import png
 from petseg.predict.segmentation import Segmentation, Summary
 from petseg.predict.segmenter import Segmenter
@@ -67,8 +67,20 @@ class Job:
     note: str = ""  # what is unusual about the files
 
     def done(self) -> bool:
-        """Returns whether every file is there; files appear whole, so what is there is finished."""
-        return all(map(_is_file, self.files.values()))
+        """Returns whether every file is there, of this very photo; files appear whole, so what is there is finished."""
+        return all(map(_is_file, self.files.values())) and not self.of_others()
+
+    def of_others(self) -> list[Path]:
+        """Returns the files that petseg wrote of another photo, or of this one before it changed.
+
+        A file without a key, of an earlier version, is nobody else's; nor is any while the photo cannot be read.
+        """
+        keys = {path: found for path in self.files.values() if _is_file(path) and (found := written_from(path))}
+        try:
+            own = key_of(self.photo.read_bytes()) if keys else ""
+        except OSError:
+            return []
+        return [path for path, found in keys.items() if found != own]
 
 
 @dataclass(frozen=True)
@@ -148,25 +160,46 @@ def _ending(kind: str, look: Look) -> str:
 
 
 def is_output(path: Path) -> bool:
-    """Returns whether petseg wrote a file: its images carry a text, its JSON its fields."""
+    """Returns whether petseg wrote a file."""
+    return written_from(path) is not None
+
+
+def written_from(path: Path) -> str | None:
+    """Returns the key of the photo that petseg wrote a file from, "" where the file has none; None of others' files.
+
+    Images carry a text, JSON a field: `MARK`, and the key behind it.
+    """
     try:
         if path.suffix == ".json":
-            return MARK.encode() in path.read_bytes()
-        with Image.open(path, formats=[name for name, *_ in FORMATS.values()]) as opened:
-            # a PNG's EXIF may lie at its end
-            return MARK in (opened.info.get("Software"), opened.format != "PNG" and opened.getexif().get(SOFTWARE))
+            content = path.read_bytes()
+            texts = [] if MARK.encode() not in content else [str(json.loads(content).get("software", MARK))]
+        else:
+            with Image.open(path, formats=[name for name, *_ in FORMATS.values()]) as opened:
+                # a PNG's EXIF may lie at its end
+                tag = opened.getexif().get(SOFTWARE) if opened.format != "PNG" else None
+                texts = [str(opened.info.get("Software")), str(tag)]
     except UNREADABLE:
-        return False
+        return None
+    return next((text.removeprefix(MARK).strip() for text in texts if text.partition(MARK)[0] == ""), None)
 
 
 def check_outputs(jobs: Sequence[Job]) -> None:
-    """Checks that no file of these jobs replaces a photo or a file that petseg did not write."""
+    """Checks that no file of these jobs replaces a photo, a file that petseg did not write, or another photo's.
+
+    Beside a photo no other one writes: there the files of a photo that was changed are replaced.
+    """
     photos = {job.photo.resolve() for job in jobs}
     for path in (path for job in jobs for path in job.files.values() if _is_file(path)):
         if path.resolve() in photos:
             raise PetsegError(f"{path} is one of the photos and would be replaced; choose another folder with --out")
         if not is_output(path):
             raise PetsegError(f"{path} is there already and petseg did not write it; move it, or choose --out")
+    for job in jobs:
+        if elsewhere := [path for path in job.of_others() if path.parent.resolve() != job.photo.parent.resolve()]:
+            raise PetsegError(
+                f"{elsewhere[0]} is of another photo than {job.photo}, or of this one before it changed; "
+                "move it, or choose --out"
+            )
 
 
 def remove_unfinished(jobs: Sequence[Job]) -> None:
@@ -225,14 +258,15 @@ def predict_job(segmenter: Segmenter, job: Job, *, look: Look = Look(), on_windo
 def contents_of(result: Segmentation, kinds: Sequence[str], look: Look = Look()) -> dict[str, bytes]:
     """Returns kind -> content of its file; the files of one photo are made at once."""
     with ThreadPoolExecutor(max(1, len(kinds))) as pool:
-        return dict(zip(kinds, pool.map(partial(encoded, result, look=look), kinds), strict=True))
+        return dict(zip(kinds, pool.map(partial(encoded, result, look=look, key=result.photo.key), kinds), strict=True))
 
 
-def encoded(result: Segmentation, kind: str, *, look: Look = Look()) -> bytes:
-    """Returns the file of one kind: an image, or JSON with a line's end."""
+def encoded(result: Segmentation, kind: str, *, look: Look = Look(), key: str = "") -> bytes:
+    """Returns the file of one kind: an image, or JSON with a line's end; `key` says in it which photo it is of."""
+    software = f"{MARK} {key}".rstrip()
     if kind == "json":
-        return (json.dumps({"software": MARK, **result.summary().to_dict()}, indent=1) + "\n").encode()
-    texts = {"Software": MARK}
+        return (json.dumps({"software": software, **result.summary().to_dict()}, indent=1) + "\n").encode()
+    texts = {"Software": software}
     if kind == "classes":
         colours = palette(result.classes)[: len(result.classes)]
         return png(result.class_ids, texts | {ENTROPY: f"{result.entropy:.6f}"}, colours)
@@ -249,7 +283,7 @@ def encoded(result: Segmentation, kind: str, *, look: Look = Look()) -> bytes:
     if name == "PNG":
         return png(np.asarray(image), texts)
     exif = Image.Exif()
-    exif[SOFTWARE] = MARK
+    exif[SOFTWARE] = software
     stream = BytesIO()
     image.save(stream, name, exif=exif, **options)
     return stream.getvalue()

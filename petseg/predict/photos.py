@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +37,7 @@ class Photo:
     def __init__(self, source: Source, name: str = "") -> None:
         self.name = name or (str(source) if isinstance(source, str | os.PathLike) else "image")
         self._kept = self._keep(source)
+        self.key = key_of(self._kept) if isinstance(self._kept, bytes) else ""
         with self._opened() as opened:
             check_pixels(opened)
             # what a user should know: of an animation, that its first frame is used
@@ -119,6 +121,11 @@ class Photo:
         too_large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
         kind = TooManyPixelsError if too_large else PetsegError
         return kind(f"{self.name}: cannot be decoded ({reason}){'; reduce it first' if too_large else ''}")
+
+
+def key_of(content: bytes) -> str:
+    """Returns what tells photos apart wherever they lie: a hash of the file, which says nothing of its folder."""
+    return blake2b(content, digest_size=8).hexdigest()
 
 
 def _upright_size(opened: Image.Image) -> tuple[int, int]:

@@ -56,6 +56,20 @@ def test_a_folder_with_a_bad_photo_is_done_and_exits_1_then_resumes(tmp_path):
     succeeds(*arguments, "--resume", cwd=tmp_path)
 
 
+def test_resume_skips_no_photo_for_another_one_s_mask(tmp_path):
+    for number, folder in enumerate("abc"):
+        pet(tmp_path / folder / "cat.jpg", number=number)
+    arguments = ("--out", "out", "--only", "mask", "--model", "unet_small")
+    succeeds("predict", "a", "b", "c", *arguments, cwd=tmp_path)
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in below(tmp_path / "out")}
+    assert {*before} == {"cat.jpg.mask.png", "cat.jpg-2.mask.png", "cat.jpg-3.mask.png"}
+    (tmp_path / "a" / "cat.jpg").unlink()
+    for more in ((), ("--resume",)):
+        line = one_line_error(petseg("predict", "b", "c", *arguments, *more, cwd=tmp_path))
+        assert "out/cat.jpg.mask.png is of another photo than b/cat.jpg" in line
+        assert {name: (tmp_path / "out" / name).read_bytes() for name in below(tmp_path / "out")} == before
+
+
 @pytest.mark.parametrize("more", [("--only", "mask"), ("--json",)])
 def test_ctrl_c_says_how_many_photos_are_done_and_how_to_go_on(tmp_path, monkeypatch, more):
     from petseg.predict import outputs

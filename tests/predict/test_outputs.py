@@ -103,7 +103,7 @@ def test_what_is_written_reads_back_and_does_not_depend_on_workers(segmenter, tm
     for kind, wanted in {**maps, "cutout": result.cutout(), "overlay": result.overlay()}.items():
         with Image.open(jobs[0].files[kind]) as image:
             assert (np.asarray(image) == np.asarray(wanted)).all(), kind
-    assert jobs[0].files["json"].read_bytes() == encoded(result, "json")
+    assert jobs[0].files["json"].read_bytes() == encoded(result, "json", key=result.photo.key)
 
 
 def test_done_means_every_file_is_there_and_none_is_taken_for_a_photo(segmenter, tmp_path):
@@ -115,6 +115,38 @@ def test_done_means_every_file_is_there_and_none_is_taken_for_a_photo(segmenter,
     assert plan([tmp_path], list(ENDINGS), None) == [job]
     job.files["cutout"].unlink()
     assert not job.done()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_a_photo_takes_no_other_photo_s_files_for_its_own(segmenter, tmp_path, kind):
+    look = Look(background="white", format=kind)
+    photos = [pet(tmp_path / day / "cat.jpg", number=number) for number, day in enumerate(("mon", "tue"))]
+    (first,), _ = outputs.plan([tmp_path / "mon"], list(ENDINGS), tmp_path / "out", look)
+    (other,), _ = outputs.plan([tmp_path / "tue"], list(ENDINGS), tmp_path / "out", look)
+    assert first.files == other.files
+    assert predict_job(segmenter, first, look=look).error is None
+    assert (first.done(), other.done()) == (True, False)
+    assert other.of_others() == [*other.files.values()]
+    line = refused(r"is of another photo than .*cat\.jpg, or of this one before it changed", check_outputs, [other])
+    assert line.endswith("; move it, or choose --out")
+    check_outputs([first])
+    photos[1].write_bytes(photos[0].read_bytes())  # wherever a photo lies, it is the same one
+    assert other.done()
+    for path, content in ((path, encoded(segmenter(photos[0]), name, look=look)) for name, path in first.files.items()):
+        path.write_bytes(content)  # as an earlier version did
+        assert is_output(path)
+    photos[1].write_bytes(pet(tmp_path / "new.jpg", number=7).read_bytes())
+    assert other.done()
+
+
+def test_beside_a_photo_that_was_changed_its_files_are_replaced(segmenter, tmp_path):
+    (job,) = plan([pet(tmp_path / "cat.jpg")], USUAL, None)
+    assert predict_job(segmenter, job).error is None
+    pet(tmp_path / "cat.jpg", number=2)
+    assert not job.done()
+    check_outputs([job])
+    assert predict_job(segmenter, job).error is None
+    assert job.done()
 
 
 def test_an_output_never_replaces_a_photo_or_a_file_of_somebody_else(segmenter, tmp_path):
