@@ -21,6 +21,7 @@ FOLDER = "manifest"
 ROWS, SECONDS = 100_000, 60  # a part is written at so many rows, or after this time; a kill loses no more than one
 DONE, FAILED, UNREAD = "done", "failed", "unread"  # a row's status
 PART, AGAIN = "part-", "unread-"  # how names of parts begin
+MEND = "restore the damaged part, or remove it: its photos are predicted again"
 CALL = b"petseg"  # the key of the call in a part's metadata
 
 
@@ -51,8 +52,10 @@ def schema(kinds: Sequence[str], classes: Sequence[str], call: Mapping[str, Any]
 
 
 def parts(out: Store, kind: str = PART) -> list[str]:
-    """Returns the manifest's files of one kind, sorted."""
-    return [f"{FOLDER}/{name}" for name, _ in out.entries(FOLDER, missing_ok=True) if name.startswith(kind)]
+    """Returns the manifest's files of one kind, sorted; of parts, not those that a power cut left empty."""
+    names = [name for name, _ in out.entries(FOLDER, missing_ok=True) if name.startswith(kind)]
+    empty = out.empty(FOLDER) if names and kind == PART else set()
+    return [f"{FOLDER}/{name}" for name in names if name not in empty]
 
 
 class Finished:
@@ -60,17 +63,20 @@ class Finished:
 
     def __init__(self, out: Store) -> None:
         fs, root = out.opened()
-        with store_errors(out.name(FOLDER), "read", READ):
+        self._place = out.name(FOLDER)
+        with store_errors(self._place, "read", READ):
             self._rows = dataset.dataset([f"{root}/{part}" for part in parts(out)], filesystem=fs, format="parquet")
 
     def __len__(self) -> int:
-        return int(self._rows.count_rows())
+        with store_errors(self._place, "read", MEND):
+            return int(self._rows.count_rows())
 
     def among(self, names: Sequence[str]) -> set[str]:
         """Returns which of these files it has; only parts between the first and the last name are read."""
         file = dataset.field("file")
         wanted = (file >= min(names)) & (file <= max(names)) & file.isin(pa.array(names))
-        return set(self._rows.to_table(["file"], filter=wanted)["file"].to_pylist())
+        with store_errors(self._place, "read", MEND):
+            return set(self._rows.to_table(["file"], filter=wanted)["file"].to_pylist())
 
 
 class Manifest:

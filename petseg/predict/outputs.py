@@ -50,10 +50,13 @@ class Look:
     format: str = "png"
 
 
-def _is_file(path: Path) -> bool:
-    """Returns whether there is such a file; not where the system refuses the name, which `predict_job` says."""
+def _is_written(path: Path) -> bool:
+    """Returns whether there is such a file with content: a power cut may leave it empty.
+
+    Not where the system refuses the name, which `predict_job` says.
+    """
     try:
-        return path.is_file()
+        return path.is_file() and path.stat().st_size > 0
     except OSError:
         return False
 
@@ -68,14 +71,14 @@ class Job:
 
     def done(self) -> bool:
         """Returns whether every file is there, of this very photo; files appear whole, so what is there is finished."""
-        return all(map(_is_file, self.files.values())) and not self.of_others()
+        return all(map(_is_written, self.files.values())) and not self.of_others()
 
     def of_others(self) -> list[Path]:
         """Returns the files that petseg wrote of another photo, or of this one before it changed.
 
         A file without a key, of an earlier version, is nobody else's; nor is any while the photo cannot be read.
         """
-        keys = {path: found for path in self.files.values() if _is_file(path) and (found := written_from(path))}
+        keys = {path: found for path in self.files.values() if _is_written(path) and (found := written_from(path))}
         try:
             own = key_of(self.photo.read_bytes()) if keys else ""
         except OSError:
@@ -189,7 +192,7 @@ def check_outputs(jobs: Sequence[Job]) -> None:
     Beside a photo no other one writes: there the files of a photo that was changed are replaced.
     """
     photos = {job.photo.resolve() for job in jobs}
-    for path in (path for job in jobs for path in job.files.values() if _is_file(path)):
+    for path in (path for job in jobs for path in job.files.values() if _is_written(path)):
         if path.resolve() in photos:
             raise PetsegError(f"{path} is one of the photos and would be replaced; choose another folder with --out")
         if not is_output(path):

@@ -79,6 +79,12 @@ class Store:
             paths.pop(at.rstrip("/"), None)  # a marker that some programs leave for a folder
             return sorted((path.rpartition("/")[2], is_folder) for path, is_folder in paths.items())
 
+    def empty(self, folder: str) -> set[str]:
+        """Returns the names of the files in a folder that are known to be empty."""
+        with store_errors(self.name(folder), "listed", READ):
+            fs, at = self.opened(folder)
+            return {entry["name"].rpartition("/")[2] for entry in fs.ls(at, detail=True) if entry.get("size") == 0}
+
     def check(self, path: str) -> None:
         """PetsegError where there is no such file."""
         with store_errors(self.name(path), "read", READ):

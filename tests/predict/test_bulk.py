@@ -154,6 +154,28 @@ def test_an_interrupted_call_goes_on_where_its_manifest_ends(photos, plain, tmp_
     assert {*rows} == {*plain[1]}
 
 
+def test_photos_of_a_part_that_a_power_cut_left_empty_are_done_again(photos, plain, tmp_path):
+    work, segmenter = work_of(photos, tmp_path / "out")
+    for ends_after in (2, 99):
+        rows = bulk.recorded(bulk.predict_here(work, segmenter), manifest.Manifest(work.listing.out, work.schema))
+        assert list(islice(rows, ends_after))
+        rows.close()
+    part = sorted((tmp_path / "out" / "manifest").iterdir())[1]
+    content = part.read_bytes()
+    part.write_bytes(b"words")
+    finished = manifest.Finished(work.listing.out)
+    damaged = r"manifest: cannot be read \(.*\); restore the damaged part, or remove it"
+    refused(damaged, len, finished)
+    refused(damaged, finished.among, ["a/1.png"])
+    part.write_bytes(b"")
+    assert sum(map(len, work.listing.batches())) == len(pq.read_table(BytesIO(content))) == 4
+    list(bulk.recorded(bulk.predict_here(work, segmenter), manifest.Manifest(work.listing.out, work.schema)))
+    part.unlink()
+    files, rows = split(contents(tmp_path / "out"))
+    assert files == contents(plain[0])
+    assert {*rows} == {*plain[1]}
+
+
 def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     pet(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").symlink_to(tmp_path / "later.png")

@@ -139,6 +139,16 @@ def test_a_photo_takes_no_other_photo_s_files_for_its_own(segmenter, tmp_path, k
     assert other.done()
 
 
+def test_an_empty_file_is_not_done_and_is_replaced(segmenter, tmp_path):
+    (job,) = plan([pet(tmp_path / "cat.jpg")], USUAL, None)
+    assert predict_job(segmenter, job).error is None
+    job.files["cutout"].write_bytes(b"")  # as a power cut may leave it
+    assert not job.done()
+    check_outputs([job])
+    assert predict_job(segmenter, job).error is None
+    assert job.done()
+
+
 def test_beside_a_photo_that_was_changed_its_files_are_replaced(segmenter, tmp_path):
     (job,) = plan([pet(tmp_path / "cat.jpg")], USUAL, None)
     assert predict_job(segmenter, job).error is None
