@@ -11,6 +11,10 @@ class PetsegError(ValueError):
     """A caller's mistake, told in one line: what was got, what was wanted, what to do."""
 
 
+class DiskError(PetsegError):
+    """The disk takes no more of anything: what follows fails as well."""
+
+
 class DivergedError(PetsegError):
     """The loss became NaN or infinite: a result of the settings, which a study records and goes on."""
 
@@ -21,6 +25,7 @@ ADVICE = {  # what to do where a file cannot be written, by the system's number 
     errno.EROFS: "choose another folder",
     errno.ENOSPC: "free some space",
 }
+DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
 @contextmanager
@@ -30,7 +35,8 @@ def disk_errors(place: object, advice: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         do = advice or ADVICE.get(error.errno or 0, "free some space or choose another folder")
-        raise PetsegError(f"{place}: cannot be written ({error.strerror or error}); {do}") from error
+        kind = DiskError if error.errno in DISK else PetsegError
+        raise kind(f"{place}: cannot be written ({error.strerror or error}); {do}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from petseg.cli.options import ThreadsOption
-from petseg.cli.terminal import progress_bar, results_only, resumable
-from petseg.errors import PetsegError, unknown_name
+from petseg.cli.terminal import exit_code, progress_bar, results_only, resumable, terminable
+from petseg.errors import DiskError, PetsegError, unknown_name
 from petseg.units import plural
 
 if TYPE_CHECKING:
@@ -215,35 +215,40 @@ def chosen_segmenter(model: str, run: Path | None, photos: int, threads: int | N
 
 
 def _print_many(
-    outcomes: Iterator[Outcome],
+    outcomes: Generator[Outcome],
     jobs: Sequence[Job],
     left_out: Mapping[Path, str],
     results: TextIO,
     told: tuple[Sequence[Class], str] | None,  # the classes, and which files lie where; None: lines of JSON
 ) -> None:
-    failed, noted, empty, done = [], [], 0, 0
+    failed, noted, empty, made = 0, [], 0, 0
     try:
-        with progress_bar() as advance:
+        with terminable(), closing(outcomes), progress_bar() as advance:
             for done, outcome in enumerate(outcomes, start=1):
                 if outcome.summary is None:
-                    failed.append(str(outcome.error))
+                    failed += 1
+                    print(f"petseg: {outcome.error}", file=sys.stderr)
                 else:
+                    made += 1
                     empty += not outcome.summary.foreground
                     if told is None:
                         print(json.dumps(outcome.to_dict()), file=results)
                     elif outcome.summary.notes or not outcome.summary.foreground:
                         noted.append(_line(outcome, told[0]))
-                advance("predict", done, len(jobs))
-    except KeyboardInterrupt:
-        again = "; run it again with --resume" if jobs[0].files else ""
-        failed.append(f"interrupted: {done - len(failed):,} of {plural(len(jobs), 'photo')} are done{again}")
-        raise typer.Exit(130) from None
-    finally:
-        for message in failed:
-            print(f"petseg: {message}", file=sys.stderr)
+                advance("predict", done, len(jobs), f"{failed} failed" if failed else "")
+    except (DiskError, KeyboardInterrupt) as error:
+        # photos under way were finished after the last outcome
+        files = any(job.files for job in jobs[:1])
+        number = sum(job.written() for job in jobs) if files else made
+        so_far = f"{number:,} of {plural(len(jobs), 'photo')} are done"
+        again = "run it again with --resume" if files else ""
+        if isinstance(error, DiskError):
+            raise DiskError("; ".join(filter(None, (str(error), so_far, again)))) from None
+        print(f"petseg: interrupted: {'; '.join(filter(None, (so_far, again)))}", file=sys.stderr)
+        raise typer.Exit(exit_code(error)) from None
     noted += _left_out(left_out, as_json=told is None)
     if told is not None:
-        noted.append(f"{_summary(len(jobs), empty, len(failed))}; {told[1]}")
+        noted.append(f"{_summary(len(jobs), empty, failed)}; {told[1]}")
     for line in noted:
         print(line, file=results)
     if failed:

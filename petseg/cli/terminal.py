@@ -1,8 +1,10 @@
 """What the terminal shows: progress bars, tables, and what to do after Ctrl-C."""
 
 import os
+import signal
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -13,6 +15,32 @@ import typer
 
 if TYPE_CHECKING:
     from rich.progress import TextColumn
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a call as Ctrl-C does."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raises `Terminated` where SIGTERM comes; elsewhere than in the main thread, signals are nobody's."""
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def exit_code(interruption: KeyboardInterrupt) -> int:
+    """Returns what a shell expects of a call that was interrupted: 128 and the signal's number."""
+    return 143 if isinstance(interruption, Terminated) else 130
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from PIL import Image
 from petseg import storage
 from petseg.data.dataset import Progress, palette
 from petseg.data.images import UNREADABLE
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import DiskError, PetsegError, unknown_name
 from petseg.predict.photos import find_photos, key_of
 from petseg.predict.png import png
 from petseg.predict.segmentation import Segmentation, Summary
@@ -71,7 +71,11 @@ class Job:
 
     def done(self) -> bool:
         """Returns whether every file is there, of this very photo; files appear whole, so what is there is finished."""
-        return all(map(_is_written, self.files.values())) and not self.of_others()
+        return self.written() and not self.of_others()
+
+    def written(self) -> bool:
+        """Returns whether every file is there, whichever photo it is of."""
+        return all(map(_is_written, self.files.values()))
 
     def of_others(self) -> list[Path]:
         """Returns the files that petseg wrote of another photo, or of this one before it changed.
@@ -231,16 +235,16 @@ def predict_jobs(
     *,
     look: Look = Look(),
     on_windows: Progress | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Yields the outcome of each job, in order; no more photos are in memory than there are workers.
 
-    `on_windows` is called as `Segmenter` does, from any worker.
+    A disk that takes no more ends it with `DiskError`. `on_windows` is called as `Segmenter` does, from any worker.
     """
     pool = ThreadPoolExecutor(workers)
     try:
         yield from pool.map(partial(predict_job, segmenter, look=look, on_windows=on_windows), jobs)
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C, photos under way are finished and no more begun
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, photos under way are finished, no more begun
 
 
 def predict_job(segmenter: Segmenter, job: Job, *, look: Look = Look(), on_windows: Progress | None = None) -> Outcome:
@@ -252,6 +256,8 @@ def predict_job(segmenter: Segmenter, job: Job, *, look: Look = Look(), on_windo
         storage.write_together(writes)
         summary = result.summary()
         return Outcome(job, replace(summary, notes=(*summary.notes, job.note)) if job.note else summary, None)
+    except DiskError:
+        raise
     except PetsegError as error:
         return Outcome(job, None, error)
     except MemoryError:

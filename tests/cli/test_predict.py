@@ -1,8 +1,10 @@
 """`petseg predict` and `petseg export` as a user meets them."""
 
+import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from petseg.data.synthetic import draw_pet
+from petseg.errors import disk_errors
 from petseg.predict.outputs import ENDINGS
 from tests.cli.test_commands import child_environment, one_line_error, petseg, succeeds
 from tests.data.test_images import huge_png
@@ -71,13 +74,14 @@ def test_resume_skips_no_photo_for_another_one_s_mask(tmp_path):
 
 
 @pytest.mark.parametrize("more", [("--only", "mask"), ("--json",)])
-def test_ctrl_c_says_how_many_photos_are_done_and_how_to_go_on(tmp_path, monkeypatch, more):
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_call_says_how_many_photos_are_done_and_how_to_go_on(tmp_path, monkeypatch, more, signalled):
     from petseg.predict import outputs
 
     def interrupted(*arguments, **options):
         for number, outcome in enumerate(whole(*arguments, **options)):
             if number == 3:
-                raise KeyboardInterrupt
+                signal.raise_signal(signalled)
             yield outcome
 
     whole = outputs.predict_jobs
@@ -86,11 +90,56 @@ def test_ctrl_c_says_how_many_photos_are_done_and_how_to_go_on(tmp_path, monkeyp
         pet(tmp_path / f"{number}.jpg", number=number)
     (tmp_path / "2.jpg").write_bytes(b"words")
     stopped = petseg("predict", ".", *more, cwd=tmp_path)
-    assert stopped.returncode == 130
+    assert stopped.returncode == 128 + signalled
     failed, line = (line for line in stopped.stderr.splitlines() if line.startswith("petseg: "))
     assert failed.startswith("petseg: 2.jpg: cannot be decoded")
     again = "; run it again with --resume" if "mask" in more else ""
-    assert line == f"petseg: interrupted: 2 of 5 photos are done{again}"
+    made = len([*tmp_path.glob("*.mask.png")]) if "mask" in more else 2  # those under way were finished
+    assert made >= 2
+    assert line == f"petseg: interrupted: {made} of 5 photos are done{again}"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_photos_that_fail_are_said_when_they_do(tmp_path, monkeypatch):
+    from petseg.predict import outputs
+
+    whole, said = outputs.predict_jobs, []
+
+    def watched(*arguments, **options):
+        for outcome in whole(*arguments, **options):
+            said.append(sys.stderr.getvalue().count("petseg: "))
+            yield outcome
+
+    monkeypatch.setattr(outputs, "predict_jobs", watched)
+    for number in (2, 3):
+        pet(tmp_path / f"{number}.jpg", number=number)
+    (tmp_path / "1.jpg").write_bytes(b"words")
+    result = petseg("predict", ".", "--json", cwd=tmp_path)
+    assert (result.returncode, said) == (1, [0, 1, 1])
+    assert "1 failed" in result.stderr
+
+
+def test_a_disk_that_takes_no_more_ends_the_folder(tmp_path, monkeypatch):
+    from petseg import storage
+
+    whole, left = storage.write_together, iter(range(4))
+
+    def filling(files):
+        if next(left, None) is None:
+            with disk_errors(next(iter(files))):
+                raise OSError(reason, os.strerror(reason))
+        return whole(files)
+
+    monkeypatch.setattr(storage, "write_together", filling)
+    for number in range(30):
+        pet(tmp_path / f"{number}.jpg", number=number)
+    for reason in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        line = one_line_error(petseg("predict", ".", "--only", "mask", "--resume", "--threads", "1", cwd=tmp_path))
+        assert f"cannot be written ({os.strerror(reason)})" in line
+        assert line.endswith("; 4 of 30 photos are done; run it again with --resume")
+        for mask in tmp_path.glob("*.mask.png"):
+            mask.unlink()
+        left = iter(range(4))
 
 
 def test_json_prints_a_line_a_photo_and_writes_nothing(tmp_path):
