@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -221,6 +221,8 @@ def _print_many(
     results: TextIO,
     told: tuple[Sequence[Class], str] | None,  # the classes, and which files lie where; None: lines of JSON
 ) -> None:
+    from petseg.predict.photos import UNREAD_FOLDER
+
     failed, noted, empty, made = 0, [], 0, 0
     try:
         with terminable(), closing(outcomes), progress_bar() as advance:
@@ -237,22 +239,28 @@ def _print_many(
                         noted.append(_line(outcome, told[0]))
                 advance("predict", done, len(jobs), f"{failed} failed" if failed else "")
     except (DiskError, KeyboardInterrupt) as error:
-        # photos under way were finished after the last outcome
-        files = any(job.files for job in jobs[:1])
-        number = sum(job.written() for job in jobs) if files else made
-        so_far = f"{number:,} of {plural(len(jobs), 'photo')} are done"
-        again = "run it again with --resume" if files else ""
-        if isinstance(error, DiskError):
-            raise DiskError("; ".join(filter(None, (str(error), so_far, again)))) from None
-        print(f"petseg: interrupted: {'; '.join(filter(None, (so_far, again)))}", file=sys.stderr)
-        raise typer.Exit(exit_code(error)) from None
+        _stop(error, jobs, made)
+    unread = {path: reason for path, reason in left_out.items() if reason.startswith(UNREAD_FOLDER)}
+    for path, reason in unread.items():
+        print(f"petseg: {path}: {reason}", file=sys.stderr)
     noted += _left_out(left_out, as_json=told is None)
     if told is not None:
         noted.append(f"{_summary(len(jobs), empty, failed)}; {told[1]}")
     for line in noted:
         print(line, file=results)
-    if failed:
+    if failed or unread:
         raise typer.Exit(1)
+
+
+def _stop(error: DiskError | KeyboardInterrupt, jobs: Sequence[Job], made: int) -> NoReturn:
+    """Ends a call before its last photo with how many are done, of which `made` were seen to be."""
+    files = any(job.files for job in jobs[:1])
+    number = sum(job.written() for job in jobs) if files else made  # photos under way were finished meanwhile
+    done = f"{number:,} of {plural(len(jobs), 'photo')} are done{'; run it again with --resume' if files else ''}"
+    if isinstance(error, DiskError):
+        raise DiskError(f"{error}; {done}") from None
+    print(f"petseg: interrupted: {done}", file=sys.stderr)
+    raise typer.Exit(exit_code(error)) from None
 
 
 def _left_out(left_out: Mapping[Path, str], *, as_json: bool) -> list[str]:

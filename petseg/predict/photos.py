@@ -21,6 +21,7 @@ from petseg.errors import PetsegError, first_line
 # a path, an encoded file, a file object, a PIL image, or uint8 [H, W, 3] RGB
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | UInt8
 WANTED = "a path, bytes, a file object open in binary mode, a PIL image, or uint8 [H, W, 3] in RGB"
+UNREAD_FOLDER = "folder that cannot be read"  # how the reason begins of what is left out against the user's will
 STORED_WIDTH = 0x0100  # a tag of TIFF
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 _RAMP = Image.linear_gradient("L").resize((32, 32))
@@ -193,7 +194,7 @@ def _photos_below(folder: Path, ours: tuple[str, ...], left_out: dict[Path, str]
     photos = []
 
     def refused(error: OSError) -> None:
-        left_out[Path(error.filename)] = f"folder that cannot be read ({error.strerror})"
+        left_out[Path(error.filename)] = f"{UNREAD_FOLDER} ({error.strerror})"
 
     for parent, folders, names in os.walk(folder, onerror=refused):
         for path in (Path(parent, name) for name in sorted((*folders, *names))):

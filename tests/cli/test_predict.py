@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,23 @@ def test_an_interrupted_call_says_how_many_photos_are_done_and_how_to_go_on(tmp_
     assert made >= 2
     assert line == f"petseg: interrupted: {made} of 5 photos are done{again}"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_sub_folder_that_cannot_be_read_is_said_and_exits_1(tmp_path, monkeypatch):
+    def refusing(path):
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", refusing)
+    pet(tmp_path / "photos" / "a.jpg")
+    (tmp_path / "photos" / "locked").mkdir()
+    result = petseg("predict", "photos", "--only", "mask", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "petseg: photos/locked: folder that cannot be read (Permission denied)" in result.stderr.splitlines()
+    assert "1 left out: 1 folder that cannot be read (Permission denied)" in result.stdout
+    assert (tmp_path / "photos" / "a.mask.png").is_file()
 
 
 def test_photos_that_fail_are_said_when_they_do(tmp_path, monkeypatch):
