@@ -15,6 +15,10 @@ class DiskError(PetsegError):
     """The disk takes no more of anything: what follows fails as well."""
 
 
+class LongNameError(PetsegError):
+    """The system takes no file of so long a name; others it may."""
+
+
 class DivergedError(PetsegError):
     """The loss became NaN or infinite: a result of the settings, which a study records and goes on."""
 
@@ -35,7 +39,8 @@ def disk_errors(place: object, advice: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         do = advice or ADVICE.get(error.errno or 0, "free some space or choose another folder")
-        kind = DiskError if error.errno in DISK else PetsegError
+        kind = LongNameError if error.errno == errno.ENAMETOOLONG else PetsegError
+        kind = DiskError if error.errno in DISK else kind
         raise kind(f"{place}: cannot be written ({error.strerror or error}); {do}") from error
 
 

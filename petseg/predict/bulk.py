@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from petseg import __version__
 from petseg.data.images import SUFFIXES
-from petseg.errors import PetsegError
+from petseg.errors import LongNameError, PetsegError
 from petseg.predict.manifest import DONE, FAILED, UNREAD, Finished, Manifest, parts, schema
 from petseg.predict.outputs import OURS, WORKERS, Look, contents_of, file_names, own_names
 from petseg.predict.photos import Photo
@@ -47,14 +47,20 @@ class Listing:
     batch: int = BATCH
 
     def batches(self) -> Iterator[pa.Table]:
-        """Yields tables of at most `batch` photos: path, own name of its files, note."""
+        """Yields tables of at most `batch` photos: path, own name of its files, note.
+
+        Those that cannot be read by their name have a status and a reason; so have folders that cannot be listed.
+        """
         finished, waiting = Finished(self.out), list[Row]()
-        for folder, photos in self._folders():
+        for folder, photos, mistake in self._folders():
+            if mistake:
+                waiting.append(_listed(folder, status=UNREAD, reason=mistake))
             places = [(PurePosixPath(folder, name), PurePosixPath(folder)) for name in photos]
-            files = [str(photo) for photo, _ in places]
-            have = finished.among(files)
-            names = zip(files, own_names(places), strict=True)
-            waiting += [{"file": file, "own": own, "note": note} for file, (own, note) in names if file not in have]
+            rows = [
+                _listed(str(path), own, note) for (path, _), (own, note) in zip(places, own_names(places), strict=True)
+            ]
+            have = finished.among([row["file"] for row in rows]) if rows else set()
+            waiting += [row for row in rows if row["file"] not in have]
             while len(waiting) >= self.batch:
                 yield pa.Table.from_pylist(waiting[: self.batch])
                 del waiting[: self.batch]
@@ -65,21 +71,36 @@ class Listing:
         """PetsegError where there is no photo, or none can be listed."""
         if self.file:
             self.source.check(self.file)
-        elif next(self._folders(), None) is None:
+        elif not any(photos for _, photos, _ in self._folders()):
             raise PetsegError(f"{self.source}: no images in this folder; wanted {', '.join(SUFFIXES)}")
 
-    def _folders(self) -> Iterator[tuple[str, list[str]]]:
-        """Yields each folder that holds photos, with their names."""
+    def _folders(self) -> Iterator[tuple[str, list[str], str]]:
+        """Yields each folder that holds photos, with their names, and each that cannot be listed, with the reason."""
         if self.file:
-            yield "", [self.file]
+            yield "", [self.file], ""
             return
         folders = [""]
         while folders:
             folder = folders.pop()
-            entries = [entry for entry in self.source.entries(folder) if not entry[0].startswith(".")]
+            try:
+                entries = [entry for entry in self.source.entries(folder) if not entry[0].startswith(".")]
+            except PetsegError as error:
+                if not folder:
+                    raise
+                yield folder, [], str(error)
+                continue
             folders += [str(PurePosixPath(folder, name)) for name, is_folder in reversed(entries) if is_folder]
             if photos := [name for name, is_folder in entries if not is_folder and is_photo(name)]:
-                yield folder, photos
+                yield folder, photos, ""
+
+
+def _listed(file: str, own: str = "", note: str = "", *, status: str = "", reason: str = "") -> Row:
+    """Returns the row of a photo; what is not UTF-8 in its name is escaped, as no table can hold it."""
+    row = {"file": file, "own": own, "note": note, "status": status, "reason": reason}
+    escaped = {key: value.encode("utf-8", "backslashreplace").decode() for key, value in row.items()}
+    if escaped != row and not status:
+        escaped |= {"status": FAILED, "reason": "its name is not UTF-8; rename it"}
+    return escaped
 
 
 def is_photo(name: str) -> bool:
@@ -134,6 +155,8 @@ class Work:
 
     def _row(self, segmenter: Segmenter, photo: Row) -> Row:
         row, name = {"file": photo["file"]}, self.listing.source.name(photo["file"])
+        if photo["status"]:
+            return {**row, "status": photo["status"], "reason": photo["reason"]}
         try:
             content = self.listing.source.read(photo["file"])
         except PetsegError as error:
@@ -150,7 +173,10 @@ class Work:
         folder = PurePosixPath(photo["file"]).parent
         names = file_names(photo["own"], self.kinds, self.look)
         files = {kind: str(folder / name) for kind, name in names.items()}
-        self.listing.out.write({files[kind]: contents[kind] for kind in self.kinds})
+        try:
+            self.listing.out.write({files[kind]: contents[kind] for kind in self.kinds})
+        except LongNameError as error:
+            return {**row, "status": FAILED, "reason": str(error)}
         figures = asdict(replace(summary, notes=notes))
         return {**row, "status": DONE, "files": files, "shares": result.class_shares, **figures}
 

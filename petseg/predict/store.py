@@ -33,6 +33,14 @@ def store_errors(place: str, action: str, advice: str) -> Iterator[None]:
         raise PetsegError(f"{place}: cannot be {action} ({reason}); {advice}") from None
 
 
+def _is_kept(entry: Mapping[str, Any]) -> bool:
+    """Returns whether an entry of a listing is a folder or a file; a link that leads nowhere is, as it may once."""
+    if not entry.get("islink"):
+        return bool(entry["type"] != "other")
+    place = Path(entry["name"])
+    return place.is_file() or not place.exists()
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder by its URL, or by its absolute path on this machine; opened anew wherever it travels to."""
@@ -66,7 +74,10 @@ class Store:
         return f"{self.url}/{path}" if path else self.url
 
     def entries(self, folder: str = "", *, missing_ok: bool = False) -> list[tuple[str, bool]]:
-        """Returns the names in a folder, sorted, and whether each is a folder; none of a missing one if that is ok."""
+        """Returns the names in a folder, sorted, and whether each is a folder; none of a missing one if that is ok.
+
+        Pipes, sockets and devices are left out: reading one may never end.
+        """
         with store_errors(self.name(folder), "listed", READ):
             fs, at = self.opened(folder)
             try:
@@ -75,7 +86,7 @@ class Store:
                 if missing_ok:
                     return []
                 raise
-            paths = {entry["name"].rstrip("/"): entry["type"] == "directory" for entry in listed}
+            paths = {entry["name"].rstrip("/"): entry["type"] == "directory" for entry in listed if _is_kept(entry)}
             paths.pop(at.rstrip("/"), None)  # a marker that some programs leave for a folder
             return sorted((path.rpartition("/")[2], is_folder) for path, is_folder in paths.items())
 

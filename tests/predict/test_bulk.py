@@ -3,6 +3,7 @@
 The S3 server is moto's, on loopback, asked by s3fs as any other; the cluster is Ray's own, of several nodes.
 """
 
+import errno
 import functools
 import http.server
 import json
@@ -152,6 +153,43 @@ def test_an_interrupted_call_goes_on_where_its_manifest_ends(photos, plain, tmp_
     files, rows = split(contents(tmp_path / "out"))
     assert files == contents(plain[0])
     assert {*rows} == {*plain[1]}
+
+
+def test_what_no_photo_can_be_read_from_is_a_row_and_the_others_are_done(tmp_path, monkeypatch):
+    source, out, long = tmp_path / "in", tmp_path / "out", f"{'x' * 250}.png"
+    for name in ("a.png", long, "locked/b.png", os.fsdecode(b"caf\xe9/c.png"), os.fsdecode(b"\xff.png")):
+        pet(source / name)
+    os.mkfifo(source / "pipe.jpg")
+    (source / "link.jpg").symlink_to("pipe.jpg")
+    scandir, refusing = os.scandir, [True]
+
+    def listed(path):
+        if refusing[0] and Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", listed)
+    command = ("predict", source.as_uri(), "--out", out, "--only", "mask", *MODEL)
+    result = petseg(*command)
+    assert (result.returncode, result.stdout.splitlines()[-1][:9]) == (1, "5 photos:")
+    files, rows = split(contents(out))
+    assert {*files} == {"a.mask.png"}
+    status = {name: (row["status"], row["reason"]) for name, row in rows.items()}
+    utf8 = ("failed", "its name is not UTF-8; rename it")
+    assert (status.pop("a.png"), status.pop("\\udcff.png"), status.pop("caf\\udce9/c.png")) == (
+        ("done", None),
+        utf8,
+        utf8,
+    )
+    wanted = {long: ("failed", "(File name too long)"), "locked": ("unread", "cannot be listed (Permission denied)")}
+    assert {*status} == {*wanted}
+    for name, (kind, reason) in wanted.items():
+        assert status[name][0] == kind
+        assert reason in status[name][1]
+    refusing.clear()
+    refusing.append(False)
+    assert "4 photos are in the manifest already" in petseg(*command).stderr
+    assert {*split(contents(out))[0]} == {"a.mask.png", "locked/b.mask.png"}
 
 
 def test_photos_of_a_part_that_a_power_cut_left_empty_are_done_again(photos, plain, tmp_path):
