@@ -142,8 +142,10 @@ def _predict_stored(
 
             connect(ray)
         manifest = Manifest(work.listing.out, work.schema)
-        if finished := len(Finished(work.listing.out)):
-            print(f"{plural(finished, 'photo')} are in the manifest already and left out", file=sys.stderr)
+        finished = Finished(work.listing.out)
+        earlier = finished.failed()
+        if len(finished):
+            print(f"{plural(len(finished), 'photo')} are in the manifest already and left out", file=sys.stderr)
         tables = bulk.predict_here(work, segmenter, threads) if ray is None else bulk.predict_on_ray(work, threads)
         counts, failed = Counter[str](), 0
         with progress_bar() as advance:
@@ -156,9 +158,10 @@ def _predict_stored(
                 advance("predict", counts["done"] + failed, None, f"{failed} failed" if failed else "")
         if not as_json:
             print(_summary(counts["done"] + failed, counts["empty"], failed), file=results)
-    if failed:
+    if failed or earlier:
         manifested = work.listing.out.name("manifest")
-        print(f"petseg: {plural(failed, 'photo')} failed; {manifested} says why (column `reason`)", file=sys.stderr)
+        number = f"{plural(failed + earlier, 'photo')} failed{f', {earlier:,} in earlier calls' if earlier else ''}"
+        print(f"petseg: {number}; {manifested} says why (column `reason`)", file=sys.stderr)
         raise typer.Exit(1)
 
 

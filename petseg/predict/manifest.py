@@ -71,6 +71,11 @@ class Finished:
         with store_errors(self._place, "read", MEND):
             return int(self._rows.count_rows())
 
+    def failed(self) -> int:
+        """Returns how many photos failed for good."""
+        with store_errors(self._place, "read", MEND):
+            return int(self._rows.count_rows(filter=dataset.field("status") == FAILED))
+
     def among(self, names: Sequence[str]) -> set[str]:
         """Returns which of these files it has; only parts between the first and the last name are read."""
         file = dataset.field("file")

@@ -131,7 +131,9 @@ def test_a_bucket_gets_the_files_of_the_folder_and_a_manifest_and_nothing_is_don
         assert sum(row["shares"].values()) == pytest.approx(1)
         assert row["shares"]["cat"] + row["shares"]["dog"] == pytest.approx(row["foreground_share"], abs=0.1)
         assert {f"{name}" for name in row["files"].values()} <= {*files}
-    again = succeeds(*command)
+    again = petseg(*command)
+    assert again.returncode == 1
+    assert "petseg: 1 photo failed, 1 in earlier calls; s3://masks/of/today/manifest says why" in again.stderr
     assert "12 photos are in the manifest already" in again.stderr
     assert again.stdout == "0 photos: 0 with foreground, 0 without, 0 failed\n"
     assert {key.removeprefix("of/today/"): content for key, content in stored(s3, "masks").items()} == found
