@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -15,7 +16,8 @@ from typing import Any
 from petseg.errors import PetsegError, disk_errors
 
 # what `write_atomically` calls a file until it is whole, with its process, and what safetensors does
-UNFINISHED = re.compile(r"\.(.+)\.tmp\d+|\.tmp\w{6}")
+UNFINISHED = re.compile(r"\.(.+)\.tmp(\d+)|\.tmp\w{6}")
+OLD = 3600  # seconds: no write takes so long, and the number of a dead process is given to others
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -64,7 +66,10 @@ def check_writable(folder: Path, advice: str) -> None:
 
 
 def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Removes what killed processes left half-written in a folder: all of it, or the halves of some files."""
+    """Removes what killed processes left half-written in a folder: all of it, or the halves of some files.
+
+    What another live process of this machine has written lately is its own.
+    """
     wanted = None if names is None else {_short(name) for name in names}
     if not folder.is_dir():
         return
@@ -72,7 +77,22 @@ def remove_unfinished(folder: Path, names: Iterable[str] | None = None) -> None:
         found = UNFINISHED.fullmatch(path.name)
         if found and (wanted is None or found[1] in wanted):
             with suppress(OSError):  # it is in nobody's way
-                path.unlink()
+                if not (found[2] and _is_alive(int(found[2])) and time.time() - path.stat().st_mtime < OLD):
+                    path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Returns whether another process of this machine has that number."""
+    # on Windows signal 0 is Ctrl-C, and the system keeps files that are open
+    if process == os.getpid() or os.name == "nt":
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 @contextmanager

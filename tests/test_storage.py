@@ -1,8 +1,10 @@
 """Files are whole or not written, and clear words where they cannot be read."""
 
 import errno
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +73,12 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
 
 
 def test_what_killed_writes_left_is_swept_and_nothing_else(tmp_path):
-    for name in (".mask.png.tmp12", ".tmp9RhjQI", ".tmp-of-somebody", "metrics.jsonl"):  # the second is safetensors'
+    for name in (
+        f".mask.png.tmp{2**40}",
+        ".tmp9RhjQI",
+        ".tmp-of-somebody",
+        "metrics.jsonl",
+    ):  # the second is safetensors'
         (tmp_path / name).touch()
     remove_unfinished(tmp_path, ["mask.png"])
     assert names(tmp_path) == [".tmp-of-somebody", ".tmp9RhjQI", "metrics.jsonl"], "a folder of photos is not ours"
@@ -79,10 +86,27 @@ def test_what_killed_writes_left_is_swept_and_nothing_else(tmp_path):
     assert names(tmp_path) == [".tmp-of-somebody", "metrics.jsonl"]
     long = tmp_path / ("ä" * 120 + ".mask.png")
     with pytest.raises(ZeroDivisionError):
-        write_atomically(long, lambda unfinished: [Path(f"{unfinished}1").touch(), 1 / 0])
+        write_atomically(long, lambda unfinished: [Path(f"{unfinished}0000000").touch(), 1 / 0])
     assert len(names(tmp_path)) == 3
     remove_unfinished(tmp_path, [long.name])
     assert names(tmp_path) == [".tmp-of-somebody", "metrics.jsonl"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps files that are open")
+def test_what_a_live_process_writes_is_left_to_it_unless_it_is_old(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        mine, theirs = (tmp_path / f".mask.png.tmp{process}" for process in (os.getpid(), other.pid))
+        for path in (mine, theirs):
+            path.touch()
+        remove_unfinished(tmp_path, ["mask.png"])
+        assert names(tmp_path) == [theirs.name], "the number of this process is one that was killed before"
+        os.utime(theirs, (0, time.time() - 7200))
+        remove_unfinished(tmp_path, ["mask.png"])
+        assert names(tmp_path) == []
+        theirs.touch()
+        other.communicate(b"\n")
+    remove_unfinished(tmp_path, ["mask.png"])
+    assert names(tmp_path) == []
 
 
 def test_json_is_read_as_it_was_written_and_what_is_missing_broken_or_no_object_is_one_line(tmp_path):
