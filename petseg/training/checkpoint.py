@@ -81,8 +81,11 @@ def _save(path: Path, tensors: dict[str, Tensor], epoch: int, keep: Path | None 
     """Writes weights; the file that was there goes to `keep` once the new one is whole."""
 
     def write(unfinished: Path) -> None:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # as the caller's umask has it; safetensors puts a file of mode 0600 there
         try:
             save_file(tensors, unfinished, metadata={"epoch": str(epoch)})
+            unfinished.chmod(mode)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         if keep is not None and path.is_file():

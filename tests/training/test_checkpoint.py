@@ -1,5 +1,8 @@
 """Checkpoints: a resumed run is the undisturbed one, the best weights are of the best epoch, damage is reported."""
 
+import os
+import stat
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -153,6 +156,18 @@ def test_training_starts_from_the_weights_of_another_run(prepared, pets_folder, 
     for place, told in (("segnet", "weights of another network"), ("nowhere", "no such weights")):
         config = tiny(f"train.init={tmp_path / 'first' if place == 'segnet' else place}", model="segnet")
         refused(told, train_on_cpu, config, prepared, tmp_path / place)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_weights_are_as_readable_as_the_files_beside_them(umask, mode, prepared, tmp_path):
+    before = os.umask(umask)
+    try:
+        train_on_cpu(tiny("train.epochs=1"), prepared, tmp_path / "run")
+    finally:
+        os.umask(before)
+    files = ("best.safetensors", "last.safetensors", "resume.safetensors", "config.json")
+    assert {stat.S_IMODE((tmp_path / "run" / name).stat().st_mode) for name in files} == {mode}
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
