@@ -279,6 +279,8 @@ def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], look: Look, res
     from petseg.predict.photos import Photo
     from petseg.predict.segmentation import in_words
 
+    if sys.stdin is None:
+        raise PetsegError("stdin is closed; pipe a photo into it, or name its file")
     (result,) = segmenter.batch([Photo(sys.stdin.buffer.read(), "stdin")])
     if not kinds:
         print(json.dumps({"photo": "-", **result.summary().to_dict()}), file=results)

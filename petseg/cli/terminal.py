@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from io import BufferedWriter, FileIO, TextIOWrapper
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal, TextIO
 
 import typer
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from rich.progress import TextColumn
 
 
@@ -53,15 +55,34 @@ def resumable(advice: str = "whole epochs are kept: run the same command with --
         raise typer.Exit(130) from None
 
 
+class _Stdout(FileIO):
+    """Stdout, which its errors name."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Writes as `FileIO` does."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "stdout") from None
+
+
 @contextmanager
 def results_only() -> Iterator[TextIO]:
-    """Yields where results are printed; what anything else prints meanwhile, a C library too, goes to stderr."""
+    """Yields where results are printed; what anything else prints meanwhile, a C library too, goes to stderr.
+
+    Where nobody reads on, as behind `head`, the call ends quietly with the code of SIGPIPE.
+    """
     stream, kept = sys.stdout, os.dup(1)
     stream.flush()
     os.dup2(2, 1)
     try:
-        with redirect_stdout(sys.stderr), open(kept, "w", 1, stream.encoding, "replace", closefd=False) as own:
+        binary = BufferedWriter(_Stdout(kept, "wb", closefd=False))
+        with redirect_stdout(sys.stderr), TextIOWrapper(binary, stream.encoding, "replace", line_buffering=True) as own:
             yield own if stream is sys.__stdout__ else stream
+    except BrokenPipeError as error:
+        if error.filename != "stdout":
+            raise
+        raise typer.Exit(141) from None
     finally:
         os.dup2(kept, 1)
         os.close(kept)

@@ -177,6 +177,33 @@ def test_json_prints_a_line_a_photo_and_writes_nothing(tmp_path):
     assert (tmp_path / "1.mask.png").is_file()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize(
+    ("call", "code", "line"),
+    [
+        ("predict a --json | head -n 1", 141, None),
+        (
+            "predict a --json >/dev/full",
+            2,
+            "petseg: stdout: cannot be used (No space left on device); name another path",
+        ),
+        ("predict - --only mask <a/1.png >/dev/full", 2, "petseg: stdout: cannot be used (No space left on device)"),
+        ("predict - --json <&-", 2, "petseg: stdin is closed; pipe a photo into it, or name its file"),
+    ],
+)
+def test_streams_that_are_closed_or_full_are_named_and_nobody_reading_on_is_quiet(tmp_path, call, code, line):
+    for number in range(20):
+        pet(tmp_path / "a" / f"{number}.png", number=number)
+    command = ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m petseg {call}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=child_environment(), check=False, timeout=60
+    )
+    said = [each for each in done.stderr.splitlines() if "photos at once" not in each and "predict" not in each]
+    assert done.returncode == code, done.stderr
+    assert len(said) == (0 if line is None else 1), done.stderr
+    assert line is None or said[0].startswith(line)
+
+
 def test_a_photo_on_stdin_comes_back_on_stdout(tmp_path):
     content = pet(tmp_path / "a.png").read_bytes()
     result = piped(content, "--only", "mask")
