@@ -49,32 +49,32 @@ class Work:
             await drain(request)
             wanted = f"{FORM} with a field {FIELD!r}, or the photo itself as image/* or {RAW}"
             raise HTTPException(415, f"content type {kind or 'is missing'}; wanted {wanted}")
+        declared, limit = request.headers.get("content-length", ""), self.config.upload_bytes + AROUND
+        too_large = f"the upload is larger than {self.config.upload_bytes / 1e6:g} MB; make the photo smaller"
+        held = int(declared) if declared.isdecimal() else 0
+        if held > limit:
+            raise HTTPException(413, too_large)
         body = bytearray()
+        self._hold(held)  # all of it: uploads that are each held in part may leave no room for the rest of any
         try:
-            await self._fill(body, request)
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise HTTPException(413, too_large)
+                if len(body) > held:  # no length was declared
+                    self._hold(len(body) - held)
+                    held = len(body)
             content, fields = await from_form(request, bytes(body)) if kind == FORM else (bytes(body), {})
             if not content:
                 raise HTTPException(422, "the photo is empty (zero bytes); was it copied completely?")
             yield content, fields
         finally:
-            self._held -= len(body)
+            self._held -= held
 
-    async def _fill(self, body: bytearray, request: Request) -> None:
-        limit, declared = self.config.upload_bytes, request.headers.get("content-length", "")
-        too_large = HTTPException(413, f"the upload is larger than {limit / 1e6:g} MB; make the photo smaller")
-        refused = too_large if declared.isdecimal() and int(declared) > limit + AROUND else None
-        async for chunk in request.stream():
-            if refused:
-                continue  # a client hears nothing before it has sent all
-            if len(body) + len(chunk) > limit + AROUND:
-                refused = too_large
-            elif self._held + len(chunk) > self.config.held_bytes:
-                refused = HTTPException(503, "too many photos are held at the moment; try again", {"Retry-After": "2"})
-            else:
-                self._held += len(chunk)
-                body += chunk
-        if refused:
-            raise refused
+    def _hold(self, count: int) -> None:
+        if self._held + count > self.config.held_bytes:
+            raise HTTPException(503, "too many photos are held at the moment; try again", {"Retry-After": "2"})
+        self._held += count
 
     async def run(self, work: Callable[[], T]) -> T:
         """Returns what `work` returns, called in a thread; cancelled while it waits, it is never called."""

@@ -217,6 +217,36 @@ def test_a_full_queue_answers_503_and_then_takes_photos_again():
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
+def test_slow_uploads_beyond_held_bytes_are_refused_at_once_and_the_others_answered(declared):
+    content = image_file() + bytes(1000)
+    half = len(content) // 2
+
+    async def ask():
+        going = asyncio.Event()
+
+        async def slow():
+            yield content[:half]
+            await going.wait()
+            yield content[half:]
+
+        app = make_app(ServeConfig(concurrent=1, held_bytes=5 * len(content)))
+        headers = RAW | ({"content-length": str(len(content))} if declared else {})
+        async with in_process(app) as client:
+            asked = [client.post("/api/segment", content=slow(), headers=headers) for _ in range(12)]
+            tasks = [asyncio.create_task(each) for each in asked]
+            while sum(task.done() for task in tasks) < (7 if declared else 2):  # 5 photos fit, or 10 halves
+                await asyncio.sleep(0)
+            going.set()
+            answers = [answer.status_code for answer in await asyncio.gather(*tasks)]
+            assert set(answers) == {200, 503}
+            assert not declared or answers.count(200) == 5
+            whole = await client.post("/api/segment", content=content, headers=RAW)
+            assert whole.status_code == 200, "what was refused is given back"
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
 def test_a_slow_upload_answers_408_and_a_slow_answer_503():
     async def ask():
         async def slow():
