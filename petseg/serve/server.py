@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from petseg.config import ServeConfig
 from petseg.errors import PetsegError
@@ -19,6 +19,7 @@ from petseg.serve.app import LOCAL, make_app
 HEAD_SECONDS = 30.0  # longest time that a client may take to send a request's head; uvicorn would wait for ever
 HEAD_BYTES = 64_000  # largest head: address and headers; uvicorn would keep any
 READ_SECONDS = 120.0  # longest time that a client may take to read an answer once its connection is closed
+REFUSED_SECONDS = 10.0  # longest time that a refused client may go on sending: closed at once, it loses the answer
 SPARE_FILES = 64  # of the files that the process may open: not for connections
 
 
@@ -91,10 +92,18 @@ class _Bounded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_came()
         super().on_headers_complete()
+        self.cycle.transport = _Lingering(self.transport, self.cycle, self.loop)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle.response_complete and not self.cycle.keep_alive:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete and self.cycle.more_body:  # it was answered before it had sent all
+        if (
+            self.cycle.response_complete and self.cycle.more_body and self.cycle.keep_alive
+        ):  # it was answered before it had sent all
             self.loop.call_later(1, self.transport.close)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -110,6 +119,29 @@ class _Bounded(HttpToolsProtocol):
         if self._head is not None:
             self._head.cancel()
             self._head = None
+
+
+class _Lingering(asyncio.Transport):
+    """What an answer is written to: it closes once the client has sent all, or after `REFUSED_SECONDS`."""
+
+    def __init__(
+        self, transport: asyncio.Transport, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__()
+        self._transport, self._cycle, self._loop = transport, cycle, loop
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._cycle.more_body and not self._transport.is_closing():
+            self._transport.write_eof()
+            self._loop.call_later(REFUSED_SECONDS, self._transport.close)
+        else:
+            self._transport.close()
 
 
 def most_connections() -> int:

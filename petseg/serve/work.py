@@ -18,6 +18,7 @@ from petseg.serve.upload import AROUND, FIELD, FORM, RAW, drain, from_form
 from petseg.shipped import DEFAULT, KINDS, shipped_model, shipped_models
 
 T = TypeVar("T")
+CLOSE = {"Connection": "close"}  # of a refusal that does not wait for the rest of the upload
 
 
 class Work:
@@ -53,14 +54,14 @@ class Work:
         too_large = f"the upload is larger than {self.config.upload_bytes / 1e6:g} MB; make the photo smaller"
         held = int(declared) if declared.isdecimal() else 0
         if held > limit:
-            raise HTTPException(413, too_large)
+            raise HTTPException(413, too_large, CLOSE)
         body = bytearray()
         self._hold(held)  # all of it: uploads that are each held in part may leave no room for the rest of any
         try:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit:
-                    raise HTTPException(413, too_large)
+                    raise HTTPException(413, too_large, CLOSE)
                 if len(body) > held:  # no length was declared
                     self._hold(len(body) - held)
                     held = len(body)
@@ -73,7 +74,7 @@ class Work:
 
     def _hold(self, count: int) -> None:
         if self._held + count > self.config.held_bytes:
-            raise HTTPException(503, "too many photos are held at the moment; try again", {"Retry-After": "2"})
+            raise HTTPException(503, "too many photos are held at the moment; try again", {"Retry-After": "2", **CLOSE})
         self._held += count
 
     async def run(self, work: Callable[[], T]) -> T:

@@ -142,6 +142,28 @@ def test_uploads_over_the_limit_are_not_kept(hasty):
     healthy(hasty)
 
 
+@pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"], ids=["sends at once", "asks before"])
+def test_a_length_over_the_limit_is_refused_before_the_body(expect, hasty):
+    with connect(hasty) as connection:
+        connection.sendall(HEAD + expect + b"Content-Length: 300000000\r\n\r\n")
+        answer = ended(connection)  # without a byte of the body
+        assert answer.startswith(b"HTTP/1.1 413 "), answer[:200]
+        assert b"connection: close\r\n" in answer.lower()
+        assert b"larger than 20 MB" in answer
+    healthy(hasty)
+
+
+def test_a_client_that_reads_only_after_it_has_sent_all_is_told_of_a_refusal(hasty):
+    size = 40_000_000
+    with connect(hasty) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % size)
+        for _ in range(40):
+            connection.sendall(bytes(size // 40))
+        began = time.monotonic()
+        assert ended(connection).startswith(b"HTTP/1.1 413 ")
+        assert time.monotonic() - began < 5, "it is closed as soon as all is sent"
+
+
 def test_a_client_that_does_not_read_its_answer_holds_nobody_up(hasty):
     photo = image_file(1500, 1500)
     with ExitStack() as stack:
