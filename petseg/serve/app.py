@@ -81,11 +81,12 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether it runs, and how many requests have a place."""
+    """Whether it runs, how many requests have a place, and how many photos are computed."""
 
     status: Literal["ok"]
     version: str
     busy: int
+    computing: int
     places: int
 
 
@@ -191,13 +192,14 @@ async def segment(request: Request, asked: Annotated[Asked, Query()]) -> Respons
         if shared.taken >= shared.places:
             await drain(request)
             raise HTTPException(503, "the queue is full; try again in a moment", {"Retry-After": "1"})
-        with shared.place():
-            async with asyncio.timeout(shared.config.seconds), shared.upload(request) as (content, fields):
+        with shared.place() as place:
+            async with asyncio.timeout(shared.config.seconds):
+                content, fields = await shared.upload(request, place)
                 computing = True
                 asked = _with_fields(asked, fields)
                 segmenter = _asked_model(shared, asked)
                 work = partial(_compute, segmenter, content, asked, shared.config.pixels)
-                return await unless_gone(request, shared.run(work))
+                return await unless_gone(request, shared.run(work, place))
     except TimeoutError:
         problem = f"took longer than {shared.config.seconds:g} s; try again"
         if computing:
@@ -232,9 +234,10 @@ async def models(request: Request) -> ModelList:
 
 @api.get("/health", summary="Whether it runs")
 async def health(request: Request) -> Health:
-    """Returns how many requests have a place, and how many places there are."""
+    """Returns how many requests have a place, how many photos are computed, and how many places there are."""
     shared: Work = request.app.state.petseg
-    return Health(status="ok", version=__version__, busy=shared.taken, places=shared.places)
+    counts = {"busy": shared.taken, "computing": shared.computing, "places": shared.places}
+    return Health(status="ok", version=__version__, **counts)
 
 
 @api.get("/answer", include_in_schema=False)

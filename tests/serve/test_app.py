@@ -41,6 +41,7 @@ from petseg.predict.segmenter import Segmenter
 from petseg.serve import make_app, upload
 from petseg.serve.app import PROBLEMS, Prediction
 from petseg.serve.server import is_loopback
+from petseg.serve.work import Place
 from petseg.shipped import DEFAULT, shipped_models
 from tests.cli.test_commands import one_line_error, petseg
 from tests.conftest import Served, image_bytes, refused
@@ -258,7 +259,7 @@ def test_a_slow_upload_answers_408_and_a_slow_answer_503():
             late = await client.post("/api/segment", content=slow(), headers=RAW)
             assert (late.status_code, late.json()["detail"]) == (408, "the upload took longer than 0.2 s; try again")
             done = threading.Event()
-            blocking = asyncio.create_task(app.state.petseg.run(done.wait))
+            blocking = asyncio.create_task(app.state.petseg.run(done.wait, Place()))
             busy = await client.post("/api/segment", content=image_file(), headers=RAW)
             assert (busy.status_code, busy.headers["retry-after"]) == (503, "5")
             done.set()
@@ -268,13 +269,43 @@ def test_a_slow_upload_answers_408_and_a_slow_answer_503():
     asyncio.run(ask())
 
 
+def test_a_photo_that_takes_too_long_keeps_its_place_until_its_thread_is_free(monkeypatch):
+    done = threading.Event()
+    monkeypatch.setattr("petseg.serve.app._compute", lambda *arguments: done.wait())
+
+    async def ask():
+        content = image_file()
+        limits = {"concurrent": 1, "queue": 1, "seconds": 0.2, "held_bytes": 2 * len(content) - 1}
+        async with in_process(make_app(ServeConfig(**limits))) as client:
+
+            async def health():
+                row = (await client.get("/health")).json()
+                return row["busy"], row["computing"]
+
+            late = await client.post("/api/segment", content=content, headers=RAW)
+            assert (late.status_code, await health()) == (503, (1, 1))
+            second = await client.post("/api/segment", content=content, headers=RAW)
+            assert "too many photos are held" in second.text, "its bytes are held as well"
+            assert await health() == (1, 1)
+            waiting = await client.post("/api/segment", content=content[:50], headers=RAW)
+            assert (waiting.status_code, await health()) == (503, (1, 1)), "what only waited is not kept"
+            done.set()
+            while await health() != (0, 0):
+                await asyncio.sleep(0)
+
+    try:
+        asyncio.run(asyncio.wait_for(ask(), 20))
+    finally:
+        done.set()
+
+
 def test_a_client_that_goes_away_frees_its_place_and_is_not_computed(monkeypatch):
     async def ask():
         app = make_app(ServeConfig(concurrent=1))
         done = threading.Event()
         computed = []
         monkeypatch.setattr("petseg.serve.app._compute", lambda *arguments: computed.append(arguments))
-        blocking = asyncio.create_task(app.state.petseg.run(done.wait))
+        blocking = asyncio.create_task(app.state.petseg.run(done.wait, Place()))
         gone = asyncio.Event()
         messages = [{"type": "http.request", "body": image_file(), "more_body": False}]
 

@@ -47,8 +47,9 @@ def ended(connection):
 
 
 def healthy(server, busy=0):
-    assert httpx.get(f"{server.url}/health", timeout=20).json()["busy"] <= busy
     ends = time.monotonic() + 20
+    while httpx.get(f"{server.url}/health", timeout=20).json()["busy"] > busy:  # what took too long is still computed
+        assert time.monotonic() < ends
     while True:  # on a machine that is busy a photo may take longer than this server's second
         answer = httpx.post(f"{server.url}/api/segment?output=json", files={"image": image_file()}, timeout=20)
         if answer.status_code == 200:
