@@ -315,6 +315,10 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
     return network, dict(map(_parse_setting, parts))
 
 
+# "*", or a name as browsers send it, "*." before it for all below; or an address, of IPv6 in brackets
+HOST = r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]"
+
+
 class ServeConfig(StrictConfig):
     """Where `petseg serve` listens, and how much it takes on."""
 
@@ -338,6 +342,16 @@ class ServeConfig(StrictConfig):
     """Bytes of all uploads in memory together; an upload beyond them is answered 503."""
     seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest time a request may take, its upload and its wait included."""
+
+    @model_validator(mode="after")
+    def _allowed_hosts_can_match(self) -> Self:
+        for name in self.allowed_hosts:
+            if not re.fullmatch(HOST, name):
+                wanted = "a name without scheme, port or path, such as pets.example.org, *.example.org or *"
+                plain = re.sub(r"^[a-z]+://|[:/].*$", "", name)
+                write = f"write {plain}" if re.fullmatch(HOST, plain) else "change --allowed-host"
+                raise ValueError(f"allowed_hosts holds {name!r}; wanted {wanted}: {write}")
+        return self
 
 
 RECIPES = files("petseg") / "recipes"

@@ -414,6 +414,34 @@ def test_settings_are_taken_and_a_wrong_one_is_named(setting, problem):
     refused(re.escape(problem), load_serving, [setting])
 
 
+WANTED = "wanted a name without scheme, port or path, such as pets.example.org, *.example.org or *"
+
+
+@pytest.mark.parametrize(
+    ("name", "do"),
+    [
+        ("https://pets.example.org", "write pets.example.org"),
+        ("https://pets.example.org:8443/pets/", "write pets.example.org"),
+        ("pets.example.org:443", "write pets.example.org"),
+        ("pets.example.org/pets", "write pets.example.org"),
+        *(
+            (name, "change --allowed-host")
+            for name in ("a*b", "*.*.org", "*example.org", "pets.", "a b", "", "größe.de")
+        ),
+    ],
+)
+def test_a_host_that_can_never_match_is_refused(name, do):
+    refused(re.escape(f"allowed_hosts holds {name!r}; {WANTED}: {do}"), load_serving, allowed_hosts=["ok.org", name])
+
+
+def test_hosts_that_can_match_are_taken():
+    names = ["pets.example.org", "*.example.org", "*", "localhost", "10.0.0.2", "[::1]", "my_pets", "Pets.Example"]
+    assert load_serving(allowed_hosts=names).allowed_hosts == names
+    make_app(ServeConfig(), hosts=names)
+    result = petseg("serve", "--no-open", "--port", "0", "--allowed-host", "a*b")
+    assert (result.returncode, "allowed_hosts holds 'a*b'; wanted" in one_line_error(result)) == (2, True)
+
+
 def test_a_stop_answers_what_is_under_way():
     server = Served()
     content = CAT.read_bytes()
