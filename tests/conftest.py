@@ -164,9 +164,9 @@ class Served:
         assert self.url.startswith("http://"), self.process.communicate()[1]
         self.port = int(self.url.rpartition(":")[2])
 
-    def stop(self):
+    def stop(self, by=signal.SIGINT):
         """Returns what it printed after its address, and on stderr; it must stop on Ctrl-C with exit code 0."""
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(by)
         output = self.process.communicate(timeout=60)
         assert self.process.returncode == 0, output
         return output

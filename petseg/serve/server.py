@@ -1,12 +1,14 @@
-"""The application on a socket, until Ctrl-C; requests under way are answered first."""
+"""The application on a socket, until Ctrl-C or SIGTERM; requests under way are answered first."""
 
 import asyncio
 import ipaddress
 import math
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -20,6 +22,7 @@ HEAD_SECONDS = 30.0  # longest time that a client may take to send a request's h
 HEAD_BYTES = 64_000  # largest head: address and headers; uvicorn would keep any
 READ_SECONDS = 120.0  # longest time that a client may take to read an answer once its connection is closed
 REFUSED_SECONDS = 10.0  # longest time that a refused client may go on sending: closed at once, it loses the answer
+STOP_SECONDS = 5.0  # longest time that an upload may still take once the server stops
 SPARE_FILES = 64  # of the files that the process may open: not for connections
 
 
@@ -32,7 +35,7 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: None) -> None:
-    """Serves until it is stopped; `on_ready` gets the page's address once it listens."""
+    """Serves until it is stopped; `on_ready` gets the page's address once it listens and can be stopped."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
@@ -53,9 +56,26 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: Non
             server_header=False,
             timeout_graceful_shutdown=math.ceil(config.seconds),
         )
-        on_ready(f"http://{shown}:{port}")  # it listens; who asks now is answered as soon as the loop runs
-        with suppress(KeyboardInterrupt):  # raised again by uvicorn when all is answered
-            uvicorn.Server(settings).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # before it runs
+            _Server(settings, partial(on_ready, f"http://{shown}:{port}")).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """A server whose stop by a signal is no error."""
+
+    def __init__(self, settings: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_start()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for a signal; uvicorn's would raise it again when all is answered."""
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
 
 
 class _Bounded(HttpToolsProtocol):
@@ -109,6 +129,15 @@ class _Bounded(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         self.loop.call_later(READ_SECONDS, self.transport.abort)  # closing waits for all to be read
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if not self.transport.is_closing():
+            self.loop.call_later(STOP_SECONDS, self._drop_upload)
+
+    def _drop_upload(self) -> None:
+        if self.cycle.more_body:
+            self.transport.abort()
 
     def _await_head(self) -> None:
         if self._head is None:

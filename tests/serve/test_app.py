@@ -5,6 +5,7 @@ import email
 import email.policy
 import json
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -461,6 +462,21 @@ def test_a_stop_answers_what_is_under_way():
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert answer.endswith(encoded(Segmenter("", threads=1)(CAT), "mask"))
     assert stopping.result(60) == ("", "")
+
+
+HEAD = "POST /api/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once")
+def test_sigterm_is_no_error_and_does_not_wait_for_an_upload_that_stalls():
+    server = Served("--set", "seconds=50")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(f"{HEAD}Content-Length: 1000\r\n\r\n".encode() + b"a")
+        busy_until(server, 1)
+        began = time.monotonic()
+        assert server.stop(by=signal.SIGTERM) == ("", "")
+    assert time.monotonic() - began < 25
+    assert Served().stop(by=signal.SIGTERM) == ("", ""), "as soon as its address is printed"
 
 
 def test_the_answer_is_the_study_s_and_the_wheel_carries_it(served):
