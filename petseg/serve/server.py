@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import math
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: Non
 
 
 class _Server(uvicorn.Server):
-    """A server whose stop by a signal is no error."""
+    """A server whose stop by a signal is no error, and at once at a second Ctrl-C."""
 
     def __init__(self, settings: uvicorn.Config, on_start: Callable[[], None]) -> None:
         super().__init__(settings)
@@ -74,7 +75,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called for a signal; uvicorn's would raise it again when all is answered."""
         if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
+            os._exit(130)  # any other end waits for the threads that compute
         self.should_exit = True
 
 

@@ -479,6 +479,28 @@ def test_sigterm_is_no_error_and_does_not_wait_for_an_upload_that_stalls():
     assert Served().stop(by=signal.SIGTERM) == ("", ""), "as soon as its address is printed"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once")
+def test_a_second_ctrl_c_ends_at_once():
+    server = Served("--set", "seconds=50", "--set", "concurrent=1")
+    photo = image_file(6000, 6000)  # it computes for many seconds
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(f"{HEAD.replace('segment', 'segment?matting=true&output=cutout')}".encode())
+        connection.sendall(f"Content-Length: {len(photo)}\r\n\r\n".encode() + photo)
+        ends = time.monotonic() + 20
+        while httpx.get(f"{server.url}/health").json()["computing"] == 0:
+            assert time.monotonic() < ends
+        server.process.send_signal(signal.SIGINT)
+        while time.monotonic() < ends:  # it listens no longer, so the stop has begun
+            try:
+                socket.create_connection(("127.0.0.1", server.port)).close()
+            except OSError:
+                break
+        server.process.send_signal(signal.SIGINT)
+        output = server.process.communicate(timeout=60)
+        assert connection.recv(1 << 16) == b"", "it did not wait for the answer"
+    assert (server.process.returncode, output) == (130, ("", ""))
+
+
 def test_the_answer_is_the_study_s_and_the_wheel_carries_it(served):
     answer = httpx.get(f"{served.url}/answer", timeout=60)
     assert answer.headers["content-type"].startswith("text/html")
