@@ -1,7 +1,6 @@
 """Recipes: one typed description of data, model and training, read from TOML, changed by `--set`."""
 
 import difflib
-import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from petseg.cores import core_count
 from petseg.errors import PetsegError, shown, unknown_name
 
 
@@ -334,7 +334,7 @@ class ServeConfig(StrictConfig):
     """Largest upload; a larger one is answered 413."""
     pixels: Annotated[int, Field(ge=1)] = 50_000_000
     """Largest photo; a larger one is answered 413. A cut-out takes some 20 bytes a pixel while it is made."""
-    concurrent: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
+    concurrent: Annotated[int, Field(ge=1)] = core_count()
     """Photos computed at once, on one thread each; a core each is fastest."""
     queue: Annotated[int, Field(ge=0)] = 256
     """Requests that may wait beside those; the next one is answered 503."""

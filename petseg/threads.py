@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from petseg.cores import core_count
 from petseg.errors import PetsegError
 
 VARIABLE = "PETSEG_THREADS"
@@ -43,7 +44,7 @@ def recorded_threads(folder: Path) -> int | None:
 
 def free_cores(seconds: float = 0.2) -> int:
     """Returns how many of this process's cores were idle over a moment, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = core_count()
     before = _busy_seconds()
     if before is None:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # of the last minute

@@ -1,7 +1,6 @@
 """Predictions as files: which photo writes which, many photos at once, each file complete or absent."""
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from petseg import storage
+from petseg.cores import core_count
 from petseg.data.dataset import Progress, palette
 from petseg.data.images import UNREADABLE
 from petseg.errors import DiskError, PetsegError, unknown_name
@@ -37,7 +37,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any], int]] = {
 OURS = (*ENDINGS.values(), *(f".{kind}.{name}" for kind in ("cutout", "overlay") for name in FORMATS))
 ENTROPY = "Entropy"  # a text in images of class ids: `Segmentation.entropy`
 MARK, SOFTWARE = "petseg predict", 0x0131  # how petseg knows its own files: a text in them, in EXIF its tag
-WORKERS = min(4, os.cpu_count() or 1)  # photos in work at once: a cut-out takes some 20 bytes a pixel
+WORKERS = min(4, core_count())  # photos in work at once: a cut-out takes some 20 bytes a pixel
 
 
 @dataclass(frozen=True)
