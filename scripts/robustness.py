@@ -1,6 +1,7 @@
 """Scores the shipped models on corrupted test images; writes JSON for the documents.
 
 python scripts/robustness.py --counts FOLDER --out results/models/robustness.json
+python scripts/robustness.py --model unet_small --counts FOLDER --out results/models/robustness.json
 
 `--counts` keeps what `petseg robustness` counts of each image, so that a stopped call goes on. Needs PETSEG_DATA.
 """
@@ -22,10 +23,10 @@ from petseg.shipped import shipped_models
 PAIRS = (("unet_base", "segnet_base"), ("unet_small", "segnet_small"))  # alike but for the network
 
 
-def counted(folder: Path) -> dict[str, Robustness]:
+def counted(names: Sequence[str], folder: Path) -> dict[str, Robustness]:
     """Returns model -> counts, made by the command where the folder lacks them."""
     found = {}
-    for name in shipped_models():
+    for name in names:
         path = folder / f"{name}.json"
         if not path.is_file():
             command = [sys.executable, "-m", "petseg", "robustness", name, "--split", "test", "--threads", "1"]
@@ -49,6 +50,7 @@ def scores(found: dict[str, Robustness]) -> list[dict[str, Any]]:
                 "differences": {
                     first.partition("_")[2]: paired_bootstrap(counts[first], counts[second]).model_dump()
                     for first, second in PAIRS
+                    if {first, second} <= counts.keys()
                 },
             }
         )
@@ -59,16 +61,17 @@ def scores(found: dict[str, Robustness]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", action="append", choices=shipped_models(), help="repeatable; else all")
     parser.add_argument("--counts", type=Path, required=True, help="folder of the counts")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     options = parser.parse_args(arguments)
-    found = counted(options.counts)
-    first = next(iter(found.values()))
+    found = counted(options.model or shipped_models(), options.counts)
+    first, named = next(iter(found.values())), [f"--model {name}" for name in options.model or ()]
     storage.write_json(
         options.out,
         {
             "kind": "robustness",
-            "command": "python scripts/robustness.py",
+            "command": " ".join(["python scripts/robustness.py", *named]),
             "environment": environment.environment(device="cpu", precision="fp32", threads=1),
             "split": "test",
             "images": len(first.ids),
