@@ -13,14 +13,13 @@ from petseg.data.cache import Prepared
 from petseg.data.dataset import SUSPECT, Dataset, Progress, Sample
 from petseg.data.duplicates import DRAFT, NEAR, perceptual_hash, stored_hash
 from petseg.data.images import EXIF_APPLIED, EXIF_UNSURE, WIDE, open_sample, outcomes
-from petseg.data.splits import refuse_unsplit
+from petseg.data.splits import PARTS, refuse_unsplit
 from petseg.errors import PetsegError
 from petseg.schema import CheckFinding, ClassBalance, DataCheck, Level
 
 TOLERATED = 0.1  # share of the images that may be left out; more are a fault of the whole set
 RARE = 0.01  # share of the labelled pixels below which a class is almost empty: CamVid's pole, sign and bicyclist
 MANY_OBJECTS = 8  # classes from where ids may number objects: fewer are often nested, such as a tumour in an organ
-PARTS = ("train", "val", "test")
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 FRAMES = "Write one file for each frame, each with its mask; --set data.split=blocks keeps neighbours in one split."
 
