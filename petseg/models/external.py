@@ -90,7 +90,8 @@ class EncoderUNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns logits [N, C, H, W] of images [N, 3, H, W], normalised as the encoder wants them."""
-        *maps, x = self.encoder(image)
+        maps: list[Tensor] = list(self.encoder(image))  # torch 2.11 compiles `*maps, x = ...` to a tuple
+        x = maps.pop()
         if self.stem is not None:
             maps.insert(0, self.stem(image))
         for stage in self.decoder:

@@ -193,7 +193,8 @@ class Trainer:
         if not self.config.train.teacher:
             return None
         classes, side = self.split.dataset.classes, self.config.side(1)
-        return load_teacher(self.config.train.teacher, classes, self.network.hardware, side)
+        teacher = load_teacher(self.config.train.teacher, classes, self.network.hardware, side)
+        return self._compiled(teacher) if self.config.train.compile else teacher
 
     def epoch(self, epoch: int, detail: str, on_step: OnStep) -> float:
         """Returns the epoch's mean cross-entropy over images, unweighted, without Dice, augmentation and dropout on."""
@@ -210,7 +211,7 @@ class Trainer:
         # a compilation for each size of a batch, and none for validation, which would be one more
         network = replace(self.network, module=self._start_training(epoch))
         if settings.compile:
-            network = replace(network, module=cast(nn.Module, torch.compile(network.module, dynamic=False)))
+            network = self._compiled(network)
         losses: list[Tensor] = []
         objectives: list[Tensor] = []
         for index, rows in enumerate(batches):
@@ -238,6 +239,9 @@ class Trainer:
             on_step(step + 1, steps, detail)
             keep_pace()
         return float(distributed.total(torch.stack(losses).sum())) / distributed.count() / sum(map(len, batches))
+
+    def _compiled(self, network: Network) -> Network:
+        return replace(network, module=cast(nn.Module, torch.compile(network.module, dynamic=False)))
 
     def _start_training(self, epoch: int) -> nn.Module:
         """Returns the network in training mode, but for what of its encoder stays as it is in this epoch."""
