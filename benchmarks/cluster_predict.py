@@ -23,11 +23,12 @@ import pyarrow as pa
 from measuring import arguments, main, ratio, take_turns
 from serve_speed import cats
 
+from petseg.cores import core_count
 from petseg.environment import environment
 from petseg.predict.bulk import Work, predict_here, predict_on_ray, recorded, work_of
 from petseg.predict.manifest import FOLDER, Manifest
 from petseg.predict.outputs import Look, plan, predict_jobs
-from petseg.predict.runtimes import chosen_runtime, cores
+from petseg.predict.runtimes import chosen_runtime
 from petseg.predict.segmenter import Segmenter
 from petseg.shipped import DEFAULT
 from petseg.storage import write_json
@@ -127,7 +128,7 @@ def run() -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # as nice as the plain mode
     import ray
 
-    ray.init("local", num_cpus=cores(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=core_count(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as scratch:
         contest = Contest(Path(scratch), options.photos)
         contenders = {"plain": contest.plain, **{name: partial(contest.stored, name) for name in ("ray", "here")}}
@@ -138,7 +139,8 @@ def run() -> None:
         "kind": "benchmark",
         "what": "a folder of photos to masks: as a folder, by Ray Data on the same cores, and by its function alone",
         "command": "python benchmarks/cluster_predict.py",
-        "environment": {**environment(device="cpu", precision="as listed", threads=cores()), "ray": ray.__version__},
+        "environment": environment(device="cpu", precision="as listed", threads=core_count())
+        | {"ray": ray.__version__},
         "turns": options.turns,
         "photos": options.photos,
         "model": DEFAULT,

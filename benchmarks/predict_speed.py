@@ -30,10 +30,10 @@ from measuring import ratio, take_turns
 from PIL import Image
 from serve_speed import cats
 
+from petseg.cores import core_count
 from petseg.environment import environment
 from petseg.predict.outputs import WORKERS, plan, predict_jobs
 from petseg.predict.photos import Photo
-from petseg.predict.runtimes import cores
 from petseg.predict.segmenter import Segmenter
 from petseg.shipped import DEFAULT, shipped_models
 from petseg.storage import write_json
@@ -200,7 +200,7 @@ def main() -> None:
         "kind": "benchmark",
         "what": "cold starts, one photo from decoded to mask, and a folder of photos beside the model alone",
         "command": "python benchmarks/predict_speed.py",
-        "environment": environment(device="cpu", precision="as listed", threads=cores()),
+        "environment": environment(device="cpu", precision="as listed", threads=core_count()),
         "turns": options.turns,
         "default_model": DEFAULT,
         "cold": starts,

@@ -22,8 +22,8 @@ from typing import Any
 from measuring import ratio, take_turns
 from predict_speed import LARGE, cold, make_folder
 
+from petseg.cores import core_count
 from petseg.environment import environment
-from petseg.predict.runtimes import cores
 from petseg.shipped import DEFAULT
 from petseg.storage import write_json
 
@@ -77,7 +77,7 @@ def main() -> None:
         "kind": "benchmark",
         "what": "cut-outs of a folder by two commands, starts included; the ratio is of photos a second",
         "command": "python benchmarks/rembg.py",
-        "environment": environment(device="cpu", precision="fp32", threads=cores()),
+        "environment": environment(device="cpu", precision="fp32", threads=core_count()),
         "turns": options.turns,
         "models": {"petseg": DEFAULT, "rembg": f"{options.model}, rembg {version}"},
         "folders": folders,

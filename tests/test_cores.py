@@ -41,3 +41,13 @@ def test_serving_and_predicting_take_no_more_cores_than_the_process_may_use():
     code += "print(ServeConfig().concurrent, WORKERS)"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert done.stdout.split() == ["1", "1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="Linux has it; of two cores")
+def test_a_model_takes_no_more_threads_than_the_process_may_use_cores():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from petseg.predict.segmenter import Segmenter; before = len(os.listdir('/proc/self/task'))\n"
+    code += "segmenter = Segmenter('unet_small', runtime='onnxruntime')\n"
+    code += "print(len(os.listdir('/proc/self/task')) - before)"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split() == ["0"]

@@ -1,7 +1,6 @@
 """Opens image files from elsewhere: accepted formats, errors of the decoders, conversion to RGB."""
 
 import math
-import os
 import re
 import struct
 import zlib
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from petseg.cores import core_count
 from petseg.data.arrays import register
 from petseg.data.dataset import IGNORE, Dataset, Label, Progress, Sample, UInt8
 from petseg.errors import PetsegError, first_line
@@ -341,7 +341,7 @@ def outcomes(
         except PetsegError as error:
             return str(error)
 
-    workers = os.cpu_count() or 1
+    workers = core_count()
     chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
     counter = count(1)
     with ThreadPoolExecutor(workers) as pool:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 
+from petseg.cores import core_count
 from petseg.data.dataset import UInt8
 from petseg.errors import unknown_name
 from petseg.predict.enlarge import Floats
@@ -47,7 +48,8 @@ class OnnxRuntime:
 
     def __init__(self, file: bytes, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0  # 0: a thread a core
+        limited = core_count() < (os.cpu_count() or 1)  # the runtime itself sees neither affinity nor container
+        options.intra_op_num_threads = threads or (core_count() if limited else 0)  # 0: a thread a core
         # it plans all maps side by side: at 512 px 103 instead of 146 MB (U-Net), 97 instead of 152 (SegNet), no slower
         options.enable_mem_pattern = False
         if _one_arena():
@@ -75,7 +77,8 @@ class OpenVino:
 
         self._core = openvino.Core()
         self._model = self._core.read_model(file)
-        self._settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(streams * (threads or cores()))}
+        all_threads = streams * (threads or core_count())
+        self._settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(all_threads)}
         if precision := precision or fast_precision():
             self._settings["INFERENCE_PRECISION_HINT"] = precision
         # size -> the model compiled for it, and its idle requests; the size used last is the last one
@@ -147,7 +150,7 @@ Runtime = OnnxRuntime | OpenVino
 RUNTIMES: dict[str, Callable[[bytes, int | None], Runtime]] = {  # called with a file and the threads of one call
     "onnxruntime": OnnxRuntime,
     # where each call takes one thread, many threads call
-    "openvino": lambda file, threads: OpenVino(file, threads, streams=cores() if threads == 1 else 1),
+    "openvino": lambda file, threads: OpenVino(file, threads, streams=core_count() if threads == 1 else 1),
 }
 
 
@@ -164,8 +167,3 @@ def chosen_runtime(photos: int = WORTH_STARTING) -> str:
     if photos < WORTH_STARTING or find_spec("openvino") is None:
         return "onnxruntime"
     return "openvino" if fast_precision() else "onnxruntime"
-
-
-def cores() -> int:
-    """Returns the cores of this machine."""
-    return os.cpu_count() or 1

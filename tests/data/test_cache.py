@@ -72,7 +72,7 @@ def test_shapes_types_order_and_rows(eight_pets, cache_folder, size):
 def test_images_are_a_plain_resize_but_for_the_decoders_reduction_in_the_samples_order(eight_pets, monkeypatch):
     """At 100 px the decoder may not reduce images of 136 to 184 px. Each sample is another thread's."""
     monkeypatch.setattr(images, "CHUNK", 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(images, "core_count", lambda: 4)
     prepared, whole = prepare(eight_pets), prepare(eight_pets, 100)
     for row, sample in enumerate(prepared.samples):
         smooth, rough = plain(sample.image, SIZE), plain(sample.image, SIZE, Image.Resampling.NEAREST)

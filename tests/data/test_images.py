@@ -1,7 +1,6 @@
 """Opening a sample: what is unusual is noted, what cannot be used is refused by name, any mode becomes RGB."""
 
 import io
-import os
 import re
 import struct
 import warnings
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from petseg.cores import core_count
 from petseg.data.cache import prepare
 from petseg.data.dataset import Dataset, Label, Sample, classes_from
 from petseg.data.images import CHUNK, open_ids, open_label, open_sample, outcomes, read_ids, resize_ids, unused
@@ -245,7 +245,7 @@ def test_outcomes_keep_their_order_and_threads_wait_until_they_are_taken():
         return int(sample.id)
 
     samples = [Sample(str(number), Path(), Path()) for number in range(1000)]
-    ahead = 2 * (os.cpu_count() or 1) * CHUNK
+    ahead = 2 * core_count() * CHUNK
     seen, counts = [], []
     for sample, found in outcomes(work, samples, lambda done, total: counts.append((done, total))):
         assert found == (f"{sample.id} is odd" if sample.id.endswith("7") else int(sample.id))
