@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -25,12 +25,15 @@ WORTH_STARTING = 32
 # sizes that OpenVINO keeps a model compiled for, as many as a request of the API averages over: compiling one takes 0.2
 # to 0.4 s. 16 sizes up to 576 px in turn take 1.1 GB, all of them kept 1.9 (unet_lite2, one thread, OpenVINO 2026.4)
 SIZES = 4
+# pixels above which a call of ONNX Runtime gives its memory back: 770 MB after one of 1024 x 1024 px. Smaller ones keep
+# it for the next: giving back costs a fifth of a call (unet_lite2, a thread of an Intel Xeon, ONNX Runtime 1.32.0)
+LARGE = 512 * 512
 Taken = tuple[str, str, tuple[int | None, ...]]  # what a network takes: name, kind of number, axes; None is a free one
 
 
 @cache
 def _one_arena() -> bool:
-    """Returns whether all sessions of this process take memory from one place; each keeps the most it ever had.
+    """Returns whether all sessions of this process take memory from one place.
 
     Five models under two threads: 304 MB beyond the process where an arena each took 490 MB, and no slower
     (two cores of an AMD EPYC, ONNX Runtime 1.32.0, 256 px, 2026-11-27).
@@ -55,6 +58,8 @@ class OnnxRuntime:
         if _one_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = 4  # what goes wrong is raised; the log would tell it a second time
+        self._giving_back = onnxruntime.RunOptions()
+        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         (taken,) = self._session.get_inputs()
@@ -64,9 +69,10 @@ class OnnxRuntime:
         self.step = int(halved[1]) if halved else 1
 
     def __call__(self, images: UInt8) -> Floats:
-        """Returns probabilities [N, C, h, w] of images [N, h, w, 3]."""
-        probabilities: Floats = self._session.run(["probabilities"], {"image": images})[0]
-        return probabilities
+        """Returns probabilities [N, C, h, w] of images [N, h, w, 3], computed one by one: memory is of one."""
+        options = self._giving_back if images.shape[1] * images.shape[2] > LARGE else None
+        run = partial(self._session.run, ["probabilities"], run_options=options)
+        return np.concatenate([run({"image": image})[0] for image in images[:, None]])
 
 
 class OpenVino:

@@ -1,6 +1,9 @@
 """Runtimes: OpenVINO answers as ONNX Runtime does, and the rule that chooses between them."""
 
+import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +27,20 @@ def test_openvino_gives_onnx_runtime_s_answers(name):
     assert np.array_equal(openvino(images[2:3]), ours[2:3])
     other = drawn_images(192)[:1]
     assert np.abs(openvino(other) - onnx_runtime(other)).max() < 1e-3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_large_image_or_many_leave_no_memory_behind():
+    runtime = OnnxRuntime(model_file("unet_small"), 1)
+
+    def resident():
+        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    runtime(drawn_images(160)[:1])
+    before = resident()
+    for images in (np.zeros((1, 1024, 1024, 3), np.uint8), np.zeros((32, 160, 160, 3), np.uint8)):
+        runtime(images)
+        assert resident() - before < 50e6, images.shape
 
 
 def test_openvino_keeps_the_sizes_used_last_and_threads_that_change_sizes_get_their_own_answers():
