@@ -21,7 +21,6 @@ from petseg.serve.app import LOCAL, make_app
 
 HEAD_SECONDS = 30.0  # longest time that a client may take to send a request's head; uvicorn would wait for ever
 HEAD_BYTES = 64_000  # largest head: address and headers; uvicorn would keep any
-READ_SECONDS = 120.0  # longest time that a client may take to read an answer once its connection is closed
 REFUSED_SECONDS = 10.0  # longest time that a refused client may go on sending: closed at once, it loses the answer
 STOP_SECONDS = 5.0  # longest time that an upload may still take once the server stops
 SPARE_FILES = 64  # of the files that the process may open: not for connections
@@ -51,7 +50,7 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: Non
         shown = f"[{shown}]" if ":" in shown else shown
         settings = uvicorn.Config(
             make_app(config, hosts=hosts),
-            http=partial(_Bounded, head_seconds=min(HEAD_SECONDS, config.seconds)),  # type: ignore[arg-type]
+            http=partial(_Bounded, seconds=config.seconds),  # type: ignore[arg-type]
             log_level="error",  # warnings are of what clients send: a line each
             access_log=False,
             server_header=False,
@@ -80,16 +79,21 @@ class _Server(uvicorn.Server):
 
 
 class _Bounded(HttpToolsProtocol):
-    """A connection that is closed when its client is slow over a head, sends a large one, or more than was taken."""
+    """A connection that is closed when its client is slow over a head, sends a large one, or more than was taken.
 
-    def __init__(self, *arguments: Any, head_seconds: float, **named: Any) -> None:
+    It is dropped, with what is left of an answer, when its client has not read that in twice a request's `seconds`.
+    """
+
+    def __init__(self, *arguments: Any, seconds: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._head_seconds = head_seconds
+        self._head_seconds, self._read_seconds = min(HEAD_SECONDS, seconds), 2 * seconds
+        self._unread: asyncio.TimerHandle | None = None  # drops the connection; None while all was read
         self._head: asyncio.TimerHandle | None = None  # closes the connection; None while no head is awaited
         self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # writing pauses at the first byte that the client does not take
         if len(self.connections) > most_connections():
             transport.abort()
         else:
@@ -97,7 +101,17 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        self._was_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self._read_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._was_read()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -127,10 +141,6 @@ class _Bounded(HttpToolsProtocol):
         ):  # it was answered before it had sent all
             self.loop.call_later(1, self.transport.close)
 
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
-        self.loop.call_later(READ_SECONDS, self.transport.abort)  # closing waits for all to be read
-
     def shutdown(self) -> None:
         super().shutdown()
         if not self.transport.is_closing():
@@ -150,6 +160,11 @@ class _Bounded(HttpToolsProtocol):
             self._head.cancel()
             self._head = None
 
+    def _was_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
 
 class _Lingering(asyncio.Transport):
     """What an answer is written to: it closes once the client has sent all, or after `REFUSED_SECONDS`."""
@@ -161,7 +176,8 @@ class _Lingering(asyncio.Transport):
         self._transport, self._cycle, self._loop = transport, cycle, loop
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._transport.write(data)
+        if not self._transport.is_closing():  # uvloop raises then; uvicorn marks the last of several requests alone
+            self._transport.write(data)
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
-from tests.conftest import Served
+from tests.conftest import Served, image_bytes
 from tests.serve.test_app import image_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and open files are read from /proc")
@@ -175,6 +176,48 @@ def test_a_client_that_does_not_read_its_answer_holds_nobody_up(hasty):
         while httpx.get(f"{hasty.url}/health", timeout=20).json()["busy"]:
             assert time.monotonic() < ends
         healthy(hasty)
+
+
+def unread(head, photo):
+    """Returns a request whose answer is larger than what systems keep of it unread."""
+    head = HEAD.replace(b"segment", b"segment?output=overlay&model=unet_small") + head
+    return head + b"Content-Length: %d\r\n\r\n" % len(photo) + photo
+
+
+NOISE = Image.merge("RGB", [Image.effect_noise((1400, 1400), 100) for _ in range(3)])  # 6 MB as a PNG
+UNREAD = {
+    "waits": unread(b"", image_bytes(NOISE, "JPEG")),
+    "asked to close": unread(b"Connection: close\r\n", image_bytes(NOISE, "JPEG")),
+    "asks for more": b"GET /coffee.jpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100,
+}
+
+
+def held(server, connection):
+    """Returns whether the server has its end of a connection open; the system alone may still keep what was sent."""
+    ends = f":{server.port:04X}", f":{connection.getsockname()[1]:04X}"
+    rows = map(str.split, Path("/proc/net/tcp").read_text().splitlines())
+    return any((row[1][-5:], row[2][-5:]) == ends and row[9] != "0" for row in rows)
+
+
+@pytest.mark.parametrize("how", UNREAD)
+def test_an_answer_that_is_not_read_is_dropped(how, hasty):
+    answer, ends = b"", time.monotonic() + 60
+    while answer != b"HTTP/1.1 200":
+        assert answer in (b"", b"HTTP/1.1 503"), "on a busy machine alone"
+        assert time.monotonic() < ends
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", hasty.port))
+        connection.sendall(UNREAD[how])
+        answer = connection.recv(12)
+    with connection:
+        assert held(hasty, connection)
+        began = time.monotonic()
+        while held(hasty, connection):
+            assert time.monotonic() - began < 15, "it may go on for ever"
+            time.sleep(0.1)
+    healthy(hasty)
 
 
 PATHS = r"""
