@@ -33,13 +33,13 @@ KEPT = {"miou", "iou", "pixel_accuracy", "mean_boundary_f", "images", "frame"}
 
 def measure(name: str, data: Path, splits: list[str]) -> dict[str, Any]:
     """Returns the scores of a shipped model in each precision, and the size of its int8 file."""
-    card = Segmenter(name, threads=1, runtime="onnxruntime").card
-    config = RunConfig.model_validate(card["config"])
+    segmenter = Segmenter(name, threads=1, runtime="onnxruntime")
+    config = RunConfig.model_validate(segmenter.card["config"])
     prepared = prepare_data(data, config.data)
     file = model_file(name)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "int8.onnx"
-        export_int8(name, written, prepared)
+        export_int8(segmenter, written, prepared)
         smaller = written.read_bytes()
     contenders: dict[str, Network] = {
         "fp32": OnnxRuntime(file),

@@ -73,10 +73,9 @@ def _export_int8(model: str, run: Path | None, out: Path, data: Path | None) -> 
         model, data = str(exported_run(run)), data_of(run, data)
     # other models than the shipped ones may be of anything, and drawn pets set no scales of that
     folder = find_data(data) if model in model_names() else data_folder(data)
-    config = validated(
-        RunConfig, Segmenter(model, threads=1, runtime="onnxruntime").card.get("config", {}), source=model
-    )
-    metadata = export_int8(model, out, None if folder is None else prepare_data(folder, config.data, run))
+    segmenter = Segmenter(model, threads=1, runtime="onnxruntime")
+    config = validated(RunConfig, segmenter.card.get("config", {}), source=model)
+    metadata = export_int8(segmenter, out, None if folder is None else prepare_data(folder, config.data, run))
     parity = metadata["parity"]
     agreement = (
         f"agrees with {model} in float32 on {100 * parity['agreement']:.2f} % of the pixels of {parity['images']}"

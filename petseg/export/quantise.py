@@ -1,4 +1,4 @@
-"""int8: `export_int8(model, out)` writes a smaller, faster ONNX file of a model, and `accuracy` says what it costs."""
+"""int8: `export_int8(segmenter, out)` writes a smaller, faster ONNX file, and `accuracy` says what it costs."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -34,13 +34,12 @@ Network = Callable[[UInt8], Floats]  # uint8 [N, H, W, 3] -> probabilities [N, C
 CALIBRATION = 128  # training images that set the scales
 
 
-def export_int8(model: str, out: Path, prepared: Prepared | None = None) -> dict[str, Any]:
+def export_int8(segmenter: Segmenter, out: Path, prepared: Prepared | None = None) -> dict[str, Any]:
     """Returns the metadata of `out`, now a shipped model or that of an ONNX file with its convolutions in int8.
 
     Training images of `prepared` set the scales, and validation images show how far it agrees with float32; None takes
-    drawn pets for both. Scores are of float32, so the file has none.
+    drawn pets for both. `segmenter` is on ONNX Runtime. Scores are of float32, so the file has none.
     """
-    segmenter = Segmenter(model, threads=1, runtime="onnxruntime")
     card = {name: value for name, value in segmenter.card.items() if name not in ("scores", "definitions")}
     if prepared is None:
         scaling, others = drawn_images(segmenter.size, 2), drawn_images(segmenter.size)
