@@ -115,6 +115,16 @@ def test_a_resumed_run_ends_as_one_that_went_through(name, prepared, tmp_path):
     assert all(torch.equal(through[key], resumed[key]) for key in through)
 
 
+def test_the_caller_s_random_numbers_go_on_as_if_nothing_had_been_trained(prepared, tmp_path):
+    found = []
+    for trains in (False, True):
+        torch.manual_seed(7)
+        if trains:
+            train(tiny("model.dropout=0.5"), prepared, tmp_path / "run", Execution(on_device()))
+        found.append((torch.rand(3).tolist(), torch.rand(3, device=DEVICE).tolist()))
+    assert found[0] == found[1]
+
+
 def test_a_compiled_step_trains_alike(prepared, tmp_path):
     plain, compiled = (
         train(tiny(f"train.compile={compiles}"), prepared, tmp_path / compiles, Execution(on_device("fp32")))

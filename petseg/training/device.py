@@ -1,6 +1,7 @@
 """Where and how precisely to compute: CUDA, then MPS, then the CPU."""
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,6 +28,11 @@ class Hardware:
     def context(self) -> torch.autocast:
         """Returns the autocast context of a forward pass."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
+    def random_state_kept(self) -> AbstractContextManager[None]:
+        """Returns a context after which torch's random numbers go on as if its block had drawn none."""
+        gpus = range(torch.cuda.device_count() if self.device.type == "cuda" else 0)  # a seed is given to all of them
+        return torch.random.fork_rng(gpus)
 
     def environment(self) -> EnvironmentInfo:
         """Returns what the figures of this process depend on."""
@@ -66,7 +72,7 @@ def choose_hardware(precision: str = "auto", device: str | None = None) -> Hardw
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, ValueError):
         raise PetsegError(
-            f"device {device!r}: torch has no such device here; choose cpu, or leave --device out"
+            f"device {device!r}: torch has no such device here; choose cpu, or leave the device out"
         ) from None
     if precision != "auto":
         return Hardware(chosen, precision == "bf16", f"{precision} as asked")

@@ -99,7 +99,7 @@ def new_network(config: RunConfig, num_classes: int, hardware: Hardware) -> Netw
         with torch.no_grad(), _one_line(config.model, f"cannot compute images of {side} px", advice):
             logits: object = network.logits(grey_images(side, hardware))
         _checked_logits(config.model, logits, [2, num_classes, side, side])
-    with torch.random.fork_rng([hardware.device] if hardware.device.type == "cuda" else []):
+    with hardware.random_state_kept():
         _try_training(config.model, build_network(config.model, num_classes, hardware), num_classes, min(sides))
     return network
 

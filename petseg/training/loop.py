@@ -61,7 +61,8 @@ def train(config: RunConfig, prepared: Prepared, run: str | Path, execution: Exe
     """Returns the rows of metrics.jsonl after training the model of `config` into the folder `run`.
 
     Refuses a folder that exists (when resuming: one of another config, or with damaged checkpoints), and ends with
-    `DivergedError` where the loss becomes NaN or infinite.
+    `DivergedError` where the loss becomes NaN or infinite. Random numbers are of `train.seed`; the caller's own go on
+    as if nothing had been trained.
     """
     run = Path(run)
     distributed.check_batch(config.train.batch_size)
@@ -73,45 +74,47 @@ def train(config: RunConfig, prepared: Prepared, run: str | Path, execution: Exe
     if splits["train"].dataset.classes != prepared.dataset.classes:
         raise PetsegError("the splits hold other classes than the dataset; load them from the same dataset")
     placed = config.model_copy(update={"model": located(run, config.model)})  # what is built; the run keeps its config
-    network = _drawn(placed, len(prepared.dataset.classes), hardware)
-    if not (execution.resume and (run / checkpoint.RESUME).is_file()):
-        _initialise(network, placed, splits["train"])
-    with _folder(run, config, prepared, execution):
-        settled = claim_input if distributed.rank() == 0 else read_input
-        network = replace(network, input=settled(run, network.input))
-        trainer = Trainer(placed, network, splits["train"], load_unlabelled(config, splits["train"]))
-        history = checkpoint.restore(run, trainer.state) if execution.resume and distributed.rank() == 0 else []
-        history = checkpoint.share(trainer.state, history)
-        if len(history) >= config.train.epochs or _waited(history, config):
+    with hardware.random_state_kept():
+        network = _drawn(placed, len(prepared.dataset.classes), hardware)
+        if not (execution.resume and (run / checkpoint.RESUME).is_file()):
+            _initialise(network, placed, splits["train"])
+        with _folder(run, config, prepared, execution):
+            settled = claim_input if distributed.rank() == 0 else read_input
+            network = replace(network, input=settled(run, network.input))
+            trainer = Trainer(placed, network, splits["train"], load_unlabelled(config, splits["train"]))
+            history = checkpoint.restore(run, trainer.state) if execution.resume and distributed.rank() == 0 else []
+            history = checkpoint.share(trainer.state, history)
+            if len(history) >= config.train.epochs or _waited(history, config):
+                return history
+            keep = _keeper(run, config, hardware, trainer.state)
+            with _determinism(config.train.deterministic):
+                while len(history) < config.train.epochs and not _waited(history, config):
+                    history.append(_next_epoch(trainer, history, splits["val"], execution.on_step))
+                    keep(history)
+                    execution.on_epoch(history[-1])
+            _remark(run, history[-1].val_loss, len(prepared.dataset.scored_classes))
             return history
-        keep = _keeper(run, config, hardware, trainer.state)
-        with _determinism(config.train.deterministic):
-            for epoch in range(len(history) + 1, config.train.epochs + 1):
-                started, others = time.perf_counter(), OtherWork()
-                detail = f"epoch {epoch}" + (f", val loss {history[-1].val_loss:.4f}" if history else "")
-                train_loss = trainer.epoch(epoch, detail, execution.on_step)
-                trained = time.perf_counter()
-                scores = validate(replace(network, module=trainer.state.evaluated), splits["val"])
-                if not math.isfinite(scores.val_loss):
-                    raise _diverged("validation loss", f"after epoch {epoch}")
-                history.append(
-                    EpochRow(
-                        epoch=epoch,
-                        seconds=round(time.perf_counter() - started, 3),
-                        train_seconds=round(trained - started, 3),
-                        learning_rate=float(trainer.state.optimiser.param_groups[0]["lr"]),
-                        train_loss=train_loss,
-                        other_seconds=others.seconds(),
-                        ranks=distributed.count(),
-                        **asdict(scores),
-                    )
-                )
-                keep(history)
-                execution.on_epoch(history[-1])
-                if _waited(history, config):
-                    break
-        _remark(run, history[-1].val_loss, len(prepared.dataset.scored_classes))
-        return history
+
+
+def _next_epoch(trainer: "Trainer", history: Sequence[EpochRow], val: Split, on_step: OnStep) -> EpochRow:
+    """Returns the row of the epoch after those of `history`, trained and validated now."""
+    epoch, started, others = len(history) + 1, time.perf_counter(), OtherWork()
+    detail = f"epoch {epoch}" + (f", val loss {history[-1].val_loss:.4f}" if history else "")
+    train_loss = trainer.epoch(epoch, detail, on_step)
+    trained = time.perf_counter()
+    scores = validate(replace(trainer.network, module=trainer.state.evaluated), val)
+    if not math.isfinite(scores.val_loss):
+        raise _diverged("validation loss", f"after epoch {epoch}")
+    return EpochRow(
+        epoch=epoch,
+        seconds=round(time.perf_counter() - started, 3),
+        train_seconds=round(trained - started, 3),
+        learning_rate=float(trainer.state.optimiser.param_groups[0]["lr"]),
+        train_loss=train_loss,
+        other_seconds=others.seconds(),
+        ranks=distributed.count(),
+        **asdict(scores),
+    )
 
 
 def _drawn(config: RunConfig, num_classes: int, hardware: Hardware) -> Network:

@@ -25,7 +25,7 @@ from petseg.storage import read_json
 from petseg.training.batches import load_splits
 from petseg.training.inference import build_network, new_network
 from petseg.training.loop import learning_rate, make_optimiser
-from tests.conftest import CPU, TINY, prepare_for, refused, tiny, train_on_cpu
+from tests.conftest import CPU, TINY, interrupted_at, prepare_for, refused, tiny, train_on_cpu
 
 
 def test_same_seed_same_losses_and_another_seed_others(prepared, tmp_path):
@@ -35,6 +35,21 @@ def test_same_seed_same_losses_and_another_seed_others(prepared, tmp_path):
     )
     assert first == again
     assert first != other
+
+
+def test_the_caller_s_random_numbers_go_on_as_if_nothing_had_been_trained(prepared, tmp_path):
+    def then(trains):
+        torch.manual_seed(7)
+        trains()
+        return torch.rand(3).tolist()
+
+    def stopped():
+        with pytest.raises(KeyboardInterrupt):
+            train_on_cpu(tiny(), prepared, tmp_path / "stopped", on_step=interrupted_at(2))
+
+    untouched = then(lambda: None)
+    assert then(lambda: train_on_cpu(tiny("model.dropout=0.5"), prepared, tmp_path / "run")) == untouched
+    assert then(stopped) == untouched
 
 
 def test_training_lowers_the_loss_below_what_class_shares_give(prepared, tmp_path):
