@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fields import write_commands, write_fields, write_records
 
 project, author, release = "petseg", "The petseg authors", __version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 html_theme = "furo"

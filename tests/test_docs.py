@@ -1,5 +1,6 @@
 """The documents: figures come from results/, commands exist, links lead somewhere."""
 
+import ast
 import doctest
 import json
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import petseg
 from petseg.cli import app
 from petseg.config import load_recipe, load_serving
 from petseg.data.download import ARCHIVES
@@ -244,6 +246,30 @@ def test_an_extra_that_a_document_names_exists():
         extra for names in re.findall(r"pip install '(?:\.|petseg)\[([\w,]+)\]'", text) for extra in names.split(",")
     }
     assert {"train", "serve"} <= named <= set(extras)
+
+
+def blocks(name):
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_example_of_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks("python.md")), {"__name__": "example"})
+    losses, scores, *_, unet, segnet, report = capsys.readouterr().out.splitlines()
+    assert losses.count(",") == 2
+    assert re.fullmatch(r"[\d.]+ % mIoU on 24 test images", scores)
+    assert (unet.split()[0], segnet.split()[0], report) == ("U-Net", "SegNet", "runs/compared/report.html")
+    assert Path(report).is_file()
+    assert Path("overlay.png").is_file()
+
+
+def test_the_reference_of_python_has_every_public_name_and_what_the_example_imports():
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    named = {line.rpartition(".")[2] for line in re.findall(r"auto\w+:: (\S+)", page)}
+    found = [node for node in ast.walk(ast.parse("\n".join(blocks("python.md")))) if isinstance(node, ast.ImportFrom)]
+    imported = {alias.name for node in found for alias in node.names if node.module.startswith("petseg")}
+    assert {*petseg.__all__, *imported, "Builder", "Class"} - {"__version__", "Recipe"} <= named
 
 
 def test_the_tree_in_contributing_names_what_exists():

@@ -66,13 +66,13 @@ class Prepared:
     dataset: Dataset
     folder: Path
     geometry: Geometry
-    images: UInt8  # [N, size, size, 3] RGB, of fit crop [pixels of all, 3]; memory-mapped; resized with antialiasing
-    labels: UInt8  # [N, size, size] class ids, 255 ignored, of fit crop [pixels of all]; memory-mapped; nearest
-    contents: tuple[Size, ...]  # how much of each is image, from the top left; the rest is padding
+    images: UInt8  #: [N, size, size, 3] RGB, of fit crop [pixels of all, 3]; memory-mapped; resized with antialiasing
+    labels: UInt8  #: [N, size, size] class ids, 255 ignored, of fit crop [pixels of all]; memory-mapped; nearest
+    contents: tuple[Size, ...]  #: how much of each is image, from the top left; the rest is padding
     samples: tuple[Sample, ...]
-    left_out: dict[str, str]  # sample id -> reason, for samples that could not be used
-    notes: dict[str, tuple[str, ...]]  # sample id -> what was unusual and how it was handled
-    largest_side: int  # of all images as they lie on disk, in pixels
+    left_out: dict[str, str]  #: sample id -> reason, for samples that could not be used
+    notes: dict[str, tuple[str, ...]]  #: sample id -> what was unusual and how it was handled
+    largest_side: int  #: of all images as they lie on disk, in pixels
 
     @property
     def size(self) -> int:

@@ -31,7 +31,7 @@ class Class:
     """What a pixel can be."""
 
     name: str
-    colour: str  # as "#0072B2", in every image, legend and plot
+    colour: str  #: as "#0072B2", in every image, legend and plot
     role: Role = "foreground"
 
 
@@ -108,8 +108,8 @@ def palette(classes: Sequence[Class]) -> UInt8:
 class Merge:
     """Classes that scores take together; an image's own is the member of the first group that it shows most of."""
 
-    classes: tuple[Class, ...]  # what scores are of
-    of: tuple[int, ...]  # for each trained class id, its scored class id
+    classes: tuple[Class, ...]  #: what scores are of
+    of: tuple[int, ...]  #: for each trained class id, its scored class id
 
     def members(self) -> tuple[tuple[int, ...], ...]:
         """Returns, for each scored class, the trained class ids that it holds."""
@@ -123,37 +123,37 @@ class Sample:
 
     id: str
     image: Path
-    label: Path  # where there is no such file, the prepared cache goes by what `read_label` returns
-    group: str = ""  # such as a breed; scores are also reported by group. "" where there are no groups
+    label: Path  #: where there is no such file, the prepared cache goes by what `read_label` returns
+    group: str = ""  #: such as a breed; scores are also reported by group. "" where there are no groups
 
 
 @dataclass(frozen=True)
 class Label:
     """An opened label: what each pixel is."""
 
-    ids: UInt8  # [H, W] class ids, 255 where ignored; at the label file's own size
-    notes: tuple[str, ...] = ()  # what is unusual about it, for `petseg data check`
+    ids: UInt8  #: [H, W] class ids, 255 where ignored; at the label file's own size
+    notes: tuple[str, ...] = ()  #: what is unusual about it, for `petseg data check`
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Labelled images with their classes and splits."""
 
-    name: str  # as tables name it
-    samples: tuple[Sample, ...]  # sorted by id
-    classes: tuple[Class, ...]  # by class id, 0..C-1
-    # "train", "val" and, where there is one, "test": sample ids, sorted; a source leaves out what `open_dataset` draws
+    name: str  #: as tables name it
+    samples: tuple[Sample, ...]  #: sorted by id
+    classes: tuple[Class, ...]  #: by class id, 0..C-1
+    #: "train", "val" and, where there is one, "test": sample ids, sorted; a source leaves out what `open_dataset` draws
     splits: Mapping[str, tuple[str, ...]]
-    read_label: Callable[[Sample], Label]  # opens a label; raises `PetsegError` where it cannot be used
-    provenance: str  # where the images come from, in one sentence
-    official: bool = False  # whether checksums say that these are the published files
-    fingerprint: str = ""  # what class ids depend on beside the files' bytes, such as how trimaps become classes
+    read_label: Callable[[Sample], Label]  #: opens a label; raises `PetsegError` where it cannot be used
+    provenance: str  #: where the images come from, in one sentence
+    official: bool = False  #: whether checksums say that these are the published files
+    fingerprint: str = ""  #: what class ids depend on beside the files' bytes, such as how trimaps become classes
     merge: Merge | None = None
-    loss_sizes: tuple[int, ...] = ()  # sides in pixels at which the cross-entropy is reported too
-    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind of file that is no sample -> names
-    holds: Mapping[str, frozenset[int]] = field(default_factory=dict)  # sample id -> its label's class ids, where known
-    place: Path | None = None  # the folder or archive that it was opened from
-    refusal: str = ""  # why it must not train as it is, in one line; `data check` opens it all the same
+    loss_sizes: tuple[int, ...] = ()  #: sides in pixels at which the cross-entropy is reported too
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: kind of file that is no sample -> names
+    holds: Mapping[str, frozenset[int]] = field(default_factory=dict)  #: sample id -> its label's class ids, if known
+    place: Path | None = None  #: the folder or archive that it was opened from
+    refusal: str = ""  #: why it must not train as it is, in one line; `data check` opens it all the same
 
     def __post_init__(self) -> None:
         """Raises `PetsegError` where samples or splits cannot be: an id twice, in two splits, of no sample."""

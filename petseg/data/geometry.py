@@ -41,9 +41,9 @@ WINDOWS = 8  # windows a call of the network: more are no faster on a processor,
 class Geometry:
     """How images are fitted to a model."""
 
-    size: int  # side in pixels of the square that the model sees
+    size: int  #: side in pixels of the square that the model sees
     fit: Fit = "square"
-    reduce_to: int = 0  # fit crop: the longer side to which larger images are reduced; 0: none is
+    reduce_to: int = 0  #: fit crop: the longer side to which larger images are reduced; 0: none is
 
     @classmethod
     def of(cls, config: DataConfig) -> Self:

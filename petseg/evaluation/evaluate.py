@@ -43,8 +43,8 @@ class ImageScores:
     """What all scores but cross-entropy come from; row i is one image."""
 
     ids: tuple[str, ...]
-    confusions: Confusion  # int64 [N, C, C]: rows truth, columns prediction
-    boundaries: Score  # float64 [N, C]: boundary F-score of each class, nan where it has none
+    confusions: Confusion  #: int64 [N, C, C]: rows truth, columns prediction
+    boundaries: Score  #: float64 [N, C]: boundary F-score of each class, nan where it has none
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Resampling:
 
     resamples: int = 2000
     confidence: float = 0.95
-    seed: int = 0  # of the draws
+    seed: int = 0  #: of the draws
 
 
 def paired_bootstrap(

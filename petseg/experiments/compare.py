@@ -54,13 +54,13 @@ class Plan:
 
     recipe: Recipe
     hardware: Hardware
-    command: str  # how to repeat it, for the report
-    reference: str | None = None  # the model that the others are compared with; None is the first
-    export: bool = False  # write each run's model.onnx too
-    resume: bool = False  # go on in the folder; work that is there is kept
-    final: bool = True  # score the test split too; false stops at validation and marks the whole as quick, no result
-    synthetic: bool = False  # the images are drawn, and every figure says so
-    on_stage: Callable[..., None] = lambda title, done, total, detail="": None  # of what stands on a progress bar
+    command: str  #: how to repeat it, for the report
+    reference: str | None = None  #: the model that the others are compared with; None is the first
+    export: bool = False  #: write each run's model.onnx too
+    resume: bool = False  #: go on in the folder; work that is there is kept
+    final: bool = True  #: score the test split too; false stops at validation and marks the whole as quick, no result
+    synthetic: bool = False  #: the images are drawn, and every figure says so
+    on_stage: Callable[..., None] = lambda title, done, total, detail="": None  #: of what stands on a progress bar
 
     def progress(self, title: str) -> Callable[..., None]:
         """Returns `on_stage` with a title."""

@@ -13,9 +13,9 @@ from petseg.config import StrictConfig
 class Input:
     """What a model wants of its images."""
 
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken off each channel of values in 0..1
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)  # what each is divided by then; fixed, no statistics of data
-    multiple: int = 1  # step of sides that every level halves evenly, in which an exported file is free; 1: not known
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  #: taken off each channel of values in 0..1
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)  #: what each is divided by then; fixed, no statistics of data
+    multiple: int = 1  #: step of sides that every level halves evenly, in which an exported file is free; 1: not known
 
     def normalise(self, images: Tensor) -> Tensor:
         """Returns images [N, 3, H, W] in 0..1 (float32, any layout) as the model wants them."""
@@ -29,11 +29,11 @@ class Input:
 class Builder:
     """How a model is made from its options, and what stands beside it."""
 
-    title: str  # how a reader knows it
-    # of num_classes and the options as keywords; torch's global generator draws weights
+    title: str  #: how a reader knows it
+    #: of num_classes and the options as keywords; torch's global generator draws weights
     build: Callable[..., nn.Module]
-    options: type[StrictConfig] = StrictConfig  # names, types and ranges of the options
-    preset: Mapping[str, Any] = field(default_factory=dict)  # option -> value where a recipe gives none
+    options: type[StrictConfig] = StrictConfig  #: names, types and ranges of the options
+    preset: Mapping[str, Any] = field(default_factory=dict)  #: option -> value where a recipe gives none
     input: Input = Input()
-    pretrain: Callable[..., None] | None = None  # of a new model and its options: loads weights that it starts from
-    pretrained_input: Input | None = None  # what it wants where it starts from weights, if that is another input
+    pretrain: Callable[..., None] | None = None  #: of a new model and its options: loads weights that it starts from
+    pretrained_input: Input | None = None  #: what it wants where it starts from weights, if that is another input

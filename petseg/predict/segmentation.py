@@ -41,7 +41,7 @@ class ForegroundClass:
     """The likeliest foreground class of a photo or a region."""
 
     name: str
-    probability: float  # its share of what is foreground, each pixel weighted by how likely foreground is there; 0 to 1
+    probability: float  #: its share of what is foreground, pixels weighted by how likely foreground is there; 0 to 1
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Box:
 
     left: int
     top: int
-    right: int  # one past the last pixel
+    right: int  #: one past the last pixel
     bottom: int
-    share: float  # of the photo's pixels, 0 to 1
-    confidence: float | None  # as `Segmentation.confidence`, of this region
+    share: float  #: of the photo's pixels, 0 to 1
+    confidence: float | None  #: as `Segmentation.confidence`, of this region
     foreground_class: ForegroundClass | None
 
 
@@ -63,13 +63,13 @@ class Summary:
 
     width: int
     height: int
-    foreground: bool  # whether there is a box
-    presence: float | None  # as `Segmentation.presence`
+    foreground: bool  #: whether there is a box
+    presence: float | None  #: as `Segmentation.presence`
     foreground_share: float
     confidence: float | None
     foreground_class: ForegroundClass | None
     boxes: tuple[Box, ...]
-    notes: tuple[str, ...]  # what a user should know of the photo, such as that the first frame of an animation is used
+    notes: tuple[str, ...]  #: what a user should know of the photo, as that the first frame of an animation is used
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what JSON holds, floats to six digits behind the point."""
@@ -115,15 +115,15 @@ class Segmentation:
     small holes, and are empty where `presence` is too low, unless `raw`.
     """
 
-    # float32 [C, h, w], as the model sees it; a pixel's classes add up to 1. Of a photo seen in windows at most 4
-    # megapixels, evenly chosen; mask, class ids and trimap are of all of them
+    #: float32 [C, h, w], as the model sees it; a pixel's classes add up to 1. Of a photo seen in windows at most 4
+    #: megapixels, evenly chosen; mask, class ids and trimap are of all of them
     probabilities: Floats = field(repr=False)
-    classes: tuple[Class, ...]  # by class id
+    classes: tuple[Class, ...]  #: by class id
     photo: Photo = field(repr=False)
-    seconds: float = 0.0  # what the network alone took; of a batch, this photo's part
+    seconds: float = 0.0  #: what the network alone took; of a batch, this photo's part
     raw: bool = False
-    calibrated: Presence | None = field(default=None, repr=False)  # None: the model has no presence score
-    detail: Detail | None = field(default=None, repr=False)  # None: everything follows from the probabilities
+    calibrated: Presence | None = field(default=None, repr=False)  #: None: the model has no presence score
+    detail: Detail | None = field(default=None, repr=False)  #: None: everything follows from the probabilities
 
     @property
     def size(self) -> Size:

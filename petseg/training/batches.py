@@ -27,10 +27,10 @@ GPU_SHARE = 0.5  # of a GPU's free memory that the images may take; a larger set
 class Split:
     """The images of one split, on the GPU or, where they do not fit and on the CPU, mapped from the prepared cache."""
 
-    images: Tensor  # uint8, the whole prepared array, as `Prepared.images`; `rows` says which belong to the split
-    labels: Tensor  # uint8, as `Prepared.labels`: class ids, 255 ignored
+    images: Tensor  #: uint8, the whole prepared array, as `Prepared.images`; `rows` says which belong to the split
+    labels: Tensor  #: uint8, as `Prepared.labels`: class ids, 255 ignored
     rows: Rows
-    device: torch.device  # where batches are wanted
+    device: torch.device  #: where batches are wanted
     prepared: Prepared
 
     @property

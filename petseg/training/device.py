@@ -18,7 +18,7 @@ class Hardware:
 
     device: torch.device
     autocast: bool
-    reason: str  # why this precision, for the terminal
+    reason: str  #: why this precision, for the terminal
 
     @property
     def precision(self) -> str:

@@ -49,12 +49,12 @@ OnStep = Callable[[int, int, str], None]  # called with the steps done, all step
 class Execution:
     """How a run is carried out; nothing of it is part of what the run is."""
 
-    hardware: Hardware | None = None  # None: by `config.train.precision`
-    resume: bool = False  # go on after the last whole epoch in the folder; a finished run returns at once
-    splits: Mapping[str, Split] | None = None  # of `load_splits`, where the caller has them already
-    on_step: OnStep = lambda done, total, detail: None
-    more_epochs: bool = False  # a finished run may be given more of them; the rate then follows the longer schedule
-    on_epoch: Callable[[EpochRow], None] = lambda row: None
+    hardware: Hardware | None = None  #: None: by `config.train.precision`
+    resume: bool = False  #: go on after the last whole epoch in the folder; a finished run returns at once
+    splits: Mapping[str, Split] | None = None  #: of `load_splits`, where the caller has them already
+    on_step: OnStep = lambda done, total, detail: None  #: after each: steps done, all steps, what stands beside a bar
+    more_epochs: bool = False  #: a finished run may be given more of them; the rate then follows the longer schedule
+    on_epoch: Callable[[EpochRow], None] = lambda row: None  #: after each, once its row is written
 
 
 def train(config: RunConfig, prepared: Prepared, run: str | Path, execution: Execution = Execution()) -> list[EpochRow]:
