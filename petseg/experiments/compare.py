@@ -21,7 +21,7 @@ from petseg import __version__, environment, schema, storage, units
 from petseg.config import Recipe, RunConfig
 from petseg.data.cache import Prepared, prepare
 from petseg.data.check import refuse_spoiled
-from petseg.data.dataset import SUSPECT, Class, palette, scored_ids
+from petseg.data.dataset import SUSPECT, Class, Dataset, palette, scored_ids
 from petseg.data.images import open_sample, resize_ids
 from petseg.data.sources import open_dataset
 from petseg.data.splits import FEW_GROUPS
@@ -125,44 +125,17 @@ def compare(plan: Plan, prepared: Prepared, out: str | Path) -> ComparisonResult
         trials = [trial for trial in trials if trial.run in histories]
         of_model = {name: [trial for trial in trials if trial.name == name] for name in recipe.models}
         first = {name: own[0] for name, own in of_model.items()}
-        evaluations = {
-            trial.run: {
-                part: evaluation.evaluate_run(
-                    trial.run,
-                    hardware,
-                    folds[trial.config.data.fold],
-                    part,
-                    plan.progress(f"score {trial.title} on {part}"),
-                )
-                for part in parts
-            }
-            for trial in trials
-        }
+        evaluations = {trial.run: _evaluated(plan, trial, folds[trial.config.data.fold], parts) for trial in trials}
         baselines = _baselines(plan, folds, out / "baselines")
         networks = {name: evaluation.load_run(trial.run, hardware).network for name, trial in first.items()}
         modules = {name: network.module for name, network in networks.items()}
         latencies = measure_latencies(modules, prepared.size, hardware)
         trainings = {
-            name: tuple(
-                schema.Training(
-                    seed=trial.config.train.seed,
-                    fold=trial.config.data.fold,
-                    environment=schema.read_record(trial.run / "environment.json", schema.EnvironmentInfo),
-                    history=histories[trial.run],
-                    evaluations={part: scored.scores for part, scored in evaluations[trial.run].items()},
-                )
-                for trial in own
-            )
+            name: tuple(_training(trial, histories[trial.run], evaluations[trial.run]) for trial in own)
             for name, own in of_model.items()
         }
-        merged = {  # model -> split -> evaluation of all folds, of each seed
-            name: {
-                part: [
-                    joined_folds([evaluations[trial.run][part] for trial in of_seed], prepared.dataset)
-                    for of_seed in (own[at : at + len(folds)] for at in range(0, len(own), len(folds)))
-                ]
-                for part in parts
-            }
+        merged = {
+            name: _merged([evaluations[trial.run] for trial in own], len(folds), prepared.dataset)
             for name, own in of_model.items()
         }
         models = tuple(
@@ -181,12 +154,7 @@ def compare(plan: Plan, prepared: Prepared, out: str | Path) -> ComparisonResult
             )
             for name, trial in first.items()
         )
-        counts = {name: np.stack([one.images.confusions for one in own[split]]) for name, own in merged.items()}
-        over = "images"
-        if recipe.data.groups:
-            groups = [prepared.dataset.by_id[one].group for one in merged[reference][split][0].images.ids]
-            counts = {name: summed_by(groups, own) for name, own in counts.items()}
-            over = units.plural(len(set(groups)), "group")
+        counts, over = _drawn_again({name: own[split] for name, own in merged.items()}, recipe, prepared.dataset)
         notes += _limits(counts[reference], prepared.dataset.scored_classes, trainings)
         for note in notes:
             logging.getLogger("petseg").warning("petseg: warning: %s", note)
@@ -241,6 +209,52 @@ def _trained(
     if not kept:
         raise diverged[0][1]
     return kept, [f"{trial.title}: training diverged; its seed is left out of every model" for trial, _ in diverged]
+
+
+def _evaluated(plan: Plan, trial: Trial, splits: Mapping[str, Split], parts: Sequence[str]) -> dict[str, Evaluation]:
+    """Returns split -> evaluation of a trial's run."""
+    return {
+        part: evaluation.evaluate_run(
+            trial.run, plan.hardware, splits, part, plan.progress(f"score {trial.title} on {part}")
+        )
+        for part in parts
+    }
+
+
+def _training(trial: Trial, history: tuple[EpochRow, ...], evaluations: Mapping[str, Evaluation]) -> schema.Training:
+    return schema.Training(
+        seed=trial.config.train.seed,
+        fold=trial.config.data.fold,
+        environment=schema.read_record(trial.run / "environment.json", schema.EnvironmentInfo),
+        history=history,
+        evaluations={part: scored.scores for part, scored in evaluations.items()},
+    )
+
+
+def _merged(
+    evaluations: Sequence[Mapping[str, Evaluation]], folds: int, dataset: Dataset
+) -> dict[str, list[Evaluation]]:
+    """Returns split -> evaluation of all folds, of each seed, from those of one model's trials in their order."""
+    by_seed = [evaluations[at : at + folds] for at in range(0, len(evaluations), folds)]
+    return {
+        part: [joined_folds([fold[part] for fold in of_seed], dataset) for of_seed in by_seed]
+        for part in evaluations[0]
+    }
+
+
+def _drawn_again(
+    evaluations: Mapping[str, Sequence[Evaluation]], recipe: Recipe, dataset: Dataset
+) -> tuple[dict[str, Confusion], str]:
+    """Returns model -> counts [seeds, N, C, C] of the images or groups that intervals draw again, and which these are.
+
+    `evaluations` are each model's on one split, of each seed.
+    """
+    counts = {name: np.stack([one.images.confusions for one in own]) for name, own in evaluations.items()}
+    if not recipe.data.groups:
+        return counts, "images"
+    ids = next(iter(evaluations.values()))[0].images.ids
+    groups = [dataset.by_id[one].group for one in ids]
+    return {name: summed_by(groups, own) for name, own in counts.items()}, units.plural(len(set(groups)), "group")
 
 
 def _limits(
