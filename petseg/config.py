@@ -375,7 +375,7 @@ def load_recipe(name: str | Path, settings: Sequence[str] = ()) -> Recipe:
             if isinstance(own, dict):
                 overrides[model] = {key: value for key, value in flat_fields(own) if _full_name(key) not in changed}
     for field, value in parsed:
-        put_field(fields, field, value, source="--set")
+        put_field(fields, field, value, source="setting")
     return validated(Recipe, fields, source=f"recipe {name}")
 
 
@@ -383,8 +383,8 @@ def with_settings(config: "RunConfig", settings: Sequence[str]) -> "RunConfig":
     """Returns a run's config changed by `field=value` settings."""
     fields = config.model_dump()
     for field, value in _parsed(settings):
-        put_field(fields, field, value, source="--set")
-    return validated(RunConfig, fields, source="--set")
+        put_field(fields, field, value, source="setting")
+    return validated(RunConfig, fields, source="settings")
 
 
 def read_toml(kind: str, name: str, shipped: Sequence[str]) -> dict[str, Any]:
@@ -493,7 +493,7 @@ def _parsed(settings: Sequence[str]) -> list[tuple[str, Any]]:
 def _parse_setting(setting: str) -> tuple[str, Any]:
     field, equals, value = setting.partition("=")
     if not equals:
-        raise PetsegError(f"--set {setting[:80]}: got no '='; write --set field=value, for example --set epochs=10")
+        raise PetsegError(f"setting {setting[:80]}: got no '='; write field=value, for example --set epochs=10")
     try:
         return field.strip(), tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):  # `--set task=pet` needs no quotes

@@ -196,7 +196,7 @@ WRONG_FIELDS = [
     *((f"{field} = 3", rf"{field} is 3; input should be a valid dict") for field in ("train", "model", "overrides")),
 ]
 WRONG_SETTINGS = [
-    ("epochs", r"^--set epochs: got no '='; write --set field=value, for example --set epochs=10$"),
+    ("epochs", r"^setting epochs: got no '='; write field=value, for example --set epochs=10$"),
     ("epoch=3", r"field 'epoch' is unknown; choose one of: train\.epochs, "),
     ("train.epoch=3", r"field 'train\.epoch' is unknown; choose one of: train\.epochs, "),
     ("epochs=", r"train\.epochs is ''; input should be a valid integer"),

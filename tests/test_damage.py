@@ -95,7 +95,7 @@ def test_a_damaged_state_is_said_and_the_epoch_before_taken(damage, run, whole, 
 
 
 LOST = {
-    "both checkpoints": ("resume*.safetensors", half, "damaged .*; train again without --resume"),
+    "both checkpoints": ("resume*.safetensors", half, "damaged .*; train again, into"),
     "the best weights": ("best*.safetensors", half, r"best.*\.safetensors: damaged"),
     "all metrics": (METRICS, text(lambda old: ""), "holds 0 epochs where"),
     "a line between": (METRICS, text(lambda old: "x\n" + old), "line 1: .*invalid json"),
@@ -140,7 +140,7 @@ def test_labels_of_another_task_are_refused(run, pets_folder, prepared, tmp_path
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_second_training_or_comparison_in_one_folder_is_refused(resume, prepared, tmp_path):
-    message = r"run folder .*: another process is at work in it; wait for it, or choose another with --out"
+    message = r"run folder .*: another process is at work in it; wait for it, or choose another folder \(--out\)"
     code = (
         "import sys; from pathlib import Path; from petseg.training.runs import new_folder\n"
         "with new_folder(Path(sys.argv[1]), resume=True): print('here', flush=True); sys.stdin.readline()"

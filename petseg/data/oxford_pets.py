@@ -200,7 +200,7 @@ def _files(folder: Path, kind: str, skipped: dict[str, list[str]]) -> dict[str, 
     if not files_of:
         raise PetsegError(
             f"data folder {folder}: no {place}/*{suffixes[0]} in it; wanted the official layout or the two archives: "
-            "run `petseg data get`, or point --data or PETSEG_DATA at them"
+            "run `petseg data get`, or name their folder (--data, PETSEG_DATA)"
         )
     return files_of
 

@@ -63,7 +63,7 @@ def find_data(given: Path | None) -> Path | None:
 
 def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | None = None, rounds: int = 4) -> None:
     """Downloads the two official archives into a folder; `on_progress` gets (archive's name, bytes here, in all)."""
-    with locked(folder / "get", "data folder", "choose another with --data"):
+    with locked(folder / "get", "data folder", "choose another (--data)"):
         for file in ARCHIVES:
             download(file, folder, on_progress=on_progress and partial(on_progress, file.name), rounds=rounds)
 
@@ -100,7 +100,7 @@ def recognise(folder: Path) -> tuple[Source, str]:
     """Returns the first source that recognises a folder, and its line on it."""
     if not folder.is_dir():
         raise PetsegError(
-            f"data folder {folder}: not a folder; run `petseg data get`, or point --data or PETSEG_DATA at one, or at "
+            f"data folder {folder}: not a folder; run `petseg data get`, or name one (--data, PETSEG_DATA) or "
             f"an archive ({', '.join(archive.SUFFIXES)})"
         )
     for source in SOURCES:

@@ -133,7 +133,7 @@ def export_model(
     try:
         return keep(out, MAKERS[kind](served, images, fp16), theirs, {**description, "fp16": fp16}, "torch")
     except PetsegError as error:
-        raise PetsegError(f"{error}; try --no-fp16" if fp16 else str(error)) from None
+        raise PetsegError(f"{error}; try it without fp16 (--no-fp16)" if fp16 else str(error)) from None
 
 
 def check_export(config: RunConfig, num_classes: int) -> None:
@@ -143,7 +143,7 @@ def check_export(config: RunConfig, num_classes: int) -> None:
     try:
         file = _exported(served, drawn_images(size))
     except PetsegError as error:
-        raise PetsegError(f"model {config.model.name!r}: {error}; train it without --export") from None
+        raise PetsegError(f"model {config.model.name!r}: {error}; train it without export (--export)") from None
     assert file.graph.node
 
 

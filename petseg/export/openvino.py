@@ -94,7 +94,7 @@ def export_file(model: str, out: Path, kind: str = "onnx") -> dict[str, Any]:
     if kind == "torch":
         raise PetsegError(
             f"model {segmenter.name} is an ONNX file, without torch's weights; export it as onnx or openvino, or give "
-            "--run"
+            "its run (--run)"
         )
     images, network = drawn_images(segmenter.size), with_metadata(model_file(segmenter.name), {})
     made = (unchanged if kind == "onnx" else as_openvino)(network, images)

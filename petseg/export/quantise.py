@@ -48,8 +48,8 @@ def export_int8(segmenter: Segmenter, out: Path, prepared: Prepared | None = Non
         own, given = ([entry.name for entry in classes] for classes in (segmenter.classes, prepared.dataset.classes))
         if own != given:
             raise PetsegError(
-                f"model {segmenter.name} has classes {', '.join(own)}; the images are of {', '.join(given)}: give the "
-                "--data that it was trained on"
+                f"model {segmenter.name} has classes {', '.join(own)}; the images are of {', '.join(given)}: give "
+                "those that it was trained on (--data)"
             )
         scaling, others = (calibration_images(prepared, split) for split in ("train", "val"))
         named = (

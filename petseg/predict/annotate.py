@@ -25,7 +25,7 @@ def plan_task(photos: Sequence[Path], out: Path, *, resume: bool) -> tuple[list[
     if resume and not (out / PRELABELS).is_dir():
         raise PetsegError(f"{out} holds no task to go on with; leave out --resume")
     if out.exists() and not resume:
-        advice = "go on with --resume" if (out / PRELABELS).is_dir() else "choose another folder with --out"
+        advice = "resume it (--resume)" if (out / PRELABELS).is_dir() else "choose another folder (--out)"
         raise PetsegError(f"{out} is there already; {advice}")
     return plan(photos, ("classes",), out / PRELABELS)
 

@@ -198,7 +198,7 @@ def check_outputs(jobs: Sequence[Job]) -> None:
     photos = {job.photo.resolve() for job in jobs}
     for path in (path for job in jobs for path in job.files.values() if _is_written(path)):
         if path.resolve() in photos:
-            raise PetsegError(f"{path} is one of the photos and would be replaced; choose another folder with --out")
+            raise PetsegError(f"{path} is one of the photos and would be replaced; choose another folder (--out)")
         if not is_output(path):
             raise PetsegError(f"{path} is there already and petseg did not write it; move it, or choose --out")
     for job in jobs:
@@ -218,7 +218,7 @@ def remove_unfinished(jobs: Sequence[Job]) -> None:
 def check_folders(jobs: Sequence[Job]) -> None:
     """Checks that files can be written to the jobs' folders, which need not be there yet."""
     for folder in _by_folder(jobs):
-        storage.check_writable(folder, "choose another folder with --out")
+        storage.check_writable(folder, "choose another folder (--out)")
 
 
 def _by_folder(jobs: Sequence[Job]) -> dict[Path, list[str]]:

@@ -95,7 +95,7 @@ class Segmenter:
         used.flip, used.raw, used.scales, used.windows, used.foreground = flip, raw, scales, windows, tuple(foreground)
         sides = {used.side(scale) for scale in scales} - {self.size}
         if sides and None not in self._run.takes[2][1:3]:
-            raise PetsegError(f"model {self.name} takes {self.size} px alone; leave --scales out")
+            raise PetsegError(f"model {self.name} takes {self.size} px alone; leave the scales out (--scales)")
         if foreground:
             used.classes = with_foreground(used.classes, foreground)
             used.presence = used.presence if used.classes == self._own[0] else None  # it is of the model's own objects

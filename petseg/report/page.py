@@ -257,7 +257,7 @@ def write_page(path: Path, text: str) -> Path:
     if path.is_dir():
         raise PetsegError(f"{path} is a folder; a report is one HTML file: name a file in it, such as report.html")
     if path.is_file() and b"<p>Written by petseg " not in path.read_bytes():
-        raise PetsegError(f"{path} is no report of petseg; name a new file with --out, or remove it")
+        raise PetsegError(f"{path} is no report of petseg; name a new file (--out), or remove it")
     write_text(path, text)
     return path
 

@@ -60,7 +60,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], int]:
             raise ValueError(f"epoch {epoch}")
         return tensors, epoch
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise PetsegError(f"{path}: damaged ({error}); train again without --resume, into another folder") from None
+        raise PetsegError(f"{path}: damaged ({error}); train again, into another folder") from None
 
 
 def load_weights(model: nn.Module, path: Path) -> int:

@@ -48,7 +48,7 @@ HARMLESS = {
 def refuse_existing(folder: Path, *, resume: bool) -> None:
     """Refuses a folder that holds something, unless to resume; the command line asks before minutes of preparation."""
     if not resume and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
-        raise PetsegError(f"run folder {folder}: exists; go on with --resume, or choose another with --out")
+        raise PetsegError(f"run folder {folder}: exists; resume it (--resume), or choose another folder (--out)")
 
 
 def refuse_change(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def refuse_change(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) 
     for name in before | after:
         if before.get(name) != after.get(name):
             change = f"{name} is {before.get(name)!r} there, {after.get(name)!r} now"
-            raise PetsegError(f"run folder {folder}: holds another config ({change}); choose another --out")
+            raise PetsegError(f"run folder {folder}: holds another config ({change}); choose another folder (--out)")
 
 
 @contextmanager
@@ -67,15 +67,17 @@ def new_folder(folder: Path, *, resume: bool, kind: str = "run", own: str = "con
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in names if name not in HARMLESS and not storage.UNFINISHED.fullmatch(name)]
     if others and own not in others:
-        raise PetsegError(f"run folder {folder}: holds no {kind}, but {', '.join(others)}; choose another with --out")
+        raise PetsegError(
+            f"run folder {folder}: holds no {kind}, but {', '.join(others)}; choose another folder (--out)"
+        )
     lock = FileLock(folder / LOCK)
-    with disk_errors(f"run folder {folder}", "choose another with --out"):
+    with disk_errors(f"run folder {folder}", "choose another folder (--out)"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:  # an OSError too
             raise PetsegError(
-                f"run folder {folder}: another process is at work in it; wait for it, or choose another with --out"
+                f"run folder {folder}: another process is at work in it; wait for it, or choose another folder (--out)"
             ) from None
     try:
         refuse_existing(folder, resume=resume)  # the lock may have been another's until now
@@ -111,7 +113,7 @@ def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
         write_record(path, data)
     elif (known := read_data(folder)).key != data.key:
         raise PetsegError(
-            f"run folder {folder}: holds work on other images ({known.images}); choose another with --out"
+            f"run folder {folder}: holds work on other images ({known.images}); choose another folder (--out)"
         )
     storage.write_json(folder / PLACE, {"data": str(prepared.dataset.place or "")})
     return data

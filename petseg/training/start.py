@@ -25,6 +25,7 @@ from petseg.training.inference import Network, build_network, grey_images, read_
 from petseg.training.own import located
 
 COUNTER = ".num_batches_tracked"  # of batch normalisation, without use here
+OWN_NETWORK = "train the network of these weights (leave --model and its options out)"
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
@@ -129,15 +130,14 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
     try:
         module.load_state_dict({**tensors, **{name: own[name] for name in other if heads}})
     except RuntimeError:
-        raise PetsegError(f"{source}: weights of another network; leave --model and its options out") from None
+        raise PetsegError(f"{source}: weights of another network; {OWN_NETWORK}") from None
 
 
 def _refuse_other_input(network: Network, seen: Input, source: str) -> None:
     given, wanted = ((some.mean, some.std) for some in (seen, network.input))
     if given != wanted:
         raise PetsegError(
-            f"{source}: its images have mean and deviation {given}, this network's {wanted}; leave --model and its "
-            "options out"
+            f"{source}: its images have mean and deviation {given}, this network's {wanted}; {OWN_NETWORK}"
         )
 
 
@@ -161,7 +161,7 @@ def _load_file(network: Network, file: ModelFile, images: Iterable[Tensor]) -> N
     missing = sorted(own.keys() - given.keys() - kept.keys())
     if missing:
         raise PetsegError(
-            f"{file.source}: holds no {missing[0]} of this network; leave --model out, or give the folder of its run"
+            f"{file.source}: holds no {missing[0]} of this network; {OWN_NETWORK}, or give the folder of its run"
         )
     _load(module, {**{name: given[name] for name in own if name not in kept}, **kept}, file.source)
     _unfold(network, [*folded.values()], file, images)

@@ -156,7 +156,7 @@ def test_train_evaluate_and_report_from_the_command_line(pets_folder, tmp_path):
     scored = succeeds("evaluate", run, "--data", pets_folder, "--split", "test")
     assert "24 images" in scored.stdout
     assert (run / "evaluations" / "test.json").is_file()
-    assert "exists; go on with --resume" in one_line_error(petseg(*training))
+    assert "exists; resume it (--resume)" in one_line_error(petseg(*training))
     succeeds(*training, "--resume")
 
 
@@ -228,7 +228,7 @@ def test_a_network_in_a_file_of_ones_own_is_compared_and_exported(pets_folder, t
         named = ["--quick", "--models"] if command == "compare" else ["quick", "--model"]
         words = [*named, "mine.py:Closed", "--out", "no", "--export", *small[1:]]
         result = petseg(command, *words, cwd=tmp_path)
-        told = r"petseg: model 'mine\.py:Closed': cannot be exported \(\w+: .*\); train it without --export"
+        told = r"petseg: model 'mine\.py:Closed': cannot be exported \(\w+: .*\); train it without export \(--export\)"
         assert result.returncode == 2
         assert re.fullmatch(told, result.stderr.splitlines()[-1])
         assert "def forward" not in result.stderr

@@ -83,7 +83,7 @@ def test_examples_show_image_truth_and_every_model(comparison, finished):
 
 
 def test_resuming_a_finished_comparison_changes_no_figure(comparison, finished, prepared):
-    refused("exists; go on with --resume", compare, plan_of(), prepared, finished)
+    refused(r"exists; resume it \(--resume\)", compare, plan_of(), prepared, finished)
     after = compare(plan_of(resume=True, synthetic=True), prepared, finished)
     for one, other in zip(comparison.models, after.models, strict=True):
         assert (one.history, one.evaluations) == (other.history, other.evaluations)
@@ -104,11 +104,13 @@ def test_resuming_otherwise_leaves_what_is_finished(finished, prepared):
         (plan_of(("unet", "segnet"), "train.epochs=3", resume=True), r"train\.epochs is 2 there, 3 now"),
         (plan_of(resume=True, final=False), r"quick is False there, True now"),
     ):
-        match = rf"^run folder .*: holds another config \({told}\); choose another --out$"
+        match = rf"^run folder .*: holds another config \({told}\); choose another folder \(--out\)$"
         refused(match, compare, plan, prepared, finished)
-    with pytest.raises(PetsegError, match=r"out: holds no run, but .*comparison\.json, .*; choose another with --out$"):
+    with pytest.raises(
+        PetsegError, match=r"out: holds no run, but .*comparison\.json, .*; choose another folder \(--out\)$"
+    ):
         train_on_cpu(tiny(), prepared, finished, resume=True)
-    with pytest.raises(PetsegError, match=r"unet: holds no comparison, but .*; choose another with --out$"):
+    with pytest.raises(PetsegError, match=r"unet: holds no comparison, but .*; choose another folder \(--out\)$"):
         compare(plan_of(resume=True), prepared, finished / "runs" / "unet")
     assert (finished / "comparison.json").read_bytes() == before
     assert not (finished / "config.json").exists()

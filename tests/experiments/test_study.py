@@ -403,7 +403,7 @@ def test_expectations_may_not_change_after_the_runs(whole, tmp_path):
 
 def test_another_folder_or_other_images_are_refused(whole, tiny, sizes, pets_folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    refused(r"holds no study\.json, but other files; choose another with --out$", open_study, tiny, tmp_path)
+    refused(r"holds no study\.json, but other files; choose another folder \(--out\)$", open_study, tiny, tmp_path)
     refused(r"nowhere: no study\.json in it; name a study's folder", read_manifest, tmp_path / "nowhere")
     folder = part(whole, tmp_path / "copy", [])
     manifest = read_manifest(folder)

@@ -49,7 +49,7 @@ def test_a_run_in_int8_takes_its_own_images(pets_folder, tmp_path):
     assert "no dataset" in one_line_error(petseg(*alone, cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "none")))
     other = prepare_for(tiny("task=species"), pets_folder)
     segmenter = Segmenter(tmp_path / "run" / "model.onnx", threads=1)
-    refused(r"has classes .*give the --data that", export_int8, segmenter, tmp_path, other)
+    refused(r"has classes .*give those that", export_int8, segmenter, tmp_path, other)
 
 
 def test_what_must_stay_exact_stays_in_float32():

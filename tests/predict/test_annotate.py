@@ -72,7 +72,7 @@ def test_resuming_labels_what_is_missing_and_a_damaged_photo_is_named(photos, tm
     before = kept.stat().st_mtime_ns
     (task / "prelabels" / "blank.classes.png").unlink()
     Image.new("RGB", (40, 30), "red").save(photos / "bad.jpg")
-    assert "is there already; go on with --resume" in one_line_error(petseg(*words))
+    assert "is there already; resume it (--resume)" in one_line_error(petseg(*words))
     assert "4 photos as labelme" in succeeds(*words, "--resume").stdout
     assert kept.stat().st_mtime_ns == before
     assert len(open_as_given(task).samples) == 4

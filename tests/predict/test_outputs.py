@@ -192,7 +192,7 @@ def test_a_place_that_cannot_be_written_is_an_error(segmenter, tmp_path):
     assert not (tmp_path / "not").exists()
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
         (job,) = plan([photo], ["mask"], folder)
-        refused(r"file.*: cannot be written .*choose another folder with --out", outputs.check_folders, [job])
+        refused(r"file.*: cannot be written .*choose another folder \(--out\)", outputs.check_folders, [job])
     assert below(tmp_path) == {"a.jpg", "file"}
     outcome = predict_job(segmenter, job)
     assert "cannot be written" in str(outcome.error)

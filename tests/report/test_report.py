@@ -380,7 +380,7 @@ def test_a_missing_file_a_folder_and_another_kind_are_one_line(published, tmp_pa
 def test_a_page_replaces_nothing_but_a_page(published, tmp_path):
     write_record(tmp_path / "comparison.json", published)
     (tmp_path / "thesis.html").write_text("<h1>Mine</h1>")
-    told = r"thesis\.html is no report of petseg; name a new file with --out, or remove it$"
+    told = r"thesis\.html is no report of petseg; name a new file \(--out\), or remove it$"
     refused(told, write_report, tmp_path / "comparison.json", tmp_path / "thesis.html")
     assert (tmp_path / "thesis.html").read_text() == "<h1>Mine</h1>"
     first = write_report(tmp_path / "comparison.json")

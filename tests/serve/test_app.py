@@ -405,7 +405,7 @@ def test_another_host_warns_and_a_taken_port_is_an_error(tmp_path):
     [
         ("queue=many", "serve: queue is 'many'; input should be a valid integer"),
         ("queues=3", "serve: field 'queues' is unknown; choose one of: queue"),
-        ("queue", "--set queue: got no '='"),
+        ("queue", "setting queue: got no '='"),
         ("port=70000", "serve: port is 70000; input should be less than or equal to 65535"),
     ],
 )

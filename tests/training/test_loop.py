@@ -207,7 +207,7 @@ def test_a_ramp_trains_small_first_and_validates_at_the_full_size(prepared, tmp_
 
 
 REFUSED = [
-    ("train.epochs=1", r"run folder .*exists; go on with --resume, or choose another"),
+    ("train.epochs=1", r"run folder .*exists; resume it \(--resume\), or choose another"),
     ("data.size=64", r"prepared at 32 px, the recipe wants 64 px"),
     ("train.ramp=[64]", r"^overrides.unet: train.ramp is \[64\] and data.size 32; a ramp holds smaller sides"),
     ("train.compile=true", r"train.compile is true, but there is no C\+\+ compiler .*no-such-compiler"),

@@ -71,11 +71,11 @@ def test_a_new_folder_and_one_that_holds_something_or_where_a_file_is(tmp_path):
         with new_folder(run, resume=False):
             assert {*names(run)} <= {LOCK}
     (run / "config.json").write_text("x")
-    match = r"run folder .*: exists; go on with --resume, or choose another with --out"
+    match = r"run folder .*: exists; resume it \(--resume\), or choose another folder \(--out\)"
     refused(match, new_folder(run, resume=False).__enter__)
     with new_folder(run, resume=True):
         assert {*names(run)} - {LOCK} == {"config.json"}
     assert (run / "config.json").read_text() == "x"
-    match = r"run folder .*: cannot be written \(.*\); choose another with --out"
+    match = r"run folder .*: cannot be written \(.*\); choose another folder \(--out\)"
     for place, resume in product((run / "config.json", run / "config.json" / "below"), (False, True)):
         refused(match, new_folder(place, resume=resume).__enter__)

@@ -127,8 +127,8 @@ def test_what_holds_no_such_weights_is_refused(tmp_path):
     for source, told in (
         ("nowhere", "no such weights; wanted the folder of a trained run, .* segnet_small"),
         (str(tmp_path / "none.onnx"), "cannot be read"),
-        ("unet_small", "unet_small: weights of another network; leave --model and its options out"),
-        ("segnet_small", r"holds no decoder.* of this network; leave --model out, or give the folder of its run"),
+        ("unet_small", r"unet_small: weights of another network; train the network of these weights \(leave --"),
+        ("segnet_small", r"holds no decoder.* of this network; train the network .*, or give the folder of its run"),
     ):
         with pytest.raises(PetsegError, match=told):
             load_initial(network, source, [SEEN])

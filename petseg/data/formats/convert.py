@@ -87,7 +87,7 @@ def check_request(out: Path, kind: str, *, polygons: bool = False) -> None:
     """Refuses what `convert` cannot do, before anything is read."""
     check_format(kind, polygons=polygons)
     if out.exists():
-        raise PetsegError(f"{out} is there already; choose another folder with --out")
+        raise PetsegError(f"{out} is there already; choose another folder (--out)")
 
 
 def check_format(kind: str, *, polygons: bool = False) -> None:

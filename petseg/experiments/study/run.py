@@ -59,7 +59,9 @@ def open_study(study: Study, folder: Path) -> StudyManifest:
     """Returns the manifest of a study that goes on in `folder`, or a new one, not yet written."""
     if not (folder / MANIFEST).is_file():
         if folder.is_dir() and any(folder.iterdir()):
-            raise PetsegError(f"study folder {folder}: holds no {MANIFEST}, but other files; choose another with --out")
+            raise PetsegError(
+                f"study folder {folder}: holds no {MANIFEST}, but other files; choose another folder (--out)"
+            )
         return StudyManifest(petseg=__version__, recipe=study)
     return agreed(read_manifest(folder), study)
 
@@ -72,7 +74,7 @@ def agreed(known: StudyManifest, study: Study) -> StudyManifest:
         if experiment in made and before.get((part, experiment), expected) != expected:
             raise PetsegError(
                 f"study: {part}: what was expected changed after runs were made; an expectation stands before its "
-                "result: restore it, or choose another folder with --out"
+                "result: restore it, or choose another folder (--out)"
             )
     return known.model_copy(update={"petseg": __version__, "recipe": study})
 
@@ -107,7 +109,7 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
     data = data.model_copy(update={"key": data.key.partition("-")[0]})  # without the size: the study has several
     if manifest.data is not None and manifest.data.key != data.key:
         known = manifest.data.provenance
-        raise PetsegError(f"study folder {folder}: holds work on other images ({known}); choose another with --out")
+        raise PetsegError(f"study folder {folder}: holds work on other images ({known}); choose another folder (--out)")
     check_against_data(study, data)
     manifest = _save(manifest.model_copy(update={"data": data}), folder)
     jobs: dict[Future[None], Run] = {}

@@ -169,10 +169,7 @@ def test_convert_and_merge_from_the_command_line(drawn, tmp_path):
             "--format 'cocoo' is unknown; choose one of: coco",
         ),
         (["convert", tmp_path / "my", "--polygons", "--out", "x"], "--polygons was given with --format png"),
-        (
-            ["convert", tmp_path / "my", "--out", tmp_path / "both"],
-            "is there already; choose another folder with --out",
-        ),
+        (["convert", tmp_path / "my", "--out", tmp_path / "both"], "is there already; choose another folder (--out)"),
         (["merge", tmp_path / "my", "--out", "x"], "alone was given; name at least two folders"),
     ):
         assert message in one_line_error(petseg("data", *arguments, cwd=tmp_path))
