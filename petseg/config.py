@@ -79,7 +79,7 @@ class DataConfig(StrictConfig):
     """Fit crop: longer side in pixels that larger images are reduced to before crops are cut; 0 keeps their size."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training images that train, each group (breed) in proportion, drawn by `train.seed`; a smaller share
-    lies within a larger one of the same seed."""
+    lies within a larger one of the same seed. With `data.groups`, whole groups that come nearest to it."""
     classes: str = ""
     """TOML file that names the classes of masks, in the data folder or by path. Empty: its classes.toml, if any."""
     ignore: Annotated[tuple[int | str, ...], Field(strict=False)] = ()
@@ -89,7 +89,8 @@ class DataConfig(StrictConfig):
     blocks: runs of neighbours by name, for slices of a volume or frames of a film."""
     groups: str = ""
     """Regular expression that finds in an image's name what it belongs to, such as a patient or a film: "^P[0-9]+". Its
-    first group, else all that it matches. A drawn split keeps a group on one side, and intervals are over groups."""
+    first group, else all that it matches. A drawn split keeps a group on one side, `data.fraction` draws whole
+    groups, and intervals are over groups."""
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the images that validate, where that split is drawn."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.15

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -239,18 +239,23 @@ def group_of(pattern: str, name: str) -> str:
     return (match[1 if match.re.groups else 0] or "") if match else ""
 
 
-def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[str, ...]:
-    """Returns the ids of a share of the samples, sorted, each group in proportion, at least two.
+def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0, whole: bool = False) -> tuple[str, ...]:
+    """Returns the ids of a share of the samples, sorted, at least two: each group in proportion, or `whole` groups.
 
-    Shares are nested: a smaller one lies within a larger one of that seed, so a learning curve only adds images.
+    Whole ones, such as patients, are drawn until they come nearest to that share of the samples. Shares are nested: a
+    smaller one lies within a larger one of that seed, so a learning curve only adds images.
 
     >>> samples = [Sample(f"{group}_{n}", Path(), Path(), group) for group in ("pug", "Bombay") for n in range(3)]
     >>> [len(part_of(samples, share)) for share in (0.5, 1.0)]
     [3, 6]
+    >>> part_of(samples, 0.4, whole=True)
+    ('Bombay_0', 'Bombay_1', 'Bombay_2')
     """
     by_group: dict[str, list[str]] = defaultdict(list)
     for sample in sorted(samples, key=lambda sample: sample.id):
         by_group[sample.group].append(sample.id)
+    if whole:
+        return tuple(sorted(_whole_groups(by_group, share, seed)))
     placed: list[tuple[float, str]] = []  # a group's samples spread evenly over 0..1; a share is what lies below it
     for group, ids in by_group.items():
         draw = random.Random(f"{seed} {group}")  # noqa: S311 - a split, not a secret
@@ -259,3 +264,15 @@ def part_of(samples: Iterable[Sample], share: float, *, seed: int = 0) -> tuple[
         placed += [((place + offset) / len(ids), sample_id) for place, sample_id in enumerate(ids)]
     count = min(len(placed), max(2, round(share * len(placed))))
     return tuple(sorted(sample_id for _, sample_id in sorted(placed)[:count]))
+
+
+def _whole_groups(by_group: Mapping[str, Sequence[str]], share: float, seed: int) -> list[str]:
+    names = sorted(by_group)
+    random.Random(f"{seed}").shuffle(names)  # noqa: S311 - a split, not a secret
+    counts = list(accumulate(len(by_group[name]) for name in names))
+
+    def miss(place: int) -> tuple[bool, float]:
+        return counts[place] < 2, abs(counts[place] - share * counts[-1])
+
+    last = min(range(len(names)), key=miss, default=-1)
+    return [one for name in names[: last + 1] for one in by_group[name]]

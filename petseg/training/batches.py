@@ -93,7 +93,8 @@ def load_splits(prepared: Prepared, config: RunConfig, device: torch.device) -> 
     dataset, found = prepared.dataset, scored_splits(prepared, device)
     if config.data.fraction < 1:
         training = [dataset.by_id[sample_id] for sample_id in dataset.splits["train"]]
-        rows = prepared.rows(part_of(training, config.data.fraction, seed=config.train.seed))
+        whole = bool(config.data.groups)
+        rows = prepared.rows(part_of(training, config.data.fraction, seed=config.train.seed, whole=whole))
         found["train"] = replace(found["train"], rows=rows)
     train, val = (len(found[part].rows) if part in found else 0 for part in ("train", "val"))
     if train < 2 or not val:

@@ -109,3 +109,22 @@ def test_a_share_holds_each_group_in_proportion_and_any_smaller_share():
     assert set(parts[1.0]) == {sample.id for sample in SAMPLES}
     assert part_of(SAMPLES, 0.5) == parts[0.5] != part_of(SAMPLES, 0.5, seed=1)
     assert [len(part_of(SAMPLES[:count], 0.01)) for count in (3, 1)] == [2, 1], "a share of few keeps two"
+
+
+def test_a_share_of_whole_groups_comes_nearest_to_that_share_of_the_images():
+    rng = np.random.default_rng(0)
+    sizes = {f"P{number:02}": int(size) for number, size in enumerate(rng.integers(1, 9, 30))}
+    samples = [Sample(f"{name}_{n}", Path(), Path(), name) for name, count in sizes.items() for n in range(count)]
+    shares = (0.01, 0.125, 0.25, 0.5, 1.0)
+    for seed in range(20):
+        parts = [part_of(reversed(samples), share, seed=seed, whole=True) for share in shares]
+        for share, part in zip(shares, parts, strict=True):
+            held = Counter(sample_id.partition("_")[0] for sample_id in part)
+            assert held == {name: sizes[name] for name in held}
+            assert len(part) >= 2
+            assert abs(len(part) - share * len(samples)) <= max(sizes.values())
+        assert all(set(smaller) <= set(larger) for smaller, larger in pairwise(parts))
+        assert set(parts[-1]) == {sample.id for sample in samples}
+    assert len({part_of(samples, 0.25, seed=seed, whole=True) for seed in range(20)}) > 10
+    alone = [Sample(name, Path(), Path(), name) for name in "abc"]
+    assert [len(part_of(some, 0.01, whole=True)) for some in (alone, alone[:1], [])] == [2, 1, 0]

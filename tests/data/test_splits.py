@@ -181,6 +181,15 @@ def test_training_on_a_fraction_leaves_validation_and_test_alone(prepared):
     assert rows(0.5, seed=1)["train"] != half["train"], "each seed draws its own"
 
 
+def test_a_fraction_of_images_that_have_groups_is_of_groups(prepared):
+    config = RunConfig(data=DataConfig(size=32, fraction=0.5, groups="^([A-Za-z]+)"))
+    names = [prepared.samples[row].id for row in load_splits(prepared, config, CPU)["train"].rows]
+    breeds = Counter(breed_of(name) for name in prepared.dataset.splits["train"])
+    held = Counter(map(breed_of, names))
+    assert 0 < len(held) < len(breeds)
+    assert held == {breed: breeds[breed] for breed in held}
+
+
 @pytest.mark.parametrize(("train", "val"), [(0, 0), (1, 1), (2, 0), (2, 1)])
 def test_too_few_images_to_train(prepared, train, val):
     names = [sample.id for sample in prepared.samples]
