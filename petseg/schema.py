@@ -308,7 +308,7 @@ class ArmDifference(Record):
     right: str
     metric: str  #: "miou", "boundary_f", a class whose IoU it is, a corruption (the mean of its severities) or a subset
     seeds: tuple[int, ...]  #: that both arms have
-    images: int | None  #: None without a seed that both have
+    images: int | None  #: or `data.groups` of them: how many are drawn; None without a seed that both have
     diverged: dict[str, int] = {}  #: arm -> seeds in which its training diverged, where there are any
     difference: PairedDifference | None
     primary: bool = False  #: a primary claim is about it
@@ -354,7 +354,7 @@ class ArmFindings(Record):
     size: int  #: side in pixels at which it trains
     runs: tuple[str, ...]  #: finished, by seed, then fold; arms of the same runs are one network under two names
     seeds: tuple[int, ...]  #: that finished
-    train_images: int | None
+    train_images: int | None  #: `data.fraction` of them; whole groups come near it
     match: CostMatch | None = None
     cost: CostInfo | None = None
     scores: ArmScores | None = None  #: None before a run has finished
@@ -455,6 +455,11 @@ class Findings(Record):
     subsets: tuple[ArmDifference, ...]  #: of another part of the images, or with the border counted otherwise
     groups: dict[str, dict[str, float]]  #: group (breed) -> model -> mIoU in points, of the main variant
     settings: dict[str, tuple[JsonValue, ...]]  #: every field of the runs' configs -> its values in any of them
+
+    @property
+    def over(self) -> Literal["images", "groups"]:
+        """What its intervals are over: images, or `data.groups` of them."""
+        return "groups" if any(self.settings.get("data.groups", ())) else "images"
 
     def experiment(self, name: str) -> ExperimentFindings:
         """Returns an experiment by name."""

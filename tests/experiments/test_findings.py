@@ -13,7 +13,7 @@ import pytest
 from petseg.data.oxford_pets import COMMITTED_LEAKS, COMMITTED_VALIDATION
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import KINDS
-from petseg.evaluation.statistics import paired_bootstrap
+from petseg.evaluation.statistics import paired_bootstrap, summed_by
 from petseg.experiments.study.findings import find, verdict, write_findings
 from petseg.experiments.study.results import Results, publish, read_manifest
 from petseg.experiments.study.subsets import subset_counts
@@ -211,7 +211,9 @@ def test_the_border_counted_otherwise_and_the_leaks():
     counts = np.array([[[50, 3, 2], [4, 30, 1], [5, 6, 9]]])
 
     def looked(name):
-        return subset_counts(counts, name, ["beagle_1"])[0].tolist()
+        ids, found = subset_counts(counts, name, ["beagle_1"])
+        assert ids == ["beagle_1"]
+        return found[0].tolist()
 
     assert looked("border_pet") == [[50 + 2 + 5 + 9, 3 + 6], [4 + 1, 30]]
     assert looked("border_background") == [[50, 3 + 2], [4 + 5, 30 + 1 + 6 + 9]]
@@ -227,7 +229,31 @@ def test_a_part_of_the_images(name, pets):
     counts = np.zeros((6, 3, 3), np.int64)
     counts[:, 1, 1] = 100
     counts[:, 0, 0] = [10, 60, 50, 40, 30, 20]
-    assert subset_counts(counts, name, ids)[:, 0, 0].tolist() == pets
+    kept, found = subset_counts(counts, name, ids)
+    assert found[:, 0, 0].tolist() == pets == [counts[ids.index(one), 0, 0] for one in kept]
+
+
+def test_intervals_of_a_study_are_over_groups_in_every_part(tmp_path):
+    """Images of one number, of four breeds, are a group: 12 of them in 48 test images."""
+
+    def changed(study):
+        return study.model_copy(update={"data": study.data.model_copy(update={"groups": "[0-9]+$"})})
+
+    folder = make_study(tmp_path / "study", changed=changed)
+    found = find(folder)
+    assert found.over == "groups"
+    assert {one.images for part in found.experiments for one in part.differences if part.split == "test"} == {12}
+    small = next(one for one in found.subsets if (one.metric, one.left) == ("small", "unet/width"))
+    results, counts = Results(folder), []
+    for model in ("unet", "segnet"):
+        arms = results.arm(results.study.experiments[0], f"{model}/width").values()
+        images = [results.images(runs, "test") for runs in arms]
+        kept = [subset_counts(one.confusions, "small", one.ids) for one in images]
+        counts.append(np.stack([summed_by([name.rpartition("_")[2] for name in ids], own) for ids, own in kept]))
+    wanted = paired_bootstrap(*counts)
+    assert small.images == counts[0].shape[1] < 16, "a third of the images, in fewer groups"
+    own = small.difference
+    assert [own.points, own.low, own.high] == pytest.approx([wanted.points, wanted.low, wanted.high], abs=1e-4)
 
 
 def test_arms_of_the_same_runs_are_looked_at_once(tmp_path):

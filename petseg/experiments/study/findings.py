@@ -138,7 +138,7 @@ def _whole(results: Results, ids: Sequence[str], counts: Confusion) -> Confusion
 def _on_subset(results: Results, name: str) -> Measure:
     def counts(runs: Runs) -> Confusion:
         images = results.images(runs, "test")
-        return subset_counts(images.confusions, name, images.ids)
+        return _whole(results, *subset_counts(images.confusions, name, images.ids))
 
     return Measure(counts)
 

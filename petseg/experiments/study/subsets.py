@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from petseg.data import oxford_pets
 from petseg.metrics import Confusion
@@ -18,16 +19,14 @@ SUBSETS = {  # name -> what a reader is told
 }
 
 SIZES = ("small", "medium", "large")
+Rows = NDArray[np.intp]
 
 
-def subset_counts(counts: Confusion, name: str, ids: Sequence[str]) -> Confusion:
-    """Returns the matrices of one of `SUBSETS`, of int64 [N, C, C] of images with these `ids`; 0 is the foreground."""
-    if name == "unleaked":
-        return counts[[sample_id not in oxford_pets.COMMITTED_LEAKS for sample_id in ids]]
-    if name in SIZES:
-        true = counts.sum(axis=2)
-        order = np.argsort(true[:, 0] / np.maximum(1, true.sum(axis=1)), kind="stable")
-        return counts[np.sort(np.array_split(order, len(SIZES))[SIZES.index(name)])]
+def subset_counts(counts: Confusion, name: str, ids: Sequence[str]) -> tuple[Sequence[str], Confusion]:
+    """Returns (ids, matrices) of one of `SUBSETS`, of int64 [N, C, C] of images with `ids`; 0 is the foreground."""
+    if name == "unleaked" or name in SIZES:
+        rows = _unleaked(ids) if name == "unleaked" else _of_size(counts, SIZES.index(name))
+        return [ids[row] for row in rows], counts[rows]
     # the border's true pixels are left out, or go to a class; what is predicted as border goes to one in any case
     into = 1 if name == "border_background" else 0
     merged = counts[:, :2, :2].copy()
@@ -35,4 +34,15 @@ def subset_counts(counts: Confusion, name: str, ids: Sequence[str]) -> Confusion
     if name != "border_ignored":
         merged[:, into, :] += counts[:, 2, :2]
         merged[:, into, into] += counts[:, 2, 2]
-    return merged
+    return ids, merged
+
+
+def _unleaked(ids: Sequence[str]) -> Rows:
+    return np.flatnonzero([sample_id not in oxford_pets.COMMITTED_LEAKS for sample_id in ids])
+
+
+def _of_size(counts: Confusion, third: int) -> Rows:
+    """Returns the rows of a third of the images, by the foreground's share of them."""
+    true = counts.sum(axis=2)
+    order = np.argsort(true[:, 0] / np.maximum(1, true.sum(axis=1)), kind="stable")
+    return np.sort(np.array_split(order, len(SIZES))[third])
