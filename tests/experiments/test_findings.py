@@ -18,6 +18,7 @@ from petseg.experiments.study.findings import find, verdict, write_findings
 from petseg.experiments.study.results import Results, publish, read_manifest
 from petseg.experiments.study.subsets import subset_counts
 from petseg.metrics import mean_iou
+from petseg.report.study import render_study
 from petseg.schema import Findings, read_record, write_record
 from petseg.storage import read_json, write_json
 from tests.cli.test_commands import one_line_error, petseg, succeeds
@@ -241,7 +242,7 @@ def test_intervals_of_a_study_are_over_groups_in_every_part(tmp_path):
 
     folder = make_study(tmp_path / "study", changed=changed)
     found = find(folder)
-    assert found.over == "groups"
+    assert "4 groups of test images, corrupted" in render_study(found)
     assert {one.images for part in found.experiments for one in part.differences if part.split == "test"} == {12}
     small = next(one for one in found.subsets if (one.metric, one.left) == ("small", "unet/width"))
     results, counts = Results(folder), []

@@ -353,6 +353,14 @@ def test_a_study_s_page_holds_every_difference_and_network(findings, page):
     assert findings.data.images in text
 
 
+def test_a_study_s_page_says_groups_where_intervals_are_over_groups(findings, page):
+    grouped = changed(findings, settings={**findings.settings, "data.groups": ("^P[0-9]+",)})
+    for given, over in ((findings, "images"), (grouped, "groups")):
+        text = Page(page(given)).text
+        assert re.findall(r"(?:intervals|bootstrap|one seed,) over (\w+)", text) == [over] * 3
+        assert f"Difference {over.capitalize()} Points" in text
+
+
 def test_a_study_without_a_run_still_reports(findings, page):
     experiments = []
     for experiment in findings.experiments:
