@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from petseg import __version__, environment, schema, storage, units
-from petseg.config import Recipe, RunConfig
+from petseg.config import Recipe, RunConfig, split_name
 from petseg.data.cache import Prepared, prepare
 from petseg.data.check import refuse_spoiled
 from petseg.data.dataset import SUSPECT, Class, Dataset, palette, scored_ids
@@ -87,7 +87,7 @@ class Trial:
 
         Refuses options that a model does not have.
         """
-        found, titles = [], titles_of(recipe.models)
+        found, titles = [], titles_of({name: run_config(recipe, name) for name in recipe.models})
         if recipe.data.fold:
             raise PetsegError(f"data.fold is {recipe.data.fold}: a comparison tests every fold; leave it out")
         for place, fold in itertools.product(range(recipe.seeds), range(max(1, recipe.data.folds))):
@@ -107,7 +107,7 @@ def compare(plan: Plan, prepared: Prepared, out: str | Path) -> ComparisonResult
     recipe, hardware, out = plan.recipe, plan.hardware, Path(out)
     reference = reference_of(recipe, plan.reference)
     trials = Trial.all_of(recipe, out)
-    titles = titles_of(recipe.models)
+    titles = titles_of({trial.name: trial.config for trial in trials})
     refuse_spoiled(prepared)
     folds = _folds(prepared, trials, hardware)
     splits = folds[0]
@@ -291,14 +291,27 @@ def reference_of(recipe: Recipe, name: str | None) -> str:
     return name or recipe.models[0]
 
 
-def titles_of(names: Sequence[str]) -> dict[str, str]:
-    """Returns model -> title; where two share one, as networks of two files may, its name.
+def titles_of(configs: Mapping[str, RunConfig]) -> dict[str, str]:
+    """Returns model -> title, with the weights that it starts from; where two share one, as networks of two files may,
+    its name.
 
-    >>> titles_of(["unet", "a.py:Net", "b.py:Net"])
-    {'unet': 'U-Net', 'a.py:Net': 'a.py:Net', 'b.py:Net': 'b.py:Net'}
+    >>> drawn, tuned = RunConfig(), RunConfig(train={"init": "runs/base-unet"})
+    >>> titles_of({"unet": tuned, "a.py:Net": drawn, "b.py:Net": drawn})
+    {'unet': 'U-Net, from base-unet', 'a.py:Net': 'a.py:Net', 'b.py:Net': 'b.py:Net'}
     """
-    titles = [title_of(name) for name in names]
-    return {name: title if titles.count(title) == 1 else name for name, title in zip(names, titles, strict=True)}
+    titles = [title_of(name) for name in configs]
+    return {
+        name: (title if titles.count(title) == 1 else name) + _start_of(name, config)
+        for (name, config), title in zip(configs.items(), titles, strict=True)
+    }
+
+
+def _start_of(name: str, config: RunConfig) -> str:
+    """Returns what a title adds of weights that the name does not tell; "" where all is drawn."""
+    encoder = config.model.options.get("encoder_weights")
+    if config.train.init:
+        return f", from {Path(config.train.init).name}"
+    return f", encoder from {Path(encoder).name}" if encoder and "encoder_weights" not in split_name(name)[1] else ""
 
 
 def _refuse_change(out: Path, plan: Plan) -> None:

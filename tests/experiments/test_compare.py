@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg.config import load_recipe
+from petseg.config import ModelConfig, RunConfig, load_recipe
 from petseg.data.cache import prepare
 from petseg.data.sources import open_dataset
 from petseg.errors import DivergedError, PetsegError
 from petseg.evaluation.evaluate import read_images
 from petseg.evaluation.statistics import paired_bootstrap, summed_by
-from petseg.experiments.compare import Plan, choose_examples, compare
+from petseg.experiments.compare import Plan, choose_examples, compare, titles_of
 from petseg.metrics import mean_iou
 from petseg.report import write_report
 from petseg.schema import ComparisonResult, EnvironmentInfo, Scores, read_record, write_record
@@ -246,6 +246,19 @@ def test_intervals_are_over_groups_where_images_have_them(pets_folder, tmp_path)
     assert found.notes == ()
     wanted = paired_bootstrap(*(summed_by(groups, one.confusions) for one in (segnet, unet)))
     assert (difference.points, difference.low, difference.high) == (wanted.points, wanted.low, wanted.high)
+
+
+def test_a_model_that_starts_from_weights_is_named_with_them(finished, prepared, tmp_path):
+    start = finished / "runs" / "unet"
+    plan = plan_of(("unet", "segnet"), "train.epochs=1", f"overrides.unet.train.init='{start}'", final=False)
+    found = compare(plan, prepared, tmp_path / "out")
+    assert [model.title for model in found.models] == ["U-Net, from unet", "SegNet"]
+    first, drawn = (read_metrics(tmp_path / "out" / "runs" / "unet")[0], read_metrics(start)[0])
+    assert first.train_loss < drawn.train_loss
+    page = write_report(tmp_path / "out" / "comparison.json").read_text(encoding="utf-8")
+    assert "SegNet − U-Net, from unet: " in page
+    config = RunConfig(model=ModelConfig(name="segnet_paper", encoder_weights="a/vgg.pth"))
+    assert titles_of({"segnet_paper": config}) == {"segnet_paper": "SegNet (paper), encoder from vgg.pth"}
 
 
 def test_folds_test_each_image_once_by_a_network_that_has_not_seen_it(tmp_path):
