@@ -4,7 +4,8 @@
     python benchmarks/beside.py --out results/benchmarks/beside.json
 
 Each figure is of a process of its own: the last of two epochs of recipe `default`, and a folder of photos to masks, the
-loading of the model included. "before" is 0.1's way: as many threads as cores, spinning at barriers.
+loading of the model included. "before" is 0.1's way of training: as many threads as cores, spinning at barriers;
+prediction of a folder computes alike in both, so it is measured once.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def busy() -> Iterator[None]:
         process.wait()
 
 
-def petseg(*words: object, before: bool) -> None:
+def petseg(*words: object, before: bool = False) -> None:
     """Runs a command of petseg, quietly, by its own defaults or as `before`."""
     environment = {name: value for name, value in os.environ.items() if name not in {*PATIENCE, *SPINNING}}
     command = [sys.executable, "-m", "petseg", *map(str, words)]
@@ -59,11 +60,11 @@ def train(folder: Path, *, before: bool) -> float:
         return train_speed(run)
 
 
-def predict(photos: Path, *, before: bool) -> float:
+def predict(photos: Path) -> float:
     """Returns the photos a second of a folder to masks."""
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
-        petseg("predict", photos, "--out", Path(scratch) / "out", "--only", "mask", before=before)
+        petseg("predict", photos, "--out", Path(scratch) / "out", "--only", "mask")
         return len(list(photos.iterdir())) / (time.perf_counter() - started)
 
 
@@ -80,21 +81,24 @@ def run() -> None:
         for place, photo in enumerate(cats(100, 451) * (options.photos // 100)):
             (photos / f"{place:04}.jpg").write_bytes(photo)
 
-        def measured(measure: Callable[..., float], given: Path, how: str, where: str) -> float:
+        def measured(measure: Callable[[], float], where: str) -> float:
             with busy() if where == "beside" else nullcontext():
-                return measure(given, before=how == "before")
+                return measure()
 
+        measures: dict[tuple[str, str], Callable[[], float]] = {
+            ("training", "before"): partial(train, folder, before=True),
+            ("training", "now"): partial(train, folder, before=False),
+            ("prediction", "now"): partial(predict, photos),
+        }
         contenders = {
-            f"{title}, {how}, {where}": partial(measured, measure, given, how, where)
-            for title, measure, given in (("training", train, folder), ("prediction", predict, photos))
-            for how in ("before", "now")
+            f"{title}, {how}, {where}": partial(measured, measure, where)
+            for (title, how), measure in measures.items()
             for where in ("alone", "beside")
         }
         found = take_turns(contenders, options.turns)
     rows = [
         {"title": title, "how": how, "kept": ratio(found[f"{title}, {how}, beside"], found[f"{title}, {how}, alone"])}
-        for title in ("training", "prediction")
-        for how in ("before", "now")
+        for title, how in measures
     ]
     result = {
         "kind": "benchmark",
