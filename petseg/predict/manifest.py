@@ -1,6 +1,10 @@
 """The manifest of a prediction: Parquet files in the folder `manifest` of the output, a row a photo.
 
 Rows of photos that could not be read lie in files of their own, which the next call removes: it tries those again.
+
+Object stores have no locks, and not all have conditional writes, but a listing shows all that was written. So a call
+lists the manifest before and after it writes rows. Where another call has written since this one began, it removes its
+own rows again and ends: of two files with rows of one photo, the call that wrote the later one sees the other.
 """
 
 import json
@@ -51,11 +55,15 @@ def schema(kinds: Sequence[str], classes: Sequence[str], call: Mapping[str, Any]
     return pa.schema(columns, {CALL: json.dumps(call)})
 
 
-def parts(out: Store, kind: str = PART) -> list[str]:
-    """Returns the manifest's files of one kind, sorted; of parts, not those that a power cut left empty."""
-    names = [name for name, _ in out.entries(FOLDER, missing_ok=True) if name.startswith(kind)]
-    empty = out.empty(FOLDER) if names and kind == PART else set()
+def parts(out: Store) -> list[str]:
+    """Returns the manifest's parts, sorted, but for those that a power cut left empty."""
+    names = [name for name in _seen(out, FOLDER) if name.startswith(PART)]
+    empty = out.empty(FOLDER) if names else set()
     return [f"{FOLDER}/{name}" for name in names if name not in empty]
+
+
+def _seen(out: Store, folder: str = "") -> list[str]:
+    return [name for name, _ in out.entries(folder, missing_ok=True) if not name.startswith(".")]
 
 
 class Finished:
@@ -90,14 +98,16 @@ class Manifest:
     def __init__(self, out: Store, columns: pa.Schema) -> None:
         self.out, self.schema = out, columns
         self._waiting: dict[str, list[pa.Table]] = {PART: [], AGAIN: []}
-        self._call = secrets.token_hex(4)  # two calls at once replace none of each other's parts
+        self._call = secrets.token_hex(4)  # two calls at once replace none of each other's files
         self._written = time.monotonic()
-        self._number = len(out.entries(FOLDER, missing_ok=True))
+        self._known = self._files()  # of earlier calls and of this one
+        self._again = [path for path in self._known if path.startswith(f"{FOLDER}/{AGAIN}")]  # of earlier calls
+        self._number = len(self._known)
         if begun := parts(out):
             self._check_call(begun[0])
-            out.remove(parts(out, AGAIN))
             return
-        if held := [name for name, _ in out.entries(missing_ok=True) if not name.startswith(".")]:
+        # an empty folder of a manifest is what two calls that began at the same moment may leave
+        if held := [name for name in _seen(out) if name != FOLDER or _seen(out, FOLDER)]:
             raise PetsegError(f"{out}: holds {held[0]} and no manifest of petseg; name an empty folder with --out")
         self._write(PART, columns.empty_table())  # says whose the output is, and that it can be written
 
@@ -117,7 +127,11 @@ class Manifest:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the rows that wait."""
+        """Writes the rows that wait. PetsegError where another call has written rows since this one began."""
+        if self._again:
+            self._check_alone()
+            self.out.remove(self._again)
+            self._again = []
         for kind, tables in self._waiting.items():
             rows = pa.concat_tables([self.schema.empty_table(), *tables])
             if len(rows):
@@ -136,8 +150,26 @@ class Manifest:
                     "give the same photos, model and options, or another --out"
                 )
 
+    def _files(self) -> set[str]:
+        return {f"{FOLDER}/{name}" for name in _seen(self.out, FOLDER) if name.startswith((PART, AGAIN))}
+
+    def _check_alone(self) -> None:
+        if self._files() - self._known:
+            raise PetsegError(
+                f"{self.out}: another call has written to its manifest since this one began; "
+                "run the command again when that one has ended, or name another --out"
+            )
+
     def _write(self, kind: str, rows: pa.Table) -> None:
         stream = BytesIO()
         pq.write_table(rows, stream, compression="zstd")
-        self.out.write({f"{FOLDER}/{kind}{self._number:06}-{self._call}.parquet": stream.getvalue()})
+        path = f"{FOLDER}/{kind}{self._number:06}-{self._call}.parquet"
+        self._check_alone()
+        self.out.write({path: stream.getvalue()})
+        self._known.add(path)
         self._number += 1
+        try:
+            self._check_alone()
+        except PetsegError:
+            self.out.remove([path])
+            raise

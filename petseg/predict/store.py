@@ -1,7 +1,7 @@
 """A folder anywhere that fsspec reaches: this machine, S3, Google's storage, a web server. Paths in it have slashes."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,11 +120,12 @@ class Store:
                 fs.pipe({f"{root}/{path}": content for path, content in files.items()})
 
     def remove(self, paths: list[str]) -> None:
-        """Removes files."""
+        """Removes files, or what is left of them."""
         with store_errors(self.url, "changed", "set credentials with permission to delete"):
             fs, root = self.opened()
             for path in paths:
-                fs.rm_file(f"{root}/{path}")
+                with suppress(FileNotFoundError):
+                    fs.rm_file(f"{root}/{path}")
 
     def opened(self, path: str = "") -> tuple[Any, str]:
         """Returns fsspec's file system, one a process, and what it calls `path` of this store."""

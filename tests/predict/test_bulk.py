@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from itertools import islice
@@ -33,7 +34,7 @@ from tests.predict.test_outputs import below, pet
 for package in ("fsspec", "pyarrow", "s3fs", "moto", "ray"):
     pytest.importorskip(package, reason=f"NO CLUSTER: {package} is missing; pip install 'petseg[cluster]' and moto")
 boto3 = pytest.importorskip("boto3")
-pq = pytest.importorskip("pyarrow.parquet")
+pa, pq = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
 bulk, manifest = (pytest.importorskip(f"petseg.predict.{name}") for name in ("bulk", "manifest"))
 Store = pytest.importorskip("petseg.predict.store").Store
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray, botocore and moto, about themselves
@@ -155,6 +156,61 @@ def test_an_interrupted_call_goes_on_where_its_manifest_ends(photos, plain, tmp_
     files, rows = split(contents(tmp_path / "out"))
     assert files == contents(plain[0])
     assert {*rows} == {*plain[1]}
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_of_two_calls_at_once_one_ends_and_no_photo_has_two_rows(kind, s3, photos, plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "ROWS", 1)
+    out = f"s3://twice-{kind}" if kind == "bucket" else tmp_path / "out"
+    if kind == "bucket":
+        s3.create_bucket(Bucket=f"twice-{kind}")
+    (source := tmp_path / "in").mkdir()
+    shutil.copytree(photos, source, dirs_exist_ok=True)
+    (source / "0.png").symlink_to(tmp_path / "never.png")  # a row of its own file, which the next call removes
+    work, segmenter = work_of(source, out)
+    list(islice(bulk.recorded(bulk.predict_here(work, segmenter), manifest.Manifest(work.listing.out, work.schema)), 1))
+    calls = [
+        bulk.recorded(bulk.predict_here(work, segmenter), manifest.Manifest(work.listing.out, work.schema))
+        for _ in range(2)
+    ]
+    first = [next(calls[0])]
+    refused("another call has written to its manifest since this one began; run the command again when", next, calls[1])
+    first += calls[0]
+    assert sum(map(len, first)) == 12
+    files, rows = split(stored(s3, f"twice-{kind}") if kind == "bucket" else contents(out))
+    assert files == contents(plain[0])
+    assert {*rows} == {*plain[1], "0.png"}
+
+
+class Meeting(Store):
+    """A store at which two calls write at the same moment."""
+
+    barrier = threading.Barrier(2)
+
+    def write(self, files):
+        self.barrier.wait(60)
+        super().write(files)
+
+
+def test_of_two_calls_that_write_at_the_same_moment_one_at_least_takes_its_rows_back(photos, tmp_path):
+    work, _ = work_of(photos, tmp_path)
+    out = Store(str(tmp_path / "out"))
+    row = pa.Table.from_pylist([{"file": "a.png", "status": "done"}], work.schema)
+
+    def at_once(act, *each):
+        """Returns how many of two calls succeed."""
+        with ThreadPoolExecutor(2) as pool:
+            errors = [ends.exception() for ends in [pool.submit(act, *one) for one in each]]
+        assert all("another call has written" in str(error) for error in errors if error)
+        return errors.count(None)
+
+    begun = at_once(manifest.Manifest, *[(Meeting(out.url), work.schema)] * 2)
+    assert begun == len(below(tmp_path / "out")) <= 1
+    manifest.Manifest(out, work.schema)
+    others = [manifest.Manifest(Meeting(out.url), work.schema) for _ in range(2)]
+    for other in others:
+        other.add(row)
+    assert at_once(manifest.Manifest.flush, *[(other,) for other in others]) == len(manifest.Finished(out)) <= 1
 
 
 def test_what_no_photo_can_be_read_from_is_a_row_and_the_others_are_done(tmp_path, monkeypatch):
