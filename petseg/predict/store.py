@@ -1,5 +1,6 @@
 """A folder anywhere that fsspec reaches: this machine, S3, Google's storage, a web server. Paths in it have slashes."""
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from typing import Any
 import fsspec
 
 from petseg import storage
-from petseg.errors import PetsegError, first_line
+from petseg.errors import ADVICE, LongNameError, PetsegError, first_line, shown
 
 READ = "does it exist, and are credentials with permission to read set?"
 WRITE = "name another --out, or set credentials with permission to write"
+LONGEST_KEY = 1024  # bytes of a file's name in a bucket of S3 or of Google's storage, at most
 
 
 def is_url(place: str) -> bool:
@@ -110,14 +112,25 @@ class Store:
             return content
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Writes files, each whole or not at all."""
+        """Writes files, each whole or not at all; LongNameError, and none of them, where a name is too long."""
         if self.local:
             writes = {path: partial(Path.write_bytes, data=content) for path, content in files.items()}
             storage.write_together({Path(self.url, path): write for path, write in writes.items()})
         elif files:
             with store_errors(self.name(next(iter(files))), "written", WRITE):
+                for path in files:
+                    self._check_key(path)
                 fs, root = self.opened()
                 fs.pipe({f"{root}/{path}": content for path, content in files.items()})
+
+    def _check_key(self, path: str) -> None:
+        kind, _, place = self.name(path).partition("://")
+        length = len(place.partition("/")[2].encode())
+        if kind in ("s3", "gs") and length > LONGEST_KEY:
+            raise LongNameError(
+                f"{shown(self.name(path))}: cannot be written (its name in the bucket has {length:,} bytes, at most "
+                f"{LONGEST_KEY:,} are taken); {ADVICE[errno.ENAMETOOLONG]}"
+            )
 
     def remove(self, paths: list[str]) -> None:
         """Removes files, or what is left of them."""

@@ -250,6 +250,22 @@ def test_what_no_photo_can_be_read_from_is_a_row_and_the_others_are_done(tmp_pat
     assert {*split(contents(out))[0]} == {"a.mask.png", "locked/b.mask.png"}
 
 
+def test_a_photo_whose_files_have_too_long_a_key_is_a_row_and_the_others_are_done(s3, tmp_path):
+    folder = f"{'y' * 249}/" * 4
+    fitting, long = f"{folder}{'x' * 12}", f"{folder}{'é' * 6}x"  # with .overlay.png 1,024 and 1,025 bytes
+    for bucket in ("long", "covered"):
+        s3.create_bucket(Bucket=bucket)
+    for own in (fitting, long):
+        s3.put_object(Bucket="long", Key=f"{own}.png", Body=pet(tmp_path / "a.png").read_bytes())
+    result = petseg("predict", "s3://long", "--out", "s3://covered", "--only", "mask", "--only", "overlay", *MODEL)
+    assert (result.returncode, result.stdout.splitlines()[-1][:9]) == (1, "2 photos:")
+    files, rows = split(stored(s3, "covered"))
+    assert {*files} == {f"{fitting}.mask.png", f"{fitting}.overlay.png"}
+    assert (rows[f"{fitting}.png"]["status"], rows[f"{long}.png"]["status"]) == ("done", "failed")
+    wanted = r"has 1,025 bytes, at most 1,024 are taken\); give the photo or the folder a shorter name$"
+    assert re.search(wanted, rows[f"{long}.png"]["reason"])
+
+
 def test_photos_of_a_part_that_a_power_cut_left_empty_are_done_again(photos, plain, tmp_path):
     work, segmenter = work_of(photos, tmp_path / "out")
     for ends_after in (2, 99):
