@@ -47,7 +47,7 @@ class Listing:
     batch: int = BATCH
 
     def batches(self) -> Iterator[pa.Table]:
-        """Yields tables of at most `batch` photos: path, own name of its files, note.
+        """Yields tables of at most `batch` photos: path, path of its files before their endings, note.
 
         Those that cannot be read by their name have a status and a reason; so have folders that cannot be listed.
         """
@@ -55,9 +55,11 @@ class Listing:
         for folder, photos, mistake in self._folders():
             if mistake:
                 waiting.append(_listed(folder, status=UNREAD, reason=mistake))
-            places = [(PurePosixPath(folder, name), PurePosixPath(folder)) for name in photos]
+            place = PurePosixPath(*map(self.source.plain, PurePosixPath(folder).parts))
+            names = own_names([(place / self.source.plain(name), place) for name in photos])
             rows = [
-                _listed(str(path), own, note) for (path, _), (own, note) in zip(places, own_names(places), strict=True)
+                _listed(str(PurePosixPath(folder, name)), str(place / own), note)
+                for name, (own, note) in zip(photos, names, strict=True)
             ]
             have = finished.among([row["file"] for row in rows]) if rows else set()
             waiting += [row for row in rows if row["file"] not in have]
@@ -170,9 +172,7 @@ class Work:
         except MemoryError:
             return {**row, "status": FAILED, "reason": "too large for this machine's memory; reduce it first"}
         notes = (*summary.notes, *filter(None, [photo["note"]]))
-        folder = PurePosixPath(photo["file"]).parent
-        names = file_names(photo["own"], self.kinds, self.look)
-        files = {kind: str(folder / name) for kind, name in names.items()}
+        files = file_names(photo["own"], self.kinds, self.look)
         try:
             self.listing.out.write({files[kind]: contents[kind] for kind in self.kinds})
         except LongNameError as error:

@@ -1,12 +1,14 @@
 """A folder anywhere that fsspec reaches: this machine, S3, Google's storage, a web server. Paths in it have slashes."""
 
 import errno
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 
@@ -16,6 +18,9 @@ from petseg.errors import ADVICE, LongNameError, PetsegError, first_line, shown
 READ = "does it exist, and are credentials with permission to read set?"
 WRITE = "name another --out, or set credentials with permission to write"
 LONGEST_KEY = 1024  # bytes of a file's name in a bucket of S3 or of Google's storage, at most
+
+# what a decoded name of a web server may not hold: systems take it as a path, as hidden, or not at all
+UNSAFE = re.compile(r'^\.|[/\\:*?"<>|\x00-\x1f\x7f]|[. ]$')
 
 
 def is_url(place: str) -> bool:
@@ -74,6 +79,19 @@ class Store:
     def name(self, path: str) -> str:
         """Returns the URL or path of what lies at `path` in it."""
         return f"{self.url}/{path}" if path else self.url
+
+    def plain(self, name: str) -> str:
+        """Returns what files made from a file or folder of that name are called.
+
+        A web server's `my%20cat` is `my cat`, unless that is not UTF-8 or no safe name on some system.
+        """
+        if not self.url.startswith(("http://", "https://")):
+            return name
+        try:
+            decoded = unquote(name, errors="strict")
+        except UnicodeDecodeError:
+            return name
+        return name if UNSAFE.search(decoded) else decoded
 
     def entries(self, folder: str = "", *, missing_ok: bool = False) -> list[tuple[str, bool]]:
         """Returns the names in a folder, sorted, and whether each is a folder; none of a missing one if that is ok.

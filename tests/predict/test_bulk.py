@@ -13,6 +13,7 @@ import shutil
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from itertools import islice
@@ -310,15 +311,44 @@ def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     assert "none of the first 3 photos can be read" in one_line_error(petseg(*command))
 
 
-def test_a_web_server_s_folder_and_a_single_photo_are_read(photos, plain, tmp_path):
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(photos))
-    handler.log_message = lambda *words: None
+@contextmanager
+def served(folder):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_files_of_a_web_server_s_photos_have_decoded_names_where_these_are_safe(tmp_path):
+    names = {  # photo -> its files' name
+        "my cat.png": "my cat",
+        "ein Tag/Käfer.png": "ein Tag/Käfer",
+        "100%25.png": "100%25",  # which is 100%2525.png there
+        "why?.png": "why%3F",
+        r"a\b.png": "a%5Cb",
+    }
+    for name in names:
+        pet(tmp_path / "in" / name)
+    with served(tmp_path / "in") as url:
+        succeeds("predict", f"{url}/", "--out", tmp_path / "out", "--only", "mask", *MODEL)
+        succeeds("predict", f"{url}/my%20cat.png", "--out", tmp_path / "one", "--only", "mask", *MODEL)
+    files, rows = split(contents(tmp_path / "out"))
+    assert {*files} == {f"{name}.mask.png" for name in names.values()}
+    assert rows["ein%20Tag/K%C3%A4fer.png"]["files"] == {"mask": "ein Tag/Käfer.mask.png"}
+    assert {*split(contents(tmp_path / "one"))[0]} == {"my cat.mask.png"}
+
+
+@pytest.mark.parametrize("name", ["..", "%2E%2E", "a%2Fb", "..%2Fa", "a%00b", "a%0Ab", "%2Ea", "a%20", "%ff", "c%3A"])
+def test_a_name_that_is_not_safe_decoded_stays_as_it_is(name):
+    assert Store("https://example.org").plain(name) == name
+    assert Store("s3://photos").plain("my%20cat") == "my%20cat"  # as the object is called
+
+
+def test_a_web_server_s_folder_and_a_single_photo_are_read(photos, plain, tmp_path):
+    with served(photos) as url:
         whole = petseg("predict", f"{url}/", "--out", tmp_path / "all", *MODEL)
         one = petseg("predict", f"{url}/a/1.png", "--out", tmp_path / "one", "--json", *MODEL)
-        server.shutdown()
     assert whole.returncode == 1, whole.stderr
     assert split(contents(tmp_path / "all"))[0] == contents(plain[0])
     row = json.loads(one.stdout)
