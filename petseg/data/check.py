@@ -86,6 +86,13 @@ RULES = (  # the first that matches
         "Export it as PNG or JPEG, or copy it again.",
         "file that is not a readable image",
     ),
+    Rule(
+        "transparent pixels",
+        "warning",
+        "left out",
+        "Save masks without alpha, each class in a value or a colour of its own.",
+        "mask with transparent pixels",
+    ),
     Rule("cannot be decoded", "warning", "left out", "Copy the file again, or export it again as PNG or JPEG."),
     Rule("remapped", "warning", "left out", "Take the trimaps as they were published."),
     Rule("^image without", "warning", "left out", "Label it; a mask is named as its image."),

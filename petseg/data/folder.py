@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from petseg.config import DataConfig
 from petseg.data.classes import choose_table
 from petseg.data.dataset import Dataset, Progress, Sample
-from petseg.data.images import SUFFIXES
-from petseg.data.masks import MaskFile, Table, scan_all
+from petseg.data.images import SUFFIXES, outcomes
+from petseg.data.masks import MaskFile, Table, scan, scan_all
 from petseg.data.splits import PARTS
 from petseg.errors import PetsegError
 from petseg.units import plural
@@ -99,7 +99,8 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
     ordered = tuple(sorted(samples.values(), key=lambda sample: sample.id))
     masks = scan_all(ordered, on_progress)
     if not masks:
-        raise PetsegError(f"data folder {folder}: none of its {len(ordered)} masks can be opened; wanted PNG")
+        _, fault = next(outcomes(scan, ordered[:1]))
+        raise PetsegError(f"data folder {folder}: none of its {len(ordered)} masks can be used (first: {fault})")
     table = choose_table(masks, folder, config)
     return Dataset(
         name=folder.resolve().name,

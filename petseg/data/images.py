@@ -117,6 +117,8 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
         with Image.open(path, formats=formats()) as image:
             check_pixels(image)
             yield image
+    except PetsegError:  # of the block, in words of its own
+        raise
     except UNREADABLE as error:
         # without the folder, which a published comparison should not name
         reason = str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)

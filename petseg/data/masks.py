@@ -54,8 +54,9 @@ def grey(value: int) -> int:
 
 
 def scan(sample: Sample) -> MaskFile:
-    """Returns what a mask holds, without what it means; PetsegError where it is no image of whole numbers."""
+    """Returns what a mask holds, without what it means; PetsegError where it is no opaque image of whole numbers."""
     with opened(sample.label, f"{sample.id}: mask") as image:
+        _refuse_transparent(image, sample)
         if image.mode in ("L", "P"):
             counts = {value: count for value, count in enumerate(image.histogram()) if count}
             shades = _palette(image) if image.mode == "P" else {}
@@ -67,6 +68,15 @@ def scan(sample: Sample) -> MaskFile:
         values, counts_of = np.unique(_numbers(image, sample), return_counts=True)
         few = len(values) <= MAX_VALUES
         return MaskFile("ids", dict(zip(values.tolist(), counts_of.tolist(), strict=True)) if few else {}, {})
+
+
+def _refuse_transparent(image: Image.Image, sample: Sample) -> None:
+    """Refuses a mask with alpha unless it is opaque: the colour below a transparent pixel may be any, nobody saw it."""
+    if image.mode in ("RGBA", "LA") and (clear := int((np.asarray(image.getchannel("A")) < 255).sum())):
+        raise PetsegError(
+            f"{sample.id}: mask has transparent pixels ({clear:,} of {image.width * image.height:,}); wanted none: "
+            "save it without alpha, each class in a value or a colour of its own"
+        )
 
 
 def _palette(image: Image.Image) -> dict[int, int]:
@@ -100,7 +110,7 @@ def scan_all(samples: Sequence[Sample], on_progress: Progress | None = None) -> 
     def read(text: str) -> dict[str, MaskFile]:
         return {name: MaskFile(*row) for name, row in ROWS.validate_json(text).items()}
 
-    return remembered("masks-v1", "", (sample.label for sample in samples), Work(make, read))
+    return remembered("masks-v2", "", (sample.label for sample in samples), Work(make, read))
 
 
 def smoothed(channels: npt.NDArray[Any], wrong: npt.NDArray[np.bool_]) -> bool:
@@ -157,8 +167,9 @@ class Table:
         return f"{self.shown(near)}, {'ignored' if self.ids[near] == IGNORE else self.classes[self.ids[near]].name}"
 
     def read(self, sample: Sample) -> Label:
-        """Returns a mask as class ids; PetsegError where it holds what no class has."""
+        """Returns a mask as class ids; PetsegError where it holds what no class has, or transparent pixels."""
         with opened(sample.label, f"{sample.id}: mask") as image:
+            _refuse_transparent(image, sample)
             notes = tuple(f"mask: {note}" for note in unused(image))
             notes += ("mask stored as JPEG",) if image.format == "JPEG" else ()
             values = self._values(image, sample)

@@ -202,6 +202,8 @@ MASKS = {  # masks -> how they are saved, class names, the first one's class ids
     "indexed": ([IDS], {"colours": COLOURS}, NUMBERED, IDS),
     "colours": ([PLANES], {}, ["class #00C000", "class #204060", "class #FF8000"], np.uint8([1, 2, 0])[IDS]),
 }
+MASKS["grey ids with opaque alpha"] = ([IDS], {"mode": "LA"}, NUMBERED, IDS)
+MASKS["colours with opaque alpha"] = ([PLANES], {"mode": "RGBA"}, *MASKS["colours"][2:])
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -214,6 +216,23 @@ def test_values_without_names(kind, tmp_path):
     if kind == "indexed":
         assert [entry.colour for entry in dataset.classes] == [f"#{colour}" for colour in COLOURS]
     assert prepare(dataset, 16).left_out == {}
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_mask_with_transparent_pixels_is_left_out_with_one_line(mode, tmp_path):
+    make(tmp_path, [IDS])
+    mask = Image.fromarray(IDS).convert(mode)
+    mask.putalpha(Image.fromarray(np.where(IDS == 1, 254, 255).astype(np.uint8)))
+    mask.save(tmp_path / "masks" / "b.png")
+    line = r"b: mask has transparent pixels \(192 of 384\); wanted none: save it without alpha, each class in a value"
+    dataset = opened(tmp_path)
+    refused(f"^{line}", dataset.read_label, dataset.samples[1])
+    assert list(prepare(dataset, 16).left_out) == ["b"]
+    (row,) = [row for row in check_dataset(dataset, 16).findings if row.found == "mask with transparent pixels"]
+    assert (row.names, row.advice[:26]) == (("b",), "Save masks without alpha, ")
+    for name in "acdef":
+        mask.save(tmp_path / "masks" / f"{name}.png")
+    refused(rf"none of its 6 masks can be used \(first: a: {line[3:]}", opened, tmp_path)
 
 
 def test_a_palette_of_another_order_in_each_file_counts_by_its_colours(tmp_path):
@@ -376,10 +395,11 @@ def test_a_damaged_mask_is_left_out_and_a_memo_is_made_anew(tmp_path, monkeypatc
     (tmp_path / "my" / "masks" / "b.png").write_bytes(b"no image")
     dataset = opened(tmp_path / "my")
     assert list(prepare(dataset, 16).left_out) == ["b"]
-    (memo,) = (tmp_path / "cache" / "masks-v1").iterdir()
+    (memo,) = (tmp_path / "cache" / "masks-v2").iterdir()
     for text in ("", "[]", '{"a": 3}', '{"a": [1, {"x": 2}, 3]}'):
         memo.write_text(text)
         assert opened(tmp_path / "my").fingerprint == dataset.fingerprint
     for path in (tmp_path / "my" / "masks").iterdir():
         path.write_bytes(b"no image")
-    refused(r"data folder .*my: none of its 6 masks can be opened", opened, tmp_path / "my")
+    undecoded = r"first: a: mask cannot be decoded .*; wanted JPEG, "
+    refused(rf"data folder .*my: none of its 6 masks can be used \({undecoded}", opened, tmp_path / "my")
