@@ -29,7 +29,7 @@ run() { # NAME LIMIT RECIPE ARGUMENTS...: trains, and keeps weights and scores o
     local name=$1 limit=$2; shift 2
     limited "$limit" "$python" -m petseg train "$@" "${small[@]}" --out "$work/runs/$name"
     limited 40 "$python" -m petseg evaluate "$work/runs/$name" --split val
-    limited 20 "$python" scripts/pack.py --run "$work/runs/$name" --out "$OUT/$name.tar"
+    limited 20 "$python" scripts/pack.py --run "$work/runs/$name" --out "$work/$name.tar" && mv "$work/$name.tar" "$OUT"
 }
 
 tests() { limited 90 env CUBLAS_WORKSPACE_CONFIG=:4096:8 "$python" -m pytest tests/test_gpu.py -p no:cacheprovider -rs --tb=short; }

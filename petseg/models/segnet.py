@@ -174,7 +174,8 @@ def pool_places(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def unpool_places(x: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns [N, D, *size]: each value of `x` where its maximum stood, zero elsewhere; `places` from `pool_places`."""
-    windows = torch.arange(4, dtype=torch.uint8).view(4, 1, 1)
+    # on their device: torch 2.11 says that it is exporting where it compiles, too
+    windows = torch.arange(4, dtype=torch.uint8, device=places.device).view(4, 1, 1)
     spread = (places[:, :, None] == windows).to(x.dtype) * x[:, :, None]
     return F.pixel_shuffle(spread.flatten(1, 2), 2)[..., : size[0], : size[1]]
 
