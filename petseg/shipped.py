@@ -9,7 +9,7 @@ from petseg.errors import PetsegError, unknown_name
 
 WEIGHTS = files("petseg") / "weights"
 DEFAULT = "unet_lite2"  # the shipped model where none is named
-KINDS = ("unet", "segnet")  # each stands for the best shipped model of its kind that was trained from scratch
+KINDS = ("unet", "segnet")  # each stands for the best plain network of its kind
 
 
 def model_file(name: str) -> bytes:

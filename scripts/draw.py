@@ -192,7 +192,7 @@ def gap() -> None:
         },
         "with four stages, of U-Net's width": {
             160: shipped("models/unet_small") - shipped("models/segnet_small"),
-            192: shipped("models/unet_base") - shipped("models/segnet_base"),
+            192: shipped("base/unet") - shipped("base/segnet"),
         },
     }
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})

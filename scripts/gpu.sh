@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One card, twelve minutes. First: python scripts/pack.py --data FOLDER --out pets.tar
+# One card, twelve minutes. First: python scripts/pack.py --data FOLDER --out pets.tar, with --side 288 for the last runs
 #
 #   PACK=pets.tar OUT=out scripts/gpu.sh tests default students networks study speed      # the parts that are named, in order
 #   PACK=pets.tar OUT=out SMALL=1 scripts/gpu.sh students networks                # trained tiny: try it on a CPU first
@@ -40,15 +40,13 @@ default() { # the shipped default model, on from its weights at 320 px, with the
     run unet_lite2 600 pretrained --init unet_lite2 "${tuned[@]}" "${faults[@]}"
 }
 
-students() { # the shipped U-Net and SegNet, on from their weights at 256 px, taught by the default model, both at once
-    taught unet 3e-3 & taught segnet 2e-3 & wait
+students() { # the shipped U-Net and SegNet, on from their weights, taught by the default model, both at once
+    taught unet & taught segnet & wait
 }
 
-taught() { # NAME RATE
-    local options=(--init "$1_base" --set teacher=unet_lite2 --set size=256 --set "ramp=[192]" --set epochs="${EPOCHS:-110}")
-    options+=(--set batch_size=48 --set learning_rate="$2")
-    run "$1_taught" 700 base "${options[@]}" --set compile=true
-    [ -f "$OUT/$1_taught.tar" ] || run "$1_eager" 700 base "${options[@]}" # where the card's compiler fails
+taught() { # MODEL
+    run "$1_taught" 700 taught --model "$1" --init "$1_base" --set compile=true
+    [ -f "$OUT/$1_taught.tar" ] || run "$1_eager" 700 taught --model "$1" --init "$1_base" # where it cannot be compiled
 }
 
 networks() { # the comparison's seven at 192 px, four at a time

