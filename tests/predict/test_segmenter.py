@@ -101,7 +101,7 @@ def test_eleven_classes_without_background_are_all_foreground(tmp_path, three_co
 
 @pytest.mark.parametrize("name", shipped_models())
 def test_a_shipped_model_segments_a_drawn_pet_in_the_colours_of_its_dataset(name):
-    shipped = Segmenter(name, threads=1)
+    shipped = Segmenter(name, threads=1).using(raw=True)  # a drawing may be too unlike a photo for `presence`
     assert shipped.classes == get_task(OxfordPetsConfig(task="trimap_species")).classes
     overlaps = []
     for breed in (*CATS[:4], *DOGS[:4]):
