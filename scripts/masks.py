@@ -45,7 +45,6 @@ WAYS: dict[str, tuple[tuple[float, bool], ...]] = {  # option -> the views that 
     "--scales 1,1.25 --flip": ((1, False), (1, True), (1.25, False), (1.25, True)),
 }
 TURNS = 15
-WHOLE = (1 << 16, 1 << 16)  # a window that holds any image here
 
 
 def views(segmenter: Segmenter, dataset: Dataset, scale: float, mirrored: bool, folder: Path) -> Floats:
@@ -86,7 +85,7 @@ def mean_iou(maps: Floats, truths: Sequence[UInt8], dataset: Dataset) -> float:
     for probabilities, truth in zip(maps, truths, strict=True):
         merged = np.stack([probabilities[list(ids)].astype(np.float32).sum(axis=0) for ids in dataset.merge.members()])
         logits = np.log(merged.clip(1e-7))
-        ids = painted(logits, truth.shape, WHOLE, lambda window: window.argmax(axis=0))
+        ids = painted(logits, truth.shape, lambda window: window.argmax(axis=0))
         total += metrics.confusion_matrix(truth, ids, 3)
     return float(metrics.mean_iou(total))
 
@@ -99,7 +98,7 @@ def cleaning(maps: Floats, truths: Sequence[UInt8], segmenter: Segmenter, small:
     for raw, truth in zip(maps, truths, strict=True):
         probabilities = cleaned(raw.astype(np.float32), segmenter.classes, small)
         inside, outside = (np.log(probabilities[ids].sum(axis=0).clip(1e-7)) for ids in roles)
-        mask = painted((inside - outside)[None], truth.shape, WHOLE, lambda window: window[0] > 0) > 0
+        mask = painted((inside - outside)[None], truth.shape, lambda window: window[0] > 0) > 0
         counted = truth != 2
         hits += int((mask & (truth == 0) & counted).sum())
         total += int(((mask | (truth == 0)) & counted).sum())
