@@ -138,12 +138,12 @@ def kept(path: Path, make: Callable[[], Measured]) -> Measured:
 
 
 def fit(with_pet: Any, without: Any) -> Presence:
-    """Returns the score fitted on figures [N, 5] of validation, its threshold between what both wishes allow."""
+    """Returns the score fitted on figures [N, 5] of validation, its threshold the lowest that both wishes allow."""
     figures, truth = np.concatenate([with_pet, without]), np.repeat([1, 0], [len(with_pet), len(without)])
     model = make_pipeline(StandardScaler(), LogisticRegression())
     scores = cross_val_predict(model, figures, truth, cv=10, method="decision_function")
     lowest, highest = np.quantile(scores[truth == 0], REJECTED), np.quantile(scores[truth == 1], MISSED)
-    threshold = min(highest, (lowest + highest) / 2)
+    threshold = min(lowest, highest)
     scale, regression = (step for _, step in model.fit(figures, truth).steps)
     coefficients = regression.coef_[0] / scale.scale_
     intercept = regression.intercept_[0] - coefficients @ scale.mean_
