@@ -50,6 +50,7 @@ from petseg.training.own import located
 # weights in fp16 and on 99.999 % with those below 40,000 values in fp32, U-Net on 99.992 % and 99.999 %.
 FP32_BELOW = (40_000, 80_000, 160_000, 320_000)
 SAME = 0.01  # of a probability at another size than the traced one: a graph that holds its size is off by tenths
+OTHER_WEIGHTS = "another run or file"
 LARGEST = 4096  # side in pixels up to which a file takes images of any size
 FITTED = {  # how a file's images are prepared, by fit; petseg.data.geometry does it
     "square": "resized to the square by antialiased bilinear resizing",
@@ -308,14 +309,10 @@ def quiet() -> Iterator[None]:
 def _knows(config: RunConfig) -> str:
     """Returns what a network learnt from beside its own labels: weights that it began as, and a teacher."""
     init, teacher = config.train.init, config.train.teacher
-    if init in model_names():
-        begun = str(card_of(shipped_model(init))["pretraining"])
-    elif init:
-        begun = "another run or file"
-    else:
-        begun = pretraining(config.model.name, config.model.options.get("encoder_weights"))
-    taught = f"; taught by {teacher if teacher in model_names() else 'another run or file'}"
-    return begun + taught * bool(teacher)
+    begun = pretraining(config.model.name, config.model.options.get("encoder_weights"))
+    if init:
+        begun = card_of(shipped_model(init))["pretraining"] if init in model_names() else OTHER_WEIGHTS
+    return f"{begun}; taught by {teacher if teacher in model_names() else OTHER_WEIGHTS}" if teacher else begun
 
 
 def _scores(run: Path) -> dict[str, Any]:
