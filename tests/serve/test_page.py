@@ -124,8 +124,17 @@ def test_the_first_view_is_a_finished_cut_out_and_the_samples_answer_at_once(pag
     assert [url for url in asked if "/api/" in url] == []
     expect(page.locator("#download")).to_be_disabled()
     page.get_by_role("button", name="Cut out anyway").click()
-    expect(page.get_by_text("The model marks no pixel at all.")).to_be_visible()
+    marked = Segmenter(DEFAULT, threads=1).using(raw=True)(PAGE / "coffee.jpg").foreground_share
+    expect(page.locator(".covers")).to_have_text(f"{100 * marked:.0f} %")
     assert "raw=true" in asked[-1]
+
+
+def test_where_no_pixel_is_marked_the_page_says_so(page, tmp_path):
+    Image.new("RGB", (90, 80), "grey").save(tmp_path / "grey.png")
+    choose(page, tmp_path / "grey.png")
+    expect(page.get_by_text("No cat or dog here")).to_be_visible()
+    page.get_by_role("button", name="Cut out anyway").click()
+    expect(page.get_by_text("The model marks no pixel at all.")).to_be_visible()
 
 
 def test_u_net_and_segnet_stand_side_by_side_and_one_slider_moves_in_both(page):
