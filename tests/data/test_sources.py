@@ -111,8 +111,8 @@ def test_other_archives_of_the_same_names_are_unpacked_anew_and_damaged_ones_ref
 def test_folders_without_a_dataset_and_places_that_cannot_be_written(archives, copied, tmp_path, monkeypatch):
     shutil.rmtree(copied / "annotations")
     for name, file, match in (
-        ("nowhere", None, r"data folder .*nowhere: not a folder; run `petseg data get`, or point"),
-        ("images.txt", "images.txt", r"images.txt: not a folder; .* or at an archive \(\.zip, \.tar, "),
+        ("nowhere", None, r"data folder .*nowhere: not a folder; run `petseg data get`, or name one \(--"),
+        ("images.txt", "images.txt", r"images.txt: not a folder; .* or an archive \(\.zip, \.tar, "),
         ("images.tar.gz", "images.tar.gz", r"images.tar.gz is damaged or only half downloaded"),
         ("", None, r": annotations\.tar\.gz missing; wanted images/ and annotations/, or the two archives"),
         (
@@ -129,7 +129,7 @@ def test_folders_without_a_dataset_and_places_that_cannot_be_written(archives, c
             (tmp_path / file).write_bytes(b"x")
         refused(match, open_dataset, tmp_path / name)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(PetsegError, match=r"^data folder .*: cannot be written \(Not a .*\); choose another with --da"):
+    with pytest.raises(PetsegError, match=r"^data folder .*: cannot be written \(Not a .*\); choose another \(--da"):
         get_data(tmp_path / "file" / "data")
     monkeypatch.setenv("PETSEG_CACHE", str(tmp_path / "file" / "cache"))
     for call in (synthetic_data, lambda: open_dataset(archives)):
