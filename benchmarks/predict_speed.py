@@ -1,20 +1,15 @@
-"""From the command to the mask: cold starts, one photo, a whole folder, each on all cores.
+"""From a photo to the mask: one photo, a whole folder, each on all cores.
 
-    python benchmarks/predict_speed.py --python light/bin/python --out results/benchmarks/predict_speed.json
+    python benchmarks/predict_speed.py --out results/benchmarks/predict_speed.json
 
-Cold starts run `--python`, an environment without torch (`pip install .`), one process each. One photo goes from
-decoded, 256 px a side, to its mask. A folder of 451 px photos is decoded, resized, predicted and written as masks; the
-model alone gets the same images decoded and resized, in as many threads, taking turns with it.
+One photo goes from decoded, 256 px a side, to its mask. A folder of photos is decoded, resized, predicted and written
+as masks; the model alone gets the same images decoded and resized, in as many threads, taking turns with it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,33 +34,12 @@ from petseg.shipped import DEFAULT, shipped_models
 from petseg.storage import write_json
 
 SIDE = 256
-LARGE, HUGE = (4000, 3000), (8660, 5774)
-"""Twelve and fifty megapixels."""
 
-FOLDERS = {"500_px": (100, (500, 333)), "12_megapixels": (20, LARGE)}
+FOLDERS = {"500_px": (100, (500, 333)), "12_megapixels": (20, (4000, 3000))}
 """Photos in each, and their width and height."""
 
 IN_FOLDERS = (DEFAULT, "unet_small")
 """The model that is used where none is named, and one that leaves less time to hide the rest in."""
-
-
-APART = """
-import json, os, subprocess, sys, time
-started = time.perf_counter()
-process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-_, status, usage = os.wait4(process.pid, 0)
-print(json.dumps([time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e6, status]))
-"""
-"""Starts a command from a small process: a new one is counted from its parent's memory on."""
-
-
-def cold(python: str, command: list[str], folder: Path) -> tuple[float, float]:
-    """Returns seconds and peak resident MB of a command; `python` runs the small process."""
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    found = subprocess.run([python, "-c", APART, *command], cwd=folder, env=clean, check=True, stdout=subprocess.PIPE)
-    seconds, megabytes, status = json.loads(found.stdout)
-    assert status == 0, command
-    return seconds, megabytes
 
 
 def one_photo(segmenter: Segmenter, image: np.ndarray, repeats: int) -> float:
@@ -107,38 +81,6 @@ def model_alone(segmenter: Segmenter, images: list[np.ndarray]) -> float:
         return len(images) / (time.perf_counter() - started)
 
 
-def measure_cold(python: str, photos: Path, turns: int) -> dict[str, Any]:
-    """Returns seconds and peak memory of cold starts, taking turns."""
-    commands = {
-        "help": ["--help"],
-        "predict_small": ["predict", "small.jpg"],
-        "predict_12_megapixels": ["predict", "large.jpg"],
-        "predict_50_megapixels": ["predict", "huge.jpg"],
-    }
-    for arguments in commands.values():
-        cold(
-            python, [python, "-m", "petseg", *arguments], photos
-        )  # the files' own cache is warm, as after any first use
-    peaks: dict[str, list[float]] = {name: [] for name in commands}
-
-    def start(name: str) -> float:
-        taken, peak = cold(python, [python, "-m", "petseg", *commands[name]], photos)
-        peaks[name].append(peak)
-        return taken
-
-    seconds = take_turns({name: partial(start, name) for name in commands}, turns)
-    return {
-        name: {
-            "command": " ".join(["petseg", *commands[name]]),
-            "seconds": round(statistics.median(seconds[name]), 3),
-            "seconds_low": round(min(seconds[name]), 3),
-            "seconds_high": round(max(seconds[name]), 3),
-            "peak_mb": round(max(peaks[name])),
-        }
-        for name in commands
-    }
-
-
 def measure_folders(scratch: Path, runtimes: list[str], turns: int) -> list[dict[str, Any]]:
     """Returns photos a second of folders, from files to masks in files, beside the model alone."""
     folders: list[dict[str, Any]] = []
@@ -173,7 +115,6 @@ def measure_folders(scratch: Path, runtimes: list[str], turns: int) -> list[dict
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--python", default=sys.executable, help="of an environment without torch, for cold starts")
     parser.add_argument("--runtime", action="append", help="onnxruntime or openvino; default: both where at hand")
     parser.add_argument("--turns", type=int, default=7, help="how often each is measured")
     parser.add_argument("--out", type=Path, help="JSON to write")
@@ -181,14 +122,8 @@ def main() -> None:
     runtimes = options.runtime or ["onnxruntime", "openvino"]
     names = shipped_models()
     with tempfile.TemporaryDirectory() as scratch:
-        single = Path(scratch) / "single"
-        single.mkdir()
-        (single / "small.jpg").write_bytes(cats(1, 451)[0])
-        with Image.open(single / "small.jpg") as image:
-            for name, size in (("large", LARGE), ("huge", HUGE)):
-                image.resize(size, Image.Resampling.BICUBIC).save(single / f"{name}.jpg", quality=90)
+        with Image.open(BytesIO(cats(1, 451)[0])) as image:
             pixels = np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
-        starts = measure_cold(options.python, single, options.turns)
         contenders: dict[str, Callable[[], float]] = {}
         for name in names:
             for runtime in runtimes:
@@ -198,12 +133,11 @@ def main() -> None:
         folders = measure_folders(Path(scratch), runtimes, options.turns)
     result = {
         "kind": "benchmark",
-        "what": "cold starts, one photo from decoded to mask, and a folder of photos beside the model alone",
+        "what": "one photo from decoded to mask, and a folder of photos beside the model alone",
         "command": "python benchmarks/predict_speed.py",
         "environment": environment(device="cpu", precision="as listed", threads=core_count()),
         "turns": options.turns,
         "default_model": DEFAULT,
-        "cold": starts,
         "one_photo": {
             "side": SIDE,
             "photos_per_second": {
@@ -214,8 +148,6 @@ def main() -> None:
         "workers": WORKERS,
         "folders": folders,
     }
-    for name, found in starts.items():
-        print(f"{name}: {found['seconds']} s, {found['peak_mb']} MB")
     for name, rate in result["one_photo"]["photos_per_second"].items():
         print(f"{name}: {rate['median']:.0f} photos a second")
     for row in folders:

@@ -19,15 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cold import SIZES, cold
 from measuring import ratio, take_turns
-from predict_speed import LARGE, cold, make_folder
+from predict_speed import make_folder
 
 from petseg.cores import core_count
 from petseg.environment import environment
 from petseg.shipped import DEFAULT
 from petseg.storage import write_json
 
-FOLDERS = {"500_px": (40, (500, 333)), "12_megapixels": (10, LARGE)}
+FOLDERS = {"500_px": (40, (500, 333)), "12_megapixels": (10, SIZES["large"])}
 """Photos in each, and their width and height."""
 
 

@@ -72,7 +72,7 @@ def predict(
     options: dict[str, Any] = {"flip": flip, "scales": sizes, "windows": windows, "foreground": names, "raw": raw}
 
     def chosen(photos: int) -> Segmenter:
-        return chosen_segmenter(model, run, photos, threads).using(**options)
+        return chosen_segmenter(model, run, photos, threads, windows).using(**options)
 
     if ray is not None or any("://" in place for place in (*photos, out or "")):
         from petseg.predict.runtimes import (
@@ -202,9 +202,11 @@ def _scales(given: str) -> list[float]:
         raise PetsegError(f"--scales {given!r} is no list of numbers; give 1,1.25 or the like") from None
 
 
-def chosen_segmenter(model: str, run: Path | None, photos: int, threads: int | None) -> Segmenter:
+def chosen_segmenter(
+    model: str, run: Path | None, photos: int, threads: int | None, windows: int | None = None
+) -> Segmenter:
     """Returns the model for so many photos: one takes all threads, several take one each; a run is exported first."""
-    from petseg.predict.runtimes import chosen_runtime
+    from petseg.predict.runtimes import chosen_runtime, give_back_freed_memory
     from petseg.predict.segmenter import Segmenter
 
     name: str | Path = model
@@ -214,7 +216,10 @@ def chosen_segmenter(model: str, run: Path | None, photos: int, threads: int | N
         from petseg.export.onnx import exported_run
 
         name = exported_run(run)
-    return Segmenter(name, threads=1 if photos > 1 else threads, runtime=chosen_runtime(photos))
+    if one_photo := photos == 1 and windows is None and name == model and not model.endswith(".onnx"):  # no windows
+        give_back_freed_memory()
+    runtime = chosen_runtime(photos)
+    return Segmenter(name, threads=1 if photos > 1 else threads, runtime=runtime, one_photo=one_photo)
 
 
 def _print_many(

@@ -1,7 +1,9 @@
 """What runs a model file: ONNX Runtime, which is always there, or OpenVINO where it is installed and faster."""
 
+import ctypes
 import os
 import re
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -28,6 +30,8 @@ SIZES = 4
 # pixels above which a call of ONNX Runtime gives its memory back: 770 MB after one of 1024 x 1024 px. Smaller ones keep
 # it for the next: giving back costs a fifth of a call (unet_lite2, a thread of an Intel Xeon, ONNX Runtime 1.32.0)
 LARGE = 512 * 512
+# of malloc.h: places that threads allocate from, and bytes from which a block is the system's as soon as it is freed
+ARENA_MAX, MMAP_THRESHOLD = (-8, 1), (-3, 1 << 20)
 Taken = tuple[str, str, tuple[int | None, ...]]  # what a network takes: name, kind of number, axes; None is a free one
 
 
@@ -46,16 +50,33 @@ def _one_arena() -> bool:
     return True
 
 
-class OnnxRuntime:
-    """A loaded ONNX file, called from any number of threads; `threads` are of one call, None takes all cores."""
+def give_back_freed_memory() -> None:
+    """Makes this process give large blocks back as soon as they are freed (glibc; elsewhere it does nothing).
 
-    def __init__(self, file: bytes, threads: int | None = None) -> None:
+    With a runtime for `one_photo`, a cold start takes less memory and no longer: results/benchmarks/cold.json.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            for setting in (ARENA_MAX, MMAP_THRESHOLD):
+                ctypes.CDLL(None).mallopt(*setting)
+
+
+class OnnxRuntime:
+    """A loaded ONNX file, called from any number of threads; `threads` are of one call, None takes all cores.
+
+    `one_photo` keeps no memory of a call for the next one, which takes a quarter longer then.
+    """
+
+    def __init__(self, file: bytes, threads: int | None = None, *, one_photo: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         limited = core_count() < (os.cpu_count() or 1)  # the runtime itself sees neither affinity nor container
         options.intra_op_num_threads = threads or (core_count() if limited else 0)  # 0: a thread a core
         # it plans all maps side by side: at 512 px 103 instead of 146 MB (U-Net), 97 instead of 152 (SegNet), no slower
         options.enable_mem_pattern = False
-        if _one_arena():
+        if one_photo:
+            options.enable_cpu_mem_arena = False
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # for a next call that is not made
+        elif _one_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = 4  # what goes wrong is raised; the log would tell it a second time
         self._giving_back = onnxruntime.RunOptions()
@@ -153,10 +174,11 @@ def fast_precision() -> Literal["bf16", "f32", ""]:
 
 
 Runtime = OnnxRuntime | OpenVino
-RUNTIMES: dict[str, Callable[[bytes, int | None], Runtime]] = {  # called with a file and the threads of one call
-    "onnxruntime": OnnxRuntime,
+# called with a file, the threads of one call and whether there is one photo alone
+RUNTIMES: dict[str, Callable[[bytes, int | None, bool], Runtime]] = {
+    "onnxruntime": lambda file, threads, one_photo: OnnxRuntime(file, threads, one_photo=one_photo),
     # where each call takes one thread, many threads call
-    "openvino": lambda file, threads: OpenVino(file, threads, streams=core_count() if threads == 1 else 1),
+    "openvino": lambda file, threads, _: OpenVino(file, threads, streams=core_count() if threads == 1 else 1),
 }
 
 

@@ -30,24 +30,26 @@ class Segmenter:
 
     `model` is a shipped one (`DEFAULT` if empty), a kind (`unet`, `segnet`) for its best, or an ONNX file of
     `petseg export`. `threads` are of one call; None takes all cores: the fastest for one photo. `runtime` is
-    onnxruntime, which computes in float32, or openvino; None takes PETSEG_RUNTIME, else onnxruntime. `using` gives the
-    same model with other options.
+    onnxruntime, which computes in float32, or openvino; None takes PETSEG_RUNTIME, else onnxruntime. `one_photo` saves
+    memory with ONNX Runtime and makes further photos slower. `using` gives the same model with other options.
     """
 
-    def __init__(self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None) -> None:
+    def __init__(
+        self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None, one_photo: bool = False
+    ) -> None:
         _check_threads(threads)
         self.flip, self.raw = False, False
         self.scales: tuple[float, ...] = (1.0,)
         self.windows: int | None = None
         self.foreground: tuple[str, ...] = ()
-        self._given = model, threads, runtime
+        self._given = model, threads, runtime, one_photo
         self.name = str(model) if Path(model).suffix == ".onnx" else shipped_model(str(model) or DEFAULT)
         content = model_file(self.name)
         self.runtime = runtime or chosen_runtime(photos=1)
         if self.runtime not in RUNTIMES:
             raise unknown_name("runtime", self.runtime, RUNTIMES)
         try:
-            self._run = RUNTIMES[self.runtime](content, threads)
+            self._run = RUNTIMES[self.runtime](content, threads, one_photo)
             # what the file says of itself: classes, size, scores, licence
             self.card: dict[str, Any] = {name: json.loads(value) for name, value in self._run.metadata.items()}
             if Path(self.name).suffix != ".onnx":  # the card beside a shipped file tells the same in the newest form
@@ -194,8 +196,10 @@ class Segmenter:
         return probabilities
 
 
-def _loaded(model: str | Path, threads: int | None, runtime: str | None, options: dict[str, Any]) -> Segmenter:
-    return Segmenter(model, threads=threads, runtime=runtime).using(**options)
+def _loaded(
+    model: str | Path, threads: int | None, runtime: str | None, one_photo: bool, options: dict[str, Any]
+) -> Segmenter:
+    return Segmenter(model, threads=threads, runtime=runtime, one_photo=one_photo).using(**options)
 
 
 def _check_options(scales: Sequence[Any], windows: Any, **flags: object) -> None:

@@ -1,6 +1,8 @@
 """Runtimes: OpenVINO answers as ONNX Runtime does, and the rule that chooses between them."""
 
+import platform
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +43,30 @@ def test_a_large_image_or_many_leave_no_memory_behind():
     for images in (np.zeros((1, 1024, 1024, 3), np.uint8), np.zeros((32, 160, 160, 3), np.uint8)):
         runtime(images)
         assert resident() - before < 50e6, images.shape
+
+
+ONE_PHOTO = """
+import re, sys
+from pathlib import Path
+from petseg import Segmenter
+from petseg.predict.runtimes import give_back_freed_memory
+if one_photo := sys.argv[1] == "one":
+    give_back_freed_memory()
+result = Segmenter(threads=1, one_photo=one_photo)(sys.argv[2])
+peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+print(1024 * int(peak), result.mask.shape, int(result.mask.sum(dtype=int)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone")
+def test_one_photo_takes_less_memory_and_has_the_same_answer():
+    photo = Path(runtimes.__file__).parents[1] / "serve" / "page" / "cat.jpg"
+    (one, *answer), (kept, *wanted) = (
+        subprocess.check_output([sys.executable, "-c", ONE_PHOTO, how, str(photo)], text=True).split(" ", 1)
+        for how in ("one", "kept")
+    )
+    assert answer == wanted
+    assert int(one) < int(kept) - 50e6
 
 
 def test_openvino_keeps_the_sizes_used_last_and_threads_that_change_sizes_get_their_own_answers():

@@ -162,4 +162,6 @@ def _passes(shapes: Shapes, files: Mapping[str, bytes], setting: str) -> dict[st
     """Returns what computes one image of each shape."""
     runtime, threads = SETTINGS[setting]
     images = {size: drawn_images(size)[:1] for _, size in shapes.values()}
-    return {key: partial(RUNTIMES[runtime](file, threads), images[shapes[key][1]]) for key, file in files.items()}
+    return {
+        key: partial(RUNTIMES[runtime](file, threads, False), images[shapes[key][1]]) for key, file in files.items()
+    }
