@@ -177,8 +177,8 @@ def opened_background(given: Background) -> Image.Image:
     try:
         return Image.new("RGB", (1, 1), given if isinstance(given, tuple) else str(given))
     except (ValueError, TypeError):
-        wanted = "give an image file or a colour: white, #ff8800, (255, 136, 0)"
-        raise PetsegError(f"background {shown(given)} is neither; {wanted}") from None
+        wanted = "give an image file, or a colour as white, #ff8800, (255, 136, 0)"
+        raise PetsegError(f"background {shown(given)} is neither a file nor a colour; {wanted}") from None
 
 
 def overlay(photo: Image.Image, ids: UInt8, classes: Sequence[Class]) -> Image.Image:

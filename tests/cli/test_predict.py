@@ -309,7 +309,10 @@ def test_matting_changes_the_cut_out_alone(tmp_path):
         (["good.png", "--run", "none", "--model", "unet"], "choose one: a run holds its own model"),
         (["good.png", "--only", "mask", "--matting"], "--matting is of cut-outs, and none is written"),
         (["good.png", "--only", "mask", "--background", "red"], "--background is of cut-outs, and none is written"),
-        (["good.png", "--background", "rde"], "background 'rde' is neither; give an image file or a colour"),
+        (
+            ["good.png", "--background", "rde"],
+            "background 'rde' is neither a file nor a colour; give an image file, or a colour",
+        ),
         (["good.png", "--format", "jpg"], "--format jpg holds no transparency, and a cut-out has it; add --background"),
         (["good.png", "--format", "gif"], "--format 'gif' is unknown; choose one of"),
         (["good.png", "--json", "--resume"], "--resume was given with --json alone"),

@@ -241,7 +241,11 @@ def test_a_background_is_a_colour_in_words_or_numbers_or_an_image(segmenter, tmp
     for same in ((255, 0, 0), tmp_path / "red.png", str(tmp_path / "red.png"), Image.new("RGB", (1, 1), "red")):
         assert (np.asarray(result.cutout(background=same)) == red).all(), same
     for wrong in ((1, 2), 5, [255, 0, 0], "rde", tmp_path / "nowhere.png"):
-        refused(r"^background .* is neither; give an image file or a colour: white, ", result.cutout, background=wrong)
+        refused(
+            r"^background .* is neither a file nor a colour; give an image file, or a colour as white, ",
+            result.cutout,
+            background=wrong,
+        )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (20, 20000), (20000, 20), (1500, 3000), (96, 144)])
