@@ -16,7 +16,7 @@ from petseg.errors import PetsegError
 FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
 INT8_HELP = (
     "Compute in int8, on scales from images of --data, else a run's own, of a shipped model else drawn pets; needs the "
-    "extra export."
+    "extra `export`."
 )
 FILE_HELP = "A shipped model or an ONNX file of `petseg export`."
 MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
@@ -29,7 +29,9 @@ THREADS_HELP = "Threads of one call, for example 1,2."
 def export(
     out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
     model: Annotated[str, typer.Option(help=FILE_HELP, show_default=False)] = "",
-    run: Annotated[Path | None, typer.Option(help="A trained run; needs the extra export.", show_default=False)] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A trained run; needs the extra `export`.", show_default=False)
+    ] = None,
     kind: Annotated[str, typer.Option("--format", help=FORMAT_HELP, show_default="by --out")] = "",
     fp16: Annotated[bool, typer.Option(help="Store a run's large weights in half the bytes; not for torch.")] = True,
     int8: Annotated[bool, typer.Option("--int8", help=INT8_HELP)] = False,
@@ -146,8 +148,8 @@ def models(
         print_table("shipped, for predict, serve and export", ("model", "", ">image", ">mIoU, %", ">size"), rows)
     # the whole name of a network of another library is a network to count, not a word to look for
     names = [query] if ":" in query else [name for name in NETWORKS if query in name]
-    if find_spec("torch") is None:
-        print(f"networks: {', '.join(names) or 'none'}; pip install 'petseg[train]' trains them")
+    if names and find_spec("torch") is None:
+        print(f"networks: {', '.join(names)}; pip install 'petseg[train]' trains them")
     elif names:
         heads = ("network", "", ">parameters", ">MACs", ">activations", ">training")
         title = f"networks to train: one image of {size} x {size} px, {classes} classes, float32"

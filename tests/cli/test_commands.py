@@ -371,3 +371,4 @@ def test_models_are_listed_without_torch(monkeypatch):
     result = succeeds("models")
     assert f"networks: {', '.join(NETWORKS)}; pip install 'petseg[train]' trains them" in result.stdout
     assert all(name in result.stdout for name in shipped_models())
+    assert "networks:" not in succeeds("models", "unet_lite2").stdout
