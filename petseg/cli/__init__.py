@@ -106,7 +106,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def global_options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
 ) -> None:
     """Options before any subcommand; `main` takes --debug out before they are parsed."""

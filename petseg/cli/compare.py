@@ -107,7 +107,7 @@ def compare(
 
 
 def report(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help=SOURCE_HELP)],
+    source: Annotated[Path, typer.Argument(metavar="folder", help=SOURCE_HELP)],
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="report.html beside it")] = None,
 ) -> None:
     """Write the page of a comparison or of a study from its JSON."""

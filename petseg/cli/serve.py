@@ -20,7 +20,7 @@ def serve(
     settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
-    """Open a page that tries models on your photo, and an API. Ctrl-C ends it."""
+    """Open a page that tries models on your photo, and an API. Ctrl-C stops it."""
     import threading
     import webbrowser
 

@@ -119,7 +119,7 @@ def robustness(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Score a model on images corrupted as files. They are JPEG, blur, noise, darkness, scale and rotation."""
+    """Score a model on images corrupted as files. Corruptions: JPEG, blur, noise, darkness, scale and rotation."""
     from petseg.config import RunConfig, validated
     from petseg.evaluation.corruptions import KINDS, UNCHANGED, Corruption
     from petseg.evaluation.robustness import evaluate_robustness, shipped_robustness
