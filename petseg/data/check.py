@@ -343,7 +343,9 @@ def _of_duplicates(seen: Mapping[str, Seen], parts: Mapping[str, Sequence[str]])
                 other, where = earlier[near[0]]
                 names.append(f"{one} ({part}) ~ {other} ({where})")
         earlier += [(one, part) for one in ids]
-    advice = "Scores on them are too good: keep each pair in one split. Splits that petseg draws do."
+    advice = (
+        "Scores on them are too good: keep each pair in one split. Splits that petseg draws do, where few are alike."
+    )
     if names:
         yield _finding("warning", Rule("", "warning", "kept", advice, "near-duplicate in another split"), names)
 
