@@ -32,9 +32,9 @@ def headline(result: ComparisonResult) -> list[str]:
         of = f", the highest of {len(scores)}" if len(scores) > 1 else ""
         return [f"{best}: {percent(scores[best])} % mIoU on the {result.split} split{of}"]
     return [
-        f"{titles[one.model]} − {titles[one.reference]}: {signed(one.points)} points {one.metric} on the {one.split} "
-        f"split ({100 * one.confidence:.4g} % interval {' to '.join(map(points, one.ends))}"
-        f"{', all at once' if one.together else ''}; {one.over})"
+        f"{titles[one.model]} − {titles[one.reference]}: {signed(one.points)} points of {one.metric} "
+        f"on the {one.split} split ({100 * one.confidence:.4g} % interval {' to '.join(map(points, one.ends))}"
+        f"{', all at once' if one.together else ''}; over {one.over})"
         for one in result.differences
     ]
 

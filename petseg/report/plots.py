@@ -22,11 +22,12 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullLocator
 
 from petseg.units import Format, percent
 
 Places = npt.NDArray[np.float64]
+SECONDS = {"min": 60, "h": 3600}  # of the units of `duration`; the others are powers of ten
 INK, PAPER = "#010203", "#fdfefd"  # become the page's text colour and its background; nothing else is drawn in them
 
 
@@ -229,7 +230,6 @@ def pareto_chart(name: str, what: str, models: Sequence[Point], text: Format, *,
     with look(name):
         figure = Figure(figsize=(400 / 72, 275 / 72))
         axes = figure.add_subplot()
-        _set_costs([point.cost for point in models], axes, text)
         if front:
             reached = [100 * point.miou for point in (*front, front[-1])]
             steps = [*(point.cost for point in front), max(point.cost for point in models)]
@@ -237,6 +237,7 @@ def pareto_chart(name: str, what: str, models: Sequence[Point], text: Format, *,
         for point in models:
             face = point.style.colour if point in front else PAPER
             axes.plot(point.cost, 100 * point.miou, point.style.marker, color=point.style.colour, markerfacecolor=face)
+        _set_costs([point.cost for point in models], axes, text)
         axes.set_title("mIoU, %")
         axes.set_xlabel(what)
         figure.draw_without_rendering()
@@ -257,17 +258,20 @@ def pareto_chart(name: str, what: str, models: Sequence[Point], text: Format, *,
 def _set_costs(costs: Sequence[float], axes: Axes, text: Format) -> None:
     """Sets the axis of a cost: logarithmic above a ratio of 4, and never so narrow that equal costs look apart."""
     decades = np.log10(max(costs) / min(costs)) if min(costs) > 0 else 0.0
+    locator: Locator = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
     if decades > np.log10(4):
         axes.set_xscale("log")
-        subs = (1, 2, 5) if decades < 1.6 else (1, 3) if decades < 2.6 else (1,)
-        axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.xaxis.set_major_formatter(lambda value, _: text(value))
+        locator = LogLocator(subs=(1, 2, 5) if decades < 1.6 else (1, 3) if decades < 2.6 else (1,), numticks=9)
     axes.margins(0.12)
     if decades < np.log10(2):
         axes.set_xlim(max(costs) / 1.7, min(costs) * 1.7 or 1)
+    # round in the unit that is written: 1,050,000 bytes would be labelled 1.1 MB, and 500 s 8.3 min
+    unit = SECONDS.get(text(max(costs)).split()[-1], 1)
+    low, high = axes.get_xlim()
+    ticks = locator.tick_values(low / unit, high / unit)
+    axes.xaxis.set_major_locator(FixedLocator([unit * tick for tick in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: text(value))
 
 
 def _free_offsets(places: Places) -> list[tuple[int, int]]:

@@ -39,7 +39,7 @@ def headline(findings: schema.Findings) -> list[str]:
         if (found := one.difference) and one.metric == "miou" and left.variant == right.variant:
             ends = f"{100 * findings.confidence:.4g} % interval {points(found.low)} to {points(found.high)}"
             latency = f", latency × {one.latency_ratio:.2f}" if one.latency_ratio else ""
-            line = f"{label(findings, main, one)}: {signed(found.points)} points mIoU ({ends}){latency}"
+            line = f"{label(findings, main, one)}: {signed(found.points)} points of mIoU ({ends}){latency}"
             lines.setdefault((left.runs, right.runs), line)
     return list(lines.values())
 

@@ -14,7 +14,7 @@ from petseg import units
 from petseg.errors import PetsegError
 from petseg.report import write_report, write_study_report
 from petseg.report.page import difference_bars, headline, history_charts, pareto_charts, read_gallery
-from petseg.report.plots import model_styles
+from petseg.report.plots import STYLES, Point, model_styles, pareto_chart
 from petseg.report.tables import class_tables, comparison_tables, ranking_table
 from petseg.schema import ClassInfo, ComparisonResult, Example, Findings, read_record, write_record
 from tests.conftest import refused
@@ -96,10 +96,13 @@ def with_examples(result, folder, name="pug_1"):
 
 def test_the_headline_is_the_difference_with_its_interval(published):
     (line,) = headline(published)
-    assert line == "SegNet − U-Net: −4.7 points mIoU on the test split (95 % interval −4.9 to −4.4; images; one seed)"
+    assert (
+        line
+        == "SegNet − U-Net: −4.7 points of mIoU on the test split (95 % interval −4.9 to −4.4; over images; one seed)"
+    )
     assert headline(runs(published, 1)) == ["U-Net: 74.4 % mIoU on the test split"]
     assert len(headline(runs(published, 4))) == 3
-    assert "(95 % interval −5.5 to −3.9, all at once; images; one seed)" in headline(runs(published, 4))[2]
+    assert "(95 % interval −5.5 to −3.9, all at once; over images; one seed)" in headline(runs(published, 4))[2]
     assert headline(runs(published, 12)) == ["U-Net: 74.4 % mIoU on the test split, the highest of 12"]
 
 
@@ -230,6 +233,22 @@ def test_the_pareto_front_is_named_and_a_busy_machine_has_none_over_times(publis
     assert pareto_charts(runs(published, 1)) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "costs", "labels"),
+    [
+        (units.count, [0.96e6, 1.94e6], ["1.0 M", "1.5 M", "2.0 M"]),
+        (units.byte_size, [786.6e3, 1.1e6], ["800.0 kB", "1.0 MB", "1.2 MB"]),
+        (units.duration, [534, 1434], ["10.0 min", "15.0 min", "20.0 min", "25.0 min"]),
+        (units.duration, [1000, 8000], ["30.0 min", "60.0 min", "2.0 h"]),
+        (units.milliseconds, [5, 5], ["4.00 ms", "6.00 ms", "8.00 ms"]),
+    ],
+)
+def test_a_tick_of_a_cost_is_round_in_the_unit_of_its_label(text, costs, labels):
+    chart = pareto_chart("cost", "Cost", [Point("", STYLES["unet"], cost, 0.5) for cost in costs], text)
+    drawn = re.findall(r">([\d.]+ [a-zA-Z]+)</text>", chart.svg)
+    assert drawn == labels
+
+
 def test_synthetic_images_and_a_quick_look_are_named_first_and_no_commit_is_none(published, page):
     environment = changed(published.environment, commit="")
     html = page(changed(published, synthetic=True, quick=True, environment=environment))
@@ -250,6 +269,8 @@ def test_a_busy_machine_is_said_and_its_times_are_not_ranked(published, page):
     assert any(cell.best for cell in cells(result, "Cost", "Parameters"))
     assert "the machine was busy with other work (1.4 cores): times are not ranked" in Page(page(result)).text
     assert "busy" not in Page(page(published)).text
+    assert "<dt>latency</dt>" in page(published)
+    assert "<dt>latency</dt>" not in page(result)
 
 
 def test_a_loss_that_exploded_and_only_settings_of_its_dataset_are_shown(published, page):
@@ -342,7 +363,7 @@ def test_plots_differ_without_colour_follow_the_page_s_colours_and_hold_their_da
 def test_a_study_s_page_holds_every_difference_and_network(findings, page):
     html = page(findings)
     text = Page(html).text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "same base width: U-Net − SegNet: +6.2 points mIoU (95 % interval 5.6 to 6.7), latency × 0.99" in text
+    assert "same base width: U-Net − SegNet: +6.2 points of mIoU (95 % interval 5.6 to 6.7), latency × 0.99" in text
     for experiment in findings.experiments:
         section = html[html.index(f'<section id="{experiment.name}">') :].partition("</section>")[0]
         assert section.count("<tr>") == 1 + len(experiment.differences)
