@@ -29,7 +29,14 @@ os.environ["PETSEG_RUNTIME"] = "onnxruntime"  # the same answers on every machin
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by a script in the background: children would too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # 60 steps of a small model took 3 s with one thread and 27 s with two
-TINY = ("data.size=32", "model.base_channels=4", "train.epochs=2", "train.batch_size=8", "train.precision=fp32")
+TINY = (
+    "data.size=32",
+    "model.base_channels=4",
+    "model.depth=2",
+    "train.epochs=2",
+    "train.batch_size=8",
+    "train.precision=fp32",
+)
 CPU = choose_hardware("fp32", "cpu")
 
 

@@ -35,9 +35,10 @@ def test_a_prediction_depends_on_its_photo_alone(name, tmp_path, tried):
     one = Segmenter(name, threads=1)
     alone = [one(photo) for photo in PHOTOS]
     order = [3, 0, 7, 2, 2, 5, 1, 6, 4]
+    mixed = one.batch([PHOTOS[place] for place in order])
     ways = {
         "batch": one.batch(PHOTOS),
-        "another batch": [one.batch([PHOTOS[place] for place in order])[order.index(n)] for n in range(len(PHOTOS))],
+        "another batch": [mixed[order.index(n)] for n in range(len(PHOTOS))],
         "two threads": Segmenter(name, threads=2).batch(PHOTOS),
     }
     for number, photo in enumerate(PHOTOS):
@@ -100,8 +101,8 @@ def test_scores_do_not_depend_on_threads(prepared):
 
 
 def golden_losses(model, folder):
-    depth = ["model.depth=5"] if model == "segnet" else []  # of the paper; the recipe has four stages now
-    config = tiny("train.epochs=5", "train.deterministic=true", *depth, model=model)
+    depth = {"unet": 4, "segnet": 5}[model]  # as in their papers
+    config = tiny("train.epochs=5", "train.deterministic=true", f"model.depth={depth}", model=model)
     pets = prepare_for(config, make_pets(folder / "pets", per_breed=12, breeds=6, size=48, seed=2))
     steps = []
     rows = train_on_cpu(config, pets, folder / model, on_step=lambda *step: steps.append(step))

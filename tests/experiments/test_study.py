@@ -45,6 +45,7 @@ from tests.test_kills import content
 TINY = """
 title = "Made pets"
 model.base_channels = 4
+model.depth = 2
 data.size = 32
 train = { epochs = 2, batch_size = 8, precision = "fp32", deterministic = true }
 robustness = { experiment = "skips", expected = ["skips > none in blur"] }
@@ -150,7 +151,7 @@ models = {models}
 expected = ["unet > nets/mine.py:Net: a layer sees no shape", "unet/plain > nets/mine.py:Net/plain by 1"]
 seeds = [0]
 test = true
-variants.plain = {{ title = "plain", overrides.unet.model.base_channels = 4 }}
+variants.plain = {{ title = "plain", overrides.unet.model = {{ base_channels = 4, depth = 2 }} }}
 """,
         encoding="utf-8",
     )

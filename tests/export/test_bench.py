@@ -18,9 +18,9 @@ from tests.predict.test_segmenter import toy_model
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench") / "small.onnx"
-    config = {"model": {"name": "unet", "base_channels": 4}}
+    config = {"model": {"name": "unet", "base_channels": 4, "depth": 2}}
     description = {"classes": CLASSES, "size": 64, "config": config}
-    export_model(trained_like("unet", 3), description, out)
+    export_model(trained_like("unet", 3, 2), description, out)
     return str(out)
 
 

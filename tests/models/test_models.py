@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from petseg.config import ModelConfig, Recipe
 from petseg.errors import PetsegError
-from petseg.evaluation.cost import count_cost
+from petseg.evaluation.cost import count_macs, on_meta
 from petseg.models import (
     MODELS,
     Builder,
@@ -93,7 +93,7 @@ def rings(count, size=32):
     return Input().normalise(noisy), labels
 
 
-def train(model, images, labels, steps):
+def train(model, images, labels, steps, enough=lambda losses: False):
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(steps):
@@ -102,6 +102,8 @@ def train(model, images, labels, steps):
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
+        if len(losses) % 20 == 0 and enough(losses):
+            break
     return losses
 
 
@@ -119,14 +121,17 @@ def test_initial_loss(config):
 
 def test_overfits_one_batch(config):
     # processors round differently: with seed 0 and 150 steps SegNet without batch normalisation passed on one, and was
-    # at .32 of the first loss on another; with these it is at .11, and all others below .04
+    # at .32 of the first loss on another; after all 200 steps with this seed it is at .11, and all others below .04
     images, labels = rings(2)
     model = built(config, seed=1)
-    losses = train(model, images, labels, steps=200)
-    with torch.no_grad():
-        wrong = (model(images).argmax(dim=1) != labels).float().mean()
-    assert losses[-1] < 0.3 * losses[0]
-    assert wrong < 0.5 * (labels != 0).float().mean(), "less than half of what plain background gets wrong"
+
+    def learnt(losses):
+        with torch.no_grad():
+            wrong = (model(images).argmax(dim=1) != labels).float().mean()
+        # less than half of what plain background gets wrong
+        return losses[-1] < 0.3 * losses[0] and wrong < 0.5 * (labels != 0).float().mean()
+
+    assert learnt(train(model, images, labels, 200, enough=learnt))
 
 
 def test_every_parameter_gets_a_gradient(config):
@@ -251,7 +256,8 @@ def test_segnet_paper_is_vgg16_and_its_mirror():
     assert sum(conv.weight.numel() for conv in encoder) == 14_710_464
 
 
-def vgg16(*, bias=0.3):
+@pytest.fixture(scope="module")
+def vgg16():
     """Returns VGG16-BN's thirteen layers with drawn weights, as torchvision builds and names them."""
     torch.manual_seed(3)
     layers, before = [], 3
@@ -260,7 +266,7 @@ def vgg16(*, bias=0.3):
             layers.append(nn.MaxPool2d(2, 2))
             continue
         layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        nn.init.normal_(layers[-3].bias, std=bias)
+        nn.init.normal_(layers[-3].bias, std=0.3)
         for tensor in (layers[-2].running_mean, layers[-2].bias):
             nn.init.normal_(tensor, std=0.1)
         nn.init.uniform_(layers[-2].running_var, 0.5, 1.5)
@@ -270,9 +276,8 @@ def vgg16(*, bias=0.3):
     return model.eval()
 
 
-def test_segnet_starts_from_vgg16s_weights_and_normalisation(tmp_path):
-    theirs = vgg16()
-    torch.save(theirs.state_dict(), tmp_path / "vgg16_bn.pth")
+def test_segnet_starts_from_vgg16s_weights_and_normalisation(vgg16, tmp_path):
+    torch.save(vgg16.state_dict(), tmp_path / "vgg16_bn.pth")
     config = ModelConfig(name="segnet_paper", encoder_weights=str(tmp_path / "vgg16_bn.pth"))
     model = built(config).eval()
     image, fresh = noise(1, 3, 64, 64), model.state_dict()["encoder.0.0.weight"].clone()
@@ -282,13 +287,13 @@ def test_segnet_starts_from_vgg16s_weights_and_normalisation(tmp_path):
         ours = image
         for stage in model.encoder:
             ours = F.max_pool2d(stage(ours), 2, 2)
-        torch.testing.assert_close(ours, theirs.features(image), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours, vgg16.features(image), rtol=1e-3, atol=1e-4)
     assert model_input(config) == Input((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32)
     assert model_input(ModelConfig(name="segnet_paper")) == Input(multiple=32)
     shallow = ModelConfig(name="segnet_paper", depth=4, encoder_weights=str(tmp_path / "vgg16_bn.pth"))
     four = built(shallow)
     pretrain(shallow, four)
-    assert torch.equal(four.encoder[3][6].weight, theirs.features[30].weight)
+    assert torch.equal(four.encoder[3][6].weight, vgg16.features[30].weight)
 
 
 @pytest.mark.parametrize(
@@ -299,8 +304,8 @@ def test_segnet_starts_from_vgg16s_weights_and_normalisation(tmp_path):
         (lambda tensors: tensors.pop("features.41.running_mean"), r"12 batch normalisations `features\.N`"),
     ],
 )
-def test_other_weights_than_vgg16s_are_refused(change, message, tmp_path):
-    tensors = vgg16().state_dict()
+def test_other_weights_than_vgg16s_are_refused(change, message, vgg16, tmp_path):
+    tensors = vgg16.state_dict()
     change(tensors)
     torch.save(tensors, tmp_path / "weights.pth")
     config = ModelConfig(name="segnet_paper", encoder_weights=str(tmp_path / "weights.pth"))
@@ -378,11 +383,13 @@ def test_segnet_basic_has_the_paper_s_parameters_and_context():
 
 
 def test_the_bridging_arms_cost_what_segnet_costs():
-    whole = count_cost(ModelConfig(name="segnet", depth=5), 3, 96)
+    def cost(**options):
+        config = ModelConfig(name="segnet", depth=5, **options)
+        return sum(p.numel() for p in on_meta(config, CLASSES).parameters()), count_macs(config, CLASSES, 96)
+
     for options in ({"last_pooling": False}, {"upsampling": "bilinear"}, {"skips": True, "merge": "add"}):
-        other = count_cost(ModelConfig(name="segnet", depth=5, **options), 3, 96)
-        assert (other.parameters, other.macs) == (whole.parameters, whole.macs), options
-    assert count_cost(ModelConfig(name="segnet", skips=True), 3, 96).macs > whole.macs
+        assert cost(**options) == cost(), options
+    assert cost(skips=True)[1] > cost()[1]
 
 
 @pytest.mark.parametrize("name", ["unet", "segnet"])

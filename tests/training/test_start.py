@@ -54,7 +54,8 @@ def test_a_shipped_model_is_computed_by_the_network_that_it_was(name):
 
 
 @pytest.mark.parametrize(
-    "model", [ModelConfig(name="unet", depth=3, base_channels=8), ModelConfig(name="segnet_paper")]
+    "model",
+    [ModelConfig(name="unet", depth=2, base_channels=8), ModelConfig(name="segnet_paper", depth=3, base_channels=8)],
 )
 def test_a_file_gives_back_the_network_that_was_exported(model, tmp_path):
     torch.manual_seed(0)
@@ -110,7 +111,9 @@ def test_the_command_trains_the_network_that_the_weights_are_of(pets_folder, tmp
 
 
 def test_training_goes_on_from_a_shipped_model(pets_folder, tmp_path):
-    config = tiny("train.init=unet_small", "model.base_channels=16", "task=trimap_species", "train.epochs=1")
+    config = tiny(
+        "train.init=unet_small", "model.base_channels=16", "model.depth=4", "task=trimap_species", "train.epochs=1"
+    )
     prepared = prepare_for(config, pets_folder)
     train_on_cpu(config, prepared, tmp_path / "run")
     taught = tiny("train.teacher=unet_small", "task=trimap_species", "train.epochs=1")
