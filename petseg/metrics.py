@@ -125,15 +125,15 @@ PARTS = 10_000  # of a boundary F-score, as stored: four decimals
 
 
 def boundary_sums(scores: Score) -> Confusion:
-    """Returns boundary F-scores [..., C], nan without a boundary, as numbers that can be added: int64 [..., 2, C].
+    """Returns boundary F-scores [..., C], nan without a boundary, as numbers that can be added: int64 [..., C, 2].
 
-    The first row holds ten-thousandths, the second 1 where the class has a boundary.
+    The first column holds ten-thousandths, the second 1 where the class has a boundary.
     """
     present = ~np.isnan(scores)
     found = np.where(present, np.round(scores * PARTS), 0)
-    return np.stack([found, present], axis=-2).astype(np.int64)
+    return np.stack([found, present], axis=-1).astype(np.int64)
 
 
 def mean_boundary_f(sums: Confusion) -> Score:
     """Returns the mean over classes of the mean over images that have one, float64 [...], of added `boundary_sums`."""
-    return mean_over_classes(_ratio(sums[..., 0, :], PARTS * sums[..., 1, :]))
+    return mean_over_classes(_ratio(sums[..., 0], PARTS * sums[..., 1]))

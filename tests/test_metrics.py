@@ -146,7 +146,7 @@ def test_boundary_by_hand_and_scores_add_up_to_their_mean():
     assert boundary_f(counts) == pytest.approx(2 * (2 / 4) * (2 / 5) / (2 / 4 + 2 / 5))
     assert boundary_f(BoundaryCounts(predicted=10, predicted_right=0, true=8, true_found=0)) == 0
     sums = metrics.boundary_sums(np.array([[0.5, 1.0, np.nan], [0.25, np.nan, np.nan], [0.0, 0.5, np.nan]]))
-    assert (sums.dtype, sums.shape) == (np.int64, (3, 2, 3))
+    assert (sums.dtype, sums.shape) == (np.int64, (3, 3, 2))
     assert metrics.mean_boundary_f(sums.sum(axis=0)) == pytest.approx((0.25 + 0.75) / 2)
     assert metrics.mean_boundary_f(sums[0]) == pytest.approx(0.75)
     assert np.isnan(metrics.mean_boundary_f(metrics.boundary_sums(np.full((1, 3), np.nan))[0]))

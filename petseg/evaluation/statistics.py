@@ -7,12 +7,12 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from petseg.metrics import Confusion, Score, mean_iou
+from petseg.metrics import Confusion, Score, iou, mean_iou, mean_over_classes
 from petseg.schema import Estimate, LatencyInfo, PairedDifference, Ratio
 
 FEW = 100  # images below which intervals are widened; from there on it would be by less than 2 %
 Interval = tuple[float, float]
-Scoring = Callable[[Confusion], Score]  # of [..., C, C], or of other sums such as `metrics.boundary_sums`, to [...]
+Scoring = Callable[[Confusion], Score]  # of [..., C, C], or of sums with a row a class (`boundary_sums`), to [...]
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,8 @@ def paired_bootstrap(
     and of the same seeds in the same order.
     """
     assert first.shape == second.shape, "paired: both models score the same images, from the same seeds"
-    first, second = (_by_seed(confusions) for confusions in (first, second))
-    own = score(first.sum(axis=1)) - score(second.sum(axis=1))
-    resampled = _resampled(first, score, how) - _resampled(second, score, how)
-    return _difference(100 * own, _drawn(100 * own, 100 * resampled, first.shape[1], how), how)
+    own, resampled, worth = _compared(Pair(first, second, score), how)
+    return _difference(own, _drawn(own, resampled, worth, how), how)
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,7 @@ def family_intervals(pairs: Sequence[Pair], *, how: Resampling = Resampling()) -
     """
     drawn = []
     for place, pair in enumerate(pairs):
-        first, second = _by_seed(pair.first), _by_seed(pair.second)
-        own = pair.score(first.sum(axis=1)) - pair.score(second.sum(axis=1))
-        resampled = _resampled(first, pair.score, how) - _resampled(second, pair.score, how)
-        drawn.append(_drawn(100 * own, 100 * resampled, first.shape[1], _of_many(how, len(pairs)), place))
+        drawn.append(_drawn(*_compared(pair, how), _of_many(how, len(pairs)), place))
     together = simultaneous_intervals(np.stack(drawn, axis=1), how.confidence) if pairs else []
     return [(max(-100.0, low), min(100.0, high)) for low, high in together]
 
@@ -103,7 +98,8 @@ def bootstrap(confusions: Confusion, *, score: Scoring = mean_iou, how: Resampli
     """Returns one model's score with its interval; arguments and method are those of `paired_bootstrap`."""
     confusions = _by_seed(confusions)
     own = 100 * score(confusions.sum(axis=1))
-    drawn = _drawn(own, 100 * _resampled(confusions, score, how), confusions.shape[1], how)
+    worth = _worth(confusions, _left_out(confusions, score))
+    drawn = _drawn(own, 100 * _resampled(confusions, score, how), worth, how)
     return _estimate(own, drawn.clip(0, 100), how.confidence)
 
 
@@ -121,12 +117,46 @@ def _resampled(confusions: Confusion, score: Scoring, how: Resampling) -> Score:
     seeds, count, *matrix = confusions.shape
     weights = _times_drawn(count, how.resamples, how.seed)
     flat = weights @ confusions.swapaxes(0, 1).reshape(count, -1).astype(np.float64)
-    drawn = flat.astype(np.int64).reshape(how.resamples, seeds, *matrix)
-    if (
-        score is mean_iou
-    ):  # else one pixel that is wrongly of a class which was not drawn takes a whole class from a mean
-        drawn *= (drawn.sum(axis=-1) > 0)[..., None, :]
-    return score(drawn.swapaxes(0, 1)).T
+    return _of_part(flat.astype(np.int64).reshape(how.resamples, seeds, *matrix).swapaxes(0, 1), score).T
+
+
+def _of_part(sums: Confusion, score: Scoring) -> Score:
+    """Returns the score of some of the images, float64 [...], of their sums [..., C, C]."""
+    if score is not mean_iou:
+        return score(sums)
+    # else one pixel that is wrongly of a class without a true one takes a whole class from a mean
+    return mean_over_classes(np.where(sums.sum(axis=-1) > 0, iou(sums), np.nan))
+
+
+def _compared(pair: Pair, how: Resampling) -> tuple[Score, Score, float]:
+    """Returns each seed's difference in points, float64 [S], its resamples [resamples, S] and the images' worth."""
+    first, second = _by_seed(pair.first), _by_seed(pair.second)
+    own = pair.score(first.sum(axis=1)) - pair.score(second.sum(axis=1))
+    resampled = _resampled(first, pair.score, how) - _resampled(second, pair.score, how)
+    worth = _worth(first, _left_out(first, pair.score) - _left_out(second, pair.score))
+    return 100 * own, 100 * resampled, worth
+
+
+def _left_out(confusions: Confusion, score: Scoring) -> Score:
+    """Returns by how much each image raises the score, mean over seeds, float64 [N]: the jackknife."""
+    whole = confusions.sum(axis=1, keepdims=True)
+    raised: Score = _of_part(whole, score) - _of_part(whole - confusions, score)
+    return np.asarray(np.nan_to_num(raised).mean(axis=0))
+
+
+def _worth(confusions: Confusion, raised: Score) -> float:
+    """Returns how many images an interval is worth: less than there are where few hold a class and make its variance.
+
+    One more than the degrees of freedom of Welch, "The Generalization of Student's Problem when Several Different
+    Population Variances are Involved", Biometrika 34, 1947, where the images are parted by the rarest class in each.
+    """
+    held = confusions[0].sum(axis=-1) > 0
+    rarest = np.where(held, held.sum(axis=0), len(held) + 1).argmin(axis=1)
+    images, variances = np.bincount(rarest), np.bincount(rarest, raised**2)
+    if not variances.any():
+        return len(held)
+    degrees = variances.sum() ** 2 / (variances**2 / np.maximum(1, images - 1)).sum()
+    return min(len(held), float(degrees) + 1)
 
 
 def _of_many(how: Resampling, number: int) -> Resampling:
@@ -134,7 +164,7 @@ def _of_many(how: Resampling, number: int) -> Resampling:
     return replace(how, confidence=1 - (1 - how.confidence) / max(1, number))
 
 
-def _widened(own: Score, resampled: Score, count: int, confidence: float) -> Score:
+def _widened(own: Score, resampled: Score, count: float, confidence: float) -> Score:
     """Returns resamples of few images further from the score: alone they are too near, and of one image all alike.
 
     By sqrt(N / (N - 1)) and by Student's t over the normal quantile: the narrowness bias of Hesterberg, "What Teachers
@@ -147,13 +177,13 @@ def _widened(own: Score, resampled: Score, count: int, confidence: float) -> Sco
     return widened
 
 
-def _drawn(own: Score, resampled: Score, count: int, how: Resampling, place: int | None = None) -> Score:
+def _drawn(own: Score, resampled: Score, worth: float, how: Resampling, place: int | None = None) -> Score:
     """Returns the resamples of the mean over seeds, float64 [resamples], from `own` [S] and `resampled` of images.
 
-    `count` is how many images there are, `place` that of a difference among others, whose seeds are drawn apart.
+    `worth` is of how many images, `place` that of a difference among others, whose seeds are drawn apart.
     """
-    if count < FEW:
-        resampled = _widened(own, resampled, count, how.confidence)
+    if worth < FEW:
+        resampled = _widened(own, resampled, worth, how.confidence)
     resamples, seeds = resampled.shape
     over_images = resampled.mean(axis=1)
     if seeds == 1:

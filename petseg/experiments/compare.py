@@ -271,7 +271,7 @@ def _limits(
     held = (counts[0].sum(axis=-1) > 0).sum(axis=0)
     rare = [entry.name for entry, number in zip(classes, held.tolist(), strict=True) if 0 < number < FEW_GROUPS]
     if rare:
-        yield f"intervals are too narrow: few of what is drawn again holds {', '.join(rare)}"
+        yield f"intervals say little: few of what is drawn again holds {', '.join(rare)}"
 
 
 def _folds(prepared: Prepared, trials: Sequence[Trial], hardware: Hardware) -> list[dict[str, Split]]:

@@ -141,6 +141,37 @@ def test_coverage_with_few_images(count, monkeypatch):
     assert covered() < 0.92
 
 
+def draw_rare(count, held, generator):
+    """Returns two models' matrices [2, N, 3, 3] of images of which about `held`, at least one, hold class 2."""
+    rare = generator.random(count) < held / count
+    rare[generator.integers(count)] |= not rare.any()
+    sizes = np.stack([generator.integers(1500, 2500, count), generator.integers(500, 1500, count), 400 * rare], axis=1)
+    difficulty = generator.beta(2, 8, (count, 3))[None] + generator.uniform(0.02, 0.12, (2, count, 3))
+    wrong = np.rint(sizes * difficulty).astype(np.int64)
+    found = np.zeros((2, count, 3, 3), np.int64)
+    found[..., [0, 1, 2], [0, 1, 2]] = sizes - wrong
+    found[..., [0, 1, 2], [1, 0, 0]] = wrong
+    return found
+
+
+@pytest.mark.parametrize(("count", "held"), [(20, 3), (200, 4)])
+@pytest.mark.parametrize("paired", [False, True])
+def test_coverage_where_few_images_hold_a_class(count, held, paired, monkeypatch):
+    """About 95 of 100 studies hold the truth; where all images count alike 85 to 92 do."""
+    every, drawn = np.random.default_rng(9), np.random.default_rng(10)
+    first, second = mean_iou(draw_rare(400_000, 400_000 * held / count, every).sum(axis=1))
+    truth = 100 * (first - second if paired else first)
+    studies = [draw_rare(count, held, drawn) for _ in range(300)]
+
+    def covered():
+        make = paired_bootstrap if paired else lambda model, _, how: bootstrap(model, how=how)
+        return share_that_hold(truth, [make(*study, how=Resampling(300)) for study in studies])
+
+    assert 0.93 <= covered() <= 0.99
+    monkeypatch.setattr("petseg.evaluation.statistics._worth", lambda confusions, _: confusions.shape[1])
+    assert covered() < 0.93
+
+
 def test_a_false_pixel_of_a_class_that_was_not_drawn_takes_no_class_from_a_mean():
     """Class 2 lies in one of six images; the first model calls one pixel of another image so."""
     first = np.zeros((6, 3, 3), np.int64)

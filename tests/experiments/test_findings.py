@@ -21,9 +21,10 @@ from petseg.metrics import mean_iou
 from petseg.report.study import render_study
 from petseg.schema import Findings, read_record, write_record
 from petseg.storage import read_json, write_json
+from tests import made_studies
 from tests.cli.test_commands import one_line_error, petseg, succeeds
 from tests.conftest import refused
-from tests.made_studies import BEST, MATCHES, diverge, make_study
+from tests.made_studies import BEST, MATCHES, diverge, make_study, truths
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,33 @@ def test_claims_of_cross_validation_are_recomputed_from_all_folds(tmp_path):
     code, lines = recomputed(tmp_path / "published")
     assert code == 0
     assert len(lines) > 5
+
+
+def test_claims_where_few_images_hold_a_class_are_recomputed_and_groups_are_refused(tmp_path, monkeypatch):
+    """The border lies in 4 of 48 images: resamples without it, and degrees of freedom by class."""
+
+    def changed(study):
+        claims = "unet/width > segnet/width", "unet/stages > segnet/stages"
+        main = study.experiments[0].model_copy(update={"primary": claims})
+        return study.model_copy(update={"experiments": (main,), "robustness": None, "subsets": None})
+
+    def rarely_bordered(split, count):
+        return truths(split, count) * np.array([[1, 1, place % 12 == 0] for place in range(count)])
+
+    monkeypatch.setattr(made_studies, "truths", rarely_bordered)
+    shapes = {name: shape for name, shape in MATCHES.items() if name.startswith("main")}
+    folder = make_study(tmp_path / "study", changed=changed, shapes=shapes)
+    publish(folder, tmp_path / "published")
+    found = find(folder)
+    write_record(tmp_path / "published" / "findings.json", found)
+    assert recomputed(tmp_path / "published")[0] == 0
+    monkeypatch.setattr("petseg.evaluation.statistics._worth", lambda confusions, _: confusions.shape[1])
+    one, before = (between(each, "main", "unet/width", "segnet/width").together for each in (found, find(folder)))
+    assert one[1] - one[0] > 1.2 * (before[1] - before[0])
+    grouped = found.model_copy(update={"settings": {**found.settings, "data.groups": ("^[a-z]+",)}})
+    write_record(tmp_path / "published" / "findings.json", grouped)
+    code, lines = recomputed(tmp_path / "published", "stderr")
+    assert (code, lines[-1]) == (1, "AssertionError: intervals over data.groups; here they are over images")
 
 
 def test_every_corruption_has_a_ranking_with_its_interval_and_verdict(findings):
@@ -325,9 +353,9 @@ def test_scores_and_counts_agree_and_damaged_counts_are_one_line(tmp_path):
 RECOMPUTE = Path(__file__).parents[2] / "results" / "study" / "recompute.py"
 
 
-def recomputed(folder):
+def recomputed(folder, lines="stdout"):
     result = subprocess.run([sys.executable, RECOMPUTE, folder], capture_output=True, text=True)
-    return result.returncode, result.stdout.splitlines()
+    return result.returncode, getattr(result, lines).splitlines()
 
 
 def test_the_published_claims_are_recomputed_without_petseg():
