@@ -21,7 +21,7 @@ from petseg.training.batches import load_splits
 from tests.conftest import CPU, refused, tiny, train_on_cpu
 from tests.test_kills import content
 
-CONFIG = tiny("train.epochs=3", "train.deterministic=true", "model.base_channels=2")
+CONFIG = tiny("train.epochs=3", "train.deterministic=true", "model.base_channels=2", "model.depth=4")
 COMPARISON = Path(__file__).parents[1] / "results" / "seed" / "comparison.json"
 
 

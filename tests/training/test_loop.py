@@ -163,12 +163,12 @@ def test_normalisation_is_written_down_and_goes_on_from_there(prepared, tmp_path
     """A library may give an encoder another normalisation in another version; a run keeps its own."""
     run = tmp_path / "run"
     train_on_cpu(tiny("train.epochs=1"), prepared, run)
-    assert read_json(run / "input.json") == {"mean": [0.5] * 3, "std": [0.25] * 3, "multiple": 16}
+    assert read_json(run / "input.json") == {"mean": [0.5] * 3, "std": [0.25] * 3, "multiple": 4}
     before = load_run(run, CPU).network
-    other = Input((0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 16)
+    other = Input((0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 4)
     write_record(run / "input.json", InputInfo(**asdict(other)))
     network = load_run(run, CPU).network
-    assert (before.input, network.input) == (Input(multiple=16), other)
+    assert (before.input, network.input) == (Input(multiple=4), other)
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert not torch.equal(before.logits(image), network.logits(image))
@@ -278,7 +278,8 @@ def test_a_batch_without_a_labelled_pixel_is_no_divergence_and_a_split_without_o
 
 
 def test_a_loss_that_explodes_is_said(prepared, tmp_path, caplog):
-    (row,) = train_on_cpu(tiny("train.epochs=1", "train.learning_rate=1", "train.warmup=0"), prepared, tmp_path)
+    config = tiny("model.depth=4", "train.epochs=1", "train.learning_rate=1", "train.warmup=0")
+    (row,) = train_on_cpu(config, prepared, tmp_path)
     assert row.val_loss > 1e6
     advice = r"the model learnt nothing; try a lower train\.learning_rate in another folder"
     told = rf"petseg: warning: .*: validation loss [\d.e+]+ is more than twice a guess's, 1\.10: {advice}"
