@@ -216,7 +216,9 @@ def chosen_segmenter(
         from petseg.export.onnx import exported_run
 
         name = exported_run(run)
-    if one_photo := photos == 1 and windows is None and name == model and not model.endswith(".onnx"):  # no windows
+    # one call of a shipped model, which are trained on whole photos; through windows a photo takes many
+    one_photo = photos == 1 and run is None and windows is None and not model.endswith(".onnx")
+    if one_photo:
         give_back_freed_memory()
     runtime = chosen_runtime(photos)
     return Segmenter(name, threads=1 if photos > 1 else threads, runtime=runtime, one_photo=one_photo)

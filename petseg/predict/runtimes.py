@@ -53,7 +53,7 @@ def _one_arena() -> bool:
 def give_back_freed_memory() -> None:
     """Makes this process give large blocks back as soon as they are freed (glibc; elsewhere it does nothing).
 
-    With a runtime for `one_photo`, a cold start takes less memory and no longer: results/benchmarks/cold.json.
+    With a runtime for `one_photo`, a cold start takes a third less memory: results/benchmarks/cold.json.
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
