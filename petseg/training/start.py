@@ -75,7 +75,7 @@ def read_model(source: str) -> ModelFile:
             if node.op_type == "Cast" and node.input[0] in values:  # stored in fp16
                 values[node.output[0]] = values[node.input[0]].astype("float32")
         tensors = {name.removeprefix("model."): torch.tensor(value) for name, value in values.items()}
-        for name in [name for name in tensors if name.endswith(".weight.0")]:  # 0.1 cut those of joined maps in two
+        for name in [name for name in tensors if name.endswith(".weight.0")]:  # those of joined maps are in two
             whole = name.removesuffix(".0")
             tensors[whole] = torch.cat([tensors[name], tensors[f"{whole}.1"]], dim=1)
         convolutions = [node.input for node in file.graph.node if node.op_type in ("Conv", "ConvTranspose")]

@@ -26,7 +26,7 @@ from petseg import storage
 from petseg.config import ModelConfig
 from petseg.errors import PetsegError
 from petseg.export import onnx as export
-from petseg.export.onnx import export_model, export_run, exported_run, stored_in_fp16
+from petseg.export.onnx import export_model, export_run, exported_run, stored_in_fp16, without_joins
 from petseg.export.openvino import AGREEMENT, ENDINGS, drawn_images, export_file
 from petseg.models import to_unit_range
 from petseg.models.segnet import max_unpool, pool_places, unpool_places
@@ -302,6 +302,45 @@ def test_fp16_halves_large_tensors():
     assert {tensor.name for tensor in model.graph.initializer} == {"large", "small"}
 
 
+def joined(axis, groups, first):
+    """A file of one 3 x 3 convolution of two joined maps, x and, of two channels, y."""
+    generator = np.random.default_rng(0)
+    shape = (4, (first + 2 if axis == 1 else first) // groups, 3, 3)
+    tensors = {"k.weight": generator.standard_normal(shape, np.float32), "b": np.ones(4, np.float32)}
+    side = '"h"' if axis == 1 else '"2h"'
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 20]>
+        graph (float[1, {first}, "h", "w"] x, float[1, 2, "h", "w"] y) => (float[1, 4, {side}, "w"] z) {{
+            both = Concat<axis = {axis}>(x, y)
+            z = Conv<pads = [1, 1, 1, 1], group = {groups}>(both, "k.weight", b)
+        }}"""
+    )
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in tensors.items())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("axis", "groups", "first", "kinds"),
+    [
+        pytest.param(1, 1, 3, ["Conv", "Conv", "Add"], id="joined channels"),
+        pytest.param(1, 2, 2, ["Concat", "Conv"], id="a convolution of groups"),
+        pytest.param(2, 1, 2, ["Concat", "Conv"], id="one map below the other"),
+    ],
+)
+def test_a_convolution_of_joined_channels_is_a_sum_of_two(axis, groups, first, kinds):
+    model = joined(axis, groups, first)
+    split = without_joins(model)
+    onnx.checker.check_model(split, full_check=True)
+    assert [node.op_type for node in split.graph.node] == kinds
+    generator = np.random.default_rng(1)
+    maps = {name: generator.standard_normal((1, n, 6, 5), np.float32) for name, n in (("x", first), ("y", 2))}
+    ours, theirs = (
+        onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, maps)[0]
+        for file in (split, model)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (2, 1), (1, 2), (5, 1), (13, 6)])
 @pytest.mark.parametrize("values", [2, 100])
 def test_places_pool_and_unpool_as_indices_do_to_the_bit(size, values):
@@ -326,6 +365,7 @@ def test_what_onnx_runtime_makes_of_a_shipped_model_is_the_network_alone(name, t
     kinds = Counter(node.op_type for node in graph.node)
     for foreign in ("Scatter", "Gather", "Unpool", "BatchNormalization", "Softmax", "Resize"):
         assert not [kind for kind in kinds if foreign in kind]
+    assert name.startswith("segnet") or not kinds["Concat"] + kinds["Add"], "nothing joined, each sum in a convolution"
     assert kinds["Upsample"] == (5 if name == DEFAULT else 0), "nearest neighbour, in each stage of its decoder"
     weights = {tensor.name for tensor in graph.initializer}
     assert not [node.name for node in graph.node if node.op_type == "Cast" and node.input[0] in weights]
