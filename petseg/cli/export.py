@@ -124,7 +124,7 @@ def bench(
         rows.append((row.model, str(row.size), str(row.threads), row.title, *times, *others))
     print_table(title, columns, rows, caption=versions)
     for name, reason in result.not_measured.items():
-        print(f"not measured: {name}: {reason}")
+        print(f"not measured: {name}: {reason}", file=sys.stderr)
     if out is not None:
         write_record(out, result.model_copy(update={"command": shlex.join(["petseg", *sys.argv[1:]])}))
 

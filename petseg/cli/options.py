@@ -1,5 +1,6 @@
 """Options that several commands share, each one's check, and the device that they choose."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,7 +45,7 @@ def data_config(settings: Sequence[str] | None) -> "DataConfig":
 
 
 def chosen_hardware(precision: str, device: str | None, threads: int | None, run: Path | None = None) -> "Hardware":
-    """Returns the device and precision to compute with; sets torch's threads, those of a `run` to go on; prints all."""
+    """Returns the device and precision to compute with; sets torch's threads, those of a `run` to go on; says all."""
     import torch
 
     from petseg.threads import Follower, follow, free_cores, recorded_threads, thread_count
@@ -62,5 +63,6 @@ def chosen_hardware(precision: str, device: str | None, threads: int | None, run
     follow(Follower(cores, count) if given is None and ranks == 1 < cores else None)
     chosen = f"{hardware.device} in {hardware.precision} ({hardware.reason})"
     if distributed.local_rank() == 0:
-        print(f"computing on {chosen}, {plural(count, 'thread')}" + (f", {ranks} processes" if ranks > 1 else ""))
+        line = f"computing on {chosen}, {plural(count, 'thread')}" + (f", {ranks} processes" if ranks > 1 else "")
+        print(line, file=sys.stderr)
     return hardware

@@ -152,7 +152,8 @@ def test_train_evaluate_and_report_from_the_command_line(pets_folder, tmp_path):
     run = tmp_path / "run"
     training = ["train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS]
     trained = succeeds(*training)
-    assert "epoch 2, val loss" in trained.stdout
+    assert trained.stdout.startswith(f"{run}: epoch 2, val loss"), "results alone"
+    assert "computing on cpu" in trained.stderr
     scored = succeeds("evaluate", run, "--data", pets_folder, "--split", "test")
     assert "24 images" in scored.stdout
     assert (run / "evaluations" / "test.json").is_file()
