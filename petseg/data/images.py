@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from io import BytesIO
 from itertools import chain, count, islice
 from pathlib import Path
@@ -30,6 +31,8 @@ FORMATS = {  # what is decoded -> its suffixes. Pillow reads more, some of it wi
     "NPY": (".npy",),
 }
 
+# of Pillow's forty; loading all takes a thirtieth of a cold start
+PLUGINS = ("Jpeg", "Mpo", "Png", "WebP", "Avif", "Gif", "Bmp", "Tiff")
 SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))  # what a folder of photos is searched for, in lower case
 
 KINDS = {  # how a file that no decoder knows begins -> what it is
@@ -80,7 +83,9 @@ class LabelledImage:
 @lru_cache(maxsize=1)
 def formats() -> tuple[str, ...]:
     """Returns those of `FORMATS` that this Pillow has; HEIF comes with the extra `heif`."""
-    Image.init()  # registers all of Pillow's formats
+    for plugin in PLUGINS:
+        with suppress(ImportError):  # AVIF of an older Pillow
+            import_module(f"PIL.{plugin}ImagePlugin")
     register()
     with suppress(ImportError):
         from pillow_heif import register_heif_opener

@@ -291,15 +291,15 @@ def test_what_is_no_model_is_an_error(tmp_path, content):
     refused(r"model 'unet_smal' is unknown; choose one of: .*unet_small", Segmenter, "unet_smal")
 
 
-def test_prediction_needs_no_torch():
+def test_prediction_needs_no_torch_and_loads_no_decoder_in_vain():
     code = (
         "import sys\n"
         "for name in ('torch', 'scipy', 'onnx', 'matplotlib'): sys.modules[name] = None\n"
-        "import numpy as np, petseg\n"
-        "result = petseg.Segmenter(threads=1)(np.zeros((40, 60, 3), np.uint8))\n"
-        "result.cutout(); result.overlay(); print(result.mask.shape)"
+        "import petseg\n"
+        "result = petseg.Segmenter(threads=1)('petseg/serve/page/cat.jpg')\n"
+        "result.cutout(); result.overlay(); print(result.mask.shape, 'PIL.PsdImagePlugin' in sys.modules)"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(40, 60)"
+    assert done.stdout.strip() == "(300, 451) False"
