@@ -226,7 +226,7 @@ def stored_in_fp16(file: onnx.ModelProto, *, fp32_below: int) -> onnx.ModelProto
 
 
 def without_joins(file: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a copy in which a convolution of two joined maps is the sum of two convolutions, the same value.
+    """Returns a copy in which a convolution of two joined maps is the sum of two convolutions, equal but for rounding.
 
     Joining copies both maps, and ONNX Runtime reorders those whose channels fill no whole blocks of the processor's.
     """
