@@ -35,19 +35,31 @@ def _ratio(numerator: Confusion | Score, denominator: Confusion | Score) -> Scor
     return quotient
 
 
+def truths(confusion: Confusion) -> Confusion:
+    """Returns the pixels that are of each class, [..., C] of matrices [..., C, C]."""
+    # of 2,000 matrices of 3 classes .04 ms; numpy's sum takes .2, and .3 over the other axis
+    counted: Confusion = np.einsum("...ij->...i", confusion)
+    return counted
+
+
+def _predictions(confusion: Confusion) -> Confusion:
+    counted: Confusion = np.einsum("...ij->...j", confusion)
+    return counted
+
+
 def iou(confusion: Confusion) -> Score:
     """Returns intersection over union of each class, float64 [..., C]; nan for a class in neither truth nor prediction.
 
     Leading axes of the matrices [..., C, C] (images, resamples) stay, here and below.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    return _ratio(hits, confusion.sum(axis=-1) + confusion.sum(axis=-2) - hits)
+    return _ratio(hits, truths(confusion) + _predictions(confusion) - hits)
 
 
 def dice(confusion: Confusion) -> Score:
     """Returns the Dice coefficient (F1) of each class, float64 [..., C]; nan as for `iou`."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    return _ratio(2 * hits, confusion.sum(axis=-1) + confusion.sum(axis=-2))
+    return _ratio(2 * hits, truths(confusion) + _predictions(confusion))
 
 
 def mean_over_classes(scores: Score) -> Score:
@@ -69,7 +81,7 @@ def pixel_accuracy(confusion: Confusion) -> Score:
 def class_accuracy(confusion: Confusion) -> Score:
     """Returns the mean over the classes in the truth of the share of its pixels that are right, float64 [...]."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    return mean_over_classes(_ratio(hits, confusion.sum(axis=-1)))
+    return mean_over_classes(_ratio(hits, truths(confusion)))
 
 
 class BoundaryCounts(NamedTuple):

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from petseg.metrics import Confusion, Score, iou, mean_iou, mean_over_classes
+from petseg.metrics import Confusion, Score, iou, mean_iou, mean_over_classes, truths
 from petseg.schema import Estimate, LatencyInfo, PairedDifference, Ratio
 
 FEW = 100  # images below which intervals are widened; from there on it would be by less than 2 %
@@ -125,7 +125,7 @@ def _of_part(sums: Confusion, score: Scoring) -> Score:
     if score is not mean_iou:
         return score(sums)
     # else one pixel that is wrongly of a class without a true one takes a whole class from a mean
-    return mean_over_classes(np.where(sums.sum(axis=-1) > 0, iou(sums), np.nan))
+    return mean_over_classes(np.where(truths(sums) > 0, iou(sums), np.nan))
 
 
 def _compared(pair: Pair, how: Resampling) -> tuple[Score, Score, float]:
