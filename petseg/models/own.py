@@ -84,11 +84,12 @@ def _import_from(folder: Path) -> None:
     importlib.invalidate_caches()
     networks = [module for name, module in sys.modules.items() if name.startswith(MODULE)]
     others = {Path(str(module.__file__)).parent for module in networks} - {folder}
-    for name, module in [*sys.modules.items()] if others else ():
-        first = folder / name.partition(".")[0]
-        if any(_lies_in(name, module, other) for other in others) and (
-            first.is_dir() or first.with_suffix(".py").is_file()
-        ):
+    if not others:
+        return
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    here = {name for name in loaded if (folder / name).is_dir() or (folder / f"{name}.py").is_file()}
+    for name, module in [*sys.modules.items()]:
+        if name.partition(".")[0] in here and any(_lies_in(name, module, other) for other in others):
             del sys.modules[name]
 
 
