@@ -6,6 +6,7 @@ What takes an `Executor` does not know which (`experiments.ray_tasks` has the ot
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -18,6 +19,8 @@ from typing import Any, Protocol, Self, TypeVar
 from petseg.errors import PetsegError
 
 T = TypeVar("T")
+# macOS's own libraries do not bear a fork
+_FORKS = sys.platform != "darwin" and "forkserver" in multiprocessing.get_all_start_methods()
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,10 @@ class Executor(Protocol):
 
 
 class LocalProcesses(ThreadPoolExecutor):
-    """Runs each job in a fresh process, at most `count` at a time; one that is killed fails alone.
+    """Runs each job in a process of its own, at most `count` at a time; one that is killed fails alone.
+
+    Where the system can, processes are forked from one that has imported what the first job needs: a job of a study
+    starts within .05 s instead of 4 s.
 
     Jobs end when the `with` block ends by an exception (Ctrl-C is the caller's), and when the caller's process does.
     """
@@ -83,17 +89,22 @@ class LocalProcesses(ThreadPoolExecutor):
 
 
 def _in_process(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    context = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
+    if _FORKS:  # the second is what optimisers import, a second of it; where it is missing, the server goes on without
+        context.set_forkserver_preload([fn.__module__, "torch._dynamo"])
     # one pool a job: max_tasks_per_child of a shared one may hang in Python 3.11 and 3.12 (CPython issue 115634)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _follow_parent) as process:
+    with ProcessPoolExecutor(1, context, _begin, (dict(os.environ),)) as process:
         try:
             return process.submit(fn, *args, **kwargs).result()
         except BrokenProcessPool:
             raise PetsegError("its process was ended from outside (out of memory?)") from None
 
 
-def _follow_parent() -> None:
-    """Leaves Ctrl-C to the parent, and ends this process when that one ends."""
+def _begin(environment: dict[str, str]) -> None:
+    """Leaves Ctrl-C to the parent, takes over its environment, and ends this process when that one ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()  # a server's is as it was when it started
+    os.environ.update(environment)
     parent = multiprocessing.parent_process()
     assert parent is not None, "a spawned process has one"
 
