@@ -22,6 +22,7 @@ from tests.conftest import CPU, refused, tiny, train_on_cpu
 from tests.test_kills import content
 
 CONFIG = tiny("train.epochs=3", "train.deterministic=true", "model.base_channels=2", "model.depth=4")
+SHALLOW = tiny("train.epochs=1", "model.base_channels=2", "model.depth=1")
 COMPARISON = Path(__file__).parents[1] / "results" / "seed" / "comparison.json"
 
 
@@ -91,7 +92,7 @@ def test_a_disk_too_small_for_the_cache(leave, disk, pets_folder, monkeypatch):
 @pytest.fixture
 def calls(disk, prepared, pets_folder):
     run, photo = disk.place / "run", next(iter((pets_folder / "images").glob("*.jpg")))
-    train_on_cpu(CONFIG, prepared, run)
+    train_on_cpu(SHALLOW, prepared, run)
     shutil.copy(COMPARISON, disk.place)
     shutil.copy(photo, disk.place / "cat.jpg")
 
@@ -99,8 +100,8 @@ def calls(disk, prepared, pets_folder):
         return lambda: app([*map(str, words), "--model", "unet_small"], standalone_mode=False)
 
     return {
-        "train": lambda: train_on_cpu(CONFIG, prepared, disk.place / "new"),
-        "evaluate": lambda: evaluate_run(run, CPU, load_splits(prepared, CONFIG, CPU.device), "val"),
+        "train": lambda: train_on_cpu(SHALLOW, prepared, disk.place / "new"),
+        "evaluate": lambda: evaluate_run(run, CPU, load_splits(prepared, SHALLOW, CPU.device), "val"),
         "report": lambda: write_report(disk.place / COMPARISON.name),
         "predict": command("predict", disk.place / "cat.jpg"),
         "predict --out": command("predict", photo, "--out", disk.place / "out"),
