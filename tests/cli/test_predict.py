@@ -20,7 +20,7 @@ from tests.cli.test_commands import child_environment, one_line_error, petseg, s
 from tests.data.test_images import huge_png
 from tests.predict.test_outputs import below, pet
 
-pytestmark = pytest.mark.usefixtures("runtime")
+both = pytest.mark.usefixtures("runtime")
 
 
 def piped(content, *arguments):
@@ -28,6 +28,7 @@ def piped(content, *arguments):
     return subprocess.run(command, input=content, capture_output=True, env=child_environment(), check=False, timeout=60)
 
 
+@both
 def test_one_photo_gets_three_files_beside_it(tmp_path):
     pet(tmp_path / "cat.jpg", "Bengal")
     result = succeeds("predict", "cat.jpg", cwd=tmp_path)
@@ -74,6 +75,7 @@ def test_resume_skips_no_photo_for_another_one_s_mask(tmp_path):
         assert {name: (tmp_path / "out" / name).read_bytes() for name in below(tmp_path / "out")} == before
 
 
+@both
 @pytest.mark.parametrize("more", [("--only", "mask"), ("--json",)])
 @pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_call_says_how_many_photos_are_done_and_how_to_go_on(tmp_path, monkeypatch, more, signalled):
@@ -204,6 +206,7 @@ def test_streams_that_are_closed_or_full_are_named_and_nobody_reading_on_is_quie
     assert line is None or said[0].startswith(line)
 
 
+@both
 def test_a_photo_on_stdin_comes_back_on_stdout(tmp_path):
     content = pet(tmp_path / "a.png").read_bytes()
     result = piped(content, "--only", "mask")
@@ -216,6 +219,7 @@ def test_a_photo_on_stdin_comes_back_on_stdout(tmp_path):
     assert bad.stderr.startswith(b"petseg: stdin: cannot be decoded (not an image that can be read; wanted JPEG")
 
 
+@both
 @pytest.mark.parametrize("arguments", [["-", "--only", "mask"], ["a.png", "--json"]])
 def test_stdout_carries_results_only_whatever_a_library_prints(tmp_path, arguments):
     content = pet(tmp_path / "a.png").read_bytes()
@@ -251,6 +255,7 @@ def test_an_animation_says_that_its_first_frame_is_used(tmp_path):
     assert notes == ["petseg: stdin: no cat or dog", "petseg: stdin: 3 frames, the first one is used"]
 
 
+@both
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_a_photo_of_fifty_megapixels_gets_every_file(tmp_path):
     size = (8660, 5774)
@@ -350,7 +355,7 @@ def test_a_trained_run_predicts_and_exports(pets_folder, tmp_path):
     from tests.cli.test_commands import SETTINGS
 
     run = tmp_path / "run"
-    succeeds("train", "--data", pets_folder, "--out", run, *SETTINGS)
+    succeeds("train", "--data", pets_folder, "--out", run, *SETTINGS, "--set", "model.depth=1")
     photo = pet(tmp_path / "a.jpg")
     succeeds("predict", photo, "--run", run, "--only", "mask")
     exported = succeeds("export", "--run", run, "--out", tmp_path / "x.onnx")

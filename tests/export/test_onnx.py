@@ -199,10 +199,10 @@ class Liar(nn.Module):
 @pytest.mark.parametrize("kind", ["onnx", "torch", "openvino"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_that_disagrees_is_refused_with_the_difference(tmp_path, kind):
-    network = trained_like("unet", 3, 4)
+    network = trained_like("unet", 3, 3)
     advice = "$" if kind == "torch" else r"; try it without fp16 \(--no-fp16\)$"
     for subtle, message in (
-        (False, r"cannot be exported \(a probability of 32 x 32 px is off by 1\)"),
+        (False, r"cannot be exported \(a probability of 32 x 32 px is off by [\d.]+\)"),
         (True, r"agrees with torch on [\d.]+ % of pixels .*nothing was written"),
     )[kind == "openvino" :]:  # made of the ONNX file, which is refused first
         liar = replace(network, module=Liar(network.module, subtle=subtle))

@@ -28,11 +28,9 @@ from petseg.shipped import DEFAULT, model_file
 from tests.cli.test_commands import one_line_error, petseg, succeeds
 from tests.export.test_onnx import answers
 
-pytestmark = pytest.mark.usefixtures("runtime")
-
 
 @pytest.mark.parametrize("name", ["unet_base", DEFAULT])
-def test_an_exported_shipped_model_answers_and_describes_itself_as_the_shipped_one(name, tmp_path, runtime):
+def test_an_exported_shipped_model_answers_and_describes_itself_as_the_shipped_one(name, tmp_path):
     photos = pytest.importorskip("sklearn.datasets", reason="scikit-learn's photo of a flower").load_sample_image
     Image.fromarray(photos("flower.jpg")).save(tmp_path / "flower.png")  # both see a pet in it, if presence does not
     out = tmp_path / "model.onnx"
@@ -40,7 +38,7 @@ def test_an_exported_shipped_model_answers_and_describes_itself_as_the_shipped_o
     shipped, exported = Segmenter(name, threads=1), Segmenter(out, threads=1)
     assert exported.card | {"parity": shipped.card["parity"]} == shipped.card
     command = ["predict", "flower.png", "--json", "--threads", 1, "--model"]
-    given, wanted = (succeeds(*command, model, cwd=tmp_path, PETSEG_RUNTIME=runtime).stdout for model in (out, name))
+    given, wanted = (succeeds(*command, model, cwd=tmp_path).stdout for model in (out, name))
     assert given == wanted
     assert '"foreground": false, "presence": 0.' in wanted
 
