@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,19 @@ finally:
 """
 
 
+@pytest.fixture(scope="module")
+def by_themselves(tmp_path_factory):
+    """What the runtimes ask for and write, waited for while petseg's entry points run: both mostly sleep."""
+    pytest.importorskip("openvino")
+    session = f"onnxruntime.InferenceSession({str(ROOT / 'petseg' / 'weights' / 'unet_small.onnx')!r})"
+    onnxruntime = f"import onnxruntime, time; {session}; time.sleep(12)"
+    openvino = "import openvino, time; time.sleep(8)"
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(watched, tmp_path_factory.mktemp("theirs"), onnxruntime, openvino)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_themselves")
 def test_no_entry_point_asks_for_a_name_or_writes_into_the_home_folder(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -97,10 +110,7 @@ def test_no_entry_point_asks_for_a_name_or_writes_into_the_home_folder(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_runtimes_by_themselves_would_be_seen(tmp_path):
-    pytest.importorskip("openvino")
-    session = f"onnxruntime.InferenceSession({str(ROOT / 'petseg' / 'weights' / 'unet_small.onnx')!r})"
-    onnxruntime = f"import onnxruntime, time; {session}; time.sleep(12)"
-    names, files = watched(tmp_path, onnxruntime, "import openvino, time; time.sleep(8)")
+def test_the_runtimes_by_themselves_would_be_seen(by_themselves):
+    names, files = by_themselves.result()
     assert len(names) == 2
     assert files
