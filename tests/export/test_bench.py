@@ -26,7 +26,7 @@ def small(tmp_path_factory):
 
 def test_each_runtime_of_each_size_has_a_row(small, tmp_path):
     out = tmp_path / "bench.json"
-    runtimes = ["torch", "onnxruntime-int8", "openvino-bf16"]  # each starts a process for each size
+    runtimes = ["torch", "onnxruntime-int8", "openvino-bf16", "openvino-int8"]  # each starts a process for each size
     result = succeeds(
         *("bench", "--model", small, "--size", "32,64", "--threads", "1", "--turns", "2", "--out", out),
         *(word for name in runtimes for word in ("--runtime", name)),
