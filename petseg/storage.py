@@ -92,7 +92,7 @@ def _is_alive(process: int) -> bool:
         return True
     except (OSError, OverflowError):
         return False
-    with suppress(OSError):  # Linux: one that has ended keeps its number until its parent asks, in a container for long
+    with suppress(OSError):  # Linux: a process that has ended keeps its number until its parent asks
         return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
     return True
 

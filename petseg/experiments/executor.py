@@ -90,7 +90,7 @@ class LocalProcesses(ThreadPoolExecutor):
 
 def _in_process(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     context = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
-    if _FORKS:  # the second is what optimisers import, a second of it; where it is missing, the server goes on without
+    if _FORKS:  # optimisers import torch._dynamo, which takes a second; a server that lacks it goes on without
         context.set_forkserver_preload([fn.__module__, "torch._dynamo"])
     # one pool a job: max_tasks_per_child of a shared one may hang in Python 3.11 and 3.12 (CPython issue 115634)
     with ProcessPoolExecutor(1, context, _begin, (dict(os.environ),)) as process:

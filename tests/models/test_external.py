@@ -133,9 +133,9 @@ def drawn(name, size, options):
     return network, losses
 
 
-@pytest.mark.parametrize("name", smp.MODEL_ARCHITECTURES_MAPPING.values())
-def test_each_architecture_learns(name):
-    _, losses = drawn(*tiny(name.__name__))
+@pytest.mark.parametrize("architecture", [each.__name__ for each in smp.MODEL_ARCHITECTURES_MAPPING.values()])
+def test_each_architecture_learns(architecture):
+    _, losses = drawn(*tiny(architecture))
     assert losses[-1] < losses[0]
 
 
