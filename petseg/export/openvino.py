@@ -17,7 +17,7 @@ from petseg.data.synthetic import CATS, DOGS, draw_pet
 from petseg.errors import PetsegError, unknown_name
 from petseg.predict.enlarge import Floats
 from petseg.predict.photos import Photo
-from petseg.predict.runtimes import OnnxRuntime
+from petseg.predict.runtimes import OnnxRuntime, openvino_core
 from petseg.predict.segmenter import Segmenter
 from petseg.shipped import model_file
 
@@ -111,8 +111,7 @@ def as_openvino(onnx_file: bytes, images: UInt8) -> Made:
     """Returns an ONNX file converted for OpenVINO, with its answers to uint8 [N, H, W, 3] in float32."""
     import openvino
 
-    core = openvino.Core()
-    model = core.read_model(onnx_file)  # convert_model would do the same, and report its use to Intel
+    model = openvino_core().read_model(onnx_file)  # convert_model would do the same, and report its use to Intel
 
     def write(path: Path) -> None:
         openvino.save_model(model, path, compress_to_fp16=False)  # what the ONNX file stores in fp16 stays so
@@ -129,7 +128,7 @@ def as_openvino(onnx_file: bytes, images: UInt8) -> Made:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "model.xml")
         # a processor with bf16 would compute in that by itself
-        compiled = core.compile_model(Path(folder) / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = openvino_core().compile_model(Path(folder) / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return Made(compiled(images)[0], save)
 
 

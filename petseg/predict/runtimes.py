@@ -96,14 +96,23 @@ class OnnxRuntime:
         return np.concatenate([run({"image": image})[0] for image in images[:, None]])
 
 
+@cache
+def openvino_core() -> Any:
+    """Returns the `openvino.Core` of this process: two that end in another order than that of stacks kill it.
+
+    Each gives its thread a stack for signals and, at its end, the one that was there before; where that belonged to a
+    core which has ended, the next signal is a segmentation fault (OpenVINO 2026.4, Linux; Ctrl-C is a signal).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVino:
     """The same by OpenVINO; `streams` calls are computed at once; `precision` is f32, bf16 or what is fast."""
 
     def __init__(self, file: bytes, threads: int | None = None, streams: int = 1, precision: str = "") -> None:
-        import openvino
-
-        self._core = openvino.Core()
-        self._model = self._core.read_model(file)
+        self._model = openvino_core().read_model(file)
         all_threads = streams * (threads or core_count())
         self._settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(all_threads)}
         if precision := precision or fast_precision():
@@ -137,7 +146,7 @@ class OpenVino:
         with self._compiling:
             if shape not in self._sizes:  # else another thread was first
                 self._model.reshape([1, *shape])
-                self._sizes[shape] = self._core.compile_model(self._model, "CPU", self._settings), []
+                self._sizes[shape] = openvino_core().compile_model(self._model, "CPU", self._settings), []
                 if len(self._sizes) > SIZES:
                     self._sizes.popitem(last=False)
             return self._sizes[shape]
@@ -152,7 +161,7 @@ def fast_precision() -> Literal["bf16", "f32", ""]:
     import openvino
     from openvino import opset13 as operations
 
-    core = openvino.Core()
+    core = openvino_core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return ""
     matrix = np.ones((512, 512), np.float32)

@@ -30,6 +30,7 @@ from petseg.export.onnx import export_model, export_run, exported_run, stored_in
 from petseg.export.openvino import AGREEMENT, ENDINGS, drawn_images, export_file
 from petseg.models import to_unit_range
 from petseg.models.segnet import max_unpool, pool_places, unpool_places
+from petseg.predict.runtimes import openvino_core
 from petseg.predict.segmenter import Segmenter
 from petseg.shipped import DEFAULT, WEIGHTS, shipped_models
 from petseg.training.inference import build_network
@@ -102,8 +103,8 @@ def answers(path, images):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return session.run(None, {"image": images})[0]
     if path.suffix == ".xml":
-        openvino = pytest.importorskip("openvino")
-        return openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
+        pytest.importorskip("openvino")
+        return openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
     with torch.inference_mode():
         return torch.export.load(path).module()(torch.from_numpy(images)).numpy()
 

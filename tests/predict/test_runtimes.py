@@ -14,7 +14,15 @@ from PIL import Image
 from petseg import Segmenter
 from petseg.export.openvino import drawn_images
 from petseg.predict import runtimes
-from petseg.predict.runtimes import SIZES, WORTH_STARTING, OnnxRuntime, OpenVino, chosen_runtime, fast_precision
+from petseg.predict.runtimes import (
+    SIZES,
+    WORTH_STARTING,
+    OnnxRuntime,
+    OpenVino,
+    chosen_runtime,
+    fast_precision,
+    openvino_core,
+)
 from petseg.shipped import model_file
 from tests.conftest import refused
 
@@ -103,14 +111,31 @@ def test_the_rule_takes_openvino_for_many_photos_where_it_is_installed_and_has_b
 
 
 def test_openvino_computes_in_the_precision_that_is_measured_to_be_fast(monkeypatch):
-    import openvino
-
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     measured = fast_precision()
     assert measured in ("bf16", "f32") if "BF16" in able else measured == ""
     monkeypatch.setattr(runtimes, "fast_precision", lambda: "f32")
     file, images = model_file("unet_small"), drawn_images(64)[:1]
     assert np.array_equal(OpenVino(file, 1)(images), OpenVino(file, 1, precision="f32")(images))
+
+
+INTERRUPTED = """
+import signal
+import numpy as np
+from petseg.predict.runtimes import OpenVino
+from petseg.shipped import model_file
+first, second = (OpenVino(model_file("unet_small"), 1, precision="f32") for _ in range(2))
+first(np.zeros((1, 32, 32, 3), np.uint8))
+second(np.zeros((1, 32, 32, 3), np.uint8))
+del first
+del second
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_ctrl_c_interrupts_after_models_ended_in_the_order_of_their_start():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
 
 
 def test_a_user_chooses_the_runtime(monkeypatch):
