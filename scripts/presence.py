@@ -2,6 +2,7 @@
 
 python scripts/presence.py --model unet_base --figures FOLDER --test --out results/masks/presence.json
 
+Fitted on one look at each image; scored on one, and on what `petseg predict` does: a closer one at small pets, too.
 Images with a pet: a split. Without: of each, the largest part that is background alone (`free_part`), and `PHOTOS` of
 scikit-image, scikit-learn and matplotlib. `--figures` keeps what was measured of each image, so that a stopped call
 goes on. `--model NAME:3` takes every third test image. Needs PETSEG_DATA and the extra dev.
@@ -195,13 +196,18 @@ def main() -> None:
         segmenter = Segmenter(name, threads=1, runtime="onnxruntime")
         test = dataset.splits["test"][:: int(every or 1)]
         taken = replace(dataset, splits={**dataset.splits, "test": test})
-        sets: dict[str, dict[str, Measured]] = {}
-        for split in ("val", "test") if options.test else ("val",):
-            sets[split] = {
-                kind: kept(options.figures / f"{name}_{split}_{kind}.json", partial(measured, segmenter, photos))
-                for kind, photos in (("pets", pets(taken, split)), ("free", free(taken, split)))
+        splits = ("val", "test") if options.test else ("val",)
+        looks: dict[str, dict[str, dict[str, Measured]]] = {}
+        for look, used in (("one_look", segmenter.using(zoom=False)), ("splits", segmenter)):
+            suffix = "" if look == "one_look" else "_zoom"
+            looks[look] = {
+                split: {
+                    kind: kept(options.figures / f"{name}_{split}_{kind}{suffix}.json", partial(measured, used, photos))
+                    for kind, photos in (("pets", pets(taken, split)), ("free", free(taken, split)))
+                }
+                for split in splits
             }
-        presence = fit(*(np.array(sets["val"][kind]["figures"]) for kind in ("pets", "free")))
+        presence = fit(*(np.array(looks["one_look"]["val"][kind]["figures"]) for kind in ("pets", "free")))
         photos = measured(segmenter, ((Photo(packaged_photo(photo)), None) for photo in PHOTOS))
         chances = np.array(photos["figures"]) @ presence.coefficients + presence.intercept
         card = {
@@ -211,7 +217,7 @@ def main() -> None:
         }
         results[name] = {
             **card,
-            "splits": {split: score(presence, found) for split, found in sets.items()},
+            **{look: {split: score(presence, found) for split, found in sets.items()} for look, sets in looks.items()},
             "photos": {
                 photo: {"licence": PHOTOS[photo], "presence": float(1 / (1 + np.exp(-chance)))}
                 for photo, chance in zip(PHOTOS, chances, strict=True)
@@ -221,8 +227,9 @@ def main() -> None:
             name,
             json.dumps(
                 {
-                    split: {k: v["share"] for k, v in of.items() if k in ("pets", "free")}
-                    for split, of in results[name]["splits"].items()
+                    f"{look} {split}": {k: v["share"] for k, v in of.items() if k in ("pets", "free")}
+                    for look in looks
+                    for split, of in results[name][look].items()
                 }
             ),
         )

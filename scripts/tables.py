@@ -332,6 +332,13 @@ def mask_options(result: Any) -> Rows:
     return rows, f"{result.images} validation images; time on one thread of {result.environment.processor}."
 
 
+def zoom(result: Any) -> Rows:
+    """Returns what a second, closer look changes."""
+    rows = [Row(model=model, **vars(row)) for model, found in vars(result.models).items() for row in found]
+    images = f"{result.images} validation images ({result.data})"
+    return rows, f"{images}; time on one thread of {result.environment.processor}."
+
+
 def cleaning(result: Any) -> Rows:
     """Returns masks as the networks give them, and clean."""
     rows = []
@@ -460,6 +467,7 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "robustness": corrupted,
     "ablation": ablation,
     "mask-options": mask_options,
+    "zoom": zoom,
     "billion": billion,
     "scale": scale,
     "links": links,

@@ -32,6 +32,7 @@ SCALES_HELP = "Average over sizes of the photo: 1,1.25 takes the model's own and
 FOREGROUND_HELP = "Classes to cut out, as cat,dog; the others become background."
 RAW_HELP = "Keep small pieces and holes in cut-outs, overlays and boxes, and what is hardly a pet."
 FLIP_HELP = "Average with what is seen in the mirrored photo, at twice the time."
+ZOOM_HELP = "Look a second time, closer, at small objects. Default: shipped models do, others do not."
 WINDOWS_HELP = "Look through windows of the photo, its longer side at most this many pixels; 0: at its own size."
 MATTING_HELP = "Finer hair and no holes in cut-outs, in more time; needs the extra `matting`."
 BACKGROUND_HELP = "Lay cut-outs on a colour (white, #ff8800) or an image."
@@ -51,6 +52,7 @@ def predict(
     raw: Annotated[bool, typer.Option("--raw", help=RAW_HELP)] = False,
     flip: Annotated[bool, typer.Option("--flip", help=FLIP_HELP)] = False,
     scales: Annotated[str, typer.Option(help=SCALES_HELP)] = "1",
+    zoom: Annotated[bool | None, typer.Option("--zoom/--no-zoom", help=ZOOM_HELP, show_default=False)] = None,
     windows: Annotated[int | None, typer.Option(min=0, help=WINDOWS_HELP, show_default="as it was trained")] = None,
     matting: Annotated[bool, typer.Option("--matting", help=MATTING_HELP)] = False,
     background: Annotated[str | None, typer.Option(help=BACKGROUND_HELP, show_default=False)] = None,
@@ -69,7 +71,8 @@ def predict(
     threads = thread_count(threads)
     sizes, names = _scales(scales), _names(foreground)
 
-    options: dict[str, Any] = {"flip": flip, "scales": sizes, "windows": windows, "foreground": names, "raw": raw}
+    options: dict[str, Any] = {"flip": flip, "scales": sizes, "windows": windows, "foreground": names}
+    options |= {"raw": raw, "zoom": zoom}
 
     def chosen(photos: int) -> Segmenter:
         return chosen_segmenter(model, run, photos, threads, windows).using(**options)

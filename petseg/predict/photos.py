@@ -1,5 +1,6 @@
 """Photos as people have them: any format, size, rotation and colour profile. H W are their pixels after rotation."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Im
 WANTED = "a path, bytes, a file object open in binary mode, a PIL image, or uint8 [H, W, 3] in RGB"
 UNREAD_FOLDER = "folder that cannot be read"  # how the reason begins of what is left out against the user's will
 STORED_WIDTH = 0x0100  # a tag of TIFF
+Crop = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are one past it
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 _RAMP = Image.linear_gradient("L").resize((32, 32))
 PROBE = Image.merge("RGB", [_RAMP, _RAMP.rotate(90), _RAMP.rotate(180)])  # colours by which two profiles are told apart
@@ -52,14 +54,24 @@ class Photo:
             images.narrowed(opened, scaled)
             self.notes += tuple(scaled)
 
-    def resized(self, geometry: Geometry | int) -> UInt8:
-        """Returns the photo as a model sees it, [h, w, 3], resized and filled up as the images of a dataset are.
+    def resized(self, geometry: Geometry | int, crop: Crop | None = None) -> UInt8:
+        """Returns the photo, or a crop of it, as a model sees it, [h, w, 3], resized and filled up as a dataset's are.
 
-        A number is the side of a square.
+        A number is the side of a square. `crop` is left, top, right, bottom in pixels, right and bottom one past it.
         """
         if isinstance(geometry, int):
             geometry = Geometry(geometry)
-        return geometry.image(self.whole(draft=geometry.draft), self.size)
+        if crop is None:
+            return geometry.image(self.whole(draft=geometry.draft), self.size)
+        height, width = self.size
+        left, top, right, bottom = crop
+        own = bottom - top, right - left
+        # of all pixels, so that the crop has as many as the whole photo would be left
+        draft = geometry.draft and math.ceil(geometry.draft * max(height / own[0], width / own[1]))
+        image = self.whole(draft=draft)
+        across, down = image.width / width, image.height / height
+        box = round(left * across), round(top * down), round(right * across), round(bottom * down)
+        return geometry.image(image.crop(box), own)
 
     def reduced(self, side: int) -> Image.Image:
         """Returns the photo with its longer side at most `side` pixels: mode RGB, upright, in sRGB."""

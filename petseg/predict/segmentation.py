@@ -115,8 +115,8 @@ class Segmentation:
     small holes, and are empty where `presence` is too low, unless `raw`.
     """
 
-    #: float32 [C, h, w], as the model sees it; a pixel's classes add up to 1. Of a photo seen in windows at most 4
-    #: megapixels, evenly chosen; mask, class ids and trimap are of all of them
+    #: float32 [C, h, w], as the model sees it, or finer where it looked twice; a pixel's classes add up to 1. Of a
+    #: photo seen in windows at most 4 megapixels, evenly chosen; mask, class ids and trimap are of all of them
     probabilities: Floats = field(repr=False)
     classes: tuple[Class, ...]  #: by class id
     photo: Photo = field(repr=False)

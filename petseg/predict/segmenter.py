@@ -14,10 +14,11 @@ from petseg.data.dataset import Class, Progress, UInt8, classes_from, with_foreg
 from petseg.data.geometry import FITS, Geometry
 from petseg.errors import PetsegError, first_line, shown, unknown_name
 from petseg.predict.enlarge import Floats, enlarged
-from petseg.predict.photos import Photo, Source
+from petseg.predict.photos import Crop, Photo, Source
 from petseg.predict.presence import Presence, presence_from
 from petseg.predict.runtimes import RUNTIMES, Taken, chosen_runtime
 from petseg.predict.segmentation import Segmentation, kept
+from petseg.predict.zoom import joined, worth_a_look
 from petseg.shipped import DEFAULT, card_of, model_file, shipped_model
 
 LARGEST_SIZE = 2048  # of a model's square in pixels, as in recipes
@@ -59,6 +60,7 @@ class Segmenter:
             given = self.card.get("presence")
             self.presence: Presence | None = None if given is None else presence_from(given)
             self._own = self.classes, self.geometry, self.presence
+            self.zoom = self._zooms
         except ModuleNotFoundError:
             raise  # of the runtime
         except Exception as error:  # ONNX Runtime's own have no common base but this
@@ -71,7 +73,7 @@ class Segmenter:
         """Side in pixels of the square that the model sees."""
         return self.geometry.size
 
-    def using(
+    def using(  # noqa: PLR0913 - a model's options are its keywords
         self,
         *,
         flip: bool = False,
@@ -79,18 +81,21 @@ class Segmenter:
         windows: int | None = None,
         foreground: Sequence[str] = (),
         raw: bool = False,
+        zoom: bool | None = None,
     ) -> "Segmenter":
         """Returns the model with these options, whatever this one's are; both share the loaded file.
 
         `flip` averages with the mirrored photo's result, `scales` over sizes (1 is the model's own). With `windows` the
         model looks through overlapping windows of the photo, reduced to that longer side in pixels (0: at its own
         size); None does so for models that were trained on crops. `foreground` names the classes that are cut out;
-        empty takes the model's own. `raw` keeps small pieces and holes, and objects whose presence is too low.
+        empty takes the model's own. `raw` keeps small pieces and holes, and objects whose presence is too low. `zoom`
+        looks a second time, closer, at objects that lie in less than half of the photo; None does so for
+        the shipped models, on whole photos.
         """
         _check_list("scales", scales)
         _check_list("foreground", foreground)
         scales = tuple(scales)
-        _check_options(scales, windows, flip=flip, raw=raw)
+        _check_options(scales, windows, flip=flip, raw=raw, zoom=zoom or False)
         used = object.__new__(type(self))
         vars(used).update(vars(self))  # the loaded file among them
         used.classes, used.geometry, used.presence = self._own
@@ -106,15 +111,22 @@ class Segmenter:
                 raise PetsegError(f"windows is {windows}; wanted 0 or at least {self.size}, the side of one window")
             used.geometry = Geometry(self.size, "crop", windows)
             used.presence = used.presence if used.geometry == self._own[1] else None  # and of maps as these are
-        if used.geometry.fit == "crop" and sides:
-            raise PetsegError(
-                "scales are of photos that are seen at once, and this model looks through windows: leave 1"
-            )
+        used.zoom = used._zooms if zoom is None else zoom
+        if used.geometry.fit == "crop":
+            for option, asked, instead in (("scales are", sides, "leave 1"), ("zoom is", used.zoom, "leave it out")):
+                if asked:
+                    seen = "of photos that are seen at once, and this model looks through windows"
+                    raise PetsegError(f"{option} {seen}: {instead}")
         return used
+
+    @property
+    def _zooms(self) -> bool:
+        """Whether small objects are looked at closer by default: where a model's card says that it was measured."""
+        return self.card.get("zoom") is True and self.geometry.fit != "crop"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Lets other processes load the same model with the same options."""
-        names = ("flip", "scales", "windows", "foreground", "raw")
+        names = ("flip", "scales", "windows", "foreground", "raw", "zoom")
         return _loaded, (*self._given, {name: getattr(self, name) for name in names})
 
     def side(self, scale: float) -> int:
@@ -129,11 +141,20 @@ class Segmenter:
         photo = image if isinstance(image, Photo) else Photo(image)
         if self.geometry.fit == "crop":
             return self._in_windows(photo, on_windows)
-        resized = [photo.resized(replace(self.geometry, size=self.side(scale)))[None] for scale in self.scales]
+        probabilities, seconds = self._look(photo)
+        if self.zoom and (crop := worth_a_look(probabilities, self.classes, photo.size)):
+            closer, more = self._look(photo, crop)
+            probabilities, seconds = joined(probabilities, closer, crop, photo.size), seconds + more
+        return self._found(probabilities, photo, seconds)
+
+    def _look(self, photo: Photo, crop: Crop | None = None) -> tuple[Floats, float]:
+        """Returns probabilities [C, h, w] of a photo or a crop of it, and the seconds that the network took."""
+        resized = [photo.resized(replace(self.geometry, size=self.side(scale)), crop)[None] for scale in self.scales]
         started = time.perf_counter()
         (probabilities,) = self._seen(*resized)
-        height, width = self.geometry.content(photo.size)
-        return self._found(probabilities[:, :height, :width], photo, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        height, width = self.geometry.content(photo.size if crop is None else (crop[3] - crop[1], crop[2] - crop[0]))
+        return probabilities[:, :height, :width], seconds
 
     def batch(self, images: Iterable[Source | Photo]) -> list[Segmentation]:
         """Returns the same as one call an image, in order; of any sizes.

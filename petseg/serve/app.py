@@ -108,6 +108,7 @@ class Asked(BaseModel):
         [1.0], description="Sizes to average over; repeat it.", min_length=1, max_length=MOST_SCALES
     )
     flip: bool = Field(False, description="Whether to average with the mirrored photo.")
+    zoom: bool | None = Field(None, description="Whether to look closer at small objects. Default: the model's own.")
     matting: bool = Field(False, description="Whether a cut-out gets finer hair, in more time.")
     raw: bool = Field(False, description="Whether to keep small pieces and holes, and what is hardly an object.")
 
@@ -265,7 +266,7 @@ def _asked_model(shared: Work, asked: Asked) -> Segmenter:
             raise PetsegError("matting needs scipy, which the server lacks; pip install 'petseg[matting]'")
         if (model := asked.model or next(iter(shared.best))) not in named:
             raise unknown_name("model", model, named)
-        options = {name: getattr(asked, name) for name in ("flip", "scales", "foreground", "raw")}
+        options = {name: getattr(asked, name) for name in ("flip", "scales", "foreground", "raw", "zoom")}
         return named[model].using(**options)
     except PetsegError as error:
         raise HTTPException(422, str(error)) from None

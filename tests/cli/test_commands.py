@@ -32,8 +32,8 @@ from tests.data.traps import make_trapped_pets
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 COMMANDS = {  # every command with its flags and arguments
     "": "--debug --version",
-    "predict": "--background --crop --flip --foreground --format --json --matting --model --only --out --raw --ray "
-    "--resume --run --scales --threads --windows PHOTOS",
+    "predict": "--background --crop --flip --foreground --format --json --matting --model --no-zoom --only --out --raw "
+    "--ray --resume --run --scales --threads --windows --zoom PHOTOS",
     "annotate": "--flip --format --model --out --polygons --resume --run --threads PHOTOS",
     "serve": "--allowed-host --host --no-open --open --port --run --set",
     "export": "--data --format --fp16 --int8 --model --no-fp16 --out --run",

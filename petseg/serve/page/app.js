@@ -577,6 +577,7 @@ function apiPage() {
     model: [...new Set(about.models.flatMap(({ name, kind }) => (kind ? [kind, name] : [name])))].join(", "),
     foreground: `classes to cut out, repeated: ${[...new Set(about.models.flatMap(({ classes }) => classes.map(({ name }) => name)))].join(", ")}`,
     "flip, scales": "true averages with the mirrored photo; 1 and 1.25 average over sizes",
+    zoom: "false looks at small objects once; otherwise shipped models look a second time, closer",
     matting: "true gives cut-outs finer hair",
     raw: "true keeps small pieces and holes, and what is hardly an object",
     limits: `${megabytes(about.upload_bytes)} and ${about.pixels / 1e6} megapixels a photo`,
