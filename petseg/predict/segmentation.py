@@ -168,6 +168,11 @@ class Segmentation:
         return None if self.calibrated is None else self.calibrated(*self._roles[:2])
 
     @property
+    def present(self) -> bool:
+        """Whether there is an object: False where `presence` is below the model's threshold."""
+        return self.presence is None or self.calibrated is None or self.presence >= self.calibrated.threshold
+
+    @property
     def foreground_share(self) -> float:
         """Share of the photo that the mask covers, 0 to 1."""
         return float(np.count_nonzero(self.mask) / self.mask.size)
@@ -240,9 +245,7 @@ class Segmentation:
         """[C, h, w]: what boxes, cut-out and overlay are made of."""
         if self.raw:
             return self.probabilities
-        if self.presence is not None and self.calibrated and self.presence < self.calibrated.threshold:
-            return without_foreground(self.probabilities, self.classes)
-        return cleaned(self.probabilities, self.classes)
+        return (cleaned if self.present else without_foreground)(self.probabilities, self.classes)
 
     @cached_property
     def _kept_roles(self) -> Floats:

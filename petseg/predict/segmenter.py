@@ -142,10 +142,14 @@ class Segmenter:
         if self.geometry.fit == "crop":
             return self._in_windows(photo, on_windows)
         probabilities, seconds = self._look(photo)
-        if self.zoom and (crop := worth_a_look(probabilities, self.classes, photo.size)):
-            closer, more = self._look(photo, crop)
-            probabilities, seconds = joined(probabilities, closer, crop, photo.size), seconds + more
-        return self._found(probabilities, photo, seconds)
+        first = self._found(probabilities, photo, seconds)
+        if not self.zoom or not (self.raw or first.present):  # of a photo without a pet, a closer look makes one
+            return first
+        crop = worth_a_look(probabilities, self.classes, photo.size)
+        if crop is None:
+            return first
+        closer, more = self._look(photo, crop)
+        return self._found(joined(probabilities, closer, crop, photo.size), photo, seconds + more)
 
     def _look(self, photo: Photo, crop: Crop | None = None) -> tuple[Floats, float]:
         """Returns probabilities [C, h, w] of a photo or a crop of it, and the seconds that the network took."""

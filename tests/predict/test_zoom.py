@@ -111,6 +111,15 @@ def test_a_small_pet_gets_a_mask_as_a_large_one_does(far_away):
     assert scores[True] > scores[False] + 0.02, scores
 
 
+def test_a_photo_that_shows_no_pet_is_looked_at_once_unless_raw():
+    photos = pytest.importorskip("sklearn.datasets", reason="scikit-learn's photo of a flower")
+    flower = photos.load_sample_image("flower.jpg")
+    segmenter = Segmenter("unet_base", threads=1)
+    once, twice = segmenter(flower), segmenter.using(raw=True)(flower)
+    assert once.probabilities.shape[1:] == (256, 256) < twice.probabilities.shape[1:]  # there is something to look at
+    assert (once.present, once.boxes) == (False, ())
+
+
 def test_the_option_is_the_model_s_own_unless_given(far_away, tmp_path):
     canvas, _ = far_away
     default = Segmenter(threads=1)
@@ -122,3 +131,21 @@ def test_the_option_is_the_model_s_own_unless_given(far_away, tmp_path):
     assert default.using(zoom=False)(canvas).probabilities.shape == (4, default.size, default.size)
     refused("zoom is of photos that are seen at once, and this model looks", default.using, zoom=True, windows=400)
     refused("zoom is 'yes'; wanted True or False", default.using, zoom="yes")
+
+
+@pytest.mark.parametrize("fit", ["square", "pad"])
+@pytest.mark.parametrize("corner", [(80, 300), (0, 0), (180, 370)])
+def test_a_small_object_is_outlined_wherever_it_lies(tmp_path, fit, corner):
+    top, left = corner
+    photo = np.zeros((200, 400, 3), np.uint8)
+    photo[..., 0] = 255  # plasma
+    photo[top : top + 20, left : left + 30] = 0, 255, 0  # a red cell
+    model = Segmenter(toy_model(tmp_path / "cells.onnx", np.eye(3).tolist(), CELLS), threads=1)
+    scores = []
+    for zoom in (False, True):
+        used = model.using(zoom=zoom)
+        used.geometry = Geometry(model.size, fit)
+        mask = used(photo).mask > 0
+        truth = photo[..., 1] > 0
+        scores.append((mask & truth).sum() / (mask | truth).sum())
+    assert scores[1] > max(0.8, scores[0]), scores
