@@ -35,7 +35,7 @@ def cleaned(probabilities: Floats, classes: Sequence[Class], small: Limits = SMA
         return probabilities
     largest, (height, width), result = pieces.areas().max(), probabilities.shape[1:], probabilities
     for alone, (piece, _) in zip((True, False), small, strict=True):
-        pieces = find_regions(_beyond(result, background, foreground, alone))
+        pieces = pieces if alone else find_regions(_beyond(result, background, foreground, alone))
         dropped = pieces.pixels(pieces.areas() < piece * largest, height)
         result = _changed(result, dropped, background, foreground)
     for alone, (_, hole) in zip((True, False), small, strict=True):
@@ -56,10 +56,13 @@ def without_foreground(probabilities: Floats, classes: Sequence[Class]) -> Float
 
 def _beyond(probabilities: Floats, ids: list[int], others: list[int], alone: bool = True) -> UInt8:
     """Returns 0 where `ids` together are likelier than `others`, and one is likeliest if `alone`; else 1, [h, w]."""
-    inside: npt.NDArray[np.bool_] = probabilities[ids].sum(axis=0) >= probabilities[others].sum(axis=0)
-    if alone:
-        inside &= np.isin(probabilities.argmax(axis=0), ids)
-    return (~inside).view(np.uint8)
+    own, rest = probabilities[ids], [place for place in range(len(probabilities)) if place not in ids]
+    outside: npt.NDArray[np.bool_] = own.sum(axis=0) < probabilities[others].sum(axis=0)
+    if alone and rest:
+        highest = own.max(axis=0, initial=0)
+        for place in rest:
+            outside |= highest < probabilities[place]
+    return outside.view(np.uint8)
 
 
 def _changed(probabilities: Floats, where: npt.NDArray[np.bool_], wins: list[int], loses: list[int]) -> Floats:

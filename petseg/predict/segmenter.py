@@ -143,10 +143,8 @@ class Segmenter:
             return self._in_windows(photo, on_windows)
         probabilities, seconds = self._look(photo)
         first = self._found(probabilities, photo, seconds)
-        if not self.zoom or not (self.raw or first.present):  # of a photo without a pet, a closer look makes one
-            return first
-        crop = worth_a_look(probabilities, self.classes, photo.size)
-        if crop is None:
+        crop = worth_a_look(probabilities, self.classes, photo.size) if self.zoom else None
+        if crop is None or not (self.raw or first.present):  # of a photo without a pet, a closer look makes one
             return first
         closer, more = self._look(photo, crop)
         return self._found(joined(probabilities, closer, crop, photo.size), photo, seconds + more)
