@@ -98,10 +98,10 @@ class OnnxRuntime:
 
 @cache
 def openvino_core() -> Any:
-    """Returns the `openvino.Core` of this process: two that end in another order than that of stacks kill it.
+    """Returns the only `openvino.Core` of this process, which lives as long.
 
-    Each gives its thread a stack for signals and, at its end, the one that was there before; where that belonged to a
-    core which has ended, the next signal is a segmentation fault (OpenVINO 2026.4, Linux; Ctrl-C is a signal).
+    Each core gives its thread a stack for signals and takes back the former one at its end, even if that belonged to a
+    core that has ended: the next signal, such as Ctrl-C, is a segmentation fault then (OpenVINO 2026.4, Linux).
     """
     import openvino
 

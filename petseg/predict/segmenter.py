@@ -90,7 +90,7 @@ class Segmenter:
         size); None does so for models that were trained on crops. `foreground` names the classes that are cut out;
         empty takes the model's own. `raw` keeps small pieces and holes, and objects whose presence is too low. `zoom`
         looks a second time, closer, at objects that lie in less than half of the photo; None does so for
-        the shipped models, on whole photos.
+        the shipped models, where they see whole photos.
         """
         _check_list("scales", scales)
         _check_list("foreground", foreground)
