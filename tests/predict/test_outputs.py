@@ -89,6 +89,14 @@ def test_a_folder_is_predicted_whole_but_for_its_bad_photo(segmenter, tmp_path):
             assert (row["photo"], row["files"]["mask"]) == (str(outcome.job.photo), str(outcome.job.files["mask"]))
 
 
+def content(path):
+    """Returns what a file says: zlib-ng packs the same pixels into other bytes now and then, by a byte in 7,000."""
+    if path.suffix != ".png":
+        return path.read_bytes()
+    with Image.open(path) as image:
+        return image.mode, image.size, image.tobytes(), image.info
+
+
 def test_what_is_written_reads_back_and_does_not_depend_on_workers(segmenter, tmp_path):
     for number in range(1, 5):
         pet(tmp_path / "in" / f"{number}.png", number=number)
@@ -96,7 +104,7 @@ def test_what_is_written_reads_back_and_does_not_depend_on_workers(segmenter, tm
         jobs = plan([tmp_path / "in"], list(ENDINGS), tmp_path / str(workers))
         assert all(outcome.error is None for outcome in predict_jobs(segmenter, jobs, workers))
     for name in below(tmp_path / "1"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
+        assert content(tmp_path / "1" / name) == content(tmp_path / "4" / name), name
     assert len(below(tmp_path / "4")) == 4 * len(ENDINGS)
     result = segmenter(jobs[0].photo)
     maps = {"mask": result.mask, "classes": result.class_ids, "trimap": result.trimap}
