@@ -20,7 +20,7 @@ from petseg import environment as machine
 from petseg import metrics, storage
 from petseg.cli.data import data_folder
 from petseg.config import load_recipe
-from petseg.data.dataset import Dataset, UInt8, scored_ids
+from petseg.data.dataset import Dataset, Merge, UInt8, scored_ids
 from petseg.data.images import open_ids
 from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
@@ -82,13 +82,15 @@ def costs(segmenter: Segmenter, dataset: Dataset) -> dict[str, float]:
 def mean_iou(maps: Floats, truths: Sequence[UInt8], dataset: Dataset) -> float:
     """Returns mIoU of the scored classes at each image's own size, of probabilities [N, C, h, w]."""
     assert dataset.merge is not None, "cat and dog are scored as pet"
-    total = np.zeros((3, 3), np.int64)
-    for probabilities, truth in zip(maps, truths, strict=True):
-        merged = np.stack([probabilities[list(ids)].astype(np.float32).sum(axis=0) for ids in dataset.merge.members()])
-        logits = np.log(merged.clip(1e-7))
-        ids = painted(logits, truth.shape, lambda window: window.argmax(axis=0))
-        total += metrics.confusion_matrix(truth, ids, 3)
-    return float(metrics.mean_iou(total))
+    each = (confusion(probabilities, truth, dataset.merge) for probabilities, truth in zip(maps, truths, strict=True))
+    return float(metrics.mean_iou(np.sum(list(each), axis=0)))
+
+
+def confusion(probabilities: Floats, truth: UInt8, merge: Merge) -> metrics.Confusion:
+    """Returns counts of the scored classes, truth in rows, of probabilities [C, h, w] at the size of a truth [H, W]."""
+    merged = np.stack([probabilities[list(ids)].astype(np.float32).sum(axis=0) for ids in merge.members()])
+    ids = painted(np.log(merged.clip(1e-7)), truth.shape, lambda window: window.argmax(axis=0).astype(np.uint8))
+    return metrics.confusion_matrix(truth, ids, len(merged))
 
 
 def cleaning(maps: Floats, truths: Sequence[UInt8], segmenter: Segmenter, small: Limits) -> dict[str, Any]:

@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from masks import confusion
+from PIL import Image
 
 from petseg import environment as machine
 from petseg import metrics, storage
 from petseg.cli.data import data_folder
 from petseg.config import load_recipe
-from petseg.data.dataset import IGNORE, Dataset, Merge, UInt8, scored_ids
+from petseg.data.dataset import IGNORE, Dataset, UInt8, scored_ids
 from petseg.data.images import open_ids
 from petseg.data.sources import open_dataset
 from petseg.errors import PetsegError
-from petseg.evaluation.corruptions import KINDS, Corruption
-from petseg.predict.enlarge import painted
+from petseg.evaluation.corruptions import KINDS, Corruption, in_the_middle, mean_colour
 from petseg.predict.photos import Photo
-from petseg.predict.segmentation import Segmentation
 from petseg.predict.segmenter import Segmenter
 from petseg.shipped import WEIGHTS
 
@@ -45,22 +45,9 @@ def cases(image: UInt8, truth: UInt8, name: str) -> Iterator[tuple[str, UInt8, U
         small = Corruption("small", severity)
         yield f"reduced to {amount:g}", small.image(image, name), small.truth(truth, name)
     for amount in AMOUNTS:
-        height, width = (round(side / amount) for side in truth.shape)
-        top, left = (height - truth.shape[0]) // 2, (width - truth.shape[1]) // 2
-        canvas = np.empty((height, width, 3), np.uint8)
-        canvas[:] = image.reshape(-1, 3).mean(axis=0).round()
-        labels = np.full((height, width), IGNORE, np.uint8)
-        middle = slice(top, top + truth.shape[0]), slice(left, left + truth.shape[1])
-        canvas[middle], labels[middle] = image, truth
-        yield f"far away, {amount:g}", canvas, labels
-
-
-def confusion(result: Segmentation, truth: UInt8, merge: Merge) -> Any:
-    """Returns counts [3, 3] of the scored classes, truth in rows."""
-    merged = np.stack([result.probabilities[list(ids)].sum(axis=0) for ids in merge.members()])
-    ids = painted(np.log(merged.clip(1e-7)), result.size, lambda maps: maps.argmax(axis=0).astype(np.uint8))
-    counted = truth != IGNORE
-    return metrics.confusion_matrix(truth[counted], ids[counted], len(merged))
+        size = round(truth.shape[1] / amount), round(truth.shape[0] / amount)
+        far = in_the_middle(Image.fromarray(image), size, mean_colour(image))
+        yield f"far away, {amount:g}", far, in_the_middle(Image.fromarray(truth), size, IGNORE)
 
 
 def measured(segmenter: Segmenter, dataset: Dataset) -> list[dict[str, Any]]:
@@ -79,7 +66,7 @@ def measured(segmenter: Segmenter, dataset: Dataset) -> list[dict[str, Any]]:
                 started = time.thread_time()  # of this thread alone: the network takes one
                 result = used(image)
                 took.append(time.thread_time() - started)
-                sums[case][row] += confusion(result, labels, dataset.merge)
+                sums[case][row] += confusion(result.probabilities, labels, dataset.merge)
             again = max(result.probabilities.shape[1:]) > segmenter.size
             looked[case] += again
             if again and len(costs[case]) < TURNS:

@@ -67,8 +67,7 @@ class Corruption:
             return np.asarray(Image.open(file, formats=["JPEG"]))
         if self.kind == "dark":
             return np.round(image * self.amount).astype(np.uint8)
-        mean = tuple(int(value) for value in image.reshape(-1, 3).mean(axis=0).round())
-        return self._moved(opened, name, Image.Resampling.BILINEAR, mean)
+        return self._moved(opened, name, Image.Resampling.BILINEAR, mean_colour(image))
 
     def truth(self, labels: UInt8, name: str) -> UInt8:
         """Returns labels uint8 [H, W], moved as the image was; 255 where nothing of it came."""
@@ -80,13 +79,22 @@ class Corruption:
         if self.kind == "rotated":
             return np.asarray(opened.rotate(self._angle(name), how, fillcolor=fill))
         size = tuple(max(1, round(self.amount * side)) for side in opened.size)
-        canvas = Image.new(opened.mode, opened.size, fill)
-        start = [(whole - part) // 2 for whole, part in zip(opened.size, size, strict=True)]
-        canvas.paste(opened.resize((size[0], size[1]), how), (start[0], start[1]))
-        return np.asarray(canvas)
+        return in_the_middle(opened.resize((size[0], size[1]), how), opened.size, fill)
 
     def _angle(self, name: str) -> float:
         return self.amount if zlib.crc32(name.encode()) % 2 else -self.amount
+
+
+def mean_colour(image: UInt8) -> tuple[int, ...]:
+    """Returns the mean of each channel of an image [H, W, C], rounded."""
+    return tuple(image.mean(axis=(0, 1)).round().astype(int).tolist())
+
+
+def in_the_middle(opened: Image.Image, size: tuple[int, int], fill: int | tuple[int, ...]) -> UInt8:
+    """Returns an image in the middle of one of a width and height that is otherwise `fill`, uint8 [H, W, ...]."""
+    canvas = Image.new(opened.mode, size, fill)
+    canvas.paste(opened, ((size[0] - opened.width) // 2, (size[1] - opened.height) // 2))
+    return np.asarray(canvas)
 
 
 def corruptions() -> list[Corruption]:

@@ -32,7 +32,7 @@ from petseg.experiments.study.results import StudyManifest, publish, read_manife
 from petseg.experiments.study.run import Making, go_on_from, open_study, run_study
 from petseg.models import build_model, folder_name
 from petseg.report import write_study_report
-from petseg.schema import CostMatch, EpochRow, TunedCell, write_record
+from petseg.schema import ClassInfo, CostMatch, DataInfo, EpochRow, TunedCell, write_record
 from petseg.storage import read_json, write_json
 from petseg.training import runs
 from petseg.training.runs import PLACE
@@ -560,6 +560,19 @@ def test_the_time_of_a_run_follows_measured_epochs(tmp_path):
     assert guessed[run.name] < measured[run.name]
     other = next(run for run in found if run.config.model.name == "segnet" and run.config.data.size == 96)
     assert measured[other.name] > 0.7 * other.config.train.epochs * 90, "of less arithmetic, by that much quicker"
+
+
+def test_the_time_of_a_run_counts_the_windows_of_fit_crop(tmp_path):
+    classes = (ClassInfo(name="cell", colour="#0072B2", role="foreground"),) * 2
+    known = {"name": "", "provenance": "", "official": False, "key": "", "classes": classes, "scored_classes": classes}
+    data = DataInfo(**known, largest_side=512, splits={"train": 20, "val": 4, "test": 6})
+    manifest = manifest_of(load_study("study_isbi"), data=data)
+    tuning, *_, trained = plan(manifest)
+    seconds = durations(manifest, tmp_path, [tuning, trained], {tuning.cost: 0.001, trained.cost: 0.001})
+    assert (tuning.splits, trained.splits) == (("val",), ("val", "test"))
+    learnt = 15 * (20 + 4 / 3) * 4  # crops of half of each side
+    assert seconds[tuning.name] == pytest.approx(0.001 * (learnt + 9 * 4 / 3)), "windows overlap by half"
+    assert seconds[trained.name] == pytest.approx(0.001 * (learnt + 9 * (4 + 6) / 3))
 
 
 def asked(model, quantity="parameters"):

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from petseg.config import ModelConfig, RunConfig, flat_fields
+from petseg.config import DataConfig, ModelConfig, RunConfig, flat_fields
+from petseg.data.geometry import Geometry
 from petseg.data.oxford_pets import OFFICIAL_IMAGES
 from petseg.evaluation.corruptions import corruptions
 from petseg.evaluation.cost import count_macs
@@ -277,7 +278,8 @@ def durations(
         if run.cost not in macs:
             cost, config = manifest.costs.get(run.cost), run.config
             macs[run.cost] = cost.macs if cost else count_macs(config.model, num_classes, config.data.size)
-        work[run.name] = images["train"] * run.config.data.fraction + images["val"] / 3
+        side_by_side = _windows(run.config.data, manifest, overlapping=False)
+        work[run.name] = (images["train"] * run.config.data.fraction + images["val"] / 3) * side_by_side
         known[run.cost] += [row.seconds / work[run.name] for row in runs.read_metrics(run.place(folder))]
     by_macs = [second / macs[cost] for cost, seconds in known.items() for second in seconds]
     speed = float(np.median(by_macs)) if by_macs else SECONDS_PER_MAC
@@ -286,6 +288,17 @@ def durations(
     scored = {**images, ROBUSTNESS: images.get("test", 0) * len(corruptions())}
     return {
         run.name: of_image[run.cost]
-        * (run.config.train.epochs * work[run.name] + sum(scored[split] for split in run.splits) / 3)
+        * (
+            run.config.train.epochs * work[run.name]
+            + sum(scored[split] for split in run.splits) / 3 * _windows(run.config.data, manifest, overlapping=True)
+        )
         for run in planned
     }
+
+
+def _windows(config: DataConfig, manifest: StudyManifest, *, overlapping: bool) -> int:
+    """Returns how many windows of fit crop an image has, as if all were squares of the largest side; else 1."""
+    if config.fit != "crop" or manifest.data is None:
+        return 1
+    geometry, side = Geometry.of(config), manifest.data.largest_side
+    return geometry.count(geometry.content((side, side)), step=0 if overlapping else geometry.size)
