@@ -174,11 +174,11 @@ def difference_bars(result: ComparisonResult) -> Bars:
 
 
 def part(name: str) -> str:
-    """Returns the text of a template, or of the script that sorts tables."""
+    """Returns the text of a template, or of the page's script."""
     return (resources.files("petseg.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-SCRIPT = part("sort.js").strip()  # sorts tables by a click on a heading
+SCRIPT = part("page.js").strip()
 # what a Content-Security-Policy allows the script by
 SCRIPT_HASH = f"sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}"
 

@@ -136,6 +136,21 @@ def training_charts(findings: schema.Findings) -> Iterator[Chart]:
             yield plots.line_chart(curve, [Panel(title, lines, "epoch", legend)])
 
 
+def contents(findings: schema.Findings) -> dict[str, str]:
+    """Returns id -> heading of each part of the page that is closed at first; no experiment's name has a hyphen."""
+    parts = {experiment.name: experiment.title for experiment in findings.experiments}
+    shown = {
+        ("equal-tuning", "Equal tuning"): findings.tuning,
+        ("corrupted-images", "Corrupted images"): findings.corrupted,
+        ("subset-analysis", "Subset analysis"): findings.subsets,
+        ("training-curves", "Training"): any(arm.scores for arm in findings.experiments[0].arms),
+        ("every-network", "Every network"): True,
+        ("what-figures-mean", "What each figure means"): True,
+        ("repeat-it", "Repeat it"): True,
+    }
+    return parts | dict(part for part, wanted in shown.items() if wanted)
+
+
 def render_study(findings: schema.Findings) -> str:
     """Returns the page's HTML; the same findings give the same bytes."""
     styles = model_styles(list(findings.models))
@@ -154,6 +169,7 @@ def render_study(findings: schema.Findings) -> str:
         version=findings.petseg,
         styles=styles,
         headline=headline(findings),
+        contents=contents(findings),
         label=label,
         curves=[(one, curve_chart(findings, one)) for one in findings.experiments if one.curve],
         arms=arm_table(findings),

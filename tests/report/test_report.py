@@ -365,13 +365,16 @@ def test_a_study_s_page_holds_every_difference_and_network(findings, page):
     text = Page(html).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "same base width: U-Net − SegNet: +6.2 points of mIoU (95 % interval 5.6 to 6.7), latency × 0.99" in text
     for experiment in findings.experiments:
-        section = html[html.index(f'<section id="{experiment.name}">') :].partition("</section>")[0]
+        section = html[html.index(f'<details class="print" id="{experiment.name}">') :].partition("</details>")[0]
         assert section.count("<tr>") == 1 + len(experiment.differences)
     networks = {arm.runs for experiment in findings.experiments for arm in experiment.arms}
-    table = html[html.index('<section id="networks">') :].partition("</section>")[0]
+    table = html[html.index('<details class="print" id="every-network">') :].partition("</details>")[0]
     assert table.count("<tr>") == 1 + len(networks)
     assert 'class="wide sort"' in table
     assert findings.data.images in text
+    closed = re.findall(r'<details class="print" id="([^"]+)">', html)
+    assert re.findall(r'<li><a href="#([^"]+)">', html) == closed, "the contents name every closed part, in order"
+    assert not {"corrupted-images"} & set(closed), "but none that is not there"
 
 
 def test_a_study_s_page_says_groups_where_intervals_are_over_groups(findings, page):

@@ -1,3 +1,4 @@
+// A click on a heading sorts its table.
 for (const head of document.querySelectorAll("table.sort thead th")) {
   head.setAttribute("aria-sort", "none");
   head.tabIndex = 0;
@@ -14,3 +15,11 @@ for (const head of document.querySelectorAll("table.sort thead th")) {
   head.addEventListener("click", sort);
   head.addEventListener("keydown", (event) => event.key === "Enter" && sort());
 }
+
+// A link to a closed section opens it.
+const open = (hash) => {
+  const section = hash && document.getElementById(hash.slice(1));
+  if (section?.tagName === "DETAILS") section.open = true;
+};
+for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", () => open(link.hash));
+open(location.hash);
