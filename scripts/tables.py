@@ -101,8 +101,8 @@ def measured(result: Any) -> str:
 
 def table(name: str, root: Path = ROOT) -> str:
     """Returns the table of a marker."""
-    if name == "study":
-        return study(root)
+    if (findings := root / "results" / name / "findings.json").is_file():
+        return study(findings)
     described = TABLES[name]
     source: Any = read(root / "results" / described["source"]) if "source" in described else root
     if "rows" not in described:
@@ -171,9 +171,9 @@ def networks(root: Path) -> Rows:
     return sorted(rows, key=lambda row: -row.scores.miou), caption
 
 
-def study(root: Path) -> str:
-    """Returns every network of the study."""
-    findings = read_record(root / "results" / "study" / "findings.json", Findings)
+def study(path: Path) -> str:
+    """Returns every network of a study."""
+    findings = read_record(path, Findings)
     table = arm_table(findings)
     columns = {"Network": "{label}", **{head: f"{{cells.{place}}}" for place, head in enumerate(table.heads)}}
     rows = [Row(label=label, cells={str(at): cell.text for at, cell in enumerate(row)}) for label, row in table.rows]

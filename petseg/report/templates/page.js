@@ -17,9 +17,9 @@ for (const head of document.querySelectorAll("table.sort thead th")) {
 }
 
 // A link to a closed section opens it.
-const open = (hash) => {
+const reveal = (hash) => {
   const section = hash && document.getElementById(hash.slice(1));
   if (section?.tagName === "DETAILS") section.open = true;
 };
-for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", () => open(link.hash));
-open(location.hash);
+for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", () => reveal(link.hash));
+reveal(location.hash);
