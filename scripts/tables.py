@@ -177,7 +177,7 @@ def study(path: Path) -> str:
     table = arm_table(findings)
     columns = {"Network": "{label}", **{head: f"{{cells.{place}}}" for place, head in enumerate(table.heads)}}
     rows = [Row(label=label, cells={str(at): cell.text for at, cell in enumerate(row)}) for label, row in table.rows]
-    machines = [f"{one.device}, {one.processor}, {one.precision}" for one in findings.machines]
+    machines = dict.fromkeys(f"{one.device}, {one.processor}, {one.precision}" for one in findings.machines)
     caption = f"{units.duration(findings.train_seconds)} of training on {'; '.join(machines)}."
     return markdown(columns, rows, f"{caption} Images: {findings.data.images}." if findings.data else caption)
 
