@@ -1,6 +1,7 @@
 """The JSON that travels between stages; a file of another version is an error that names its field."""
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -52,6 +53,10 @@ class DataInfo(Record):
         if self.official:
             return f"{self.name}, official archives"
         return f"{self.name}, images of at most {self.largest_side} px: {self.provenance}"
+
+    def of_all_folds(self) -> Self:
+        """Returns the same of results that join all folds of a cross-validation."""
+        return self.model_copy(update={"provenance": re.sub(r", fold \d+ of (\d+)", r", \1 folds", self.provenance)})
 
 
 class SplitIds(Record):

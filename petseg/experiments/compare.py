@@ -172,7 +172,7 @@ def compare(plan: Plan, prepared: Prepared, out: str | Path) -> ComparisonResult
             config=recipe,
             environment=models[0].environment,
             scoring_environment=hardware.environment(),
-            data=data,
+            data=data.of_all_folds(),
             reference=reference,
             models=models,
             baselines=baselines,

@@ -296,6 +296,7 @@ def test_folds_test_each_image_once_by_a_network_that_has_not_seen_it(tmp_path):
     stacked = [np.stack([joined[name, seed] for seed in (False, True)]) for name in ("segnet", "unet")]
     assert difference.points == pytest.approx(paired_bootstrap(*stacked).points)
     assert {one.evaluations["test"].images for one in found.baselines} == {12}
+    assert found.data.provenance.endswith("drawn at random, seed 0, 3 folds")
     page = write_report(tmp_path / "out" / "comparison.json").read_text(encoding="utf-8")
     for words in ("3 folds", "by the training that has not seen it", "seed 1, fold 2"):
         assert words in page

@@ -169,10 +169,14 @@ def test_claims_of_cross_validation_are_recomputed_from_all_folds(tmp_path):
     folder = make_study(tmp_path / "study", changed=changed)
     assert {run.rows[0].fold for run in read_manifest(folder).runs} == {0, 1, 2}
     publish(folder, tmp_path / "published")
-    write_record(tmp_path / "published" / "findings.json", find(folder))
+    found = find(folder)
+    write_record(tmp_path / "published" / "findings.json", found)
     code, lines = recomputed(tmp_path / "published")
     assert code == 0
     assert len(lines) > 5
+    page = render_study(found)
+    assert "<li>3 folds</li>" in page
+    assert "<li>48 test</li>" not in page
 
 
 def test_claims_where_few_images_hold_a_class_are_recomputed_and_groups_are_refused(tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def find(folder: Path) -> schema.Findings:
         petseg=manifest.petseg,
         title=study.title,
         models={name: title_of(name) for name in models},
-        data=manifest.data,
+        data=manifest.data and manifest.data.of_all_folds(),
         confidence=HOW.confidence,
         resamples=HOW.resamples,
         runs={state: states.count(state) for state in get_args(schema.RunState) if state in states},
