@@ -136,14 +136,14 @@ def training_charts(findings: schema.Findings) -> Iterator[Chart]:
             yield plots.line_chart(curve, [Panel(title, lines, "epoch", legend)])
 
 
-def contents(findings: schema.Findings) -> dict[str, str]:
+def contents(findings: schema.Findings, *, training: bool) -> dict[str, str]:
     """Returns id -> heading of each part of the page that is closed at first; no experiment's name has a hyphen."""
     parts = {experiment.name: experiment.title for experiment in findings.experiments}
     shown = {
         ("equal-tuning", "Equal tuning"): findings.tuning,
         ("corrupted-images", "Corrupted images"): findings.corrupted,
         ("subset-analysis", "Subset analysis"): findings.subsets,
-        ("training-curves", "Training"): any(arm.scores for arm in findings.experiments[0].arms),
+        ("training-curves", "Training"): training,
         ("every-network", "Every network"): True,
         ("what-figures-mean", "What each figure means"): True,
         ("repeat-it", "Repeat it"): True,
@@ -156,6 +156,7 @@ def render_study(findings: schema.Findings) -> str:
     styles = model_styles(list(findings.models))
     groups = {group: list(scores.values()) for group, scores in findings.groups.items()}
     titles = [findings.models[model] for model in next(iter(findings.groups.values()), {})]
+    training = list(training_charts(findings))
     panels = []  # mIoU over the severity of each corruption, for the first variant's arms
     for name, kind in KINDS.items():
         lines = [
@@ -169,12 +170,12 @@ def render_study(findings: schema.Findings) -> str:
         version=findings.petseg,
         styles=styles,
         headline=headline(findings),
-        contents=contents(findings),
+        contents=contents(findings, training=bool(training)),
         label=label,
         curves=[(one, curve_chart(findings, one)) for one in findings.experiments if one.curve],
         arms=arm_table(findings),
         settings={name: "; ".join(map(str, values)) for name, values in findings.settings.items()},
-        training=list(training_charts(findings)),
+        training=training,
         corruptions=plots.line_chart("corruptions", panels, (820, 490)) if findings.corrupted else None,
         groups=tables.group_table(groups, titles) if groups else None,
         kinds=KINDS,
