@@ -388,14 +388,19 @@ def test_a_study_s_page_says_groups_where_intervals_are_over_groups(findings, pa
 def test_a_study_without_a_run_still_reports(findings, page):
     experiments = []
     for experiment in findings.experiments:
-        arms = tuple(changed(arm, scores=None, cost=None, runs=()) for arm in experiment.arms)
+        arms = tuple(changed(arm, scores=None, cost=None, runs=(), seeds=()) for arm in experiment.arms)
         gone = {"difference": None, "latency_ratio": None, "seeds": ()}
         differences = tuple(changed(one, **gone) for one in experiment.differences)
         experiments.append(changed(experiment, arms=arms, differences=differences))
     empty = {"robustness": (), "corrupted": {}, "subsets": (), "groups": {}, "tuning": None, "data": None}
     empty |= {"runs": {"missing": 141}, "experiments": tuple(experiments)}
     text = Page(page(changed(findings, **empty))).text
-    for words in ("No comparison has been run yet.", "141 runs missing", "The study is not finished."):
+    for words in (
+        "No comparison has been run yet.",
+        "141 runs missing",
+        "The study is not finished.",
+        "96 px, 0 of 5 seeds",
+    ):
         assert words in text
 
 
