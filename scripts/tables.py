@@ -101,8 +101,8 @@ def measured(result: Any) -> str:
 
 def table(name: str, root: Path = ROOT) -> str:
     """Returns the table of a marker."""
-    if (findings := root / "results" / name / "findings.json").is_file():
-        return study(findings)
+    if (path := root / "results" / name / "findings.json").is_file():
+        return study(path)
     described = TABLES[name]
     source: Any = read(root / "results" / described["source"]) if "source" in described else root
     if "rows" not in described:

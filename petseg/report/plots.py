@@ -189,7 +189,7 @@ def _set_axes(axes: Axes, panel: Panel, first: bool) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
     if any(line.notes for line in panel.lines):
         axes.margins(0.45, 0.14)  # words beside the first point stay right of the axis
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 0 else "")  # there is no such time
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 0 else "")  # no negative times
     if first and panel.legend:
         few = len(panel.lines) <= 4
         pairs = zip(axes.get_legend_handles_labels()[0], panel.lines, strict=True)

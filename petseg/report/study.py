@@ -172,7 +172,7 @@ def render_study(findings: schema.Findings) -> str:
         headline=headline(findings),
         contents=contents(findings, training=bool(training)),
         label=label,
-        curves=[(one, curve_chart(findings, one)) for one in findings.experiments if one.curve],
+        curves=[(one, chart) for one in findings.experiments if one.curve and (chart := curve_chart(findings, one))],
         arms=arm_table(findings),
         settings={name: "; ".join(map(str, values)) for name, values in findings.settings.items()},
         training=training,
