@@ -14,7 +14,7 @@ samples: the coffee that is neither cat nor dog (scikit-image, CC0) and a dog of
 page: `petseg serve` as it opens. failures: what models predict for test images on which the default is worst.
 speedrun: validation loss against time, the speedrun beside the plain recipe.
 confidence: how often pixels and photos are pets, against how sure the models are, on test.
-gap: by how much U-Net leads SegNet, against the image size and by SegNet's stages.
+gap: by how much U-Net leads SegNet, with intervals, against the image size and by SegNet's stages.
 """
 
 import shutil
@@ -36,8 +36,13 @@ from petseg.data.dataset import palette
 from petseg.data.oxford_pets import ORIGINAL_LOSSES
 from petseg.data.sources import open_dataset
 from petseg.data.synthetic import draw_pet
+from petseg.evaluation.evaluate import read_images
+from petseg.evaluation.statistics import paired_bootstrap
+from petseg.experiments.study.findings import measure
+from petseg.experiments.study.results import Results
 from petseg.metrics import iou
 from petseg.report.plots import STYLES
+from petseg.schema import PairedDifference
 from petseg.shipped import DEFAULT, KINDS, shipped_model
 from petseg.storage import read_json
 
@@ -173,35 +178,45 @@ def confidence() -> None:
 
 def gap() -> None:
     """Writes gap.svg."""
-    study = read_json(ROOT / "results" / "study" / "findings.json")["experiments"]
-    arms = {(one["name"], arm["arm"]): arm["scores"]["miou"]["points"] for one in study for arm in one["arms"]}
-    small, main = arms["depth", "unet/plain"], arms["main", "unet/stages"]
+    study = Results(ROOT / "results" / "study")
+    experiments = {one.name: one for one in study.study.experiments}
 
-    def shipped(path: str) -> float:
-        return float(100 * read_json(ROOT / "results" / path / "evaluations" / "test.json")["miou"])
+    def arms(name: str, first: str, second: str) -> PairedDifference:
+        experiment = experiments[name]
+        measured = measure(study, experiment, "miou")
+        pair = [measured.of(study.arm(experiment, arm), experiment.seeds) for arm in (first, second)]
+        return paired_bootstrap(*pair)
+
+    def runs(first: str, second: str) -> PairedDifference:
+        places = [ROOT / "results" / run / "evaluations" / "test.json" for run in (first, second)]
+        one, other = (read_images(place, num_classes=3) for place in places)
+        assert one.ids == other.ids
+        return paired_bootstrap(one.confusions, other.confusions)
 
     lines = {
         "SegNet with five stages, as in its paper": {
-            64: small - arms["depth", "segnet/plain"],
-            96: main - arms["main", "segnet/width"],
-            128: shipped("official/runs/unet") - shipped("official/runs/segnet"),
+            64: arms("depth", "unet/plain", "segnet/plain"),
+            96: arms("main", "unet/width", "segnet/width"),
+            128: runs("official/runs/unet", "official/runs/segnet"),
         },
         "with four stages, widened to U-Net's parameters": {
-            64: small - arms["depth", "segnet/shallower"],
-            96: main - arms["main", "segnet/stages"],
+            64: arms("depth", "unet/plain", "segnet/shallower"),
+            96: arms("main", "unet/stages", "segnet/stages"),
         },
         "with four stages, of U-Net's width": {
-            160: shipped("models/unet_small") - shipped("models/segnet_small"),
-            192: shipped("base/unet") - shipped("base/segnet"),
+            160: runs("models/unet_small", "models/segnet_small"),
+            192: runs("base/unet", "base/segnet"),
         },
     }
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     axes = figure.subplots()
     for (title, points), marker, colour in zip(lines.items(), "sov", ("#D55E00", "#0072B2", "#009E73"), strict=True):
-        axes.plot(list(points), list(points.values()), marker=marker, color=colour, linewidth=1, label=title)
+        leads = [lead.points for lead in points.values()]
+        reach = np.array([(lead.points - lead.low, lead.high - lead.points) for lead in points.values()]).T
+        axes.errorbar(list(points), leads, reach, marker=marker, color=colour, linewidth=1, capsize=3, label=title)
         for side, lead in points.items():
-            axes.annotate(f"{lead:.1f}", (side, lead), xytext=(0, 7), textcoords="offset points", ha="center")
+            axes.annotate(f"{lead.points:.1f}", (side, lead.points), xytext=(6, 5), textcoords="offset points")
     axes.set(xlabel="image size in pixels", ylabel="U-Net leads by, points of mIoU", ylim=(0, 12), xlim=(54, 202))
     axes.set_xticks(sorted({side for points in lines.values() for side in points}))
     axes.legend(frameon=False)

@@ -93,7 +93,7 @@ def test_a_changed_figure_is_found(tmp_path):
     assert wrong_figures(f"It scores {tag}69.9, and", tmp_path) == ["models[name=segnet].miou is 69.8, not 69.9,"]
 
 
-@pytest.mark.parametrize("name", ["unet-or-segnet.md", "indices.md", "gpu.md"])
+@pytest.mark.parametrize("name", ["unet-or-segnet.md", "ideas.md", "study.md", "indices.md", "gpu.md"])
 def test_every_measured_figure_outside_a_table_is_tagged(name):
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     for pattern in (r"<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", TAG.pattern, r"`[^`]*`"):
