@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 JOBS_HELP = "Runs made at once; those on this machine share its cores."
 FROM_HELP = "A published form of this study, as in results/: what has ended there is not made again."
+ONLY_HELP = "An experiment of the recipe, with the tuning that it needs; more by repeating. Default: all."
 RAY_HELP = "Make the runs on a Ray cluster: auto, HOST:6379 or ray://HOST:10001. Each has --threads cores (1)."
 
 
@@ -28,6 +29,7 @@ def study(
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.", show_default="runs/RECIPE")] = None,
     start: Annotated[Path | None, typer.Option("--from", help=FROM_HELP, show_default=False)] = None,
+    only: Annotated[list[str] | None, typer.Option(help=ONLY_HELP, show_default=False)] = None,
     show: Annotated[bool, typer.Option("--list", help="Print the runs and their time, and run nothing.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help=JOBS_HELP, show_default="1, or what fits")] = None,
     device: DeviceOption = None,
@@ -41,15 +43,21 @@ def study(
     from petseg.experiments.study.run import Making, go_on_from, run_study
 
     loaded = load_study(recipe)
+    part = tuple(only or ())
+    known = [experiment.name for experiment in loaded.experiments]
+    if wrong := [name for name in part if name not in known]:
+        raise PetsegError(f"--only {wrong[0]}: not an experiment of this recipe; it has {', '.join(known)}")
     folder = out or Path("runs") / Path(recipe).stem
     if show:
-        _show(loaded, folder, data, jobs or 1, lambda: chosen_hardware(loaded.train.precision, device, threads))
+        _show(loaded, folder, data, part, jobs or 1, lambda: chosen_hardware(loaded.train.precision, device, threads))
         return
     if start is not None:
         go_on_from(start, loaded, folder)
     executor = _executor(ray, jobs, threads, gpus, folder)
     place = data_folder(data)
-    prepared = {size: prepare_data(place, loaded.data.model_copy(update={"size": size})) for size in sizes(loaded)}
+    prepared = {
+        size: prepare_data(place, loaded.data.model_copy(update={"size": size})) for size in sizes(loaded, part)
+    }
     if not ray:
         chosen_hardware(loaded.train.precision, device, threads, folder)
     again = "whole epochs are kept: run the same command again to go on"
@@ -59,12 +67,19 @@ def study(
             advance("study", ended, total)
             print(line, file=results, flush=True)
 
-        manifest = run_study(loaded, folder, prepared, Making(place, device, executor, show_status))
+        manifest = run_study(loaded, folder, prepared, Making(place, device, executor, part, show_status))
     counts = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in manifest.runs).items())
     print(f"{folder}: {len(manifest.runs)} runs: {counts}")
 
 
-def _show(study: "Study", folder: Path, data: Path | None, jobs: int, choose: Callable[[], "Hardware"]) -> None:
+def _show(
+    study: "Study",
+    folder: Path,
+    data: Path | None,
+    only: tuple[str, ...],
+    jobs: int,
+    choose: Callable[[], "Hardware"],
+) -> None:
     """Prints the runs and their time: of shapes that were trained, by their epochs; of others, by a few steps now.
 
     The steps have the threads that one of `jobs` runs at a time has.
@@ -78,9 +93,9 @@ def _show(study: "Study", folder: Path, data: Path | None, jobs: int, choose: Ca
     with results_only():
         manifest = open_study(study, folder)
         if manifest.data is None and (place := find_data(data)):
-            smallest = prepare_data(place, study.data.model_copy(update={"size": min(sizes(study))}))
+            smallest = prepare_data(place, study.data.model_copy(update={"size": min(sizes(study, only))}))
             manifest = manifest.model_copy(update={"data": describe(smallest)})
-        planned = plan(manifest)
+        planned = plan(manifest, only)
         trained = {run.cost for run in planned if read_metrics(run.place(folder))}
         new = {run.cost: run.config for run in planned if run.cost not in trained}
         measured = _timed(new, len(manifest.data.classes) if manifest.data else 3, choose(), jobs) if new else {}

@@ -50,7 +50,7 @@ COMMANDS = {  # every command with its flags and arguments
     "robustness": "--data --device --out --split --threads MODEL",
     "compare": "--data --device --export --folds --models --out --quick --recipe --reference --resume --seeds --set "
     "--threads",
-    "study": "--data --device --from --gpus --jobs --list --out --ray --threads RECIPE",
+    "study": "--data --device --from --gpus --jobs --list --only --out --ray --threads RECIPE",
     "report": "--out SOURCE",
 }
 

@@ -332,6 +332,27 @@ def test_a_run_that_fails_stops_no_other(whole, tiny, sizes, pets_folder, tmp_pa
     assert results(folder) == results(whole)
 
 
+def test_a_part_of_a_study_is_made_alone_and_the_rest_later(whole, tiny, recipe, sizes, pets_folder, tmp_path):
+    last = next(entry.name for entry in read_manifest(whole).runs if entry.rows[0].arm == "segnet/parameters")
+    folder = part(whole, tmp_path / "part", [entry.name for entry in read_manifest(whole).runs if entry.name != last])
+    lines = []
+    manifest = run_study(tiny, folder, sizes, Making(pets_folder, only=("skips",)))
+    states = {entry.name: entry.state for entry in manifest.runs}
+    assert states.pop(last) == "missing"
+    assert set(states.values()) == {"finished", "diverged"}
+    making = Making(pets_folder, only=("size",), on_status=lambda *line: lines.append(line))
+    run_study(tiny, folder, sizes, making)
+    assert [line[1:] for line in lines] == [(2, 2)], "of the runs of the part: its arms, and no tuning that it needs"
+    assert results(folder) == results(whole)
+    listed = petseg("study", recipe, "--out", whole, "--list", "--only", "size").stdout
+    assert len(re.findall("finished", listed)) == 2
+    told = petseg("study", recipe, "--only", "sizes")
+    assert (told.returncode, told.stderr.strip()) == (
+        2,
+        "petseg: --only sizes: not an experiment of this recipe; it has skips, size",
+    )
+
+
 def test_a_finished_study_makes_nothing_again(whole, tiny, sizes, pets_folder, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in whole.glob("runs/**/*")}
     manifest = read_manifest(whole)

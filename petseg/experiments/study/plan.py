@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,11 @@ class Run:
         return RunEntry(name=self.name, state=state, cost=self.cost, splits=self.splits, rows=self.rows)
 
 
-def plan(manifest: StudyManifest) -> list[Run]:
+def plan(manifest: StudyManifest, only: Collection[str] = ()) -> list[Run]:
     """Returns every run of a study, in the order in which they are made: tuning, then each seed of all experiments.
 
-    What is not in the manifest yet, a shape of equal cost or a tuned setting, is what runs wait for.
+    What is not in the manifest yet, a shape of equal cost or a tuned setting, is what runs wait for. `only` names
+    experiments: their runs, and the tuning where they need it.
     """
     found: dict[tuple[str, str], Run] = {}
     later = sorted(_experiment_runs(manifest), key=lambda numbered: numbered[0])
@@ -76,7 +77,11 @@ def plan(manifest: StudyManifest) -> list[Run]:
             rows, splits = (*found[key].rows, *run.rows), max(found[key].splits, run.splits, key=len)
             run = replace(run, rows=rows, splits=splits)
         found[key] = run
-    return list(found.values())
+    if not only:
+        return list(found.values())
+    chosen = [one for one in manifest.recipe.experiments if one.name in only]
+    needed = {*only, *([TUNING] if any(one.tuned for one in chosen) else [])}
+    return [run for run in found.values() if any(row.experiment in needed for row in run.rows)]
 
 
 def _tuning_runs(manifest: StudyManifest) -> Iterator[tuple[str, dict[str, Any], Run]]:
@@ -251,9 +256,9 @@ def plain(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": ModelConfig(name=config.model.name, **kept)})
 
 
-def sizes(study: Study) -> list[int]:
+def sizes(study: Study, only: Collection[str] = ()) -> list[int]:
     """Returns every side in pixels at which a study needs its images."""
-    return sorted({run.config.data.size for run in plan(StudyManifest(petseg="", recipe=study))})
+    return sorted({run.config.data.size for run in plan(StudyManifest(petseg="", recipe=study), only)})
 
 
 SECONDS_PER_MAC = 14e-12

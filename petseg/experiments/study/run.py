@@ -51,6 +51,7 @@ class Making:
     # runs made at a time share torch's threads: of 16 channels two runs with a thread each were 1.21 times as fast
     # at 64 px as in turn with two, 1.14 times at 96 px (2 cores of a Xeon with AMX, torch 2.13, 2026-11-22)
     executor: Executor = field(default_factory=partial(LocalProcesses, 1))
+    only: tuple[str, ...] = ()  # experiments, as `plan`
     # called with a line on what ended or begins, and how many runs have ended, of how many
     on_status: Callable[[str, int, int], None] = lambda line, ended, total: None
 
@@ -119,7 +120,9 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
         while True:
             manifest = _brought_on(manifest, folder, making, idle=not jobs)
             skipped = {*failed, *(run.name for run in jobs.values())}
-            todo = [run for run in plan(manifest) if run.state(folder) == "missing" and run.name not in skipped]
+            todo = [
+                run for run in plan(manifest, making.only) if run.state(folder) == "missing" and run.name not in skipped
+            ]
             room = max(0, executor.count - len(jobs)) if len(failed) < MOST_FAILURES else 0
             for run in todo[:room]:
                 given = (Workplace(run.place(folder)), Input(making.data), making.device, threads)
@@ -143,13 +146,13 @@ def run_study(study: Study, folder: Path, prepared: Mapping[int, Prepared], maki
     if failed:
         reasons = "; ".join(f"run {name}: {error}" for name, error in failed.items())
         raise PetsegError(f"{reasons} (the same command tries again, from the last whole epoch)")
-    if waits := [run.waits for run in plan(manifest) if run.waits]:
+    if waits := [run.waits for run in plan(manifest, making.only) if run.waits]:
         raise PetsegError(f"study: runs wait for {waits[0]}: every cell diverged; add lower rates to [tuning]")
     return manifest
 
 
 def _report(manifest: StudyManifest, folder: Path, making: Making, outcome: str, running: set[str]) -> None:
-    planned = plan(manifest)
+    planned = plan(manifest, making.only)
     seconds = durations(manifest, folder, planned)
     left = {run.name for run in planned if run.state(folder) in ("missing", "waiting")} | running
     time_left = duration(sum(seconds[name] for name in left) / making.executor.count)
@@ -193,14 +196,15 @@ def _brought_on(manifest: StudyManifest, folder: Path, making: Making, *, idle: 
     manifest = _save(manifest.model_copy(update={"tuned": tuned}), folder)
     if idle:
         manifest = _find_shapes(manifest, folder, making)
-    waits = any(run.waits for run in plan(manifest))
+    waits = any(run.waits for run in plan(manifest, making.only))
     return _count_costs(manifest, folder, making) if idle and not waits else manifest
 
 
 def _find_shapes(manifest: StudyManifest, folder: Path, making: Making) -> StudyManifest:
     from petseg.experiments.study.match import find_shape  # needs the extra `export`
 
-    asked = [MatchQuestion.of(manifest, one, arm) for one in manifest.recipe.experiments for arm in one.arms()]
+    experiments = [one for one in manifest.recipe.experiments if not making.only or one.name in making.only]
+    asked = [MatchQuestion.of(manifest, one, arm) for one in experiments for arm in one.arms()]
     for question in filter(None, asked):
         if question.key not in manifest.matches and manifest.data:
             making.on_status(f"search {question.key}", 0, 1)
@@ -216,7 +220,7 @@ def _count_costs(manifest: StudyManifest, folder: Path, making: Making) -> Study
 
     assert manifest.data is not None
     classes = len(manifest.data.classes)
-    shapes = {run.cost: (run.config.model, run.config.data.size) for run in plan(manifest)}
+    shapes = {run.cost: (run.config.model, run.config.data.size) for run in plan(manifest, making.only)}
     new = [key for key in shapes if key not in manifest.costs]
     costs = manifest.costs | {key: count_cost(shapes[key][0], classes, shapes[key][1]) for key in new}
     changes: dict[str, object] = {"costs": costs}
