@@ -17,6 +17,7 @@ test("numbers as people read them", () => {
 
 test("names of files: two photos of one name keep both", () => {
   assert.deepEqual(figures.uniqueStems(["a.b.jpg", "cat.jpg", "cat.png", "cat"]), ["a.b", "cat", "cat-2", "cat-3"]);
+  assert.deepEqual(figures.uniqueStems(["cat.jpg", "cat.jpg", "cat-2.jpg", "Cat.jpg"]), ["cat", "cat-2", "cat-2-2", "Cat-3"]);
   assert.equal(figures.fileName("cat", "unet", "mask"), "cat.unet.mask.png");
   assert.equal(figures.fileName("cat", "unet", "json"), "cat.unet.json");
 });

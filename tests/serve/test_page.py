@@ -314,6 +314,44 @@ def test_a_server_that_stopped_is_an_error(browser):
     page.close()
 
 
+@pytest.mark.parametrize("failure", ["gone", "broken off"])
+def test_a_request_that_fails_loses_neither_strokes_nor_cut_outs_and_is_made_again(browser, served, failure):
+    page = browser.new_page()
+    page.goto(served.url)
+    page.wait_for_selector("body[data-ready]")
+    choose(page, CAT, PAGE / "dog.jpg")
+    expect(page.locator("#zip")).to_be_enabled()
+    page.locator("input[name=tool][value=erase]").check(force=True)
+    page.locator(".stage").focus()
+    page.keyboard.press("Space")
+    answer = {"status": 200, "content_type": "multipart/form-data; boundary=x", "body": "--x\r\nbroken"}
+    fails = (lambda route: route.abort()) if failure == "gone" else (lambda route: route.fulfill(**answer))
+    page.route("**/api/segment*", fails)
+    page.locator("input[name=flip]").check()
+    expect(page.get_by_role("alert")).to_have_text("the server does not answer; is `petseg serve` still running?")
+    expect(page.locator("#undo")).to_be_enabled()
+    expect(page.locator("canvas")).to_be_visible()
+    expect(page.locator(".stage")).to_have_attribute("aria-busy", "false")
+    page.unroute("**/api/segment*")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#zip")).to_be_enabled()
+    expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("#again")).to_have_count(0)
+    expect(page.locator("#undo")).to_be_enabled()
+    page.close()
+
+
+def test_another_photo_begins_without_the_brush_and_notes_are_told(page, tmp_path):
+    frames = [Image.new("RGB", (60, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    choose(page, CAT, tmp_path / "two.gif")
+    cut_out(page)
+    page.locator("input[name=tool][value=restore]").check(force=True)
+    page.locator("#list button").nth(1).click()
+    expect(page.locator("input[name=tool][value=slider]")).to_be_checked()
+    expect(page.locator(".notes")).to_have_text(re.compile("first"))
+
+
 def test_with_the_keyboard_alone(page):
     def tab_to(selector):
         for _ in range(40):
@@ -411,6 +449,7 @@ def test_dropped_and_pasted_images_are_taken(page):
             [content, event, field],
         )
         expect(page.locator("[data-output=mask]").first).to_have_attribute("download", f"{event}.{DEFAULT}.mask.png")
+        page.goto(page.url.partition("#")[0] + "#api")  # the next one is taken from there
     page.evaluate("dispatchEvent(new ClipboardEvent('paste', { clipboardData: new DataTransfer() }))")
     expect(page.get_by_role("alert")).to_have_text("The clipboard holds no image.")
 

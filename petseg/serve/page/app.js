@@ -28,7 +28,7 @@ const state = {
   background: "", colour: "#56b4e9", picture: null, crop: false, // "", "colour" or "picture": of the finished cut-out
   tool: "slider", size: 0.06, zoom: 1, at: 35, // slider, erase or restore; its width as a share of the photo's
   samples: [], items: [], current: null, // each is of makeItem
-  problem: "", status: "", copied: "", answer: "",
+  problem: "", stopped: false, status: "", copied: "", answer: "", // stopped: by a problem that is no photo's own
   camera: null, rate: null,
 };
 let working = new AbortController();
@@ -43,6 +43,7 @@ function change(changes) {
 // --- asking ---
 
 class Problem extends Error {} // in words that are meant for the visitor
+class PhotoProblem extends Problem {} // which stays with the photo; any other may be gone at the next try
 
 async function segment(blob, query, signal) {
   const asked = new URLSearchParams(Object.entries(query).flatMap(([name, value]) => [value].flat().map((each) => [name, each])));
@@ -56,15 +57,21 @@ async function segment(blob, query, signal) {
       throw new Problem(GONE);
     }
     if (answer.ok) {
-      const files = Object.fromEntries(await answer.formData());
-      return { files, urls: {}, summary: JSON.parse(await files.json.text()) };
+      try {
+        const files = Object.fromEntries(await answer.formData());
+        return { files, urls: {}, summary: JSON.parse(await files.json.text()) };
+      } catch (error) {
+        if (error.name === "AbortError") throw error;
+        throw new Problem(GONE); // in the middle of its answer
+      }
     }
     if (answer.status === 503 && attempt < 4) {
       await new Promise((done) => setTimeout(done, 1000 * Number(answer.headers.get("Retry-After") ?? 1)));
       continue;
     }
     const body = await answer.json().catch(() => ({}));
-    throw new Problem(body.detail ?? `The server answered ${answer.status}.`);
+    const kind = [400, 413].includes(answer.status) ? PhotoProblem : Problem;
+    throw new kind(body.detail ?? `The server answered ${answer.status}.`);
   }
 }
 
@@ -108,11 +115,14 @@ function forget(item) {
 function take(items) {
   stopWebcam();
   state.items.filter((item) => !items.includes(item)).forEach(forget);
-  change({ items, current: items[0] ?? null, problem: "", zoom: 1, tool: "slider" });
+  change({ items, current: items[0] ?? null, problem: "", stopped: false, zoom: 1, tool: "slider" });
   work();
 }
 
-const takeFiles = (files) => take([...files].map((file, place) => makeItem(file, file.name || `photo-${place + 1}.png`)));
+function takeFiles(files) {
+  if (state.page !== "try") location.hash = "#try"; // photos may be dropped and pasted anywhere
+  take([...files].map((file, place) => makeItem(file, file.name || `photo-${place + 1}.png`)));
+}
 
 // Computes what the view lacks, the photo that is shown first.
 async function work() {
@@ -120,17 +130,18 @@ async function work() {
   working = new AbortController();
   const { signal } = working;
   const { current, items } = state;
-  draw();
+  change(state.stopped ? { stopped: false, problem: "" } : {});
   for (const item of [...items].sort((one, other) => (other === current) - (one === current))) {
     if (item.error) continue;
     try {
-      if (!item.blob.size) throw new Problem("the file is empty");
+      if (!item.blob.size) throw new PhotoProblem("the file is empty");
       if (item.blob.size > about.upload_bytes)
-        throw new Problem(`it has ${megabytes(item.blob.size)}; at most ${megabytes(about.upload_bytes)} are taken`);
+        throw new PhotoProblem(`it has ${megabytes(item.blob.size)}; at most ${megabytes(about.upload_bytes)} are taken`);
       await complete(item, state.view, signal);
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
+      if (!(error instanceof PhotoProblem)) return change({ problem: items.length === 1 ? `${item.name}: ${error.message}` : error.message, stopped: true });
       item.error = error.message;
     }
     if (signal.aborted) return;
@@ -211,19 +222,28 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-async function saveAll() {
+// Says why where a file cannot be made.
+const saving = (make) => async () => {
+  try {
+    await make();
+  } catch (error) {
+    change({ problem: `The browser cannot make this file: ${error.message}` });
+  }
+};
+
+const saveAll = saving(async () => {
   const items = state.items.filter(done);
   const stems = uniqueStems(items.map((item) => item.name));
   const named = items.map(async (item, place) =>
     (await files(item)).map(([model, output, input]) => ({ name: fileName(stems[place], model, output), input })),
   );
   save(await downloadZip((await Promise.all(named)).flat()).blob(), "petseg.zip");
-}
+});
 
-const saveCutout = async () => {
+const saveCutout = saving(async () => {
   const [[model, output, blob]] = await files(state.current);
   save(blob, fileName(stem(state.current.name), model, output));
-};
+});
 
 async function copy(what, blob) {
   try {
@@ -313,7 +333,8 @@ async function pick(tool) {
 
 // --- what it looks like ---
 
-const busy = (item) => !item.error && !done(item);
+const unanswered = (item) => !item.error && !state.stopped;
+const busy = (item) => unanswered(item) && !done(item);
 
 // A photo below a result that the slider uncovers.
 function stage(item, { waits, result, label, brush = false }) {
@@ -345,7 +366,7 @@ function picture(item, query, output, title) {
     draw();
   };
   const result = answer && html`<div class="result"><img src=${urlOf(answer, output)} alt="${title}: ${output}" draggable="false" @load=${fit}></div>`;
-  return stage(item, { waits: !answer && !item.error, result, label: title });
+  return stage(item, { waits: !answer && unanswered(item), result, label: title });
 }
 
 function facts(answer, model) {
@@ -358,7 +379,8 @@ function facts(answer, model) {
   };
   return html`<dl class="facts">
     ${Object.entries(rows).map(([name, text]) => html`<div><dt>${name}</dt><dd class=${name.toLowerCase()}>${text || "–"}</dd></div>`)}
-  </dl>`;
+  </dl>
+  ${summary?.notes.length ? html`<p class="soft small notes">${summary.notes.join("; ")}</p>` : nothing}`;
 }
 
 const legend = (classes) => html`<ul class="legend" aria-label="Colours">
@@ -399,7 +421,7 @@ function cutoutView(item) {
   return html`<div class="bench">
     <div>
       <div class="window" style="--zoom: ${state.zoom}; --ratio: ${item.ratio ?? 1.5}" tabindex=${state.zoom > 1 ? 0 : nothing}>
-        ${stage(item, { waits: !answer && !item.error, result, label: "Cut-out", brush })}
+        ${stage(item, { waits: !answer && unanswered(item), result, label: "Cut-out", brush })}
       </div>
       ${none ? html`<div class="none" role="status"><b>${named(models[state.model].classes) ? `No ${named(models[state.model].classes)} here` : "Nothing to cut out here"}</b>
         <span>${item.raw ? "The model marks no pixel at all." : `${state.model} sees ${sees(answer.summary, models[state.model].classes)}.`}
@@ -502,7 +524,7 @@ function list() {
     <div class="bar"><h2 id="several-title">Photos</h2>
       <button type="button" id="zip" ?disabled=${!state.items.some(done) || state.items.some(busy)} @click=${saveAll}>Download all as zip</button></div>
     <ol id="list">${state.items.map((item) => html`<li>
-      <button type="button" aria-current=${item === state.current} @click=${() => change({ current: item })}>
+      <button type="button" aria-current=${item === state.current} @click=${() => change({ current: item, tool: "slider" })}>
         <img src=${item.url} alt="" @error=${(event) => (event.target.style.visibility = "hidden")}>
         <span>${item.name}</span><span class=${item.error ? "failed" : "soft"}>${word(item)}</span>
       </button></li>`)}</ol>
@@ -576,7 +598,7 @@ function apiPage() {
     output: "mask, overlay, cutout, classes, trimap or json; repeat it for several in one multipart answer",
     model: [...new Set(about.models.flatMap(({ name, kind }) => (kind ? [kind, name] : [name])))].join(", "),
     foreground: `classes to cut out, repeated: ${[...new Set(about.models.flatMap(({ classes }) => classes.map(({ name }) => name)))].join(", ")}`,
-    "flip, scales": "true averages with the mirrored photo; 1 and 1.25 average over sizes",
+    "flip, scales": "true averages with the mirrored photo; scales=1&scales=1.25 averages over sizes, at most four of .25 to 2",
     zoom: "false looks at small objects once; otherwise shipped models look a second time, closer",
     matting: "true gives cut-outs finer hair",
     raw: "true keeps small pieces and holes, and what is hardly an object",
@@ -605,6 +627,7 @@ function draw() {
     </nav></header>
     <main id="main" style="--at: ${state.at}%">
       <p class="problem" id="problem" role="alert" ?hidden=${!state.problem}>${state.problem}</p>
+      ${state.stopped ? html`<button type="button" id="again" @click=${work}>Try again</button>` : nothing}
       <p class="hidden" id="status" role="status">${state.status}</p>
       ${about ? shown() : nothing}
     </main>`, find("#app"));

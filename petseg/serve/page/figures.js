@@ -7,12 +7,14 @@ export const clamped = (value) => Math.min(1, Math.max(0, value));
 export const stem = (name) => name.replace(/\.[^.]+$/, "");
 export const fileName = (name, model, output) => `${name}.${model}.${output === "json" ? "json" : `${output}.png`}`;
 
-// Two photos of one name: cat, cat-2.
+// Two photos of one name: cat, cat-2. Some file systems do not tell cases apart.
 export function uniqueStems(names) {
-  const seen = new Map();
+  const taken = new Set();
   return names.map(stem).map((name) => {
-    seen.set(name, (seen.get(name) ?? 0) + 1);
-    return seen.get(name) === 1 ? name : `${name}-${seen.get(name)}`;
+    let free = name;
+    for (let number = 2; taken.has(free.toLowerCase()); number++) free = `${name}-${number}`;
+    taken.add(free.toLowerCase());
+    return free;
   });
 }
 
