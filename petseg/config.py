@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from petseg.cores import core_count
+from petseg.cores import MOST_THREADS, core_count
 from petseg.errors import PetsegError, shown, unknown_name
 
 
@@ -335,7 +335,7 @@ class ServeConfig(StrictConfig):
     """Largest upload; a larger one is answered 413."""
     pixels: Annotated[int, Field(ge=1)] = 50_000_000
     """Largest photo; a larger one is answered 413. A cut-out takes some 20 bytes a pixel while it is made."""
-    concurrent: Annotated[int, Field(ge=1)] = core_count()
+    concurrent: Annotated[int, Field(ge=1, le=MOST_THREADS)] = core_count()
     """Photos computed at once, on one thread each; a core each is fastest."""
     queue: Annotated[int, Field(ge=0)] = 256
     """Requests that may wait beside those; the next one is answered 503."""

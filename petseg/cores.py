@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path, PurePosixPath
 
+MOST_THREADS = 1024  # that may be asked for: a runtime starts them all, and a million take all memory
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 

@@ -59,7 +59,7 @@ def shown(value: object) -> str:
     >>> shown("unett"), len(shown("a" * 1000))
     ("'unett'", 80)
     """
-    return _SHORT.repr(value)
+    return " ".join(_SHORT.repr(value).split())
 
 
 MOST_CHOICES = 60  # names that an error lists; of a library's 1,500 only the nearest help
@@ -72,13 +72,16 @@ def unknown_name(kind: str, got: str, choices: Iterable[str]) -> PetsegError:
     "model 'unett' is unknown; choose one of: unet, segnet"
     """
 
+    text = str(got)  # of the API it may be anything
+
     def likeness(name: str) -> float:
-        whole = difflib.SequenceMatcher(None, got[:80], name).ratio()
+        whole = difflib.SequenceMatcher(None, text[:80], name).ratio()
         # of dotted fields the last part is what people remember
-        last = difflib.SequenceMatcher(None, got[-80:].split(".")[-1], name.split(".")[-1]).ratio()
+        last = difflib.SequenceMatcher(None, text[-80:].split(".")[-1], name.split(".")[-1]).ratio()
         return max(whole, last)
 
     ordered = sorted(choices, key=lambda name: (-likeness(name), name))
     more = f" and {len(ordered) - MOST_CHOICES} more" if len(ordered) > MOST_CHOICES else ""
     told = ", ".join(ordered[:MOST_CHOICES] if more else ordered)
-    return PetsegError(f"{kind} {shown(got)} is unknown; choose one of: {told}{more}")
+    do = f"choose one of: {told}{more}" if ordered else "there is none: leave it out"
+    return PetsegError(f"{kind} {shown(got)} is unknown; {do}")

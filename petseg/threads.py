@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from petseg.cores import core_count
+from petseg.cores import MOST_THREADS, core_count
 from petseg.errors import PetsegError
 
 VARIABLE = "PETSEG_THREADS"
@@ -28,8 +28,8 @@ def thread_count(given: int | None = None) -> int | None:
     """Returns how many threads were asked for: `given`, else PETSEG_THREADS, else None."""
     named = os.environ.get(VARIABLE, "")
     if given is None and named:
-        if not named.isdecimal() or not int(named):
-            raise PetsegError(f"{VARIABLE} is {named!r}; wanted a whole number above zero")
+        if not named.isdecimal() or not 0 < int(named) <= MOST_THREADS:
+            raise PetsegError(f"{VARIABLE} is {named!r}; wanted a whole number above zero, at most {MOST_THREADS}")
         return int(named)
     return given
 

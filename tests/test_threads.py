@@ -16,7 +16,7 @@ def test_the_option_goes_before_the_variable_and_a_wrong_one_is_named(monkeypatc
     assert threads.thread_count() is None
     monkeypatch.setenv("PETSEG_THREADS", "3")
     assert (threads.thread_count(), threads.thread_count(2)) == (3, 2)
-    for named in ("0", "two", "-1", "1.5"):
+    for named in ("0", "two", "-1", "1.5", "1025", "9" * 20):
         monkeypatch.setenv("PETSEG_THREADS", named)
         refused(f"PETSEG_THREADS is '{named}'; wanted a whole number above zero", threads.thread_count)
 

@@ -14,7 +14,13 @@ let last = null; // the photo shown, for when the model is changed
 
 function chosen() {
   const name = find("model").value;
-  if (!models.has(name)) models.set(name, load(name));
+  if (!models.has(name)) {
+    const loading = load(name).catch((error) => {
+      models.delete(name); // the next try may reach it
+      throw new Error(`The model cannot be loaded (${error.message}); was \`npm install\` run in examples/browser?`);
+    });
+    models.set(name, loading);
+  }
   return models.get(name);
 }
 
@@ -52,7 +58,13 @@ async function take(blob) {
 }
 
 async function again() {
-  const { mask, milliseconds, title } = await show(last);
+  let shown;
+  try {
+    shown = await show(last);
+  } catch (error) {
+    return say(error.message);
+  }
+  const { mask, milliseconds, title } = shown;
   const share = mask.reduce((sum, value) => sum + (value > 0), 0) / mask.length;
   say(`${title}: ${Math.round(100 * share)} % of the photo is foreground; ${Math.round(milliseconds)} ms in this browser.`);
   const canvas = new OffscreenCanvas(last.width, last.height);
@@ -110,5 +122,5 @@ try {
   say("Ready: choose a photo.");
   document.body.dataset.ready = "true";
 } catch (error) {
-  say(`The model cannot be loaded (${error.message}); was \`npm install\` run in examples/browser?`);
+  say(error.message);
 }

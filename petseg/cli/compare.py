@@ -19,7 +19,7 @@ from petseg.cli.options import (
     ThreadsOption,
     chosen_hardware,
 )
-from petseg.cli.terminal import print_figures, progress_bar, resumable
+from petseg.cli.terminal import print_figures, progress_bar, results_only, resumable
 from petseg.errors import PetsegError
 
 QUICK_HELP = "Takes minutes: small images, few epochs, validation only; draws pets if no dataset can be had."
@@ -82,7 +82,7 @@ def compare(
     words += [word for setting in settings or () for word in ("--set", setting)]
     words += ["--reference", reference] if reference else []
     words += ["--device", device] if device else []
-    with resumable(), progress_bar() as advance:
+    with resumable(), results_only(), progress_bar() as advance:
         plan = Plan(
             recipe=loaded,
             hardware=hardware,

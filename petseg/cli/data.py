@@ -106,9 +106,15 @@ def prepare(data: DataOption = None, size: SizeOption = 128, settings: SetOption
 
 def data_of(run: Path, given: Path | None) -> Path | None:
     """Returns what was given as --data, else where the images of a run or a comparison lay."""
-    from petseg.training.runs import read_place
+    from petseg.data import oxford_pets
+    from petseg.training.runs import read_data, read_place
 
-    return given or read_place(run)
+    place = read_place(run)
+    if given or place is None or place.exists():
+        return given or place
+    if not (run / "data.json").is_file() or read_data(run).name == oxford_pets.NAME:
+        return None  # which may lie anywhere
+    raise PetsegError(f"{run}: its images lay in {place}, which is not there; name their folder (--data)")
 
 
 def data_folder(given: Path | None, *, fetch: bool = False) -> Path:

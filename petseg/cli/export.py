@@ -106,6 +106,8 @@ def bench(
     if out is not None:
         if out.is_dir():
             raise PetsegError(f"--out {out} is a folder; name a file in it")
+        if out.suffix != ".json":
+            raise PetsegError(f"--out {out}: the table is JSON; name a file that ends in .json")
         storage.check_writable(out.parent, "choose another --out")
     threads = threads or str(thread_count() or 1)
     sizes = [checked_size(side) for side in _whole_numbers(size, "--size")]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petseg.cores import MOST_THREADS
 from petseg.units import plural
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ THREADS_HELP = "Threads of the processor. Default: PETSEG_THREADS, then as many 
 DataOption = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 DeviceOption = Annotated[str | None, typer.Option(help=DEVICE_HELP, show_default=False)]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help=THREADS_HELP, show_default=False)]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help=THREADS_HELP, show_default=False)]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on in the folder of an interrupted run.")]
 EXPORT_HELP = "Write each run's model.onnx too; a model that ONNX cannot hold is refused before training."
 ExportOption = Annotated[bool, typer.Option("--export", help=EXPORT_HELP)]

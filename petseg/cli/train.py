@@ -18,7 +18,7 @@ from petseg.cli.options import (
     ThreadsOption,
     chosen_hardware,
 )
-from petseg.cli.terminal import print_table, progress_bar, resumable
+from petseg.cli.terminal import print_table, progress_bar, results_only, resumable
 from petseg.units import loss, percent
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def train(
         from petseg.export.onnx import check_export
 
         check_export(config, len(prepared.dataset.classes))
-    with distributed.joined(hardware.device), resumable(), progress_bar() as advance:
+    with distributed.joined(hardware.device), resumable(), results_only(), progress_bar() as advance:
         if unlabelled is not None:
             prepare_unlabelled(config, prepared.dataset.classes, partial(advance, "prepare unlabelled"))
         on_step = partial(advance, f"train {title_of(model)}")

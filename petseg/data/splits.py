@@ -124,6 +124,8 @@ def blocks(ids: Sequence[str], shares: Mapping[str, float], config: DataConfig) 
     """Returns runs of neighbours in natural order: test the last one, or that of `data.fold`, val just before it."""
     ordered = sorted(ids, key=natural)
     count = len(ordered)
+    if config.folds > count:
+        raise PetsegError(f"data.folds is {config.folds}, for {count} images; take at most {count}")
     sizes = {part: max(1, round(share * count)) for part, share in shares.items()}
     start, end = count - sizes.get("test", 0), count
     if config.folds:
@@ -141,6 +143,9 @@ def _drawn(
     if not config.folds:
         return stratified(units, {"train": rest, **shares}, holds, seed)
     folds = stratified(units, {str(number): 1 / config.folds for number in range(config.folds)}, holds, seed)
+    if not all(folds.values()):
+        apart = f"{len(units)} images that differ (near-duplicates and groups count as one)"
+        raise PetsegError(f"data.folds is {config.folds}, too many for {apart}; take fewer")
     test = folds[str(config.fold)]
     others = [unit for unit in units if unit[0] not in test]
     return {**stratified(others, {"train": rest, "val": shares["val"]}, holds, seed), "test": test}

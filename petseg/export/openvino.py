@@ -117,6 +117,8 @@ def as_openvino(onnx_file: bytes, images: UInt8) -> Made:
         openvino.save_model(model, path, compress_to_fp16=False)  # what the ONNX file stores in fp16 stays so
 
     def save(out: Path, metadata: Mapping[str, Any]) -> None:
+        if (weights := out.with_suffix(".bin")).exists() and not out.exists():
+            raise PetsegError(f"{weights} is there without {out.name}, and would be replaced; choose another --out")
         for name, value in metadata.items():
             model.set_rt_info(json.dumps(value), ["petseg", name])
         with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ class Photo:
         try:
             content = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else source
             content = content.read() if hasattr(content, "read") else content
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # a closed file, a path with a zero byte
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise PetsegError(f"{self.name}: cannot be read ({reason})") from None
         if not isinstance(content, bytes | bytearray | memoryview):
@@ -131,6 +132,8 @@ class Photo:
         reason = first_line(error)
         if isinstance(error, UnidentifiedImageError):
             reason = images.unidentified(self._kept) if isinstance(self._kept, bytes) else str(error)
+        elif re.search("truncated|data stream", reason, re.IGNORECASE):
+            reason += "; was it copied completely?"
         too_large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
         kind = TooManyPixelsError if too_large else PetsegError
         return kind(f"{self.name}: cannot be decoded ({reason}){'; reduce it first' if too_large else ''}")

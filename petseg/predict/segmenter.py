@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from petseg.cores import MOST_THREADS
 from petseg.data.dataset import Class, Progress, UInt8, classes_from, with_foreground
 from petseg.data.geometry import FITS, Geometry
 from petseg.errors import PetsegError, first_line, shown, unknown_name
@@ -39,6 +40,8 @@ class Segmenter:
         self, model: str | Path = "", *, threads: int | None = None, runtime: str | None = None, one_photo: bool = False
     ) -> None:
         _check_threads(threads)
+        if not isinstance(model, str | Path):
+            raise PetsegError(f"model is {shown(model)}; wanted the name of a shipped model, or an ONNX file")
         self.flip, self.raw = False, False
         self.scales: tuple[float, ...] = (1.0,)
         self.windows: int | None = None
@@ -237,7 +240,7 @@ def _check_options(scales: Sequence[Any], windows: Any, **flags: object) -> None
 
 def _check_threads(given: Any) -> None:
     whole = isinstance(given, Integral) and not isinstance(given, bool)
-    if given is not None and not (whole and given > 0):
+    if given is not None and not (whole and 0 < given <= MOST_THREADS):
         raise PetsegError(f"threads is {shown(given)}; wanted a whole number above zero, or None for all cores")
 
 

@@ -1,6 +1,7 @@
 """The application on a socket, until Ctrl-C or SIGTERM; requests under way are answered first."""
 
 import asyncio
+import errno
 import ipaddress
 import math
 import os
@@ -40,7 +41,8 @@ def serve(config: ServeConfig, on_ready: Callable[[str], None] = lambda url: Non
     try:
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
     except OSError as error:
-        problem = f"cannot be had ({error.strerror or error}); choose another with --port"
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        problem = f"cannot be had ({error.strerror or error}); choose another with {option}"
         raise PetsegError(f"{config.host}:{config.port} {problem}") from None
     with listening:
         host, port = listening.getsockname()[:2]

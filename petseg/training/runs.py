@@ -120,10 +120,10 @@ def claim_data(folder: Path, prepared: Prepared) -> DataInfo:
 
 
 def read_place(run: Path) -> Path | None:
-    """Returns where the images of a run or a comparison lay, None where that is not known or they are there no more."""
+    """Returns where the images of a run or a comparison lay, None where that is not known."""
     with suppress(PetsegError):
         place = Path(str(storage.read_json(run / PLACE).get("data", "")))
-        return place if place.is_absolute() and place.exists() else None
+        return place if place.is_absolute() else None
     return None
 
 

@@ -198,6 +198,7 @@ class Shape:
 class Net(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
+        print("a network talks")
         width = Shape().width
         self.layers = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, num_classes, 1)
@@ -220,6 +221,7 @@ def test_a_network_in_a_file_of_ones_own_is_compared_and_exported(pets_folder, t
     small = ["--quick", "--data", pets_folder, *settings, "--set", "train.epochs=1"]
     result = succeeds("compare", "--models", "mine.py:Net,tutorial", "--out", "out", "--export", *small, cwd=tmp_path)
     assert "Net" in result.stdout
+    assert ("talks" in result.stdout, "a network talks" in result.stderr) == (False, True)
     assert {path.name for path in (tmp_path / "out" / "runs").iterdir()} == {"mine.py_Net", "tutorial"}
     cat = Path(__file__).parents[2] / "petseg" / "serve" / "page" / "cat.jpg"
     model = tmp_path / "out" / "runs" / "mine.py_Net" / "model.onnx"
@@ -273,6 +275,7 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
         (["bench", "--runtime", "onnx"], "--runtime 'onnx' is unknown; choose one of: onnxruntime"),
         (["bench", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
         (["bench", "--threads", "1,two"], "--threads is '1,two'; wanted whole numbers above zero"),
+        (["bench", "--out", "dog.jpg"], "--out dog.jpg: the table is JSON; name a file that ends in .json"),
         (["bench", "--size", "0"], "--size is '0'; wanted whole numbers above zero"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

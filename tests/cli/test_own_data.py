@@ -41,6 +41,10 @@ def test_a_run_is_named_after_the_data_and_scores_the_images_that_it_did_not_tra
     scores = read_record(run / "evaluations" / "val.my.json", Scores)
     assert (scores.split, scores.images) == ("val", len(kept.val))
     assert {*scores.iou} == {"background", "foreground"}
+    (tmp_path / "my").rename(tmp_path / "moved")
+    told = one_line_error(petseg("evaluate", run, cwd=tmp_path))
+    assert told.endswith(f"images lay in {tmp_path / 'my'}, which is not there; name their folder (--data)")
+    (tmp_path / "moved").rename(tmp_path / "my")
     refused = petseg("train", "--data", "my", "--out", run, "--resume", *SETTINGS, cwd=tmp_path)
     assert "holds work on other images" in one_line_error(refused)
 

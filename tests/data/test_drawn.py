@@ -159,6 +159,20 @@ def test_folds_test_every_image_once(split):
     assert sorted(tested) == sorted(dataset.by_id)
 
 
+def test_more_folds_than_images_that_differ_are_refused_before_any_is_trained(tmp_path):
+    refused(
+        "^data.folds is 9, for 6 images; take at most 6$", with_splits, made(6), DataConfig(split="blocks", folds=9)
+    )
+    names = [f"s{number:03}" for number in range(8)]
+    for name in names:
+        image = np.random.default_rng(int(name[1:]) // 2).integers(0, 255, (40, 40, 3), np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{name}.png")  # four pairs of equal images
+    message = (
+        r"^data.folds is 5, too many for 4 images that differ \(near-duplicates and groups count as one\); take fewer$"
+    )
+    refused(message, with_splits, made(8, folder=tmp_path), DataConfig(folds=5, fold=0))
+
+
 def test_blocks_are_runs_in_natural_order():
     names = [f"slice {number}" for number in range(1, 21)]
     samples = tuple(Sample(name, Path(), Path()) for name in sorted(names))

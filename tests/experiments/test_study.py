@@ -27,7 +27,7 @@ from petseg.experiments.ray_tasks import RayTasks
 from petseg.experiments.study.findings import write_findings
 from petseg.experiments.study.match import MATCHED, count_parameters, find_shape
 from petseg.experiments.study.plan import MatchQuestion, best_cell, durations, plain, plan, tuning_cells
-from petseg.experiments.study.recipe import Tuning, check_against_data, load_study, study_names
+from petseg.experiments.study.recipe import CLAIM, Tuning, check_against_data, load_study, study_names
 from petseg.experiments.study.results import StudyManifest, publish, read_manifest, read_run
 from petseg.experiments.study.run import Making, go_on_from, open_study, run_study
 from petseg.models import build_model, folder_name
@@ -533,6 +533,12 @@ def test_the_published_study_s_runs_still_follow_from_its_recipe():
     # tuning first, then one seed of everything
     seeds = [run.rows[0].seed for run in plan(manifest)[20:]]
     assert seeds == sorted(seeds)
+
+
+@pytest.mark.parametrize("words", ["border", "class 1", "left ear: it is small"])
+def test_a_claim_may_name_a_class_of_several_words(words):
+    read = CLAIM.fullmatch(f"unet/plain > segnet/plain by 2 in {words}")
+    assert (read["right"], read["points"], read["metric"]) == ("segnet/plain", "2", words.partition(":")[0])
 
 
 def test_the_shipped_studies_name_what_they_are_for_and_share_five_per_cent():

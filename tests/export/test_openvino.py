@@ -78,6 +78,13 @@ def test_an_exported_file_as_openvino(tmp_path):
     assert "CC BY-SA 4.0" in (tmp_path / "pets.xml").read_text(encoding="utf-8")
 
 
+def test_weights_of_another_s_that_lie_there_are_kept(tmp_path):
+    (tmp_path / "mine.bin").write_bytes(b"mine")
+    told = one_line_error(petseg("export", "--model", "segnet_small", "--out", "mine.xml", cwd=tmp_path))
+    assert told.endswith("mine.bin is there without mine.xml, and would be replaced; choose another --out")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+
+
 def test_an_openvino_file_that_disagrees_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
 

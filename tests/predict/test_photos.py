@@ -82,8 +82,8 @@ def test_a_jpeg_is_resized_as_the_dataset_was_and_reduced_in_its_shape(prepared)
     [
         (b"", r"^x: is empty \(zero bytes\)"),
         (b"no image, only words", r"^x: cannot be decoded \(not an image that can be read; wanted JPEG, .*TIFF, NPY\)"),
-        (image_bytes(Image.fromarray(IMAGE), "JPEG")[:600], "^x: cannot be decoded"),
-        (image_bytes(Image.fromarray(IMAGE), "PNG")[:600], "^x: cannot be decoded"),
+        (image_bytes(Image.fromarray(IMAGE), "JPEG")[:600], "^x: cannot be decoded .*was it copied completely"),
+        (image_bytes(Image.fromarray(IMAGE), "PNG")[:600], "^x: cannot be decoded .*was it copied completely"),
         (image_bytes(Image.fromarray(IMAGE), "TIFF")[:200], "^x: cannot be decoded"),
     ],
     ids=["empty", "words", "truncated JPEG", "truncated PNG", "truncated TIFF"],

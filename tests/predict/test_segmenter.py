@@ -227,7 +227,15 @@ def test_what_is_of_another_type_is_one_line(segmenter, tmp_path):
     (tmp_path / "words.jpg").write_bytes(b"\xff")
     with (tmp_path / "words.jpg").open(encoding="utf-8") as file:
         refused("^image: cannot be read .*can't decode", segmenter, file)
-    for threads in ("2", 0, -1, 1.5):
+    with (tmp_path / "words.jpg").open("rb") as closed:
+        pass
+    refused("^image: cannot be read .*closed file", segmenter, closed)
+    refused("^a\0b: cannot be read .*null byte", segmenter, "a\0b")
+    for model in (None, 3):
+        refused(f"^model is {model}; wanted the name of a shipped model, or an ONNX file$", Segmenter, model)
+    refused("^foreground 1 is unknown; choose one of: ", segmenter.using, foreground=[1])
+    refused(r"^background array\(.* is neither a file", segmenter(IMAGES[0]).cutout, background=np.zeros((3, 4)))
+    for threads in ("2", 0, -1, 1.5, 1025):
         refused(f"threads is {threads!r}; wanted a whole number above zero, or None", Segmenter, threads=threads)
     refused(r"^foreground got 'cat'; wanted a list: \['cat'\]$", segmenter.using, foreground="cat")
     refused(r"^scales got 1\.25; wanted a list: \[1\.25\]$", segmenter.using, scales=1.25)

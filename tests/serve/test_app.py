@@ -398,6 +398,9 @@ def test_another_host_warns_and_a_taken_port_is_an_error(tmp_path):
     assert "petseg: warning: 0.0.0.0 lets others on the network in; there is no password" in result.stderr
     assert f"0.0.0.0:{port} cannot be had (" in one_line_error(result)
     assert "choose another with --port" in result.stderr
+    for host in ("192.0.2.1", "nowhere.invalid"):  # no machine has the first (RFC 5737)
+        result = petseg("serve", "--no-open", "--host", host, "--port", "0")
+        assert result.stderr.splitlines()[-1].endswith("; choose another with --host"), result.stderr
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Claim:
 
 
 CLAIM = re.compile(
-    r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?(?: in (?P<metric>\w+))?(?:: .+)?"
+    r"(?P<left>\S+) (?P<sign>[>=]) (?P<right>\S+?)(?: by (?P<points>\d+(?:\.\d+)?))?(?: in (?P<metric>[^:]+))?(?:: .+)?"
 )
 
 
