@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from importlib import import_module
 from io import BytesIO
 from itertools import chain, count, islice
@@ -52,7 +53,8 @@ WIDE = {  # largest value of a range that wide pixels may be of -> what is noted
     65_535: "16-bit, scaled to 8",
 }
 
-ORIENTATION = 0x0112  # a tag of EXIF
+ORIENTATION, SOFTWARE = 0x0112, 0x0131  # tags of EXIF
+COPY = "petseg copy of "  # the text of the second in an image that petseg wrote again, before the file's SHA-256
 CHANNELS = 0x0115  # a tag of TIFF
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), start=2))
 TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
@@ -164,6 +166,23 @@ def upright(opened: Image.Image) -> Image.Image:
     opened.load()  # by which Pillow itself turns a TIFF
     turn = orientation(opened)
     return opened.transpose(Image.Transpose[TURNS[turn]]) if turn in TURNS else opened.copy()
+
+
+def copy_of(content: bytes) -> Image.Exif:
+    """Returns the EXIF of an image that is written again, upright for example: it names the file that it was."""
+    exif = Image.Exif()
+    exif[SOFTWARE] = COPY + sha256(content).hexdigest()
+    return exif
+
+
+def original(path: Path) -> str:
+    """Returns the SHA-256 of an image's file, or of that which petseg wrote it again from; an OSError is passed on."""
+    content = path.read_bytes()
+    with suppress(*UNREADABLE), Image.open(BytesIO(content)) as image:
+        software = str(image.getexif().get(SOFTWARE, ""))
+        if software.startswith(COPY):
+            return software.removeprefix(COPY)
+    return sha256(content).hexdigest()
 
 
 def mended_jpeg(content: bytes) -> bytes:

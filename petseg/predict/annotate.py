@@ -9,7 +9,7 @@ import numpy as np
 
 from petseg.data.dataset import Dataset, Label, Progress, Sample
 from petseg.data.formats.convert import FORMATS, LabelledFile, Target, write_folder
-from petseg.data.images import opened, orientation, read_ids, upright
+from petseg.data.images import copy_of, opened, orientation, read_ids, upright
 from petseg.errors import PetsegError
 from petseg.predict.outputs import ENDINGS, ENTROPY, Job, plan
 from petseg.predict.photos import to_srgb
@@ -66,6 +66,6 @@ def _labelled(sample: Sample) -> LabelledFile:
     with opened(sample.image, sample.image.name) as image:
         if image.format in SHOWN and orientation(image) == 1:
             return LabelledFile(sample.image.suffix, sample.image.read_bytes(), ids)
-        stream = BytesIO()
-        to_srgb(upright(image)).save(stream, "JPEG", quality=95, subsampling=0)
+        stream, copied = BytesIO(), copy_of(sample.image.read_bytes())
+        to_srgb(upright(image)).save(stream, "JPEG", quality=95, subsampling=0, exif=copied)
     return LabelledFile(".jpg", stream.getvalue(), ids)

@@ -17,7 +17,7 @@ from PIL import Image
 from petseg import storage
 from petseg.cores import core_count
 from petseg.data.dataset import Progress, palette
-from petseg.data.images import UNREADABLE
+from petseg.data.images import SOFTWARE, UNREADABLE
 from petseg.errors import DiskError, PetsegError, unknown_name
 from petseg.predict.photos import find_photos, key_of
 from petseg.predict.png import png
@@ -36,7 +36,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any], int]] = {
 # endings of files that are never taken for photos
 OURS = (*ENDINGS.values(), *(f".{kind}.{name}" for kind in ("cutout", "overlay") for name in FORMATS))
 ENTROPY = "Entropy"  # a text in images of class ids: `Segmentation.entropy`
-MARK, SOFTWARE = "petseg predict", 0x0131  # how petseg knows its own files: a text in them, in EXIF its tag
+MARK = "petseg predict"  # how petseg knows its own files: a text in them, in EXIF `SOFTWARE`
 WORKERS = min(4, core_count())  # photos in work at once: a cut-out takes some 20 bytes a pixel
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg.data.images import open_sample
+from petseg.data.images import open_sample, original
 from petseg.data.sources import open_as_given
 from petseg.data.synthetic import draw_pet
 from petseg.predict.segmenter import Segmenter
@@ -44,6 +44,7 @@ def test_a_task_holds_the_model_s_labels_of_upright_images(kind, photos, tmp_pat
     for name, result in found.items():
         read = open_sample(dataset, dataset.by_id[name])
         assert np.array_equal(read.ids, result.class_ids), name
+        assert original(dataset.by_id[name].image) == original(photos / sources[name]), "which `data merge` goes by"
         assert np.abs(np.asarray(read.image, int) - np.asarray(result.photo.whole(), int)).mean() < 4
     rows = list(csv.DictReader((task / "order.csv").read_text().splitlines()))
     assert [row["image"].partition(".")[0] for row in rows] == sorted(found, key=lambda name: -found[name].entropy)

@@ -1,6 +1,5 @@
 """Several datasets of the same classes as one: an image that is in two of them has the later one's label."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from itertools import chain, count
 import numpy as np
 
 from petseg.data.dataset import IGNORE, Dataset, Label, Progress, Sample, UInt8
-from petseg.data.images import outcomes
+from petseg.data.images import original, outcomes
 from petseg.errors import PetsegError
 
 
@@ -25,8 +24,9 @@ class Merged:
 def merge(datasets: Sequence[Dataset], *, on_progress: Progress | None = None) -> Merged:
     """Returns the datasets as one, with the classes of the first, after reading every image file.
 
-    An image is the same where its file's bytes are. It stays in the split where it is; what is added keeps its own, and
-    trains where it has none. Raises `PetsegError` where classes differ by name.
+    An image is the same where its file's bytes are, or those of the file that petseg wrote it again from. It stays in
+    the split where it is; what is added keeps its own, and trains where it has none. Raises `PetsegError` where
+    classes differ by name.
     """
     first = datasets[0]
     tables = [_table(first, dataset) for dataset in datasets]
@@ -85,7 +85,6 @@ def _table(first: Dataset, other: Dataset) -> UInt8:
 
 def _digest(sample: Sample) -> str:
     try:
-        with sample.image.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return original(sample.image)
     except OSError as error:
         return f"{sample.image} {error.strerror}"  # left out by name when it is opened
