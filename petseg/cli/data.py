@@ -204,6 +204,8 @@ def prepare_data(folder: Path, config: "DataConfig", run: Path | None = None) ->
     with progress_bar() as advance:
         title = f"prepare {geometry}"
         prepared = prepare(dataset, geometry, on_progress=lambda done, total: advance(title, done, total))
+    if run is not None:
+        _warn_of_names(run, folder, prepared)
     if dataset.provenance == UNOFFICIAL:
         print(f"petseg: warning: {folder}: {UNOFFICIAL}; figures are of these images", file=sys.stderr)
     for name, reason in islice(prepared.left_out.items(), SHOWN):
@@ -211,3 +213,16 @@ def prepare_data(folder: Path, config: "DataConfig", run: Path | None = None) ->
     if (more := len(prepared.left_out) - SHOWN) > 0:
         print(f"petseg: left out: {more:,} more; `petseg data check` lists them", file=sys.stderr)
     return prepared
+
+
+def _warn_of_names(run: Path, folder: Path, prepared: "Prepared") -> None:
+    """Warns where images that lie elsewhere have a run's splits by their names alone."""
+    from petseg.training.runs import read_data, read_place, read_splits
+
+    splits = read_splits(run)
+    if not splits or read_place(run) == folder.resolve():
+        return
+    content, own = (key.partition("-")[0] for key in (prepared.key, read_data(run).key))
+    if content != own and {*splits.val} & {*prepared.dataset.splits.get("val", ())}:
+        what = "its names agree with those of the run's images, but the images differ; the run's splits are taken"
+        print(f"petseg: warning: {folder}: {what}", file=sys.stderr)

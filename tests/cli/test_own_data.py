@@ -41,6 +41,13 @@ def test_a_run_is_named_after_the_data_and_scores_the_images_that_it_did_not_tra
     scores = read_record(run / "evaluations" / "val.my.json", Scores)
     assert (scores.split, scores.images) == ("val", len(kept.val))
     assert {*scores.iou} == {"background", "foreground"}
+    draw(tmp_path / "twin", [f"{number:02}" for number in range(10, 40)])
+    for place in ("images", "masks"):  # other images of the same names
+        for path in sorted((tmp_path / "twin" / place).iterdir()):
+            path.rename(path.with_stem(f"{int(path.stem) - 10:02}"))
+    agree = "twin: its names agree with those of the run's images, but the images differ; the run's splits are taken"
+    assert agree in succeeds("evaluate", run, "--data", "twin", cwd=tmp_path).stderr
+    assert "names agree" not in scored.stderr
     (tmp_path / "my").rename(tmp_path / "moved")
     told = one_line_error(petseg("evaluate", run, cwd=tmp_path))
     assert told.endswith(f"images lay in {tmp_path / 'my'}, which is not there; name their folder (--data)")
