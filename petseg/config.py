@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -422,7 +422,7 @@ def first_mistake(kind: type[BaseModel], error: ValidationError) -> str:
     names, field = _field_names(kind), ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return str(unknown_name("field", field, names))
+        return str(unknown_name("field", field, [*names, *_entry_names(kind, first["loc"])]))
     if first["type"] == "missing":
         return f"{field} is missing; give it"
     if not field or first["type"] == "value_error":  # a rule of ours, which names what it is about
@@ -433,6 +433,14 @@ def first_mistake(kind: type[BaseModel], error: ValidationError) -> str:
         choices = [choice.strip("' ") for choice in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return str(unknown_name(field, str(first["input"]), choices))
     return f"{field} is {shown(first['input'])}; {message[0].lower()}{message[1:]}"
+
+
+def _entry_names(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Returns the fields of an entry of a list of models, as `classes.1.name`; none where the place is in no list."""
+    if len(place) < 3 or not isinstance(place[1], int):
+        return []
+    models = get_args(kind.model_fields[str(place[0])].annotation)
+    return [name for each in models[:1] for name in _field_names(each, f"{place[0]}.{place[1]}.")]
 
 
 def _field_names(kind: type[BaseModel], prefix: str = "") -> list[str]:

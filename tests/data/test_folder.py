@@ -285,7 +285,12 @@ REFUSED = [  # masks, classes file, data.ignore, what the error says
     ([IDS], "classes = [", (), r"classes\.toml: not readable as TOML \("),
     ([IDS], classes_file(LEAF), (), r"classes\.toml: classes is .*; tuple should have at least 2 items"),
     ([IDS], classes_file(LEAF, LEAF), (), r"classes\.toml: two classes are named leaf; give each its own name"),
-    ([IDS], classes_file(LEAF, "nam = 'x'"), (), r"field 'classes\.1\.nam' is unknown"),
+    (
+        [IDS],
+        classes_file(LEAF, "nam = 'x'"),
+        (),
+        r"field 'classes\.1\.nam' is unknown; choose one of: classes\.1\.name, ",
+    ),
     ([IDS], classes_file(LEAF, SOIL + "\nid = 0"), (), r"some classes have an id and some have none"),
     (
         [IDS],
