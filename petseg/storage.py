@@ -1,6 +1,7 @@
-"""Files written beside their place and moved there whole, so that a kill leaves the old or the new one; JSON read."""
+"""Files written beside their place and moved there whole, so that a kill leaves the old or the new one; text read."""
 
 import atexit
+import codecs
 import json
 import os
 import re
@@ -123,6 +124,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON that people can read, atomically; nan is not JSON and raises `ValueError`."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a file that a person or another program wrote: UTF-8, or UTF-16 with its byte order mark."""
+    try:
+        content = path.read_bytes()
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell's > writes it
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except OSError as error:
+        raise PetsegError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    except UnicodeError:
+        text = "\0"
+    if "\0" in text:  # UTF-16 without its mark
+        raise PetsegError(f"{path}: is not UTF-8 text; save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of such a file that are not blank, without blanks at their ends."""
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def read_json(path: Path) -> dict[str, Any]:

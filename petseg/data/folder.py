@@ -18,7 +18,8 @@ from petseg.data.dataset import Dataset, Progress, Sample
 from petseg.data.images import SUFFIXES, outcomes
 from petseg.data.masks import MaskFile, Table, scan, scan_all
 from petseg.data.splits import PARTS
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, shown
+from petseg.storage import read_lines
 from petseg.units import plural
 
 WANTED = "images/ and masks/ side by side, files of the same names in both, or NAME.jpg and NAME_mask.png in one folder"
@@ -234,20 +235,37 @@ def _listed(folder: Path, samples: dict[str, Sample], skipped: dict[str, list[st
             sample.image.relative_to(folder).as_posix(),
         }:
             by_name[name].append(sample.id)
+    alone = {name for key in skipped["image without mask"] for name in (key, key.split("/")[-1])}
     splits: dict[str, list[str]] = defaultdict(list)
     of: dict[str, str] = {}
     for path, part in _list_files(folder):
-        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines())):
-            names = (line, line.split()[0], PurePosixPath(line.split()[0]).name, PurePosixPath(line.split()[0]).stem)
+        lines = read_lines(path)
+        strange = 0
+        for line in lines:
+            names = _readings(line)
             ids = next((by_name[name] for name in names if len(by_name.get(name, ())) == 1), None)
             if ids is None:
+                strange += alone.isdisjoint(names)
                 skipped["listed, but no pair"].append(f"{path.name}: {line[:80]}")
                 continue
             if of.setdefault(ids[0], part) != part:
                 raise PetsegError(f"{path}: {line[:80]} is in {of[ids[0]]} as well; an image lies in one split")
             if ids[0] not in splits[part]:
                 splits[part].append(ids[0])
+        if lines and strange == len(lines):
+            raise PetsegError(
+                f"{path}: {plural(len(lines), 'line')}, none of a pair (first: {shown(lines[0])}); wanted names "
+                f"such as {shown(next(iter(samples)))}: correct the list, or remove it"
+            )
     return {part: ids for part, ids in splits.items() if ids}
+
+
+def _readings(line: str) -> tuple[str, ...]:
+    """Returns the names that a line of a list may mean, the likeliest first; what follows a blank may be a mask."""
+    whole = line.replace("\\", "/")
+    first = whole.split()[0]
+    paths = [PurePosixPath(path) for path in (whole, first)]
+    return whole, first, *(name for path in paths for name in (path.name, path.stem))
 
 
 def _list_files(folder: Path) -> Iterator[tuple[Path, str]]:

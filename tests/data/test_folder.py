@@ -1,5 +1,6 @@
 """A folder of images and masks: its layouts, what masks' values mean, its classes file, and what is refused."""
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,41 @@ def test_lists_come_before_folders_and_names_of_two_folders_stay_apart(tmp_path)
     assert dataset.skipped["pair in no split"] == (*"ef", "val_a", "x", "y")
     (tmp_path / "val.txt").write_text("b\n")
     refused(r"val\.txt: b is in train as well; an image lies in one split", opened, tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_lists_as_windows_writes_them(encoding, tmp_path):
+    make(tmp_path, [IDS], names=("é", "my dog", *"cdef"))
+    lists = {
+        "train": "images\\é.jpg\r\n.\\images\\my dog.jpg\r\nc\r\nd\r\n",
+        "val": "C:\\my\\e.jpg masks\\e.png\r\nf\r\n",
+    }
+    for name, text in lists.items():
+        content = text.encode(encoding)
+        (tmp_path / f"{name}.txt").write_bytes(BOM_UTF16_BE + content if encoding == "utf-16-be" else content)
+    dataset = opened(tmp_path)
+    assert dataset.splits["train"] == ("c", "d", "my dog", "é")
+    assert {*dataset.splits["val"], *dataset.splits.get("test", ())} == {"e", "f"}
+    assert dataset.skipped == {}
+
+
+def test_a_list_of_no_pair_or_no_text_is_refused_and_one_of_images_without_masks_is_not(tmp_path):
+    make(tmp_path, [IDS])
+    save(tmp_path / "images" / "new.jpg", IDS)
+    (tmp_path / "train.txt").write_text("a\nb\nc\n")
+    (tmp_path / "val.txt").write_text("d\n")
+    (tmp_path / "test.txt").write_text("images/new.jpg\n")
+    assert opened(tmp_path).skipped["listed, but no pair"] == ("test.txt: images/new.jpg",)
+    (tmp_path / "test.txt").write_text("\n")
+    assert opened(tmp_path).splits["train"] == ("a", "b", "c")
+    (tmp_path / "test.txt").write_text("scan_1\nscan_2\n")
+    line = (
+        r"test\.txt: 2 lines, none of a pair \(first: 'scan_1'\); wanted names such as 'a': correct the list, or remove"
+    )
+    refused(line, opened, tmp_path)
+    for content in ("é".encode("latin-1"), "a\nb\n".encode("utf-16-le"), BOM_UTF16_LE + b"a"):
+        (tmp_path / "test.txt").write_bytes(content)
+        refused(r"test\.txt: is not UTF-8 text; save it as UTF-8$", opened, tmp_path)
 
 
 def test_what_has_no_other_half_or_is_no_image_is_named(tmp_path):
