@@ -13,6 +13,7 @@ from petseg.config import DataConfig, StrictConfig, validated
 from petseg.data.dataset import IGNORE, Role, classes_from
 from petseg.data.masks import MAX_VALUES, MaskFile, Table, grey, hex_colour
 from petseg.errors import PetsegError, shown
+from petseg.storage import read_text
 
 CLASSES_FILE = "classes.toml"
 MOST_CLASSES = 64  # that values without names are taken for
@@ -51,9 +52,10 @@ def find_classes(folder: Path, config: DataConfig) -> ClassesFile | None:
                 f"data.classes is {shown(config.classes)}: no file in {folder} nor by path; name a TOML file"
             )
         return None
+    text = read_text(path)
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        fields = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise PetsegError(f"{path}: not readable as TOML ({error}); mend the file") from None
     return validated(ClassesFile, fields, source=str(path))
 

@@ -43,7 +43,7 @@ from petseg.data.formats.shapes import (
 )
 from petseg.data.images import UNREADABLE, check_pixels
 from petseg.errors import PetsegError
-from petseg.storage import write_bytes
+from petseg.storage import read_lines, write_bytes
 
 NAME = "LabelMe"
 WANTED = "LabelMe annotations (NAME.json beside NAME.jpg)"
@@ -91,8 +91,7 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
 def _names(folder: Path, contents: Mapping[Path, dict[str, Any]], chosen: Sequence[Class]) -> Names:
     """Returns the classes that are chosen, else those of labels.txt, else all that the files name, sorted."""
     if not chosen and (folder / ORDER).is_file():
-        lines = (folder / ORDER).read_text(encoding="utf-8").splitlines()
-        return named([line.strip() for line in lines if line.strip()], folder / ORDER)
+        return named(read_lines(folder / ORDER), folder / ORDER)
     return named(
         sorted({shape["label"] for content in contents.values() for shape in content["shapes"]}), folder, chosen
     )

@@ -13,6 +13,7 @@ from petseg.data.formats.annotations import IGNORED_NAMES, Images, Names, chosen
 from petseg.data.images import SUFFIXES, opened
 from petseg.data.masks import Table, scan_all
 from petseg.errors import PetsegError
+from petseg.storage import read_lines
 
 NAME = "Pascal VOC"
 WANTED = "Pascal VOC (JPEGImages/, SegmentationClass/, ImageSets/Segmentation/)"
@@ -72,8 +73,7 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
 
 def _listed(folder: Path, split: str) -> list[str]:
     path = folder / LISTS / f"{split}.txt"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    names = [line.split()[0] for line in lines if line.strip()]
+    names = [line.split()[0] for line in read_lines(path)] if path.is_file() else []
     images = Images(folder)
     for name in names:
         images.find(name, [folder / IMAGES], path.name)  # refuses what leaves the folder
@@ -90,7 +90,7 @@ def voc_colours() -> Iterator[int]:
 def _classes(folder: Path, chosen: Sequence[Class]) -> tuple[Names, Mapping[int, int]]:
     """Returns the classes, and colour 0xRRGGBB -> class id."""
     if (path := folder / LABELMAP).is_file():
-        rows = [line.split(":") for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+        rows = [line.split(":") for line in read_lines(path) if line[0] != "#"]
         try:
             codes = [int(bytes(int(part) for part in row[1].split(",")).hex(), 16) for row in rows]
         except (IndexError, ValueError):
@@ -102,8 +102,8 @@ def _classes(folder: Path, chosen: Sequence[Class]) -> tuple[Names, Mapping[int,
         given = [(each.name, int(each.colour[1:], 16)) for each in chosen]
     else:
         path = folder / CLASS_NAMES
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else list(CLASSES)
-        own = [line.strip() for line in lines if line.strip() and line.strip() not in IGNORED_NAMES]
+        lines = read_lines(path) if path.is_file() else CLASSES
+        own = [line for line in lines if line not in IGNORED_NAMES]
         given = list(zip(own, voc_colours(), strict=False))
     where = path if path.is_file() else NAME
     names = named([{"name": name, "colour": f"#{code:06X}"} for name, code in given], where, chosen)

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from petseg.config import DataConfig
 from petseg.data.formats import annotations, coco, cvat, label_studio, labelme, voc
-from petseg.data.sources import open_dataset
+from petseg.data.sources import open_as_given, open_dataset
 from petseg.errors import PetsegError
 from tests.conftest import refused
 from tests.data.formats import writing
@@ -196,6 +196,38 @@ def test_voc_lists_and_colours(name, text, match, tmp_path):
         return dataset.read_label(dataset.samples[0])
 
     refused(match, opened)
+
+
+VOC_PAIR = ("JPEGImages/a.png", "SegmentationClass/a.png")
+TEXTS = {  # a file of text -> its content, the other files
+    "labels.txt": ("cat\ndog\n", ["a.json"]),
+    "labelmap.txt": ("cat:1,1,1::\ndog:0,128,0::\n", VOC_PAIR),
+    "class_names.txt": ("cat\ndog\n", VOC_PAIR),
+    "ImageSets/Segmentation/train.txt": ("a\n", VOC_PAIR),
+    "classes.toml": ('[[classes]]\nname = "cat"\n[[classes]]\nname = "dog"\n', ["images/a.png", "masks/a.png"]),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_is_utf_8_or_utf_16_with_its_mark_or_refused(name, tmp_path):
+    text, others = TEXTS[name]
+    for other in others:
+        if other == "a.json":
+            writing.write_image(tmp_path / "a.png")
+            writing.write_json(tmp_path / other, writing.labelme({}))
+        else:
+            writing.write_image(tmp_path / other)
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    plain = open_as_given(tmp_path)
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes(text.encode(encoding))
+        dataset = open_as_given(tmp_path)
+        assert (dataset.classes, dataset.splits, dataset.skipped) == (plain.classes, plain.splits, plain.skipped)
+    for content in (b"\xe9\n", text.encode("utf-16-le")):
+        path.write_bytes(content)
+        refused(rf"{path.name}: is not UTF-8 text; save it as UTF-8$", open_as_given, tmp_path)
 
 
 def test_voc_without_a_pair(tmp_path):
