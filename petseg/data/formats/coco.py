@@ -101,7 +101,10 @@ def _entries(content: Any, path: Path, images: Images, class_of: Mapping[int, in
     if annotations and not any(each.get("segmentation") for each in annotations):
         raise PetsegError(f"{path}: its annotations are boxes alone; petseg needs regions: polygons or run lengths")
     listed = records(content, "images", path)
-    if unknown := by_image.keys() - {_number(each, "id", str(path)) for each in listed}:
+    ids = {_number(each, "id", str(path)) for each in listed}
+    if len(ids) < len(listed):
+        raise PetsegError(f"{path}: two images have one id; export it again")
+    if unknown := by_image.keys() - ids:
         raise PetsegError(f"{path}: an annotation is of image {unknown.pop()}, which it does not list")
     split = split_of(path.stem) or split_of(path.parent.name)
     roots = (images.folder, images.folder / "images", path.parent)

@@ -53,6 +53,7 @@ COCO = [
     (writing.coco(images=("../../../a.png",)), r"image '\.\./\.\./\.\./a\.png' lies outside"),
     (writing.coco(images=("/etc/hostname",)), "image '/etc/hostname' lies outside"),
     (writing.coco(images=("a.png", "./a.png")), "a.png: annotated twice; keep one"),
+    ({**writing.coco(), "images": [{"id": 0, "file_name": name} for name in "ab"]}, "two images have one id; export"),
     (writing.coco(images=("gone.png",)), "none of the annotated images is there, such as 'gone.png'"),
     (writing.coco(images=("",)), "names no image"),
     ({**writing.coco(), "images": [{"id": 0, "file_name": "a.png", "width": "6", "height": 4}]}, "image of '6' x 4;"),
