@@ -253,11 +253,16 @@ def _listed(folder: Path, samples: dict[str, Sample], skipped: dict[str, list[st
             if ids[0] not in splits[part]:
                 splits[part].append(ids[0])
         if lines and strange == len(lines):
-            raise PetsegError(
-                f"{path}: {plural(len(lines), 'line')}, none of a pair (first: {shown(lines[0])}); wanted names "
-                f"such as {shown(next(iter(samples)))}: correct the list, or remove it"
-            )
+            raise list_of_no_pair(path, lines, next(iter(samples)))
     return {part: ids for part, ids in splits.items() if ids}
+
+
+def list_of_no_pair(path: Path, lines: Sequence[str], name: str) -> PetsegError:
+    """Returns the error for a list of which no line names an image or a mask; `name` is one that would."""
+    return PetsegError(
+        f"{path}: {plural(len(lines), 'line')}, none of a pair (first: {shown(lines[0])}); wanted names such as "
+        f"{shown(name)}: correct the list, or remove it"
+    )
 
 
 def _readings(line: str) -> tuple[str, ...]:

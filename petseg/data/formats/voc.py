@@ -4,11 +4,12 @@ Classes are those of labelmap.txt (CVAT's export), of class_names.txt (LabelMe's
 colour (224, 224, 192) is ignored. Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from petseg.config import DataConfig
 from petseg.data.dataset import IGNORE, Class, Dataset, Label, Progress, Sample
+from petseg.data.folder import list_of_no_pair
 from petseg.data.formats.annotations import IGNORED_NAMES, Images, Names, chosen_classes, named
 from petseg.data.images import SUFFIXES, opened
 from petseg.data.masks import Table, scan_all
@@ -40,7 +41,7 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
     if not both:
         raise PetsegError(f"data folder {folder}: no {MASKS}/NAME.png with an image {IMAGES}/NAME.jpg")
     skipped = {"mask without image": tuple(sorted(masks.keys() - pictures.keys()))}
-    listed = {split: _listed(folder, split) for split in ("train", "val", "test")}
+    listed = {split: _listed(folder, split, masks.keys() | pictures.keys()) for split in ("train", "val", "test")}
     missing = {name for ids in listed.values() for name in ids} - set(both)
     skipped["listed, but no mask or image"] = tuple(sorted(missing))
     twice = [name for name in both if sum(name in ids for ids in listed.values()) > 1]
@@ -71,12 +72,16 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
     )
 
 
-def _listed(folder: Path, split: str) -> list[str]:
+def _listed(folder: Path, split: str, known: Set[str]) -> list[str]:
+    """Returns the names of a split's list: a line, or its first word where the line is no known name."""
     path = folder / LISTS / f"{split}.txt"
-    names = [line.split()[0] for line in read_lines(path)] if path.is_file() else []
+    lines = read_lines(path) if path.is_file() else []
+    names = [line if line in known else line.split()[0] for line in lines]
     images = Images(folder)
     for name in names:
         images.find(name, [folder / IMAGES], path.name)  # refuses what leaves the folder
+    if names and known.isdisjoint(names):
+        raise list_of_no_pair(path, lines, min(known))
     return names
 
 

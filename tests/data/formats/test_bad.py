@@ -178,6 +178,11 @@ def test_json_that_is_none_of_the_formats_is_named(content, tmp_path):
         ("ImageSets/Segmentation/train.txt", "../../a\n", "lies outside"),
         ("ImageSets/Segmentation/val.txt", "a\n", "a is in two splits"),
         (
+            "ImageSets/Segmentation/val.txt",
+            "scan 1\nscan 2\n",
+            r"val\.txt: 2 lines, none of a pair \(first: 'scan 1'\); wanted names such as 'a': correct the list, or",
+        ),
+        (
             "labelmap.txt",
             "cat:128,0,0::\n",
             r"24 pixels of colour #010101, which no class has \(nearest: #800000, cat\)",

@@ -85,6 +85,19 @@ def test_classes_without_a_background_and_no_splits(drawn, tmp_path):
             assert np.array_equal(read, dataset.read_label(sample).ids), kind
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_names_with_blanks_keep_their_splits(kind, drawn, tmp_path):
+    ids = {each.id: f"my {each.id} 1" for each in drawn.samples if "/" not in each.id} | {"b/c": "my"}
+    dataset = replace(
+        drawn,
+        samples=tuple(replace(each, id=ids[each.id]) for each in drawn.samples),
+        splits={part: tuple(ids[each] for each in names) for part, names in drawn.splits.items()},
+        read_label=lambda sample: drawn.read_label(drawn.samples[0]),
+    )
+    convert(dataset, tmp_path / "out", kind)
+    assert open_as_given(tmp_path / "out").splits == {"train": ("my", "my a 1"), "val": ("my d 1", "my e 1")}
+
+
 def test_outlines_give_any_label_back():
     rng = np.random.default_rng(0)
     for _ in range(200):
