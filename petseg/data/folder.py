@@ -75,7 +75,7 @@ def _kinds(folder: Path) -> Kinds:
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yields the files below a folder, each with the name, in lower case, of its folder of images or masks, if any."""
     seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
         if (real := os.path.realpath(place)) in seen:  # a link that leads back
             folders.clear()
             continue
@@ -84,6 +84,10 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
         parts = [part.lower() for part in Path(place).relative_to(folder).parts]
         kind = next((part for some in (USUAL, IMAGES + MASKS) for part in parts if part in some), "")
         yield from ((Path(place, name), kind) for name in sorted(names))
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise PetsegError(f"{error.filename}: folder cannot be read ({error.strerror}); make it readable, or move it away")
 
 
 def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None = None) -> Dataset:

@@ -1,5 +1,7 @@
 """A folder of images and masks: its layouts, what masks' values mean, its classes file, and what is refused."""
 
+import errno
+import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
@@ -150,6 +152,21 @@ def test_folders_may_be_links_even_such_as_lead_back(tmp_path):
         (here / name).symlink_to(tmp_path / "there" / name)
     (tmp_path / "there" / "images" / "back").symlink_to(here)
     assert [sample.id for sample in opened(here).samples] == [*"abcdef"]
+
+
+def test_a_sub_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    """The tests may run as root, who may read all."""
+    make(tmp_path, [IDS])
+    make(tmp_path, [IDS], images="images/x", labels="masks/x")
+    scandir = os.scandir
+
+    def denied(path):
+        if Path(path) == tmp_path / "images" / "x":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    refused(r"images/x: folder cannot be read \(Permission denied\); make it readable, or move", opened, tmp_path)
 
 
 def test_lists_come_before_folders_and_names_of_two_folders_stay_apart(tmp_path):
