@@ -64,10 +64,13 @@ def choose_table(masks: Mapping[str, MaskFile], folder: Path, config: DataConfig
     """Returns what the values of a dataset's masks mean.
 
     Without a classes file values 0 and 1, or 0 and 255, are background and foreground; 255 beside small ids is
-    ignored, as in Pascal VOC and Cityscapes. Raises `PetsegError`: a bad classes file, one value, or smoothed edges.
+    ignored, as in Pascal VOC and Cityscapes. Raises `PetsegError`: a bad classes file, one value, smoothed edges, or
+    16-bit values among colours.
     """
     files = list(masks.values())
     by_colour = _needs_colours(files)
+    if by_colour:
+        _refuse_wide(masks)
     given = find_classes(folder, config)
     return _named(given, by_colour, config) if given else _unnamed(masks, by_colour, config)
 
@@ -81,6 +84,20 @@ def _needs_colours(files: Sequence[MaskFile]) -> bool:
         if any(shades.setdefault(index, colour) != colour for index, colour in mask.palette.items()):
             return True
     return False
+
+
+def _refuse_wide(masks: Mapping[str, MaskFile]) -> None:
+    """Refuses values beyond 255 beside colours: they are no shades of grey."""
+    wide = {
+        name: high for name, mask in masks.items() if mask.kind == "ids" and (high := max(mask.counts, default=0)) > 255
+    }
+    if wide:
+        name, high = next(iter(wide.items()))
+        others = f", and so do {len(wide) - 1:,} more" if len(wide) > 1 else ""
+        raise PetsegError(
+            f"mask {name} holds values up to {high}{others}, the other masks hold colours; wanted one kind of mask: "
+            "write it in their colours"
+        )
 
 
 def _unnamed(masks: Mapping[str, MaskFile], by_colour: bool, config: DataConfig) -> Table:

@@ -296,6 +296,19 @@ def test_a_palette_of_another_order_in_each_file_counts_by_its_colours(tmp_path)
     assert (ids_of(dataset, 0) == ids_of(dataset, 1)).all()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_one_16_bit_mask_among_colours_is_named(named, tmp_path):
+    make(tmp_path, [PLANES])
+    save(tmp_path / "masks" / "c.png", IDS.astype(np.uint16) * 1000)
+    rows = [f'name = "{colour}"\ncolour = "#{colour}"' for colour in COLOURS]
+    if named:
+        (tmp_path / "classes.toml").write_text(classes_file(*rows))
+    line = "^mask c holds values up to 2000{}, the other masks hold colours; wanted one kind of mask: write it in their"
+    refused(line.format(""), opened, tmp_path)
+    save(tmp_path / "masks" / "d.png", IDS.astype(np.uint16) * 1000)
+    refused(line.format(", and so do 1 more"), opened, tmp_path)
+
+
 NAMED = '[[classes]]\nname = "soil"\nrole = "background"\n[[classes]]\nname = "leaf"\n[[classes]]\nname = "fruit"\n'
 
 
