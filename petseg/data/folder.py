@@ -57,7 +57,7 @@ def _layout(kinds: Kinds) -> str:
 def _kinds(folder: Path) -> Kinds:
     """Returns the names of the folders of images and of masks, "" where there is none; refuses two that hold images."""
     held = Counter[str]()  # 1 other files, 2 images
-    for path, name in _files(folder):
+    for path, name in files_below(folder):
         held[name] = max(held[name], 1 + (path.suffix.lower() in SUFFIXES))
     kinds = []
     for names in (IMAGES, MASKS):
@@ -72,7 +72,7 @@ def _kinds(folder: Path) -> Kinds:
     return kinds[0], kinds[1]
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+def files_below(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yields the files below a folder, each with the name, in lower case, of its folder of images or masks, if any."""
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
@@ -138,7 +138,7 @@ def _refusal(masks: dict[str, MaskFile], table: Table, folder: Path) -> str:
 def _found(folder: Path, kinds: Kinds, skipped: dict[str, list[str]]) -> tuple[Files, Files]:
     """Returns the images and the masks; what is neither goes to `skipped`."""
     found: dict[str, Files] = {"image": {}, "mask": {}}
-    for path, kind in _files(folder):
+    for path, kind in files_below(folder):
         relative, known = path.relative_to(folder), path.suffix.lower() in SUFFIXES
         parts = [part for part in relative.parts[:-1] if not all(kinds) or part.lower() != kind]
         if all(kinds) and kind in kinds:

@@ -59,6 +59,7 @@ class Images:
 
     folder: Path
     missing: list[str] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)  # that nobody annotated, where the format tells
 
     def find(self, name: Any, places: Sequence[Path], where: str) -> Path | None:
         """Returns the image's file, None where there is none; refuses a path that leaves the folder."""
@@ -197,6 +198,7 @@ def annotated_dataset(folder: Path, kind: str, entries: Sequence[Annotated], nam
     splits: dict[str, list[str]] = defaultdict(list)
     for name, entry in sorted(by_id.items()):
         splits[entry.split or "train"].append(name)
+    skipped = {"annotated, but no image": images.missing, "image without annotation": images.unlabelled}
     return Dataset(
         name=folder.resolve().name,
         samples=tuple(Sample(name, entry.image, entry.label) for name, entry in sorted(by_id.items())),
@@ -205,7 +207,7 @@ def annotated_dataset(folder: Path, kind: str, entries: Sequence[Annotated], nam
         read_label=read_label,
         provenance=f"images of a folder, annotated in {kind}",
         fingerprint=str(names.unlabelled),
-        skipped={"annotated, but no image": tuple(sorted(images.missing))} if images.missing else {},
+        skipped={kind: tuple(sorted(found)) for kind, found in skipped.items() if found},
         holds={name: frozenset(shape.class_id for shape in entry.shapes) - {IGNORE} for name, entry in by_id.items()},
     )
 

@@ -64,6 +64,8 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
         if _result(task) is not None:
             entry = _entry(task, regions[place], path, images, names)
             entries += [entry] if entry else []
+        else:
+            images.unlabelled.append(_image_name(task) or f"task {task.get('id')}")
         if on_progress is not None:
             on_progress(place + 1, len(tasks))
     return annotated_dataset(folder, NAME, entries, names, images)
@@ -89,7 +91,9 @@ def _entry(
     task: dict[str, Any], regions: list[tuple[str, dict[str, Any]]], path: Path, images: Images, names: Names
 ) -> Annotated | None:
     where = f"{path.name}: task {task.get('id')}"
-    name = _image_name(task, where)
+    name = _image_name(task)
+    if not name:
+        raise PetsegError(f"{where}: names no image; petseg reads tasks of images")
     places = [path.parent / "images", path.parent]
     found = [images.find(each, places, where) for each in dict.fromkeys((name, UPLOADED.sub("", name)))]
     image = next(filter(None, found), None)
@@ -108,8 +112,8 @@ def _entry(
     return Annotated(image.name, image, path, size, tuple(shapes), notes=tuple(sorted(notes)))
 
 
-def _image_name(task: dict[str, Any], where: str) -> str:
-    """Returns the file name of a task's image: of an upload, an address, or a file of local storage."""
+def _image_name(task: dict[str, Any]) -> str:
+    """Returns the file name of a task's image: of an upload, an address, or a file of local storage; "" for none."""
     data = task.get("data")
     for text in data.values() if isinstance(data, dict) else ():
         if isinstance(text, str):
@@ -118,7 +122,7 @@ def _image_name(task: dict[str, Any], where: str) -> str:
             name = PurePosixPath(local or unquote(address.path)).name
             if PurePosixPath(name).suffix.lower() in SUFFIXES:
                 return name
-    raise PetsegError(f"{where}: names no image; petseg reads tasks of images")
+    return ""
 
 
 def _part(region: dict[str, Any], size: Size, where: str) -> Polygon | Runs | None:

@@ -6,7 +6,8 @@ Source: https://github.com/wkentaro/labelme.
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence, Set
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from petseg.config import DataConfig
+from petseg.data import folder as image_folder
 from petseg.data.cache import cache_root
 from petseg.data.dataset import Class, Dataset, Progress
 from petseg.data.formats.annotations import (
@@ -41,7 +43,7 @@ from petseg.data.formats.shapes import (
     rectangle,
     runs_of,
 )
-from petseg.data.images import UNREADABLE, check_pixels
+from petseg.data.images import SUFFIXES, UNREADABLE, check_pixels
 from petseg.errors import PetsegError
 from petseg.storage import read_lines, write_bytes
 
@@ -53,13 +55,14 @@ NO_AREA = ("line", "linestrip", "point", "points")
 
 
 def recognise(folder: Path) -> str | None:
-    """Returns how many LabelMe files a folder and its sub-folders hold."""
+    """Returns how many LabelMe files a folder holds, at any depth; masks go before files that all lie deep."""
     files = _files(folder)
-    return f"{NAME}: {len(files):,} JSON files" if files else None
+    deep = all(len(path.relative_to(folder).parts) > 2 for path in files)
+    return None if deep and (not files or image_folder.recognise(folder)) else f"{NAME}: {len(files):,} JSON files"
 
 
 def _files(folder: Path) -> list[Path]:
-    found = sorted(path for pattern in ("*.json", "*/*.json") for path in folder.glob(pattern))
+    found = sorted(path for path, _ in image_folder.files_below(folder) if path.suffix.lower() == ".json")
     return [path for path in found if begins(path, HEAD)]
 
 
@@ -83,9 +86,19 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
             contents[path], found[path] = content, image
         if on_progress is not None:
             on_progress(done, len(files))
+    images.unlabelled += _unlabelled(folder, files, {*found.values()})
     names = _names(folder, contents, chosen_classes(folder, config))
     entries = [_entry(folder, path, content, found[path], names) for path, content in contents.items()]
     return annotated_dataset(folder, NAME, entries, names, images)
+
+
+def _unlabelled(folder: Path, files: Sequence[Path], labelled: Set[Path]) -> list[str]:
+    """Returns the images without a file of their own, in folders where others have one."""
+    root = Path(os.path.normpath(folder))  # as `Images` finds them
+    places = {path.parent for path in labelled} | {root / path.parent.relative_to(folder) for path in files}
+    found = [path for path, _ in image_folder.files_below(root) if path.suffix.lower() in SUFFIXES]
+    alone = [path for path in found if path.parent in places and path not in labelled]
+    return [path.relative_to(root).as_posix() for path in alone if not path.name.startswith(".")]
 
 
 def _names(folder: Path, contents: Mapping[Path, dict[str, Any]], chosen: Sequence[Class]) -> Names:
@@ -119,9 +132,16 @@ def _entry(folder: Path, path: Path, content: dict[str, Any], image: Path, names
             notes.add(f"{kind} skipped: it has no area")
             continue
         shapes.append(Shape(names.id_of(shape["label"], where), (_part(shape, kind, size, where),)))
-    split = split_of(path.parent.name)
-    name = path.relative_to(path.parent if split else folder).with_suffix(image.suffix).as_posix()
+    name, split = _name(path.relative_to(folder).with_suffix(image.suffix))
     return Annotated(name, image, path, size, tuple(shapes), split, tuple(sorted(notes)))
+
+
+def _name(path: Path) -> tuple[str, str]:
+    """Returns an image's name without the last folder that names a split, and the split."""
+    parts = list(path.parts)
+    place = next((place for place in reversed(range(len(parts) - 1)) if split_of(parts[place])), None)
+    split = "" if place is None else split_of(parts.pop(place))
+    return "/".join(parts), split
 
 
 def _part(shape: dict[str, Any], kind: Any, size: Size, where: str) -> Polygon | Runs:

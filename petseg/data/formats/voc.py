@@ -40,10 +40,14 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
     both = sorted(masks.keys() & pictures.keys())
     if not both:
         raise PetsegError(f"data folder {folder}: no {MASKS}/NAME.png with an image {IMAGES}/NAME.jpg")
-    skipped = {"mask without image": tuple(sorted(masks.keys() - pictures.keys()))}
+    skipped = {
+        "image without mask": tuple(sorted(pictures.keys() - masks.keys())),
+        "mask without image": tuple(sorted(masks.keys() - pictures.keys())),
+    }
     listed = {split: _listed(folder, split, masks.keys() | pictures.keys()) for split in ("train", "val", "test")}
-    missing = {name for ids in listed.values() for name in ids} - set(both)
-    skipped["listed, but no mask or image"] = tuple(sorted(missing))
+    chosen = {name for ids in listed.values() for name in ids}
+    skipped["listed, but no mask or image"] = tuple(sorted(chosen - {*both}))
+    skipped["pair in no split"] = tuple(sorted({*both} - chosen)) if chosen else ()
     twice = [name for name in both if sum(name in ids for ids in listed.values()) > 1]
     if twice:
         raise PetsegError(f"{folder / LISTS}: {twice[0]} is in two splits; keep it in one")

@@ -89,10 +89,18 @@ def test_voc_by_its_colours_those_of_a_labelmap_and_its_lists(tmp_path):
     (lists / "train.txt").write_text("a\nb\n")
     (lists / "val.txt").write_text("c\ngone\n")
     (lists / "trainval.txt").write_text("a\nb\nc\n")
+    write_image(tmp_path / "JPEGImages" / "d.png")
+    write_image(tmp_path / "JPEGImages" / "e.png")
+    write_image(masks / "e.png")
     dataset = open_as_given(tmp_path)
     assert (len(dataset.classes), dataset.classes[8].name, dataset.classes[8].colour) == (21, "cat", "#400000")
     assert dataset.splits == {"train": ("a", "b"), "val": ("c",)}
-    assert dataset.skipped == {"listed, but no mask or image": ("gone",)}
+    assert dataset.skipped == {
+        "image without mask": ("d",),
+        "listed, but no mask or image": ("gone",),
+        "pair in no split": ("e",),
+    }
+    (masks / "e.png").unlink()
     assert np.array_equal(ids_of(tmp_path), grid("000000 088800 088xx0 000000"))
     assert [np.unique(ids_of(tmp_path, name)).tolist() for name in ("b", "c")] == [[dataset_id("dog")], [20]]
     (lists / "val.txt").unlink()
@@ -176,6 +184,31 @@ def test_labelme_shapes_in_the_file_s_order_names_of_a_list_and_an_image_inside_
     assert dataset.by_id["b"].image == own / "pictures" / "b.png"
 
 
+def test_labelme_at_any_depth_beside_images_that_nobody_annotated(tmp_path):
+    own = tmp_path / "test"  # its own name tells no split
+    for name in ("train/x/a", "val/b", "y/z/c"):
+        write_image(own / f"{name}.png")
+        write_json(own / f"{name}.json", writing.labelme({}, image=f"{name[-1]}.png"))
+    for name in ("train/x/new", "y/z/empty", "elsewhere/photo", "val/.hidden"):
+        write_image(own / f"{name}.png")
+    (own / "y" / "z" / "empty.json").write_text("")
+    write_json(own / "val" / ".checkpoints" / "b.json", writing.labelme({}, image="../b.png"))
+    dataset = open_as_given(own / "train" / "..")
+    assert recognise(own)[1] == "LabelMe: 3 JSON files"
+    assert dataset.splits == {"train": ("x/a", "y/z/c"), "val": ("b",)}
+    assert dataset.skipped == {"image without annotation": ("train/x/new.png", "y/z/empty.png")}
+    assert dataset.unlabelled == 2
+
+
+def test_labelme_files_far_below_images_and_masks_are_what_these_were_made_of(tmp_path):
+    write_image(tmp_path / "images" / "a.png")
+    write_image(tmp_path / "masks" / "a.png")
+    write_image(tmp_path / "drawn" / "by_me" / "a.png")
+    write_json(tmp_path / "drawn" / "by_me" / "a.json", writing.labelme({}))
+    assert recognise(tmp_path)[1] == "images and masks in folders"
+    assert recognise(tmp_path / "drawn")[1] == "LabelMe: 1 JSON files"
+
+
 def test_label_studio_polygons_in_percent_brushes_and_the_image_of_an_upload(folder):
     regions = (
         ({"points": percent(BOTTOM), "labels": ["dog"]}, {}),
@@ -190,8 +223,10 @@ def test_label_studio_polygons_in_percent_brushes_and_the_image_of_an_upload(fol
     brushed = ({"format": "rle", "rle": BRUSH, "brushlabels": ["dog"]}, {})
     local = writing.label_studio(brushed, image="/data/local-files/?d=set/b%20c.png", width=9, height=6)
     untouched = {**writing.label_studio(), "annotations": []}
-    write_json(folder / "project-1.json", [task, local, untouched])
+    cancelled = {**writing.label_studio(image=""), "annotations": [old]}
+    write_json(folder / "project-1.json", [task, local, untouched, cancelled])
     dataset = open_as_given(folder)
     assert [each.name for each in dataset.classes] == ["background", "cat", "dog"]
     assert np.array_equal(ids_of(folder), grid("000000 011100 011100 222222"))
     assert np.array_equal(ids_of(folder, "b c"), BRUSHED // 255 * 2)
+    assert dataset.skipped == {"image without annotation": ("0a1b2c3d-a.png", "task 7")}
