@@ -9,6 +9,7 @@ from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
@@ -20,7 +21,7 @@ from petseg.data.formats.outlines import outlines
 from petseg.data.formats.shapes import Box, Polygon, runs_of
 from petseg.data.formats.voc import IMAGES, LABELMAP, LISTS, MASKS, VOID, voc_colours
 from petseg.data.images import open_sample, opened, orientation, outcomes
-from petseg.errors import PetsegError, unknown_name
+from petseg.errors import PetsegError, shown, unknown_name
 from petseg.storage import new_folder, write_bytes, write_text
 
 NO_SPLIT = "in no split"
@@ -81,6 +82,7 @@ class Format:
     images: str  # folder of the images
     add: Callable[[Target, Item, UInt8], Any]  # writes the files of one image; returns what is of the files of all
     finish: Callable[[Target, Sequence[Item]], None]
+    lines: bool = False  # whether the names of classes are lines of a text file
 
 
 def check_request(out: Path, kind: str, *, polygons: bool = False) -> None:
@@ -120,6 +122,7 @@ def write_folder(
 
     Each file appears whole. `labelled` opens a sample as its file is to be.
     """
+    _check_names(target.classes, form)
     part_of = {sample_id: part for part, ids in dataset.splits.items() for sample_id in ids}
     left_out = {each.id: NO_SPLIT for each in dataset.samples if dataset.splits and each.id not in part_of}
     samples = [sample for sample in dataset.samples if sample.id not in left_out]
@@ -145,6 +148,16 @@ def write_folder(
     return items, left_out
 
 
+def _check_names(classes: Sequence[Class], form: Format) -> None:
+    """Refuses names of classes that would not be read back."""
+    for name in (each.name for each in classes):
+        fault = "has a control character" if any(category(letter) in ("Cc", "Cs") for letter in name) else ""
+        if form.lines and (name != name.strip() or name[:1] == "#"):
+            fault = fault or f"begins with # or has a blank at an end, which {LABELMAP} cannot hold"
+        if fault:
+            raise PetsegError(f"class {shown(name)} {fault}; rename it")
+
+
 def _file_names(samples: Sequence[Sample]) -> dict[str, str]:
     """Returns sample id -> name of its files: the id, where that is no path and none is the same without case."""
     names: dict[str, str] = {}
@@ -161,8 +174,8 @@ def _stored(dataset: Dataset, sample: Sample) -> LabelledFile:
     """Returns an image's file as it is, or as a PNG where EXIF turns it, or where programs do not show it as it is."""
     found = open_sample(dataset, sample)
     with opened(sample.image, sample.id) as file:
-        shown = orientation(file) == 1 and file.format != "NPY"
-    if shown:
+        plain = orientation(file) == 1 and file.format != "NPY"
+    if plain:
         return LabelledFile(sample.image.suffix, sample.image.read_bytes(), found.ids)
     stream = BytesIO()
     found.image.save(stream, "PNG")
@@ -200,7 +213,11 @@ def write_classes(target: Target) -> None:
     lines = []
     for each in target.classes:
         fields = {"name": each.name, "colour": each.colour, "role": each.role}
-        lines += ["[[classes]]", *(f"{key} = {json.dumps(value)}" for key, value in fields.items()), ""]
+        lines += [
+            "[[classes]]",
+            *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()),
+            "",
+        ]
     write_text(target.folder / "classes.toml", "\n".join(lines))
 
 
@@ -327,6 +344,6 @@ FORMATS: Mapping[str, Format] = {
     "png": Format("images", _add_png, _finish_png),
     "coco": Format("images", _add_coco, _finish_coco),
     "cvat": Format("images", _add_cvat, _finish_cvat),
-    "voc": Format(IMAGES, _add_voc, _finish_voc),
+    "voc": Format(IMAGES, _add_voc, _finish_voc, lines=True),
     "labelme": Format("{split}", _add_labelme, _finish_labelme),
 }

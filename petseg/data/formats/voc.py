@@ -99,7 +99,7 @@ def voc_colours() -> Iterator[int]:
 def _classes(folder: Path, chosen: Sequence[Class]) -> tuple[Names, Mapping[int, int]]:
     """Returns the classes, and colour 0xRRGGBB -> class id."""
     if (path := folder / LABELMAP).is_file():
-        rows = [line.split(":") for line in read_lines(path) if line[0] != "#"]
+        rows = [line.rsplit(":", 3) for line in read_lines(path) if line[0] != "#"]
         try:
             codes = [int(bytes(int(part) for part in row[1].split(",")).hex(), 16) for row in rows]
         except (IndexError, ValueError):

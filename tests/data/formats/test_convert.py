@@ -98,6 +98,34 @@ def test_names_with_blanks_keep_their_splits(kind, drawn, tmp_path):
     assert open_as_given(tmp_path / "out").splits == {"train": ("my", "my a 1"), "val": ("my d 1", "my e 1")}
 
 
+def named_as(drawn, name):
+    return replace(drawn, classes=(replace(drawn.classes[0], name=name), *drawn.classes[1:]))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", ["road: wet", "a:1,2,3::", "roof #1", 'quoted "roof" <&>', "übung 😀"])
+def test_class_names_of_any_letters_read_back(kind, name, drawn, tmp_path):
+    dataset = named_as(drawn, name)
+    convert(dataset, tmp_path / "out", kind)
+    assert open_as_given(tmp_path / "out").classes == dataset.classes
+    (tmp_path / "out" / "classes.toml").unlink()
+    assert kind == "png" or name in [each.name for each in open_as_given(tmp_path / "out").classes]
+
+
+def test_class_names_that_could_not_be_read_back_are_refused(drawn, tmp_path):
+    for kind in FORMATS:
+        for name in ("two\nlines", "bell\a", "\x7f", "half \ud83d"):
+            refused(
+                "^class .* has a control character; rename it", convert, named_as(drawn, name), tmp_path / "x", kind
+            )
+    for name in ("#roof", " roof", "roof\u3000"):
+        line = "^class .* begins with # or has a blank at an end, which labelmap.txt cannot hold; rename it"
+        refused(line, convert, named_as(drawn, name), tmp_path / "x", "voc")
+        convert(named_as(drawn, name), tmp_path / name, "png")
+        assert open_as_given(tmp_path / name).classes[0].name == name
+    assert not (tmp_path / "x").exists()
+
+
 def test_outlines_give_any_label_back():
     rng = np.random.default_rng(0)
     for _ in range(200):
