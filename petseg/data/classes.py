@@ -155,8 +155,10 @@ def _refuse_odd(pixels: Mapping[int, int], table: Table, masks: Mapping[str, Mas
         spread = high >= WHITE and {low + 1, high - 1} <= pixels.keys()
         reach = (high - low) // 8 if spread else 0
         ends = sum(count for value, count in pixels.items() if min(value - low, high - value) <= reach)
-        share = 100 * ends / sum(pixels.values())
-        if share > SMOOTH_SHARE and (spread or len(values) > FEW_VALUES):
+        above, total = sum(count for value, count in pixels.items() if high - value <= reach), sum(pixels.values())
+        share = 100 * ends / total
+        objects = len(values) > MOST_CLASSES and above <= total - ends  # many small ones: the last is as small as any
+        if share > SMOOTH_SHARE and (spread or len(values) > FEW_VALUES) and not objects:
             where = f"{'near ' if spread else ''}{low} and {high} on {share:.0f} % of the pixels"
             how = "smoothed or stored as JPEG" if spread else "smoothed"
             holders = _holders(masks, 2 if spread else FEW_VALUES)

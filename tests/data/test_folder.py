@@ -406,6 +406,18 @@ def test_values_and_classes_files_that_are_refused(masks, file, ignore, match, t
     refused(match, opened, tmp_path, ignore=ignore)
 
 
+@pytest.mark.parametrize("count", [90, 230])
+def test_small_numbered_objects_are_not_called_smoothed(count, tmp_path):
+    """Black and white among them would have more white than edge."""
+    objects = np.zeros((200, 200), np.uint16)
+    for number in range(count):
+        row, column = (12 * each for each in divmod(number, 16))
+        objects[row : row + 3, column : column + 3] = number + 1
+    make(tmp_path, [objects])
+    match = rf"^the masks hold {count + 1} values; wanted one a class, at most 64: .*, if they number objects, write 1"
+    refused(match, opened, tmp_path)
+
+
 @pytest.mark.parametrize("quality", [30, 75, 95, 100])
 @pytest.mark.parametrize("again", [False, True], ids=["JPEG", "PNG made of JPEG"])
 def test_black_and_white_masks_that_were_jpeg_are_refused(quality, again, tmp_path):
