@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from petseg.config import DataConfig
 from petseg.data.classes import choose_table
@@ -159,19 +160,23 @@ def _found(folder: Path, kinds: Kinds, skipped: dict[str, list[str]]) -> tuple[F
     return found["image"], found["mask"]
 
 
+_composed = partial(normalize, "NFC")
+
+
 def _matched(images: Files, masks: Files) -> dict[str, str]:
     """Returns image -> mask: of one name, else of one without the marks of masks, else without those of both.
 
-    Where two images or two masks would fit, none is taken.
+    macOS may write an accent as a letter of its own; the names are the same all the same. Where two images or two masks
+    would fit, none is taken.
     """
     matched = {key: key for key in images if key in masks}
     without_marks = partial(MASK_MARKS.sub, "")
     for plain in (str, partial(IMAGE_MARKS.sub, "")):
         alike: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
         for key in images:
-            alike[plain(key)][0].append(key)
+            alike[_composed(plain(key))][0].append(key)
         for key in masks:
-            alike[without_marks(key)][1].append(key)
+            alike[_composed(without_marks(key))][1].append(key)
         taken = {*matched.values()}
         pairs = [(some[0], others[0]) for some, others in alike.values() if len(some) == len(others) == 1]
         matched |= {image: mask for image, mask in pairs if image not in matched and mask not in taken}
@@ -231,15 +236,10 @@ def _listed(folder: Path, samples: dict[str, Sample], skipped: dict[str, list[st
     """Returns the splits that train.txt and its like give: a name a line, with or without folders and suffix."""
     by_name: dict[str, list[str]] = defaultdict(list)
     for key, sample in samples.items():
-        for name in {
-            key,
-            sample.id,
-            key.split("/")[-1],
-            sample.image.name,
-            sample.image.relative_to(folder).as_posix(),
-        }:
+        relative = sample.image.relative_to(folder).as_posix()
+        for name in {*map(_composed, (key, sample.id, key.split("/")[-1], sample.image.name, relative))}:
             by_name[name].append(sample.id)
-    alone = {name for key in skipped["image without mask"] for name in (key, key.split("/")[-1])}
+    alone = {_composed(name) for key in skipped["image without mask"] for name in (key, key.split("/")[-1])}
     splits: dict[str, list[str]] = defaultdict(list)
     of: dict[str, str] = {}
     for path, part in _list_files(folder):
@@ -271,7 +271,7 @@ def list_of_no_pair(path: Path, lines: Sequence[str], name: str) -> PetsegError:
 
 def _readings(line: str) -> tuple[str, ...]:
     """Returns the names that a line of a list may mean, the likeliest first; what follows a blank may be a mask."""
-    whole = line.replace("\\", "/")
+    whole = _composed(line).replace("\\", "/")
     first = whole.split()[0]
     paths = [PurePosixPath(path) for path in (whole, first)]
     return whole, first, *(name for path in paths for name in (path.name, path.stem))

@@ -4,6 +4,7 @@ import errno
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -103,6 +104,23 @@ def test_names_of_a_pair(pair, tmp_path):
     assert [(one.image.stem, one.label.stem) for one in dataset.samples] == [
         (image.format(number).split("/")[-1], mask.format(number).split("/")[-1]) for number in range(6)
     ]
+    assert dataset.skipped == {}
+
+
+def test_accents_that_macos_writes_apart(tmp_path):
+    apart = normalize("NFD", "é")
+    for image, mask in (
+        (f"{apart}1", "é1"),
+        ("é2", f"{apart}2_mask"),
+        *((f"{apart}{n}", f"{apart}{n}") for n in (3, 4)),
+    ):
+        save(tmp_path / "images" / f"{image}.jpg", np.zeros((16, 24, 3), np.uint8))
+        save(tmp_path / "masks" / f"{mask}.png", IDS)
+    (tmp_path / "train.txt").write_text(f"é1\n{apart}2\né3\n", encoding="utf-8")
+    (tmp_path / "val.txt").write_text(f"images/{apart}4.jpg\n", encoding="utf-8")
+    dataset = opened(tmp_path)
+    assert {sample.id for sample in dataset.samples} == {f"{apart}1", "é2", f"{apart}3", f"{apart}4"}, "as they were"
+    assert ({*dataset.splits["train"]}, dataset.splits["val"]) == ({f"{apart}1", "é2", f"{apart}3"}, (f"{apart}4",))
     assert dataset.skipped == {}
 
 
