@@ -20,7 +20,7 @@ from petseg.data.formats.annotations import IGNORED_NAMES
 from petseg.data.formats.outlines import outlines
 from petseg.data.formats.shapes import Box, Polygon, runs_of
 from petseg.data.formats.voc import IMAGES, LABELMAP, LISTS, MASKS, VOID, voc_colours
-from petseg.data.images import open_sample, opened, orientation, outcomes
+from petseg.data.images import copy_of, open_sample, opened, orientation, outcomes
 from petseg.errors import PetsegError, shown, unknown_name
 from petseg.storage import new_folder, write_bytes, write_text
 
@@ -175,10 +175,11 @@ def _stored(dataset: Dataset, sample: Sample) -> LabelledFile:
     found = open_sample(dataset, sample)
     with opened(sample.image, sample.id) as file:
         plain = orientation(file) == 1 and file.format != "NPY"
+    content = sample.image.read_bytes()
     if plain:
-        return LabelledFile(sample.image.suffix, sample.image.read_bytes(), found.ids)
+        return LabelledFile(sample.image.suffix, content, found.ids)
     stream = BytesIO()
-    found.image.save(stream, "PNG")
+    found.image.save(stream, "PNG", exif=copy_of(content))
     return LabelledFile(".png", stream.getvalue(), found.ids)
 
 
