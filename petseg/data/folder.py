@@ -166,7 +166,7 @@ _composed = partial(normalize, "NFC")
 def _matched(images: Files, masks: Files) -> dict[str, str]:
     """Returns image -> mask: of one name, else of one without the marks of masks, else without those of both.
 
-    macOS may write an accent as a letter of its own; the names are the same all the same. Where two images or two masks
+    macOS may write an accent as a letter of its own; such names are equal here. Where two images or two masks
     would fit, none is taken.
     """
     matched = {key: key for key in images if key in masks}
