@@ -34,7 +34,6 @@ def spread(ratio: Any) -> str:
 FORMATS: dict[str, Callable[[Any], str]] = {
     **units.FORMATTERS,
     "percent2": lambda share: f"{100 * share:.2f}",
-    "percent4": lambda share: f"{100 * share:.4f}",
     "MB1": lambda size: f"{size / 1e6:.1f} MB",
     "MB2": lambda size: f"{size / 1e6:.2f} MB",
     "spread": spread,
@@ -216,16 +215,6 @@ def failures(root: Path) -> Rows:
         counts = {"below_50": pet < 0.5, "below_70": pet < 0.7, "above_90": pet > 0.9}
         rows.append(Row(name=card.name, **{name: int(those.sum()) for name, those in counts.items()}))
     return rows, f"Number of the {len(pet):,} test images by their IoU of pet."
-
-
-def files(checked: Any) -> Rows:
-    """Returns each shipped file against the run that it was made from."""
-    rows = []
-    for card in cards(ROOT):
-        found = getattr(checked.models, card.name, None)
-        rows.append(Row(name=card.name, found=found if found and found.sha256 == card.sha256 else None, card=card))
-    machine = checked.environment
-    return rows, f"Test split. torch {machine.torch}, commit `{machine.commit}`. {rows[0].card.images}"
 
 
 def time_to_loss(plain: Any) -> Rows:
@@ -483,7 +472,6 @@ ROWS: dict[str, Callable[[Any], Rows]] = {
     "models": models,
     "recipes": models,
     "failures": failures,
-    "files": files,
     "time-to-loss": time_to_loss,
     "inference": runtimes,
     "default-speed": listed,

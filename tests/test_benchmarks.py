@@ -30,7 +30,7 @@ def test_contenders_take_turns_there_and_back():
 def test_a_result_says_how_where_and_from_which_commit(path):
     result = read_json(path)
     script = result["command"].removeprefix("python ").split()[0]
-    assert script in ("petseg", "scripts/check_weights.py") or (ROOT / script).is_file()  # the latter: until 0.1
+    assert script == "petseg" or (ROOT / script).is_file()
     environment = result["environment"]
     assert environment["processor"]
     assert re.fullmatch(r"\w+", environment["commit"]), "of a clean checkout"
