@@ -436,13 +436,15 @@ def cluster_predict(result: Any) -> Rows:
 def ablation(result: Any) -> Rows:
     """Returns mIoU with all camera faults in training, then what each one, and all of them, add to it."""
     rows = []
+    left_out = {"all": "nothing", "none": "all of them"}
     for found in result.rows:
         looks = {name: look for name, look in vars(found).items() if isinstance(look, Row)}
         whole = found.arm == "all"
         cells = {
             name: units.percent(look.miou) if whole else FORMATS["gain"](look.gain) for name, look in looks.items()
         }
-        rows.append(Row(title=found.title, part=units.percent(found.pet_in_free_parts), **cells))
+        cells["part"] = units.percent(found.pet_in_free_parts)
+        rows.append(Row(title=left_out.get(found.arm, found.title), **cells))
     return rows, f"{measured(result)} Images: {result.images}."
 
 
