@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # for type checkers alone, which cannot follow `__getattr__`
     from petseg.predict.segmenter import Segmenter as Segmenter
     from petseg.report import write_report as write_report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOME = {  # of each public name; `train` and `compare` are modules: `from petseg.training.loop import train`
     "PetsegError": "petseg.errors",
