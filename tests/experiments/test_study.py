@@ -131,6 +131,7 @@ def manifest_of(study, **fields):
     return StudyManifest(petseg="", recipe=study, **fields)
 
 
+@pytest.mark.slow
 def test_arms_may_be_networks_of_other_libraries_and_of_ones_own(sizes, pets_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets").mkdir()
@@ -227,6 +228,7 @@ def ended_when(process, ready, signal_number):
     return process.communicate()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills")
 def test_killed_twice_it_comes_to_the_same_manifest_and_results(whole, recipe, pets_folder, tmp_path):
     folder, manifest = begun(whole, tmp_path / "killed"), read_manifest(whole)
@@ -292,6 +294,7 @@ def read_quietly(path):
         return b""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_a_cluster_that_loses_a_machine_comes_to_the_same(whole, tiny, sizes, pets_folder, tmp_path, caplog):
     folder, lines = begun(whole, tmp_path / "ray"), []

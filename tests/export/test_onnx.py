@@ -402,6 +402,7 @@ def test_shipping_refuses_what_is_unscored_or_too_large(run, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_guide_s_programs_run_as_they_stand(tmp_path, monkeypatch):
     pytest.importorskip("openvino")

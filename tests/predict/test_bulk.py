@@ -491,6 +491,7 @@ def test_a_worker_s_mistake_comes_through_the_head_as_one_line(joined, photos, t
     refused("^machine .*: its unet_small is another file", list, bulk.predict_on_ray(other))
 
 
+@pytest.mark.slow
 def test_a_node_killed_in_the_middle_changes_nothing(joined, s3, photos, tmp_path):
     """The model is a file that no other machine has; the node is killed while it has photos in hand."""
     shutil.copy(WEIGHTS / "unet_small.onnx", tmp_path / "mine.onnx")

@@ -553,6 +553,7 @@ for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream"
 schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(ServeConfig(seconds=30), hosts=["*"]))
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_api_keeps_its_openapi_document(case):
