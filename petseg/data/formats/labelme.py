@@ -7,7 +7,7 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -56,19 +56,20 @@ NO_AREA = ("line", "linestrip", "point", "points")
 
 def recognise(folder: Path) -> str | None:
     """Returns how many LabelMe files a folder holds, at any depth; masks go before files that all lie deep."""
-    files = _files(folder)
+    files = _annotations(path for path, _ in image_folder.files_below(folder))
     deep = all(len(path.relative_to(folder).parts) > 2 for path in files)
     return None if deep and (not files or image_folder.recognise(folder)) else f"{NAME}: {len(files):,} JSON files"
 
 
-def _files(folder: Path) -> list[Path]:
-    found = sorted(path for path, _ in image_folder.files_below(folder) if path.suffix.lower() == ".json")
-    return [path for path in found if begins(path, HEAD)]
+def _annotations(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() == ".json" and begins(path, HEAD))
 
 
 def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None = None) -> Dataset:
     """Returns the dataset of a folder's LabelMe files; sub-folders named as splits are kept as such."""
-    files = _files(folder)
+    folder = Path(os.path.normpath(folder))  # as `Images` finds them
+    listed = [path for path, _ in image_folder.files_below(folder)]
+    files = _annotations(listed)
     contents: dict[Path, dict[str, Any]] = {}
     images = Images(folder)
     found: dict[Path, Path] = {}
@@ -86,19 +87,18 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
             contents[path], found[path] = content, image
         if on_progress is not None:
             on_progress(done, len(files))
-    images.unlabelled += _unlabelled(folder, files, {*found.values()})
+    alone = _unlabelled(listed, files, {*found.values()})
+    images.unlabelled += [path.relative_to(folder).as_posix() for path in alone]
     names = _names(folder, contents, chosen_classes(folder, config))
     entries = [_entry(folder, path, content, found[path], names) for path, content in contents.items()]
     return annotated_dataset(folder, NAME, entries, names, images)
 
 
-def _unlabelled(folder: Path, files: Sequence[Path], labelled: Set[Path]) -> list[str]:
+def _unlabelled(listed: Sequence[Path], files: Sequence[Path], labelled: Set[Path]) -> list[Path]:
     """Returns the images without a file of their own, in folders where others have one."""
-    root = Path(os.path.normpath(folder))  # as `Images` finds them
-    places = {path.parent for path in labelled} | {root / path.parent.relative_to(folder) for path in files}
-    found = [path for path, _ in image_folder.files_below(root) if path.suffix.lower() in SUFFIXES]
-    alone = [path for path in found if path.parent in places and path not in labelled]
-    return [path.relative_to(root).as_posix() for path in alone if not path.name.startswith(".")]
+    places = {path.parent for path in (*files, *labelled)}
+    found = [path for path in listed if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    return [path for path in found if path.parent in places and path not in labelled]
 
 
 def _names(folder: Path, contents: Mapping[Path, dict[str, Any]], chosen: Sequence[Class]) -> Names:
