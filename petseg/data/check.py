@@ -210,14 +210,14 @@ def _of_files(dataset: Dataset, seen: Mapping[str, Seen], reasons: Mapping[str, 
     too_many = _too_many(dataset, len(reasons))
     for rule, names in left_out.items():
         rule = _raised(rule, too_many)
-        yield _finding(rule.level, rule, names, reasons[names[0]])
+        yield _finding(rule, names, reasons[names[0]])
     for rule, names in noted.items():
-        yield _finding(rule.level, rule, names)
+        yield _finding(rule, names)
     for kind, files in dataset.skipped.items():
         rule = _rule(kind, kind, Rule(kind, "note", "skipped"))
         if dataset.unmatched and "without" in kind:
             rule = _raised(rule, too_many)
-        yield _finding(rule.level, rule, files)
+        yield _finding(rule, files)
 
 
 def _too_many(dataset: Dataset, left_out: int) -> int:
@@ -237,9 +237,9 @@ def _rule(kind: str, text: str, otherwise: Rule) -> Rule:
     return Rule("", found.level, found.action, found.advice, found.found or kind)
 
 
-def _finding(level: Level, rule: Rule, names: Sequence[str], reason: str = "") -> CheckFinding:
+def _finding(rule: Rule, names: Sequence[str], reason: str = "") -> CheckFinding:
     return CheckFinding(
-        level=level,
+        level=rule.level,
         found=rule.found,
         count=len(names),
         names=tuple(names),
@@ -307,7 +307,7 @@ def _of_labels(seen: Mapping[str, Seen], first: str) -> Iterator[CheckFinding]:
     for kind, (level, found, advice) in kinds.items():
         names = [name for name in of_kind[kind] if SUSPECT not in seen[name].notes]
         if names:
-            yield _finding(level, Rule("", level, "kept", advice, found), names)
+            yield _finding(Rule("", level, "kept", advice, found), names)
 
 
 def _of_instances(seen: Mapping[str, Seen], balance: Sequence[ClassBalance]) -> Iterator[CheckFinding]:
@@ -321,7 +321,7 @@ def _of_instances(seen: Mapping[str, Seen], balance: Sequence[ClassBalance]) -> 
         )
         names = [entry.name for entry in balance[1:]]
         found = "class ids that look like numbered objects (instances)"
-        yield _finding("warning", Rule("", "warning", "kept, each as a class", advice, found), names)
+        yield _finding(Rule("", "warning", "kept, each as a class", advice, found), names)
 
 
 def _of_sizes(seen: Mapping[str, Seen], size: int) -> Iterator[CheckFinding]:
@@ -329,7 +329,7 @@ def _of_sizes(seen: Mapping[str, Seen], size: int) -> Iterator[CheckFinding]:
     if small:
         fitting = max(16, int(np.median([*small.values()])) // 16 * 16)
         advice = f"They are enlarged to {size} px: train at their size, --set data.size={fitting}."
-        yield _finding("warning", Rule("", "warning", "kept", advice, f"image smaller than {size} px"), [*small])
+        yield _finding(Rule("", "warning", "kept", advice, f"image smaller than {size} px"), [*small])
 
 
 def _of_duplicates(seen: Mapping[str, Seen], parts: Mapping[str, Sequence[str]]) -> Iterator[CheckFinding]:
@@ -347,7 +347,7 @@ def _of_duplicates(seen: Mapping[str, Seen], parts: Mapping[str, Sequence[str]])
         "Scores on them are too good: keep each pair in one split. Splits that petseg draws do, where few are alike."
     )
     if names:
-        yield _finding("warning", Rule("", "warning", "kept", advice, "near-duplicate in another split"), names)
+        yield _finding(Rule("", "warning", "kept", advice, "near-duplicate in another split"), names)
 
 
 def refuse_spoiled(prepared: Prepared) -> None:

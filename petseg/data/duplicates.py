@@ -30,15 +30,15 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes())
 
 
-def linked(hashes: Hashes, distance: int = NEAR) -> npt.NDArray[np.int64]:
-    """Returns int64 [N]: the first row of each row's group, which chains of hashes `distance` bits apart make."""
+def linked(hashes: Hashes) -> npt.NDArray[np.int64]:
+    """Returns int64 [N]: the first row of each row's group, which chains of hashes at most `NEAR` bits apart make."""
     groups = np.full(len(hashes), -1, np.int64)
     rest = np.arange(len(hashes))  # rows without a group: each row leaves once, so there are N comparisons with all
     while len(rest):
         first, rest = rest[0], rest[1:]
         groups[first], reached = first, [first]
         while reached and len(rest):
-            near = np.bitwise_count(hashes[rest] ^ hashes[reached.pop()]) <= distance
+            near = np.bitwise_count(hashes[rest] ^ hashes[reached.pop()]) <= NEAR
             groups[rest[near]] = first
             reached.extend(rest[near])
             rest = rest[~near]
