@@ -81,7 +81,7 @@ class Format:
 
     images: str  # folder of the images
     add: Callable[[Target, Item, UInt8], Any]  # writes the files of one image; returns what is of the files of all
-    finish: Callable[[Target, Sequence[Item]], None]
+    finish: Callable[[Target, Sequence[Item]], None] = lambda target, items: None  # writes what is of the files of all
     lines: bool = False  # whether the names of classes are lines of a text file
 
 
@@ -145,6 +145,7 @@ def write_folder(
         reason = next(iter(left_out.values()), "there are none")
         raise PetsegError(f"{dataset.name}: none of {len(dataset.samples)} images can be written (first: {reason})")
     form.finish(target, list(items.values()))
+    _write_classes(target)
     return items, left_out
 
 
@@ -190,7 +191,7 @@ def _png(ids: UInt8, colours: UInt8) -> bytes:
     return stream.getvalue()
 
 
-def _lists(target: Target, items: Sequence[Item], place: str, unsplit: str = "") -> None:
+def _lists(target: Target, items: Sequence[Item], place: str = "", unsplit: str = "") -> None:
     """Writes a list of names for each split, and one of images without a split where it has a name."""
     by_split: dict[str, list[str]] = defaultdict(list)
     for item in items:
@@ -204,21 +205,14 @@ def _add_png(target: Target, item: Item, ids: UInt8) -> None:
     write_bytes(target.folder / "masks" / f"{item.name}.png", _png(ids, palette(target.classes)))
 
 
-def _finish_png(target: Target, items: Sequence[Item]) -> None:
-    _lists(target, items, "")
-    write_classes(target)
-
-
-def write_classes(target: Target) -> None:
+def _write_classes(target: Target) -> None:
     """Writes classes.toml: names, colours and roles in the order of their ids."""
     lines = []
     for each in target.classes:
         fields = {"name": each.name, "colour": each.colour, "role": each.role}
-        lines += [
-            "[[classes]]",
-            *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()),
-            "",
-        ]
+        lines.append("[[classes]]")
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
+        lines.append("")
     write_text(target.folder / "classes.toml", "\n".join(lines))
 
 
@@ -236,7 +230,6 @@ def _finish_voc(target: Target, items: Sequence[Item]) -> None:
     colours = [",".join(map(str, row)) for row in _voc_palette(len(target.classes)).tolist()]
     rows = [f"{each.name}:{colour}::" for each, colour in zip(target.classes, colours, strict=False)]
     write_text(target.folder / LABELMAP, "\n".join(["# label:color_rgb:parts:actions", *rows, ""]))
-    write_classes(target)
 
 
 def _add_coco(target: Target, item: Item, ids: UInt8) -> list[dict[str, Any]]:
@@ -279,7 +272,6 @@ def _finish_coco(target: Target, items: Sequence[Item]) -> None:
         annotations = [{"id": n, "image_id": place, **entry} for n, (place, entry) in enumerate(pairs, start=1)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         write_text(target.folder / "annotations" / f"instances_{split or 'default'}.json", json.dumps(content))
-    write_classes(target)
 
 
 def _box(region: UInt8) -> Box:
@@ -323,7 +315,6 @@ def _finish_cvat(target: Target, items: Sequence[Item]) -> None:
             SubElement(image, tag, {"source": "auto", "occluded": "0", "z_order": str(order), **attributes})
     indent(root)
     write_bytes(target.folder / "annotations.xml", tostring(root, encoding="utf-8", xml_declaration=True))
-    write_classes(target)
 
 
 def _add_labelme(target: Target, item: Item, ids: UInt8) -> None:
@@ -337,14 +328,10 @@ def _add_labelme(target: Target, item: Item, ids: UInt8) -> None:
     write_text(target.folder / item.split / f"{item.name}.json", json.dumps(content))
 
 
-def _finish_labelme(target: Target, items: Sequence[Item]) -> None:
-    write_classes(target)
-
-
 FORMATS: Mapping[str, Format] = {
-    "png": Format("images", _add_png, _finish_png),
+    "png": Format("images", _add_png, _lists),
     "coco": Format("images", _add_coco, _finish_coco),
     "cvat": Format("images", _add_cvat, _finish_cvat),
     "voc": Format(IMAGES, _add_voc, _finish_voc, lines=True),
-    "labelme": Format("{split}", _add_labelme, _finish_labelme),
+    "labelme": Format("{split}", _add_labelme),
 }
