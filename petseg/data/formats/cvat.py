@@ -22,7 +22,7 @@ from petseg.data.formats.annotations import (
     named,
     split_of,
 )
-from petseg.data.formats.shapes import Polygon, Runs, Shape, Size, polygon, runs
+from petseg.data.formats.shapes import Polygon, Runs, Shape, Size, check_box, polygon, runs
 from petseg.errors import PetsegError, first_line
 
 NAME = "CVAT for images 1.1"
@@ -112,9 +112,7 @@ def _polygon(element: Element, size: Size, where: str) -> Polygon:
 
 def _mask(element: Element, size: Size, where: str) -> Runs:
     top, left, height, width = (_number(element, side, where) for side in ("top", "left", "height", "width"))
-    if min(top, left) < 0 or min(height, width) < 1 or top + height > size[0] or left + width > size[1]:
-        box, image = f"{width}x{height} at {left}, {top}", f"{size[1]}x{size[0]}"
-        raise PetsegError(f"{where}: a mask of {box} in an image of {image}; is the image another one?")
+    check_box((top, left, height, width), size, where)
     try:
         counts = [int(count) for count in element.get("rle", "").split(",")]
     except ValueError:

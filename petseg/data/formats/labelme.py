@@ -37,6 +37,7 @@ from petseg.data.formats.shapes import (
     Runs,
     Shape,
     Size,
+    check_box,
     ellipse,
     numbers,
     polygon,
@@ -170,8 +171,6 @@ def _mask(shape: dict[str, Any], size: Size, where: str) -> Runs:
         raise PetsegError(f"{where}: a mask that is no PNG in base64; draw it again") from None
     corners = numbers(shape.get("points"), where)
     left, top = (round(corner) for corner in (*corners.ravel()[:2].tolist(), -1, -1)[:2])
-    height, width = inside.shape
-    if min(top, left) < 0 or top + height > size[0] or left + width > size[1]:
-        box, own = f"{width}x{height} at {left}, {top}", f"{size[1]}x{size[0]}"
-        raise PetsegError(f"{where}: a mask of {box} in an image of {own}; is the image another one?")
-    return Runs(runs_of(inside), (top, left, height, width))
+    box = (top, left, *inside.shape)
+    check_box(box, size, where)
+    return Runs(runs_of(inside), box)

@@ -139,6 +139,14 @@ def runs(counts: Any, box: Box, where: str, *, by_column: bool = False) -> Runs:
     return Runs(given, box, by_column)
 
 
+def check_box(box: Box, size: Size, where: str) -> None:
+    """Refuses a mask's box that is empty or does not lie within the image."""
+    top, left, height, width = box
+    if min(top, left) < 0 or min(height, width) < 1 or top + height > size[0] or left + width > size[1]:
+        given, image = f"{width}x{height} at {left}, {top}", f"{size[1]}x{size[0]}"
+        raise PetsegError(f"{where}: a mask of {given} in an image of {image}; is the image another one?")
+
+
 def _whole_numbers(values: Any) -> Counts | None:
     if not isinstance(values, list) or any(type(value) is not int or not abs(value) < 1 << 40 for value in values):
         return None
