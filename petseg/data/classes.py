@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from petseg.config import DataConfig, StrictConfig, validated
-from petseg.data.dataset import IGNORE, Role, classes_from
+from petseg.data.dataset import IGNORE, Class, Role, classes_from
 from petseg.data.masks import MAX_VALUES, MaskFile, Table, grey, hex_colour
 from petseg.errors import PetsegError, shown
 from petseg.storage import read_text
@@ -60,6 +60,14 @@ def find_classes(folder: Path, config: DataConfig) -> ClassesFile | None:
     return validated(ClassesFile, fields, source=str(path))
 
 
+def named_classes(file: ClassesFile, config: DataConfig) -> tuple[Class, ...]:
+    """Returns the classes of a classes file; PetsegError where a name, a colour or a role is wrong."""
+    try:
+        return classes_from([entry.model_dump(exclude={"id"}) for entry in file.classes])
+    except ValueError as error:
+        raise PetsegError(f"{config.classes or CLASSES_FILE}: {error}") from None
+
+
 def choose_table(masks: Mapping[str, MaskFile], folder: Path, config: DataConfig) -> Table:
     """Returns what the values of a dataset's masks mean.
 
@@ -67,15 +75,14 @@ def choose_table(masks: Mapping[str, MaskFile], folder: Path, config: DataConfig
     ignored, as in Pascal VOC and Cityscapes. Raises `PetsegError`: a bad classes file, one value, smoothed edges, or
     16-bit values among colours.
     """
-    files = list(masks.values())
-    by_colour = _needs_colours(files)
+    by_colour = _needs_colours(masks.values())
     if by_colour:
         _refuse_wide(masks)
     given = find_classes(folder, config)
     return _named(given, by_colour, config) if given else _unnamed(masks, by_colour, config)
 
 
-def _needs_colours(files: Sequence[MaskFile]) -> bool:
+def _needs_colours(files: Iterable[MaskFile]) -> bool:
     """Returns whether values are colours: one that is no grey, or an index that is another colour in another file."""
     shades: dict[int, int] = {}
     for mask in files:
@@ -180,11 +187,7 @@ def _listed(values: Iterable[int], table: Table) -> str:
 
 def _named(file: ClassesFile, by_colour: bool, config: DataConfig) -> Table:
     """Returns the table of a classes file; by colour where the masks hold colours, else by id or place."""
-    where = config.classes or CLASSES_FILE
-    try:
-        classes = classes_from([entry.model_dump(exclude={"id"}) for entry in file.classes])
-    except ValueError as error:
-        raise PetsegError(f"{where}: {error}") from None
+    where, classes = config.classes or CLASSES_FILE, named_classes(file, config)
     ids: dict[int, int] = {}
     table = Table(classes, by_colour, ids, where)
     for place, value in enumerate(_values(file, by_colour, where)):

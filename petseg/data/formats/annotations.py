@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from petseg.config import DataConfig
-from petseg.data.classes import CLASSES_FILE, find_classes
+from petseg.data.classes import find_classes, named_classes
 from petseg.data.dataset import IGNORE, Class, Dataset, Label, Sample, classes_from
 from petseg.data.formats.shapes import Shape, Size, painted
 from petseg.data.images import opened
@@ -121,10 +121,7 @@ def split_of(name: str) -> str:
 def chosen_classes(folder: Path, config: DataConfig) -> tuple[Class, ...]:
     """Returns the classes of `data.classes` or a folder's classes.toml, which go before an annotation file's; or ()."""
     given = find_classes(folder, config)
-    try:
-        return classes_from([entry.model_dump(exclude={"id"}) for entry in given.classes]) if given else ()
-    except ValueError as error:
-        raise PetsegError(f"{config.classes or CLASSES_FILE}: {error}") from None
+    return named_classes(given, config) if given else ()
 
 
 def named(entries: Sequence[str | Mapping[str, Any]], where: object, chosen: Sequence[Class] = ()) -> Names:
@@ -173,8 +170,8 @@ def image_size(image: Path, width: Any, height: Any, where: str) -> Size:
     if width is None or height is None:
         with opened(image, f"{where}: image") as file:
             return file.height, file.width
-    sides = [float(side) if isinstance(side, int | float) else 0 for side in (height, width)]
-    if not all(side.is_integer() and side > 0 for side in map(float, sides)):
+    sides = [float(side) if isinstance(side, int | float) else 0.0 for side in (height, width)]
+    if not all(side.is_integer() and side > 0 for side in sides):
         raise PetsegError(f"{where}: image of {shown(width)} x {shown(height)}; wanted pixels; export it again")
     limit = Image.MAX_IMAGE_PIXELS
     if limit and sides[0] * sides[1] > limit:
