@@ -1,7 +1,8 @@
-"""Files written beside their place and moved there whole, so that a kill leaves the old or the new one; text read."""
+"""Files written beside their place and moved there whole, so that a kill leaves the old or the new one; files read."""
 
 import atexit
 import codecs
+import hashlib
 import json
 import os
 import re
@@ -10,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
 def _short(name: str) -> str:
     """Returns a file's name as it stands in the unfinished file's; a long one would leave no room around it."""
     encoded = os.fsencode(name)
-    return name if len(encoded) <= 200 else blake2b(encoded, digest_size=8).hexdigest()
+    return name if len(encoded) <= 200 else hashlib.blake2b(encoded, digest_size=8).hexdigest()
 
 
 def writable_folder(folder: Path) -> Path:
@@ -144,6 +144,12 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> list[str]:
     """Returns the lines of such a file that are not blank, without blanks at their ends."""
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file as 64 lower-case hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 python scripts/ship.py runs/compare-base/runs/unet unet_base
 """
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -30,8 +29,7 @@ def ship(run: Path, name: str, weights: Path = WEIGHTS, results: Path = RESULTS)
         raise PetsegError(f"{run} has no evaluation; a model is shipped with its scores: run `petseg evaluate {run}`")
     out = weights / f"{name}.onnx"
     metadata = export_run(run, out)
-    content = out.read_bytes()
-    card = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **metadata}
+    card = {"name": name, "bytes": out.stat().st_size, "sha256": storage.sha256(out), **metadata}
     storage.write_json(out.with_suffix(".json"), card)
     total = sum(path.stat().st_size for path in weights.iterdir())
     if total > LARGEST:

@@ -28,7 +28,7 @@ from petseg.data.dataset import Dataset, Progress, Sample, UInt8
 from petseg.data.geometry import Geometry, Size
 from petseg.data.images import open_label, open_sample, opened, outcomes
 from petseg.errors import PetsegError, disk_errors
-from petseg.storage import new_folder, write_text
+from petseg.storage import new_folder, sha256, write_text
 
 CACHE_VERSION = 3  # raised when the content of a cache changes for the same key
 ADVICE = "free some space or set PETSEG_CACHE"
@@ -263,8 +263,7 @@ def content_key(dataset: Dataset) -> str:
 
 @lru_cache(maxsize=64)  # one annotation file may be the label of every sample
 def _file_digest(path: Path, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def _ids_digest(dataset: Dataset, sample: Sample) -> bytes:

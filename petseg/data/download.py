@@ -3,7 +3,6 @@
 Not by pooch, the usual library: it starts an interrupted download of 792 MB from zero, and it has no mirrors.
 """
 
-import hashlib
 import http.client
 import shutil
 import time
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from petseg.data.dataset import Progress
 from petseg.errors import PetsegError, disk_errors
+from petseg.storage import sha256
 
 SLOWEST = 1000  # bytes a second below which a host is given up: at that pace the archives would take nine days
 PAUSE = 1.0  # seconds waited after the first round of hosts; doubles each round
@@ -42,12 +42,6 @@ ARCHIVES = tuple(
         ("annotations.tar.gz", 19_173_078, "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91"),
     )
 )
-
-
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file as 64 lower-case hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_official(path: Path, archive: Archive) -> bool:

@@ -9,7 +9,6 @@ Normalisation and softmax are part of the graph; the metadata, each value as JSO
 when it gives torch's own answers.
 """
 
-import hashlib
 import json
 import logging
 import threading
@@ -114,7 +113,7 @@ def export_run(run: str | Path, out: str | Path, kind: str = "onnx", *, fp16: bo
         "environment": storage.read_json(run / "environment.json"),
         **(oxford_pets.CARD if data.name == oxford_pets.NAME else {}),
         "weights": trained.weights,
-        "weights_sha256": _digest(run / trained.weights),
+        "weights_sha256": storage.sha256(run / trained.weights),
         "epoch": trained.epoch,
     }
     return export_model(trained.network, description, out, kind, fp16=fp16)
@@ -198,7 +197,7 @@ def exported_run(run: Path) -> Path:
     if out.is_file():
         with suppress(DecodeError, ValueError, KeyError, TypeError, OSError):  # damaged: exported again
             known = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
-            if _digest(run / known["weights"]) == known["weights_sha256"] and known["scores"] == _scores(run):
+            if storage.sha256(run / known["weights"]) == known["weights_sha256"] and known["scores"] == _scores(run):
                 return out
     out = storage.writable_folder(run) / out.name
     try:
@@ -365,7 +364,3 @@ def _scores(run: Path) -> dict[str, Any]:
     evaluation = next((storage.read_json(path) for path in stored if path.is_file()), {})
     wanted = ("split", "images", "frame", *DEFINITIONS)
     return {name: evaluation[name] for name in wanted if evaluation.get(name) is not None}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

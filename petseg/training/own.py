@@ -4,7 +4,6 @@ A run's config names the file as it was typed, which leads nowhere from another 
 the place on this machine, as `place.json` does for images.
 """
 
-import hashlib
 import logging
 from contextlib import suppress
 from functools import cache
@@ -22,7 +21,7 @@ def claim_file(run: Path, config: ModelConfig) -> None:
     """Writes down, once, where the file of a run's network lies, and its SHA-256; nothing of other networks."""
     if is_own(config.name) and not (run / NETWORK).is_file():
         file = Path(config.name.rpartition(":")[0]).resolve()
-        storage.write_json(run / NETWORK, {"file": str(file), "sha256": _digest(file)})
+        storage.write_json(run / NETWORK, {"file": str(file), "sha256": storage.sha256(file)})
 
 
 def located(run: Path, config: ModelConfig) -> ModelConfig:
@@ -38,13 +37,9 @@ def located(run: Path, config: ModelConfig) -> ModelConfig:
         place = str(known.get("file", ""))
         if not Path(file).is_file() and Path(place).is_file():
             file = place
-        if Path(file).is_file() and _digest(Path(file)) != known.get("sha256") and distributed.rank() == 0:
+        if Path(file).is_file() and storage.sha256(Path(file)) != known.get("sha256") and distributed.rank() == 0:
             _warn(run.resolve(), file)
     return config.model_copy(update={"name": f"{file}:{attribute}"})
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @cache

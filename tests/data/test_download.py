@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from petseg.data import download as downloads
-from petseg.data.download import ARCHIVES, Archive, download, is_official, sha256
+from petseg.data.download import ARCHIVES, Archive, download, is_official
 from petseg.errors import PetsegError
+from petseg.storage import sha256
 from tests.conftest import refused
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
