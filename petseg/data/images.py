@@ -59,6 +59,7 @@ CHANNELS = 0x0115  # a tag of TIFF
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), start=2))
 TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 """EXIF orientation -> what makes the image upright."""
+TURNED = (5, 6, 7, 8)  # those that lay an image on its side
 
 UNREADABLE = (  # what Pillow raises for files that are no image, damaged, or too large: what a decoder stumbles over
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, AttributeError, MemoryError),
@@ -333,7 +334,7 @@ def _frame(file: Image.Image) -> tuple[Size, int]:
 
 
 def _turned(size: Size, turn: int) -> Size:
-    return size[::-1] if turn >= 5 else size  # TURNS from there on lay an image on its side
+    return size[::-1] if turn in TURNED else size
 
 
 def _applied(label: Label, own_size: Size, turn: int, notes: list[str]) -> int:

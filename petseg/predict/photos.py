@@ -26,7 +26,6 @@ WANTED = "a path, bytes, a file object open in binary mode, a PIL image, or uint
 UNREAD_FOLDER = "folder that cannot be read"  # how the reason begins of what is left out against the user's will
 STORED_WIDTH = 0x0100  # a tag of TIFF
 Crop = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are one past it
-TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 _RAMP = Image.linear_gradient("L").resize((32, 32))
 PROBE = Image.merge("RGB", [_RAMP, _RAMP.rotate(90), _RAMP.rotate(180)])  # colours by which two profiles are told apart
 
@@ -145,7 +144,7 @@ def key_of(content: bytes) -> str:
 
 
 def _upright_size(opened: Image.Image) -> tuple[int, int]:
-    turned = images.orientation(opened) in TURNED
+    turned = images.orientation(opened) in images.TURNED
     if opened.format == "TIFF":  # newer versions of Pillow swap its height and width at opening
         turned = turned and opened.width == opened.getexif().get(STORED_WIDTH, opened.width)
     return (opened.width, opened.height) if turned else (opened.height, opened.width)
