@@ -132,7 +132,8 @@ def data_folder(given: Path | None, *, fetch: bool = False) -> Path:
 
 def data_or_synthetic(given: Path | None) -> tuple[Path, bool]:
     """Returns a data folder and whether its pets are synthetic; a folder that was named must be right, though."""
-    from petseg.data.sources import find_data, is_synthetic, synthetic_data
+    from petseg.data.oxford_pets import is_synthetic
+    from petseg.data.sources import find_data, synthetic_data
 
     try:
         folder = find_data(given) or _download(rounds=1)

@@ -27,6 +27,7 @@ OFFICIAL = "the official archives"
 UNOFFICIAL = "archives with other checksums than the official ones (a reduced or mirrored copy)"
 FOLDER = "a folder in the official layout (its files are not checked against the official checksums)"
 SYNTHETIC = "synthetic pets, drawn by petseg"
+SYNTHETIC_FOLDER = "synthetic_pets"  # of the cache
 
 # validation cross-entropy after 30 epochs, protocol `seed`, as printed by the comparison that petseg comes from
 ORIGINAL_LOSSES = {"unet": 0.3614, "segnet": 0.4176}
@@ -87,6 +88,11 @@ def recognise(folder: Path) -> str | None:
     return f"{NAME}, archives" if any(_archives(folder).values()) else None
 
 
+def is_synthetic(folder: Path) -> bool:
+    """Returns whether a data folder is one of `sources.synthetic_data`."""
+    return folder.resolve().parent == (cache_root() / SYNTHETIC_FOLDER).resolve()
+
+
 def _archives(folder: Path) -> dict[str, Path | None]:
     """Returns official name -> where the archive lies in a folder, compressed or not."""
     places = {archive.name: [folder / archive.name, folder / archive.name.removesuffix(".gz")] for archive in ARCHIVES}
@@ -97,8 +103,7 @@ def open_folder(folder: Path, config: DataConfig, on_progress: Progress | None =
     """Returns the dataset in a folder of the official layout, or of its two archives, unpacked once into the cache."""
     options = config.oxford_pets
     if (folder / "annotations").is_dir():
-        synthetic = (cache_root() / "synthetic_pets").resolve() in folder.resolve().parents
-        return open_oxford_pets(folder, options, provenance=SYNTHETIC if synthetic else FOLDER)
+        return open_oxford_pets(folder, options, provenance=SYNTHETIC if is_synthetic(folder) else FOLDER)
     archives = _archives(folder)
     if missing := " and ".join(name for name, path in archives.items() if path is None):
         raise PetsegError(

@@ -41,7 +41,6 @@ class Source(Protocol):
 
 # asked in this order: folders of images and masks may hold annotations too
 SOURCES: tuple[Source, ...] = (oxford_pets, voc, coco, cvat, label_studio, labelme, image_folder)
-SYNTHETIC = "synthetic_pets"  # folder of the cache
 SYNTHETIC_PER_BREED = 20  # of the set that `petseg compare --quick` falls back to: 740 images in all, in seconds
 SYNTHETIC_VERSION = 4  # raised when the drawings change
 
@@ -68,14 +67,9 @@ def get_data(folder: Path, *, on_progress: Callable[[str, int, int], None] | Non
             download(file, folder, on_progress=on_progress and partial(on_progress, file.name), rounds=rounds)
 
 
-def is_synthetic(place: Path) -> bool:
-    """Returns whether a data folder is one of `synthetic_data`."""
-    return place.resolve().parent == (cache_root() / SYNTHETIC).resolve()
-
-
 def synthetic_data() -> Path:
     """Returns a folder of synthetic pets in the official layout, drawn at the first call."""
-    target = cache_root() / SYNTHETIC / f"{SYNTHETIC_PER_BREED}-v{SYNTHETIC_VERSION}"
+    target = cache_root() / oxford_pets.SYNTHETIC_FOLDER / f"{SYNTHETIC_PER_BREED}-v{SYNTHETIC_VERSION}"
     with locked(target), disk_errors(f"cache {target}", ADVICE):
         if not target.is_dir():
             with new_folder(target) as unfinished:
