@@ -10,7 +10,7 @@ import typer
 from petseg.cli.data import data_folder, prepare_data
 from petseg.cli.options import DataOption, DeviceOption, ThreadsOption, chosen_hardware
 from petseg.cli.terminal import print_table, progress_bar, results_only, resumable
-from petseg.errors import PetsegError
+from petseg.errors import PetsegError, unknown_name
 
 if TYPE_CHECKING:
     from petseg.config import RunConfig
@@ -46,7 +46,7 @@ def study(
     part = tuple(only or ())
     known = [experiment.name for experiment in loaded.experiments]
     if wrong := [name for name in part if name not in known]:
-        raise PetsegError(f"--only {wrong[0]}: not an experiment of this recipe; it has {', '.join(known)}")
+        raise unknown_name("--only", wrong[0], known)
     folder = out or Path("runs") / Path(recipe).stem
     if show:
         _show(loaded, folder, data, part, jobs or 1, lambda: chosen_hardware(loaded.train.precision, device, threads))

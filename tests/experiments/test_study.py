@@ -352,7 +352,7 @@ def test_a_part_of_a_study_is_made_alone_and_the_rest_later(whole, tiny, recipe,
     told = petseg("study", recipe, "--only", "sizes")
     assert (told.returncode, told.stderr.strip()) == (
         2,
-        "petseg: --only sizes: not an experiment of this recipe; it has skips, size",
+        "petseg: --only 'sizes' is unknown; choose one of: size, skips",
     )
 
 
