@@ -300,8 +300,9 @@ def load_study(name: str) -> Study:
             raise PetsegError(f"{where} is tuned, but {untuned[0]!r} is not among [tuning] models; add it there")
     for part in study.rechecks():
         study.recheck_claims(part)
-    for model, cell in study.tuning.all_cells() if study.tuning else ():
-        study.config(model, 0, [study.tuning.fields if study.tuning else {}, cell], source="study: tuning")
+    if study.tuning is not None:
+        for model, cell in study.tuning.all_cells():
+            study.config(model, 0, [study.tuning.fields, cell], source="study: tuning")
     return study
 
 
