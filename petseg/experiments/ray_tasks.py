@@ -198,13 +198,9 @@ def read_files(folder: Path) -> Files:
 def write_files(folder: Path, files: Files, *, instead_of: Iterable[str] = ()) -> None:
     """Writes a folder's files, those last that say that a run has ended; then removes what it no longer has."""
     names = sorted(files, key=lambda name: (name.startswith(ENDS), name))
-    write_together({folder / name: partial(_write, files[name]) for name in names})
+    write_together({folder / name: partial(Path.write_bytes, data=files[name]) for name in names})
     for name in set(instead_of) - set(files):
         (folder / name).unlink(missing_ok=True)
-
-
-def _write(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
 
 
 def pack(path: Path) -> Shipment:
