@@ -5,7 +5,7 @@ Cross-entropy is the one score at the training size: it belongs to the loss.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from petseg import metrics, storage
 from petseg.config import RunConfig
 from petseg.data.cache import Prepared
-from petseg.data.dataset import Class, Dataset, Sample, UInt8, scored_ids
+from petseg.data.dataset import Class, Dataset, Progress, Sample, UInt8, scored_ids
 from petseg.data.images import open_ids, resize_ids
 from petseg.errors import PetsegError, first_line, unknown_name
 from petseg.metrics import Confusion, Score
@@ -30,8 +30,6 @@ from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
 from petseg.training.inference import Network, Seen, scored_logits
 from petseg.training.losses import CrossEntropySum
-
-Progress = Callable[[int, int], None]  # called with (done, total) images
 
 
 def silent(done: int, total: int) -> None:

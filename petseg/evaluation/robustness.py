@@ -16,12 +16,12 @@ from PIL import Image
 
 from petseg import storage
 from petseg.data.cache import Prepared
-from petseg.data.dataset import Dataset, Merge, Sample, UInt8, scored_ids
+from petseg.data.dataset import Dataset, Merge, Progress, Sample, UInt8, scored_ids
 from petseg.data.geometry import Floats, Geometry
 from petseg.data.images import open_sample
 from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import Corruption, corruptions
-from petseg.evaluation.evaluate import Progress, load_run, others_suffix, predicted_ids, silent
+from petseg.evaluation.evaluate import load_run, others_suffix, predicted_ids, silent
 from petseg.metrics import Confusion, confusion_matrix
 from petseg.predict.segmenter import Segmenter
 from petseg.schema import Record, read_record
