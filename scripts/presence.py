@@ -107,7 +107,7 @@ def measured(segmenter: Segmenter, photos: Iterator[tuple[Photo, UInt8 | None]])
     """Returns the figures of each photo, and how sure the mask is of pixels against how often it is right."""
     rows, counts = [], np.zeros((3, BINS))
     for photo, trimap in photos:
-        roles = roles_of(segmenter.batch([photo])[0])
+        roles = roles_of(segmenter(photo))
         rows.append(map_figures(*roles[:2]))
         if trimap is not None:
             small = np.asarray(Image.fromarray(trimap).resize(roles.shape[:0:-1], Image.Resampling.NEAREST))

@@ -295,7 +295,7 @@ def _compute(segmenter: Segmenter, content: bytes, asked: Asked, pixels: int) ->
         if (given := photo.size[0] * photo.size[1]) > pixels:
             raise HTTPException(413, f"the photo has {given:,} pixels; at most {pixels:,} are taken: make it smaller")
         started = time.perf_counter()
-        result = segmenter.batch([photo])[0]
+        result = segmenter(photo)
         own = {"model": segmenter.name, "milliseconds": round(1000 * result.seconds, 2)}
         summary = json.dumps(result.summary().to_dict() | own).encode() if "json" in outputs else b""
         parts: dict[str, bytes] = {
