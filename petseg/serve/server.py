@@ -138,9 +138,8 @@ class _Bounded(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if (
-            self.cycle.response_complete and self.cycle.more_body and self.cycle.keep_alive
-        ):  # it was answered before it had sent all
+        # it was answered before it had sent all
+        if self.cycle.response_complete and self.cycle.more_body and self.cycle.keep_alive:
             self.loop.call_later(1, self.transport.close)
 
     def shutdown(self) -> None:
