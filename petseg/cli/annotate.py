@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,7 @@ def annotate(
             advance("label", done, len(waiting))
         if labelled := [job for job in jobs if job.done()]:
             target = Target(out, segmenter.classes, polygons)
-            written, lost = write_task(labelled, target, kind, lambda done, total: advance("write", done, total))
+            written, lost = write_task(labelled, target, kind, partial(advance, "write"))
             failed += [f"{name}: {reason}" for name, reason in lost.items()]
     for message in failed:
         print(f"petseg: {message}", file=sys.stderr)

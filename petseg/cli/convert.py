@@ -41,9 +41,7 @@ def convert(
     check_request(out, kind, polygons=polygons)
     (dataset,) = _opened([data], settings, splits)
     with progress_bar() as advance:
-        written, left_out = write(
-            dataset, out, kind, polygons=polygons, on_progress=lambda done, total: advance("convert", done, total)
-        )
+        written, left_out = write(dataset, out, kind, polygons=polygons, on_progress=partial(advance, "convert"))
     print(f"{out}: {plural(written, 'image')} as {kind}")
     _say_left_out(left_out)
 
@@ -64,10 +62,8 @@ def merge(
         raise PetsegError(f"{data[0]} alone was given; name at least two folders to merge")
     datasets = _opened(data, settings, splits)
     with progress_bar() as advance:
-        found = merged(datasets, on_progress=lambda done, total: advance("compare images", done, total))
-        written, left_out = write(
-            found.dataset, out, "png", on_progress=lambda done, total: advance("write", done, total)
-        )
+        found = merged(datasets, on_progress=partial(advance, "compare images"))
+        written, left_out = write(found.dataset, out, "png", on_progress=partial(advance, "write"))
     sizes = ", ".join(f"{part} {len(ids):,}" for part, ids in found.dataset.splits.items()) or "none"
     print(f"{out}: {plural(written, 'image')}; splits: {sizes}")
     if not found.dataset.splits:

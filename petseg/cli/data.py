@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,7 +51,7 @@ def check(
     config = data_config(settings)
     dataset = open_data(data_folder(folder or data), config)
     with progress_bar() as advance:
-        found = check_dataset(dataset, config.size, on_progress=lambda done, total: advance("check", done, total))
+        found = check_dataset(dataset, config.size, partial(advance, "check"))
     if as_json:
         print(found.model_dump_json(indent=1))
     else:
@@ -203,8 +204,7 @@ def prepare_data(folder: Path, config: "DataConfig", run: Path | None = None) ->
 
     dataset, geometry = open_data(folder, config, run), Geometry.of(config)
     with progress_bar() as advance:
-        title = f"prepare {geometry}"
-        prepared = prepare(dataset, geometry, on_progress=lambda done, total: advance(title, done, total))
+        prepared = prepare(dataset, geometry, on_progress=partial(advance, f"prepare {geometry}"))
     if run is not None:
         _warn_of_names(run, folder, prepared)
     if dataset.provenance == UNOFFICIAL:

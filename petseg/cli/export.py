@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
@@ -114,7 +115,7 @@ def bench(
     counts = _whole_numbers(threads, "--threads")
     plan = measuring.Plan(model or shipped_models(), sizes, counts, runtime or (), turns, find_data(data))
     with progress_bar() as advance:
-        result = measuring.bench(plan, lambda done, total: advance("bench", done, total))
+        result = measuring.bench(plan, partial(advance, "bench"))
     machine = result.environment
     versions = ", ".join(f"{name} {number}" for name, number in {"torch": machine.torch, **result.versions}.items())
     title = f"one image at a time, {result.turns} turns; {machine.processor} ({', '.join(result.instructions)})"

@@ -69,19 +69,16 @@ def predict(
     kinds = outputs.chosen_kinds(only or ()) if only or not as_json else ()
     look = _look(outputs.Look(matting, background, crop, kind), kinds)
     threads = thread_count(threads)
-    sizes, names = _scales(scales), _names(foreground)
-
-    options: dict[str, Any] = {"flip": flip, "scales": sizes, "windows": windows, "foreground": names}
-    options |= {"raw": raw, "zoom": zoom}
+    options: dict[str, Any] = {"flip": flip, "raw": raw, "windows": windows, "zoom": zoom}
+    options |= {"scales": _scales(scales), "foreground": _names(foreground)}
 
     def chosen(photos: int) -> Segmenter:
         return chosen_segmenter(model, run, photos, threads, windows).using(**options)
 
     if ray is not None or any("://" in place for place in (*photos, out or "")):
-        from petseg.predict.runtimes import (
-            WORTH_STARTING,
-        )  # or more: how many a bucket holds is known when all are listed
+        from petseg.predict.runtimes import WORTH_STARTING
 
+        # or more: how many a bucket holds is known when all are listed
         _predict_stored(partial(chosen, WORTH_STARTING), options, (photos, out), kinds, look, ray, threads, as_json)
         return
 
@@ -291,7 +288,7 @@ def _predict_stdin(segmenter: Segmenter, kinds: tuple[str, ...], look: Look, res
 
     if sys.stdin is None:
         raise PetsegError("stdin is closed; pipe a photo into it, or name its file")
-    (result,) = segmenter.batch([Photo(sys.stdin.buffer.read(), "stdin")])
+    result = segmenter(Photo(sys.stdin.buffer.read(), "stdin"))
     if not kinds:
         print(json.dumps({"photo": "-", **result.summary().to_dict()}), file=results)
         return
