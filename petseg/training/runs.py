@@ -34,15 +34,8 @@ from petseg.schema import ClassInfo, DataInfo, EpochRow, SplitIds, first_reason,
 LOCK = ".lock"
 PLACE = "place.json"
 NETWORK = "network.json"
-HARMLESS = {
-    LOCK,
-    "data.json",
-    "environment.json",
-    "splits.json",
-    PLACE,
-    NETWORK,
-    "input.json",
-}  # what a run or a comparison that was killed early leaves
+# what a run or a comparison that was killed early leaves
+HARMLESS = {LOCK, PLACE, NETWORK, "data.json", "environment.json", "input.json", "splits.json"}
 
 
 def refuse_existing(folder: Path, *, resume: bool) -> None:
