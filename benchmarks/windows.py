@@ -11,7 +11,6 @@ shipped model. Each of the three has a process of its own.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from measuring import arguments, main
 from PIL import Image
+from train_memory import peak_mb
 
 from petseg import Segmenter, storage
 from petseg.config import load_recipe
@@ -39,11 +39,6 @@ SETTINGS = ("fit=crop", "data.size=256", "base_channels=4", "depth=2", "train.ep
 SIDE, SIZE, SHIPPED = 256, (4000, 6000), "unet_small"
 SEES = 32  # pixels that 2 levels of 2 convolutions of 3 x 3 see in each direction, at most
 HARDWARE = choose_hardware("fp32", "cpu")
-
-
-def peak_mb() -> float:
-    """Returns the process's largest resident memory so far, in megabytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def mosaic() -> UInt8:

@@ -23,7 +23,7 @@ from petseg import storage
 from petseg.cli.data import data_folder
 from petseg.data.geometry import Geometry
 from petseg.data.sources import open_dataset
-from petseg.evaluation.corruptions import Corruption
+from petseg.evaluation.corruptions import UNCHANGED, Corruption
 from petseg.evaluation.evaluate import load_run
 from petseg.evaluation.robustness import Looker, looked_at
 from petseg.evaluation.statistics import paired_bootstrap
@@ -46,7 +46,6 @@ FAULTS = {  # field of train.augment -> how it is called in the table
 LOOKS = tuple(Corruption(kind, 3) for kind in ("jpeg", "blur", "noise", "dark", "small"))
 """What the files are put through, each in its strongest severity."""
 LEFT_OUT: dict[str, tuple[str, ...]] = {"all": (), "none": tuple(FAULTS), **{name: (name,) for name in FAULTS}}
-UNCHANGED = Corruption("jpeg", 0)
 
 
 def train(runs: Path, data: Path, arm: str) -> None:
