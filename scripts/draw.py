@@ -135,13 +135,19 @@ def failures() -> None:
     sheet.quantize(16).save(DOCS / "failures.png", optimize=True)
 
 
+def save(figure: Figure, name: str) -> None:
+    """Writes a plot as docs/NAME.svg, its axes open above and at the right."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(DOCS / f"{name}.svg", format="svg", metadata={"Date": None})
+
+
 def speedrun() -> None:
     """Writes speedrun.svg."""
     benchmarks, wanted = ROOT / "results" / "benchmarks", ORIGINAL_LOSSES["unet"]
     models = read_json(benchmarks / "speedrun" / "comparison.json")["models"]
     lines = [(f"speedrun, {model['title']}", model["history"], model["name"], 2.2) for model in models]
     lines.append(("default, U-Net", read_json(benchmarks / "plain_recipe.json")["history"], "unet", 1.0))
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})
     figure = Figure(figsize=(7.5, 3.8), layout="constrained")
     axes = figure.subplots()
     for title, history, name, width in lines:
@@ -155,14 +161,12 @@ def speedrun() -> None:
     axes.annotate(words, (1, wanted - 0.01), xycoords=("axes fraction", "data"), ha="right", va="top")
     axes.set(xlabel="seconds of training and validation", ylabel="validation cross-entropy", ylim=(0.3, 0.75))
     axes.set_xlim(0, 1.25 * max(sum(row["seconds"] for row in history) for _, history, _, _ in lines))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(DOCS / "speedrun.svg", format="svg", metadata={"Date": None})
+    save(figure, "speedrun")
 
 
 def confidence() -> None:
     """Writes confidence.svg."""
     found = read_json(ROOT / "results" / "masks" / "presence.json")["models"]
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     titles = {"mask": "A pixel of the mask is pet", "presence": "The photo shows a pet"}
     for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
@@ -171,9 +175,8 @@ def confidence() -> None:
             bins = model["splits"]["test"][kind]
             axes.plot([each["mean"] for each in bins], [each["share"] for each in bins], marker=marker, label=name)
         axes.set(title=title, xlabel="how sure the model is", ylabel="how often it is so", aspect="equal")
-        axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    figure.savefig(DOCS / "confidence.svg", format="svg", metadata={"Date": None})
+    save(figure, "confidence")
 
 
 def gap() -> None:
@@ -208,7 +211,6 @@ def gap() -> None:
             192: runs("base/unet", "base/segnet"),
         },
     }
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     axes = figure.subplots()
     for (title, points), marker, colour in zip(lines.items(), "sov", ("#D55E00", "#0072B2", "#009E73"), strict=True):
@@ -220,8 +222,7 @@ def gap() -> None:
     axes.set(xlabel="image size in pixels", ylabel="U-Net leads by, points of mIoU", ylim=(0, 12), xlim=(54, 202))
     axes.set_xticks(sorted({side for points in lines.values() for side in points}))
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(DOCS / "gap.svg", format="svg", metadata={"Date": None})
+    save(figure, "gap")
 
 
 if __name__ == "__main__":
@@ -234,4 +235,5 @@ if __name__ == "__main__":
         "confidence": confidence,
         "gap": gap,
     }
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "petseg", "font.size": 11})
     pictures[sys.argv[1]]()
