@@ -96,7 +96,7 @@ def simultaneous_intervals(drawn: Score, confidence: float) -> list[Interval]:
 
 def bootstrap(confusions: Confusion, *, score: Scoring = mean_iou, how: Resampling = Resampling()) -> Estimate:
     """Returns one model's score with its interval; arguments and method are those of `paired_bootstrap`."""
-    confusions = _by_seed(confusions)
+    (confusions,) = _counted(_by_seed(confusions))
     own = 100 * score(confusions.sum(axis=1))
     worth = _worth(confusions, _left_out(confusions, score))
     drawn = _drawn(own, 100 * _resampled(confusions, score, how), worth, how)
@@ -117,20 +117,29 @@ def _resampled(confusions: Confusion, score: Scoring, how: Resampling) -> Score:
     seeds, count, *matrix = confusions.shape
     weights = _times_drawn(count, how.resamples, how.seed)
     flat = weights @ confusions.swapaxes(0, 1).reshape(count, -1).astype(np.float64)
-    return _of_part(flat.astype(np.int64).reshape(how.resamples, seeds, *matrix).swapaxes(0, 1), score).T
+    sums = flat.astype(np.int64).reshape(how.resamples, seeds, *matrix).swapaxes(0, 1)
+    return _of_part(sums, confusions.sum(axis=1, keepdims=True), score).T
 
 
-def _of_part(sums: Confusion, score: Scoring) -> Score:
-    """Returns the score of some of the images, float64 [...], of their sums [..., C, C]."""
+def _of_part(sums: Confusion, whole: Confusion, score: Scoring) -> Score:
+    """Returns the score of some of the images, float64 [...], of their sums [..., C, C] and those of all images."""
     if score is not mean_iou:
         return score(sums)
-    # else one pixel that is wrongly of a class without a true one takes a whole class from a mean
-    return mean_over_classes(np.where(truths(sums) > 0, iou(sums), np.nan))
+    # else one pixel that is wrongly of a class without a true one takes a whole class from a mean; a class that no
+    # image holds does so in the score itself, which lies within its interval
+    scored = (truths(sums) > 0) | (truths(whole) == 0)
+    return mean_over_classes(np.where(scored, iou(sums), np.nan))
+
+
+def _counted(*arms: Confusion) -> list[Confusion]:
+    """Returns arms' matrices [S, N, C, C] of the images that count in any: a resample of others alone has no score."""
+    counts = np.any([arm.any(axis=(0, 2, 3)) for arm in arms], axis=0)
+    return [arm[:, counts] if counts.any() else arm for arm in arms]
 
 
 def _compared(pair: Pair, how: Resampling) -> tuple[Score, Score, float]:
     """Returns each seed's difference in points, float64 [S], its resamples [resamples, S] and the images' worth."""
-    first, second = _by_seed(pair.first), _by_seed(pair.second)
+    first, second = _counted(_by_seed(pair.first), _by_seed(pair.second))
     own = pair.score(first.sum(axis=1)) - pair.score(second.sum(axis=1))
     resampled = _resampled(first, pair.score, how) - _resampled(second, pair.score, how)
     worth = _worth(first, _left_out(first, pair.score) - _left_out(second, pair.score))
@@ -140,7 +149,7 @@ def _compared(pair: Pair, how: Resampling) -> tuple[Score, Score, float]:
 def _left_out(confusions: Confusion, score: Scoring) -> Score:
     """Returns by how much each image raises the score, mean over seeds, float64 [N]: the jackknife."""
     whole = confusions.sum(axis=1, keepdims=True)
-    raised: Score = _of_part(whole, score) - _of_part(whole - confusions, score)
+    raised: Score = _of_part(whole, whole, score) - _of_part(whole - confusions, whole, score)
     return np.asarray(np.nan_to_num(raised).mean(axis=0))
 
 

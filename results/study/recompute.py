@@ -9,22 +9,23 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 
-def lead(sums, *, part=True):
+def lead(sums, whole):
     """Returns the first arm's lead in mIoU, in points, of [2, ..., 3 * C]: right pixels, true or predicted, true."""
-    right, either, true = np.split(sums, 3, axis=-1)
-    scores = np.where((true if part else either) > 0, right / np.maximum(1, either), np.nan)
+    (right, either, true), absent = np.split(sums, 3, axis=-1), np.split(whole, 3, axis=-1)[2] == 0
+    scores = np.where(((true > 0) | absent) & (either > 0), right / np.maximum(1, either), np.nan)
     return -100 * np.diff(np.nanmean(scores, axis=-1), axis=0)[0]
 
 
 def drawn(arms, resamples, tail, *place):
     """Returns the difference of two arms [2, S, N, 3 * C] and its resamples."""
     seeds, count, whole = *arms.shape[1:3], arms.sum(axis=2, keepdims=True)
-    own, held = lead(whole, part=False), np.split(arms[0, 0], 3, axis=-1)[2] > 0
+    own, held = lead(whole, whole), np.split(arms[0, 0], 3, axis=-1)[2] > 0
     rarest = np.where(held, held.sum(axis=0), count + 1).argmin(axis=1)  # class in each image
-    parts = np.bincount(rarest, (lead(whole) - lead(whole - arms)).mean(axis=0) ** 2)
+    parts = np.bincount(rarest, (lead(whole, whole) - lead(whole - arms, whole)).mean(axis=0) ** 2)
     worth = min(count, 1 + parts.sum() ** 2 / (parts**2 / np.maximum(1, np.bincount(rarest) - 1)).sum())  # Welch, 1947
     wide = (worth / (worth - 1)) ** 0.5 * stdtrit(worth - 1, tail) / ndtri(tail) if worth < 100 else 1
-    off = wide * (lead(np.random.default_rng(0).multinomial(count, [1 / count] * count, resamples) @ arms) - own)
+    sums = np.random.default_rng(0).multinomial(count, [1 / count] * count, resamples) @ arms
+    off = wide * (lead(sums, whole) - own)
     if seeds == 1:
         return own.mean(), own.mean() + off[0]
     shared = max(0, ((covariance := np.cov(off)).sum() - np.trace(covariance)) / (seeds * (seeds - 1)))

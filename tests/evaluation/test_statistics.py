@@ -182,6 +182,26 @@ def test_a_false_pixel_of_a_class_that_was_not_drawn_takes_no_class_from_a_mean(
     assert -2 < found.low <= found.points <= found.high < 2, "whole thirds of the mean before"
 
 
+def test_a_class_that_no_image_holds_is_in_the_resamples_as_it_is_in_the_score():
+    """One pixel of it, wrongly predicted, takes a third from the mean: the interval must not leave the score out."""
+    first, second = (np.pad(arm, ((0, 0), (0, 1), (0, 1))) for arm in draw_images(150, lead=0.05, seed=3))
+    assert paired_bootstrap(first, second).low > 0
+    first[0, 0, 2] = 1
+    for found in (paired_bootstrap(first, second), bootstrap(first)):
+        assert found.low <= found.points <= found.high
+    first[:, 0, 2] = 1  # in every resample
+    assert paired_bootstrap(first, second).high < -10
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 150])
+def test_an_image_without_labelled_pixels_says_nothing(count):
+    first, second = draw_trainings(2, count, lead=0.02, seed=3)
+    wider = [np.concatenate([arm, np.zeros_like(arm[:, :2])], axis=1) for arm in (first, second)]
+    assert paired_bootstrap(*wider) == paired_bootstrap(first, second)
+    assert bootstrap(wider[0]) == bootstrap(first)
+    assert family_intervals([Pair(*wider)]) == family_intervals([Pair(first, second)])
+
+
 def test_alike_images_are_drawn_by_group():
     """Each image ten times over: the interval is that of the images once, and over them one by one too narrow."""
     first, second = draw_images(120, lead=0.03, seed=4)
