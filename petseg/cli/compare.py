@@ -62,7 +62,8 @@ def compare(
     if quick and recipe != "default":
         raise PetsegError(f"--quick was given with --recipe {recipe}; choose one: --quick is the recipe `quick`")
     name = "quick" if quick else recipe
-    settings = [*(settings or ()), *([f"models={json.dumps(models.split(','))}"] if models else [])]
+    settings = [*(settings or ())]
+    settings += [f"models={json.dumps([model.strip() for model in models.split(',')])}"] if models else []
     settings += [f"seeds={seeds}"] if seeds else []
     settings += [f"data.folds={folds}"] if folds else []
     loaded = load_recipe(name, settings)

@@ -155,7 +155,7 @@ def compare(plan: Plan, prepared: Prepared, out: str | Path) -> ComparisonResult
             for name, trial in first.items()
         )
         counts, over = _drawn_again({name: own[split] for name, own in merged.items()}, recipe, prepared.dataset)
-        notes += _limits(counts[reference], prepared.dataset.scored_classes, trainings)
+        notes += _limits(counts, prepared.dataset.scored_classes, trainings)
         for note in notes:
             logging.getLogger("petseg").warning("petseg: warning: %s", note)
         last = {name: evaluations[trial.run][split] for name, trial in first.items()}
@@ -207,7 +207,8 @@ def _trained(
     lost = {trial.place for trial, _ in diverged}
     kept = {trial.run: histories[trial.run] for trial in trials if trial.place not in lost}
     if not kept:
-        raise diverged[0][1]
+        lost_trial, reason = diverged[0]
+        raise DivergedError(f"{lost_trial.title}: {reason}") from reason
     return kept, [f"{trial.title}: training diverged; its seed is left out of every model" for trial, _ in diverged]
 
 
@@ -258,9 +259,9 @@ def _drawn_again(
 
 
 def _limits(
-    counts: Confusion, classes: Sequence[Class], trainings: Mapping[str, Sequence[schema.Training]]
+    counts: Mapping[str, Confusion], classes: Sequence[Class], trainings: Mapping[str, Sequence[schema.Training]]
 ) -> Iterator[str]:
-    """Yields what limits the figures, of counts [seeds, N, C, C] of the images or groups that are drawn again."""
+    """Yields what limits the figures, of model -> counts [seeds, N, C, C] of the images or groups drawn again."""
     machines = {
         f"{one.environment.device} {one.environment.processor}, {one.environment.precision}"
         for own in trainings.values()
@@ -268,8 +269,13 @@ def _limits(
     }
     if len(machines) > 1:
         yield f"not all were trained alike: {'; '.join(sorted(machines))}"
-    held = (counts[0].sum(axis=-1) > 0).sum(axis=0)
-    rare = [entry.name for entry, number in zip(classes, held.tolist(), strict=True) if 0 < number < FEW_GROUPS]
+    truth = next(iter(counts.values()))[0].sum(axis=-1)
+    held = dict(zip([entry.name for entry in classes], (truth > 0).sum(axis=0).tolist(), strict=True))
+    predicted = np.any([own.sum(axis=(0, 1, 2)) > 0 for own in counts.values()], axis=0)
+    absent = [name for name, wrongly in zip(held, predicted, strict=True) if wrongly and not held[name]]
+    if absent:
+        yield f"no scored image holds {', '.join(absent)}: a model that predicts it anywhere has an IoU of 0 there"
+    rare = [name for name, number in held.items() if 0 < number < FEW_GROUPS]
     if rare:
         yield f"intervals say little: few of what is drawn again holds {', '.join(rare)}"
 
@@ -427,7 +433,8 @@ def _write_examples(
     prepared, rows = split.prepared, split.rows
     # a wrong label would be everybody's worst image and tell nothing of the models
     sound = np.flatnonzero([SUSPECT not in prepared.notes.get(prepared.samples[row].id, ()) for row in rows])
-    chosen = choose_examples({name: np.nan_to_num(values[sound]) for name, values in scores.items()})
+    sound = sound[~np.isnan([values[sound] for values in scores.values()]).any(axis=0)]  # nor an image without labels
+    chosen = choose_examples({name: values[sound] for name, values in scores.items()})
     folder.mkdir(exist_ok=True)
     examples = []
     for number, (place, why) in enumerate(chosen, start=1):
@@ -437,7 +444,7 @@ def _write_examples(
             file = f"{name}.{folder_name(role)}.{'jpg' if role == 'image' else 'png'}"
             storage.write_atomically(folder / file, partial(image.save, format="JPEG" if role == "image" else "PNG"))
             files[role] = f"examples/{file}"
-        miou = {model: float(np.nan_to_num(values[row])) for model, values in scores.items()}
+        miou = {model: float(values[row]) for model, values in scores.items()}
         examples.append(schema.Example(name=name, why=why, miou=miou, files=files))
         plan.on_stage("draw examples", number, len(chosen))
     return tuple(examples)

@@ -138,6 +138,25 @@ def test_a_thin_image_and_a_truth_that_is_all_border_come_through(pets_folder, t
     plan = plan_of(("unet",), "train.epochs=1", "task=species")
     found = compare(plan, prepare_for(plan.recipe.for_model("unet"), folder), tmp_path / "out")
     assert (found.models[0].evaluations["test"].images, len(found.examples)) == (24, 6)
+    assert ignored not in {example.name for example in found.examples}, "it has no score, and would be the worst"
+
+
+def test_few_images_of_which_one_has_no_label_have_an_interval_and_a_class_in_none_is_said(prepared, tmp_path):
+    few = prepared.dataset.splits["test"][:3]
+    dataset = replace(prepared.dataset, splits={**prepared.dataset.splits, "test": few})
+
+    def read_label(sample):  # of those the first is all ignored, the others are without the last class
+        label = prepared.dataset.read_label(sample)
+        if sample.id not in few:
+            return label
+        return replace(label, ids=np.where(label.ids == 2, 1, label.ids) if sample.id != few[0] else label.ids | 255)
+
+    part = replace(prepared, dataset=replace(dataset, read_label=read_label))
+    found = compare(plan_of(("unet", "segnet"), "train.epochs=1"), part, tmp_path / "out")
+    (one,) = found.differences
+    assert one.low <= one.points <= one.high
+    assert found.models[0].evaluations["test"].confusion[2] == (0, 0, 0)
+    assert "no scored image holds border: a model that predicts it anywhere has an IoU of 0 there" in found.notes
 
 
 @pytest.mark.parametrize("models", [("segnet",), ("segnet", "unet", "segnet_paper")], ids=len)
@@ -230,7 +249,7 @@ def test_a_seed_that_diverges_or_another_machine_is_told_and_every_model_counts_
     monkeypatch.setattr(
         "petseg.experiments.compare.train", lambda *_: train_or_diverge(None, None, Path("segnet-seed8"), None)
     )
-    with pytest.raises(DivergedError, match="the loss is not a number"):
+    with pytest.raises(DivergedError, match=r"^U-Net: training: the loss is not a number"):
         compare(plan_of(("unet",), "train.epochs=1", final=False), prepared, tmp_path / "all")
 
 
