@@ -230,6 +230,6 @@ def group_table(groups: Mapping[str, Sequence[float]], titles: Sequence[str]) ->
         Column(title, itemgetter(place), units.points) for place, title in enumerate(titles)
     ]
     if len(titles) == 2:
-        columns.append(Column("Difference", lambda scores: scores[1] - scores[0], units.points))
+        columns.append(Column(f"{titles[1]} − {titles[0]}", lambda scores: scores[1] - scores[0], units.points))
     rows = [(group.replace("_", " "), scores) for group, scores in groups.items()]
     return table(("By group", "mIoU in percent"), columns, rows, len(rows))

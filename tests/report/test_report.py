@@ -15,7 +15,7 @@ from petseg.errors import PetsegError
 from petseg.report import write_report, write_study_report
 from petseg.report.page import difference_bars, headline, history_charts, pareto_charts, read_gallery
 from petseg.report.plots import STYLES, Point, model_styles, pareto_chart
-from petseg.report.tables import class_tables, comparison_tables, ranking_table
+from petseg.report.tables import class_tables, comparison_tables, group_table, ranking_table
 from petseg.schema import ClassInfo, ComparisonResult, Example, Findings, read_record, write_record
 from tests.conftest import refused
 
@@ -192,6 +192,12 @@ def test_the_ranking_holds_both_intervals_and_pictures_on_one_scale(published):
     wide = [changed(one, together=(-9.0, 3.0)) for one in result.differences]
     bars = difference_bars(changed(result, differences=tuple(wide)))
     assert (bars.zero, bars.by_title["SegNet"].shown) == (75, False)
+
+
+def test_a_difference_by_group_says_which_model_is_subtracted():
+    table = group_table({"pug": (73.1, 70.0)}, ["U-Net", "SegNet"])
+    assert table.heads == ("U-Net", "SegNet", "SegNet − U-Net")
+    assert [cell.text for cell in table.rows[0][1]] == ["73.1", "70.0", "−3.1"]
 
 
 def test_more_classes_than_networks_are_rows_and_their_confusions_are_shares_of_the_truth(published, page):
