@@ -31,7 +31,7 @@ def own_builder(name: str) -> Builder:
     path, _, attribute = name.rpartition(":")
     try:
         network = getattr(_module(Path(path).resolve(), Path(path).stat().st_mtime_ns), attribute)
-    except Exception as error:  # whatever the file raises
+    except (Exception, SystemExit) as error:  # whatever the file raises, as a script that parses its arguments does
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise PetsegError(f"model {name!r}: {reason}; wanted a class in a Python file") from None
     if isinstance(network, Builder):

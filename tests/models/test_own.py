@@ -10,6 +10,7 @@ import torch
 
 from petseg.config import ModelConfig, Recipe
 from petseg.models import build_model, model_input, run_config, title_of
+from tests.conftest import refused
 from tests.test_layers import ROOT
 
 NET = """
@@ -75,3 +76,10 @@ def test_the_programs_of_the_documents(tmp_path):
     assert build_model(config, 5)[0].out_channels == 32
     assert model_input(config).mean == (0.485, 0.456, 0.406)
     assert build_model(ModelConfig(name=names[0]), 5)(torch.zeros(1, 3, 8, 8)).shape == (1, 5, 8, 8)
+
+
+@pytest.mark.parametrize("ends", ["sys.exit(3)", "__import__('argparse').ArgumentParser().parse_args(['-x'])"])
+def test_a_script_that_ends_the_program_is_one_line(tmp_path, ends):
+    (tmp_path / "net.py").write_text(f"import sys\n{ends}\n")
+    name = f"{tmp_path}/net.py:Net"
+    refused(r"^model .*net\.py:Net': SystemExit: \d; wanted a class", build_model, ModelConfig(name=name), 2)
