@@ -420,7 +420,8 @@ def first_mistake(kind: type[BaseModel], error: ValidationError) -> str:
     # a misspelt field is unknown and missing at once: the former says what to do
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     names, field = _field_names(kind), ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
+    message = re.sub(r"valid dictionary( or instance of \w+)?", "table of fields", first["msg"])
+    message = message.removeprefix("Value error, ").replace("valid tuple", "list")
     if first["type"] == "extra_forbidden":
         return str(unknown_name("field", field, [*names, *_entry_names(kind, first["loc"])]))
     if first["type"] == "missing":

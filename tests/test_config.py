@@ -188,12 +188,15 @@ WRONG_FIELDS = [
     ("[train]\ndeterministic = 3", r"train\.deterministic is 3; input should be a valid boolean"),
     ("[data]\noxford_pets.task = 'cats'", r"data\.oxford_pets\.task 'cats' is unknown; .* one of: species, pet"),
     ("[model]\nname = 'unet'", r"model\.name cannot be set; name the models under `models`"),
-    ("models = 'unet'", r"models is 'unet'; input should be a valid tuple"),
+    ("models = 'unet'", r"models is 'unet'; input should be a list"),
     ("models = []", r"models is \[\]; tuple should have at least 1 item"),
     ("models = ['unet', 'unet']", r"a comparison names each model once"),
     ("[data]\ngroups = 'P('", r"data\.groups is 'P\(', which is no regular expression: missing \), unterminated"),
     ("[data]\ngroups = 'P'\nsplit = 'blocks'", r"data\.groups is for data\.split random; blocks are cut wherever"),
-    *((f"{field} = 3", rf"{field} is 3; input should be a valid dict") for field in ("train", "model", "overrides")),
+    *(
+        (f"{field} = 3", rf"{field} is 3; input should be a table of fields$")
+        for field in ("train", "model", "overrides")
+    ),
 ]
 WRONG_SETTINGS = [
     ("epochs", r"^setting epochs: got no '='; write field=value, for example --set epochs=10$"),
@@ -203,7 +206,7 @@ WRONG_SETTINGS = [
     ("epochs=true", r"train\.epochs is True; input should be a valid integer"),
     ('epochs="10"', r"train\.epochs is '10'; input should be a valid integer"),
     ("train.epochs.x=1", r"train\.epochs"),
-    ("train=3", r"train is 3; input should be a valid dictionary"),
+    ("train=3", r"train is 3; input should be a table of fields"),
     ("name=segnet", r"model\.name cannot be set"),
 ]
 WRONG_MODELS = [

@@ -24,8 +24,7 @@ def drawn(arms, resamples, tail, *place):
     parts = np.bincount(rarest, (lead(whole, whole) - lead(whole - arms, whole)).mean(axis=0) ** 2)
     worth = min(count, 1 + parts.sum() ** 2 / (parts**2 / np.maximum(1, np.bincount(rarest) - 1)).sum())  # Welch, 1947
     wide = (worth / (worth - 1)) ** 0.5 * stdtrit(worth - 1, tail) / ndtri(tail) if worth < 100 else 1
-    sums = np.random.default_rng(0).multinomial(count, [1 / count] * count, resamples) @ arms
-    off = wide * (lead(sums, whole) - own)
+    off = wide * (lead(np.random.default_rng(0).multinomial(count, [1 / count] * count, resamples) @ arms, whole) - own)
     if seeds == 1:
         return own.mean(), own.mean() + off[0]
     shared = max(0, ((covariance := np.cov(off)).sum() - np.trace(covariance)) / (seeds * (seeds - 1)))
