@@ -19,6 +19,7 @@ from petseg.cli.options import (
     chosen_hardware,
 )
 from petseg.cli.terminal import print_table, progress_bar, results_only, resumable
+from petseg.errors import PetsegError
 from petseg.units import loss, percent
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ def train(
     from petseg.training.unlabelled import prepare_unlabelled
 
     given = [*(settings or ())]
+    if wrong := [setting for setting in given if setting.partition("=")[0].strip() in ("models", "seeds")]:
+        raise PetsegError(
+            f"--set {wrong[0]}: is for `petseg compare`; a run has one model (--model) and one seed (train.seed)"
+        )
     given += [] if init is None else [f"train.init={json.dumps(init, ensure_ascii=False)}"]
     given += [] if unlabelled is None else [f"train.unlabelled.source={json.dumps(str(unlabelled))}"]
     kept = out if resume and out is not None and (out / "config.json").is_file() else None

@@ -258,6 +258,10 @@ def test_ctrl_c_keeps_whole_epochs_and_says_how_to_go_on(pets_folder, tmp_path):
         (["train", "--model", "unett"], "model 'unett' is unknown; choose one of: unet"),
         (["train", "no-such"], "recipe 'no-such' is unknown; choose one of"),
         (["train", "missing.toml"], "recipe missing.toml: cannot be read"),
+        (
+            ["train", "--set", "seeds=3"],
+            "--set seeds=3: is for `petseg compare`; a run has one model (--model) and one",
+        ),
         (["train", "--set", "epoch=3"], "field 'epoch' is unknown; choose one of: train.epochs"),
         (["data", "prepare", "--data", "x", "--size", "15"], "--size: size is 15; input should be greater than"),
         (["train", "--model", "tutorial", "--set", "model.skips=false"], "model.skips was given for 'tutorial'"),
