@@ -54,6 +54,7 @@ WIDE = {  # largest value of a range that wide pixels may be of -> what is noted
 }
 
 ORIENTATION, SOFTWARE = 0x0112, 0x0131  # tags of EXIF
+STORED_WIDTH = 0x0100  # a tag of TIFF
 COPY = "petseg copy of "  # the text of the second in an image that petseg wrote again, before the file's SHA-256
 CHANNELS = 0x0115  # a tag of TIFF
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), start=2))
@@ -160,6 +161,14 @@ def orientation(opened: Image.Image) -> int:
     with suppress(*UNREADABLE):  # of a TIFF's own tags, or of XMP
         found = found or opened.getexif().get(ORIENTATION)
     return found if found in TURNS else 1
+
+
+def upright_size(opened: Image.Image) -> Size:
+    """Returns width and height of an image that is not decoded yet, turned as its EXIF says."""
+    turned = orientation(opened) in TURNED
+    if opened.format == "TIFF":  # newer versions of Pillow swap its width and height at opening
+        turned = turned and opened.width == opened.getexif().get(STORED_WIDTH, opened.width)
+    return opened.size[::-1] if turned else opened.size
 
 
 def upright(opened: Image.Image) -> Image.Image:
@@ -328,9 +337,10 @@ def open_label(dataset: Dataset, sample: Sample) -> Label:
 
 def _frame(file: Image.Image) -> tuple[Size, int]:
     """Returns the width and height of an image as it is decoded, and the EXIF orientation that is left to apply."""
+    if file.format == "TIFF":  # Pillow itself turns it
+        return upright_size(file), 1
     # a JPEG without the segment needs no parsing
-    turn = orientation(file) if file.format != "JPEG" or "exif" in file.info else 1
-    return (_turned(file.size, turn), 1) if file.format == "TIFF" else (file.size, turn)  # Pillow itself turns a TIFF
+    return file.size, orientation(file) if file.format != "JPEG" or "exif" in file.info else 1
 
 
 def _turned(size: Size, turn: int) -> Size:
@@ -342,6 +352,8 @@ def _applied(label: Label, own_size: Size, turn: int, notes: list[str]) -> int:
     if turn not in TURNS:
         return 0
     stored, shown = _same_shape(label.ids, own_size), _same_shape(label.ids, _turned(own_size, turn))
+    if shown and (label.ids == IGNORE).all():  # nothing was drawn on the pixels as they are stored
+        stored = False
     notes.append(EXIF_UNSURE if stored and shown else EXIF_APPLIED if shown else EXIF_NOT_APPLIED)
     return turn if shown and not stored else 0
 

@@ -1,4 +1,4 @@
-"""Images without labels, as a dataset whose every pixel is ignored."""
+"""Images without labels, upright, as a dataset whose every pixel is ignored."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from petseg.data.dataset import IGNORE, Class, Dataset, Label, Sample
-from petseg.data.images import SUFFIXES, opened
+from petseg.data.images import SUFFIXES, opened, upright_size
 from petseg.errors import PetsegError
 
 
@@ -25,11 +25,11 @@ def open_unlabelled(folder: Path, classes: Sequence[Class]) -> Dataset:
         splits={"unlabelled": tuple(sorted(found))},
         read_label=_ignored,
         provenance="images without labels",
-        fingerprint="unlabelled",
+        fingerprint="unlabelled, upright",
     )
 
 
 def _ignored(sample: Sample) -> Label:
     with opened(sample.image, f"{sample.id}: image") as file:
-        width, height = file.size
+        width, height = upright_size(file)
     return Label(np.full((height, width), IGNORE, np.uint8))

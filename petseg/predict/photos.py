@@ -24,7 +24,6 @@ from petseg.errors import PetsegError, first_line
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | UInt8
 WANTED = "a path, bytes, a file object open in binary mode, a PIL image, or uint8 [H, W, 3] in RGB"
 UNREAD_FOLDER = "folder that cannot be read"  # how the reason begins of what is left out against the user's will
-STORED_WIDTH = 0x0100  # a tag of TIFF
 Crop = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are one past it
 _RAMP = Image.linear_gradient("L").resize((32, 32))
 PROBE = Image.merge("RGB", [_RAMP, _RAMP.rotate(90), _RAMP.rotate(180)])  # colours by which two profiles are told apart
@@ -45,7 +44,7 @@ class Photo:
             check_pixels(opened)
             # what a user should know: of an animation, that its first frame is used
             self.notes = images.unused(source if isinstance(source, Image.Image) else opened)
-            self.size = _upright_size(opened)  # height and width
+            self.size = images.upright_size(opened)[::-1]  # height and width
             if opened.format == "JPEG" and isinstance(self._kept, bytes):
                 mended = images.mended_jpeg(self._kept)
                 self.notes += ("its last bytes are missing, no pixel is",) if mended is not self._kept else ()
@@ -141,13 +140,6 @@ class Photo:
 def key_of(content: bytes) -> str:
     """Returns what tells photos apart wherever they lie: a hash of the file, which says nothing of its folder."""
     return blake2b(content, digest_size=8).hexdigest()
-
-
-def _upright_size(opened: Image.Image) -> tuple[int, int]:
-    turned = images.orientation(opened) in images.TURNED
-    if opened.format == "TIFF":  # newer versions of Pillow swap its height and width at opening
-        turned = turned and opened.width == opened.getexif().get(STORED_WIDTH, opened.width)
-    return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
 def to_srgb(image: Image.Image) -> Image.Image:

@@ -58,8 +58,11 @@ def test_a_photo_whose_exif_cannot_be_read_is_upright(broken, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_a_tiff_turned_or_whose_next_page_leads_nowhere(tmp_path):
-    lying = Photo(image_bytes(PET, "TIFF", tiffinfo={0x0112: 6}))
+    content = image_bytes(PET, "TIFF", tiffinfo={0x0112: 6})
+    lying = Photo(content)
     assert (lying.size, lying.whole().size) == ((PET.width, PET.height), (PET.height, PET.width))
+    assert np.array_equal(opened(tmp_path, content, blank(PET.width, PET.height)).image, np.rot90(PET, -1))
+    refused("one of them lies on its side", opened, tmp_path, content, blank(PET.height, PET.width))
     content = bytearray(image_bytes(PET, "TIFF"))
     (start,) = struct.unpack("<L", content[4:8])
     (count,) = struct.unpack("<H", content[start : start + 2])

@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 
 from petseg.config import TrainConfig, UnlabelledConfig
+from petseg.data.dataset import Class
+from petseg.data.images import open_sample
+from petseg.data.unlabelled import open_unlabelled
 from petseg.errors import PetsegError
 from petseg.training.batches import load_splits
 from petseg.training.loop import Execution, train
 from petseg.training.unlabelled import batches_beside, load_unlabelled
-from tests.conftest import CPU, interrupted_at, refused, tiny, train_on_cpu
+from tests.conftest import CPU, image_bytes, interrupted_at, refused, tiny, train_on_cpu
 
 
 @pytest.fixture
@@ -51,6 +54,22 @@ def test_rows_beside_the_batches(prepared):
     counts = np.unique(taken, return_counts=True)[1]
     assert len(counts) == len(split.rows)
     assert set(counts) == {3}
+
+
+@pytest.mark.parametrize("size", [(40, 24), (32, 32)], ids=str)
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+@pytest.mark.parametrize(("orientation", "turn"), [(3, "ROTATE_180"), (6, "ROTATE_270")])
+def test_images_without_labels_are_upright(kind, size, orientation, turn, tmp_path):
+    pixels = Image.linear_gradient("L").resize(size).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"tiffinfo": {0x0112: orientation}} if kind == "TIFF" else {"exif": exif, "quality": 95}
+    (tmp_path / "a.jpg").write_bytes(image_bytes(pixels, kind, **options))
+    dataset = open_unlabelled(tmp_path, [Class("leaf", "#000000")])
+    found = open_sample(dataset, dataset.samples[0])
+    wanted = np.asarray(pixels.transpose(Image.Transpose[turn]), int)
+    assert found.ids.shape == wanted.shape[:2]
+    assert np.abs(np.asarray(found.image, int) - wanted).max() < 10
 
 
 def test_a_folder_of_images_and_a_resumed_run(prepared, teacher, tmp_path, caplog):
