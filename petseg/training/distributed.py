@@ -137,6 +137,13 @@ def shared(value: Value) -> Value:
     return received
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Gives every rank the first one's statistics of batch normalisation, which are those that are kept."""
+    if count() > 1:
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, src=0)
+
+
 def parallel(module: nn.Module) -> nn.Module:
     """Returns a module whose gradients are averaged over ranks after each backward pass."""
     if count() == 1:

@@ -102,6 +102,7 @@ def _next_epoch(trainer: "Trainer", history: Sequence[EpochRow], val: Split, on_
     detail = f"epoch {epoch}" + (f", val loss {history[-1].val_loss:.4f}" if history else "")
     train_loss = trainer.epoch(epoch, detail, on_step)
     trained = time.perf_counter()
+    distributed.share_buffers(trainer.state.evaluated)
     scores = validate(replace(trainer.network, module=trainer.state.evaluated), val)
     if not math.isfinite(scores.val_loss):
         raise _diverged("validation loss", f"after epoch {epoch}")
@@ -207,8 +208,8 @@ class Trainer:
         if self.unlabelled is not None:
             beside = batches_beside(self.unlabelled, epoch, [len(rows) for rows in batches], settings)
         steps = settings.epochs * len(batches)
-        torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+        torch.manual_seed(epoch_seed(settings.seed, epoch))  # dropout
+        generator = torch.Generator().manual_seed(epoch_seed(settings.seed, epoch))
         background = self.split.dataset.background
         augmented = partial(augment, config=settings.augment, generator=generator, background=background)
         # a compilation for each size of a batch, and none for validation, which would be one more
@@ -301,6 +302,11 @@ def make_optimiser(model: nn.Module, config: TrainConfig, encoder: nn.Module | N
         groups.setdefault((factor, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     parts = [{"params": some, "weight_decay": decay, "factor": factor} for (factor, decay), some in groups.items()]
     return torch.optim.AdamW(parts, lr=config.learning_rate, fused=True)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Returns what an epoch's augmentation and dropout are drawn from: ranks draw apart."""
+    return (seed + 2**20 * distributed.rank()) * 1_000_003 + epoch
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:

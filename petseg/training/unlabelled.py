@@ -16,6 +16,7 @@ from petseg.data.dataset import Class, Progress
 from petseg.data.geometry import Geometry
 from petseg.data.unlabelled import open_unlabelled
 from petseg.errors import PetsegError
+from petseg.training import distributed
 from petseg.training.batches import Rows, Split, on_device
 
 REST = "rest"
@@ -52,8 +53,8 @@ def prepare_unlabelled(config: RunConfig, classes: Sequence[Class], on_progress:
 
 
 def batches_beside(unlabelled: Split, epoch: int, sizes: Sequence[int], settings: TrainConfig) -> list[Rows]:
-    """Returns rows beside an epoch's batches of some sizes; all are taken before one is taken again."""
-    counts = [max(1, round(size * settings.unlabelled.ratio)) for size in sizes]
+    """Returns rows beside an epoch's batches of some sizes, at least one a rank; all are taken before one is again."""
+    counts = [max(distributed.count(), round(size * settings.unlabelled.ratio)) for size in sizes]
     generator = np.random.default_rng([settings.seed, epoch, 1])
     rounds = -(-sum(counts) // len(unlabelled.rows))
     order = np.concatenate([generator.permutation(unlabelled.rows) for _ in range(rounds)])

@@ -22,9 +22,10 @@ from petseg.experiments.compare import Plan, compare
 from petseg.models import Input, build_model
 from petseg.schema import InputInfo, write_record
 from petseg.storage import read_json
+from petseg.training import distributed
 from petseg.training.batches import load_splits
 from petseg.training.inference import build_network, new_network
-from petseg.training.loop import learning_rate, make_optimiser
+from petseg.training.loop import epoch_seed, learning_rate, make_optimiser
 from tests.conftest import CPU, TINY, interrupted_at, prepare_for, refused, tiny, train_on_cpu
 
 
@@ -257,6 +258,16 @@ def test_the_rate_warms_up_and_norms_and_biases_do_not_decay():
     assert {parameter.ndim for parameter in by_decay[0.1]} == {4}
     assert {parameter.ndim for parameter in by_decay[0.0]} == {1}
     assert sum(map(len, by_decay.values())) == len(list(model.parameters()))
+
+
+def test_ranks_draw_apart_and_the_first_as_one_process_does(monkeypatch):
+    assert epoch_seed(3, 2) == 3 * 1_000_003 + 2
+    seeds = []
+    for rank in range(4):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        seeds += [epoch_seed(seed, epoch) for seed in (0, 1) for epoch in (1, 2)]
+    assert len({*seeds}) == len(seeds)
+    assert torch.Generator().manual_seed(epoch_seed(2**40 - 1, 10_000))
 
 
 def test_a_batch_without_a_labelled_pixel_is_no_divergence_and_a_split_without_one_is_said(pets_folder, tmp_path):

@@ -11,6 +11,7 @@ from petseg.data.dataset import Class
 from petseg.data.images import open_sample
 from petseg.data.unlabelled import open_unlabelled
 from petseg.errors import PetsegError
+from petseg.training import distributed
 from petseg.training.batches import load_splits
 from petseg.training.loop import Execution, train
 from petseg.training.unlabelled import batches_beside, load_unlabelled
@@ -54,6 +55,13 @@ def test_rows_beside_the_batches(prepared):
     counts = np.unique(taken, return_counts=True)[1]
     assert len(counts) == len(split.rows)
     assert set(counts) == {3}
+
+
+def test_every_rank_has_a_row_beside_a_small_batch(prepared, monkeypatch):
+    split = load_splits(prepared, tiny(), CPU.device)["train"]
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    settings = TrainConfig(teacher="run", unlabelled=UnlabelledConfig(source="rest", ratio=0.25))
+    assert [len(rows) for rows in batches_beside(split, 1, [8, 12, 2], settings)] == [2, 3, 2]
 
 
 @pytest.mark.parametrize("size", [(40, 24), (32, 32)], ids=str)
