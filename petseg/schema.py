@@ -115,7 +115,7 @@ class EpochRow(Record):
     epoch: int
     seconds: float
     train_seconds: float
-    learning_rate: float  #: at the epoch's last step
+    learning_rate: float  #: at the epoch's last step, without `train.encoder_rate`
     train_loss: float
     val_loss: float
     val_miou: float

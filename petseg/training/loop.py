@@ -110,7 +110,7 @@ def _next_epoch(trainer: "Trainer", history: Sequence[EpochRow], val: Split, on_
         epoch=epoch,
         seconds=round(time.perf_counter() - started, 3),
         train_seconds=round(trained - started, 3),
-        learning_rate=float(trainer.state.optimiser.param_groups[0]["lr"]),
+        learning_rate=max(float(group["lr"]) for group in trainer.state.optimiser.param_groups),
         train_loss=train_loss,
         other_seconds=others.seconds(),
         ranks=distributed.count(),

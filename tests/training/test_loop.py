@@ -260,6 +260,14 @@ def test_the_rate_warms_up_and_norms_and_biases_do_not_decay():
     assert sum(map(len, by_decay.values())) == len(list(model.parameters()))
 
 
+def test_the_rate_that_is_written_down_is_not_an_encoder_s(prepared, tmp_path):
+    train_on_cpu(tiny("train.epochs=1"), prepared, tmp_path / "first")
+    config = tiny("train.epochs=1", f"train.init={tmp_path / 'first'}", "train.encoder_rate=0.1")
+    (row,) = train_on_cpu(config, prepared, tmp_path / "run")
+    steps = math.ceil(len(prepared.dataset.splits["train"]) / config.train.batch_size)
+    assert row.learning_rate == pytest.approx(learning_rate(steps - 1, steps, config.train))
+
+
 def test_ranks_draw_apart_and_the_first_as_one_process_does(monkeypatch):
     assert epoch_seed(3, 2) == 3 * 1_000_003 + 2
     seeds = []
