@@ -106,7 +106,7 @@ def export_run(run: str | Path, out: str | Path, kind: str = "onnx", *, fp16: bo
         "reduce_to": config.data.reduce_to,
         "preprocessing": f"uint8 RGB [N, H, W, 3], {FITTED[config.data.fit]}; normalisation is part of the graph",
         "input": {"mean": trained.network.input.mean, "std": trained.network.input.std},
-        "scores": _scores(run),
+        "scores": _scores(run, trained.weights, trained.epoch),
         "definitions": DEFINITIONS,
         "data": {"name": data.name, "copy": data.images},
         "config": config.model_dump(),
@@ -195,7 +195,8 @@ def exported_run(run: Path) -> Path:
     if out.is_file():
         with suppress(DecodeError, ValueError, KeyError, TypeError, OSError):  # damaged: exported again
             known = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
-            if storage.sha256(run / known["weights"]) == known["weights_sha256"] and known["scores"] == _scores(run):
+            scores = _scores(run, known["weights"], known["epoch"])
+            if storage.sha256(run / known["weights"]) == known["weights_sha256"] and known["scores"] == scores:
                 return out
     out = storage.writable_folder(run) / out.name
     try:
@@ -357,8 +358,11 @@ def _knows(config: RunConfig) -> str:
     return f"{begun}; taught by {teacher if teacher in model_names() else OTHER_WEIGHTS}" if teacher else begun
 
 
-def _scores(run: Path) -> dict[str, Any]:
+def _scores(run: Path, weights: str, epoch: int) -> dict[str, Any]:
+    """Returns what a file says of its scores, from an evaluation of these very weights; of others, nothing."""
     stored = [run / "evaluations" / f"{split}.json" for split in ("test", "val")]
-    evaluation = next((storage.read_json(path) for path in stored if path.is_file()), {})
+    known = (storage.read_json(path) for path in stored if path.is_file())
+    own = (each for each in known if (each.get("weights", weights), each.get("epoch", epoch)) == (weights, epoch))
+    evaluation: dict[str, Any] = next(own, {})
     wanted = ("split", "images", "frame", *DEFINITIONS)
     return {name: evaluation[name] for name in wanted if evaluation.get(name) is not None}

@@ -223,6 +223,9 @@ def test_an_exported_run_is_kept_until_its_weights_or_scores_change(run, tmp_pat
     assert exported_run(place).stat().st_mtime_ns == stamp
     storage.write_json(place / "evaluations" / "val.json", {"split": "val", "images": 3, "miou": 0.5})
     assert Segmenter(exported_run(place)).card["scores"]["miou"] == 0.5
+    others = {"weights": "best.safetensors", "epoch": 99, "split": "test", "miou": 0.75}  # the run went on
+    storage.write_json(place / "evaluations" / "test.json", others)
+    assert Segmenter(exported_run(place)).card["scores"]["miou"] == 0.5
     stamp = out.stat().st_mtime_ns
     weights = place / "best.safetensors"
     content = bytearray(weights.read_bytes())
