@@ -3,7 +3,7 @@
 A file is decoded at its own size, corrupted there, and only then seen as the model sees any image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def evaluate_robustness(
     trained = load_run(run, hardware)
     name = "robustness" if split == "test" else f"robustness_{split}"
     stored = run / "evaluations" / f"{name}{others_suffix(trained.data, prepared)}.json"
-    ids = corrupted_ids(prepared.dataset, split)
+    ids = corrupted_ids(prepared.dataset, split, prepared.left_out)
     empty = Robustness(weights=trained.weights, epoch=trained.epoch, data=prepared.key, ids=ids, confusions={})
     with suppress(PetsegError):
         known = read_record(stored, Robustness)
@@ -100,9 +100,9 @@ def shipped_robustness(
     return Robustness(weights=segmenter.name, epoch=0, data=dataset.provenance, ids=ids, confusions=confusions)
 
 
-def corrupted_ids(dataset: Dataset, split: str) -> tuple[str, ...]:
+def corrupted_ids(dataset: Dataset, split: str, left_out: Collection[str] = ()) -> tuple[str, ...]:
     """Returns the images of a split that are corrupted, by id: all, or each second, third ... of very many."""
-    ids = sorted(dataset.splits.get(split, ()))
+    ids = sorted(set(dataset.splits.get(split, ())).difference(left_out))
     if not ids:
         raise PetsegError(f"{dataset.name}: has no {split} split; choose one of {', '.join(dataset.splits)}")
     return tuple(ids[:: -(-len(ids) // MOST)])

@@ -113,6 +113,14 @@ def test_a_run_is_scored_once_on_every_corruption(untrained, prepared, monkeypat
     assert len(evaluate_robustness(run, CPU, prepared).ids) == 8
 
 
+def test_an_image_that_was_left_out_is_not_scored(untrained, prepared):
+    name, *others = sorted(prepared.dataset.splits["test"])
+    gone = replace(prepared.dataset.by_id[name], image=prepared.dataset.by_id[name].image.with_name("gone.jpg"))
+    samples = tuple(gone if sample.id == name else sample for sample in prepared.dataset.samples)
+    damaged = replace(prepared, dataset=replace(prepared.dataset, samples=samples), left_out={name: "it is gone"})
+    assert list(evaluate_robustness(untrained(), CPU, damaged).ids) == others
+
+
 def test_a_shipped_model_on_corrupted_files(pets_folder, tmp_path):
     result = succeeds("robustness", "unet_small", "--data", pets_folder, "--out", tmp_path / "out.json")
     assert re.search(r"unet_small: test, 24 images, mIoU unchanged \d\d\.\d", result.stdout)
