@@ -34,7 +34,7 @@ def png(pixels: UInt8, texts: Mapping[str, str], palette: UInt8 | None = None) -
 
 def _packed(rows: UInt8) -> Iterator[bytes]:
     packer = isal_zlib.compressobj(level=1)
-    height = max(1, STRIP // rows.shape[1])
+    height = min(len(rows), max(1, STRIP // rows.shape[1]))
     filtered = np.full((height, rows.shape[1] + 1), UP, np.uint8)
     above = np.zeros_like(rows[0])
     for top in range(0, len(rows), height):
