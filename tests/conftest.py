@@ -127,12 +127,6 @@ def tried(record_property):
     return lambda count=1: record_property("tried", count)
 
 
-def pytest_collection_modifyitems(items):
-    """Files of slow tests come first: the last of them would keep one core busy, and the others waiting."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 def pytest_sessionfinish(session):
     """With PETSEG_TRIED, writes to that file how many cases the tests of `FAULTS`, and those it names, went through.
 
