@@ -68,19 +68,32 @@ def find_regions(mask: UInt8) -> Regions:
     edges = np.concatenate(found)
     rows = edges[::2] // (width + 1)
     starts, ends = edges[::2] - rows, edges[1::2] - rows
-    parent = list(range(len(starts)))
+    first = _first_joined(starts, ends, width)
+    numbers = np.cumsum(first == np.arange(len(first)))
+    return Regions(width, starts, ends, numbers[first] - 1, int(numbers[-1]) if len(numbers) else 0)
 
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
 
+def _first_joined(starts: Ints, ends: Ints, width: int) -> Ints:
+    """Returns the first run of the region that each run belongs to, [runs]."""
+    runs = np.arange(len(starts))
     # runs of the row above that overlap a run are neighbours in `starts`: one search finds the first and the last
-    first = np.searchsorted(ends, starts - width, side="right").tolist()
-    past = np.searchsorted(starts, ends - width, side="left").tolist()
-    for run, (begin, end) in enumerate(zip(first, past, strict=True)):
-        for above in range(begin, min(end, run)):
-            parent[root(run)] = root(above)
-    names, owner = np.unique([root(run) for run in range(len(parent))], return_inverse=True)
-    return Regions(width, starts, ends, owner.astype(np.int64), len(names))
+    first = np.searchsorted(ends, starts - width, side="right")
+    past = np.minimum(np.searchsorted(starts, ends - width, side="left"), runs)
+    further = np.maximum(past - first - 1, 0)
+    joins = np.repeat(runs, further)
+    others = np.arange(len(joins)) + np.repeat(first + 1 - np.cumsum(further) + further, further)
+    parent = _roots(np.where(first < past, first, runs))
+    # of regions that a run joins, each is named after the lowest neighbour: half of the names go in a round
+    while (apart := parent[joins] != parent[others]).any():
+        joins, others = joins[apart], others[apart]
+        low, high = np.sort([parent[joins], parent[others]], axis=0)
+        np.minimum.at(parent, high, low)
+        parent = _roots(parent)
+    return parent
+
+
+def _roots(parent: Ints) -> Ints:
+    """Returns where each chain of parents ends."""
+    while not np.array_equal(above := parent[parent], parent):
+        parent = above
+    return parent

@@ -25,6 +25,8 @@ def test_regions_are_scipy_s_and_each_pixel_knows_its_own(mask):
     assert ((at >= 0) == (mask > 0)).all()
     pairs = {*zip(at[mask > 0].tolist(), labels[mask > 0].tolist(), strict=True)}
     assert len(pairs) == count
+    first = {region: place for place, region in reversed(list(enumerate(at.ravel().tolist()))) if region >= 0}
+    assert sorted(first, key=first.__getitem__) == list(range(count)), "named in reading order"
 
 
 @pytest.mark.parametrize(
