@@ -1,4 +1,4 @@
-"""Writes every generated table of the documents, between their markers, from results/ and the shipped models' cards.
+"""Writes the documents' tables, between their markers, and tagged figures, from results/ and the shipped models' cards.
 
 python scripts/update_docs.py          # writes
 python scripts/update_docs.py --check  # exits 1 if it would change a document
@@ -10,12 +10,43 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tables import table
 
 from petseg.errors import PetsegError
+from petseg.storage import read_json
 
-DOCUMENTS = ("README.md", "docs/*.md")
+DOCUMENTS = ("*.md", "docs/*.md", "benchmarks/*.md")
+
+FIGURE = re.compile(r"(<!-- fig: (\S+\.json) (\S+)(?: \*(\S+))? (\S+) -->\(?)([^\s|]+?)(?=[).,;:]*(?:[\s|]|$))")
+"""`<!-- fig: FILE PATH [*FACTOR] FORMAT -->TEXT`; a step of PATH may be [3] or [name=main,metric=miou],
+~ in it stands for a space."""
+
+
+def at(tree: Any, path: str) -> Any:
+    """Returns what stands at a path.
+
+    >>> at({"models": [{"name": "a", "miou": 0.5}]}, "models[name=a].miou")
+    0.5
+    """
+    for selector, key in re.findall(r"\[([^\]]*)\]|([^.\[\]]+)", path):
+        if "=" in selector:
+            wanted = [condition.split("=", 1) for condition in selector.split(",")]
+            tree = next(item for item in tree if all(item[name] == value for name, value in wanted))
+        else:
+            tree = tree[int(selector)] if selector else tree[key.replace("~", " ")]
+    return tree
+
+
+def with_figures(document: str, root: Path) -> str:
+    """Returns the document with each tagged figure as its JSON below `root` has it."""
+
+    def figure(found: re.Match[str]) -> str:
+        tag, file, path, factor, spec, _ = found.groups()
+        return tag + format(at(read_json(root / file), path) * float(factor or 1), spec).replace("-", "−")
+
+    return FIGURE.sub(figure, document)
 
 
 def with_tables(document: str, table: Callable[[str], str]) -> str:
@@ -55,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for path in sorted(path for pattern in DOCUMENTS for path in options.root.glob(pattern)):
             old = path.read_text(encoding="utf-8")
-            new = with_tables(old, partial(table, root=options.root))
+            new = with_figures(with_tables(old, partial(table, root=options.root)), options.root)
             if new != old:
                 changed.append(path.name)
                 if not options.check:
