@@ -35,7 +35,7 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="unet, segnet, or as `petseg models` says.", show_default="that of --init, else unet"),
+        typer.Option(help="unet, segnet, or as `petseg models` says.", show_default="that of --init, else the recipe's first"),
     ] = None,
     init: Annotated[
         str | None,
@@ -110,7 +110,7 @@ def _config(recipe: str | None, model: str | None, given: list[str], kept: Path 
         model = begun.name
         own = [f"model.{name}={json.dumps(value)}" for name, value in model_options(begun).items() if value is not None]
         loaded = load_recipe(recipe, [*own, *given])
-    model = model or "unet"
+    model = model or loaded.models[0]
     return run_config(loaded.model_copy(update={"models": (model,)}), model)  # an option that it has not is refused
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import re
 import signal
@@ -149,9 +150,11 @@ def test_an_empty_value_is_refused_and_never_means_the_current_folder(command, t
 
 
 def test_train_evaluate_and_report_from_the_command_line(pets_folder, tmp_path):
-    run = tmp_path / "run"
-    training = ["train", "--model", "segnet", "--data", pets_folder, "--out", run, *SETTINGS]
+    run, recipe = tmp_path / "run", tmp_path / "own.toml"
+    recipe.write_text('models = ["segnet", "unet"]')
+    training = ["train", recipe, "--data", pets_folder, "--out", run, *SETTINGS]
     trained = succeeds(*training)
+    assert json.loads((run / "config.json").read_text())["model"]["name"] == "segnet", "the recipe's first"
     assert trained.stdout.startswith(f"{run}: epoch 2, val loss"), "results alone"
     assert "computing on cpu" in trained.stderr
     scored = succeeds("evaluate", run, "--data", pets_folder, "--split", "test")
