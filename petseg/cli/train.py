@@ -35,7 +35,9 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="unet, segnet, or as `petseg models` says.", show_default="that of --init, else the recipe's first"),
+        typer.Option(
+            help="unet, segnet, or as `petseg models` says.", show_default="that of --init, else the recipe's first"
+        ),
     ] = None,
     init: Annotated[
         str | None,
