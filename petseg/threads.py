@@ -15,7 +15,8 @@ from petseg.errors import PetsegError
 
 VARIABLE = "PETSEG_THREADS"
 # what makes OpenMP's threads (GNU's, Intel's and LLVM's) sleep at a barrier after a moment instead of spinning. Without
-# that moment, tried with GNU's, two threads lost 20 to 25 % of their speed; 300,000, what it does untold, gains no more
+# that moment, tried with GNU's, two threads lost 19 % (U-Net) and 28 % (SegNet) of their speed; one ten times as long
+# gains no more (docs/log.md)
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
 
 
