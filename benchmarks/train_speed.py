@@ -47,7 +47,6 @@ from petseg.data.dataset import Dataset as Samples
 from petseg.data.sources import open_dataset
 from petseg.models import build_model
 from petseg.training.batches import load_splits
-from petseg.training.depthwise import widen_depthwise
 from petseg.training.device import Hardware, choose_hardware
 from petseg.training.inference import build_network
 from petseg.training.loop import Objective, make_optimiser, train_step
@@ -118,7 +117,6 @@ def usual_loop(network: nn.Module, optimiser: torch.optim.Optimizer, images: Jpe
 def petseg_loop(config: RunConfig, images: Prepared, hardware: Hardware) -> Step:
     """Returns the step of petseg's loop, from the functions that `petseg train` calls."""
     network = build_network(config.model, NUM_CLASSES, hardware)
-    widen_depthwise(network.module, hardware)
     optimiser, objective = make_optimiser(network.module.train(), config.train), Objective(config.train)
     if config.train.compile:
         network = replace(network, module=torch.compile(network.module, dynamic=False))

@@ -31,7 +31,6 @@ from petseg.threads import OtherWork, follow, keep_pace
 from petseg.training import checkpoint, distributed, runs
 from petseg.training.batches import Rows, Split, epoch_batches, load_splits
 from petseg.training.checkpoint import State
-from petseg.training.depthwise import widen_depthwise
 from petseg.training.device import Hardware, choose_hardware
 from petseg.training.distillation import distillation_loss, lesson
 from petseg.training.inference import Network, claim_input, evaluation_batches, new_network, read_input, validate
@@ -184,9 +183,8 @@ class Trainer:
         self.encoder = getattr(model, "encoder", None) if settings.init or pretrained(config.model) else None
         self.state = State(model, make_optimiser(model, settings, self.encoder), average)
         self.unlabelled = unlabelled
-        widen_depthwise(model, network.hardware)
         if settings.checkpoint_activations:
-            recompute_blocks(model)  # after the average, which is a copy
+            recompute_blocks(model)
         self.parallel: nn.Module | None = None  # the model with its gradients averaged over ranks
         weights = None
         if settings.class_weights != "none":

@@ -19,10 +19,7 @@ LARGEST = 8  # layers with parameters in a block: a stage of U-Net or SegNet, a 
 
 
 def recompute_blocks(model: nn.Module) -> int:
-    """Makes the blocks of a model compute their inside again in the backward pass; returns how many there are.
-
-    A copy of the model made later would compute with this one's weights.
-    """
+    """Makes the blocks of a model compute their inside again in the backward pass; returns how many there are."""
     blocks = [block for child in model.children() for block in _blocks(child)]
     for block in blocks:
         block.forward = partial(_forward, block, block.forward)

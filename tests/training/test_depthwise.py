@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from petseg.config import ModelConfig
+from petseg.training import inference
 from petseg.training.depthwise import widen_depthwise
 from petseg.training.device import choose_hardware
 
@@ -61,3 +63,10 @@ def test_evaluation_and_other_hardware_are_left_alone():
             outs.append(model.eval()(images))
     assert torch.equal(*outs)
     assert widen_depthwise(network(), choose_hardware("fp32", "cpu")) == 0
+
+
+def test_every_network_that_is_built_has_it(monkeypatch):
+    monkeypatch.setattr(inference, "build_model", lambda *given: network())
+    for hardware, widened in ((BF16, True), (choose_hardware("fp32", "cpu"), False)):
+        module = inference.build_network(ModelConfig(), 2, hardware).module
+        assert ["forward" in vars(layer) for layer in module] == [False, widened, widened, False, False]
