@@ -32,14 +32,15 @@ RESULTS = ROOT / "results"
 ABOVE = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]
 DOCUMENTS = [*ABOVE, *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED = sorted(RESULTS.glob("*/comparison.json"))
-FIGURE = r"<!-- fig: .*? -->[^\s|]+"  # a tag and its figure
+FIGURE = scripts("update_docs").FIGURE.pattern  # a tag and its figure
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_figures_are_those_of_their_json_fields_tables_have_no_empty_column_and_links_lead_to_files(document):
     text = document.read_text(encoding="utf-8")
-    assert len(scripts("update_docs").FIGURE.findall(text)) == text.count("<!-- fig:"), "a tag that is not understood"
+    assert len(re.findall(FIGURE, text)) == text.count("<!-- fig:"), "a tag that is not understood"
     assert not re.search(r"^\W*<!-- fig:", text, re.MULTILINE), "a comment that begins a line begins a paragraph"
+    assert scripts("update_docs").with_figures(text, ROOT) == text
     for _, table in re.findall(r"<!-- ([\w-]+):begin -->(.*?)<!-- \1:end -->", text, flags=re.DOTALL):
         rows = [line[2:-2].split(" | ") for line in table.splitlines() if line.startswith("| ")]
         for column in zip(rows[0], *rows[2:], strict=True):
