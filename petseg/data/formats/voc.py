@@ -96,12 +96,18 @@ def voc_colours() -> Iterator[int]:
         yield red << 16 | green << 8 | blue
 
 
+def _code(colour: str) -> int:
+    """Returns 0xRRGGBB of "R,G,B"."""
+    red, green, blue = bytes(int(part) for part in colour.split(","))
+    return red << 16 | green << 8 | blue
+
+
 def _classes(folder: Path, chosen: Sequence[Class]) -> tuple[Names, Mapping[int, int]]:
     """Returns the classes, and colour 0xRRGGBB -> class id."""
     if (path := folder / LABELMAP).is_file():
         rows = [line.rsplit(":", 3) for line in read_lines(path) if line[0] != "#"]
         try:
-            codes = [int(bytes(int(part) for part in row[1].split(",")).hex(), 16) for row in rows]
+            codes = [_code(row[1]) for row in rows]
         except (IndexError, ValueError):
             raise PetsegError(f"{path}: a line is not as cat:128,0,0::; export it again") from None
         given = [(row[0].strip(), code) for row, code in zip(rows, codes, strict=True)]

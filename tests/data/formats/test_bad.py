@@ -173,6 +173,7 @@ def test_json_that_is_none_of_the_formats_is_named(content, tmp_path):
     ("name", "text", "match"),
     [
         ("labelmap.txt", "cat:128,0::\ndog\n", "a line is not as cat:128,0,0::"),
+        ("labelmap.txt", "cat:128,0::\ndog:0,128,0::\n", "a line is not as cat:128,0,0::"),
         ("labelmap.txt", "cat:128,0,0::\ncat:0,128,0::\n", "class 'cat' is there twice"),
         ("labelmap.txt", "cat:128,0,0::\ndog:128,0,0::\n", "two classes have one colour"),
         ("ImageSets/Segmentation/train.txt", "../../a\n", "lies outside"),
