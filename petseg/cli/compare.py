@@ -51,7 +51,7 @@ def compare(
     """Train U-Net, SegNet or any networks under one budget. Score them, print tables and write report.html."""
     from petseg.config import load_recipe
     from petseg.data import oxford_pets
-    from petseg.experiments.compare import Plan, reference_of
+    from petseg.experiments.compare import Plan, reference_of, refuse_change
     from petseg.experiments.compare import compare as compare_models
     from petseg.models import run_config
     from petseg.report import write_report
@@ -72,6 +72,7 @@ def compare(
     reference_of(loaded, reference)
     folder = out or Path("runs") / f"compare-{run_name(name, data)}"
     refuse_existing(folder, resume=resume)
+    refuse_change(folder, loaded, final=not quick)
     hardware = chosen_hardware(loaded.train.precision, device, threads, folder)
     data = data_of(folder, data) if resume else data
     source, synthetic = data_or_synthetic(data) if quick else (data_folder(data, fetch=True), False)

@@ -115,7 +115,7 @@ def compare(plan: Plan, prepared: Prepared, out: str | Path) -> ComparisonResult
     split, classes = parts[-1], len(prepared.dataset.classes)
     costs = {trial.name: _checked(trial.config, trial.run, classes, plan) for trial in trials[: len(titles)]}
     with runs.new_folder(out, resume=plan.resume, kind="comparison", own="runs"):
-        _refuse_change(out, plan)
+        refuse_change(out, recipe, final=plan.final)
         data = runs.claim_data(out, prepared)
         if plan.final and split == "val":
             logging.getLogger("petseg").warning(
@@ -320,16 +320,23 @@ def _start_of(name: str, config: RunConfig) -> str:
     return f", encoder from {Path(encoder).name}" if encoder and "encoder_weights" not in split_name(name)[1] else ""
 
 
-def _refuse_change(out: Path, plan: Plan) -> None:
-    """Refuses to replace a finished comparison by one of other settings; a damaged one is made again."""
+def refuse_change(out: Path, recipe: Recipe, *, final: bool) -> None:
+    """Refuses to go on in the folder of a comparison of other settings; what is damaged is made again.
+
+    The command line asks before minutes of preparation.
+    """
     try:
         known = schema.read_record(out / "comparison.json", ComparisonResult)
     except PetsegError:
+        for trial in Trial.all_of(recipe, out):
+            if (trial.run / "config.json").is_file():
+                kept = runs.read_config(trial.run)
+                runs.refuse_change(trial.run, kept.model_dump(mode="json"), trial.config.model_dump(mode="json"))
         return
-    old, new = (recipe.model_dump(mode="json") for recipe in (known.config, plan.recipe))
-    if known.config.seeds <= plan.recipe.seeds:  # further ones are added
+    old, new = (given.model_dump(mode="json") for given in (known.config, recipe))
+    if known.config.seeds <= recipe.seeds:  # further ones are added
         old["seeds"] = new["seeds"]
-    runs.refuse_change(out, {**old, "quick": known.quick}, {**new, "quick": not plan.final})
+    runs.refuse_change(out, {**old, "quick": known.quick}, {**new, "quick": not final})
 
 
 def _checked(config: RunConfig, run: Path, num_classes: int, plan: Plan) -> CostInfo:

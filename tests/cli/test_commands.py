@@ -175,6 +175,17 @@ def test_compare_prints_a_table_and_the_report_s_path(pets_folder, tmp_path):
     assert report.is_file()
 
 
+def test_a_comparison_of_other_settings_is_refused_before_any_image_is_read(pets_folder, tmp_path):
+    out = tmp_path / "out"
+    made = ["compare", "--out", out, *SETTINGS, "--set", "models=['unet']"]
+    succeeds(*made, "--data", pets_folder)
+    otherwise = [*made, "--set", "train.epochs=3", "--data", tmp_path / "no data here", "--resume"]
+    for told in (out, out / "runs" / "unet"):
+        line = one_line_error(petseg(*otherwise))
+        assert line.startswith(f"petseg: run folder {told}: holds another config (train.epochs is 2 there, 3 now)")
+        (out / "comparison.json").unlink(missing_ok=True)  # as of a comparison that was stopped
+
+
 @pytest.mark.parametrize("title", ["SegNet", "U-Net, tf_efficientnet_lite0 (ImageNet)", "N" * 90])
 @pytest.mark.parametrize("number", [1, 3, 12])
 def test_a_table_of_any_networks_fits_into_80_columns_with_its_figures_whole(title, number, monkeypatch, capsys):
