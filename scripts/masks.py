@@ -126,13 +126,17 @@ def main() -> None:
     parser.add_argument("--model", action="append", required=True, help="a shipped model")
     parser.add_argument("--data", type=Path, help="the data set; default: PETSEG_DATA, then what was downloaded")
     parser.add_argument("--maps", type=Path, required=True, help="folder that keeps probabilities")
-    parser.add_argument("--out", type=Path, required=True, help="folder of cleaning.json and options.json")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of cleaning.json, options.json; other models in them stay"
+    )
     options = parser.parse_args()
     settings = ["data.oxford_pets.task=trimap_species"]
     dataset = open_dataset(data_folder(options.data), load_recipe("default", settings).for_model("unet").data)
     truths = [scored_ids(open_ids(dataset, dataset.by_id[name]), dataset.merge) for name in dataset.splits["val"]]
-    clean: dict[str, Any] = {}
-    ways: dict[str, Any] = {}
+    clean, ways = (
+        storage.read_json(path)["models"] if (path := options.out / f"{title}.json").is_file() else {}
+        for title in ("cleaning", "options")
+    )
     for name in options.model:
         segmenter = Segmenter(name, threads=1, runtime="onnxruntime")
         seen = {view: views(segmenter, dataset, *view, options.maps) for view in WAYS["--scales 1,1.25 --flip"]}

@@ -188,10 +188,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the data set; default: PETSEG_DATA, then what was downloaded")
     parser.add_argument("--figures", type=Path, required=True, help="folder that keeps what was measured")
     parser.add_argument("--test", action="store_true", help="score the test split too")
-    parser.add_argument("--out", type=Path, help="JSON to write; the cards are written too")
+    parser.add_argument("--out", type=Path, help="JSON to write; other models in it stay; the cards are written too")
     options = parser.parse_args()
     dataset = open_dataset(data_folder(options.data), load_recipe("default").for_model("unet").data)
-    results: dict[str, Any] = {}
+    known = options.out is not None and options.out.is_file()
+    results: dict[str, Any] = storage.read_json(options.out)["models"] if known else {}
     for name, _, every in (model.partition(":") for model in options.model):
         segmenter = Segmenter(name, threads=1, runtime="onnxruntime")
         test = dataset.splits["test"][:: int(every or 1)]
