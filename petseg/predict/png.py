@@ -42,7 +42,8 @@ def _packed(rows: UInt8) -> Iterator[bytes]:
         np.subtract(strip[0], above, out=filtered[0, 1:])
         np.subtract(strip[1:], strip[:-1], out=filtered[1 : len(strip), 1:])
         above = strip[-1]
-        yield packer.compress(filtered[: len(strip)])
+        if data := packer.compress(filtered[: len(strip)]):  # it may keep all of a small image until the end
+            yield data
     yield packer.flush()
 
 

@@ -16,7 +16,9 @@ def test_is_read_as_it_was(mode, size, monkeypatch):
     bands = Image.new(mode, (1, 1)).getbands()
     shape = size if len(bands) == 1 else (*size, len(bands))
     pixels = np.random.default_rng(0).integers(0, 4 if mode == "P" else 256, shape, np.uint8)
-    read = Image.open(io.BytesIO(png(pixels, {"Software": "petseg predict"}, colours)))
+    file = png(pixels, {"Software": "petseg predict"}, colours)
+    assert b"\0\0\0\0IDAT" not in file, "no chunk is empty"
+    read = Image.open(io.BytesIO(file))
     assert (read.mode, read.info["Software"]) == (mode, "petseg predict")
     assert np.array_equal(np.asarray(read), pixels)
     if colours is not None:
