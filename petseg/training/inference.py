@@ -21,7 +21,7 @@ from petseg.schema import InputInfo, read_record, write_record
 from petseg.threads import keep_pace
 from petseg.training import distributed
 from petseg.training.batches import Rows, Split
-from petseg.training.bf16 import quicken
+from petseg.training.bf16 import speed_up
 from petseg.training.device import Hardware
 from petseg.training.losses import CrossEntropySum, cross_entropy
 from petseg.training.own import located
@@ -59,7 +59,7 @@ def build_network(config: ModelConfig, num_classes: int, hardware: Hardware) -> 
             f"model {config.name!r}: has parameters without a shape, as LazyConv2d; give each layer its input channels"
         )
     module = module.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    quicken(module, hardware)
+    speed_up(module, hardware)
     return Network(module, model_input(config), hardware)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from petseg.config import ModelConfig
 from petseg.training import inference
-from petseg.training.bf16 import quicken
+from petseg.training.bf16 import speed_up
 from petseg.training.device import choose_hardware
 
 BF16, FP32 = choose_hardware("bf16", "cpu"), choose_hardware("fp32", "cpu")
@@ -39,7 +39,7 @@ def test_gradients_are_those_of_float32_and_a_copy_learns_by_its_own_weights():
     plain(images).square().mean().backward()
     wanted = [parameter.grad for parameter in plain.parameters()]
     model = network()
-    assert quicken(model, BF16) == 2, "groups of two channels are not depthwise"
+    assert speed_up(model, BF16) == 2, "groups of two channels are not depthwise"
     seen, convolve = [], model[1]._conv_forward
     model[1]._conv_forward = lambda images, *rest: seen.append(images.dtype) or convolve(images, *rest)
     out, found = gradients(model, images)
@@ -59,11 +59,11 @@ def test_evaluation_and_other_hardware_are_left_alone():
     outs = []
     for model in (network(), network()):
         if outs:
-            quicken(model, BF16)
+            speed_up(model, BF16)
         with BF16.context(), torch.no_grad():
             outs.append(model.eval()(images))
     assert torch.equal(*outs)
-    assert quicken(network(), FP32) == 0
+    assert speed_up(network(), FP32) == 0
 
 
 def test_every_network_that_is_built_has_it(monkeypatch):
@@ -73,35 +73,35 @@ def test_every_network_that_is_built_has_it(monkeypatch):
         assert ["forward" in vars(layer) for layer in module] == [False, widened, widened, False, False]
 
 
-def both_ways(layer, images, weights):
-    """Returns what torch computes with a layer, then what the layer computes once quickened: output, gradients."""
-    found = []
-    for model in (copy.deepcopy(layer), copy.deepcopy(layer)):
-        assert quicken(model, BF16) == 1 if found else True
-        given = images.clone().requires_grad_()
+def both_ways(layer, images, gradient):
+    """Returns what torch computes with a layer, then what the layer computes sped up: output, gradients."""
+    results = []
+    for faster in (False, True):
+        model, given = copy.deepcopy(layer), images.clone().requires_grad_()
+        assert speed_up(model, BF16 if faster else FP32) == faster
         with BF16.context():
             out = model(given.mul(1))  # a layer in place takes no leaf
-        (out.float() * weights).sum().backward()
-        found.append([out.detach(), given.grad, *(parameter.grad for parameter in model.parameters())])
-    return found
+        assert isinstance(out.grad_fn, torch.autograd.function.BackwardCFunction) == faster, "of petseg, not of torch"
+        out.backward(gradient)
+        results.append([out.detach(), given.grad, *(parameter.grad for parameter in model.parameters())])
+    return results
 
 
 @pytest.mark.parametrize("layer", [nn.ReLU(inplace=True), nn.ReLU6(inplace=True)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_a_relu_is_the_same_to_the_bit(layer, layout):
+def test_a_relu_is_the_same(layer, layout):
     numbers = torch.cat([torch.linspace(-9, 9, 1000), torch.tensor([0.0, -0.0, 6.0, torch.inf, -torch.inf, 1e-40])])
-    images = (
-        numbers.bfloat16()[torch.randperm(1006)].view(1, 2, 1, 503).repeat(2, 1, 3, 1).contiguous(memory_format=layout)
-    )
-    (out, gradient), (same_out, same_gradient) = both_ways(layer, images, torch.randn(images.shape))
-    assert torch.equal(out, same_out)
-    assert torch.equal(gradient, same_gradient)
-    assert out.max() == (6 if isinstance(layer, nn.ReLU6) else torch.inf)
+    mixed = numbers.bfloat16()[torch.randperm(1006)].view(1, 2, 1, 503).repeat(2, 1, 3, 1)
+    gradient = torch.randn(mixed.shape).bfloat16()
+    plain, faster = both_ways(layer, mixed.contiguous(memory_format=layout), gradient)
+    for wanted, found in zip(plain, faster, strict=True):
+        assert torch.equal(wanted, found)
+    assert faster[0].max() == (6 if isinstance(layer, nn.ReLU6) else torch.inf)
 
 
 def test_a_relu_changes_its_input_as_torch_s_does():
     model = nn.Sequential(nn.Sigmoid(), nn.ReLU(inplace=True))
-    assert quicken(model, BF16) == 1
+    assert speed_up(model, BF16) == 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         model(torch.randn(4, 4, dtype=torch.bfloat16, requires_grad=True)).sum().backward()
 
@@ -113,24 +113,38 @@ def test_a_transposed_convolution_has_torch_s_gradients(layout, window, bias):
     layer = nn.ConvTranspose2d(8, 5, window, window, bias=bias)
     images = torch.randn(3, 8, 6, 7).bfloat16().contiguous(memory_format=layout)
     high, wide = layer.kernel_size
-    wider = torch.randn(3, 9, 6 * high, 7 * wide).contiguous(memory_format=layout)
-    plain, quick = both_ways(layer, images, wider[:, 2:7])  # a part, as behind a concatenation
-    assert torch.equal(plain[0], quick[0])
-    for wanted, found in zip(plain[1:], quick[1:], strict=True):
+    wider = torch.randn(3, 9, 6 * high, 7 * wide).bfloat16().contiguous(memory_format=layout)
+    plain, faster = both_ways(layer, images, wider[:, 2:7])  # a part, as behind a concatenation
+    assert torch.equal(plain[0], faster[0])
+    for wanted, found in zip(plain[1:], faster[1:], strict=True):
         assert found.dtype == wanted.dtype
         torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.01 * float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("frozen", ["images", "weight", "bias"])
+def test_a_transposed_convolution_computes_the_gradients_that_are_wanted(frozen):
+    layer, images = nn.ConvTranspose2d(4, 3, 2, 2), torch.rand(1, 4, 3, 3).bfloat16().requires_grad_()
+    leaves = {"images": images, "weight": layer.weight, "bias": layer.bias}
+    leaves[frozen].requires_grad_(False)
+    assert speed_up(layer, BF16) == 1
+    with BF16.context():
+        layer(images).sum().backward()
+    assert {name for name, leaf in leaves.items() if leaf.grad is None} == {frozen}
+
+
 def test_other_layers_and_other_images_are_left_to_torch():
+    other = nn.ReLU(inplace=True)
+    other.forward = nn.Identity().forward
     layers = [
+        other,
         nn.ReLU(),
         nn.ConvTranspose2d(4, 4, 3, 2),
         nn.ConvTranspose2d(4, 4, 2, 2, groups=2),
         nn.LeakyReLU(inplace=True),
     ]
-    assert quicken(nn.Sequential(*layers), BF16) == 0
+    assert speed_up(nn.Sequential(*layers), BF16) == 0
     upsampling = nn.ConvTranspose2d(4, 4, 2, 2)
-    assert quicken(upsampling, BF16) == 1
+    assert speed_up(upsampling, BF16) == 1
     images = torch.rand(1, 4, 3, 3)
     assert upsampling(images).dtype == torch.float32
     with BF16.context():
