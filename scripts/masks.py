@@ -120,6 +120,12 @@ def untouched(where: Any, truth: Any, enclosed: bool = False) -> int:
     return sum(label not in right and label not in edge for label in range(1, count + 1))
 
 
+def held(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what a file holds of each model, and in which environment each was measured."""
+    content = storage.read_json(path) if path.is_file() else {"models": {}, "environments": {}}
+    return content["models"], content["environments"]
+
+
 def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -133,10 +139,8 @@ def main() -> None:
     settings = ["data.oxford_pets.task=trimap_species"]
     dataset = open_dataset(data_folder(options.data), load_recipe("default", settings).for_model("unet").data)
     truths = [scored_ids(open_ids(dataset, dataset.by_id[name]), dataset.merge) for name in dataset.splits["val"]]
-    clean, ways = (
-        storage.read_json(path)["models"] if (path := options.out / f"{title}.json").is_file() else {}
-        for title in ("cleaning", "options")
-    )
+    files = [options.out / f"{title}.json" for title in ("cleaning", "options")]
+    (clean, environments), (ways, _) = map(held, files)
     for name in options.model:
         segmenter = Segmenter(name, threads=1, runtime="onnxruntime")
         seen = {view: views(segmenter, dataset, *view, options.maps) for view in WAYS["--scales 1,1.25 --flip"]}
@@ -151,11 +155,11 @@ def main() -> None:
             }
             for option, parts in WAYS.items()
         ]
+        environments[name] = machine.environment(device="cpu", precision="fp32", threads=1)
         print(name, clean[name], ways[name], sep="\n", flush=True)
-    here = machine.environment(device="cpu", precision="fp32", threads=1)
-    for title, models in (("cleaning", clean), ("options", ways)):
-        content = {"kind": title, "split": "val", "images": len(truths), "environment": here, "models": models}
-        storage.write_json(options.out / f"{title}.json", content)
+    for path, models in zip(files, (clean, ways), strict=True):
+        content = {"kind": path.stem, "split": "val", "images": len(truths)}
+        storage.write_json(path, content | {"environments": environments, "models": models})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from masks import held
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
@@ -191,8 +192,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON to write; other models in it stay; the cards are written too")
     options = parser.parse_args()
     dataset = open_dataset(data_folder(options.data), load_recipe("default").for_model("unet").data)
-    known = options.out is not None and options.out.is_file()
-    results: dict[str, Any] = storage.read_json(options.out)["models"] if known else {}
+    results, environments = held(options.out) if options.out is not None else ({}, {})
     for name, _, every in (model.partition(":") for model in options.model):
         segmenter = Segmenter(name, threads=1, runtime="onnxruntime")
         test = dataset.splits["test"][:: int(every or 1)]
@@ -237,9 +237,9 @@ def main() -> None:
         if options.out is not None:
             path = Path(str(WEIGHTS)) / f"{name}.json"
             storage.write_json(path, {**storage.read_json(path), "presence": card})
+        environments[name] = machine.environment(device="cpu", precision="fp32", threads=1)
     if options.out is not None:
-        here = machine.environment(device="cpu", precision="fp32", threads=1)
-        storage.write_json(options.out, {"kind": "presence", "environment": here, "models": results})
+        storage.write_json(options.out, {"kind": "presence", "environments": environments, "models": results})
 
 
 if __name__ == "__main__":

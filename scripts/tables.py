@@ -318,14 +318,19 @@ def mask_options(result: Any) -> Rows:
     for row in rows:
         row.gain = 100 * (row.miou - plain[row.model])
         row.option = f"`{row.option}`" if row.option else "alone"
-    return rows, f"{result.images} validation images; time on one thread of {result.environment.processor}."
+    return rows, f"{result.images} validation images; time on one thread of {processors(result)}."
 
 
 def zoom(result: Any) -> Rows:
     """Returns what a second, closer look changes."""
     rows = [Row(model=model, **vars(row)) for model, found in vars(result.models).items() for row in found]
     images = f"{result.images} validation images ({result.data})"
-    return rows, f"{images}; time on one thread of {result.environment.processor}."
+    return rows, f"{images}; time on one thread of {processors(result)}."
+
+
+def processors(result: Any) -> str:
+    """Returns the processors on which the models were measured."""
+    return ", ".join(sorted({environment.processor for environment in vars(result.environments).values()}))
 
 
 def cleaning(result: Any) -> Rows:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from masks import confusion
+from masks import confusion, held
 from PIL import Image
 
 from petseg import environment as machine
@@ -94,12 +94,12 @@ def main() -> None:
     options = parser.parse_args()
     settings = ["data.oxford_pets.task=trimap_species"]
     dataset = open_dataset(data_folder(options.data), load_recipe("default", settings).for_model("unet").data)
-    models = storage.read_json(options.out)["models"] if options.out.is_file() else {}
+    models, environments = held(options.out)
     for name in options.model:
         models[name] = measured(Segmenter(name, threads=1, runtime="onnxruntime"), dataset)
-        here = machine.environment(device="cpu", precision="fp32", threads=1)
-        content = {"kind": "zoom", "split": "val", "images": len(dataset.splits["val"]), "environment": here}
-        storage.write_json(options.out, content | {"data": dataset.provenance, "models": models})
+        environments[name] = machine.environment(device="cpu", precision="fp32", threads=1)
+        content = {"kind": "zoom", "split": "val", "images": len(dataset.splits["val"]), "data": dataset.provenance}
+        storage.write_json(options.out, content | {"environments": environments, "models": models})
         as_it_is = models[name][0]
         card = Path(str(WEIGHTS)) / f"{name}.json"
         zoom = as_it_is["two_looks"] > as_it_is["one_look"] - SAME
