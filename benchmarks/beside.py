@@ -29,7 +29,7 @@ from petseg.training.device import choose_hardware
 
 WANTED = 0.45
 SETTINGS = ["epochs=2", "data.fraction=0.25"]
-BEFORE = ["epochs=2", "data.fraction=0.05"]  # it trains some six images a second beside other work
+BEFORE = ["epochs=2", "data.fraction=0.05"]  # six images a second beside other work, on two cores with AMX
 SPINNING = {"PETSEG_THREADS": str(os.cpu_count()), "GOMP_SPINCOUNT": "300000"}  # what libgomp does untold
 
 

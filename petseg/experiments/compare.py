@@ -321,13 +321,15 @@ def _start_of(name: str, config: RunConfig) -> str:
 
 
 def refuse_change(out: Path, recipe: Recipe, *, final: bool) -> None:
-    """Refuses to go on in the folder of a comparison of other settings; what is damaged is made again.
+    """Refuses to go on in the folder of a comparison of other settings; one that was stopped is told by its runs.
 
-    The command line asks before minutes of preparation.
+    A damaged comparison.json is made again. The command line asks before minutes of preparation.
     """
     try:
         known = schema.read_record(out / "comparison.json", ComparisonResult)
     except PetsegError:
+        known = None
+    if known is None:
         for trial in Trial.all_of(recipe, out):
             if (trial.run / "config.json").is_file():
                 kept = runs.read_config(trial.run)
