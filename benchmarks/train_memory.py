@@ -41,12 +41,14 @@ def one(case: str, folder: Path) -> None:
 
     before = peak_mb()
     from petseg.config import load_recipe
+    from petseg.memory import keep_freed_memory
     from petseg.training.device import choose_hardware
     from petseg.training.loop import Execution, train
     from petseg.training.runs import read_metrics
 
     config = load_recipe("default", ["epochs=1", *CASES[case][1]]).for_model("segnet" if case == "segnet" else "unet")
     hardware = choose_hardware()
+    keep_freed_memory()  # as the commands do
     with tempfile.TemporaryDirectory() as scratch:
         train(config, prepared(folder, config), Path(scratch) / "run", Execution(hardware=hardware))
         seconds = read_metrics(Path(scratch) / "run")[-1].train_seconds

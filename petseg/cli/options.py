@@ -46,9 +46,13 @@ def data_config(settings: Sequence[str] | None) -> "DataConfig":
 
 
 def chosen_hardware(precision: str, device: str | None, threads: int | None, run: Path | None = None) -> "Hardware":
-    """Returns the device and precision to compute with; sets torch's threads, those of a `run` to go on; says all."""
+    """Returns the device and precision to compute with; sets torch's threads, those of a `run` to go on; says all.
+
+    Memory that is freed is kept from here on.
+    """
     import torch
 
+    from petseg.memory import keep_freed_memory
     from petseg.threads import Follower, follow, free_cores, recorded_threads, thread_count
     from petseg.training import distributed
     from petseg.training.device import choose_hardware
@@ -61,6 +65,7 @@ def chosen_hardware(precision: str, device: str | None, threads: int | None, run
     # torchrun gives each one thread unless told otherwise
     count = count or max(1, free_cores() // ranks if ranks > 1 else min(free_cores(), cores))
     torch.set_num_threads(count)
+    keep_freed_memory()
     follow(Follower(cores, count) if given is None and ranks == 1 < cores else None)
     chosen = f"{hardware.device} in {hardware.precision} ({hardware.reason})"
     if distributed.local_rank() == 0:

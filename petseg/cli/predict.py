@@ -206,7 +206,8 @@ def chosen_segmenter(
     model: str, run: Path | None, photos: int, threads: int | None, windows: int | None = None
 ) -> Segmenter:
     """Returns the model for so many photos: one takes all threads, several take one each; a run is exported first."""
-    from petseg.predict.runtimes import chosen_runtime, give_back_freed_memory
+    from petseg.memory import give_back_freed_memory
+    from petseg.predict.runtimes import chosen_runtime
     from petseg.predict.segmenter import Segmenter
 
     name: str | Path = model

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from petseg.errors import PetsegError
+from petseg.memory import keep_freed_memory
 
 T = TypeVar("T")
 # macOS's own libraries do not bear a fork
@@ -101,10 +102,11 @@ def _in_process(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _begin(environment: dict[str, str]) -> None:
-    """Leaves Ctrl-C to the parent, takes over its environment, and ends this process when that one ends."""
+    """Leaves Ctrl-C to the parent, takes over its environment, keeps freed memory, and ends when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()  # a server's is as it was when it started
     os.environ.update(environment)
+    keep_freed_memory()
     parent = multiprocessing.parent_process()
     assert parent is not None, "a spawned process has one"
 

@@ -28,6 +28,7 @@ from petseg.data.cache import ADVICE, cache_root, locked
 from petseg.errors import PetsegError, disk_errors
 from petseg.experiments.executor import Input, Workplace
 from petseg.experiments.study.results import DIVERGED
+from petseg.memory import keep_freed_memory
 from petseg.storage import new_folder, write_together
 from petseg.threads import wait_without_spinning
 from petseg.training import runs
@@ -163,6 +164,7 @@ def run_job(version: str, job: bytes, shipments: dict[Path, Shipment], files: Fi
     if version != __version__:
         raise PetsegError(f"petseg is {__version__} there, {version} here; install the same on all machines")
     wait_without_spinning()
+    keep_freed_memory()
     fn, args = pickle.loads(job)  # noqa: S301 (of the process that started this one)
     with tempfile.TemporaryDirectory(prefix="petseg-", ignore_cleanup_errors=True) as scratch:
         here = Path(scratch) / "run"

@@ -1,9 +1,7 @@
 """What runs a model file: ONNX Runtime, which is always there, or OpenVINO where it is installed and faster."""
 
-import ctypes
 import os
 import re
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -30,8 +28,6 @@ SIZES = 4
 # pixels above which a call of ONNX Runtime gives its memory back: 770 MB after one of 1024 x 1024 px. Smaller ones keep
 # it for the next: giving back costs a fifth of a call (unet_lite2, a thread of an Intel Xeon, ONNX Runtime 1.32.0)
 LARGE = 512 * 512
-# of malloc.h: places that threads allocate from, and bytes from which a block is the system's as soon as it is freed
-ARENA_MAX, MMAP_THRESHOLD = (-8, 1), (-3, 1 << 20)
 Taken = tuple[str, str, tuple[int | None, ...]]  # what a network takes: name, kind of number, axes; None is a free one
 
 
@@ -48,17 +44,6 @@ def _one_arena() -> bool:
     except RuntimeError:  # the program that petseg is used in has one of its own
         return False
     return True
-
-
-def give_back_freed_memory() -> None:
-    """Makes this process give large blocks back as soon as they are freed (glibc; elsewhere it does nothing).
-
-    With a runtime for `one_photo`, a cold start takes a third less memory: results/benchmarks/cold.json.
-    """
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library
-            for setting in (ARENA_MAX, MMAP_THRESHOLD):
-                ctypes.CDLL(None).mallopt(*setting)
 
 
 class OnnxRuntime:

@@ -58,7 +58,7 @@ ONE_PHOTO = """
 import re, sys
 from pathlib import Path
 from petseg import Segmenter
-from petseg.predict.runtimes import give_back_freed_memory
+from petseg.memory import give_back_freed_memory
 if one_photo := sys.argv[1] == "one":
     give_back_freed_memory()
 result = Segmenter(threads=1, one_photo=one_photo)(sys.argv[2])
