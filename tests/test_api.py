@@ -48,7 +48,7 @@ REASONED = {
     ("ray_tasks.py", "pickle.loads"): "a job of the process that started the task, by way of Ray, which pickles too",
     ("environment.py", "subprocess.run"): "git, for the commit of petseg's own code",
     ("onnx.py", "torch.export.load"): "the program that it has just written, from memory",
-    ("runtimes.py", "ctypes.CDLL"): "malloc's settings, of the C library that this process has already",
+    ("memory.py", "ctypes.CDLL"): "malloc's settings, of the C library that this process has already",
     ("external.py", "torch.load"): "encoder weights that others publish, tensors alone: weights_only",
     ("__init__.py", "importlib.import_module"): "petseg's own modules, by its own table",
 }
