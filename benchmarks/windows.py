@@ -3,9 +3,9 @@
     python benchmarks/windows.py                                          # largest difference, peak memory
     python benchmarks/windows.py --out results/benchmarks/windows.json
 
-The photo is a mosaic of drawn pets. A U-Net of 4 channels and 2 levels is trained on crops of such pets, once through.
-It sees the whole photo at once, and in windows, as `petseg predict` does. `petseg predict` itself is measured with a
-shipped model. Each of the three has a process of its own.
+The photo is a mosaic of synthetic pets. A U-Net of 4 channels and 2 levels is trained on crops of such pets, once
+through. It sees the whole photo at once, and in windows, as `petseg predict` does. `petseg predict` itself is measured
+with a shipped model. Each of the three has a process of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HARDWARE = choose_hardware("fp32", "cpu")
 
 
 def mosaic() -> UInt8:
-    """Returns drawn pets side by side, [H, W, 3]."""
+    """Returns synthetic pets side by side, [H, W, 3]."""
     cell = 400
     pets = [np.asarray(Image.fromarray(draw_pet(breed, 1, size=cell)[0]).resize((cell, cell))) for breed in CATS]
     down, across = (range(length // cell) for length in SIZE)
@@ -50,7 +50,7 @@ def mosaic() -> UInt8:
 
 
 def trained(scratch: Path) -> Path:
-    """Returns the folder of a run on crops of drawn pets."""
+    """Returns the folder of a run on crops of synthetic pets."""
     config = load_recipe("default", SETTINGS).for_model("unet")
     pets = make_pets(scratch / "pets", per_breed=8, breeds=6, size=400)
     prepared = prepare(open_dataset(pets, config.data), Geometry.of(config.data))

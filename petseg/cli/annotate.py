@@ -28,7 +28,7 @@ def annotate(
     threads: ThreadsOption = None,
 ) -> None:
     """Label photos with a model, to be corrected by hand. Exit code 1 if some photos failed."""
-    from petseg.data.formats.convert import Target, check_format
+    from petseg.data.formats.convert import FORMATS, Target, check_format, check_names
     from petseg.predict import outputs
     from petseg.predict.annotate import ORDER, plan_task, write_task
     from petseg.threads import thread_count
@@ -42,6 +42,7 @@ def annotate(
     outputs.check_outputs(jobs)
     with resumable("run the same command with --resume to go on"), results_only(), progress_bar() as advance:
         segmenter = chosen_segmenter(model, run, len(waiting), threads).using(flip=flip)
+        check_names(segmenter.classes, FORMATS[kind])
         outcomes = outputs.predict_jobs(segmenter, waiting, threads or outputs.WORKERS)
         failed = []
         for done, outcome in enumerate(outcomes, start=1):

@@ -16,8 +16,8 @@ from petseg.errors import PetsegError
 
 FORMAT_HELP = "onnx, torch (a torch.export program) or openvino."
 INT8_HELP = (
-    "Compute in int8, on scales from images of --data, else a run's own, of a shipped model else drawn pets; needs the "
-    "extra `export`."
+    "Compute in int8, on scales from images of --data, else a run's own, of a shipped model else synthetic pets; needs "
+    "the extra `export`."
 )
 FILE_HELP = "A shipped model or an ONNX file of `petseg export`."
 MODEL_HELP = "A shipped model or an ONNX file. Repeatable."
@@ -60,7 +60,7 @@ def export(
 
         metadata, original = export_run(run, out, chosen, fp16=fp16), "torch"
     agreement = 100 * metadata["parity"]["agreement"]
-    print(f"{out}: agrees with {original} on {agreement:.3f} % of the pixels of drawn pets")
+    print(f"{out}: agrees with {original} on {agreement:.3f} % of the pixels of synthetic pets")
 
 
 def _export_int8(model: str, run: Path | None, out: Path, data: Path | None) -> None:
@@ -74,7 +74,7 @@ def _export_int8(model: str, run: Path | None, out: Path, data: Path | None) -> 
 
     if run is not None:
         model, data = str(exported_run(run)), data_of(run, data)
-    # other models than the shipped ones may be of anything, and drawn pets set no scales of that
+    # other models than the shipped ones may be of anything, and synthetic pets set no scales of that
     folder = find_data(data) if model in model_names() else data_folder(data)
     segmenter = Segmenter(model, threads=1, runtime="onnxruntime")
     config = validated(RunConfig, segmenter.card.get("config", {}), source=model)

@@ -57,7 +57,7 @@ class Plan:
     threads: Sequence[int] = (1,)  # of one call
     runtimes: Sequence[str] = ()  # of `CONTENDERS`; empty: all
     turns: int = 7  # how often each contender is measured
-    data: Path | None = None  # whose training images set the scales of int8; None: drawn pets, which take the same time
+    data: Path | None = None  # whose training images set the scales of int8; None: synthetic pets, as fast
 
 
 class BenchRow(Record):
@@ -142,7 +142,7 @@ def bench(plan: Plan, on_progress: Callable[[int, int], None] = lambda done, tot
         versions={name: version(name) for name in ("onnxruntime", "openvino") if find_spec(name)},
         instructions=tuple(name for name in INSTRUCTIONS if name in flags),
         turns=plan.turns,
-        calibration="training images" if plan.data else "drawn pets",
+        calibration="training images" if plan.data else "synthetic pets",
         rows=tuple(rows),
         not_measured=missing,
     )

@@ -30,13 +30,13 @@ METADATA = 14  # the field of an ONNX file that holds a pair of its metadata: th
 class Made:
     """A model in some format, not yet kept."""
 
-    answers: Floats  # what it gives for the drawn pets
+    answers: Floats  # what it gives for the synthetic pets
     save: Callable[[Path, Mapping[str, Any]], None]  # writes it with its metadata
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a file agrees with the original on drawn pets."""
+    """How far a file agrees with the original on synthetic pets."""
 
     pixels: int
     agreement: float  # share of pixels with the same class, 0..1

@@ -38,12 +38,12 @@ def export_int8(segmenter: Segmenter, out: Path, prepared: Prepared | None = Non
     """Returns the metadata of `out`, now a shipped model or that of an ONNX file with its convolutions in int8.
 
     Training images of `prepared` set the scales, and validation images show how far it agrees with float32; None takes
-    drawn pets for both. `segmenter` is on ONNX Runtime. Scores are of float32, so the file has none.
+    synthetic pets for both. `segmenter` is on ONNX Runtime. Scores are of float32, so the file has none.
     """
     card = {name: value for name, value in segmenter.card.items() if name not in ("scores", "definitions")}
     if prepared is None:
         scaling, others = drawn_images(segmenter.size, 2), drawn_images(segmenter.size)
-        named = f"{len(scaling)} drawn pets", f"{len(others)} drawn pets"
+        named = f"{len(scaling)} synthetic pets", f"{len(others)} synthetic pets"
     else:
         own, given = ([entry.name for entry in classes] for classes in (segmenter.classes, prepared.dataset.classes))
         if own != given:

@@ -72,7 +72,7 @@ def test_an_exported_file_as_openvino(tmp_path):
     pytest.importorskip("openvino")
     export_file("segnet_small", tmp_path / "pets.onnx")
     words = succeeds("export", "--model", "pets.onnx", "--out", "pets.xml", cwd=tmp_path).stdout
-    assert re.fullmatch(r"pets.xml: agrees with pets.onnx on [\d.]+ % of the pixels of drawn pets\n", words)
+    assert re.fullmatch(r"pets.xml: agrees with pets.onnx on [\d.]+ % of the pixels of synthetic pets\n", words)
     images = drawn_images(64)[:2]
     assert np.abs(answers(tmp_path / "pets.xml", images) - answers(tmp_path / "pets.onnx", images)).max() < 1e-3
     assert "CC BY-SA 4.0" in (tmp_path / "pets.xml").read_text(encoding="utf-8")

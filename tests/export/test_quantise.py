@@ -29,7 +29,7 @@ def test_an_int8_file_of_drawn_pets_says_what_it_is_and_agrees_with_float32(name
         *("scores", "definitions", "fp16", "parity")
     }
     assert small.card | {"parity": parity} == small.card
-    assert (small.card["precision"], small.card["scales"], parity["images"]) == ("int8", *["16 drawn pets"] * 2)
+    assert (small.card["precision"], small.card["scales"], parity["images"]) == ("int8", *["16 synthetic pets"] * 2)
     assert not {"scores", "definitions"} & {*small.card}
     weights = [tensor for tensor in onnx.load(out).graph.initializer if len(tensor.dims) == 4]
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights) > 10

@@ -3,6 +3,7 @@
 import csv
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -10,6 +11,7 @@ from petseg.data.images import open_sample, original
 from petseg.data.sources import open_as_given
 from petseg.data.synthetic import draw_pet
 from petseg.predict.segmenter import Segmenter
+from petseg.shipped import model_file
 from tests.cli.test_commands import one_line_error, petseg, succeeds
 from tests.conftest import names
 
@@ -90,3 +92,13 @@ def test_a_task_that_cannot_be_written_is_one_line(photos, tmp_path):
     ):
         assert message in one_line_error(petseg("annotate", photos, *arguments.split(), cwd=tmp_path))
     assert names(tmp_path) == ["full", "photos"]
+
+
+def test_a_class_that_the_format_cannot_name_is_refused_before_a_photo_is_labelled(photos, tmp_path):
+    file = onnx.load_from_string(model_file("unet_small"))
+    (classes,) = (entry for entry in file.metadata_props if entry.key == "classes")
+    classes.value = classes.value.replace("cat", "#cat")
+    onnx.save(file, tmp_path / "odd.onnx")
+    words = ("annotate", photos, "--model", tmp_path / "odd.onnx", "--format", "voc", "--out", tmp_path / "task")
+    assert "class '#cat' begins with # or has a blank at an end" in one_line_error(petseg(*words))
+    assert not [*(tmp_path / "task").rglob("*.png")]

@@ -122,7 +122,7 @@ def write_folder(
 
     Each file appears whole. `labelled` opens a sample as its file is to be.
     """
-    _check_names(target.classes, form)
+    check_names(target.classes, form)
     part_of = {sample_id: part for part, ids in dataset.splits.items() for sample_id in ids}
     left_out = {each.id: NO_SPLIT for each in dataset.samples if dataset.splits and each.id not in part_of}
     samples = [sample for sample in dataset.samples if sample.id not in left_out]
@@ -149,7 +149,7 @@ def write_folder(
     return items, left_out
 
 
-def _check_names(classes: Sequence[Class], form: Format) -> None:
+def check_names(classes: Sequence[Class], form: Format) -> None:
     """Refuses names of classes that would not be read back."""
     for name in (each.name for each in classes):
         fault = "has a control character" if any(category(letter) in ("Cc", "Cs") for letter in name) else ""
