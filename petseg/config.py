@@ -423,7 +423,11 @@ def first_mistake(kind: type[BaseModel], error: ValidationError) -> str:
     message = re.sub(r"valid dictionary( or instance of \w+)?", "table of fields", first["msg"])
     message = message.removeprefix("Value error, ").replace("valid tuple", "list")
     if first["type"] == "extra_forbidden":
-        return str(unknown_name("field", field, [*names, *_entry_names(kind, first["loc"])]))
+        entries, own = _entry_names(kind, first["loc"]), first["loc"][-1]
+        if entries and own in kind.model_fields:
+            table = f"[[{first['loc'][0]}]]"
+            return f"{own} stands below {table}; it is of the whole file: write it above the first {table}"
+        return str(unknown_name("field", field, [*names, *entries]))
     if first["type"] == "missing":
         return f"{field} is missing; give it"
     if not field or first["type"] == "value_error":  # a rule of ours, which names what it is about

@@ -375,6 +375,7 @@ REFUSED = [  # masks, classes file, data.ignore, what the error says
         (),
         r"field 'classes\.1\.nam' is unknown; choose one of: classes\.1\.name, ",
     ),
+    ([IDS], classes_file(LEAF, SOIL + "\nignore = [2]"), (), r"ignore stands below \[\[classes\]\]; it is of the w"),
     ([IDS], classes_file(LEAF, SOIL + "\nid = 0"), (), r"some classes have an id and some have none"),
     (
         [IDS],
