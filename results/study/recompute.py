@@ -41,7 +41,7 @@ true = {line["section"]: np.array(line["true"], float) for line in lines if "ids
 for line, own in ((line, true[line["section"]]) for line in lines if "run" in line):
     wrong = np.insert(line["wrong"], range(0, len(own) ** 2, len(own)), 0, axis=0).reshape(len(own), *own.shape)
     counts[line["run"], line["section"].partition("/")[0]] = np.vstack([own - wrong.sum(1), own + wrong.sum(0), own]).T
-parts = [(part, one) for part in found["experiments"] for one in part["differences"] if one["metric"] == "miou"]
+parts = [(of, d) for of in found["experiments"] for d in of["differences"] if d["metric"] == "miou" and d["difference"]]
 claims = [each for each in parts if each[1].get("primary")] or [each for each in parts if each[0] is parts[0][0]]
 for part, one in claims:
     arms = [arm for side in ("left", "right") for arm in part["arms"] if arm["arm"] == one[side]]
@@ -51,7 +51,7 @@ for part, one in claims:
     figures = np.array([[middle, *np.quantile(values, [0.025, 0.975])], [*one["difference"].values()][:3]])
     differ += not np.allclose(*figures, rtol=0, atol=1e-3)
     print(part["name"], one["left"], one["right"], "recomputed, published:", *figures.round(2))
-if family := found.get("family"):  # one level for all, so high that 1 - error of the resamples lie within all of them
+if pairs and (family := found.get("family")):  # a level so high that 1 - error of the resamples lie within all
     how = family["resamples"], 1 - family["error"] / 2 / len(pairs)
     values = np.stack([drawn(pair, *how, *([place] if place else []))[1] for place, pair in enumerate(pairs)], axis=1)
     outward = np.abs(2 * (values.argsort(axis=0).argsort(axis=0) + 0.5) / len(values) - 1).max(axis=1)
