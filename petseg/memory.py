@@ -5,7 +5,6 @@ Both change the whole process, so that commands call them, not the Python API.
 
 import ctypes
 import sys
-from contextlib import suppress
 
 # of malloc.h: places that threads allocate from, and bytes from which a block is the system's as soon as it is freed
 ARENA_MAX, MMAP_THRESHOLD = (-8, 1), (-3, 1 << 20)
@@ -31,14 +30,13 @@ def keep_freed_memory() -> None:
     """
     if not _set(MMAP_MAX, TRIM_THRESHOLD, TOP_PAD):
         return
-    with suppress(AttributeError):
-        library = ctypes.CDLL(None)
-        library.malloc.restype = ctypes.c_void_p
-        block = library.malloc(ctypes.c_size_t(HEAP))  # asked for, not written to: it takes no memory yet
-        if block:
-            start = -(-block // HUGE_PAGE) * HUGE_PAGE
-            library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(block + HEAP - start), MADV_HUGEPAGE)
-            library.free(ctypes.c_void_p(block))
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    block = library.malloc(ctypes.c_size_t(HEAP))  # asked for, not written to: it takes no memory yet
+    if block:
+        start = -(-block // HUGE_PAGE) * HUGE_PAGE
+        library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(block + HEAP - start), MADV_HUGEPAGE)
+        library.free(ctypes.c_void_p(block))
 
 
 def _set(*settings: tuple[int, int]) -> bool:
