@@ -38,6 +38,8 @@ TINY = (
     "train.precision=fp32",
 )
 CPU = choose_hardware("fp32", "cpu")
+# half a minute or more each
+LONG = {"soak", "tutorials", "privacy", "kills", "onnx", "study", "executor", "distributed", "bulk", "own_data", "app"}
 
 
 def tiny(*settings, model="unet"):
@@ -125,6 +127,11 @@ def publish():
 def tried(record_property):
     """Notes how many cases a test went through; `pytest_sessionfinish` writes the notes."""
     return lambda count=1: record_property("tried", count)
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take long begin, so that none of them is left to one process at the end."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 def pytest_sessionfinish(session):
