@@ -100,13 +100,17 @@ def soak_training(minutes: float, folder: Path) -> dict[str, Any]:
                 raise RuntimeError((folder / "log.txt").read_text(encoding="utf-8"))
             time.sleep(0.05)
 
-        def wait() -> int:
-            assert process.poll() is None, (folder / "log.txt").read_text(encoding="utf-8")
-            time.sleep(min(1, 60 * minutes / 200))
-            return 0
+        def epochs() -> int:
+            return len(metrics.read_text(encoding="utf-8").splitlines())
 
-        found = watch(process.pid, minutes, wait)
-        return {**found, "done": len(metrics.read_text(encoding="utf-8").splitlines())}
+        def wait() -> int:
+            before = epochs()
+            while not (new := epochs() - before):
+                assert process.poll() is None, (folder / "log.txt").read_text(encoding="utf-8")
+                time.sleep(min(0.2, 60 * minutes / 200))
+            return new
+
+        return watch(process.pid, minutes, wait)
     finally:
         process.kill()
         process.wait(60)
