@@ -122,7 +122,9 @@ def robustness(
         str | None, typer.Option(help="test, or val to choose by.", show_default="test, or all of other images")
     ] = None,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the counts of each image.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for the counts of each image; a stopped call goes on.")
+    ] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -142,15 +144,15 @@ def robustness(
             prepared = prepare_data(data_folder(data_of(Path(model), data)), config.data, Path(model))
             split = chosen_split(split, "test", prepared.dataset.splits)
             found = evaluate_robustness(Path(model), hardware, prepared, partial(advance, "score"), split=split)
+            if out is not None:
+                write_record(out, found)
         else:
             segmenter = Segmenter(model, threads=threads)
             config_data = validated(RunConfig, segmenter.card.get("config", {}), source=f"model {model}").data
             known = segmenter.card.get("data", {}).get("name", "")
             dataset = open_data(data_folder(data), config_data, trained_on=known)
             split = chosen_split(split, "test", dataset.splits)
-            found = shipped_robustness(segmenter, dataset, partial(advance, "score"), split=split)
-    if out is not None:
-        write_record(out, found)
+            found = shipped_robustness(segmenter, dataset, out, partial(advance, "score"), split=split)
     score = {name: 100 * float(mean_iou(found.counts(name).sum(axis=0))) for name in found.confusions}
     print(f"{model}: {split}, {len(found.ids)} images, mIoU unchanged {score[UNCHANGED.name]:.1f}")
     rows = []

@@ -1,11 +1,14 @@
 """How a model stands corrupted files: every one of `evaluation.corruptions` on the images of a split.
 
-A file is decoded at its own size, corrupted there, and only then seen as the model sees any image.
+A file is decoded at its own size, corrupted there, and only then seen as the model sees any image. It is an hour's work
+for a large model on two cores, so counts are kept image by image, and a stopped call goes on.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +28,7 @@ from petseg.evaluation.evaluate import load_run, others_suffix, predicted_ids, s
 from petseg.metrics import Confusion, confusion_matrix
 from petseg.predict.segmenter import Segmenter
 from petseg.schema import Record, read_record
+from petseg.shipped import model_file
 from petseg.training.device import Hardware
 
 MOST = 1500  # images: 19 looks at each of more take as long as a training
@@ -80,15 +84,13 @@ def evaluate_robustness(
         if known.model_copy(update={"confusions": {}}) == empty:
             return known
     looker = Looker(trained.network.probabilities, Geometry.of(trained.config.data))
-    found = empty.model_copy(update={"confusions": _count(looker, prepared.dataset, ids, on_progress)})
-    storage.write_text(stored, found.model_dump_json() + "\n")
-    return found
+    return _count(looker, prepared.dataset, empty, storage.sha256(run / trained.weights), stored, on_progress)
 
 
 def shipped_robustness(
-    segmenter: Segmenter, dataset: Dataset, on_progress: Progress = silent, *, split: str = "test"
+    segmenter: Segmenter, dataset: Dataset, out: Path | None, on_progress: Progress = silent, *, split: str = "test"
 ) -> Robustness:
-    """Returns the same of a shipped model or an exported file."""
+    """Returns the same of a shipped model or an exported file, kept in the file `out` if that is given."""
     own, given = ([entry.name for entry in classes] for classes in (segmenter.classes, dataset.classes))
     if own != given:
         raise PetsegError(
@@ -96,8 +98,9 @@ def shipped_robustness(
             "its classes"
         )
     ids = corrupted_ids(dataset, split)
-    confusions = _count(Looker(segmenter.probabilities, segmenter.geometry), dataset, ids, on_progress)
-    return Robustness(weights=segmenter.name, epoch=0, data=dataset.provenance, ids=ids, confusions=confusions)
+    empty = Robustness(weights=segmenter.name, epoch=0, data=dataset.provenance, ids=ids, confusions={})
+    looker = Looker(segmenter.probabilities, segmenter.geometry)
+    return _count(looker, dataset, empty, hashlib.sha256(model_file(segmenter.name)).hexdigest(), out, on_progress)
 
 
 def corrupted_ids(dataset: Dataset, split: str, left_out: Collection[str] = ()) -> tuple[str, ...]:
@@ -108,16 +111,51 @@ def corrupted_ids(dataset: Dataset, split: str, left_out: Collection[str] = ()) 
     return tuple(ids[:: -(-len(ids) // MOST)])
 
 
-def _count(
-    looker: Looker, dataset: Dataset, ids: Sequence[str], on_progress: Progress
-) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Returns corruption -> confusion matrix, flat, of each image."""
-    found, kinds = [], corruptions()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for of_image in pool.map(partial(looked_at, looker, dataset, kinds), (dataset.by_id[name] for name in ids)):
-            found.append(of_image)
-            on_progress(len(found), len(ids))
-    return {each.name: column for each, column in zip(kinds, zip(*found, strict=True), strict=True)}
+def _count(  # noqa: PLR0913 - what is counted, of what, and where it is kept
+    looker: Looker, dataset: Dataset, empty: Robustness, sha256: str, out: Path | None, on_progress: Progress
+) -> Robustness:
+    """Returns `empty` with its counts, written to `out`; those of single images lie beside it until all are there.
+
+    OUT.part.jsonl: first a line that says of what, with the SHA-256 of the weights, then a line an image.
+    """
+    kinds = corruptions()
+    head = json.dumps([sha256, [each.name for each in kinds], empty.model_dump(mode="json")])
+    part = None if out is None else out.with_suffix(".part.jsonl")
+    found = {} if part is None else _kept(part, head)
+    waiting = [name for name in empty.ids if name not in found]
+    with ExitStack() as stack:
+        lines = None
+        if part is not None:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            storage.write_text(part, "".join(f"{line}\n" for line in (head, *map(json.dumps, found.items()))))
+            lines = stack.enter_context(part.open("a", encoding="utf-8"))
+        pool = stack.enter_context(ThreadPoolExecutor(torch.get_num_threads()))
+        samples = (dataset.by_id[name] for name in waiting)
+        for name, counts in zip(waiting, pool.map(partial(looked_at, looker, dataset, kinds), samples), strict=True):
+            found[name] = counts
+            if lines is not None:
+                lines.write(json.dumps((name, counts)) + "\n")
+                lines.flush()
+            on_progress(len(found), len(empty.ids))
+    columns = zip(*(found[name] for name in empty.ids), strict=True)
+    whole = empty.model_copy(
+        update={"confusions": {each.name: column for each, column in zip(kinds, columns, strict=True)}}
+    )
+    if out is not None and part is not None:
+        storage.write_text(out, whole.model_dump_json() + "\n")
+        part.unlink(missing_ok=True)
+    return whole
+
+
+def _kept(part: Path, head: str) -> dict[str, list[tuple[int, ...]]]:
+    """Returns image -> counts of a stopped call about the same; a line that was being written is left out."""
+    found = {}
+    with suppress(OSError, ValueError):
+        first, *lines = part.read_text(encoding="utf-8").splitlines()
+        for line in lines if first == head else ():
+            name, counts = json.loads(line)
+            found[name] = [tuple(row) for row in counts]
+    return found
 
 
 def looked_at(looker: Looker, dataset: Dataset, kinds: Sequence[Corruption], sample: Sample) -> list[tuple[int, ...]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from petseg.data.dataset import IGNORE, Class
 from petseg.data.images import open_ids
@@ -21,7 +21,7 @@ from petseg.storage import write_json
 from petseg.training.batches import load_splits
 from petseg.training.runs import claim_data
 from tests.cli.test_commands import one_line_error, petseg, succeeds
-from tests.conftest import CPU, tiny
+from tests.conftest import CPU, interrupted_at, tiny
 
 IMAGE = draw_pet("beagle", 1, size=96)[0][:64, :64]
 
@@ -111,6 +111,33 @@ def test_a_run_is_scored_once_on_every_corruption(untrained, prepared, monkeypat
     assert stored.stat().st_mtime_ns == before
     monkeypatch.setattr("petseg.evaluation.robustness.MOST", 10)
     assert len(evaluate_robustness(run, CPU, prepared).ids) == 8
+
+
+def test_a_stopped_call_goes_on(untrained, prepared, monkeypatch):
+    whole = evaluate_robustness(run := untrained(), CPU, prepared)
+    stored = run / "evaluations" / "robustness.json"
+    part = stored.with_suffix(".part.jsonl")
+    stored.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_robustness(run, CPU, prepared, interrupted_at(5))
+    assert not stored.exists()
+    part.write_bytes(part.read_bytes()[:-20])  # killed while it wrote the fifth image
+    seen = []
+    assert evaluate_robustness(run, CPU, prepared, lambda done, total: seen.append(done)) == whole
+    assert seen == list(range(5, len(whole.ids) + 1))
+    assert stored.is_file()
+    assert not part.exists()
+
+
+def test_what_other_weights_left_is_not_taken(untrained, prepared):
+    run = untrained()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_robustness(run, CPU, prepared, interrupted_at(2))
+    weights = run / "best.safetensors"
+    save_file({name: value * 2 for name, value in load_file(weights).items()}, weights, {"epoch": "1"})
+    seen = []
+    evaluate_robustness(run, CPU, prepared, lambda done, total: seen.append(done))
+    assert seen[0] == 1
 
 
 def test_an_image_that_was_left_out_is_not_scored(untrained, prepared):
