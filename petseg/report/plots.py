@@ -194,7 +194,10 @@ def _set_axes(axes: Axes, panel: Panel, first: bool) -> None:
         few = len(panel.lines) <= 4
         pairs = zip(axes.get_legend_handles_labels()[0], panel.lines, strict=True)
         handles = [handle for handle, line in pairs if few or line.kind != "thin"]
-        axes.legend(handles=handles, loc=panel.legend, prop={"size": 11 if few else 8}, ncols=1 if few else 2)
+        place: dict[str, Any] = {"loc": panel.legend, "ncols": 1 if few else 2}
+        if len(handles) <= 2 and any(line.notes for line in panel.lines):  # words may lie in any corner
+            place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "columnspacing": 1.2}
+        axes.legend(handles=handles, prop={"size": 11 if few else 8}, **place)
 
 
 @dataclass(frozen=True)
