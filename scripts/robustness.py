@@ -10,10 +10,12 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from petseg import environment, storage
+from petseg.cores import core_count
 from petseg.evaluation.corruptions import KINDS, corruptions
 from petseg.evaluation.robustness import Robustness
 from petseg.evaluation.statistics import bootstrap, paired_bootstrap
@@ -29,7 +31,17 @@ def counted(names: Sequence[str], folder: Path) -> dict[str, Robustness]:
     for name in names:
         path = folder / f"{name}.json"
         if not path.is_file():
-            command = [sys.executable, "-m", "petseg", "robustness", name, "--split", "test", "--threads", "1"]
+            command = [
+                sys.executable,
+                "-m",
+                "petseg",
+                "robustness",
+                name,
+                "--split",
+                "test",
+                "--threads",
+                f"{core_count()}",
+            ]
             subprocess.run([*command, "--out", str(path)], check=True)
         found[name] = read_record(path, Robustness)
     return found
@@ -67,12 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     found = counted(options.model or shipped_models(), options.counts)
     first, named = next(iter(found.values())), [f"--model {name}" for name in options.model or ()]
+    (runtime,) = {counts.runtime for counts in found.values()}
     storage.write_json(
         options.out,
         {
             "kind": "robustness",
             "command": " ".join(["python scripts/robustness.py", *named]),
-            "environment": environment.environment(device="cpu", precision="fp32", threads=1),
+            "environment": environment.environment(device="cpu", precision=runtime, threads=core_count()),
+            "versions": {(package := runtime.partition(",")[0]): version(package)},
             "split": "test",
             "images": len(first.ids),
             "data": first.data,

@@ -129,15 +129,22 @@ def robustness(
     threads: ThreadsOption = None,
 ) -> None:
     """Score a model on images corrupted as files. Corruptions: JPEG, blur, noise, darkness, scale and rotation."""
+    import torch
+
     from petseg.config import RunConfig, validated
     from petseg.evaluation.corruptions import KINDS, UNCHANGED, Corruption
     from petseg.evaluation.robustness import evaluate_robustness, shipped_robustness
     from petseg.metrics import mean_iou
+    from petseg.predict.runtimes import chosen_runtime
     from petseg.predict.segmenter import Segmenter
     from petseg.schema import write_record
+    from petseg.threads import free_cores, thread_count
     from petseg.training.runs import read_config
 
-    with progress_bar() as advance:
+    again = (
+        "run the same command again to go on" if out or Path(model).is_dir() else "with --out the next one can go on"
+    )
+    with resumable(again), progress_bar() as advance:
         if Path(model).is_dir():
             config = read_config(Path(model))
             hardware = chosen_hardware(config.train.precision, device, threads)
@@ -147,17 +154,21 @@ def robustness(
             if out is not None:
                 write_record(out, found)
         else:
-            segmenter = Segmenter(model, threads=threads)
+            torch.set_num_threads(1)  # of a call
+            segmenter = Segmenter(model, threads=1, runtime=chosen_runtime())
+            calls = thread_count(threads) or free_cores()
             config_data = validated(RunConfig, segmenter.card.get("config", {}), source=f"model {model}").data
             known = segmenter.card.get("data", {}).get("name", "")
             dataset = open_data(data_folder(data), config_data, trained_on=known)
             split = chosen_split(split, "test", dataset.splits)
-            found = shipped_robustness(segmenter, dataset, out, partial(advance, "score"), split=split)
-    score = {name: 100 * float(mean_iou(found.counts(name).sum(axis=0))) for name in found.confusions}
-    print(f"{model}: {split}, {len(found.ids)} images, mIoU unchanged {score[UNCHANGED.name]:.1f}")
+            score = partial(advance, "score")
+            found = shipped_robustness(segmenter, dataset, score, split=split, out=out, calls=calls)
+    miou = {name: 100 * float(mean_iou(found.counts(name).sum(axis=0))) for name in found.confusions}
+    by = f" ({found.runtime})" if found.runtime else ""
+    print(f"{model}: {split}, {len(found.ids)} images, mIoU unchanged {miou[UNCHANGED.name]:.1f}{by}")
     rows = []
     for name, kind in KINDS.items():
-        scores = (f"{score[Corruption(name, severity).name]:.1f}" for severity in (1, 2, 3))
+        scores = (f"{miou[Corruption(name, severity).name]:.1f}" for severity in (1, 2, 3))
         rows.append((f"{kind.unit}: {', '.join(f'{amount:g}' for amount in kind.amounts)}", *scores))
     print_table("", ("corruption", ">mild", ">medium", ">strong"), rows)
 

@@ -26,6 +26,7 @@ from petseg.errors import PetsegError
 from petseg.evaluation.corruptions import Corruption, corruptions
 from petseg.evaluation.evaluate import load_run, others_suffix, predicted_ids, silent
 from petseg.metrics import Confusion, confusion_matrix
+from petseg.predict.runtimes import fast_precision
 from petseg.predict.segmenter import Segmenter
 from petseg.schema import Record, read_record
 from petseg.shipped import model_file
@@ -40,6 +41,7 @@ class Robustness(Record):
     weights: str
     epoch: int
     data: str  # what names the images
+    runtime: str = ""  # of an ONNX file: what computed it, and in which precision
     ids: tuple[str, ...]
     confusions: dict[str, tuple[tuple[int, ...], ...]]  # corruption and severity -> image -> matrix, flat
 
@@ -56,6 +58,7 @@ class Looker:
 
     probabilities: Callable[[UInt8], Floats]
     geometry: Geometry
+    calls: int  # at once
 
     def ids(self, image: UInt8, merge: Merge | None) -> UInt8:
         """Returns the scored class ids uint8 [H, W] of an image uint8 [H, W, 3]."""
@@ -83,14 +86,20 @@ def evaluate_robustness(
         known = read_record(stored, Robustness)
         if known.model_copy(update={"confusions": {}}) == empty:
             return known
-    looker = Looker(trained.network.probabilities, Geometry.of(trained.config.data))
+    looker = Looker(trained.network.probabilities, Geometry.of(trained.config.data), torch.get_num_threads())
     return _count(looker, prepared.dataset, empty, storage.sha256(run / trained.weights), stored, on_progress)
 
 
-def shipped_robustness(
-    segmenter: Segmenter, dataset: Dataset, out: Path | None, on_progress: Progress = silent, *, split: str = "test"
+def shipped_robustness(  # noqa: PLR0913 - three of them are keywords with a default
+    segmenter: Segmenter,
+    dataset: Dataset,
+    on_progress: Progress = silent,
+    *,
+    split: str = "test",
+    out: Path | None = None,
+    calls: int = 1,
 ) -> Robustness:
-    """Returns the same of a shipped model or an exported file, kept in the file `out` if that is given."""
+    """Returns the same of a shipped model or an exported file, kept in `out` if that is given; `calls` run at once."""
     own, given = ([entry.name for entry in classes] for classes in (segmenter.classes, dataset.classes))
     if own != given:
         raise PetsegError(
@@ -98,8 +107,11 @@ def shipped_robustness(
             "its classes"
         )
     ids = corrupted_ids(dataset, split)
-    empty = Robustness(weights=segmenter.name, epoch=0, data=dataset.provenance, ids=ids, confusions={})
-    looker = Looker(segmenter.probabilities, segmenter.geometry)
+    precision = fast_precision() if segmenter.runtime == "openvino" else ""
+    runtime = f"{segmenter.runtime}, {precision or 'f32'}"
+    data = dataset.provenance
+    empty = Robustness(weights=segmenter.name, epoch=0, data=data, runtime=runtime, ids=ids, confusions={})
+    looker = Looker(segmenter.probabilities, segmenter.geometry, calls)
     return _count(looker, dataset, empty, hashlib.sha256(model_file(segmenter.name)).hexdigest(), out, on_progress)
 
 
@@ -129,7 +141,7 @@ def _count(  # noqa: PLR0913 - what is counted, of what, and where it is kept
             part.parent.mkdir(parents=True, exist_ok=True)
             storage.write_text(part, "".join(f"{line}\n" for line in (head, *map(json.dumps, found.items()))))
             lines = stack.enter_context(part.open("a", encoding="utf-8"))
-        pool = stack.enter_context(ThreadPoolExecutor(torch.get_num_threads()))
+        pool = stack.enter_context(ThreadPoolExecutor(looker.calls))
         samples = (dataset.by_id[name] for name in waiting)
         for name, counts in zip(waiting, pool.map(partial(looked_at, looker, dataset, kinds), samples), strict=True):
             found[name] = counts

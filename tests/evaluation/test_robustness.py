@@ -151,6 +151,7 @@ def test_an_image_that_was_left_out_is_not_scored(untrained, prepared):
 def test_a_shipped_model_on_corrupted_files(pets_folder, tmp_path):
     result = succeeds("robustness", "unet_small", "--data", pets_folder, "--out", tmp_path / "out.json")
     assert re.search(r"unet_small: test, 24 images, mIoU unchanged \d\d\.\d", result.stdout)
+    assert "(onnxruntime, f32)" in result.stdout  # what conftest asks for
     assert "JPEG quality: 50, 25, 10" in result.stdout
     absent = petseg("robustness", "unet_small", "--data", pets_folder, "--split", "holdout")
     assert "has no holdout split; choose one of train, val, test" in one_line_error(absent)
