@@ -31,18 +31,8 @@ def counted(names: Sequence[str], folder: Path) -> dict[str, Robustness]:
     for name in names:
         path = folder / f"{name}.json"
         if not path.is_file():
-            command = [
-                sys.executable,
-                "-m",
-                "petseg",
-                "robustness",
-                name,
-                "--split",
-                "test",
-                "--threads",
-                f"{core_count()}",
-            ]
-            subprocess.run([*command, "--out", str(path)], check=True)
+            words = f"robustness {name} --split test --threads {core_count()} --out".split()
+            subprocess.run([sys.executable, "-m", "petseg", *words, str(path)], check=True)
         found[name] = read_record(path, Robustness)
     return found
 
