@@ -28,7 +28,7 @@ from petseg.schema import DataInfo, Record, Scores, read_record, write_record
 from petseg.training import checkpoint, inference, runs
 from petseg.training.batches import Rows, Split
 from petseg.training.device import Hardware
-from petseg.training.inference import Network, Seen, scored_logits
+from petseg.training.inference import Network, Seen, class_ids, scored_logits
 from petseg.training.losses import CrossEntropySum
 
 
@@ -102,7 +102,7 @@ def joined(seen: Seen, logits: Tensor, bands: list[Tensor]) -> list[Tensor]:
     """Returns the logits [C, h, w] of each image, or the class ids uint8 [h, w] of one whose `bands` are complete."""
     if seen.whole:
         return list(logits)
-    bands.append(logits[0].argmax(dim=0).to(torch.uint8))
+    bands.append(class_ids(logits[0], dim=0))
     if not seen.last:
         return []
     ids = torch.cat(bands)
@@ -128,7 +128,7 @@ def predicted_ids(logits: Tensor, size: Sequence[int]) -> UInt8:
     """Returns class ids uint8 [H, W] of logits [C, h, w], enlarged to a height and width, or of class ids [h, w]."""
     if logits.ndim == 2:
         return resize_ids(logits.cpu().numpy(), (size[0], size[1]))
-    ids: UInt8 = upsample(logits, size).argmax(dim=0).to(torch.uint8).cpu().numpy()
+    ids: UInt8 = class_ids(upsample(logits, size), dim=0).cpu().numpy()
     return ids
 
 
