@@ -213,8 +213,7 @@ def scored_logits(logits: Tensor, merge: Merge | None) -> Tensor:
 def class_ids(logits: Tensor, dim: int) -> Tensor:
     """Returns the uint8 ids of the largest logits along `dim`, the first of equal ones.
 
-    It is `argmax`, which takes ten times as long where each class is a plane: 7.3 ms for .7 of [3, 288, 216], one
-    thread of an Intel Xeon, torch 2.14.
+    torch's argmax does the same, at several times the time where each class is a plane: docs/log.md, 2026-11-29.
     """
     return logits.max(dim=dim).indices.to(torch.uint8)
 
