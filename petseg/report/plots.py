@@ -270,12 +270,14 @@ def _set_costs(costs: Sequence[float], axes: Axes, text: Format) -> None:
     if decades < np.log10(2):
         axes.set_xlim(max(costs) / 1.7, min(costs) * 1.7 or 1)
     # round in the unit that is written: 1,050,000 bytes would be labelled 1.1 MB, and 500 s 8.3 min
-    unit = SECONDS.get(text(max(costs)).split()[-1], 1)
+    name = text(max(costs)).split()[-1]
+    unit = SECONDS.get(name, 1)
     low, high = axes.get_xlim()
     ticks = locator.tick_values(low / unit, high / unit)
     axes.xaxis.set_major_locator(FixedLocator([unit * tick for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: text(value))
+    # 140 s, beyond the last cost, would be 2.3 min
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s" if name == "s" else text(value))
 
 
 def _free_offsets(places: Places) -> list[tuple[int, int]]:

@@ -245,6 +245,7 @@ def test_the_pareto_front_is_named_and_a_busy_machine_has_none_over_times(publis
         (units.count, [0.96e6, 1.94e6], ["1.0 M", "1.5 M", "2.0 M"]),
         (units.byte_size, [786.6e3, 1.1e6], ["800.0 kB", "1.0 MB", "1.2 MB"]),
         (units.duration, [534, 1434], ["10.0 min", "15.0 min", "20.0 min", "25.0 min"]),
+        (units.duration, [90, 110], ["80 s", "100 s", "120 s", "140 s"]),
         (units.duration, [1000, 8000], ["30.0 min", "60.0 min", "2.0 h"]),
         (units.milliseconds, [5, 5], ["4.00 ms", "6.00 ms", "8.00 ms"]),
     ],
