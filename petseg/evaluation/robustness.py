@@ -1,14 +1,14 @@
 """How a model stands corrupted files: every one of `evaluation.corruptions` on the images of a split.
 
-A file is decoded at its own size, corrupted there, and only then seen as the model sees any image. It is an hour's work
-for a large model on two cores, so counts are kept image by image, and a stopped call goes on.
+A file is decoded at its own size, corrupted there, and only then seen as the model sees any image. Counts are kept
+image by image, so that a stopped call goes on.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from petseg.shipped import model_file
 from petseg.training.device import Hardware
 
 MOST = 1500  # images: 19 looks at each of more take as long as a training
+
+Counts = list[tuple[int, ...]]  # of an image under each corruption: confusion matrices, flat
 
 
 class Robustness(Record):
@@ -126,51 +128,49 @@ def corrupted_ids(dataset: Dataset, split: str, left_out: Collection[str] = ()) 
 def _count(  # noqa: PLR0913 - what is counted, of what, and where it is kept
     looker: Looker, dataset: Dataset, empty: Robustness, sha256: str, out: Path | None, on_progress: Progress
 ) -> Robustness:
-    """Returns `empty` with its counts, written to `out`; those of single images lie beside it until all are there.
-
-    OUT.part.jsonl: first a line that says of what, with the SHA-256 of the weights, then a line an image.
-    """
+    """Returns `empty` with its counts, written to `out` if that is given; `sha256` is of the weights."""
     kinds = corruptions()
-    head = json.dumps([sha256, [each.name for each in kinds], empty.model_dump(mode="json")])
-    part = None if out is None else out.with_suffix(".part.jsonl")
-    found = {} if part is None else _kept(part, head)
-    waiting = [name for name in empty.ids if name not in found]
-    with ExitStack() as stack:
-        lines = None
-        if part is not None:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_text(part, "".join(f"{line}\n" for line in (head, *map(json.dumps, found.items()))))
-            lines = stack.enter_context(part.open("a", encoding="utf-8"))
-        pool = stack.enter_context(ThreadPoolExecutor(looker.calls))
-        samples = (dataset.by_id[name] for name in waiting)
-        for name, counts in zip(waiting, pool.map(partial(looked_at, looker, dataset, kinds), samples), strict=True):
-            found[name] = counts
-            if lines is not None:
-                lines.write(json.dumps((name, counts)) + "\n")
-                lines.flush()
-            on_progress(len(found), len(empty.ids))
-    columns = zip(*(found[name] for name in empty.ids), strict=True)
-    whole = empty.model_copy(
-        update={"confusions": {each.name: column for each, column in zip(kinds, columns, strict=True)}}
-    )
-    if out is not None and part is not None:
-        storage.write_text(out, whole.model_dump_json() + "\n")
-        part.unlink(missing_ok=True)
-    return whole
+    about = json.dumps([sha256, [each.name for each in kinds], empty.model_dump(mode="json")])
+    with _unfinished(out, about) as (found, keep):
+        waiting = [name for name in empty.ids if name not in found]
+        look, samples = partial(looked_at, looker, dataset, kinds), (dataset.by_id[name] for name in waiting)
+        with ThreadPoolExecutor(looker.calls) as pool:
+            # `pool.map` has no name here, so that Ctrl-C calls off the images that wait for their turn
+            for name, counts in zip(waiting, pool.map(look, samples), strict=True):
+                found[name] = counts
+                keep(name, counts)
+                on_progress(len(found), len(empty.ids))
+        columns = zip(*(found[name] for name in empty.ids), strict=True)
+        confusions = {each.name: column for each, column in zip(kinds, columns, strict=True)}
+        whole = empty.model_copy(update={"confusions": confusions})
+        if out is not None:
+            storage.write_text(out, whole.model_dump_json() + "\n")
+        return whole
 
 
-def _kept(part: Path, head: str) -> dict[str, list[tuple[int, ...]]]:
-    """Returns image -> counts of a stopped call about the same; a line that was being written is left out."""
-    found = {}
-    with suppress(OSError, ValueError):
+@contextmanager
+def _unfinished(out: Path | None, about: str) -> Iterator[tuple[dict[str, Counts], Callable[[str, Counts], None]]]:
+    """Yields image -> counts that a stopped call `about` the same left beside `out`, and what keeps those of an image.
+
+    They lie in OUT.part.jsonl, a line an image, until the block has ended well.
+    """
+    if out is None:
+        yield {}, lambda name, counts: None
+        return
+    part, found = out.with_suffix(".part.jsonl"), {}
+    with suppress(OSError, ValueError):  # none, or a line that was being written
         first, *lines = part.read_text(encoding="utf-8").splitlines()
-        for line in lines if first == head else ():
+        for line in lines if first == about else ():
             name, counts = json.loads(line)
             found[name] = [tuple(row) for row in counts]
-    return found
+    part.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_text(part, "".join(f"{line}\n" for line in (about, *map(json.dumps, found.items()))))
+    with part.open("a", encoding="utf-8") as stream:
+        yield found, lambda *of_image: print(json.dumps(of_image), file=stream, flush=True)
+    part.unlink(missing_ok=True)
 
 
-def looked_at(looker: Looker, dataset: Dataset, kinds: Sequence[Corruption], sample: Sample) -> list[tuple[int, ...]]:
+def looked_at(looker: Looker, dataset: Dataset, kinds: Sequence[Corruption], sample: Sample) -> Counts:
     """Returns the confusion matrix, flat, of an image under each corruption."""
     opened, found = open_sample(dataset, sample), []
     image, truth = np.asarray(opened.image), scored_ids(opened.ids, dataset.merge)

@@ -113,7 +113,7 @@ def test_a_run_is_scored_once_on_every_corruption(untrained, prepared, monkeypat
     assert len(evaluate_robustness(run, CPU, prepared).ids) == 8
 
 
-def test_a_stopped_call_goes_on(untrained, prepared, monkeypatch):
+def test_a_stopped_call_goes_on(untrained, prepared):
     whole = evaluate_robustness(run := untrained(), CPU, prepared)
     stored = run / "evaluations" / "robustness.json"
     part = stored.with_suffix(".part.jsonl")
